@@ -1,0 +1,69 @@
+# make demo and make test do all of the set-up by themselves; the next time it is there already.
+#
+#   PYTHON       the interpreter that .venv is made with (3.10 to 3.13), e.g. make PYTHON=python3.12
+#   VENV         the environment; one with Detectron2 main in it keeps that Detectron2
+#   PYTEST_ARGS  more arguments for pytest, e.g. make test PYTEST_ARGS="-n 2 tests/data"
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+NEEDS := requirements.txt setup.py pyproject.toml \
+	tools/install_detectron2.py tools/detectron2_mends.py
+# The environment is ready for these very files, in this very folder: the stamp's name says which.
+KEY := $(shell { cat $(NEEDS); pwd; } | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.microplastics-$(KEY)
+
+CHECK_PYTHON = import sys; v = sys.version_info[:2]; \
+	sys.exit(0 if (3, 10) <= v <= (3, 13) else "error: Python 3.10 to 3.13 is needed, but " \
+	+ sys.executable + " is %d.%d: name another one, as in make PYTHON=python3.12" % v)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format clean
+
+help:
+	@echo "make demo    render particles, train on them, evaluate, draw the predictions"
+	@echo "make test    run the tests"
+	@echo "make setup   the environment alone ($(VENV)): Python packages, Detectron2, this package"
+	@echo "make lint    check the style; make format mends it"
+	@echo "make clean   remove caches and build files (not $(VENV), not output)"
+
+setup: $(STAMP)
+	@echo "$(VENV) is ready"
+
+# Every step can be done again, and the stamp comes last: what was interrupted goes on next time.
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "error: $(PYTHON) is not there: name an interpreter, as in make PYTHON=python3.12" >&2; \
+		exit 2; }
+	@test -x $(RUN) || $(PYTHON) -c '$(CHECK_PYTHON)'
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -c '$(CHECK_PYTHON)'
+	$(PIP) install --quiet $$(grep -E '^(setuptools|wheel)==' requirements.txt)
+	$(PIP) install --quiet --no-build-isolation -r requirements.txt
+	$(RUN) tools/install_detectron2.py
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.microplastics-*
+	@touch $@
+
+# One thread an operation: the tests' arrays are small, and threads only get in each other's way.
+test: $(STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q $(PYTEST_ARGS)
+
+demo: $(STAMP)
+	$(RUN) tools/demo.py --output output/demo
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m black --check --quiet .
+
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m black --quiet .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find microplastics tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+"""Counting and measuring microplastics with Detectron2.
+
+Importing the package registers its data sets (lazily: nothing is read) in Detectron2's
+``DatasetCatalog`` and ``MetadataCatalog``.
+"""
+
+__version__ = "0.1.0"
+
+from microplastics.config import add_microplastics_config, get_cfg, load_config
+from microplastics.data.catalog import register_builtin, register_microplastics_instances
+from microplastics.errors import UserError
+
+register_builtin()
+
+__all__ = [
+    "UserError",
+    "add_microplastics_config",
+    "get_cfg",
+    "load_config",
+    "register_microplastics_instances",
+]

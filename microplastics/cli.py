@@ -1,0 +1,37 @@
+"""How every tool of the project starts and ends."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from microplastics.errors import UserError
+from microplastics.files import write_error
+
+
+def report(message: str) -> None:
+    """Print ``error: message`` on stderr."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a tool's ``main`` and leave the process with its exit code.
+
+    0 when it returned ``None``; 2 after a :class:`UserError`, printed as one line without a
+    traceback; 130 after Ctrl-C. Bugs keep their traceback.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        report(str(error))
+        code = 2
+    except OSError as error:
+        # A full disk or a missing permission can surface in any library that writes.
+        if error.filename is None and error.errno is None:
+            raise
+        report(str(write_error(error.filename or os.getcwd(), error)))
+        code = 2
+    except KeyboardInterrupt:
+        report("Stopped by Ctrl-C.")
+        code = 130
+    sys.exit(code)

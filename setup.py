@@ -1,0 +1,95 @@
+"""Packaging of microplastics; exact versions are in requirements.txt.
+
+Detectron2 is not among the requirements: it is not on PyPI under its name. A usable one is kept,
+else tools/install_detectron2.py installs release 0.5. Nothing here imports torch.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Reads the version as text: importing the package would import torch and Detectron2."""
+    text = (HERE / "microplastics" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('microplastics/__init__.py holds no line __version__ = "..."')
+    return found.group(1)
+
+
+def read_readme() -> str:
+    """Reads the README where there is one."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+INSTALL_REQUIRES = [
+    # 2.4 is the first whose torch.load reads every checkpoint written here with weights_only;
+    # 2.3 brought torch.amp.GradScaler, which the mended Detectron2 uses.
+    "torch>=2.4",
+    # The release that belongs to torch 2.4; its ROIAlign and NMS are the ones that are used.
+    "torchvision>=0.19",
+    # The first without the aliases np.int, np.float and np.bool, for which nothing here asks.
+    "numpy>=1.24",
+    # Image.Resampling came with 9.1; Image.LINEAR, gone in 10, is not used.
+    "pillow>=9.1",
+    # Without libGL and X11, which a bare machine lacks; 4.5.4 is the first for Python 3.10.
+    "opencv-python-headless>=4.5.4",
+    # The first that runs without np.float.
+    "pycocotools>=2.0.6",
+    # The one whose figures the tests compare with pycocotools'.
+    "faster-coco-eval>=1.8",
+    # Detectron2's own bound: fvcore may break between minor versions.
+    "fvcore>=0.1.5,<0.1.6",
+    # Detectron2's own lower bound; it also asks for <0.1.10, and 0.1.10 works on both builds.
+    "iopath>=0.1.7,<0.1.11",
+    # Detectron2's own bounds, like those of the next ones.
+    "omegaconf>=2.1,<2.4",
+    "hydra-core>=1.1",
+    "termcolor>=1.1",
+    "tqdm>4.29.0",
+    # What Detectron2 and the package use of these four has been there in every release.
+    "cloudpickle",
+    "tabulate",
+    "tensorboard",
+    "matplotlib",
+    # CfgNode.merge_from_file and clone as Detectron2 uses them; its own bound is 0.1.6.
+    "yacs>=0.1.6",
+    # 2.0 brought affinity and unions over arrays of geometries, with which particles are drawn.
+    "shapely>=2.0",
+    # The last for Python 3.10, and so the oldest that requirements.txt pins.
+    "tifffile>=2025.5.10",
+]
+
+EXTRAS_REQUIRE = {
+    "dev": [
+        "pytest>=7",  # importmode=importlib without __init__.py in tests
+        "pytest-xdist",
+        "hypothesis>=6",
+        "ruff>=0.4",  # the [tool.ruff.lint] table
+        "black>=24",  # the style of the code
+        "nbclient",
+        "nbformat",
+        "ipykernel",
+    ],
+    "wandb": ["wandb"],
+    "mlflow": ["mlflow"],
+}
+
+setup(
+    name="microplastics",
+    version=read_version(),
+    description="Instance segmentation of microplastic particles, as a Detectron2 project",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["microplastics", "microplastics.*"]),
+    # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
+    python_requires=">=3.10,<3.14",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)
