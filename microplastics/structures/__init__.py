@@ -1,0 +1,1 @@
+"""Structures that Detectron2 lacks."""

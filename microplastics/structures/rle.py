@@ -1,0 +1,243 @@
+"""COCO run-length encoding as arithmetic on runs, without bitmaps.
+
+A COCO RLE lists the lengths of alternating runs of zeros and ones over the image in column-major
+order, zeros first. The compressed form writes each length (from the fourth on: its difference to
+the length two before) as a signed little-endian number in base 32, one character a digit, as
+``rleToString`` of pycocotools' ``maskApi.c`` does. Nothing here trusts its input: a stranger's
+counts end in ``ValueError``, never outside an array's bounds.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+Counts = bytes | str | Sequence[int] | np.ndarray
+
+# Signed numbers below 2^34 need at most 7 digits of 5 bits: more than any image has pixels.
+_MAX_DIGITS = 7
+_DIGIT_LIMITS = 1 << (5 * np.arange(1, _MAX_DIGITS, dtype=np.int64) - 1)
+
+
+def decode_counts(counts: Counts) -> np.ndarray:
+    """Give the run lengths of one RLE.
+
+    Args:
+        counts: a compressed string, or the run lengths themselves.
+
+    Returns:
+        int64 array of run lengths in pixels, zeros first.
+
+    Raises:
+        ValueError: the counts are no run lengths.
+    """
+    return decode_counts_batch([counts])[0]
+
+
+def encode_counts(counts: Sequence[int] | np.ndarray) -> bytes:
+    """Compress the run lengths of one RLE (see :func:`decode_counts`)."""
+    return encode_counts_batch([np.asarray(counts, dtype=np.int64)])[0]
+
+
+def decode_counts_batch(batch: Sequence[Counts]) -> list[np.ndarray]:
+    """:func:`decode_counts` of many RLEs, with the strings read in one pass."""
+    strings = [_as_bytes(counts) for counts in batch if isinstance(counts, (bytes, str))]
+    decoded = iter(_decode_strings(strings))
+    return [
+        next(decoded) if isinstance(counts, (bytes, str)) else _as_lengths(counts)
+        for counts in batch
+    ]
+
+
+def encode_counts_batch(batch: Sequence[np.ndarray]) -> list[bytes]:
+    """:func:`encode_counts` of many int64 arrays, written in one pass."""
+    if not batch:
+        return []
+    deltas = []
+    for counts in batch:
+        delta = counts.copy()
+        delta[3:] -= counts[1:-2]
+        deltas.append(delta)
+    values = np.concatenate(deltas)
+    digits = 1 + np.searchsorted(_DIGIT_LIMITS, np.where(values < 0, ~values, values), side="right")
+    place = np.arange(digits.max(initial=1))
+    characters = (values[:, None] >> (5 * place)) & 31
+    characters += 48 + 32 * (place < digits[:, None] - 1)
+    text = characters[place < digits[:, None]].astype(np.uint8).tobytes()
+    ends = np.concatenate(([0], np.cumsum(digits)))[np.cumsum([len(delta) for delta in deltas])]
+    starts = np.concatenate(([0], ends[:-1]))
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def check_counts(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return ``counts`` if they fill an image exactly.
+
+    Args:
+        counts: int64 run lengths.
+        size: height and width of the image in pixels.
+
+    Raises:
+        ValueError: a length is negative, or they do not add up to height * width.
+    """
+    pixels = size[0] * size[1]
+    # The bound on each length also keeps the sum from overflowing.
+    if len(counts) and (counts.min() < 0 or counts.max() > pixels):
+        raise ValueError(f"RLE has a run outside 0..{pixels} pixels")
+    if counts.sum() != pixels:
+        raise ValueError(
+            f"RLE covers {counts.sum()} pixels, the image has {size[0]} x {size[1]} = {pixels}"
+        )
+    return counts
+
+
+def runs_of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give where the runs of ones begin and end (exclusive), empty runs left out."""
+    edges = np.cumsum(counts)
+    starts, ends = edges[0:-1:2], edges[1::2]
+    full = ends > starts
+    return starts[full], ends[full]
+
+
+def counts_of_runs(starts: np.ndarray, ends: np.ndarray, pixels: int) -> np.ndarray:
+    """Turn sorted runs of ones into the counts that pycocotools' encoder gives.
+
+    Args:
+        starts, ends: int64 arrays of non-empty runs; neighbours that touch are joined.
+        pixels: height * width of the image.
+    """
+    if not len(starts):
+        return np.array([pixels], dtype=np.int64)
+    apart = starts[1:] != ends[:-1]
+    edges = np.empty(2 * (1 + np.count_nonzero(apart)) + 2, dtype=np.int64)
+    edges[0], edges[-1] = 0, pixels
+    edges[1], edges[3:-1:2] = starts[0], starts[1:][apart]
+    edges[-2], edges[2:-2:2] = ends[-1], ends[:-1][apart]
+    counts = np.diff(edges)
+    return counts[:-1] if counts[-1] == 0 else counts
+
+
+def runs_of_crop(crop: np.ndarray, offset: Iterable[int], height: int) -> tuple:
+    """Give the runs of ones of a crop in the column-major order of its whole image.
+
+    Args:
+        crop: (h, w) bool array.
+        offset: x0 and y0 of the crop in image pixels.
+        height: height of the image in pixels.
+
+    Returns:
+        starts and ends (exclusive) as int64 arrays, none running over a column's end.
+    """
+    (rows, columns), (x0, y0) = crop.shape, offset
+    # One zero before the first pixel and one below each column, so that each run has two edges.
+    line = np.zeros(columns * (rows + 1) + 1, dtype=bool)
+    line[1:].reshape(columns, rows + 1)[:, :rows] = crop.T
+    column, row = np.divmod(np.flatnonzero(line[1:] != line[:-1]), rows + 1)
+    edges = (x0 + column) * height + y0 + row
+    return edges[0::2], edges[1::2]
+
+
+def crop_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple:
+    """Paint runs of ones into the smallest crop that holds them.
+
+    Args:
+        starts, ends: int64 arrays of sorted, non-empty runs in column-major order.
+        height: height of the image in pixels.
+
+    Returns:
+        (h, w) bool array, x0, y0; an array of (0, 0) at 0, 0 where there is no run.
+    """
+    x0, y0, x1, y1 = box_of_runs(starts, ends, height)
+    rows, columns = y1 - y0, x1 - x0
+    if not len(starts):
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    # A run over a column's end makes the crop as high as the image, so that both orders agree.
+    column, row = np.divmod(starts, height)
+    begin = (column - x0) * rows + row - y0
+    edges = np.empty(2 * len(starts) + 2, dtype=np.int64)
+    edges[0], edges[1:-1:2], edges[2::2], edges[-1] = (
+        0,
+        begin,
+        begin + ends - starts,
+        rows * columns,
+    )
+    ones = np.arange(len(edges) - 1) % 2 == 1
+    line = np.repeat(ones, np.diff(edges))
+    return np.ascontiguousarray(line.reshape(columns, rows).T), x0, y0
+
+
+def box_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[int, int, int, int]:
+    """Give x0, y0, x1, y1 (exclusive) around runs of ones; zeros where there is none."""
+    if not len(starts):
+        return 0, 0, 0, 0
+    first, last = np.divmod(starts, height), np.divmod(ends - 1, height)
+    x0, x1 = int(first[0][0]), int(last[0][-1]) + 1
+    if np.any(first[0] != last[0]):
+        return x0, 0, x1, height
+    return x0, int(first[1].min()), x1, int(last[1].max()) + 1
+
+
+def rle_area(rle: dict[str, Any]) -> int:
+    """Count the pixels of one COCO RLE.
+
+    Raises:
+        ValueError: the RLE is not a valid one.
+    """
+    return int(check_counts(decode_counts(rle["counts"]), tuple(rle["size"]))[1::2].sum())
+
+
+def rle_bbox(rle: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Give x, y, width, height in pixels of one COCO RLE; zeros where it is empty.
+
+    Raises:
+        ValueError: the RLE is not a valid one.
+    """
+    counts = check_counts(decode_counts(rle["counts"]), tuple(rle["size"]))
+    x0, y0, x1, y1 = box_of_runs(*runs_of_counts(counts), rle["size"][0])
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def _as_bytes(counts: bytes | str) -> bytes:
+    try:
+        return counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise ValueError("RLE counts hold a character that is not a digit") from error
+
+
+def _as_lengths(counts: Any) -> np.ndarray:
+    try:
+        lengths = np.asarray(counts)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError("RLE counts are not a list of whole numbers") from error
+    if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
+        raise ValueError("RLE counts are not a list of whole numbers")
+    if lengths.dtype.kind == "u" and lengths.size and lengths.max() > np.iinfo(np.int64).max:
+        raise ValueError("RLE counts hold a number that is too large")
+    return lengths.astype(np.int64)
+
+
+def _decode_strings(strings: list[bytes]) -> list[np.ndarray]:
+    sizes = np.array([len(string) for string in strings], dtype=np.int64)
+    if not sizes.sum():
+        return [np.zeros(0, dtype=np.int64) for _ in strings]
+    digits = np.frombuffer(b"".join(strings), dtype=np.uint8).astype(np.int64) - 48
+    if digits.min() < 0 or digits.max() > 63:
+        raise ValueError("RLE counts hold a character that is not a digit")
+    final = digits < 32
+    bounds = np.cumsum(sizes)
+    if not final[bounds[sizes > 0] - 1].all():
+        raise ValueError("RLE counts end inside a number")
+    ends = np.flatnonzero(final)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    widths = ends - starts + 1
+    if widths.max() > _MAX_DIGITS:
+        raise ValueError("RLE counts hold a number that is too large")
+    shift = 5 * (np.arange(len(digits)) - np.repeat(starts, widths))
+    values = np.add.reduceat((digits & 31) << shift, starts)
+    values -= (digits[ends] >> 4 & 1) << (5 * widths)
+    until = np.concatenate(([0], np.cumsum(final)))[bounds]
+    result = []
+    for counts in np.split(values, until[:-1]):
+        counts[1::2] = np.cumsum(counts[1::2])
+        counts[2::2] = np.cumsum(counts[2::2])
+        result.append(counts)
+    return result
