@@ -1,0 +1,1 @@
+"""Reading, checking, registering, mapping and rendering data sets."""

@@ -1,0 +1,253 @@
+"""Registering data sets in Detectron2's catalogs: lazily, idempotently, by name or by path."""
+
+import difflib
+import functools
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
+
+from microplastics.data import coco
+from microplastics.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CLASSES = ("Fiber", "Fragment", "Film")
+SPLITS = ("train", "val", "test")
+_FAMILIES = ("microplastics", "microplastics_synthetic")
+_BUILTIN = {f"{family}_{split}": (family, split) for family in _FAMILIES for split in SPLITS}
+# The colour-blind-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), RGB.
+_PALETTE = (
+    (213, 94, 0),
+    (0, 114, 178),
+    (0, 158, 115),
+    (230, 159, 0),
+    (86, 180, 233),
+    (204, 121, 167),
+    (240, 228, 66),
+)
+_LAZY_KEYS = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
+_JSON_AND_IMAGES = re.compile(r"(?P<json>.+\.json)(?::(?P<images>.+))?", re.IGNORECASE)
+
+
+class InstancesMetadata(Metadata):
+    """Detectron2 ``Metadata`` whose classes are read from the JSON when first asked for.
+
+    ``json_file``, ``image_root`` and ``evaluator_type`` are there from the registration on;
+    ``thing_classes``, ``thing_colors`` and ``thing_dataset_id_to_contiguous_id`` come from the
+    JSON, so that they are there for a notebook before ``DatasetCatalog.get``, and importing the
+    package reads nothing. While the JSON of a built-in data set is not there yet, its classes
+    are Fiber, Fragment and Film.
+    """
+
+    def __getattr__(self, key: str) -> Any:
+        """Fill in the class attributes from the JSON (called for missing attributes alone)."""
+        if key not in _LAZY_KEYS or "json_file" not in self.__dict__:
+            return super().__getattr__(key)
+        if self.name in _BUILTIN and not os.path.exists(self.json_file):
+            return _class_attributes(
+                DEFAULT_CLASSES, {index + 1: index for index in range(len(DEFAULT_CLASSES))}
+            )[key]
+        self.fill()
+        return self.__dict__[key]
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set as Detectron2 does; a first value is not compared with that of the JSON."""
+        if key in _LAZY_KEYS and key not in self.__dict__:
+            object.__setattr__(self, key, value)
+        else:
+            super().__setattr__(key, value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all attributes, those of the classes included once the JSON exists."""
+        if os.path.exists(self.json_file):
+            return {**{key: getattr(self, key) for key in _LAZY_KEYS}, **self.__dict__}
+        return super().as_dict()
+
+    def fill(self) -> None:
+        """Read the classes from the JSON.
+
+        Raises:
+            UserError: the JSON is missing or broken, or its classes are no longer those that
+                were read or set before.
+        """
+        names, ids = coco.class_names(self.json_file), coco.contiguous_ids(self.json_file)
+        for key, value in _class_attributes(names, ids).items():
+            known = self.__dict__.setdefault(key, value)
+            if known != value and key != "thing_colors":
+                raise UserError(
+                    f"The classes of {self.json_file} are {names} ({ids}), but {key} of data set "
+                    f"{self.name!r} is {known}; start Python anew after changing the JSON, and do "
+                    f"not set {key} by hand."
+                )
+
+
+def register_microplastics_instances(name: str, json_file: str, image_root: str) -> None:
+    """Register COCO instances under ``name`` in ``DatasetCatalog`` and ``MetadataCatalog``.
+
+    Nothing is read until ``DatasetCatalog.get(name)`` or an attribute of the classes is asked
+    for. Registering the same paths again does nothing.
+
+    Args:
+        name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        json_file: COCO instance JSON.
+        image_root: folder that ``file_name`` of the JSON is relative to.
+
+    Raises:
+        UserError: the name already stands for other paths, or was registered by other code.
+    """
+    json_file, image_root = (
+        os.path.expanduser(os.fspath(path)) for path in (json_file, image_root)
+    )
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name)
+        if not isinstance(known, InstancesMetadata):
+            raise UserError(
+                f"The data set name {name!r} is already registered by other code; choose another."
+            )
+        if _same_path(known.json_file, json_file) and _same_path(known.image_root, image_root):
+            return
+        raise UserError(
+            f"The data set name {name!r} is already registered for {known.json_file} with images "
+            f"in {known.image_root}, not for {json_file} with images in {image_root}; choose "
+            "another name."
+        )
+    metadata = InstancesMetadata(
+        name=name, json_file=json_file, image_root=image_root, evaluator_type="coco"
+    )
+    if name in MetadataCatalog:  # somebody's attributes, set before the registration
+        _keep_attributes(metadata, MetadataCatalog.get(name))
+    MetadataCatalog[name] = metadata
+    DatasetCatalog.register(name, functools.partial(_load, name))
+
+
+def register_builtin(root: str | os.PathLike | None = None) -> None:
+    """Register ``microplastics_{train,val,test}`` and ``microplastics_synthetic_{…}``.
+
+    The files lie in ``root/microplastics/{train,val,test}/`` and
+    ``root/microplastics/annotations/instances_{train,val,test}.json``, and the rendered ones
+    likewise in ``root/microplastics_synthetic/``. Calling it with another root moves the names
+    there.
+
+    Args:
+        root: folder of the data sets; ``$DETECTRON2_DATASETS``, or else ``datasets``, if None.
+    """
+    if root is None:
+        root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    root = os.path.expanduser(os.fspath(root))
+    for name, (family, split) in _BUILTIN.items():
+        json_file = os.path.join(root, family, "annotations", f"instances_{split}.json")
+        image_root = os.path.join(root, family, split)
+        if name in DatasetCatalog:
+            known = MetadataCatalog.get(name)
+            if not isinstance(known, InstancesMetadata):
+                logger.warning("Data set %r is registered by other code and left as it is.", name)
+                continue
+            if not (known.json_file == json_file and known.image_root == image_root):
+                DatasetCatalog.pop(name)
+                MetadataCatalog.pop(name)
+        register_microplastics_instances(name, json_file, image_root)
+
+
+def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
+    """Turn the entries of ``DATASETS.TRAIN`` or ``DATASETS.TEST`` into registered names.
+
+    An entry is a registered name, or ``path/to.json:path/to/images``, or ``path/to.json`` with
+    the images beside it; a path is registered under the entry itself.
+
+    Args:
+        names: entries, or one entry.
+
+    Returns:
+        the entries, each of them registered.
+
+    Raises:
+        UserError: an entry is neither a registered name nor an existing JSON and folder.
+    """
+    entries = (names,) if isinstance(names, str) else tuple(names)
+    for entry in entries:
+        if entry not in DatasetCatalog:
+            register_microplastics_instances(entry, *_split_entry(entry))
+    return entries
+
+
+def _split_entry(entry: str) -> tuple[str, str]:
+    """Return the JSON and the image root of an entry that is no registered name."""
+    match = _JSON_AND_IMAGES.fullmatch(entry)
+    if match is None:
+        close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise UserError(
+            f"No data set {entry!r}: give a registered name or path/to.json:path/to/images.{hint}"
+        )
+    json_file = os.path.expanduser(match["json"])
+    image_root = os.path.expanduser(match["images"] or os.path.dirname(json_file) or ".")
+    if not os.path.isfile(json_file):
+        raise UserError(f"No data set {entry!r}: {json_file} does not exist; correct the path.")
+    if not os.path.isdir(image_root):
+        raise UserError(
+            f"No data set {entry!r}: the image folder {image_root} does not exist; correct the "
+            "path after the colon."
+        )
+    return json_file, image_root
+
+
+def class_colors(names: Sequence[str]) -> list[list[int]]:
+    """Choose one colour a class, distinct for the colour-blind, fixed for the default classes.
+
+    Args:
+        names: class names in order.
+
+    Returns:
+        RGB in 0–255 for each name; after seven classes the colours return, ever darker.
+    """
+    fixed = dict(zip(DEFAULT_CLASSES, _PALETTE, strict=False))
+    free = [color for color in _PALETTE if color not in {fixed[n] for n in names if n in fixed}]
+    cycle = (
+        [int(channel * 0.6**turn) for channel in color]
+        for turn in range(len(names) + 1)
+        for color in (free if turn == 0 else _PALETTE)
+    )
+    return [list(fixed[name]) if name in fixed else next(cycle) for name in names]
+
+
+def _class_attributes(names: Sequence[str], ids: dict[int, int]) -> dict[str, Any]:
+    return {
+        "thing_classes": list(names),
+        "thing_colors": class_colors(names),
+        "thing_dataset_id_to_contiguous_id": dict(ids),
+    }
+
+
+def _load(name: str) -> list[dict]:
+    """Load a registered data set: the function that ``DatasetCatalog`` calls."""
+    metadata = MetadataCatalog.get(name)
+    if name in _BUILTIN and not os.path.exists(metadata.json_file):
+        family, split = _BUILTIN[name]
+        folder = os.path.dirname(os.path.dirname(metadata.json_file))
+        if family == "microplastics_synthetic":
+            mend = f"render it with: python tools/make_synthetic.py --output {folder}"
+        else:
+            mend = (
+                f"put the images in {metadata.image_root} and the annotations there, or set "
+                f"DETECTRON2_DATASETS to the folder that holds {family}/"
+            )
+        raise UserError(f"Data set {name!r} has no {metadata.json_file}; {mend}.")
+    metadata.fill()
+    return coco.load_instances(metadata.json_file, metadata.image_root)
+
+
+def _same_path(one: str, other: str) -> bool:
+    return os.path.abspath(one) == os.path.abspath(other)
+
+
+def _keep_attributes(metadata: InstancesMetadata, earlier: Metadata) -> None:
+    for key, value in earlier.as_dict().items():
+        if metadata.__dict__.setdefault(key, value) != value:
+            raise UserError(
+                f"The metadata of data set {metadata.name!r} already says that {key} is "
+                f"{value!r}, not {metadata.__dict__[key]!r}; choose another name."
+            )

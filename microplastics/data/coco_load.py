@@ -1,0 +1,271 @@
+"""Reading COCO JSON from strangers, and measuring its segmentations safely.
+
+pycocotools is C without checks: malformed run lengths or endless outlines make it crash or eat
+the memory, so that everything is validated here before it sees it.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from microplastics.errors import UserError
+
+# Beyond any image, and small enough for exact arithmetic in float64.
+COORDINATE_LIMIT = 10**7
+# pycocotools keeps five points for every pixel of an outline.
+OUTLINE_LIMIT = 2 * 10**6
+NUMBERS = frozenset((int, float))
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON object from a file (UTF-8, with or without BOM; UTF-16 and UTF-32 too).
+
+    Args:
+        path: the file.
+
+    Returns:
+        the object.
+
+    Raises:
+        UserError: the file is missing or unreadable, not JSON, cut off (with line and column),
+            wrongly encoded, nested too deep, or holds something other than an object.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"Cannot read {path}: {reason}; correct the path.") from error
+    if not content.strip():
+        raise UserError(f"{path} is empty, not JSON; export the annotations again.")
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        if not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated"):
+            words = f"is cut off: the JSON ends unfinished at {where}"
+        else:
+            words = f"is not JSON: {error.msg} at {where}"
+        raise UserError(f"{path} {words}; export or copy it again.") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path} is not {error.encoding} text: byte {error.start} (line {line}) does not "
+            "decode; save it as UTF-8."
+        ) from error
+    except RecursionError as error:
+        raise UserError(
+            f"{path} is nested too deep to be COCO annotations; export them again."
+        ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path} is not usable JSON: {error}; export it again.") from error
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path} holds a JSON {type(data).__name__}, not an object with images, annotations "
+            "and categories; export as COCO instance segmentation."
+        )
+    return data
+
+
+class SegmentationError(Exception):
+    """A segmentation that cannot be used; ``code`` is one of those in ``coco_check``."""
+
+    def __init__(self, code: str, detail: str = ""):
+        super().__init__(code, detail)
+        self.code, self.detail = code, detail
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A segmentation that is safe for pycocotools, with what its mask measures.
+
+    Attributes:
+        segmentation: polygons within the image, or compressed RLE.
+        area: pixels of the mask; below one pixel the area of the polygons.
+        box: x, y, width, height in px: of the polygons' points, or of the RLE's pixels.
+        clipped: polygons reached out of the image and were cut at its border.
+        subpixel: the mask has no pixel.
+    """
+
+    segmentation: list[list[float]] | dict[str, Any]
+    area: float
+    box: tuple[float, float, float, float]
+    clipped: bool = False
+    subpixel: bool = False
+
+
+def measure(segmentation: Any, height: int, width: int) -> Measured:
+    """Validate and measure a COCO segmentation.
+
+    Args:
+        segmentation: list of polygons ``[x0, y0, x1, y1, …]`` in px, or RLE
+            ``{"size": [height, width], "counts": list or str}``.
+        height: of the image, in px.
+        width: of the image, in px.
+
+    Raises:
+        SegmentationError: with the code of what is wrong.
+    """
+    if isinstance(segmentation, list):
+        return _measure_polygons(segmentation, height, width)
+    if isinstance(segmentation, dict):
+        return _measure_rle(segmentation, height, width)
+    raise SegmentationError("segmentation_type", f"it is {type(segmentation).__name__}")
+
+
+def _measure_polygons(polygons: list, height: int, width: int) -> Measured:
+    if not polygons or not any(polygons):
+        raise SegmentationError("segmentation_empty")
+    if type(polygons[0]) in NUMBERS:
+        raise SegmentationError("polygon_flat")
+    usable, points, clipped, length = [], [], False, 0.0
+    for polygon in polygons:
+        outline = _polygon_points(polygon)
+        low, high = outline.min(axis=0), outline.max(axis=0)
+        if low.min() < 0 or high[0] > width or high[1] > height:
+            clipped = True
+            outline = _clip(outline, width, height)
+            if len(outline) < 3 or _shoelace(outline) == 0:
+                continue
+            polygon = outline.reshape(-1).tolist()
+        length += np.abs(np.diff(outline, axis=0, append=outline[:1])).max(axis=1).sum()
+        if length > OUTLINE_LIMIT:
+            raise SegmentationError("outline_long", f"{length:.0f} px")
+        usable.append(polygon)
+        points.append(outline)
+    if not usable:
+        raise SegmentationError("polygon_outside")
+    rles = mask_util.frPyObjects(usable, height, width)
+    area = float(mask_util.area(mask_util.merge(rles) if len(rles) > 1 else rles[0]))
+    subpixel = area == 0
+    if subpixel:
+        area = sum(_shoelace(outline) for outline in points)
+        if area < 1e-3:
+            raise SegmentationError("zero_area")
+        if 2 * area / length >= 1:  # its mean width: too wide to miss every pixel
+            raise SegmentationError("zero_area", "its outline runs round twice")
+    every = points[0] if len(points) == 1 else np.concatenate(points)
+    (x0, y0), (x1, y1) = every.min(axis=0).tolist(), every.max(axis=0).tolist()
+    return Measured(usable, area, (x0, y0, x1 - x0, y1 - y0), clipped, subpixel)
+
+
+def _polygon_points(polygon: Any) -> np.ndarray:
+    """Return the points of one polygon as float64 of shape (N, 2)."""
+    if type(polygon) is not list:
+        raise SegmentationError("segmentation_type", f"a polygon is {type(polygon).__name__}")
+    if not NUMBERS.issuperset(map(type, polygon)):
+        raise SegmentationError("polygon_numbers")
+    if len(polygon) % 2:
+        raise SegmentationError("polygon_odd", f"{len(polygon)} coordinates")
+    if len(polygon) < 6:
+        raise SegmentationError("polygon_points", f"{len(polygon) // 2} points")
+    try:
+        flat = np.array(polygon, np.float64)
+    except OverflowError:
+        raise SegmentationError("polygon_numbers") from None
+    if not np.abs(flat).max() <= COORDINATE_LIMIT:  # also where it is NaN
+        raise SegmentationError("polygon_numbers")
+    return flat.reshape(-1, 2)
+
+
+def _shoelace(points: np.ndarray) -> float:
+    """Area enclosed by (N, 2) points (shoelace formula)."""
+    x, y = (points - points[0]).T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+
+
+def _clip(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Cut a polygon at the border of the image (Sutherland and Hodgman 1974).
+
+    Args:
+        points: (N, 2) float64, x and y in px.
+        width: right border.
+        height: lower border.
+
+    Returns:
+        (M, 2) float64; M is 0 where nothing of it lies inside.
+    """
+    for axis, border, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        if not len(points):
+            break
+        depth = (points[:, axis] - border) * sign  # >= 0 inside
+        following, next_depth = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        crosses = (depth >= 0) != (next_depth >= 0)
+        span = np.where(crosses, depth - next_depth, 1.0)
+        crossing = points + (following - points) * (depth / span)[:, None]
+        crossing[:, axis] = border
+        # Each point is followed by the crossing of the edge that begins there.
+        both = np.stack([points, crossing], axis=1).reshape(-1, 2)
+        points = both[np.stack([depth >= 0, crosses], axis=1).reshape(-1)]
+    return points
+
+
+def _measure_rle(rle: dict, height: int, width: int) -> Measured:
+    size, counts = rle.get("size"), rle.get("counts")
+    if not rle:
+        raise SegmentationError("segmentation_empty")
+    if type(size) is not list or len(size) != 2 or not all(type(side) is int for side in size):
+        raise SegmentationError("rle_counts", "no size [height, width]")
+    if size != [height, width]:
+        raise SegmentationError("rle_size", f"size {size}, image [{height}, {width}]")
+    runs = _uncompressed(counts)
+    if runs is None or not len(runs) or runs.min() < 0:
+        raise SegmentationError("rle_counts", "malformed counts")
+    # Not by sum(), which hostile runs could make overflow.
+    if len(runs) > 2 * height * width + 2 or runs.max() > height * width:
+        raise SegmentationError("rle_counts", "runs longer than the image")
+    ends = np.cumsum(runs)
+    if ends[-1] != height * width:
+        raise SegmentationError("rle_counts", f"{ends[-1]} of {height * width} pixels")
+    area = int(runs[1::2].sum())
+    if area == 0:
+        raise SegmentationError("rle_empty")
+    if isinstance(counts, list):
+        rle = mask_util.frPyObjects({"size": size, "counts": counts}, height, width)
+    else:
+        rle = {"size": size, "counts": counts}
+    return Measured(rle, float(area), _rle_box(runs, ends, height))
+
+
+def _rle_box(runs: np.ndarray, ends: np.ndarray, height: int) -> tuple[float, ...]:
+    """Box of the ones of column-wise runs (0s first) that end before ``ends``."""
+    ones = runs[1::2] > 0
+    last = ends[1::2][ones] - 1
+    first = ends[1::2][ones] - runs[1::2][ones]
+    (x0, y0), (x1, y1) = np.divmod(first, height), np.divmod(last, height)
+    left, right = int(x0.min()), int(x1.max())
+    several = bool((x0 < x1).any())  # a run over a column's end touches both borders
+    top = 0 if several else int(y0.min())
+    bottom = height - 1 if several else int(y1.max())
+    return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
+
+
+def _uncompressed(counts: Any) -> np.ndarray | None:
+    """Run lengths as int64 from a list or from pycocotools' string; None if malformed."""
+    if type(counts) is list:
+        if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
+            return None
+        return np.array(counts, np.int64)
+    if type(counts) is not str or not counts or not counts.isascii():
+        return None
+    # rleFrString of cocoapi: groups of 5 bits from 48 up, bit 32 says that another follows, the
+    # last one's bit 16 is the sign; from the fourth run on, differences to the run before last.
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        return None
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    negative = (codes[ends] & 16) > 0
+    runs[negative] -= np.int64(1) << (5 * (place[ends][negative] + 1))
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

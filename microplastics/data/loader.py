@@ -1,0 +1,258 @@
+"""Training and validation loaders that both Detectron2 builds share."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from microplastics.data.catalog import resolve_datasets
+from microplastics.data.coco import check_instances
+from microplastics.data.mapper import MicroplasticsDatasetMapper
+from microplastics.data.rng import seeded
+from microplastics.data.sampler import BatchStream
+from microplastics.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> CfgNode:
+    """Register ``JSON:IMAGES`` entries of the config and check every JSON it names.
+
+    Args:
+        cfg: the config; it is not changed.
+        splits: which of ``DATASETS.TRAIN`` and ``DATASETS.TEST`` to check.
+
+    Returns:
+        A copy whose data sets are all registered names.
+
+    Raises:
+        UserError: a data set is unknown, missing, broken or has other classes than the config.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    for split in splits:
+        names = resolve_datasets(cfg.DATASETS[split])
+        if not names:
+            raise UserError(
+                f"DATASETS.{split} is empty; name a data set or write path/to.json:path/to/images."
+            )
+        cfg.DATASETS[split] = names
+        for name in names:
+            DatasetCatalog.get(name)
+            metadata = MetadataCatalog.get(name)
+            json_file = metadata.get("json_file")
+            if json_file is None:  # registered by other code, which answers for it
+                continue
+            if comm.is_main_process():
+                check_instances(json_file, metadata.image_root, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    if "TRAIN" in splits and "TEST" in splits:
+        _check_same_classes(cfg)
+    cfg.freeze()
+    comm.synchronize()
+    return cfg
+
+
+def _check_same_classes(cfg: CfgNode) -> None:
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    first = MetadataCatalog.get(names[0]).get("thing_classes")
+    for name in names[1:]:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes != first:
+            raise UserError(
+                f"Data sets {names[0]} and {name} differ in their classes: {first} and {classes}; "
+                "give both JSON files the same categories with the same ids."
+            )
+
+
+class _Mapped(Dataset):
+    """Maps data set dicts, each with randomness of its own position in the stream."""
+
+    def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper, seed_key: tuple):
+        self._dicts = dataset_dicts
+        self._mapper = mapper
+        self._seed_key = seed_key
+
+    def __len__(self) -> int:
+        return len(self._dicts)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | UserError:
+        index, position = item
+        try:
+            with seeded(*self._seed_key, position):
+                return self._mapper(self._dicts[index])
+        except UserError as error:
+            # Raised by the main process: DataLoader would bury the sentence in a traceback.
+            return error
+
+
+def _collate(batch: list) -> list:
+    return batch
+
+
+def _init_worker(_worker_id: int) -> None:
+    # The main process decides when to stop: a worker that dies of Ctrl-C first would take the
+    # checkpoint with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def effective_workers(configured: int) -> int:
+    """``DATALOADER.NUM_WORKERS`` cut to the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = max(1, (cores or 1) // max(1, comm.get_local_size()))
+    if configured > share:
+        logger.info("DATALOADER.NUM_WORKERS %d cut to the %d cores here.", configured, share)
+    return min(configured, share)
+
+
+def _raise_errors(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
+    for batch in loader:
+        for item in batch:
+            if isinstance(item, UserError):
+                raise item
+        yield batch
+
+
+class TrainLoader:
+    """Endless batches for training that can start at any iteration.
+
+    Iterating yields lists of mapped dicts. Batch k depends on the seed, the rank and k alone.
+    """
+
+    def __init__(self, cfg: CfgNode, mapper: Mapper | None = None, seed: int | None = None):
+        """
+        Args:
+            cfg: a config whose data sets are registered (:func:`check_datasets`).
+            mapper: what turns a data set dict into model input; the project's own by default.
+            seed: seed of order and augmentation, the same on every rank; ``cfg.SEED`` by
+                default, or a random one where that is negative.
+        """
+        world_size = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by "
+                f"{world_size} processes; set it to a multiple of {world_size}."
+            )
+        if seed is None:
+            seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.seed = int(seed)
+        self.dataset_dicts = training_dicts(cfg)
+        self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
+        self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
+        self._groups = (
+            [int(d["width"] > d["height"]) for d in self.dataset_dicts]
+            if cfg.DATALOADER.ASPECT_RATIO_GROUPING
+            else None
+        )
+        self._workers = effective_workers(cfg.DATALOADER.NUM_WORKERS)
+        self._cfg = cfg
+
+    def _sampler(self):
+        name = self._cfg.DATALOADER.SAMPLER_TRAIN
+        if name == "TrainingSampler":
+            return TrainingSampler(len(self.dataset_dicts), seed=self.seed)
+        if name == "RepeatFactorTrainingSampler":
+            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                self.dataset_dicts, self._cfg.DATALOADER.REPEAT_THRESHOLD
+            )
+            return RepeatFactorTrainingSampler(factors, seed=self.seed)
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN {name} is not known here; use TrainingSampler or "
+            "RepeatFactorTrainingSampler."
+        )
+
+    def iterate(self, start_iter: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Batches from iteration ``start_iter`` on.
+
+        Raises:
+            UserError: an image of the batch cannot be read.
+        """
+        batches = BatchStream(self._sampler(), self._groups, self.batch_size, start_iter)
+        loader = DataLoader(
+            _Mapped(self.dataset_dicts, self._mapper, (self.seed, comm.get_rank())),
+            batch_sampler=batches,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            worker_init_fn=_init_worker,
+        )
+        return _raise_errors(loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return self.iterate(0)
+
+
+def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The images that training will see, after the filter of empty ones.
+
+    Raises:
+        UserError: none is left.
+    """
+    try:
+        return get_detection_dataset_dicts(
+            list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except AssertionError as error:
+        raise UserError(
+            f"{', '.join(cfg.DATASETS.TRAIN)} has no annotated image to train on; annotate some, "
+            "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on blanks too."
+        ) from error
+
+
+class _Shard(Dataset):
+    """Every ``world_size``-th image, so that no rank gets the last images alone."""
+
+    def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper):
+        self._dicts = dataset_dicts[comm.get_rank() :: comm.get_world_size()]
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self._dicts)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | UserError:
+        try:
+            return self._mapper(self._dicts[index])
+        except UserError as error:
+            return error
+
+
+class ValidationLoader:
+    """The images of one data set, one at a time, each on exactly one rank."""
+
+    def __init__(self, cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None):
+        """
+        Args:
+            cfg: the config.
+            dataset_name: a registered data set.
+            mapper: the project's own for validation by default (annotations kept).
+        """
+        self.dataset_name = dataset_name
+        dicts = DatasetCatalog.get(dataset_name)
+        mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=False)
+        self._shard = _Shard(dicts, mapper)
+        self._workers = effective_workers(cfg.DATALOADER.NUM_WORKERS)
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        loader = DataLoader(
+            self._shard,
+            batch_size=1,
+            num_workers=min(self._workers, len(self._shard)),
+            collate_fn=_collate,
+            worker_init_fn=_init_worker,
+        )
+        return _raise_errors(loader)

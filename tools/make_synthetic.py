@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Render a data set of filter photographs with fibres, fragments and films.
+
+Writes DIR/{train,val,test}/*.jpg and DIR/annotations/instances_{train,val,test}.json.
+"""
+
+import argparse
+
+from microplastics.cli import run
+from microplastics.data.synthetic import render_dataset
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument("--train", type=int, default=240, metavar="N", help="training images")
+    parser.add_argument("--val", type=int, default=60, metavar="N", help="validation images")
+    parser.add_argument("--test", type=int, default=60, metavar="N", help="test images")
+    parser.add_argument("--size", type=int, default=512, metavar="S", help="side in pixels")
+    parser.add_argument("--um-per-px", type=float, default=4.0, metavar="U", help="scale")
+    parser.add_argument("--seed", type=int, default=0, metavar="K", help="same seed, same bytes")
+    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: as fit)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Render, then say where the annotations are."""
+    args = parse()
+    counts = {"train": args.train, "val": args.val, "test": args.test}
+    paths = render_dataset(
+        args.output, counts, args.size, args.um_per_px, args.seed, workers=args.workers
+    )
+    for split, path in paths.items():
+        print(f"{split}: {counts[split]} images, annotations in {path}")
+
+
+if __name__ == "__main__":
+    run(main)
