@@ -1,0 +1,279 @@
+"""Average precision as COCO defines it, compiled where it can be, at any cap on the detections."""
+
+import contextlib
+import gc
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+try:
+    from faster_coco_eval import COCOeval_faster
+except ImportError:
+    COCOeval_faster = None
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class CocoEvaluation:
+    """One run of the COCO protocol: a task, a cap, a set of images.
+
+    Through faster-coco-eval (C++) where it can be imported, else through pycocotools; the figures
+    are the same. Neither the ground truth nor the results are changed.
+
+    Attributes:
+        max_dets: caps on the detections of an image and category, ascending, the last one for AP.
+        category_ids: the K categories in the order of the arrays.
+        precision: (T, R, K, A, M) float64 over IoU thresholds 0.50:0.05:0.95, recalls
+            0:0.01:1, categories, areas (all, small, medium, large) and caps; -1 where there is
+            no truth. Filled by :meth:`run`.
+        recall: (T, K, A, M) float64.
+    """
+
+    def __init__(
+        self,
+        coco_gt: COCO,
+        results: Sequence[dict[str, Any]],
+        iou_type: str,
+        max_dets: int = 100,
+        img_ids: Iterable[int] | None = None,
+    ) -> None:
+        """
+        Args:
+            coco_gt: the ground truth; its ``area`` fields part small, medium and large.
+            results: COCO result dicts with ``image_id``, ``category_id``, ``score`` and
+                ``bbox`` (x, y, width, height) or ``segmentation`` (compressed RLE). Not empty.
+            iou_type: ``"bbox"`` or ``"segm"``; decides what the area of a detection is, too.
+            max_dets: cap on the detections of an image and category.
+            img_ids: the images to evaluate on; all when left out.
+
+        Raises:
+            ValueError: a result is of an image that the ground truth lacks, or lacks its mask.
+        """
+        strangers = {result["image_id"] for result in results} - set(coco_gt.imgs)
+        if strangers:
+            raise ValueError(f"Predictions for images not annotated: {sorted(strangers)[:9]}")
+        if iou_type == "segm":
+            _check_masks(results, coco_gt)
+        part = "bbox" if iou_type == "bbox" else "segmentation"
+        with _no_garbage_collection():
+            truths = [
+                _annotation(number, truth, part, truth["area"], int(truth.get("iscrowd", 0)))
+                for number, truth in enumerate(coco_gt.dataset["annotations"], 1)
+            ]
+            detections = [
+                {**_annotation(number, result, part, area, 0), "score": result["score"]}
+                for number, (result, area) in enumerate(
+                    zip(results, _areas(results, iou_type), strict=True), 1
+                )
+            ]
+            gt, dt = _Annotations(coco_gt, truths), _Annotations(coco_gt, detections)
+        if COCOeval_faster is None:
+            self._eval = COCOeval(gt, dt, iou_type)
+        else:
+            # Told that it works on boxes it does not decode and encode every mask anew, which
+            # would be half of its time: the overlaps are all that differs, and come from here.
+            self._eval = COCOeval_faster(gt, dt, "bbox", print_function=logger.debug)
+            self._eval.computeIoU = _Overlaps(gt, dt, part, max_dets)
+        if img_ids is not None:
+            self._eval.params.imgIds = list(img_ids)
+        self.max_dets = [cap for cap in (1, 10) if cap < max_dets] + [max_dets]
+        self._eval.params.maxDets = self.max_dets
+        self.category_ids: list[int] = sorted(gt.cats)
+
+    def run(self) -> "CocoEvaluation":
+        """Match and accumulate; returns itself."""
+        with contextlib.redirect_stdout(io.StringIO()), _no_garbage_collection():
+            self._eval.evaluate()
+            self._eval.accumulate()
+        self.precision = np.asarray(self._eval.eval["precision"])
+        self.recall = np.asarray(self._eval.eval["recall"])
+        return self
+
+    def figures(self) -> dict[str, float]:
+        """Give COCO's 12 figures as fractions, NaN where there is no truth.
+
+        AP at the last cap; AR1 and AR10 at these caps (or at a lower last one), the other ARs
+        at the last.
+        """
+        precision, recall = self.precision[..., -1], self.recall
+        below = [
+            max(i for i, cap in enumerate(self.max_dets) if cap <= k or i == 0) for k in (1, 10)
+        ]
+        return {
+            "AP": _mean(precision[:, :, :, 0]),
+            "AP50": _mean(precision[0, :, :, 0]),
+            "AP75": _mean(precision[5, :, :, 0]),
+            "APs": _mean(precision[:, :, :, 1]),
+            "APm": _mean(precision[:, :, :, 2]),
+            "APl": _mean(precision[:, :, :, 3]),
+            "AR1": _mean(recall[:, :, 0, below[0]]),
+            "AR10": _mean(recall[:, :, 0, below[1]]),
+            "AR": _mean(recall[:, :, 0, -1]),
+            "ARs": _mean(recall[:, :, 1, -1]),
+            "ARm": _mean(recall[:, :, 2, -1]),
+            "ARl": _mean(recall[:, :, 3, -1]),
+        }
+
+    def category_figures(self) -> dict[int, tuple[float, float]]:
+        """Give AP and AP50 of each category id as fractions, NaN where there is no truth."""
+        precision = self.precision[:, :, :, 0, -1]
+        return {
+            category: (_mean(precision[:, :, k]), _mean(precision[0, :, k]))
+            for k, category in enumerate(self.category_ids)
+        }
+
+
+def evaluate_predictions(
+    coco_gt: COCO,
+    results: Sequence[dict[str, Any]],
+    iou_type: str,
+    max_dets: int = 100,
+    img_ids: Iterable[int] | None = None,
+    class_names: dict[int, str] | None = None,
+) -> dict[str, float]:
+    """Evaluate results as Detectron2's ``COCOEvaluator`` reports them.
+
+    Args:
+        coco_gt, results, iou_type, max_dets, img_ids: see :class:`CocoEvaluation`.
+        class_names: name of each category id; the figures of each class are added where there
+            are two classes or more.
+
+    Returns:
+        In percent: AP, AP50, AP75, APs, APm, APl, then ``AP-<class>`` and ``AP50-<class>`` of
+        every class. NaN where there is no truth, and everywhere when ``results`` is empty.
+    """
+    names = class_names if class_names is not None and len(class_names) > 1 else {}
+    if not len(results):
+        per_class = {category: (float("nan"),) * 2 for category in sorted(names)}
+        figures = dict.fromkeys(METRICS, float("nan"))
+    else:
+        evaluation = CocoEvaluation(coco_gt, results, iou_type, max_dets, img_ids).run()
+        per_class = evaluation.category_figures()
+        figures = evaluation.figures()
+    report = {metric: figures[metric] * 100 for metric in METRICS}
+    for place, prefix in enumerate(("AP-", "AP50-")):
+        for category, values in per_class.items():
+            if category in names:
+                report[prefix + names[category]] = values[place] * 100
+    return report
+
+
+class _Annotations:
+    """As much of ``pycocotools.coco.COCO`` as an evaluation asks for, for ids from 1 on."""
+
+    def __init__(self, coco_gt: COCO, annotations: list[dict[str, Any]]) -> None:
+        self.annotations = annotations
+        self.imgs = coco_gt.imgs
+        self.cats = coco_gt.cats
+        self.annToRLE = coco_gt.annToRLE
+
+    def getImgIds(self) -> list[int]:
+        return list(self.imgs)
+
+    def getCatIds(self) -> list[int]:
+        return list(self.cats)
+
+    def getAnnIds(self, imgIds: Iterable[int], catIds: Iterable[int]) -> list[int]:
+        images, categories = set(imgIds), set(catIds)
+        return [
+            each["id"]
+            for each in self.annotations
+            if each["image_id"] in images and each["category_id"] in categories
+        ]
+
+    def loadAnns(self, ids: Iterable[int]) -> list[dict[str, Any]]:
+        return [self.annotations[number - 1] for number in ids]
+
+
+class _Overlaps:
+    """IoU of the detections and truths of an image and category, as ``COCOeval`` computes it."""
+
+    def __init__(self, gt: _Annotations, dt: _Annotations, part: str, max_dets: int) -> None:
+        self._part = part
+        self._max_dets = max_dets
+        self._to_rle = gt.annToRLE
+        self._groups: dict[tuple, tuple[list, list]] = defaultdict(lambda: ([], []))
+        for place, annotations in enumerate((gt.annotations, dt.annotations)):
+            for each in annotations:
+                self._groups[each["image_id"], each["category_id"]][place].append(each)
+
+    def __call__(self, image_id: int, category_id: int) -> np.ndarray | list:
+        truths, detections = self._groups[image_id, category_id]
+        if not truths or not detections:
+            return []
+        # A stable sort, as COCOeval's mergesort: which of equal scores comes first decides.
+        detections = sorted(detections, key=lambda each: -each["score"])[: self._max_dets]
+        if self._part == "bbox":
+            shapes = [each["bbox"] for each in truths]
+        else:
+            shapes = [self._to_rle(each) for each in truths]
+        return mask_util.iou(
+            [each[self._part] for each in detections],
+            shapes,
+            [each["iscrowd"] for each in truths],
+        )
+
+
+def _annotation(number: int, source: dict, part: str, area: float, iscrowd: int) -> dict[str, Any]:
+    """Copy what is needed: both back ends write into annotations, and an id of 0 is no match."""
+    return {
+        "id": number,
+        "image_id": source["image_id"],
+        "category_id": source["category_id"],
+        "area": area,
+        "iscrowd": iscrowd,
+        part: source[part],
+    }
+
+
+def _areas(results: Sequence[dict[str, Any]], iou_type: str) -> list[float]:
+    """Give the areas that part small, medium and large, as Detectron2 and ``loadRes`` have it."""
+    if iou_type == "bbox":
+        return [result["bbox"][2] * result["bbox"][3] for result in results]
+    masks = [result["segmentation"] for result in results]
+    # pycocotools 2.0.11 refuses a list of more than 255 masks under numpy 2.
+    return [
+        area
+        for first in range(0, len(masks), 255)
+        for area in mask_util.area(masks[first : first + 255]).tolist()
+    ]
+
+
+def _check_masks(results: Sequence[dict[str, Any]], coco_gt: COCO) -> None:
+    """Refuse what pycocotools would compare without a word, or crash on."""
+    for result in results:
+        if "segmentation" not in result:
+            raise ValueError("A prediction has no mask, so that its mask AP cannot be computed")
+        image = coco_gt.imgs[result["image_id"]]
+        height, width = result["segmentation"]["size"]
+        if height != image["height"] or width != image["width"]:
+            raise ValueError(
+                f"A mask predicted for image {image['id']} is of {height} x {width} pixels, "
+                f"the image of {image['height']} x {image['width']}"
+            )
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spare the collector the search through some 100,000 new dicts: a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]
+    return float(values.mean()) if values.size else float("nan")

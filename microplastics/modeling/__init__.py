@@ -1,0 +1,1 @@
+"""What is put beside and into Detectron2 models."""
