@@ -1,0 +1,169 @@
+"""Every config key that the project adds to Detectron2, in one place."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as _detectron2_get_cfg
+
+from microplastics.errors import UserError
+
+
+def add_microplastics_config(cfg: CfgNode) -> None:
+    """Add the project's keys, with their defaults, to a Detectron2 config in place.
+
+    The defaults leave plain Detectron2 behaviour as it is, except that the validation loss is
+    computed at each evaluation.
+    """
+    _CN = CfgNode
+
+    # Look at most so many pixels into one file: a defence against decompression bombs.
+    cfg.INPUT.MAX_PIXELS = 178_956_970
+
+    # Megabytes of decoded images kept in memory by all workers of a process; 0 keeps none.
+    cfg.DATALOADER.CACHE_MB = 0
+
+    # Demand this sha256 of the file behind MODEL.WEIGHTS; empty demands nothing.
+    cfg.MODEL.WEIGHTS_SHA256 = ""
+    # Prefixes of parameter names that may be missing, surplus or of another shape in
+    # MODEL.WEIGHTS. Class-dependent heads of another shape are always allowed.
+    cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = []
+    # Keep convolutions in NHWC memory order: a fifth faster on the CPU in bf16.
+    cfg.MODEL.CHANNELS_LAST = False
+
+    # Train at most so many passes over the training set; 0 leaves SOLVER.MAX_ITER as it is.
+    cfg.SOLVER.MAX_EPOCHS = 0
+    # Warm-up lasts at most this share of the training, however small the data set.
+    cfg.SOLVER.WARMUP_MAX_SHARE = 0.1
+    # Save a checkpoint every so many epochs; 0 leaves SOLVER.CHECKPOINT_PERIOD as it is.
+    cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS = 0.0
+    # Keep so many of the newest periodic checkpoints.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3
+
+    # Lower the LR by FACTOR when METRIC has not improved for more than PATIENCE evaluations
+    # (torch's ReduceLROnPlateau), within warm-up and the schedule of LR_SCHEDULER_NAME.
+    cfg.SOLVER.PLATEAU = _CN()
+    cfg.SOLVER.PLATEAU.ENABLED = False
+    # Any flattened metric of the evaluation: validation/total_loss, segm/AP50, bbox/AP-Fiber, …
+    # Names that hold "loss" are minimised, all others maximised.
+    cfg.SOLVER.PLATEAU.METRIC = "validation/total_loss"
+    cfg.SOLVER.PLATEAU.FACTOR = 0.1
+    cfg.SOLVER.PLATEAU.PATIENCE = 5
+    # Relative change that counts as an improvement.
+    cfg.SOLVER.PLATEAU.THRESHOLD = 1e-4
+    # Never scale below this share of the scheduled LR.
+    cfg.SOLVER.PLATEAU.MIN_SCALE = 1e-4
+
+    # Stop when METRIC has not improved for PATIENCE evaluations.
+    cfg.SOLVER.EARLY_STOPPING = _CN()
+    cfg.SOLVER.EARLY_STOPPING.ENABLED = False
+    cfg.SOLVER.EARLY_STOPPING.METRIC = "validation/total_loss"
+    cfg.SOLVER.EARLY_STOPPING.PATIENCE = 10
+    cfg.SOLVER.EARLY_STOPPING.THRESHOLD = 1e-4
+
+    # Keep the weights of the evaluation with the best METRIC as model_best.pth.
+    cfg.SOLVER.BEST_CHECKPOINT = _CN()
+    cfg.SOLVER.BEST_CHECKPOINT.ENABLED = True
+    cfg.SOLVER.BEST_CHECKPOINT.METRIC = "segm/AP50"
+
+    # Mixed precision is used on CUDA; on the CPU only when this is set as well (it needs a
+    # processor with bf16 instructions to be faster).
+    cfg.SOLVER.AMP.ON_CPU = False
+    # auto (bf16 where the card has it, else fp16), bfloat16 or float16.
+    cfg.SOLVER.AMP.DTYPE = "auto"
+
+    # Evaluate every so many epochs; 0 leaves TEST.EVAL_PERIOD (iterations) as it is.
+    cfg.TEST.EVAL_PERIOD_EPOCHS = 0.0
+    cfg.TEST.VAL_LOSS = _CN()
+    cfg.TEST.VAL_LOSS.ENABLED = True
+    # RoIs sampled per image for the validation loss; see evaluation/validation.py on its cost.
+    cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
+    # Predicted masks of at least this score make up the union that semantic IoU and Dice judge.
+    cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
+
+    # Optional event writers beside the terminal, metrics.json and TensorBoard.
+    cfg.WRITERS = _CN()
+    cfg.WRITERS.WANDB = _CN()
+    cfg.WRITERS.WANDB.ENABLED = False
+    cfg.WRITERS.WANDB.PROJECT = "microplastics"
+    cfg.WRITERS.WANDB.NAME = ""
+    cfg.WRITERS.MLFLOW = _CN()
+    cfg.WRITERS.MLFLOW.ENABLED = False
+    cfg.WRITERS.MLFLOW.TRACKING_URI = ""
+    cfg.WRITERS.MLFLOW.EXPERIMENT = "microplastics"
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default config with the project's keys added."""
+    cfg = _detectron2_get_cfg()
+    add_microplastics_config(cfg)
+    return cfg
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML and apply trailing ``KEY VALUE`` pairs.
+
+    Args:
+        config_file: path of a yacs YAML; empty for the defaults alone.
+        opts: alternating keys and values, as Detectron2's argument parser collects them.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a value of another type.
+    """
+    cfg = get_cfg()
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise UserError(f"There is no config file {config_file}; {_config_hint(config_file)}.")
+        _merge(cfg, config_file, lambda: cfg.merge_from_file(config_file))
+    opts = [str(opt) for opt in opts]
+    if len(opts) % 2:
+        raise UserError(
+            f"Config options come as KEY VALUE pairs, but {opts[-1]!r} has no partner; "
+            "quote values that hold spaces."
+        )
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _merge(cfg, "the command line", lambda k=key, v=value: cfg.merge_from_list([k, v]))
+    return cfg
+
+
+def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
+    try:
+        merge()
+    except (KeyError, AssertionError) as error:
+        # yacs raises the one for files and the other for command lines.
+        key = str(error.args[0]).rpartition(" ")[2]
+        close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}" if close else "see microplastics/config.py for the keys"
+        raise UserError(f"{source} sets {key}, which is not a config key; {hint}?") from error
+    except AttributeError as error:
+        raise UserError(f"{source} is not a table of config keys; see configs/.") from error
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise UserError(f"{source} holds a value that does not fit: {error}.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {source}: {error}; check its _BASE_.") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        first = " ".join(str(error).split())
+        raise UserError(f"{source} is not valid YAML: {first}; mend that line.") from error
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _config_hint(config_file: str) -> str:
+    folder = os.path.dirname(config_file) or "."
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = sorted(name for name in names if name.endswith(".yaml"))
+    if names:
+        return f"{folder} holds {', '.join(names)}"
+    return "the project's own lie in configs/"

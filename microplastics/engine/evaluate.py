@@ -1,0 +1,133 @@
+"""``--eval-only``: scoring a trained model."""
+
+import csv
+import io
+import logging
+import os
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from microplastics.data.loader import check_datasets
+from microplastics.engine.checkpoint import BEST, TrainingCheckpointer
+from microplastics.engine.hooks import flatten_results
+from microplastics.engine.trainer import Trainer
+from microplastics.errors import UserError
+from microplastics.files import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
+    """A copy of the config whose MODEL.WEIGHTS is what ``--eval-only`` scores.
+
+    ``model_best.pth`` of OUTPUT_DIR, unless MODEL.WEIGHTS was given on the command line; where
+    there is none, MODEL.WEIGHTS of the config file.
+
+    Raises:
+        UserError: there are no weights, and random ones would be scored.
+    """
+    best = os.path.join(cfg.OUTPUT_DIR, f"{BEST}.pth")
+    cfg = cfg.clone()
+    cfg.defrost()
+    if not weights_given and os.path.isfile(best):
+        cfg.MODEL.WEIGHTS = best
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError(
+            f"--eval-only has no weights to score: {best} is not there and MODEL.WEIGHTS is "
+            "empty; train first, or add MODEL.WEIGHTS path/to/model.pth."
+        )
+    cfg.freeze()
+    return cfg
+
+
+def evaluate(cfg: CfgNode, weights_given: bool = False, trainer_class=Trainer) -> OrderedDict:
+    """Score weights on DATASETS.TEST and write the figures to OUTPUT_DIR/inference.
+
+    Writes ``metrics.json`` (flat names to numbers), ``per_class.csv`` and
+    ``coco_instances_results.json``. With ``TEST.AUG.ENABLED`` predictions under test-time
+    augmentation are scored as well, under names that end in ``_TTA``.
+
+    Args:
+        cfg: the config, set up.
+        weights_given: MODEL.WEIGHTS stood on the command line.
+        trainer_class: its ``build_model`` and ``test`` are used.
+
+    Returns:
+        Nested results (``{}`` on ranks above 0).
+
+    Raises:
+        UserError: no weights, weights that do not fit, or a broken data set.
+    """
+    cfg = check_datasets(choose_weights(cfg, weights_given), splits=("TEST",))
+    model = trainer_class.build_model(cfg)
+    class_names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
+    TrainingCheckpointer(model, cfg, class_names).load_weights(new_classes=False)
+    results = trainer_class.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(_test_with_augmentation(cfg, model, trainer_class))
+    if comm.is_main_process():
+        _write(results, cfg, class_names)
+    return results
+
+
+def _test_with_augmentation(cfg: CfgNode, model, trainer_class) -> OrderedDict:
+    """Detectron2's test-time augmentation (boxes and masks of flips and scales merged)."""
+    logger.info("Test-time augmentation at %s px …", cfg.TEST.AUG.MIN_SIZES)
+    model = GeneralizedRCNNWithTTA(cfg, model.eval())
+    results = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluator = trainer_class.build_evaluator(cfg, name, folder)
+        # TTA makes its own inputs from the files, as Detectron2's train_net.py has it.
+        loader = super(Trainer, trainer_class).build_test_loader(cfg, name)
+        scores = inference_on_dataset(model, loader, evaluator) or {}
+        prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        results.update({f"{prefix}{task}_TTA": figures for task, figures in scores.items()})
+    return results
+
+
+def _write(results: OrderedDict, cfg: CfgNode, class_names: list[str]) -> None:
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    metrics = flatten_results(results)
+    write_json(os.path.join(folder, "metrics.json"), metrics, indent=2)
+    rows = per_class_table(metrics, class_names)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(os.path.join(folder, "per_class.csv")) as file:
+        file.write(buffer.getvalue())
+    logger.info(
+        "Scores of %s:\n%s\nWritten to %s",
+        cfg.MODEL.WEIGHTS,
+        tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"),
+        folder,
+    )
+    if "validation/total_loss" in metrics:
+        logger.info("Validation loss %.4f", metrics["validation/total_loss"])
+
+
+def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[dict]:
+    """One row a class and a last row over all: box and mask AP and AP50, in percent.
+
+    Args:
+        metrics: flat metrics.
+        class_names: the data set's classes.
+    """
+    rows = []
+    for name in [*class_names, None]:
+        row = {"class": name or "all"}
+        for key, value in metrics.items():
+            *path, figure = key.split("/")
+            task = "/".join(path)
+            wanted = (f"AP-{name}", f"AP50-{name}") if name else ("AP", "AP50")
+            if figure in wanted:
+                row[f"{task} {figure.split('-')[0]}"] = value
+        rows.append(row)
+    return rows

@@ -1,0 +1,285 @@
+"""Hooks that decide by the validation: when to lower the LR, what to keep, when to stop.
+
+All of them see the same broadcast results on every rank, so that every rank decides alike, and
+all of them keep their state in the checkpoint.
+"""
+
+import logging
+import math
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+
+from microplastics.engine.checkpoint import BEST
+from microplastics.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def flatten_results(results: dict[str, Any]) -> dict[str, float]:
+    """``{"segm": {"AP50": x}}`` to ``{"segm/AP50": x}``, at any depth."""
+    flat = {}
+    for key, value in results.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}/{k}": v for k, v in flatten_results(value).items()})
+        else:
+            flat[key] = float(value)
+    return flat
+
+
+def metric_value(metrics: dict[str, float], name: str) -> float:
+    """Look a metric up; with several test sets a bare name means the first set's.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    for key, value in metrics.items():
+        if key == name or key.endswith(f"/{name}"):
+            return value
+    raise UserError(
+        f"There is no metric {name} in the evaluation; choose one of {', '.join(metrics)}."
+    )
+
+
+class Improvement:
+    """Follows one metric: is the newest value better than all before?"""
+
+    def __init__(self, metric: str, threshold: float = 0.0):
+        """
+        Args:
+            metric: flattened name; names that hold "loss" are minimised.
+            threshold: relative change that counts as better (torch's ``rel`` mode).
+        """
+        self.metric = metric
+        self.minimise = "loss" in metric
+        self.threshold = threshold
+        self.best: float | None = None
+
+    def update(self, value: float) -> bool:
+        """Take a new value in; NaN is never better."""
+        if math.isnan(value):
+            return False
+        if self.best is not None:
+            margin = self.threshold * abs(self.best)
+            better = value < self.best - margin if self.minimise else value > self.best + margin
+            if not better:
+                return False
+        self.best = float(value)
+        return True
+
+
+class ValidationHook(HookBase):
+    """Evaluates every ``period`` iterations and after the last one, on all ranks.
+
+    The newest results are ``trainer.last_eval``: ``(iteration, flat metrics)``.
+    """
+
+    def __init__(self, period: int, evaluate):
+        """
+        Args:
+            period: iterations; 0 evaluates only at the end.
+            evaluate: returns nested results, equal on all ranks.
+        """
+        self._period = period
+        self._evaluate = evaluate
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0:
+            self._run()
+
+    def after_train(self) -> None:
+        # Not after a crash, nor after a stop by a signal, when time is short.
+        if self.trainer.finished and (self.trainer.last_eval or (None,))[0] != self.trainer.iter:
+            self._run(at=self.trainer.iter)
+
+    def _run(self, at: int | None = None) -> None:
+        metrics = flatten_results(self._evaluate())
+        self.trainer.last_eval = (self.trainer.iter + 1 if at is None else at, metrics)
+        if comm.is_main_process():
+            self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.trainer.last_eval is None:
+            return {}
+        iteration, metrics = self.trainer.last_eval
+        return {"iteration": iteration, "metrics": dict(metrics)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.last_eval = (state["iteration"], dict(state["metrics"]))
+
+
+class _MetricHook(HookBase):
+    """Calls ``decide`` once for each evaluation."""
+
+    def __init__(self, metric: str, threshold: float = 0.0):
+        self.improvement = Improvement(metric, threshold)
+        self._seen: int | None = None
+
+    def after_step(self) -> None:
+        self._look()
+
+    def after_train(self) -> None:
+        if self.trainer.finished:
+            self._look()
+
+    def _look(self) -> None:
+        if self.trainer.last_eval is None or self.trainer.last_eval[0] == self._seen:
+            return
+        self._seen, metrics = self.trainer.last_eval
+        self.decide(metric_value(metrics, self.improvement.metric))
+
+    def decide(self, value: float) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "metric": self.improvement.metric,
+            "best": self.improvement.best,
+            "seen": self._seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["metric"] != self.improvement.metric:
+            logger.warning(
+                "%s watched %s in the checkpoint and watches %s now: it starts anew.",
+                type(self).__name__,
+                state["metric"],
+                self.improvement.metric,
+            )
+            return
+        self.improvement.best = state["best"]
+        self._seen = state["seen"]
+        self.load_counters(state)
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        """Take over what a subclass adds to the state."""
+
+
+class PlateauLR(_MetricHook):
+    """torch's ``ReduceLROnPlateau`` as a factor on top of any Detectron2 schedule."""
+
+    def __init__(self, cfg: CfgNode):
+        settings = cfg.SOLVER.PLATEAU
+        super().__init__(settings.METRIC, settings.THRESHOLD)
+        self._factor = settings.FACTOR
+        self._patience = settings.PATIENCE
+        self._min_scale = settings.MIN_SCALE
+        self.bad_evaluations = 0
+
+    def decide(self, value: float) -> None:
+        if self.improvement.update(value):
+            self.bad_evaluations = 0
+            return
+        self.bad_evaluations += 1
+        if self.bad_evaluations > self._patience:
+            self.bad_evaluations = 0
+            scale = max(self.trainer.lr_scale * self._factor, self._min_scale)
+            if scale < self.trainer.lr_scale:
+                logger.info(
+                    "%s has not improved on %.5g in %d evaluations: LR scaled by %g.",
+                    self.improvement.metric,
+                    self.improvement.best if self.improvement.best is not None else math.nan,
+                    self._patience + 1,
+                    scale / self.trainer.lr_scale,
+                )
+                self.trainer.set_lr_scale(scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "bad_evaluations": self.bad_evaluations}
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        self.bad_evaluations = state["bad_evaluations"]
+
+
+class EarlyStopping(_MetricHook):
+    """Ends training when a metric has not improved for PATIENCE evaluations."""
+
+    def __init__(self, cfg: CfgNode):
+        settings = cfg.SOLVER.EARLY_STOPPING
+        super().__init__(settings.METRIC, settings.THRESHOLD)
+        self._patience = settings.PATIENCE
+        self.bad_evaluations = 0
+
+    def before_train(self) -> None:
+        # A run that had stopped stays stopped when it is resumed.
+        self._stop_if_due()
+
+    def decide(self, value: float) -> None:
+        self.bad_evaluations = 0 if self.improvement.update(value) else self.bad_evaluations + 1
+        self._stop_if_due()
+
+    def _stop_if_due(self) -> None:
+        if self.bad_evaluations >= self._patience:
+            best = self.improvement.best
+            self.trainer.request_stop(
+                f"{self.improvement.metric} has not improved on "
+                f"{'any number' if best is None else f'{best:.5g}'} "
+                f"in {self.bad_evaluations} evaluations"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "bad_evaluations": self.bad_evaluations}
+
+    def load_counters(self, state: dict[str, Any]) -> None:
+        self.bad_evaluations = state["bad_evaluations"]
+
+
+class BestCheckpoint(_MetricHook):
+    """Keeps the weights of the best evaluation as ``model_best.pth``."""
+
+    def __init__(self, cfg: CfgNode, checkpointer):
+        super().__init__(cfg.SOLVER.BEST_CHECKPOINT.METRIC)
+        self._checkpointer = checkpointer
+
+    def decide(self, value: float) -> None:
+        before = self.improvement.best
+        if self.improvement.update(value):
+            iteration, metrics = self.trainer.last_eval
+            logger.info(
+                "%s %.5g is the best so far%s: saving %s.pth.",
+                self.improvement.metric,
+                value,
+                "" if before is None else f" (before: {before:.5g})",
+                BEST,
+            )
+            self._checkpointer.save(
+                BEST, with_trainer=False, iteration=iteration, metrics=dict(metrics)
+            )
+
+
+class PeriodicCheckpoints(HookBase):
+    """Saves every ``period`` iterations, after the decisions of the same iteration."""
+
+    def __init__(self, checkpointer, period: int, keep: int):
+        self._checkpointer = checkpointer
+        self._period = period
+        self._keep = keep
+
+    def after_step(self) -> None:
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            self._checkpointer.save_periodic(self.trainer.iter, self._keep)
+
+
+class Writers(HookBase):
+    """Detectron2's ``PeriodicWriter`` for a loop whose end is not known beforehand."""
+
+    def __init__(self, writers: list[EventWriter], period: int = 20):
+        self._writers = writers
+        self._period = period
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period == 0:
+            self._write()
+
+    def after_train(self) -> None:
+        self._write()
+        for writer in self._writers:
+            writer.close()
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            writer.write()

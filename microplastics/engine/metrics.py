@@ -1,0 +1,124 @@
+"""Losses into the event storage, and which metrics a hook may watch."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+from microplastics.errors import UserError
+
+_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_LOSSES = (
+    "total_loss",
+    "loss_rpn_cls",
+    "loss_rpn_loc",
+    "loss_cls",
+    "loss_box_reg",
+    "loss_mask",
+)
+
+
+def known_metrics(cfg: CfgNode) -> list[str]:
+    """Flattened names that the project's evaluation of this config yields."""
+    classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    names = [f"{t}/{ap}" for t in tasks for ap in _AP]
+    names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
+    if cfg.MODEL.MASK_ON:
+        names += ["semantic/IoU_best", "semantic/IoU", "semantic/Dice"]
+    if cfg.TEST.VAL_LOSS.ENABLED:
+        names = [f"validation/{name}" for name in _LOSSES] + names
+    return names
+
+
+def check_metric_names(cfg: CfgNode) -> None:
+    """Refuse a metric that no evaluation will yield before training, not an epoch later.
+
+    Raises:
+        UserError: names the key, the metric and the choices.
+    """
+    known = known_metrics(cfg) if cfg.DATASETS.TEST else []
+    for key in ("PLATEAU", "EARLY_STOPPING", "BEST_CHECKPOINT"):
+        settings = cfg.SOLVER[key]
+        if not cfg.DATASETS.TEST:
+            # The best checkpoint is on by default; the others were asked for.
+            if settings.ENABLED and key != "BEST_CHECKPOINT":
+                raise UserError(
+                    f"SOLVER.{key} watches the evaluation, but DATASETS.TEST is empty; name a "
+                    f"validation set, or set SOLVER.{key}.ENABLED False."
+                )
+            continue
+        # With several test sets a metric may be preceded by the name of one.
+        if settings.ENABLED and not any(
+            settings.METRIC == n or settings.METRIC.endswith(f"/{n}") for n in known
+        ):
+            raise UserError(
+                f"SOLVER.{key}.METRIC is {settings.METRIC}, which no evaluation of this config "
+                f"yields; choose one of {', '.join(known)}."
+            )
+
+
+def write_losses(
+    losses: dict[str, torch.Tensor],
+    data_time: float,
+    batch: list[dict[str, Any]],
+    checkpointer: Any,
+) -> None:
+    """Put the losses, averaged over ranks, into the storage of rank 0.
+
+    Args:
+        losses: scalar tensors by name.
+        data_time: seconds that the batch took to arrive.
+        batch: the batch, for the message.
+        checkpointer: tells the newest checkpoint, for the message.
+
+    Raises:
+        UserError: a loss is not finite on any rank.
+    """
+    names = list(losses)
+    # One transfer for all of them; each .item() would wait for the device by itself.
+    row = torch.stack([losses[name].detach().float() for name in names])
+    rows = row[None]
+    if comm.get_world_size() > 1:
+        gathered = [torch.empty_like(row) for _ in range(comm.get_world_size())]
+        dist.all_gather(gathered, row)
+        rows = torch.stack(gathered)
+    values = rows.cpu()
+    storage = get_event_storage()
+    if not torch.isfinite(values).all():
+        _refuse_loss(names, values, storage.iter, batch, checkpointer)
+    if comm.is_main_process():
+        means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
+        storage.put_scalar("data_time", data_time)
+        storage.put_scalar("total_loss", sum(means.values()))
+        storage.put_scalars(**means)
+
+
+def _refuse_loss(names, values, iteration, batch, checkpointer) -> None:
+    finite = torch.isfinite(values).all(dim=0)
+    broken = [name for name, fine in zip(names, finite, strict=True) if not fine]
+    files = [item["file_name"] for item in batch]
+    if comm.get_world_size() > 1:
+        files = [name for group in comm.all_gather(files) for name in group]
+    raise divergence(" and ".join(broken), iteration, files, checkpointer)
+
+
+def divergence(what: str, iteration: int, files: list[str], checkpointer: Any) -> UserError:
+    """The sentence for a training whose numbers have left the finite.
+
+    Args:
+        what: what became infinite or NaN.
+        iteration: when.
+        files: images of that batch.
+        checkpointer: tells the newest checkpoint.
+    """
+    last = (checkpointer.resumable() or ["none yet"])[0]
+    return UserError(
+        f"{what} became infinite or NaN at iteration {iteration} with the images "
+        f"{', '.join(files)}; last checkpoint: {last}. Lower SOLVER.BASE_LR, or look at the "
+        "annotations of these images."
+    )

@@ -1,0 +1,62 @@
+"""A tiny rendered data set, a tiny config, and the real command line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, TINY, dataset_entry
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory):
+    """Folder with 8 + 4 + 2 rendered images of 96 px."""
+    from microplastics.data.synthetic import render_dataset
+
+    folder = tmp_path_factory.mktemp("data") / "rendered"
+    counts = {"train": 8, "val": 4, "test": 2}
+    render_dataset(folder, counts, size=96, um_per_px=2.0, seed=3, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_opts(rendered):
+    """KEY VALUE pairs that make the quick config tiny and name the rendered set."""
+    return [
+        *TINY,
+        *("DATASETS.TRAIN", repr((dataset_entry(rendered, "train"),))),
+        *("DATASETS.TEST", repr((dataset_entry(rendered, "val"),))),
+    ]
+
+
+@pytest.fixture
+def tiny_cfg(tiny_opts, tmp_path):
+    """Builds a frozen tiny config: ``tiny_cfg("SOLVER.MAX_ITER", 4)``."""
+    from microplastics.config import load_config
+
+    def build(*opts):
+        output = ("OUTPUT_DIR", str(tmp_path / "output"))
+        cfg = load_config(f"{ROOT}/configs/microplastics_quick.yaml", [*tiny_opts, *output, *opts])
+        cfg.freeze()
+        return cfg
+
+    return build
+
+
+@pytest.fixture
+def tool():
+    """Runs a tool of the project: ``tool("train_net", "--eval-only", …)``."""
+
+    def call(name, *arguments, env=None, cwd=ROOT, timeout=300, launcher=()):
+        command = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py")]
+        return subprocess.run(
+            [*command, *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return call

@@ -1,0 +1,127 @@
+"""microplastics/engine/hooks.py."""
+
+import math
+
+import pytest
+import torch
+
+from microplastics.config import get_cfg
+from microplastics.engine.hooks import (
+    BestCheckpoint,
+    EarlyStopping,
+    Improvement,
+    PlateauLR,
+    flatten_results,
+    metric_value,
+)
+from microplastics.errors import UserError
+
+
+class FakeTrainer:
+    """What the hooks ask of a trainer."""
+
+    def __init__(self):
+        self.lr_scale, self.last_eval, self.stopped, self.finished = 1.0, None, None, True
+
+    def set_lr_scale(self, scale):
+        self.lr_scale = scale
+
+    def request_stop(self, reason):
+        self.stopped = reason
+
+
+def feed(hook, values, start=0):
+    """Evaluations one after another; yields the trainer after each."""
+    trainer = hook.trainer = getattr(hook, "trainer", None) or FakeTrainer()
+    for number, value in enumerate(values, start + 1):
+        trainer.last_eval = (number, {hook.improvement.metric: value})
+        hook.after_step()
+        yield trainer
+
+
+def configured(**patience):
+    cfg = get_cfg()
+    for key, value in patience.items():
+        cfg.SOLVER[key].PATIENCE = value
+    return cfg
+
+
+def test_plateau_lowers_after_more_than_patience_evaluations_as_torch_does():
+    losses = [3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, factor=0.1, patience=2)
+    expected = []
+    for loss in losses:
+        scheduler.step(loss)
+        expected.append(reference.param_groups[0]["lr"])
+    scales = [t.lr_scale for t in feed(PlateauLR(configured(PLATEAU=2)), losses)]
+    assert scales == pytest.approx(expected)
+    assert min(scales) < 1
+
+
+def test_early_stopping_counts_patience_and_nan():
+    hook = EarlyStopping(configured(EARLY_STOPPING=3))
+    stops = [t.stopped for t in feed(hook, [1.0, 0.5, math.nan, 0.6, 0.5])]
+    assert stops[:4] == [None] * 4
+    assert "validation/total_loss has not improved on 0.5 in 3 evaluations" in stops[4]
+
+
+def test_a_stopped_run_stays_stopped_when_resumed():
+    first = EarlyStopping(configured(EARLY_STOPPING=1))
+    list(feed(first, [1.0, 2.0]))
+    second = EarlyStopping(configured(EARLY_STOPPING=1))
+    second.trainer = FakeTrainer()
+    second.load_state_dict(first.state_dict())
+    second.before_train()
+    assert second.trainer.stopped
+
+
+def test_counters_go_on_after_a_restart():
+    losses = [1.0, 2.0, 2.0, 2.0]
+    first = PlateauLR(configured(PLATEAU=2))
+    list(feed(first, losses[:2]))
+    second = PlateauLR(configured(PLATEAU=2))
+    second.load_state_dict(first.state_dict())
+    assert [t.lr_scale for t in feed(second, losses[2:], start=2)] == pytest.approx([1.0, 0.1])
+
+
+class Checkpointer:
+    def __init__(self):
+        self.saved = []
+
+    def save(self, name, **extra):
+        self.saved.append((name, extra["iteration"]))
+
+
+def test_best_checkpoint_ignores_nan_and_worse_even_after_a_restart():
+    cfg, files = get_cfg(), Checkpointer()
+    first = BestCheckpoint(cfg, files)
+    list(feed(first, [math.nan, 10.0, 30.0, 20.0, math.nan]))
+    assert files.saved == [("model_best", 2), ("model_best", 3)]
+    second = BestCheckpoint(cfg, files)
+    second.load_state_dict(first.state_dict())
+    list(feed(second, [25.0, 31.0], start=5))
+    assert files.saved[2:] == [("model_best", 7)]
+
+
+def test_an_evaluation_is_counted_once():
+    hook = EarlyStopping(configured(EARLY_STOPPING=2))
+    list(feed(hook, [1.0, 2.0]))
+    hook.after_step()
+    hook.after_train()
+    assert hook.bad_evaluations == 1
+
+
+def test_improvement_direction_follows_the_name():
+    assert not Improvement("bbox/AP").minimise
+    assert Improvement("validation/loss_mask").minimise
+
+
+def test_metric_names_are_looked_up_with_and_without_the_data_set():
+    metrics = flatten_results({"val": {"segm": {"AP50": 3.0}}, "other": {"segm": {"AP50": 4.0}}})
+    assert metrics == {"val/segm/AP50": 3.0, "other/segm/AP50": 4.0}
+    assert metric_value(metrics, "segm/AP50") == 3.0
+    assert metric_value(metrics, "other/segm/AP50") == 4.0
+    with pytest.raises(UserError, match="no metric segm/AP51.*val/segm/AP50"):
+        metric_value(metrics, "segm/AP51")

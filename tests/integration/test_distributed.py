@@ -1,0 +1,69 @@
+"""Two CPU processes under torchrun."""
+
+import json
+
+import pytest
+from support import ROOT
+
+QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+THREADS = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_opts, tmp_path_factory):
+    """A two-process run that stops early: its folder."""
+    import os
+    import subprocess
+    import sys
+
+    output = tmp_path_factory.mktemp("torchrun")
+    early = ("SOLVER.EARLY_STOPPING.ENABLED", "True", "SOLVER.EARLY_STOPPING.PATIENCE", "1")
+    # Nothing improves by a thousandfold: the second evaluation stops the run.
+    never = ("SOLVER.EARLY_STOPPING.THRESHOLD", "1000.0", "TEST.EVAL_PERIOD", "2")
+    options = [
+        *QUICK,
+        *tiny_opts,
+        *early,
+        *never,
+        "OUTPUT_DIR",
+        str(output),
+        "SOLVER.MAX_ITER",
+        "40",
+    ]
+    command = [sys.executable, *TORCHRUN, f"{ROOT}/tools/train_net.py", *options]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **THREADS},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+def test_both_ranks_stop_early_together(trained):
+    for log in ("log.txt", "log.txt.rank1"):
+        text = (trained / log).read_text()
+        assert "Early stopping after iteration 3" in text, log
+    assert (trained / "model_final.pth").exists()
+
+
+def test_the_batch_and_the_rate_follow_the_number_of_processes(trained):
+    text = (trained / "log.txt").read_text()
+    assert "8 training images, 4 a batch" in text or "training images, 4 a batch" in text
+    assert "20 iterations" in text and "LR 0.04" in text
+
+
+def test_one_process_and_two_score_alike(trained, tiny_opts, tool):
+    scores = {}
+    for name, launcher in (("one", ()), ("two", TORCHRUN)):
+        weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"))
+        options = (*QUICK, "--eval-only", *tiny_opts, *weights, "OUTPUT_DIR", str(trained / name))
+        done = tool("train_net", *options, launcher=launcher, env=THREADS)
+        assert done.returncode == 0, done.stderr[-3000:]
+        scores[name] = json.loads((trained / name / "inference" / "metrics.json").read_text())
+    assert scores["one"] == pytest.approx(scores["two"], nan_ok=True)
+    assert scores["one"]["validation/total_loss"] == scores["two"]["validation/total_loss"]

@@ -1,0 +1,29 @@
+"""What fixtures and tests share."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The quick config, shrunk until an iteration takes a tenth of a second.
+TINY = [
+    *("MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.RPN.CONV_DIMS", "[16]"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
+    *("MODEL.DEVICE", "cpu"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2"),
+    *("SOLVER.MAX_ITER", "6"),
+    *("SOLVER.CHECKPOINT_PERIOD", "3"),
+    *("TEST.EVAL_PERIOD", "3"),
+    *("TEST.DETECTIONS_PER_IMAGE", "20"),
+]
+
+
+def dataset_entry(folder, split):
+    """``JSON:IMAGES`` of one split of a rendered set."""
+    return f"{folder}/annotations/instances_{split}.json:{folder}/{split}"

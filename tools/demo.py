@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""The main job from end to end on rendered filters: render, train, evaluate, draw.
+
+Each step is a command that also works by itself; it is printed before it runs. A demo that was
+stopped goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from microplastics.cli import run
+from microplastics.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def step(title: str, *command: str, env: dict[str, str]) -> None:
+    shown = " ".join(["python", *map(shlex.quote, command)])
+    print(f"\n== {title}\n$ {shown}", flush=True)
+    start = time.perf_counter()
+    code = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, check=False).returncode
+    if code:
+        raise UserError(f"The step above ended with exit code {code}; mend it and start again.")
+    print(f"-- {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", default="output/demo", help="folder of all that is made")
+    parser.add_argument("--train", type=int, default=240, help="training images")
+    parser.add_argument("--val", type=int, default=60, help="validation images")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs")
+    args = parser.parse_args()
+    output = Path(args.output).absolute()
+    data = output / "datasets" / "microplastics_synthetic"
+    model, pictures = output / "model", output / "pictures"
+    env = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
+    config = ("--config-file", "configs/microplastics_quick.yaml")
+    opts = ("OUTPUT_DIR", str(model), *args.opts)
+
+    step(
+        "Rendering filter photographs with their exact annotations",
+        *("tools/make_synthetic.py", "--output", str(data), "--size", "256", "--um-per-px", "2"),
+        *("--train", str(args.train), "--val", str(args.val), "--test", "8", "--seed", "1"),
+        env=env,
+    )
+    step("Training", "tools/train_net.py", *config, "--resume", *opts, env=env)
+    step(
+        "Evaluating the best checkpoint",
+        "tools/train_net.py",
+        *config,
+        "--eval-only",
+        *opts,
+        env=env,
+    )
+    results = model / "inference" / "coco_instances_results.json"
+    step(
+        "Drawing predictions beside the truth",
+        *("tools/visualize_json_results.py", "--input", str(results), "--output", str(pictures)),
+        *("--dataset", "microplastics_synthetic_val", "--limit", "12"),
+        env=env,
+    )
+    curves = model / "training.png"
+    step(
+        "Drawing the training curves",
+        *(
+            "tools/plot_training.py",
+            "--input",
+            str(model / "metrics.json"),
+            "--output",
+            str(curves),
+        ),
+        env=env,
+    )
+    with open(model / "inference" / "metrics.json", encoding="utf-8") as file:
+        metrics = json.load(file)
+    print(
+        f"\nOn {args.val} validation images: mask AP50 {metrics['segm/AP50']:.1f}, "
+        f"mask AP {metrics['segm/AP']:.1f}, box AP {metrics['bbox/AP']:.1f}.\n"
+        f"Rendered data          {data}\n"
+        f"Best model             {model / 'model_best.pth'}\n"
+        f"Scores                 {model / 'inference'}\n"
+        f"Predictions and truth  {pictures}\n"
+        f"Training curves        {curves}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
