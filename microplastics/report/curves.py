@@ -1,0 +1,192 @@
+"""Training curves out of Detectron2's ``metrics.json``."""
+
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from microplastics.errors import UserError
+from microplastics.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+Curve = tuple[list[int], list[float]]
+
+_VALIDATION = "validation/"
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_FORMATS = (".png", ".pdf", ".svg", ".jpg")
+_SEMANTIC = "semantic/"
+
+
+def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Curve]:
+    """Read the JSON lines that Detectron2's ``JSONWriter`` appends during training.
+
+    Where an iteration stands there twice, as after a resume, the later line counts. Values that
+    are not finite are left out. A line that is cut off, as the last one of a killed run, is left
+    out with a warning.
+
+    Args:
+        metrics_json: ``metrics.json`` of a training's OUTPUT_DIR.
+
+    Returns:
+        For each name its iterations, ascending, and values.
+
+    Raises:
+        UserError: the file is missing or holds no such lines.
+    """
+    path = os.fspath(metrics_json)
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    broken = 0
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in filter(str.strip, file):
+                record = _record(line)
+                if record is None:
+                    broken += 1
+                    continue
+                for name, value in record.items():
+                    if name != "iteration" and _is_finite(value):
+                        curves[name][record["iteration"]] = float(value)
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}; give metrics.json of a training's OUTPUT_DIR."
+        ) from error
+    if not curves:
+        raise UserError(
+            f"{path} holds no training curves; give metrics.json of a training's OUTPUT_DIR (not "
+            "that of its folder inference)."
+        )
+    if broken:
+        logger.warning("%d lines of %s are cut off or no metrics; left out.", broken, path)
+    return {
+        name: tuple(map(list, zip(*sorted(c.items()), strict=True))) for name, c in curves.items()
+    }
+
+
+def plot_training_curves(metrics_json: str | os.PathLike, output: str | os.PathLike) -> None:
+    """Plot losses, learning rate and accuracy over the iterations of a training.
+
+    The losses of training (medians of 20 iterations, as Detectron2 writes them) are lines, those
+    of validation dotted lines of the same colour. Panels without data are left out.
+
+    Args:
+        metrics_json: ``metrics.json`` of a training's OUTPUT_DIR.
+        output: ``.png``, ``.jpg``, ``.pdf`` or ``.svg`` file.
+
+    Raises:
+        UserError: there is nothing to plot, or the file cannot be written.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix not in _FORMATS:
+        raise UserError(f"Curves are written as {', '.join(_FORMATS)}, not as {output}; rename it.")
+    curves = read_metrics(metrics_json)
+    panels = [
+        (draw, names)
+        for draw, names in (
+            (_plot_total, _total_names(curves)),
+            (_plot_parts, _part_names(curves)),
+            (_plot_accuracy, _accuracy_names(curves)),
+        )
+        if names
+    ]
+    if not panels:
+        raise UserError(
+            f"{os.fspath(metrics_json)} holds neither losses nor AP; give metrics.json of a "
+            "training's OUTPUT_DIR."
+        )
+    figure = Figure(figsize=(9, 3.4 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (draw, names) in zip(rows, panels, strict=True):
+        draw(ax, curves, names)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    rows[-1].set_xlabel("Iteration")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    with atomic_write(output, "wb") as file:
+        figure.savefig(file, format=suffix[1:], dpi=110)
+
+
+def _total_names(curves: dict[str, Curve]) -> list[str]:
+    names = [n for n in curves if n == "total_loss" or n.endswith(_VALIDATION + "total_loss")]
+    return sorted(names, key=len)
+
+
+def _part_names(curves: dict[str, Curve]) -> list[str]:
+    return [n for n in curves if n.startswith("loss_")]
+
+
+def _accuracy_names(curves: dict[str, Curve]) -> list[str]:
+    wanted = ("segm/AP50", "segm/AP", "bbox/AP50", "bbox/AP")
+    names = [n for w in wanted for n in curves if n == w or n.endswith(f"/{w}")]
+    return names + [n for n in curves if _SEMANTIC in n]
+
+
+def _plot_total(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
+    for color, name in zip(_COLORS, names, strict=False):
+        evaluated = _VALIDATION in name
+        label = name.replace("total_loss", "total loss") if evaluated else "training/total loss"
+        _plot(ax, curves[name], label, color, evaluated)
+    ax.set_ylabel("Loss")
+    ax.set_ylim(bottom=0)
+    handles, labels = ax.get_legend_handles_labels()
+    if "lr" in curves:
+        rate = ax.twinx()
+        (line,) = rate.plot(*curves["lr"], color="#999999", linewidth=1, linestyle="--")
+        rate.set_ylabel("Learning rate", color="#666666")
+        rate.set_ylim(bottom=0)
+        rate.spines["top"].set_visible(False)
+        handles, labels = [*handles, line], [*labels, "learning rate"]
+    ax.legend(handles, labels, frameon=False)
+
+
+def _plot_parts(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
+    for index, name in enumerate(names):
+        color = _COLORS[index % len(_COLORS)]
+        _plot(ax, curves[name], name.removeprefix("loss_"), color, False)
+        for validation in (n for n in curves if n.endswith(_VALIDATION + name)):
+            _plot(ax, curves[validation], None, color, True)
+    ax.set_ylabel("Losses (dotted: validation)")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, ncols=min(len(names), 5))
+
+
+def _plot_accuracy(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
+    for index, name in enumerate(names):
+        iterations, values = curves[name]
+        best = max(range(len(values)), key=values.__getitem__)
+        label = f"{name} (best {values[best]:.1f} at {iterations[best]})"
+        _plot(ax, (iterations, values), label, _COLORS[index % len(_COLORS)], False, marker="o")
+    ax.set_ylabel("Validation, %")
+    ax.set_ylim(0, 100)
+    ax.legend(frameon=False, fontsize="small", ncols=2)
+
+
+def _plot(ax: Axes, curve: Curve, label, color, dotted: bool, marker: str | None = None) -> None:
+    marker = "o" if dotted else marker
+    style = ":" if dotted else "-"
+    ax.plot(*curve, label=label, color=color, linestyle=style, marker=marker, ms=3.5, lw=1.5)
+
+
+def _record(line: str) -> dict | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+        return None
+    return record
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
