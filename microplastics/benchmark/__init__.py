@@ -1,0 +1,1 @@
+"""Ours against plain Detectron2, in one run, taking turns."""

@@ -1,0 +1,180 @@
+"""tools/benchmark.py on tiny models: what it reports, never how fast it was."""
+
+import importlib.util
+import json
+import math
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, dataset_entry
+
+from microplastics.benchmark import evaluation
+from microplastics.benchmark.agreement import compare_figures, compare_predictions
+from microplastics.benchmark.timing import Measurement, Report, alternate
+from microplastics.errors import UserError
+
+QUICK = ("--config-file", str(ROOT / "configs" / "microplastics_quick.yaml"))
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path, capsys):
+    """Runs the tool's ``main``: exit code, what ``--json`` wrote, stdout, stderr."""
+    spec = importlib.util.spec_from_file_location("benchmark_tool", ROOT / "tools/benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+
+    def call(command, *options):
+        path = tmp_path / "figures.json"
+        common = ("--threads", "1", "--json", str(path))
+        arguments = [str(option) for option in (command, *common, *options)]
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+        code = module.main()
+        output = capsys.readouterr()
+        return code, json.loads(path.read_text()), output.out, output.err
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def assert_whole(figures, contestants, repeat):
+    """Every contestant has a time for every turn, every other one than the reference a ratio."""
+    for measurement in figures["measurements"]:
+        found = measurement["contestants"]
+        assert len(found) == contestants and measurement["reference"] in found
+        for name, row in found.items():
+            assert len(row["seconds"]) == repeat
+            assert all(math.isfinite(s) and s > 0 for s in row["seconds"])
+            if name != measurement["reference"]:
+                assert 0 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+    assert figures["checks"] and all(check["agrees"] for check in figures["checks"])
+
+
+def test_train_runs_the_same_model_on_the_same_images(benchmark, rendered):
+    options = ("--repeat", 2, "--iterations", 1, "--dataset", dataset_entry(rendered, "train"))
+    code, figures, out, _ = benchmark("train", *QUICK, *options, *TINY)
+    assert code == 0
+    assert_whole(figures, contestants=3, repeat=2)
+    (measurement,) = figures["measurements"]
+    assert measurement["contestants"]["ours, all hooks on"]["target"] == 1.03
+    assert [check["name"] for check in figures["checks"]] == [
+        "images of the first batch",
+        "loss of one batch",
+    ]
+    assert "an iteration" in out and "Turns: 2 of 1 iterations, 2 a batch" in out
+
+
+def test_validate_gives_detectron2s_predictions_and_figures(benchmark):
+    options = ("--repeat", 1, "--images", 3, "--size", 96, "--detections", 20, 5)
+    code, figures, out, _ = benchmark("validate", *options, *QUICK, *TINY)
+    assert code == 0
+    assert_whole(figures, contestants=3, repeat=1)
+    assert [m["label"] for m in figures["measurements"]] == [
+        "validation, 20 detections an image",
+        "validation, 5 detections an image",
+    ]
+    assert [check["detail"] for check in figures["checks"]][2] == "18 figures"
+    assert "COCO" not in out  # pycocotools' chatter
+
+
+def test_infer_gives_detectron2s_predictions(benchmark):
+    images = ("--repeat", 1, "--images", 2, "--size", 96, "--detections", 7)
+    paste = ("--paste-size", 200, "--paste-masks", 5)
+    code, figures, _, _ = benchmark("infer", *images, *paste, *QUICK, *TINY)
+    assert code == 0
+    assert_whole(figures, contestants=2, repeat=1)
+    assert [m["label"] for m in figures["measurements"]] == [
+        "an image, 7 detections",
+        "paste and encode 5 masks, 200 x 200 px",
+    ]
+
+
+TINY_EVAL = ("--images", 6, "--true", 5, "--caps", 4, 120)
+
+
+def test_eval_gives_pycocotools_figures(benchmark):
+    code, figures, _, _ = benchmark("eval", "--repeat", 2, *TINY_EVAL)
+    assert code == 0
+    assert_whole(figures, contestants=2, repeat=2)
+    assert [check["name"] for check in figures["checks"]] == [
+        "box, 4 predicted: figures",
+        "mask, 4 predicted: figures",
+        "box, 120 predicted: figures",
+        "mask, 120 predicted: figures",
+    ]
+    targets = {m["label"]: m["contestants"]["ours"].get("target") for m in figures["measurements"]}
+    assert targets["box, 120 predicted: evaluate + accumulate"] == 1 / 15
+    assert targets["mask, 120 predicted: evaluate + accumulate"] == 1 / 6
+
+
+def test_figures_that_differ_end_in_code_1(benchmark, monkeypatch):
+    class Wrong(evaluation.CocoEvaluation):
+        def run(self):
+            super().run()
+            self.precision = self.precision + 1e-6
+
+    monkeypatch.setattr(evaluation, "CocoEvaluation", Wrong)
+    code, figures, out, err = benchmark("eval", "--repeat", 1, *TINY_EVAL)
+    assert code == 1
+    assert not any(check["agrees"] for check in figures["checks"])
+    assert "box, 4 predicted: figures: DIFFER" in out
+    assert err.startswith("error: Ours and the reference differ, so the times say nothing: box, 4")
+
+
+@pytest.mark.parametrize(
+    "command, options, words",
+    [
+        ("eval", ("--repeat", 0), "--repeat is 0"),
+        ("eval", ("--caps", 100, 0), "--caps is 0"),
+        ("train", (*QUICK, "--iterations", 0), "--iterations is 0"),
+        ("validate", (*QUICK, "--images", 0), "--images is 0"),
+        ("validate", (*QUICK, "--detections", 0), "--detections is 0"),
+        ("train", ("--config-file", "none.yaml"), "no config file none.yaml"),
+        ("infer", (*QUICK, "--images", 1, "--size", 96, "--dataset", "gone.json:x"), "gone.json"),
+    ],
+)
+def test_mistakes_are_named(benchmark, command, options, words):
+    with pytest.raises(UserError, match=words):
+        benchmark(command, *options)
+
+
+def test_turns_rotate_and_warm_up_does_not_count():
+    order = []
+
+    def contestant(name):
+        def turn():
+            order.append(name)
+            return {"turn": len(order)}
+
+        return turn
+
+    seconds = alternate({name: contestant(name) for name in "abc"}, rounds=3, warmup=1)
+    assert "".join(order) == "cab" + "abc" + "bca" + "cab"
+    assert seconds == {"turn": {"a": [4, 9, 11], "b": [5, 7, 12], "c": [6, 8, 10]}}
+
+
+def test_ratios_are_of_rounds():
+    seconds = {"theirs": [1.0, 2.0, 4.0], "ours": [0.5, 2.0, 8.0]}
+    measurement = Measurement("x", seconds, "theirs", {"ours": 1.0})
+    assert vars(measurement.ratio("ours")) == {"median": 1.0, "low": 0.5, "high": 2.0}
+    assert measurement.met("ours") and measurement.met("theirs") is None
+    measurement.targets["ours"] = 0.99
+    assert "MISSED" in str(Report({}, [measurement]))
+
+
+def test_predictions_differ_by_a_box_a_mask_or_an_order():
+    one = {"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1, 2, 3, 4]}
+    one["segmentation"] = {"size": [9, 9], "counts": "x"}
+    assert compare_predictions([one], [dict(one)], "p").agrees
+    changes = ({"bbox": [1, 2, 3, 5]}, {"segmentation": {}}, {"category_id": 1}, {"image_id": 2})
+    for change in changes:
+        assert not compare_predictions([one], [{**one, **change}], "p").agrees
+    assert not compare_predictions([one], [], "p").agrees
+
+
+def test_nan_equals_nan_alone():
+    nan = float("nan")
+    assert compare_figures({"segm": {"AP": nan}}, {"segm": {"AP": nan}}, "f").agrees
+    assert not compare_figures({"segm": {"AP": nan}}, {"segm": {"AP": 1.0}}, "f").agrees
+    assert not compare_figures({"bbox": {"AP": 1.0}}, {"segm": {"AP": 1.0}}, "f").agrees
