@@ -52,11 +52,12 @@ INSTALL_REQUIRES = [
     "hydra-core>=1.1",
     "termcolor>=1.1",
     "tqdm>4.29.0",
-    # What Detectron2 and the package use of these four has been there in every release.
+    # What Detectron2 and the package use of these three has been there in every release.
     "cloudpickle",
     "tabulate",
     "tensorboard",
-    "matplotlib",
+    # The first that brings contourpy, by which outlines of masks are drawn.
+    "matplotlib>=3.6",
     # CfgNode.merge_from_file and clone as Detectron2 uses them; its own bound is 0.1.6.
     "yacs>=0.1.6",
     # 2.0 brought affinity and unions over arrays of geometries, with which particles are drawn.

@@ -67,8 +67,8 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BEST_CHECKPOINT.ENABLED = True
     cfg.SOLVER.BEST_CHECKPOINT.METRIC = "segm/AP50"
 
-    # Mixed precision is used on CUDA; on the CPU only when this is set as well (it needs a
-    # processor with bf16 instructions to be faster).
+    # Mixed precision is used on CUDA; on the CPU only when this is set as well and the processor
+    # has bf16 instructions.
     cfg.SOLVER.AMP.ON_CPU = False
     # auto (bf16 where the card has it, else fp16), bfloat16 or float16.
     cfg.SOLVER.AMP.DTYPE = "auto"

@@ -1,8 +1,10 @@
 """Training and validation loaders that both Detectron2 builds share."""
 
+import ctypes
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +24,9 @@ from microplastics.data.sampler import BatchStream
 from microplastics.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# From <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -55,7 +60,13 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
             if json_file is None:  # registered by other code, which answers for it
                 continue
             if comm.is_main_process():
-                check_instances(json_file, metadata.image_root, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+                check_instances(
+                    json_file,
+                    metadata.image_root,
+                    cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                    training=split == "TRAIN",
+                    max_pixels=cfg.INPUT.MAX_PIXELS,
+                )
     if "TRAIN" in splits and "TEST" in splits:
         _check_same_classes(cfg)
     cfg.freeze()
@@ -105,8 +116,19 @@ def _init_worker(_worker_id: int) -> None:
     # checkpoint with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this worker when the main process is killed (Linux alone).
+
+    A worker that is blocked writing a batch into a pipe that it holds open itself would never
+    notice.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def effective_workers(configured: int) -> int:

@@ -1,6 +1,7 @@
 """Mixed precision where the device gains by it."""
 
 import contextlib
+import functools
 import logging
 
 import torch
@@ -17,7 +18,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """The type that autocast computes in, or ``None`` for full precision.
 
-    ``SOLVER.AMP.ENABLED`` holds on CUDA; the CPU needs ``SOLVER.AMP.ON_CPU`` as well.
+    ``SOLVER.AMP.ENABLED`` holds on CUDA; the CPU needs ``SOLVER.AMP.ON_CPU`` as well, and bf16
+    instructions, without which bf16 is emulated and slow.
 
     Raises:
         UserError: ``SOLVER.AMP.DTYPE`` is unknown or cannot run here.
@@ -28,14 +30,19 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        if not cfg.SOLVER.AMP.ON_CPU:
-            return None
-        if name == "float16":
+        if name == "float16" and cfg.SOLVER.AMP.ON_CPU:
             raise UserError("SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU.")
-        return torch.bfloat16
+        return torch.bfloat16 if cfg.SOLVER.AMP.ON_CPU and cpu_has_bf16() else None
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return _DTYPES[name]
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether the processor computes in bf16 (AVX512-BF16, AMX or Arm's BF16)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def autocast(cfg: CfgNode) -> contextlib.AbstractContextManager:

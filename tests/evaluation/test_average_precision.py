@@ -140,6 +140,7 @@ def test_some_of_the_images(iou_type, back_end, monkeypatch):
 def test_the_cap_counts():
     dataset, results = random_data(1, 60)
     gt = index(dataset)
+    assert np.isnan(CocoEvaluation(gt, results, "bbox", recall_caps=()).run().figures()["AR10"])
     recall = [
         CocoEvaluation(gt, results, "segm", cap).run().figures()["AR"] for cap in (1, 5, 20, 100)
     ]

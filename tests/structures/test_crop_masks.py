@@ -45,6 +45,7 @@ COORDINATE = st.one_of(
 
 
 @given(SEEDS)
+@settings(deadline=None)
 def test_bitmasks_and_rles_and_back(seed):
     full = random_masks(seed)
     masks = CropMasks.from_bitmasks(torch.from_numpy(full))
@@ -126,6 +127,7 @@ POLYGON = st.lists(st.tuples(TENTH, TENTH), min_size=3, max_size=8)
 
 
 @given(st.lists(POLYGON, min_size=1, max_size=3))
+@settings(deadline=None)
 def test_polygons_are_rasterised_as_pycocotools_does(polygons):
     flat = [np.array(polygon).ravel().tolist() for polygon in polygons]
     expected = mask_util.merge(mask_util.frPyObjects(flat, *SIZE))
@@ -238,7 +240,7 @@ AFFINES = {
 
 @pytest.mark.parametrize("name", AFFINES)
 @given(seed=SEEDS)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_affine_is_exact_for_flips_turns_and_shifts(name, seed):
     matrix, size, expected = AFFINES[name]
     full = random_masks(seed)
@@ -247,6 +249,7 @@ def test_affine_is_exact_for_flips_turns_and_shifts(name, seed):
 
 
 @given(st.floats(0.3, 3.3), st.floats(0.3, 3.3), st.integers(0, 1))
+@settings(deadline=None)
 def test_affine_scales_a_rectangle(sx, sy, flip):
     full = np.zeros((1, *SIZE), dtype=bool)
     full[0, 10:34, 8:44] = True

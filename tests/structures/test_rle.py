@@ -15,6 +15,7 @@ def encode(mask):
 
 
 @given(MASKS)
+@settings(deadline=None)
 def test_counts_agree_with_pycocotools(mask):
     coco = encode(mask)
     counts = rle.decode_counts(coco["counts"])
@@ -28,18 +29,21 @@ def test_counts_agree_with_pycocotools(mask):
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
+@settings(deadline=None)
 def test_any_lengths_survive_the_string(lengths):
     text = rle.encode_counts(lengths)
     assert rle.decode_counts(text).tolist() == lengths
 
 
 @given(st.lists(st.integers(0, 2**28), min_size=1, max_size=40))  # C writes past its end above
+@settings(deadline=None)
 def test_string_is_that_of_pycocotools(lengths):
     coco = mask_util.frPyObjects({"size": [1, 1], "counts": lengths}, 1, 1)
     assert rle.encode_counts(lengths) == coco["counts"]
 
 
 @given(MASKS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 3), st.integers(0, 3))
+@settings(deadline=None)
 def test_runs_of_a_crop_are_those_of_its_image(crop, x0, y0, below, right):
     rows, columns = crop.shape
     full = np.zeros((y0 + rows + below, x0 + columns + right), dtype=bool)
@@ -82,7 +86,7 @@ def test_hostile_counts_are_value_errors(counts, words):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_random_bytes_never_do_more_than_value_error(counts):
     try:
         area = rle.rle_area({"size": [50, 50], "counts": counts})

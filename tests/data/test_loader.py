@@ -1,0 +1,117 @@
+"""microplastics/data/loader.py."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from support import ROOT, dataset_entry
+
+from microplastics.data.loader import (
+    TrainLoader,
+    ValidationLoader,
+    check_datasets,
+    effective_workers,
+)
+from microplastics.errors import UserError
+
+
+def take(loader, count, start=0):
+    return list(itertools.islice(loader.iterate(start), count))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batch_k_is_the_same_wherever_one_starts(tiny_cfg, workers):
+    cfg = check_datasets(tiny_cfg("DATALOADER.NUM_WORKERS", workers))
+    whole = take(TrainLoader(cfg), 5)
+    for late, early in zip(take(TrainLoader(cfg), 2, start=3), whole[3:], strict=True):
+        for ours, theirs in zip(late, early, strict=True):
+            assert ours["file_name"] == theirs["file_name"]
+            assert torch.equal(ours["image"], theirs["image"])
+            assert torch.equal(
+                ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor
+            )
+
+
+def test_augmentation_differs_from_visit_to_visit(tiny_cfg):
+    cfg = check_datasets(tiny_cfg("SOLVER.IMS_PER_BATCH", 1))
+    visits = {}
+    for (item,) in take(TrainLoader(cfg), 40):
+        visits.setdefault(item["file_name"], set()).add(item["image"].sum(0)[0, 0].item())
+    assert any(len(corners) > 1 for corners in visits.values())
+
+
+def test_validation_keeps_annotations_and_sees_each_image_once(tiny_cfg):
+    cfg = check_datasets(tiny_cfg())
+    items = [item for batch in ValidationLoader(cfg, cfg.DATASETS.TEST[0]) for item in batch]
+    assert len({item["image_id"] for item in items}) == len(items) == 4
+    assert sum(len(item["instances"]) for item in items) > 0
+
+
+def test_the_repeat_factor_sampler_is_there_and_others_are_refused(tiny_cfg):
+    cfg = check_datasets(tiny_cfg("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"))
+    assert len(take(TrainLoader(cfg), 2)) == 2
+    cfg = check_datasets(tiny_cfg("DATALOADER.SAMPLER_TRAIN", "Shuffle"))
+    with pytest.raises(UserError, match="SAMPLER_TRAIN Shuffle"):
+        take(TrainLoader(cfg), 1)
+
+
+def test_sets_with_different_classes_are_refused(tiny_cfg, rendered, tmp_path):
+    import json
+
+    data = json.loads((rendered / "annotations" / "instances_val.json").read_text())
+    data["categories"][2]["name"] = "Foam"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(data))
+    cfg = tiny_cfg("DATASETS.TEST", repr((f"{other}:{rendered}/val",)))
+    with pytest.raises(UserError, match="differ in their classes.*Film.*Foam"):
+        check_datasets(cfg)
+
+
+def test_no_data_set_is_a_sentence(tiny_cfg):
+    with pytest.raises(UserError, match="DATASETS.TRAIN is empty"):
+        check_datasets(tiny_cfg("DATASETS.TRAIN", "()"))
+
+
+def test_workers_do_not_exceed_the_cores():
+    assert effective_workers(0) == 0
+    assert effective_workers(10**6) <= os.cpu_count()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_workers_die_with_a_killed_main_process(rendered, tiny_opts, tmp_path):
+    script = f"""
+import sys, time
+from microplastics.config import load_config
+from microplastics.data.loader import TrainLoader, check_datasets
+cfg = load_config({str(ROOT / "configs/microplastics_quick.yaml")!r}, {tiny_opts!r})
+cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 1])
+batches = TrainLoader(check_datasets(cfg)).iterate()
+next(batches)
+import multiprocessing
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    lines = (line for line in process.stdout if line.strip().isdigit())
+    worker = int(next(lines))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
+        if open(f"/proc/{worker}/stat").read().split()[2] == "Z":  # dead, nobody reaped it yet
+            break
+        time.sleep(0.05)
+    else:
+        assert not os.path.exists(f"/proc/{worker}")
+
+
+def test_entries_are_registered_under_their_own_text(tiny_cfg, rendered):
+    cfg = check_datasets(tiny_cfg())
+    assert cfg.DATASETS.TRAIN == (dataset_entry(rendered, "train"),)
