@@ -2,11 +2,11 @@
 #
 #   PYTHON       the interpreter that .venv is made with (3.10 to 3.13), e.g. make PYTHON=python3.12
 #   VENV         the environment; one with Detectron2 main in it keeps that Detectron2
-#   PYTEST_ARGS  more arguments for pytest, e.g. make test PYTEST_ARGS="-n 2 tests/data"
+#   PYTEST_ARGS  arguments for pytest, e.g. make test PYTEST_ARGS="-x tests/data"
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
@@ -49,7 +49,8 @@ $(STAMP):
 	@rm -f $(VENV)/.microplastics-*
 	@touch $@
 
-# One thread an operation: the tests' arrays are small, and threads only get in each other's way.
+# Two processes, one thread an operation: the tests' arrays are small, and threads only get in each
+# other's way.
 test: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q $(PYTEST_ARGS)
 

@@ -4,7 +4,12 @@ Importing the package registers its data sets (lazily: nothing is read) in Detec
 ``DatasetCatalog`` and ``MetadataCatalog``.
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# fvcore, which Detectron2 imports, calls torch.jit.script: nothing that a user could mend.
+warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
 
 from microplastics.config import add_microplastics_config, get_cfg, load_config
 from microplastics.data.catalog import register_builtin, register_microplastics_instances

@@ -1,10 +1,14 @@
 """A tiny rendered data set, a tiny config, and the real command line."""
 
+import logging
 import os
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from detectron2.utils.logger import setup_logger
 from support import ROOT, TINY, dataset_entry
 
 
@@ -58,5 +62,29 @@ def tool():
             timeout=timeout,
             check=False,
         )
+
+    return call
+
+
+@pytest.fixture
+def tool_here(monkeypatch, capfd):
+    """Runs a tool of the project in this process, which saves its imports."""
+
+    def forget_loggers():
+        # Their handlers hold the output stream of the test that made them.
+        setup_logger.cache_clear()
+        for logger in ("detectron2", "fvcore", "microplastics"):
+            logging.getLogger(logger).handlers.clear()
+
+    def call(name, *arguments):
+        path = str(ROOT / "tools" / f"{name}.py")
+        forget_loggers()
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+        printed = capfd.readouterr()
+        forget_loggers()
+        return SimpleNamespace(returncode=end.value.code, stdout=printed.out, stderr=printed.err)
 
     return call

@@ -7,10 +7,8 @@ python tools/train_net.py --config-file configs/microplastics_r50.yaml --num-gpu
 import argparse
 import sys
 
-from detectron2.engine import default_argument_parser
-
 from microplastics.cli import run
-from microplastics.engine import Trainer, evaluate, launch, setup
+from microplastics.engine import Trainer, argument_parser, evaluate, launch, setup
 
 
 def main(args: argparse.Namespace) -> int:
@@ -25,5 +23,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(epilog=__doc__).parse_args(sys.argv[1:])
+    arguments = argument_parser(epilog=__doc__).parse_args(sys.argv[1:])
     run(lambda: launch(main, arguments))

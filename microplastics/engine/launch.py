@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.engine import default_argument_parser as _detectron2_argument_parser
 from detectron2.engine import launch as _detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
@@ -16,6 +17,11 @@ from microplastics.compat import create_local_process_group
 from microplastics.errors import UserError
 
 USER_ERROR = 2
+
+
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's own: ``--config-file --num-gpus --resume --eval-only … KEY VALUE``."""
+    return _detectron2_argument_parser(epilog)
 
 
 def under_torchrun() -> bool:

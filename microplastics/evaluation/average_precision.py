@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import io
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ try:
     from faster_coco_eval import COCOeval_faster
 except ImportError:
     COCOeval_faster = None
-
-logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -83,7 +80,7 @@ class CocoEvaluation:
         else:
             # Told that it works on boxes it does not decode and encode every mask anew, which
             # would be half of its time: the overlaps are all that differs, and come from here.
-            self._eval = COCOeval_faster(gt, dt, "bbox", print_function=logger.debug)
+            self._eval = COCOeval_faster(gt, dt, "bbox", print_function=_silent)
             self._eval.computeIoU = _Overlaps(gt, dt, part, max_dets)
         if img_ids is not None:
             self._eval.params.imgIds = list(img_ids)
@@ -304,6 +301,10 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _silent(*_: Any) -> None:
+    """Take what the evaluation says of its progress: it is over in a moment."""
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,6 +1,9 @@
 """Two CPU processes under torchrun."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from support import ROOT
@@ -13,10 +16,6 @@ THREADS = {"OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def trained(tiny_opts, tmp_path_factory):
     """A two-process run that stops early: its folder."""
-    import os
-    import subprocess
-    import sys
-
     output = tmp_path_factory.mktemp("torchrun")
     early = ("SOLVER.EARLY_STOPPING.ENABLED", "True", "SOLVER.EARLY_STOPPING.PATIENCE", "1")
     # Nothing improves by a thousandfold: the second evaluation stops the run.
@@ -47,13 +46,14 @@ def trained(tiny_opts, tmp_path_factory):
 def test_both_ranks_stop_early_together(trained):
     for log in ("log.txt", "log.txt.rank1"):
         text = (trained / log).read_text()
-        assert "Early stopping after iteration 3" in text, log
+        # EVAL_PERIOD 2 was written for one process: 1 for two. The second evaluation stops.
+        assert "Early stopping after iteration 1" in text, log
     assert (trained / "model_final.pth").exists()
 
 
 def test_the_batch_and_the_rate_follow_the_number_of_processes(trained):
     text = (trained / "log.txt").read_text()
-    assert "8 training images, 4 a batch" in text or "training images, 4 a batch" in text
+    assert "training images, 4 a batch" in text
     assert "20 iterations" in text and "LR 0.04" in text
 
 

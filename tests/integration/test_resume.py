@@ -54,7 +54,8 @@ def assert_same(first, second):
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
     ours, theirs = first["trainer"], second["trainer"]
-    assert ours["hooks"] == theirs["hooks"]
+    # As text: AP of an absent size is NaN, which equals nothing.
+    assert repr(ours["hooks"]) == repr(theirs["hooks"])
     assert ours["lr_scale"] == theirs["lr_scale"] < 1
     assert ours["iteration"] == theirs["iteration"]
     for name, state in ours["optimizer"].items():

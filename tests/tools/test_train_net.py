@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -53,16 +54,16 @@ def test_eval_only_prints_what_training_logged(trained, tiny_opts, tool):
     assert "model_best.pth" in done.stdout
 
 
-def test_test_time_augmentation_is_scored_too(trained, tiny_opts, tool):
+def test_test_time_augmentation_is_scored_too(trained, tiny_opts, tool_here):
     sizes = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,128)")
-    done = tool("train_net", *QUICK, "--eval-only", *tiny_opts, "OUTPUT_DIR", trained, *sizes)
+    done = tool_here("train_net", *QUICK, "--eval-only", *tiny_opts, "OUTPUT_DIR", trained, *sizes)
     assert done.returncode == 0, done.stderr
     scores = json.loads((trained / "inference" / "metrics.json").read_text())
     assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/AP50"} <= set(scores)
 
 
-def test_a_second_training_in_the_same_folder_is_refused(trained, tiny_opts, tool):
-    done = tool("train_net", *QUICK, *tiny_opts, "OUTPUT_DIR", trained)
+def test_a_second_training_in_the_same_folder_is_refused(trained, tiny_opts, tool_here):
+    done = tool_here("train_net", *QUICK, *tiny_opts, "OUTPUT_DIR", trained)
     assert done.returncode == 2
     assert "add --resume" in done.stderr
 
@@ -99,7 +100,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_end_in_one_sentence_and_code_2(name, tiny_opts, tmp_path, tool):
+def test_mistakes_end_in_one_sentence_and_code_2(name, tiny_opts, tmp_path, tool_here):
     (first, *rest), words = MISTAKES[name]
     options = [first, *rest[:1]]
     # Options named later win: the tiny data set first, the mistake after it.
@@ -108,49 +109,49 @@ def test_mistakes_end_in_one_sentence_and_code_2(name, tiny_opts, tmp_path, tool
         flags += [rest[rest.index("--num-gpus") + 1]]
     opts = [r for r in rest[1:] if r not in flags]
     output = ("OUTPUT_DIR", str(tmp_path))
-    done = tool("train_net", *options, *flags, *tiny_opts, *output, *opts)
+    done = tool_here("train_net", *options, *flags, *tiny_opts, *output, *opts)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_number_of_classes_names_both(tiny_opts, tmp_path, tool):
+def test_wrong_number_of_classes_names_both(tiny_opts, tmp_path, tool_here):
     options = ("MODEL.ROI_HEADS.NUM_CLASSES", "4", "OUTPUT_DIR", tmp_path)
-    done = tool("train_net", *QUICK, *tiny_opts, *options)
+    done = tool_here("train_net", *QUICK, *tiny_opts, *options)
     assert done.returncode == 2
     for word in ("NUM_CLASSES", "4", "Fiber", "Film"):
         assert word in done.stderr
 
 
-def test_a_checkpoint_of_another_model_is_refused(trained, tiny_opts, tmp_path, tool):
+def test_a_checkpoint_of_another_model_is_refused(trained, tiny_opts, tmp_path, tool_here):
     options = ("MODEL.WEIGHTS", trained / "model_best.pth", "MODEL.FPN.OUT_CHANNELS", "32")
-    done = tool("train_net", *QUICK, "--eval-only", *tiny_opts, *options, "OUTPUT_DIR", tmp_path)
+    done = tool_here(
+        "train_net", *QUICK, "--eval-only", *tiny_opts, *options, "OUTPUT_DIR", tmp_path
+    )
     assert done.returncode == 2
     assert "does not fit this model" in done.stderr
 
 
-def test_a_malicious_checkpoint_is_refused(tiny_opts, tmp_path, tool):
+def test_a_malicious_checkpoint_is_refused(tiny_opts, tmp_path, tool_here):
     evil(tmp_path / "evil.pkl")
     options = ("MODEL.WEIGHTS", tmp_path / "evil.pkl", "OUTPUT_DIR", tmp_path / "out")
-    done = tool("train_net", *QUICK, *tiny_opts, *options)
+    done = tool_here("train_net", *QUICK, *tiny_opts, *options)
     assert done.returncode == 2
     assert "holds more than weights" in done.stderr and "pwned" not in done.stdout
 
 
-def test_resume_with_nothing_there_says_so_and_trains(tiny_opts, tmp_path, tool):
+def test_resume_with_nothing_there_says_so_and_trains(tiny_opts, tmp_path, tool_here):
     options = ("OUTPUT_DIR", tmp_path / "new", "SOLVER.MAX_ITER", "1")
-    done = tool("train_net", *QUICK, "--resume", *tiny_opts, *options)
+    done = tool_here("train_net", *QUICK, "--resume", *tiny_opts, *options)
     assert done.returncode == 0, done.stderr
     assert "no checkpoint" in done.stdout + done.stderr
     assert (tmp_path / "new" / "model_final.pth").exists()
 
 
 def test_a_broken_image_ends_training_with_its_name_and_a_checkpoint(
-    rendered, tiny_opts, tmp_path, tool
+    rendered, tiny_opts, tmp_path, tool_here
 ):
-    import shutil
-
     copy = tmp_path / "data"
     shutil.copytree(rendered, copy)
     victim = sorted((copy / "train").iterdir())[-1]
@@ -161,15 +162,15 @@ def test_a_broken_image_ends_training_with_its_name_and_a_checkpoint(
         "OUTPUT_DIR",
         tmp_path / "o",
     )
-    done = tool("train_net", *QUICK, *tiny_opts, *options)
+    done = tool_here("train_net", *QUICK, *tiny_opts, *options)
     assert done.returncode == 2
     assert victim.name in done.stderr and "Traceback" not in done.stderr
 
 
-def test_exploding_training_names_iteration_images_and_checkpoint(tiny_opts, tmp_path, tool):
+def test_exploding_training_names_iteration_images_and_checkpoint(tiny_opts, tmp_path, tool_here):
     options = ("SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0", "OUTPUT_DIR", tmp_path)
     clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", "False")
-    done = tool("train_net", *QUICK, *tiny_opts, *options, *clip)
+    done = tool_here("train_net", *QUICK, *tiny_opts, *options, *clip)
     assert done.returncode == 2, done.stderr
     for word in ("iteration", ".jpg", "last checkpoint", "SOLVER.BASE_LR"):
         assert word in done.stderr
