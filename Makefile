@@ -43,7 +43,11 @@ $(STAMP):
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(RUN) -c '$(CHECK_PYTHON)'
 	$(PIP) install --quiet $$(grep -E '^(setuptools|wheel)==' requirements.txt)
-	$(PIP) install --quiet --no-build-isolation -r requirements.txt
+	@# A compiled Detectron2 works with the torch that it was built against alone: that one stays.
+	@if $(RUN) -c 'import torch, detectron2._C' 2>/dev/null; \
+		then grep -vE '^torch(vision)?==' requirements.txt; else cat requirements.txt; \
+		fi > $(VENV)/requirements.txt
+	$(PIP) install --quiet --no-build-isolation -r $(VENV)/requirements.txt
 	$(RUN) tools/install_detectron2.py
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.microplastics-*

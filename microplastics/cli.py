@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from microplastics.errors import UserError
-from microplastics.files import write_error
+from microplastics.files import is_write_error, write_error
 
 
 def report(message: str) -> None:
@@ -27,7 +27,7 @@ def run(main: Callable[[], int | None]) -> None:
         code = 2
     except OSError as error:
         # A full disk or a missing permission can surface in any library that writes.
-        if error.filename is None and error.errno is None:
+        if not is_write_error(error):
             raise
         report(str(write_error(error.filename or os.getcwd(), error)))
         code = 2

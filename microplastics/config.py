@@ -46,7 +46,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     cfg.SOLVER.PLATEAU = _CN()
     cfg.SOLVER.PLATEAU.ENABLED = False
     # Any flattened metric of the evaluation: validation/total_loss, segm/AP50, bbox/AP-Fiber, …
-    # Names that hold "loss" are minimised, all others maximised.
+    # The losses (validation/…) are minimised, all others maximised.
     cfg.SOLVER.PLATEAU.METRIC = "validation/total_loss"
     cfg.SOLVER.PLATEAU.FACTOR = 0.1
     cfg.SOLVER.PLATEAU.PATIENCE = 5

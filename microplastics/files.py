@@ -24,6 +24,11 @@ _MENDS = {
 }
 
 
+def is_write_error(error: OSError) -> bool:
+    """Whether an error of the operating system is one that writing meets."""
+    return error.errno in _MENDS
+
+
 def write_error(path: str | os.PathLike, error: OSError) -> UserError:
     """Turn an ``OSError`` of writing ``path`` into a sentence with its mend."""
     mend = _MENDS.get(error.errno, f"{error.strerror or error}; choose another path")

@@ -12,6 +12,18 @@ from detectron2.utils.logger import setup_logger
 from support import ROOT, TINY, dataset_entry
 
 
+@pytest.fixture
+def caplog(caplog):
+    """pytest's own, which sees the project's lines after Detectron2's ``setup_logger`` too."""
+    project = logging.getLogger("microplastics")
+    before = project.propagate
+    project.propagate = False
+    project.addHandler(caplog.handler)
+    yield caplog
+    project.removeHandler(caplog.handler)
+    project.propagate = before
+
+
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory):
     """Folder with 8 + 4 + 2 rendered images of 96 px."""

@@ -24,7 +24,12 @@ def step(title: str, *command: str, env: dict[str, str]) -> None:
     shown = " ".join(["python", *map(shlex.quote, command)])
     print(f"\n== {title}\n$ {shown}", flush=True)
     start = time.perf_counter()
-    code = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, check=False).returncode
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C reached it too: it saves and ends by itself
+        raise
     if code:
         raise UserError(f"The step above ended with exit code {code}; mend it and start again.")
     print(f"-- {time.perf_counter() - start:.0f} s", flush=True)

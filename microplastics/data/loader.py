@@ -163,7 +163,7 @@ class TrainLoader:
                 default, or a random one where that is negative.
         """
         world_size = comm.get_world_size()
-        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by "
                 f"{world_size} processes; set it to a multiple of {world_size}."

@@ -134,7 +134,8 @@ class MicroplasticsDatasetMapper:
         instances.gt_classes = torch.as_tensor(classes, dtype=torch.int64)
         if self.use_instance_mask:
             segmentations = [a["segmentation"] for a in annotations]
-            if all(isinstance(s, list) for s in segmentations):
+            # A crop cuts through polygons; CropMasks are clipped to what is left in view.
+            if not self.recompute_boxes and all(isinstance(s, list) for s in segmentations):
                 instances.gt_masks = _transform_polygons(segmentations, transforms)
             else:
                 masks = CropMasks.from_coco(segmentations, size_before)

@@ -113,7 +113,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         """Checkpoints to resume from, the one to try first at the front."""
         found = []
         last = self.get_checkpoint_file() if self.has_checkpoint() else ""
-        for path in [last, os.path.join(self.save_dir, f"{FINAL}.pth"), *self._periodic()]:
+        for path in [last, *self._periodic(), os.path.join(self.save_dir, f"{FINAL}.pth")]:
             if path and path not in found and os.path.isfile(path):
                 found.append(path)
         return found
@@ -138,7 +138,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         for number, path in enumerate(paths):
             try:
                 checkpoint = read_weights(path)
-                if "trainer" not in checkpoint:
+                if "circumstances" not in checkpoint.get("trainer", {}):
                     raise UserError(f"{path} was not written by this project's trainer.")
             except UserError as error:
                 if number + 1 == len(paths):
@@ -165,9 +165,20 @@ class TrainingCheckpointer(DetectionCheckpointer):
             self.model,
             checkpoint,
             cfg.MODEL.WEIGHTS,
-            allow=cfg.MODEL.WEIGHTS_ALLOW_MISMATCH,
+            # An evaluation must never score what was left at its initialisation.
+            allow=cfg.MODEL.WEIGHTS_ALLOW_MISMATCH if new_classes else (),
             new_classes=new_classes,
         )
+
+
+def refuse_second_training(output_dir: str) -> None:
+    """Raise a ``UserError`` where OUTPUT_DIR holds a training that a new one would mix with."""
+    for name in sorted(os.listdir(output_dir)) if os.path.isdir(output_dir) else []:
+        if _PERIODIC.match(name) or name == f"{FINAL}.pth":
+            raise UserError(
+                f"{os.path.join(output_dir, name)} is of an earlier training; add --resume to go "
+                "on with it, or choose another OUTPUT_DIR."
+            )
 
 
 def checkpoint_info(path: str) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     if not weights_given and os.path.isfile(best):
-        cfg.MODEL.WEIGHTS = best
+        # A demanded sha256 was that of the file which training started from.
+        cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = best, ""
     if not cfg.MODEL.WEIGHTS:
         raise UserError(
             f"--eval-only has no weights to score: {best} is not there and MODEL.WEIGHTS is "
@@ -83,6 +84,8 @@ def _test_with_augmentation(cfg: CfgNode, model, trainer_class) -> OrderedDict:
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, "".join(c if c.isalnum() else "_" for c in name))
         evaluator = trainer_class.build_evaluator(cfg, name, folder)
         # TTA makes its own inputs from the files, as Detectron2's train_net.py has it.
         loader = super(Trainer, trainer_class).build_test_loader(cfg, name)
@@ -98,7 +101,7 @@ def _write(results: OrderedDict, cfg: CfgNode, class_names: list[str]) -> None:
     write_json(os.path.join(folder, "metrics.json"), metrics, indent=2)
     rows = per_class_table(metrics, class_names)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0])
+    writer = csv.DictWriter(buffer, dict.fromkeys(key for row in rows for key in row))
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(os.path.join(folder, "per_class.csv")) as file:
@@ -124,10 +127,10 @@ def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[d
     for name in [*class_names, None]:
         row = {"class": name or "all"}
         for key, value in metrics.items():
-            *path, figure = key.split("/")
-            task = "/".join(path)
-            wanted = (f"AP-{name}", f"AP50-{name}") if name else ("AP", "AP50")
-            if figure in wanted:
-                row[f"{task} {figure.split('-')[0]}"] = value
+            for figure in ("AP", "AP50"):
+                # Class names may hold slashes: only the end of the key tells.
+                end = f"/{figure}-{name}" if name else f"/{figure}"
+                if key.endswith(end):
+                    row[f"{key.removesuffix(end)} {figure}"] = value
         rows.append(row)
     return rows

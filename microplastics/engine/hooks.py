@@ -6,6 +6,7 @@ all of them keep their state in the checkpoint.
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -50,11 +51,11 @@ class Improvement:
     def __init__(self, metric: str, threshold: float = 0.0):
         """
         Args:
-            metric: flattened name; names that hold "loss" are minimised.
+            metric: flattened name; those of ``validation/`` are losses and minimised.
             threshold: relative change that counts as better (torch's ``rel`` mode).
         """
         self.metric = metric
-        self.minimise = "loss" in metric
+        self.minimise = "validation/" in metric
         self.threshold = threshold
         self.best: float | None = None
 
@@ -267,9 +268,19 @@ class PeriodicCheckpoints(HookBase):
 class Writers(HookBase):
     """Detectron2's ``PeriodicWriter`` for a loop whose end is not known beforehand."""
 
-    def __init__(self, writers: list[EventWriter], period: int = 20):
-        self._writers = writers
+    def __init__(self, build_writers: Callable[[], list[EventWriter]], period: int = 20):
+        """
+        Args:
+            build_writers: called when training starts: a writer that opened its file before a
+                resume has tidied it would write to a file that is gone.
+            period: iterations.
+        """
+        self._build_writers = build_writers
+        self._writers: list[EventWriter] = []
         self._period = period
+
+    def before_train(self) -> None:
+        self._writers = self._build_writers()
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self._period == 0:

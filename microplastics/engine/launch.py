@@ -95,7 +95,8 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun starts more processes than the {torch.cuda.device_count()} GPU(s) of "
-                "this machine; lower --nproc_per_node."
+                "this machine; lower --nproc_per_node, or hide them with CUDA_VISIBLE_DEVICES= to "
+                "train on the CPU."
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if cuda else "gloo")
@@ -111,7 +112,9 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Body of a spawned process: a person's mistake is one line, said once."""
     try:
-        main(args)
+        code = main(args)
     except UserError as error:
         report(str(error))
         raise SystemExit(USER_ERROR) from None
+    if code:
+        raise SystemExit(code)

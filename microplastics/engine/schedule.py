@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+from microplastics.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +47,8 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> tuple[CfgNode, Schedule]:
     """
     cfg = cfg.clone()
     cfg.defrost()
+    if cfg.SOLVER.MAX_EPOCHS <= 0 and cfg.SOLVER.MAX_ITER < 1:
+        raise UserError("Neither SOLVER.MAX_EPOCHS nor SOLVER.MAX_ITER is above 0; set one.")
     epoch = num_images / cfg.SOLVER.IMS_PER_BATCH
 
     def iterations(epochs: float) -> int:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from microplastics.config import load_config
+from microplastics.engine.checkpoint import refuse_second_training
 from microplastics.errors import UserError
 from microplastics.files import write_error
 
@@ -30,7 +31,14 @@ def resolve_device(cfg: CfgNode) -> CfgNode:
         raise UserError(
             f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is unknown; use cuda or cpu."
         ) from error
-    if device.type != "cuda" or torch.cuda.is_available():
+    if device.type != "cuda":
+        return cfg
+    if torch.cuda.is_available():
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"MODEL.DEVICE is {device}, but this machine has {torch.cuda.device_count()} "
+                "GPU(s); use cuda:0."
+            )
         return cfg
     logger.warning("MODEL.DEVICE is %s, but there is no GPU here: using the CPU.", device)
     cfg = cfg.clone()
@@ -68,6 +76,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process():
         check_output_dir(cfg.OUTPUT_DIR)
+    if not (args.eval_only or args.resume):
+        # Before config.yaml and log.txt of that training are touched.
+        refuse_second_training(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="microplastics")
     cfg = resolve_device(cfg)
     default_setup(cfg, args)

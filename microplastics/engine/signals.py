@@ -51,7 +51,9 @@ class StopSignals:
         if iteration % _PERIOD:
             return False
         names = [name for name in comm.all_gather(self.name) if name]
-        self.name = names[0] if names else None
+        if names:
+            # Not otherwise: a signal may have come while the ranks were gathering.
+            self.name = names[0]
         return bool(names)
 
     @property

@@ -16,6 +16,7 @@ from microplastics.compat import detectron2_build
 from microplastics.data.loader import TrainLoader
 from microplastics.engine.optimizer import load_optimizer_state, optimizer_state
 from microplastics.engine.parallel import unwrap
+from microplastics.engine.precision import amp_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -80,4 +81,5 @@ def _circumstances(trainer) -> dict[str, Any]:
         "batch size": trainer.cfg.SOLVER.IMS_PER_BATCH,
         "training images": trainer.schedule.images,
         "MAX_ITER": trainer.max_iter,
+        "precision": str(amp_dtype(trainer.cfg) or torch.float32),
     }

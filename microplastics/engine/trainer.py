@@ -1,6 +1,7 @@
 """The training loop."""
 
 import logging
+import math
 import os
 import time
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from torch import nn
 from microplastics.compat import after_backward
 from microplastics.data.loader import TrainLoader, ValidationLoader, check_datasets, training_dicts
 from microplastics.data.rng import seed_all
-from microplastics.engine.checkpoint import FINAL, TrainingCheckpointer
+from microplastics.engine.checkpoint import FINAL, TrainingCheckpointer, refuse_second_training
 from microplastics.engine.hooks import (
     BestCheckpoint,
     EarlyStopping,
@@ -33,7 +34,7 @@ from microplastics.engine.hooks import (
 )
 from microplastics.engine.metrics import check_metric_names, divergence, write_losses
 from microplastics.engine.optimizer import build_optimizer, clip_gradients
-from microplastics.engine.parallel import distribute, unwrap
+from microplastics.engine.parallel import distribute, share_buffers, unwrap
 from microplastics.engine.precision import amp_dtype, autocast, keep_boxes_fp32
 from microplastics.engine.schedule import resolve_schedule
 from microplastics.engine.setup import resolve_device
@@ -81,6 +82,8 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(resolve_device(cfg), comm.get_world_size())
         cfg = check_datasets(cfg, ("TRAIN", "TEST") if cfg.DATASETS.TEST else ("TRAIN",))
         check_metric_names(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            logger.warning("TEST.AUG is scored by --eval-only; evaluations in training go without.")
         self.data_loader = self.build_train_loader(cfg)
         self.seed = getattr(self.data_loader, "seed", max(cfg.SEED, 0))
         cfg, self.schedule = resolve_schedule(cfg, _num_images(cfg, self.data_loader))
@@ -125,20 +128,28 @@ class Trainer(DefaultTrainer):
             path = self.checkpointer.resume()
             if path is not None:
                 self.start_iter = self.finished_iters
-                if comm.is_main_process():
-                    truncate_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
                 logger.info("Resuming from %s at iteration %d.", path, self.start_iter)
+            self._agree_on_start(path)
+            if comm.is_main_process() and self.start_iter < self.max_iter:
+                truncate_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
+            if path is not None:
                 return
             logger.warning(
                 "There is no checkpoint in %s to resume from: training starts anew.",
                 self.cfg.OUTPUT_DIR,
             )
-        elif found := self.checkpointer.resumable():
-            raise UserError(
-                f"{found[0]} is of an earlier training; add --resume to go on with it, or choose "
-                "another OUTPUT_DIR."
-            )
+        else:
+            refuse_second_training(self.cfg.OUTPUT_DIR)
         self.checkpointer.load_weights()
+
+    def _agree_on_start(self, path: str | None) -> None:
+        """Ranks that start from different files would train different models in silence."""
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"The processes found different checkpoints (this one {path or 'none'}; they would "
+                f"start at iterations {starts}); put OUTPUT_DIR on a disk that all machines share."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return trainer_state(self)
@@ -231,7 +242,10 @@ class Trainer(DefaultTrainer):
         if self.grad_scaler is None:
             total.backward()
             after_backward(self)
-            clip_gradients(self.cfg, self.model)
+            norm = clip_gradients(self.cfg, self.model)
+            if norm is not None and not math.isfinite(norm):
+                files = [item["file_name"] for item in batch]
+                raise divergence("The gradient", self.iter, files, self.checkpointer)
             self.optimizer.step()
         else:
             self.grad_scaler.scale(total).backward()
@@ -263,13 +277,14 @@ class Trainer(DefaultTrainer):
             hooks.LRScheduler(self.optimizer, self.scheduler),
             self._precise_bn(),
             *(deciding if cfg.DATASETS.TEST else []),
-            Writers(self.build_writers()) if comm.is_main_process() else None,
+            Writers(self.build_writers) if comm.is_main_process() else None,
             PeriodicCheckpoints(
                 checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
             ),
         ]
 
     def _evaluate(self) -> OrderedDict:
+        share_buffers(self.model)
         return comm.all_gather(self.test(self.cfg, unwrap(self.model)))[0]
 
     def _precise_bn(self) -> HookBase | None:
@@ -294,6 +309,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        try:
+            return super().build_lr_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise UserError(
+                f"SOLVER.LR_SCHEDULER_NAME and its keys do not fit ({error}); use "
+                "WarmupMultiStepLR or WarmupCosineLR."
+            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

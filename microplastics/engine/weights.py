@@ -95,7 +95,10 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
     Raises:
         UserError: damaged, of another digest, or holding more than weights.
     """
-    digest = sha256_of(path)
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}); check its permissions.") from error
     logger.info("Weights %s, sha256 %s", path, digest)
     if sha256 and digest != sha256.lower():
         raise UserError(
@@ -104,7 +107,7 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
         )
     try:
         data = _unpickle(path) if path.endswith(".pkl") else _torch_load(path)
-    except (PermissionError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
         # A damaged or hostile file can make the readers raise anything, OSError included.

@@ -118,8 +118,11 @@ def _losses(
         seeded(_SEED_DOMAIN, key, device=model.device),
         _training_heads(model, cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE),
     ):
-        proposals, losses = model.proposal_generator(images, features, targets)
-        _, roi_losses = model.roi_heads(images, features, proposals, targets)
+        try:
+            proposals, losses = model.proposal_generator(images, features, targets)
+            _, roi_losses = model.roi_heads(images, features, proposals, targets)
+        except FloatingPointError:  # the RPN's word for weights that are not finite
+            return {"loss_rpn_cls": float("nan")}
     losses = {**losses, **roi_losses}
     values = torch.stack([v.detach().float() for v in losses.values()]).tolist()
     return dict(zip(losses, values, strict=True))
@@ -181,5 +184,7 @@ def _mean_losses(losses: dict[Any, dict[str, float]]) -> dict[str, float]:
     if not merged:
         return {"total_loss": float("nan")}
     ordered = [merged[key] for key in sorted(merged, key=str)]
-    means = {name: sum(row[name] for row in ordered) / len(ordered) for name in ordered[0]}
+    names = dict.fromkeys(name for row in ordered for name in row)
+    nan = float("nan")
+    means = {n: sum(row.get(n, nan) for row in ordered) / len(ordered) for n in names}
     return {"total_loss": sum(means.values()), **means}

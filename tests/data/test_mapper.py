@@ -105,6 +105,14 @@ def test_150_rle_instances_of_a_4000_px_image_never_become_full_frames(tmp_path)
     assert time.process_time() - start < 5
 
 
+def test_a_crop_clips_polygons_and_drops_what_is_out_of_view(tmp_path):
+    far = [90.0, 70.0, 99.0, 70.0, 99.0, 79.0]
+    record = dataset_dict(tmp_path, [[SQUARE], [far]])
+    crop = mapper(T.CropTransform(30, 40, 40, 40), recompute_boxes=True)
+    instances = crop(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[0, 0, 20, 20]]
+
+
 def test_the_cache_keeps_to_its_limit():
     cache = ImageCache(100)
     cache.put("a", np.zeros(60, np.uint8))

@@ -102,6 +102,26 @@ def test_no_validation_set_trains_without_deciding_hooks(tiny_cfg):
         Trainer(tiny_cfg("DATASETS.TEST", "()", "SOLVER.EARLY_STOPPING.ENABLED", True))
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tiny_cfg, monkeypatch):
+    monkeypatch.setattr("microplastics.engine.trainer.clip_gradients", lambda *_: float("nan"))
+    trainer = Trainer(tiny_cfg())
+    trainer.resume_or_load(resume=False)
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    with pytest.raises(UserError, match="The gradient became infinite or NaN at iteration 0"):
+        trainer.train()
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.named_parameters())
+
+
+def test_class_names_with_slashes_have_their_row():
+    from microplastics.engine.evaluate import per_class_table
+
+    metrics = {"segm/AP": 1.0, "segm/AP50": 2.0, "segm/AP-PE/PP": 3.0, "segm/AP50-PE/PP": 4.0}
+    assert per_class_table(metrics, ["PE/PP"]) == [
+        {"class": "PE/PP", "segm AP": 3.0, "segm AP50": 4.0},
+        {"class": "all", "segm AP": 1.0, "segm AP50": 2.0},
+    ]
+
+
 def test_the_global_norm_is_clipped_and_reported(tiny_cfg):
     cfg = tiny_cfg("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0)
     model = torch.nn.Linear(2, 1)
@@ -178,7 +198,7 @@ class Recorder(types.ModuleType):
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_other_writers_get_the_scalars_and_are_closed(tiny_cfg, monkeypatch, name):
+def test_other_writers_get_the_scalars_and_are_closed(tiny_cfg, tmp_path, monkeypatch, name):
     recorder = Recorder(name)
     monkeypatch.setitem(sys.modules, name, recorder)
     trained(tiny_cfg(f"WRITERS.{name.upper()}.ENABLED", True, "SOLVER.MAX_ITER", 2))
@@ -186,4 +206,4 @@ def test_other_writers_get_the_scalars_and_are_closed(tiny_cfg, monkeypatch, nam
     assert {"total_loss", "segm/AP50"} <= names and recorder.ended
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=f"pip install {name}"):
-        Trainer(tiny_cfg(f"WRITERS.{name.upper()}.ENABLED", True))
+        trained(tiny_cfg(f"WRITERS.{name.upper()}.ENABLED", True, "OUTPUT_DIR", str(tmp_path)))

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from support import ROOT
 
 QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-THREADS = {"OMP_NUM_THREADS": "1"}
+THREADS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -65,5 +66,7 @@ def test_one_process_and_two_score_alike(trained, tiny_opts, tool):
         done = tool("train_net", *options, launcher=launcher, env=THREADS)
         assert done.returncode == 0, done.stderr[-3000:]
         scores[name] = json.loads((trained / name / "inference" / "metrics.json").read_text())
+    logged = torch.load(trained / "model_final.pth", weights_only=True)["trainer"]["hooks"]
+    assert scores["one"] == pytest.approx(logged["ValidationHook"]["metrics"], nan_ok=True)
     assert scores["one"] == pytest.approx(scores["two"], nan_ok=True)
     assert scores["one"]["validation/total_loss"] == scores["two"]["validation/total_loss"]

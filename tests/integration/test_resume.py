@@ -1,5 +1,6 @@
 """Kill, resume, and come out as if nothing had happened."""
 
+import json
 import os
 import signal
 import subprocess
@@ -78,6 +79,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tiny_opts, tmp_pat
     assert process.returncode == 0, errors
     assert f"{newest.name} is damaged" in (tmp_path / "log.txt").read_text()
     assert_same(uninterrupted, torch.load(tmp_path / "model_final.pth", weights_only=True))
+    with open(tmp_path / "metrics.json") as file:
+        logged = [json.loads(line)["iteration"] for line in file]
+    assert logged == sorted(set(logged)) and logged[-1] == 12 - 1
     names = set(os.listdir(tmp_path))
     assert {"model_best.pth", "model_final.pth", "last_checkpoint", "metrics.json"} <= names
     assert len([n for n in names if n.startswith("model_00")]) == 3
