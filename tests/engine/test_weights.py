@@ -125,3 +125,29 @@ def test_anything_else_that_does_not_fit_is_an_error_unless_allowed():
     assert "extra.weight is unknown here" in str(error.value)
     left = load_into(Net(), again, "other.pth", allow=["extra", "backbone.bottom_up.bias"])
     assert left == ["backbone.bottom_up.bias"]
+
+
+def test_an_imagenet_backbone_fills_the_backbone_alone(tiny_cfg, tmp_path):
+    from microplastics.engine import Trainer
+
+    model, source = (Trainer.build_model(tiny_cfg()) for _ in range(2))
+    prefix = "backbone.bottom_up."
+    weights = {
+        name.removeprefix(prefix): value.numpy()
+        for name, value in source.state_dict().items()
+        if name.startswith(prefix)
+    }
+    weights["stem.fc.weight"] = np.ones((1000, 512), np.float32)
+    path = tmp_path / "R-18.pkl"
+    zoo = {"model": weights, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(zoo))
+    left = load_into(model, read_weights(str(path)), "R-18.pkl")
+    assert not [name for name in left if name.startswith(prefix)]
+    for name in ("backbone.fpn_lateral2.weight", "roi_heads.box_predictor.cls_score.weight"):
+        assert name in left
+    state = model.state_dict()
+    for name, value in source.state_dict().items():
+        if name.startswith(prefix):
+            assert torch.equal(state[name], value), name
+    with pytest.raises(UserError, match="is missing there"):
+        load_into(model, read_weights(str(path)), "R-18.pkl", new_classes=False)
