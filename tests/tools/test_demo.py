@@ -1,0 +1,20 @@
+"""tools/demo.py, from rendering to pictures, on a tiny network."""
+
+from support import TINY
+
+
+def test_the_demo_goes_all_the_way_and_says_where_everything_is(tmp_path, tool):
+    arguments = ("--output", tmp_path, "--train", "4", "--val", "2", *TINY)
+    done = tool("demo", *arguments, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "On 2 validation images: mask AP50" in done.stdout
+    for name in ("model/model_best.pth", "model/training.png", "model/inference/per_class.csv"):
+        assert (tmp_path / name).stat().st_size
+        assert str(tmp_path / name).removesuffix("/per_class.csv") in done.stdout
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_a_step_that_fails_ends_the_demo(tmp_path, tool):
+    done = tool("demo", "--output", tmp_path, "--train", "-1", "--val", "2")
+    assert done.returncode == 2
+    assert "exit code 2; mend it" in done.stderr and "Traceback" not in done.stderr
