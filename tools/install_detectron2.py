@@ -71,11 +71,11 @@ spec = importlib.util.find_spec("detectron2")
 if spec is None or spec.origin is None:
     say()
 found["where"] = spec.origin
+import importlib.metadata as metadata
 try:
-    import importlib.metadata as metadata
     found["dist_version"] = metadata.version("detectron2")
-except Exception:
-    pass
+except metadata.PackageNotFoundError:
+    pass  # a checkout on sys.path: usable all the same
 try:
     import detectron2
     found["version"] = detectron2.__version__
