@@ -21,6 +21,10 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     # Look at most so many pixels into one file: a defence against decompression bombs.
     cfg.INPUT.MAX_PIXELS = 178_956_970
 
+    # One number for each data set of DATASETS.TRAIN: the relative share of training images drawn
+    # from it. Empty draws every image of all sets equally often.
+    cfg.DATASETS.TRAIN_WEIGHTS = []
+
     # Megabytes of decoded images kept in memory by all workers of a process; 0 keeps none.
     cfg.DATALOADER.CACHE_MB = 0
 
@@ -46,7 +50,8 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     cfg.SOLVER.PLATEAU = _CN()
     cfg.SOLVER.PLATEAU.ENABLED = False
     # Any flattened metric of the evaluation: validation/total_loss, segm/AP50, bbox/AP-Fiber, …
-    # The losses (validation/…) are minimised, all others maximised.
+    # The losses (validation/…) and what is counted on blanks (blank/…) are minimised, all others
+    # maximised.
     cfg.SOLVER.PLATEAU.METRIC = "validation/total_loss"
     cfg.SOLVER.PLATEAU.FACTOR = 0.1
     cfg.SOLVER.PLATEAU.PATIENCE = 5
@@ -81,6 +86,8 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
     # Predicted masks of at least this score make up the union that semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
+    # Detections of at least this score on images without annotations are its false positives.
+    cfg.TEST.BLANK_SCORE_THRESH = 0.5
 
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = _CN()

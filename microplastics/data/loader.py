@@ -20,7 +20,7 @@ from microplastics.data.catalog import resolve_datasets
 from microplastics.data.coco import check_instances
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.data.rng import seeded
-from microplastics.data.sampler import BatchStream
+from microplastics.data.sampler import BatchStream, repeat_factors, set_factors
 from microplastics.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,20 +53,24 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                 f"DATASETS.{split} is empty; name a data set or write path/to.json:path/to/images."
             )
         cfg.DATASETS[split] = names
-        for name in names:
+        for number, name in enumerate(names):
             DatasetCatalog.get(name)
             metadata = MetadataCatalog.get(name)
             json_file = metadata.get("json_file")
             if json_file is None:  # registered by other code, which answers for it
                 continue
+            # A set of blanks may follow one with particles.
+            blanks = number > 0 and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
             if comm.is_main_process():
                 check_instances(
                     json_file,
                     metadata.image_root,
                     cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-                    training=split == "TRAIN",
+                    training=split == "TRAIN" and not blanks,
                     max_pixels=cfg.INPUT.MAX_PIXELS,
                 )
+    if "TRAIN" in splits:
+        _check_weights(cfg)
     if "TRAIN" in splits and "TEST" in splits:
         _check_same_classes(cfg)
     cfg.freeze()
@@ -83,6 +87,22 @@ def _check_same_classes(cfg: CfgNode) -> None:
             raise UserError(
                 f"Data sets {names[0]} and {name} differ in their classes: {first} and {classes}; "
                 "give both JSON files the same categories with the same ids."
+            )
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    weights, names = cfg.DATASETS.TRAIN_WEIGHTS, cfg.DATASETS.TRAIN
+    if weights and len(weights) != len(names):
+        raise UserError(
+            f"DATASETS.TRAIN_WEIGHTS has {len(weights)} numbers for {len(names)} data sets in "
+            "DATASETS.TRAIN; give one weight for each."
+        )
+    for weight in weights:
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < float("inf"):
+            raise UserError(
+                f"DATASETS.TRAIN_WEIGHTS holds {weight!r}; give numbers above 0, and leave out a "
+                "data set that is not to be seen."
             )
 
 
@@ -171,7 +191,7 @@ class TrainLoader:
         if seed is None:
             seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.seed = int(seed)
-        self.dataset_dicts = training_dicts(cfg)
+        self.dataset_dicts, self._set_sizes = _training_sets(cfg)
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
         self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
         self._groups = (
@@ -182,19 +202,38 @@ class TrainLoader:
         self._workers = effective_workers(cfg.DATALOADER.NUM_WORKERS)
         self._cfg = cfg
 
-    def _sampler(self):
+        self._factors = self._repeat_factors()
+
+    @property
+    def images_per_epoch(self) -> float:
+        """Images that one pass of the sampler shows, on all ranks together."""
+        if self._factors is None:
+            return float(len(self.dataset_dicts))
+        return float(self._factors.double().sum())
+
+    def _repeat_factors(self) -> torch.Tensor | None:
+        """How often an epoch shows each image, float32 (N,); None where each comes once."""
         name = self._cfg.DATALOADER.SAMPLER_TRAIN
-        if name == "TrainingSampler":
-            return TrainingSampler(len(self.dataset_dicts), seed=self.seed)
-        if name == "RepeatFactorTrainingSampler":
-            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                self.dataset_dicts, self._cfg.DATALOADER.REPEAT_THRESHOLD
+        if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+            raise UserError(
+                f"DATALOADER.SAMPLER_TRAIN {name} is not known here; use TrainingSampler or "
+                "RepeatFactorTrainingSampler."
             )
-            return RepeatFactorTrainingSampler(factors, seed=self.seed)
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN {name} is not known here; use TrainingSampler or "
-            "RepeatFactorTrainingSampler."
-        )
+        factors = None
+        if self._cfg.DATASETS.TRAIN_WEIGHTS:
+            names, weights = self._cfg.DATASETS.TRAIN, self._cfg.DATASETS.TRAIN_WEIGHTS
+            factors = set_factors(self._set_sizes, weights, names)
+        if name == "RepeatFactorTrainingSampler":
+            classes = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+            threshold = self._cfg.DATALOADER.REPEAT_THRESHOLD
+            repeats = repeat_factors(self.dataset_dicts, threshold, classes)
+            factors = repeats if factors is None else factors * repeats
+        return factors
+
+    def _sampler(self):
+        if self._factors is None:
+            return TrainingSampler(len(self.dataset_dicts), seed=self.seed)
+        return RepeatFactorTrainingSampler(self._factors, seed=self.seed)
 
     def iterate(self, start_iter: int = 0) -> Iterator[list[dict[str, Any]]]:
         """Batches from iteration ``start_iter`` on.
@@ -222,13 +261,28 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     Raises:
         UserError: none is left.
     """
+    return _training_sets(cfg)[0]
+
+
+def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
+    """The images of all training sets one after the other, and how many each set has."""
+    names = list(cfg.DATASETS.TRAIN)
+    # The filter tells no set from another: with weights each is loaded by itself.
+    groups = [[name] for name in names] if cfg.DATASETS.TRAIN_WEIGHTS else [names]
+    dicts, sizes = [], []
+    for group in groups:
+        part = _filtered_dicts(group, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        dicts += part
+        sizes.append(len(part))
+    return dicts, sizes
+
+
+def _filtered_dicts(names: list[str], filter_empty: bool) -> list[dict[str, Any]]:
     try:
-        return get_detection_dataset_dicts(
-            list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:
         raise UserError(
-            f"{', '.join(cfg.DATASETS.TRAIN)} has no annotated image to train on; annotate some, "
+            f"{', '.join(names)} has no annotated image to train on; annotate some, "
             "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on blanks too."
         ) from error
 

@@ -51,11 +51,12 @@ class Improvement:
     def __init__(self, metric: str, threshold: float = 0.0):
         """
         Args:
-            metric: flattened name; those of ``validation/`` are losses and minimised.
+            metric: flattened name; those of ``validation/`` (losses) and ``blank/`` (false
+                positives) are minimised.
             threshold: relative change that counts as better (torch's ``rel`` mode).
         """
         self.metric = metric
-        self.minimise = "validation/" in metric
+        self.minimise = "validation/" in metric or "blank/" in metric
         self.threshold = threshold
         self.best: float | None = None
 

@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from microplastics.errors import UserError
+from microplastics.evaluation.blanks import blank_images
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _LOSSES = (
@@ -30,6 +31,10 @@ def known_metrics(cfg: CfgNode) -> list[str]:
     names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
     if cfg.MODEL.MASK_ON:
         names += ["semantic/IoU_best", "semantic/IoU", "semantic/Dice"]
+    json_file = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("json_file")
+    if json_file is not None and blank_images(json_file):
+        names += ["blank/FP_per_image", "blank/images_with_FP"]
+        names += [f"blank/FP_per_image-{name}" for name in classes]
     if cfg.TEST.VAL_LOSS.ENABLED:
         names = [f"validation/{name}" for name in _LOSSES] + names
     return names

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class Schedule:
     """What SOLVER and TEST come to for one data set, in iterations."""
 
-    images: int
+    images: float
     batch_size: int
     epoch: float
     max_iter: int
@@ -26,7 +26,7 @@ class Schedule:
 
     def __str__(self) -> str:
         return (
-            f"{self.images} training images, {self.batch_size} a batch: "
+            f"{self.images:.0f} training images, {self.batch_size} a batch: "
             f"{self.epoch:g} iterations an epoch; {self.max_iter} iterations "
             f"({self.max_iter / self.epoch:.1f} epochs), LR {self.base_lr:g} "
             f"after {self.warmup_iters} of warm-up, evaluation every {self.eval_period}, "
@@ -34,12 +34,12 @@ class Schedule:
         )
 
 
-def resolve_schedule(cfg: CfgNode, num_images: int) -> tuple[CfgNode, Schedule]:
+def resolve_schedule(cfg: CfgNode, num_images: float) -> tuple[CfgNode, Schedule]:
     """Turn the keys that count epochs into Detectron2's, which count iterations.
 
     Args:
         cfg: scaled to the number of processes already (``DefaultTrainer.auto_scale_workers``).
-        num_images: training images after the filter of empty ones.
+        num_images: training images that one epoch shows, after the filter of empty ones.
 
     Returns:
         A frozen copy with MAX_ITER, WARMUP_ITERS, EVAL_PERIOD and CHECKPOINT_PERIOD set, and

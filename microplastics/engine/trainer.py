@@ -42,6 +42,7 @@ from microplastics.engine.signals import StopSignals
 from microplastics.engine.state import load_trainer_state, trainer_state
 from microplastics.engine.writers import build_writers, truncate_metrics
 from microplastics.errors import UserError
+from microplastics.evaluation.blanks import BlankEvaluator
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.semantic import SemanticEvaluator
 from microplastics.evaluation.validation import validate
@@ -332,7 +333,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
     ) -> DatasetEvaluator:
-        """COCO AP, and the semantic figures where the model predicts masks."""
+        """COCO AP, false positives on blanks, and semantic figures where there are masks."""
         output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         evaluators = [
@@ -341,7 +342,8 @@ class Trainer(DefaultTrainer):
                 output_dir=output_dir,
                 max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
                 tasks=tasks,
-            )
+            ),
+            BlankEvaluator(dataset_name, score_threshold=cfg.TEST.BLANK_SCORE_THRESH),
         ]
         if cfg.MODEL.MASK_ON:
             evaluators.append(
@@ -360,7 +362,8 @@ class Trainer(DefaultTrainer):
 
         Returns:
             Nested results on rank 0 (``{}`` on the others): ``validation`` (losses), ``bbox``,
-            ``segm``, ``semantic``; below the name of the data set where there are several.
+            ``segm``, ``semantic``, and ``blank`` where there are blanks; below the name of the
+            data set where there are several.
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
@@ -378,7 +381,7 @@ class Trainer(DefaultTrainer):
         return results if comm.is_main_process() else OrderedDict()
 
 
-def _num_images(cfg: CfgNode, loader: Any) -> int:
+def _num_images(cfg: CfgNode, loader: Any) -> float:
     if isinstance(loader, TrainLoader):
-        return len(loader.dataset_dicts)
+        return loader.images_per_epoch
     return len(training_dicts(cfg))

@@ -1,6 +1,7 @@
 """microplastics/data/loader.py."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -60,9 +61,40 @@ def test_the_repeat_factor_sampler_is_there_and_others_are_refused(tiny_cfg):
         take(TrainLoader(cfg), 1)
 
 
-def test_sets_with_different_classes_are_refused(tiny_cfg, rendered, tmp_path):
-    import json
+def test_weights_decide_how_often_each_set_is_drawn(tiny_cfg, rendered):
+    sets = (dataset_entry(rendered, "train"), dataset_entry(rendered, "val"))
+    names = ("DATASETS.TRAIN", repr(sets), "SOLVER.IMS_PER_BATCH", 1)
+    cfg = check_datasets(tiny_cfg(*names, "DATASETS.TRAIN_WEIGHTS", "[1, 4]"))
+    loader = TrainLoader(cfg)
+    files = [batch[0]["file_name"] for batch in take(loader, 400)]
+    share = sum("/val/" in name for name in files) / len(files)
+    assert share == pytest.approx(0.8, abs=0.05)
+    assert loader.images_per_epoch == pytest.approx(len(loader.dataset_dicts))
+    assert take(loader, 1, start=399)[0][0]["file_name"] == files[399]
 
+
+@pytest.mark.parametrize(
+    "weights, words",
+    [("[1, 2, 3]", "3 numbers for 1 data sets"), ("[0]", "holds 0; give numbers above 0")],
+)
+def test_weights_that_do_not_fit_are_a_sentence(tiny_cfg, weights, words):
+    with pytest.raises(UserError, match=words):
+        check_datasets(tiny_cfg("DATASETS.TRAIN_WEIGHTS", weights))
+
+
+def test_a_weighted_set_of_blanks_is_a_sentence(tiny_cfg, rendered, tmp_path):
+    data = json.loads((rendered / "annotations" / "instances_val.json").read_text())
+    blank = tmp_path / "blank.json"
+    blank.write_text(json.dumps({**data, "annotations": []}))
+    sets = repr((dataset_entry(rendered, "train"), f"{blank}:{rendered}/val"))
+    opts = ("DATASETS.TRAIN", sets, "DATASETS.TRAIN_WEIGHTS", "[1, 1]")
+    keep = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
+    assert len(TrainLoader(check_datasets(tiny_cfg(*opts, *keep))).dataset_dicts) == 12
+    with pytest.raises(UserError, match="blank.json has no annotation to train on"):
+        check_datasets(tiny_cfg(*opts))
+
+
+def test_sets_with_different_classes_are_refused(tiny_cfg, rendered, tmp_path):
     data = json.loads((rendered / "annotations" / "instances_val.json").read_text())
     data["categories"][2]["name"] = "Foam"
     other = tmp_path / "other.json"

@@ -4,13 +4,14 @@ import itertools
 import random
 
 import numpy as np
+import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from microplastics.data.rng import derive_seeds, seed_all, seeded
-from microplastics.data.sampler import BatchStream
+from microplastics.data.sampler import BatchStream, repeat_factors, set_factors
 
 
 def batches(count, start=0, size=7, groups=None, batch_size=3):
@@ -48,3 +49,28 @@ def test_seeded_blocks_repeat_and_leave_no_trace():
     with seeded(3, 2):
         assert draw() != first
     assert derive_seeds(1, 2) != derive_seeds(2, 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.floats(0.1, 10)), min_size=1, max_size=4),
+)
+def test_sets_are_drawn_in_proportion_to_their_weights(sets):
+    sizes, weights = zip(*sets, strict=True)
+    factors = set_factors(sizes, weights, [str(k) for k in range(len(sizes))])
+    drawn = [part.sum().item() for part in factors.split(sizes)]
+    expected = [sum(sizes) * weight / sum(weights) for weight in weights]
+    assert drawn == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_with_a_rare_class_are_repeated_and_blanks_are_not(caplog):
+    def image(*classes):
+        return {"annotations": [{"category_id": c} for c in classes]}
+
+    caplog.set_level("INFO")
+    dicts = [image(0), image(0, 0), image(0, 1), image()]
+    factors = repeat_factors(dicts, 0.5, ["Fiber", "Film", "Foam"])
+    # Film is on a quarter of the images: sqrt(0.5 / 0.25).
+    assert factors.tolist() == pytest.approx([1, 1, 2**0.5, 1])
+    assert "Film" in caplog.text and "1.41" in caplog.text and "4 images for 4" in caplog.text
+    repeat_factors(dicts, 0.1, ["Fiber", "Film", "Foam"])
+    assert "raise DATALOADER.REPEAT_THRESHOLD" in caplog.text
