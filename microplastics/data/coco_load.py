@@ -21,18 +21,25 @@ OUTLINE_LIMIT = 2 * 10**6
 NUMBERS = frozenset((int, float))
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object from a file (UTF-8, with or without BOM; UTF-16 and UTF-32 too).
+def read_json(
+    path: str | os.PathLike,
+    expected: type | tuple[type, ...] = dict,
+    meant: str = "an object with images, annotations and categories; export as COCO instance "
+    "segmentation",
+) -> Any:
+    """Read a JSON file (UTF-8, with or without BOM; UTF-16 and UTF-32 too).
 
     Args:
         path: the file.
+        expected: what it must hold: ``dict``, ``list`` or both.
+        meant: words for that and for the mend, which follow ``not``.
 
     Returns:
-        the object.
+        what it holds.
 
     Raises:
         UserError: the file is missing or unreadable, not JSON, cut off (with line and column),
-            wrongly encoded, nested too deep, or holds something other than an object.
+            wrongly encoded, nested too deep, or holds something other than ``expected``.
     """
     path = os.fspath(path)
     try:
@@ -60,15 +67,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
     except RecursionError as error:
         raise UserError(
-            f"{path} is nested too deep to be COCO annotations; export them again."
+            f"{path} is nested too deep to be annotations; export them again."
         ) from error
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"{path} is not usable JSON: {error}; export it again.") from error
-    if not isinstance(data, dict):
-        raise UserError(
-            f"{path} holds a JSON {type(data).__name__}, not an object with images, annotations "
-            "and categories; export as COCO instance segmentation."
-        )
+    if not isinstance(data, expected):
+        raise UserError(f"{path} holds a JSON {type(data).__name__}, not {meant}.")
     return data
 
 
