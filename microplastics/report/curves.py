@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Curve = tuple[list[int], list[float]]
 
 _VALIDATION = "validation/"
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FORMATS = (".png", ".pdf", ".svg", ".jpg")
 _SEMANTIC = "semantic/"
 
@@ -83,9 +83,7 @@ def plot_training_curves(metrics_json: str | os.PathLike, output: str | os.PathL
     Raises:
         UserError: there is nothing to plot, or the file cannot be written.
     """
-    suffix = Path(output).suffix.lower()
-    if suffix not in _FORMATS:
-        raise UserError(f"Curves are written as {', '.join(_FORMATS)}, not as {output}; rename it.")
+    figure_format(output)
     curves = read_metrics(metrics_json)
     panels = [
         (draw, names)
@@ -102,7 +100,6 @@ def plot_training_curves(metrics_json: str | os.PathLike, output: str | os.PathL
             "training's OUTPUT_DIR."
         )
     figure = Figure(figsize=(9, 3.4 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (draw, names) in zip(rows, panels, strict=True):
         draw(ax, curves, names)
@@ -110,8 +107,30 @@ def plot_training_curves(metrics_json: str | os.PathLike, output: str | os.PathL
         ax.spines[["top", "right"]].set_visible(False)
     rows[-1].set_xlabel("Iteration")
     rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    save_figure(figure, output)
+
+
+def figure_format(output: str | os.PathLike) -> str:
+    """Return the format that the ending of a file name asks for.
+
+    Raises:
+        UserError: it is none that figures are written in.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix not in _FORMATS:
+        raise UserError(f"Curves are written as {', '.join(_FORMATS)}, not as {output}; rename it.")
+    return suffix[1:]
+
+
+def save_figure(figure: Figure, output: str | os.PathLike) -> None:
+    """Write a figure whole or not at all, in the format of the ending of its name.
+
+    Raises:
+        UserError: the ending is unknown, or the file cannot be written.
+    """
+    FigureCanvasAgg(figure)
     with atomic_write(output, "wb") as file:
-        figure.savefig(file, format=suffix[1:], dpi=110)
+        figure.savefig(file, format=figure_format(output), dpi=110)
 
 
 def _total_names(curves: dict[str, Curve]) -> list[str]:
@@ -130,7 +149,7 @@ def _accuracy_names(curves: dict[str, Curve]) -> list[str]:
 
 
 def _plot_total(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
-    for color, name in zip(_COLORS, names, strict=False):
+    for color, name in zip(COLORS, names, strict=False):
         evaluated = _VALIDATION in name
         label = name.replace("total_loss", "total loss") if evaluated else "training/total loss"
         _plot(ax, curves[name], label, color, evaluated)
@@ -149,7 +168,7 @@ def _plot_total(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
 
 def _plot_parts(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
     for index, name in enumerate(names):
-        color = _COLORS[index % len(_COLORS)]
+        color = COLORS[index % len(COLORS)]
         _plot(ax, curves[name], name.removeprefix("loss_"), color, False)
         for validation in (n for n in curves if n.endswith(_VALIDATION + name)):
             _plot(ax, curves[validation], None, color, True)
@@ -163,7 +182,7 @@ def _plot_accuracy(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None
         iterations, values = curves[name]
         best = max(range(len(values)), key=values.__getitem__)
         label = f"{name} (best {values[best]:.1f} at {iterations[best]})"
-        _plot(ax, (iterations, values), label, _COLORS[index % len(_COLORS)], False, marker="o")
+        _plot(ax, (iterations, values), label, COLORS[index % len(COLORS)], False, marker="o")
     ax.set_ylabel("Validation, %")
     ax.set_ylim(0, 100)
     ax.legend(frameon=False, fontsize="small", ncols=2)
