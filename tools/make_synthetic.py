@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Render a data set of filter photographs with fibres, fragments and films.
+"""Render a data set of filter photographs with fibres, fragments and films, or with beads.
 
 Writes DIR/{train,val,test}/*.jpg and DIR/annotations/instances_{train,val,test}.json.
 """
@@ -7,7 +7,7 @@ Writes DIR/{train,val,test}/*.jpg and DIR/annotations/instances_{train,val,test}
 import argparse
 
 from microplastics.cli import run
-from microplastics.data.synthetic import render_dataset
+from microplastics.data.synthetic import PRESETS, render_dataset
 
 
 def parse() -> argparse.Namespace:
@@ -20,6 +20,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512, metavar="S", help="side in pixels")
     parser.add_argument("--um-per-px", type=float, default=4.0, metavar="U", help="scale")
     parser.add_argument("--seed", type=int, default=0, metavar="K", help="same seed, same bytes")
+    parser.add_argument(
+        "--preset",
+        default="default",
+        metavar="NAME",
+        help="what is drawn: " + "; ".join(f"{name}: {p.about}" for name, p in PRESETS.items()),
+    )
+    parser.add_argument(
+        "--backgrounds", metavar="DIR", help="folder of blank filter images to draw particles on"
+    )
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: as fit)")
     return parser.parse_args()
 
@@ -29,7 +38,14 @@ def main() -> None:
     args = parse()
     counts = {"train": args.train, "val": args.val, "test": args.test}
     paths = render_dataset(
-        args.output, counts, args.size, args.um_per_px, args.seed, workers=args.workers
+        args.output,
+        counts,
+        args.size,
+        args.um_per_px,
+        args.seed,
+        workers=args.workers,
+        preset=args.preset,
+        backgrounds=args.backgrounds,
     )
     for split, path in paths.items():
         print(f"{split}: {counts[split]} images, annotations in {path}")

@@ -1,10 +1,15 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
 
 from microplastics.data.synthetic import render_dataset
 
@@ -30,9 +35,9 @@ def living(session):
     return [state for state in states if not state.startswith("Z")]
 
 
-def test_renders_and_says_where(tmp_path):
+def test_renders_and_says_where(tmp_path, tool_here):
     options = ["--train", "2", "--val", "1", "--test", "1", "--um-per-px", "2.5", "--seed", "3"]
-    result = run(tmp_path / "data", *options)
+    result = tool_here("make_synthetic", "--output", tmp_path / "data", "--size", 64, *options)
     assert result.returncode == 0, result.stderr
     train = tmp_path / "data/annotations/instances_train.json"
     assert f"train: 2 images, annotations in {train}" in result.stdout
@@ -40,6 +45,39 @@ def test_renders_and_says_where(tmp_path):
     assert coco["info"]["seed"] == 3 and coco["images"][0]["um_per_px"] == 2.5
     for split, count in (("train", 2), ("val", 1), ("test", 1)):
         assert len(list((tmp_path / "data" / split).glob("*.jpg"))) == count
+
+
+def test_a_preset_on_backgrounds(tmp_path, tool_here):
+    (tmp_path / "blanks").mkdir()
+    photograph = np.random.default_rng(0).normal(180, 4, (90, 90, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "blanks/one.png"), photograph)
+    options = ["--size", 64, "--train", 2, "--val", 0, "--test", 0, "--preset", "beads"]
+    options += ["--backgrounds", tmp_path / "blanks"]
+    result = tool_here("make_synthetic", "--output", tmp_path / "data", *options)
+    assert result.returncode == 0, result.stderr
+    coco = json.loads((tmp_path / "data/annotations/instances_train.json").read_text())
+    assert [c["name"] for c in coco["categories"]] == ["Bead"]
+    assert [i["background"] for i in coco["images"]] == ["one.png", "one.png"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--preset", "mud"], "There is no preset 'mud': choose one of default, glass-filter"),
+        (["--backgrounds", "empty"], "--backgrounds .*empty holds no image: put blank"),
+        (["--backgrounds", "broken"], "broken/one.jpg is empty .0 bytes.; copy it again"),
+    ],
+)
+def test_presets_and_backgrounds_are_refused_in_words(tmp_path, tool_here, options, words):
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken/one.jpg").write_bytes(b"")
+    if options[0] == "--backgrounds":
+        options = [options[0], tmp_path / options[1]]
+    result = tool_here("make_synthetic", "--output", tmp_path / "data", *options)
+    assert result.returncode == 2 and not (tmp_path / "data").exists()
+    assert re.fullmatch(f"error: .*{words}.*", result.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in result.stderr
 
 
 def test_errors_are_one_sentence(tmp_path):
@@ -56,7 +94,7 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path):
         command(tmp_path / "a", *options), stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("a/train/*.jpg")) and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("a/train/*.jpg"))) < 12 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -64,7 +102,11 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path):
         time.sleep(0.1)
     assert not living(process.pid)
     counts = {"train": 60, "val": 0, "test": 0}
+    noted = (tmp_path / "a/synthetic.journal").read_bytes().count(b"\n")
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("a/train/*.jpg")}
     for folder in ("a", "b"):
         render_dataset(tmp_path / folder, counts, size=64, workers=1)
+    after = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("a/train/*.jpg")}
+    assert sum(after[name] == stamp for name, stamp in before.items()) == noted > 0
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert len(list(tmp_path.glob("a/train/*.jpg"))) == 60

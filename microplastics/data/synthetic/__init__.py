@@ -1,6 +1,8 @@
 """Rendered photographs of filters, with exact COCO annotations and true measures in µm."""
 
-from microplastics.data.synthetic.dataset import RENDERER_VERSION, render_dataset
+from microplastics.data.synthetic.dataset import render_dataset
+from microplastics.data.synthetic.presets import PRESETS
 from microplastics.data.synthetic.scene import render_image
+from microplastics.data.synthetic.storage import RENDERER_VERSION
 
-__all__ = ["RENDERER_VERSION", "render_dataset", "render_image"]
+__all__ = ["PRESETS", "RENDERER_VERSION", "render_dataset", "render_image"]

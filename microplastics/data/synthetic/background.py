@@ -2,20 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
 
 from microplastics.data.synthetic.fields import fractal_noise, generator, relief, smooth_noise
 
-# Filters, and how often each is drawn.
-FILTERS = {
-    "glass_fiber": 0.28,
-    "cellulose": 0.28,
-    "polycarbonate": 0.20,
-    "nylon_mesh": 0.10,
-    "dark_polycarbonate": 0.14,
-}
+# Filters on which particles shine.
+DARK_FILTERS = ("dark_polycarbonate", "black_membrane", "glowing_membrane")
 
 
 @dataclasses.dataclass
@@ -25,36 +20,37 @@ class Scene:
     Attributes:
         canvas: float32 (size, size, 3), BGR, 0 black to 1 white, changed in place.
         light: unit vector (x, y) in the image that points to the lamp.
-        filter: one of FILTERS.
+        filter: name of the filter, or ``"photograph"``.
+        dark: whether particles shine on a dark ground.
+        cover: float32 (size, size), how much of each pixel of a photographed filter particles
+            cover; None on a rendered one.
     """
 
     canvas: np.ndarray
     light: np.ndarray
     filter: str
-
-    @property
-    def dark(self) -> bool:
-        """Whether particles shine on a dark ground."""
-        return self.filter == "dark_polycarbonate"
+    dark: bool
+    cover: np.ndarray | None = None
 
 
-def render_filter(key: tuple[int | str, ...], size: int) -> Scene:
+def render_filter(key: tuple[int | str, ...], size: int, shares: Mapping[str, float]) -> Scene:
     """Draw an empty filter.
 
     Args:
         key: key of the picture's random stream.
         size: side of the picture in px.
+        shares: how often each filter is drawn; they add up to 1.
 
     Returns:
         The scene, lit evenly; light, optics and camera come later.
     """
     rng = generator(*key, "filter")
-    kind = str(rng.choice(list(FILTERS), p=list(FILTERS.values())))
+    kind = str(rng.choice(list(shares), p=list(shares.values())))
     angle = rng.uniform(0, 2 * np.pi)
     light = np.array([math.cos(angle), math.sin(angle)])
     gray, color = _DRAW[kind](rng, size, light)
     canvas = gray[..., None] * np.asarray(color, np.float32)
-    scene = Scene(np.clip(canvas, 0, 1.1).astype(np.float32), light, kind)
+    scene = Scene(np.clip(canvas, 0, 1.1).astype(np.float32), light, kind, kind in DARK_FILTERS)
     if kind in ("glass_fiber", "cellulose") and rng.random() < 0.45:
         _stain(rng, scene.canvas)
     if kind in ("cellulose", "polycarbonate") and rng.random() < 0.25:
@@ -142,12 +138,61 @@ def _nylon_mesh(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.95, 0.98, 1.0), 0.02)
 
 
+def _gold_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A gold-coated membrane under a strong objective: brown to orange, grained, clouded."""
+    grain = fractal_noise(rng, (size, size), (2.0, 3.5, 7), 0.7)
+    clouds = fractal_noise(rng, (size, size), (size / 3, size / 8), 0.6)
+    gray = rng.uniform(0.42, 0.75) + rng.uniform(0.004, 0.03) * grain
+    gray += rng.uniform(0.005, 0.03) * clouds
+    if rng.random() < 0.25:
+        gray -= _holes(rng, size) * rng.uniform(0.1, 0.4)
+    return gray, np.array([0.35, 0.66, 1.0]) + rng.normal(0, (0.06, 0.04, 0.01))
+
+
+def _clear_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A bare membrane out of the grain's focus: an even blue-grey haze."""
+    haze = fractal_noise(rng, (size, size), (size / 3, size / 9, 6), 0.4)
+    gray = rng.uniform(0.55, 0.74) + rng.uniform(0.004, 0.012) * haze
+    if rng.random() < 0.3:
+        gray += 0.2 * _holes(rng, size)
+    return gray, rng.normal((0.97, 1.0, 0.93), 0.02)
+
+
+def _black_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A dark field: black, with a faint brown glimmer of the membrane's pores."""
+    glimmer = np.clip(fractal_noise(rng, (size, size), (2.5, 5), 0.7) - 0.6, 0, 2)
+    clouds = np.clip(1 + 0.7 * fractal_noise(rng, (size, size), (size / 3,)), 0, 3)
+    gray = rng.uniform(0.01, 0.06) * clouds + rng.uniform(0.0, 0.12) * glimmer
+    return gray, np.array([0.35, 0.6, 1.0]) + rng.normal(0, 0.08, 3)
+
+
+def _glowing_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A dark field that the membrane itself scatters full of light: olive, soft, clouded."""
+    clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 14), 0.6)
+    grain = fractal_noise(rng, (size, size), (3.0, 6), 0.7)
+    gray = rng.uniform(0.33, 0.66) + rng.uniform(0.01, 0.04) * clouds + 0.006 * grain
+    return gray, rng.choice([(0.55, 0.9, 1.0), (0.42, 0.8, 1.0), (0.75, 0.98, 1.0)])
+
+
+def _holes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Coarse pores, 0 to 1: soft dark discs of one size."""
+    pores = np.zeros((size, size), np.float32)
+    where = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
+    pores[tuple(where)] = 1
+    sigma = rng.uniform(1.0, 2.4)
+    return np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1)
+
+
 _DRAW = {
     "glass_fiber": _glass_fiber,
     "cellulose": _cellulose,
     "polycarbonate": _polycarbonate,
     "nylon_mesh": _nylon_mesh,
     "dark_polycarbonate": _dark_polycarbonate,
+    "gold_membrane": _gold_membrane,
+    "clear_membrane": _clear_membrane,
+    "black_membrane": _black_membrane,
+    "glowing_membrane": _glowing_membrane,
 }
 
 

@@ -13,19 +13,74 @@ from microplastics.data.synthetic.background import Scene
 from microplastics.data.synthetic.fields import fractal_noise, relief, smooth_noise
 
 
-def scatter_debris(rng: np.random.Generator, scene: Scene) -> None:
+def scatter_debris(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
     """Scatter natural matter over a scene: little on a clean filter, much on a dirty one.
 
     Args:
         rng: where the numbers come from.
         scene: changed in place.
+        amount: factor on all of it.
     """
     size = scene.canvas.shape[0]
-    dirt = (size / 256) ** 2 * rng.lognormal(-0.35, 0.8)
+    dirt = amount * (size / 256) ** 2 * rng.lognormal(-0.35, 0.8)
     _specks(rng, scene, int(min(14 * dirt, 4000)))
     for draw, mean in ((_grain, 2.5), (_flake, 1.0), (_thread, 0.9), (_pollen, 0.35)):
         for _ in range(min(int(rng.poisson(mean * dirt)), 400)):
             draw(rng, scene)
+
+
+def enclose_bubbles(rng: np.random.Generator, scene: Scene, mean: float) -> None:
+    """Enclose air bubbles: round, colourless, a broad dark rim about a bright middle.
+
+    In dark field the rim is what shines, as a thin ring.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place.
+        mean: mean number on 256 x 256 px.
+    """
+    size = scene.canvas.shape[0]
+    for _ in range(min(int(rng.poisson(mean * (size / 256) ** 2)), 400)):
+        radius = rng.uniform(5, 15)
+        window, x, y = _window(rng, scene, 3 * radius)
+        r = np.hypot(x, y) / radius
+        rim = rng.uniform(0.72, 0.86)
+        shade = np.exp(-(((r - rim) / (0.55 * (1 - rim))) ** 2)) * np.clip((1 - r) * radius, 0, 1)
+        # The lamp is mirrored on the side that faces it.
+        spot = np.hypot(x / radius - 0.4 * scene.light[0], y / radius - 0.4 * scene.light[1])
+        shine = np.exp(-((spot / 0.16) ** 2)) + (0.35 * np.exp(-((r / 0.4) ** 2)))
+        if scene.dark:
+            window += (0.45 * shade + 0.4 * shine)[..., None].astype(np.float32)
+        else:
+            window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
+
+
+def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, seen by their relief alone.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place; a filter without fibres stays as it is.
+        amount: factor on their number.
+    """
+    if scene.filter not in ("glass_fiber", "cellulose"):
+        return
+    size = scene.canvas.shape[0]
+    for _ in range(min(int(rng.poisson(0.5 * amount * (size / 256) ** 2)), 400)):
+        count, reach = 12, rng.uniform(40, 170)
+        heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
+        steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
+        points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
+        low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
+        high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
+        if (high <= low).any():
+            continue
+        line = np.zeros((high - low)[::-1], np.uint8)
+        fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
+        cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
+        soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.6, 0.9))
+        shade = rng.uniform(0.5, 1.2) * relief(soft, scene.light) - rng.uniform(0.0, 0.14) * soft
+        scene.canvas[low[1] : high[1], low[0] : high[0]] += shade[..., None]
 
 
 def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 from shapely.geometry import MultiPolygon, Polygon, box
 
-from microplastics.data.synthetic.particles import Particle
+from microplastics.data.synthetic.particles import Particle, opened
 
 
 def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] | None:
@@ -25,7 +25,13 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
         ``touches_edge``: the frame cuts the particle or its mask meets the border, so that
         ``truth`` goes beyond what is seen. None where no pixel of it is inside the frame.
     """
-    pieces = _pieces(particle.outline.intersection(box(0, 0, size, size)))
+    left, top, right, bottom = particle.outline.bounds
+    cut = min(left, top) < 0 or max(right, bottom) > size
+    shape = particle.outline
+    if cut:
+        # A tube cut at a flat angle leaves a wedge, whose tip no pixel of the mask would show.
+        shape = opened(shape.intersection(box(0, 0, size, size)))
+    pieces = _pieces(shape)
     if not pieces:
         return None
     if len(pieces) == 1 and not pieces[0].interiors:
@@ -38,8 +44,6 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
     if area == 0:
         return None
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
-    left, top, right, bottom = particle.outline.bounds
-    cut = min(left, top) < 0 or max(right, bottom) > size
     meets = min(x, y) <= 0 or x + width >= size or y + height >= size
     return {
         "category_id": particle.category_id,

@@ -11,18 +11,21 @@ from microplastics.data.synthetic.background import Scene
 _BAR_STEPS = (1, 2, 2.5, 5, 7.5)
 
 
-def expose(rng: np.random.Generator, scene: Scene) -> np.ndarray:
+def expose(
+    rng: np.random.Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
+) -> np.ndarray:
     """Photograph a scene: uneven light, lens and camera.
 
     Args:
         rng: where the numbers come from.
         scene: the finished scene.
+        blur_range: bounds of the lens's blur, standard deviation in px.
 
     Returns:
         uint8 (size, size, 3), BGR.
     """
     image = scene.canvas * _illumination(rng, scene.canvas.shape[0])
-    blur = rng.uniform(0.35, 0.95)
+    blur = rng.uniform(*blur_range)
     image = cv2.GaussianBlur(image, (0, 0), blur)
     if rng.random() < 0.3:
         # The camera's own sharpening, with its halo.
@@ -51,10 +54,16 @@ def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
     return light[..., None] * gain.astype(np.float32)
 
 
-def scratch(rng: np.random.Generator, scene: Scene) -> None:
-    """Draw a few scratches of the filter: hair-fine straight lines, lighter or darker."""
+def scratch(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Draw a few scratches of the filter: hair-fine straight lines, lighter or darker.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place.
+        amount: factor on their number.
+    """
     size = scene.canvas.shape[0]
-    for _ in range(int(rng.poisson(0.6 * size / 256))):
+    for _ in range(int(rng.poisson(0.6 * amount * size / 256))):
         start, angle = rng.uniform(0, size, 2), rng.uniform(0, 2 * np.pi)
         reach, bend = rng.uniform(20, 140), rng.normal(0, 0.05)
         heading = angle + bend * np.arange(5)
@@ -68,8 +77,8 @@ def scratch(rng: np.random.Generator, scene: Scene) -> None:
         fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
         cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
         soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), 0.5)
-        amount = rng.uniform(0.02, 0.06) * rng.choice([-1, 1])
-        scene.canvas[low[1] : high[1], low[0] : high[0]] += amount * soft[..., None]
+        depth = rng.uniform(0.02, 0.06) * rng.choice([-1, 1])
+        scene.canvas[low[1] : high[1], low[0] : high[0]] += depth * soft[..., None]
 
 
 def soil_lens(rng: np.random.Generator, scene: Scene) -> None:

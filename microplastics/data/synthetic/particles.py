@@ -9,18 +9,23 @@ import math
 
 import numpy as np
 from shapely import affinity
-from shapely.geometry import LineString, MultiPoint, Polygon, box
+from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
+from shapely.geometry.base import BaseGeometry
 
 from microplastics.data.synthetic.fields import lognormal
 
-FIBER, FRAGMENT, FILM = 1, 2, 3
+FIBER, FRAGMENT, FILM, BEAD = 1, 2, 3, 4
 CATEGORIES = [
     {"id": FIBER, "name": "Fiber", "supercategory": "microplastic"},
     {"id": FRAGMENT, "name": "Fragment", "supercategory": "microplastic"},
     {"id": FILM, "name": "Film", "supercategory": "microplastic"},
 ]
+BEAD_CATEGORIES = [{"id": 1, "name": "Bead", "supercategory": "microplastic"}]
 # A fibre is at most this many times as long as wide.
 MAX_ASPECT_RATIO = 70
+# A tip thinner than 2 TIP px belongs to an outline but to no pixel of its mask: outlines are made
+# with such tips of at most NEEDLE px, see :func:`opened`.
+TIP, NEEDLE = 0.4, 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +33,11 @@ class Particle:
     """One particle as it is drawn, whole, wherever the frame cuts it.
 
     Attributes:
-        category_id: FIBER, FRAGMENT or FILM.
+        category_id: FIBER, FRAGMENT, FILM or BEAD.
         outline: its outline in px; a fibre that meets itself has holes.
-        core: float64 (N, 2): a fibre's centreline, else the outline's corners, in px.
-        radius: half the width of a fibre's tube in px, 0 for the others.
+        core: float64 (N, 2): a fibre's centreline, a bead's centre, else the outline's corners,
+            in px.
+        radius: half the width of a fibre's tube or of a bead in px, 0 for the others.
     """
 
     category_id: int
@@ -51,8 +57,9 @@ class Particle:
         A fibre is the set of points within ``radius`` of its centreline: its length is that of
         the centreline and the two end radii, its width the tube's, and each Feret diameter that
         of the centreline plus the tube's width (the support function of a sum is the sum of the
-        support functions). For the others length is the maximum and width the minimum Feret
-        diameter. Area and perimeter are those of the outline (shoelace formula).
+        support functions). A bead is the same about a single point. For the others length is the
+        maximum and width the minimum Feret diameter. Area and perimeter are those of the outline
+        (shoelace formula).
 
         Args:
             um_per_px: micrometres per pixel.
@@ -76,6 +83,15 @@ class Particle:
             "area_um2": self.outline.area * um_per_px**2,
             "perimeter_um": self.outline.length * um_per_px,
         }
+
+
+def opened(shape: BaseGeometry) -> BaseGeometry:
+    """Open a shape (erode, then dilate) by TIP px: tips, necks and slivers thinner than 2 TIP go.
+
+    Joins are mitred, so that blunt corners and curves stay as they are.
+    """
+    mitre = {"join_style": "mitre", "mitre_limit": 2.0}
+    return shape.buffer(-TIP, **mitre).buffer(TIP, **mitre).intersection(shape)
 
 
 def feret_diameters(points: np.ndarray) -> tuple[float, float]:
@@ -192,14 +208,41 @@ def make_film(rng: np.random.Generator, size: int) -> Particle:
             return particle
 
 
-MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film}
+def make_bead(rng: np.random.Generator, size: int, diameter: float | None = None) -> Particle:
+    """Draw a bead around the origin: a sphere, seen as a disc.
+
+    Args:
+        rng: where the numbers come from.
+        size: side of the image in px; a bead spans at most 0.4 of it.
+        diameter: of the batch, in px; its beads vary by 4 %. A batch of its own if None.
+    """
+    diameter = bead_diameter(rng) if diameter is None else diameter
+    radius = min(diameter * rng.normal(1, 0.04), 0.4 * size) / 2
+    outline = Point(0, 0).buffer(radius, quad_segs=16 if radius < 30 else 32)
+    return Particle(BEAD, outline, np.zeros((1, 2)), radius)
+
+
+def bead_diameter(rng: np.random.Generator) -> float:
+    """Draw the diameter of a batch of beads in px: two thirds of the batches are small."""
+    if rng.random() < 0.65:
+        return lognormal(rng, 25, 0.25, 16, 42)
+    return lognormal(rng, 82, 0.22, 50, 130)
+
+
+MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: make_bead}
 
 
 def _polygon_particle(category_id: int, points: np.ndarray, span: float) -> Particle | None:
-    """Scale to a maximum Feret diameter of ``span`` px; None where the outline crosses itself."""
+    """Scale to a maximum Feret diameter of ``span`` px.
+
+    None where the outline crosses itself, is too slender, or ends in a needle: a tip of more than
+    NEEDLE px that an opening (erosion, dilation) by TIP px takes off, which no pixel would show.
+    """
     points = points * (span / feret_diameters(points)[0])
     outline = Polygon(points - points.mean(0))
     if not outline.is_valid or feret_diameters(points)[1] < 0.35 * span:
+        return None
+    if opened(outline).hausdorff_distance(outline) > NEEDLE:
         return None
     return Particle(category_id, outline, np.asarray(outline.exterior.coords)[:-1])
 

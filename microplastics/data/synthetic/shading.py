@@ -64,14 +64,14 @@ class Layer:
     coverage: np.ndarray
 
 
-class _Crop:
-    """The window of a particle, and its drawing at SAMPLES a pixel."""
+class Crop:
+    """The window of a particle and ``margin`` px around it, drawn at SAMPLES a pixel."""
 
-    def __init__(self, particle: Particle, size: int):
+    def __init__(self, particle: Particle, size: int, margin: int = _MARGIN):
         left, top, right, bottom = particle.outline.bounds
-        self.left, self.top = max(int(left) - _MARGIN, 0), max(int(top) - _MARGIN, 0)
-        self.right = min(int(right) + _MARGIN + 1, size)
-        self.bottom = min(int(bottom) + _MARGIN + 1, size)
+        self.left, self.top = max(int(left) - margin, 0), max(int(top) - margin, 0)
+        self.right = min(int(right) + margin + 1, size)
+        self.bottom = min(int(bottom) + margin + 1, size)
         self.shape = (self.bottom - self.top, self.right - self.left)
         self.window = (slice(self.top, self.bottom), slice(self.left, self.right))
         self.origin = np.array([self.left, self.top])
@@ -98,19 +98,25 @@ class _Crop:
         return self.reduce(canvas)
 
 
-def paint(rng: np.random.Generator, particle: Particle, scene: Scene) -> bool:
+def paint(
+    rng: np.random.Generator,
+    particle: Particle,
+    scene: Scene,
+    min_contrast: float = MIN_CONTRAST,
+) -> bool:
     """Paint a particle onto the scene in a colour that stands out from what is below it.
 
     Args:
         rng: where the numbers come from.
         particle: what to paint; it may reach beyond the frame.
         scene: changed in place.
+        min_contrast: least :func:`contour_contrast`.
 
     Returns:
         Whether it was painted: False, and the scene unchanged, where every colour tried comes
-        out below MIN_CONTRAST along the contour.
+        out below ``min_contrast`` along the contour.
     """
-    crop = _Crop(particle, scene.canvas.shape[0])
+    crop = Crop(particle, scene.canvas.shape[0])
     coverage = crop.coverage(particle.outline)
     below = scene.canvas[crop.window]
     for _ in range(5):
@@ -121,9 +127,11 @@ def paint(rng: np.random.Generator, particle: Particle, scene: Scene) -> bool:
         else:
             color, alpha = _sheet(rng, particle, scene, crop, coverage)
         layer = Layer(crop.window, color, alpha * coverage, coverage)
-        painted = _composite(rng, layer, particle, scene)
-        if contour_contrast(painted, below, coverage) >= MIN_CONTRAST:
+        painted, alpha = _composite(rng, layer, particle, scene)
+        if contour_contrast(painted, below, coverage) >= min_contrast:
             scene.canvas[crop.window] = painted
+            if scene.cover is not None:
+                scene.cover[crop.window] += (1 - scene.cover[crop.window]) * alpha
             return True
     return False
 
@@ -151,8 +159,12 @@ def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarra
 
 def _composite(
     rng: np.random.Generator, layer: Layer, particle: Particle, scene: Scene
-) -> np.ndarray:
-    """Lay the painted particle and its shadow over the canvas; its window as it would be."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay the painted particle and its shadow over the canvas.
+
+    Returns:
+        Its window as it would be, and how much of it the particle covers.
+    """
     solid = {FIBER: 0.8, FRAGMENT: 1.0}.get(particle.category_id, 0.35)
     throw = -scene.light * rng.uniform(1.2, 2.6) * solid
     move = np.array([[1, 0, throw[0]], [0, 1, throw[1]]], np.float32)
@@ -165,7 +177,7 @@ def _composite(
     if blur > 0.25:
         color, alpha = cv2.GaussianBlur(color, (0, 0), blur), cv2.GaussianBlur(alpha, (0, 0), blur)
     shaded = scene.canvas[layer.window] * (1 - strength * shadow * (1 - alpha))[..., None]
-    return shaded * (1 - alpha[..., None]) + color
+    return shaded * (1 - alpha[..., None]) + color, alpha
 
 
 def _bgr(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
@@ -183,7 +195,7 @@ def _pick(rng: np.random.Generator, particle: Particle, scene: Scene) -> tuple[s
     return name, _bgr(rng, _COLORS[name])
 
 
-def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: _Crop):
+def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
     """A fibre: darker rims, a highlight along the side that faces the light.
 
     The tube is drawn as short quadrilaterals, strip beside strip, so that where it crosses
@@ -255,7 +267,7 @@ def _glossy(color: np.ndarray, tone: np.ndarray, gloss: float) -> np.ndarray:
     return np.clip(color * np.minimum(tone, 1.1)[..., None] + shine[..., None], 0, 1.05)
 
 
-def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: _Crop):
+def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: Crop):
     """A chip: flat faces between its corners and a ridge or plateau, each with its own light."""
     _, color = _pick(rng, fragment, scene)
     outline = fragment.core
@@ -293,7 +305,7 @@ def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: _C
 
 
 def _sheet(
-    rng: np.random.Generator, film: Particle, scene: Scene, crop: _Crop, coverage: np.ndarray
+    rng: np.random.Generator, film: Particle, scene: Scene, crop: Crop, coverage: np.ndarray
 ):
     """A film: tinted, seen through, with a darker edge, wrinkles and parts folded over."""
     tints = _FILM_ON_DARK if scene.dark else _FILM_ON_BRIGHT
