@@ -14,13 +14,36 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     """Add the project's keys, with their defaults, to a Detectron2 config in place.
 
     The defaults leave plain Detectron2 behaviour as it is, except that the validation loss is
-    computed at each evaluation.
+    computed at each evaluation and training images are resized by torch (INPUT.FAST_RESIZE).
     """
-    _CN = CfgNode
+    for add in (_add_input, _add_data, _add_model, _add_solver, _add_test, _add_writers):
+        add(cfg)
 
+
+def _add_input(cfg: CfgNode) -> None:
+    """How images are read, cut and changed."""
     # Look at most so many pixels into one file: a defence against decompression bombs.
     cfg.INPUT.MAX_PIXELS = 178_956_970
 
+    # Resize training images by torch instead of Pillow: half the time, and 2 of 10,000 values come
+    # out one grey level away. Validation and prediction always have Detectron2's pixels.
+    cfg.INPUT.FAST_RESIZE = True
+    # What augmentations and tiles cut off is no particle any more below this share of it, or
+    # below so many pixels: such pieces are dropped and counted. See docs/training_input.md.
+    cfg.INPUT.MIN_VISIBLE_SHARE = 0.1
+    cfg.INPUT.MIN_MASK_PIXELS = 4
+    # Train on overlapping windows of this side, in px of the photograph; 0: on whole images.
+    cfg.INPUT.TILE = CfgNode()
+    cfg.INPUT.TILE.SIZE = 0
+    # Pixels that neighbouring windows share at least.
+    cfg.INPUT.TILE.OVERLAP = 64
+    # Share of the windows without a particle that are kept.
+    cfg.INPUT.TILE.EMPTY_SHARE = 1.0
+    _add_augmentation(cfg)
+
+
+def _add_data(cfg: CfgNode) -> None:
+    """Which images are drawn."""
     # One number for each data set of DATASETS.TRAIN: the relative share of training images drawn
     # from it. Empty draws every image of all sets equally often.
     cfg.DATASETS.TRAIN_WEIGHTS = []
@@ -28,6 +51,9 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     # Megabytes of decoded images kept in memory by all workers of a process; 0 keeps none.
     cfg.DATALOADER.CACHE_MB = 0
 
+
+def _add_model(cfg: CfgNode) -> None:
+    """Weights and memory order."""
     # Demand this sha256 of the file behind MODEL.WEIGHTS; empty demands nothing.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # Prefixes of parameter names that may be missing, surplus or of another shape in
@@ -36,6 +62,9 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     # Keep convolutions in NHWC memory order: a fifth faster on the CPU in bf16.
     cfg.MODEL.CHANNELS_LAST = False
 
+
+def _add_solver(cfg: CfgNode) -> None:
+    """Epochs, and what watches the evaluation."""
     # Train at most so many passes over the training set; 0 leaves SOLVER.MAX_ITER as it is.
     cfg.SOLVER.MAX_EPOCHS = 0
     # Warm-up lasts at most this share of the training, however small the data set.
@@ -47,7 +76,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
 
     # Lower the LR by FACTOR when METRIC has not improved for more than PATIENCE evaluations
     # (torch's ReduceLROnPlateau), within warm-up and the schedule of LR_SCHEDULER_NAME.
-    cfg.SOLVER.PLATEAU = _CN()
+    cfg.SOLVER.PLATEAU = CfgNode()
     cfg.SOLVER.PLATEAU.ENABLED = False
     # Any flattened metric of the evaluation: validation/total_loss, segm/AP50, bbox/AP-Fiber, …
     # The losses (validation/…) and what is counted on blanks (blank/…) are minimised, all others
@@ -61,14 +90,14 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     cfg.SOLVER.PLATEAU.MIN_SCALE = 1e-4
 
     # Stop when METRIC has not improved for PATIENCE evaluations.
-    cfg.SOLVER.EARLY_STOPPING = _CN()
+    cfg.SOLVER.EARLY_STOPPING = CfgNode()
     cfg.SOLVER.EARLY_STOPPING.ENABLED = False
     cfg.SOLVER.EARLY_STOPPING.METRIC = "validation/total_loss"
     cfg.SOLVER.EARLY_STOPPING.PATIENCE = 10
     cfg.SOLVER.EARLY_STOPPING.THRESHOLD = 1e-4
 
     # Keep the weights of the evaluation with the best METRIC as model_best.pth.
-    cfg.SOLVER.BEST_CHECKPOINT = _CN()
+    cfg.SOLVER.BEST_CHECKPOINT = CfgNode()
     cfg.SOLVER.BEST_CHECKPOINT.ENABLED = True
     cfg.SOLVER.BEST_CHECKPOINT.METRIC = "segm/AP50"
 
@@ -78,9 +107,12 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     # auto (bf16 where the card has it, else fp16), bfloat16 or float16.
     cfg.SOLVER.AMP.DTYPE = "auto"
 
+
+def _add_test(cfg: CfgNode) -> None:
+    """What is evaluated."""
     # Evaluate every so many epochs; 0 leaves TEST.EVAL_PERIOD (iterations) as it is.
     cfg.TEST.EVAL_PERIOD_EPOCHS = 0.0
-    cfg.TEST.VAL_LOSS = _CN()
+    cfg.TEST.VAL_LOSS = CfgNode()
     cfg.TEST.VAL_LOSS.ENABLED = True
     # RoIs sampled per image for the validation loss; see evaluation/validation.py on its cost.
     cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
@@ -89,16 +121,63 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
 
-    # Optional event writers beside the terminal, metrics.json and TensorBoard.
-    cfg.WRITERS = _CN()
-    cfg.WRITERS.WANDB = _CN()
+
+def _add_writers(cfg: CfgNode) -> None:
+    """Optional event writers beside the terminal, metrics.json and TensorBoard."""
+    cfg.WRITERS = CfgNode()
+    cfg.WRITERS.WANDB = CfgNode()
     cfg.WRITERS.WANDB.ENABLED = False
     cfg.WRITERS.WANDB.PROJECT = "microplastics"
     cfg.WRITERS.WANDB.NAME = ""
-    cfg.WRITERS.MLFLOW = _CN()
+    cfg.WRITERS.MLFLOW = CfgNode()
     cfg.WRITERS.MLFLOW.ENABLED = False
     cfg.WRITERS.MLFLOW.TRACKING_URI = ""
     cfg.WRITERS.MLFLOW.EXPERIMENT = "microplastics"
+
+
+def _add_augmentation(cfg: CfgNode) -> None:
+    """Add INPUT.AUG, whose augmentations are all off."""
+    # Each is applied to an image with its probability PROB, in the order that
+    # microplastics/data/augmentation/build.py gives. INPUT.RANDOM_FLIP may also be "both".
+    aug = cfg.INPUT.AUG = CfgNode()
+    # A window (height, width) around a random particle, in px of the photograph, whose centre
+    # lies off the particle's by at most SHIFT of the window's half.
+    aug.CROP = CfgNode({"PROB": 0.0, "SIZE": (512, 512), "SHIFT": 0.5})
+    # A turn by 90, 180 or 270 degrees.
+    aug.RIGHT_ANGLES = CfgNode({"PROB": 0.0})
+    # A turn by up to MAX_ANGLE degrees. FRAME: "same", "expand" or "inside" (no border in view);
+    # BORDER: "reflect" (without the particles), "median" or "black".
+    aug.ROTATION = CfgNode({"PROB": 0.0, "MAX_ANGLE": 180.0, "FRAME": "same", "BORDER": "reflect"})
+    # A factor on the size that MIN_SIZE_TRAIN gives; MAX_SIZE_TRAIN still bounds it.
+    aug.SCALE = CfgNode({"PROB": 0.0, "RANGE": (0.8, 1.25)})
+    # Factors on the values, on their distance from the image's mean, and from each pixel's grey.
+    aug.BRIGHTNESS = CfgNode({"PROB": 0.0, "RANGE": (0.8, 1.2)})
+    aug.CONTRAST = CfgNode({"PROB": 0.0, "RANGE": (0.8, 1.2)})
+    aug.SATURATION = CfgNode({"PROB": 0.0, "RANGE": (0.7, 1.3)})
+    # All hues turned by up to so many degrees.
+    aug.HUE = CfgNode({"PROB": 0.0, "MAX_SHIFT": 10.0})
+    # Standard deviation in px; KIND: "gaussian", "defocus" (a disc) or "both" (either).
+    aug.BLUR = CfgNode({"PROB": 0.0, "SIGMA": (0.5, 1.5), "KIND": "both"})
+    # Standard deviation in grey levels, and variance of the shot noise for each level of light.
+    aug.NOISE = CfgNode({"PROB": 0.0, "SIGMA": (1.0, 6.0), "SHOT": (0.0, 0.3)})
+    # Quality of the JPEG packing.
+    aug.JPEG = CfgNode({"PROB": 0.0, "QUALITY": (40, 95)})
+    # 1 to MAX_PARTICLES particles of another image, scaled, flipped and, with ROTATE, turned; they
+    # cover at most MAX_COVER of any other; what surrounds them fades over EDGE px. OCCLUSION:
+    # "modal" cuts what they cover out of the masks below, "amodal" leaves those whole.
+    aug.COPY_PASTE = CfgNode(
+        {
+            "PROB": 0.0,
+            "MAX_PARTICLES": 10,
+            "MAX_COVER": 0.3,
+            "SCALE": (0.8, 1.25),
+            "ROTATE": True,
+            "EDGE": 1.0,
+            "OCCLUSION": "modal",
+        }
+    )
+    # Windows of four images, each scaled by SCALE, in the quarters of one.
+    aug.MOSAIC = CfgNode({"PROB": 0.0, "SCALE": (0.5, 1.0)})
 
 
 def get_cfg() -> CfgNode:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from microplastics.benchmark import evaluation, infer, train, validate
+from microplastics.benchmark import evaluation, infer, loader, train, validate
 from microplastics.benchmark.setting import cores, require_positive, workspace
 from microplastics.cli import report as report_error
 from microplastics.cli import run
@@ -50,6 +50,8 @@ def parse() -> argparse.Namespace:
         sub.add_argument("--detections", type=int, nargs="+", metavar="N", help="caps an image")
     sub.add_argument("--paste-size", type=int, metavar="PX", help="frame to paste into, 0: none")
     sub.add_argument("--paste-masks", type=int, metavar="N", help="masks to paste")
+    sub = command("input", loader, "images to draw")
+    sub.add_argument("--particles", type=int, metavar="N", help="on each image")
     sub = command("eval", evaluation, "images")
     sub.add_argument("--true", type=int, metavar="N", help="true particles an image")
     sub.add_argument("--caps", type=int, nargs="+", metavar="N", help="detections an image")

@@ -34,11 +34,12 @@ from microplastics.engine.trainer import Trainer
 from microplastics.errors import UserError
 from microplastics.files import write_json
 
-# What plain Detectron2 has not, and the value that is like it: memory order, cache, bf16.
+# What plain Detectron2 has not, and the value that is like it: memory order, cache, bf16, resize.
 COMPARABLE = {
     "MODEL.CHANNELS_LAST": False,
     "DATALOADER.CACHE_MB": 0,
     "SOLVER.AMP.ON_CPU": False,
+    "INPUT.FAST_RESIZE": False,
 }
 _LOGGERS = ("detectron2", "fvcore", "microplastics")
 

@@ -16,11 +16,13 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from microplastics.data.augmentation.build import check_augmentation
 from microplastics.data.catalog import resolve_datasets
 from microplastics.data.coco import check_instances
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.data.rng import seeded
 from microplastics.data.sampler import BatchStream, repeat_factors, set_factors
+from microplastics.data.tiling import tile_dicts
 from microplastics.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -191,9 +193,12 @@ class TrainLoader:
         if seed is None:
             seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.seed = int(seed)
+        check_augmentation(cfg)
         self.dataset_dicts, self._set_sizes = _training_sets(cfg)
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
         self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
+        if getattr(self._mapper, "mixes", False):
+            self._mapper.partners = self.dataset_dicts
         self._groups = (
             [int(d["width"] > d["height"]) for d in self.dataset_dicts]
             if cfg.DATALOADER.ASPECT_RATIO_GROUPING
@@ -272,9 +277,18 @@ def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
     dicts, sizes = [], []
     for group in groups:
         part = _filtered_dicts(group, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        if cfg.INPUT.TILE.SIZE > 0:
+            part = _tiled(part, cfg)
         dicts += part
         sizes.append(len(part))
     return dicts, sizes
+
+
+def _tiled(dicts: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
+    """Windows of the images. Their blanks are chosen by EMPTY_SHARE, not by the filter."""
+    node = cfg.INPUT.TILE
+    limits = cfg.INPUT.MIN_VISIBLE_SHARE, cfg.INPUT.MIN_MASK_PIXELS
+    return tile_dicts(dicts, node.SIZE, node.OVERLAP, *limits, node.EMPTY_SHARE)
 
 
 def _filtered_dicts(names: list[str], filter_empty: bool) -> list[dict[str, Any]]:

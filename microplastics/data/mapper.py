@@ -5,14 +5,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
+from microplastics.data import augmentation
+from microplastics.data.augmentation import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
 from microplastics.data.images import read_image
+from microplastics.data.tiling import WindowReader
 from microplastics.structures.crop_masks import CropMasks
 
 logger = logging.getLogger(__name__)
@@ -22,10 +25,18 @@ class MicroplasticsDatasetMapper:
     """Detectron2's ``DatasetMapper`` for strangers' images and for any mixture of masks.
 
     - Images are read by :func:`microplastics.data.images.read_image`: 16-bit, grey, CMYK, alpha
-      and EXIF rotation come out as 8-bit BGR, broken files as a sentence.
-    - An image whose instances are all polygons gets ``PolygonMasks``; where one is RLE, all become
-      ``CropMasks``. No instance is ever decoded to the full frame.
+      and EXIF rotation come out as 8-bit BGR, broken files as a sentence. A data set dict with a
+      ``window`` (:mod:`microplastics.data.tiling`) is that part of its image.
+    - An image whose instances are all polygons gets ``PolygonMasks``; where one is RLE, or an
+      augmentation cuts, all become ``CropMasks``. No instance is ever decoded to the full frame.
+    - Particles of which too little is left are dropped and counted.
     - Validation keeps the annotations, which the validation loss needs.
+
+    All randomness comes from numpy's global generator.
+
+    Attributes:
+        partners: data set dicts that copy-paste and mosaic draw from; whoever builds the mapper
+            sets them. Without any, both are off.
     """
 
     @configurable
@@ -39,42 +50,72 @@ class MicroplasticsDatasetMapper:
         recompute_boxes: bool = False,
         max_pixels: int | None = None,
         cache_bytes: int = 0,
+        min_visible_share: float = 0.0,
+        min_mask_pixels: int = 1,
+        mosaic: Mosaic | None = None,
+        mosaic_prob: float = 0.0,
+        copy_paste: CopyPaste | None = None,
+        copy_paste_prob: float = 0.0,
     ):
         """
         Args:
             is_train: training (images without instances left are still returned).
-            augmentations: Detectron2 augmentations, applied in order.
-            image_format: ``"BGR"`` or ``"RGB"``.
+            augmentations: Detectron2 augmentations, applied in order. They see the image in BGR
+                order, and the particles' boxes where ``recompute_boxes`` is set.
+            image_format: ``"BGR"`` or ``"RGB"``: what the model gets.
             use_instance_mask: give the instances ``gt_masks``.
-            recompute_boxes: make boxes tight around the masks after a crop.
+            recompute_boxes: augmentations cut particles off: boxes are made tight around what is
+                left of the masks. Set wherever images are mixed.
             max_pixels: refuse larger images.
             cache_bytes: keep decoded images up to so many bytes in this process.
+            min_visible_share: drop a particle of which less is left; with ``recompute_boxes``.
+            min_mask_pixels: drop a particle of fewer pixels, or px² of polygon.
+            mosaic, mosaic_prob: how, and for which share of the images.
+            copy_paste, copy_paste_prob: likewise; after the mosaic.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
-        self.recompute_boxes = recompute_boxes
+        self.mixes = mosaic_prob > 0 or copy_paste_prob > 0
+        self.recompute_boxes = recompute_boxes or self.mixes
         self.max_pixels = max_pixels
+        self.min_visible_share = min_visible_share
+        self.min_mask_pixels = min_mask_pixels
+        self.partners: Sequence[dict[str, Any]] = ()
+        self._mosaic, self._mosaic_prob = mosaic, mosaic_prob
+        self._copy_paste, self._copy_paste_prob = copy_paste, copy_paste_prob
         self._cache = ImageCache(cache_bytes)
+        self._windows = WindowReader(max_pixels=max_pixels)
+        self._warned = False
         mode = "training" if is_train else "validation"
         logger.info("Augmentations used in %s: %s", mode, augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        augmentations = detection_utils.build_augmentation(cfg, is_train)
-        crop = cfg.INPUT.CROP.ENABLED and is_train
-        if crop:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        workers = max(1, cfg.DATALOADER.NUM_WORKERS)
-        return {
+        common = {
             "is_train": is_train,
-            "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "use_instance_mask": cfg.MODEL.MASK_ON,
-            "recompute_boxes": crop and cfg.MODEL.MASK_ON,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
-            "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // workers if is_train else 0,
+        }
+        if not is_train:
+            return {"augmentations": augmentation.build_validation(cfg), **common}
+        workers = max(1, cfg.DATALOADER.NUM_WORKERS)
+        # Plain flips and sizes keep every particle, as Detectron2 does.
+        limits = augmentation.is_augmented(cfg)
+        aug = cfg.INPUT.AUG
+        return {
+            "augmentations": augmentation.build_augmentations(cfg),
+            "recompute_boxes": augmentation.clips(cfg),
+            "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // workers,
+            "min_visible_share": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
+            "min_mask_pixels": cfg.INPUT.MIN_MASK_PIXELS if limits else 1,
+            "mosaic": Mosaic(tuple(aug.MOSAIC.SCALE)),
+            "mosaic_prob": aug.MOSAIC.PROB,
+            "copy_paste": augmentation.build_copy_paste(cfg),
+            "copy_paste_prob": aug.COPY_PASTE.PROB,
+            **common,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -84,38 +125,106 @@ class MicroplasticsDatasetMapper:
 
         Returns:
             The same with ``image`` (3, H, W) uint8 tensor and ``instances`` in place of
-            ``annotations``.
+            ``annotations``; ``dropped_instances``, the number of particles that were dropped
+            since too little of them was left, and ``outside_instances``, of those wholly out of
+            view.
 
         Raises:
             UserError: the image cannot be read or is of another size than announced.
         """
-        image = self._read(dataset_dict)
-        aug_input = T.AugInput(image)
-        transforms = self.augmentations(aug_input)
-        image = aug_input.image
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
-        mapped["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if "annotations" in dataset_dict:
-            annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
-            instances = self._instances(
-                annotations,
-                transforms,
-                (dataset_dict["height"], dataset_dict["width"]),
-                image.shape[:2],
-            )
-            mapped["instances"] = _drop_empty(instances)
+        image = self._read(dataset_dict)
+        if "annotations" not in dataset_dict:
+            aug_input = T.AugInput(image)
+            self.augmentations(aug_input)
+        elif self.recompute_boxes:
+            sample = self._mix(Sample.from_annotations(image, _particles(dataset_dict)))
+            boxes = sample.masks.get_bounding_boxes().tensor.numpy()
+            aug_input = T.AugInput(sample.image, boxes=boxes)
+            transforms = self.augmentations(aug_input)
+            self._add_clipped(mapped, sample, transforms, aug_input.image.shape[:2])
+        else:
+            aug_input = T.AugInput(image)
+            transforms = self.augmentations(aug_input)
+            sizes = image.shape[:2], aug_input.image.shape[:2]
+            instances = self._instances(_particles(dataset_dict), transforms, *sizes)
+            keep = self._large_enough(instances)
+            dropped = int((~keep).sum())
+            mapped["instances"] = instances[keep] if dropped else instances
+            mapped["dropped_instances"] = dropped
+            mapped["outside_instances"] = 0
+        mapped["image"] = self._tensor(aug_input.image)
         return mapped
+
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
+        planes = torch.empty(3, *image.shape[:2], dtype=torch.uint8)
+        order = (2, 1, 0) if self.image_format == "RGB" else (0, 1, 2)
+        if image.flags.c_contiguous:
+            # A third of the time that numpy takes to turn the axes.
+            cv2.split(image, [planes[channel].numpy() for channel in order])
+        else:
+            for channel, plane in zip(order, planes.numpy(), strict=True):
+                plane[:] = image[:, :, channel]
+        return planes
 
     def _read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
         path = dataset_dict["file_name"]
+        if "window" in dataset_dict:
+            return self._windows.read(path, dataset_dict["window"], dataset_dict["full_size"])
         image = self._cache.get(path)
         if image is None:
             size = (dataset_dict["width"], dataset_dict["height"])
             image = read_image(path, expected_size=size, max_pixels=self.max_pixels)
-            if self.image_format == "RGB":
-                image = image[:, :, ::-1]
             self._cache.put(path, image)
         return image
+
+    def _mix(self, sample: Sample) -> Sample:
+        """Mosaic and copy-paste, each with its probability."""
+        if not self.mixes:
+            return sample
+        if not self.partners:
+            if not self._warned:
+                logger.warning(
+                    "Copy-paste and mosaic are off: the mapper was given no other images to draw "
+                    "from (MicroplasticsDatasetMapper.partners)."
+                )
+                self._warned = True
+            return sample
+        if np.random.uniform() < self._mosaic_prob:
+            others = [self._random_partner() for _ in range(MOSAIC_IMAGES - 1)]
+            sample = self._mosaic([sample, *others])
+        if np.random.uniform() < self._copy_paste_prob:
+            sample = self._copy_paste(sample, self._random_partner())
+        return sample
+
+    def _random_partner(self) -> Sample:
+        partner = self.partners[np.random.randint(len(self.partners))]
+        return Sample.from_annotations(self._read(partner), _particles(partner))
+
+    def _add_clipped(
+        self,
+        mapped: dict[str, Any],
+        sample: Sample,
+        transforms: T.TransformList,
+        size_after: tuple[int, int],
+    ) -> None:
+        """Transform masks and keep those of which enough is left, with boxes tight around them."""
+        matrix = affine_matrix(transforms)
+        masks = sample.masks.affine(matrix, size_after)
+        area = masks.area().numpy()
+        whole = sample.whole * abs(np.linalg.det(matrix[:, :2]))
+        keep = area >= np.maximum(self.min_mask_pixels, self.min_visible_share * whole)
+        keep &= area > 0
+        outside = ~keep & _out_of_view(sample.masks, matrix, size_after)
+        mapped["dropped_instances"] = int((~keep & ~outside).sum())
+        mapped["outside_instances"] = int(outside.sum())
+        masks = masks[keep]
+        instances = Instances(size_after)
+        instances.gt_boxes = masks.get_bounding_boxes()
+        instances.gt_classes = torch.from_numpy(sample.classes[keep])
+        if self.use_instance_mask:
+            instances.gt_masks = masks
+        mapped["instances"] = instances
 
     def _instances(
         self,
@@ -125,24 +234,28 @@ class MicroplasticsDatasetMapper:
         size_after: tuple[int, int],
     ) -> Instances:
         instances = Instances(size_after)
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        boxes = transforms.apply_box(boxes).clip(min=0)
+        boxes = transforms.apply_box(_boxes(annotations)).clip(min=0)
         boxes = np.minimum(boxes, np.asarray(size_after + size_after)[[1, 0, 3, 2]])
         instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
         classes = [a["category_id"] for a in annotations]
         instances.gt_classes = torch.as_tensor(classes, dtype=torch.int64)
         if self.use_instance_mask:
             segmentations = [a["segmentation"] for a in annotations]
-            # A crop cuts through polygons; CropMasks are clipped to what is left in view.
-            if not self.recompute_boxes and all(isinstance(s, list) for s in segmentations):
+            if all(isinstance(s, list) for s in segmentations):
                 instances.gt_masks = _transform_polygons(segmentations, transforms)
             else:
                 masks = CropMasks.from_coco(segmentations, size_before)
                 instances.gt_masks = masks.affine(affine_matrix(transforms), size_after)
-            if self.recompute_boxes:
-                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return instances
+
+    def _large_enough(self, instances: Instances) -> torch.Tensor:
+        """Which instances are not empty and have the pixels they need: (N,) bool."""
+        keep = instances.gt_boxes.nonempty(threshold=1e-5)
+        if instances.has("gt_masks"):
+            keep &= instances.gt_masks.nonempty()
+            if self.min_mask_pixels > 1:
+                keep &= torch.as_tensor(instances.gt_masks.area() >= self.min_mask_pixels)
+        return keep
 
 
 class ImageCache:
@@ -167,11 +280,33 @@ class ImageCache:
 def affine_matrix(transforms: T.TransformList) -> np.ndarray:
     """The 2×3 matrix of a list of affine transforms, in continuous pixel coordinates.
 
-    All of Detectron2's geometric augmentations (resize, flip, crop, rotation, shear) are affine,
-    so three points tell them whole.
+    All geometric augmentations here and in Detectron2 (resize, flip, crop, rotation, shear) are
+    affine, so three points tell them whole.
     """
     origin, right, down = transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     return np.stack([right - origin, down - origin, origin], axis=1)
+
+
+def _particles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    return [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
+
+
+def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """(N, 4) x0, y0, x1, y1 in px, float64."""
+    modes = {a["bbox_mode"] for a in annotations}
+    if len(modes) == 1:  # one conversion for all of them
+        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+        return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _out_of_view(masks: CropMasks, matrix: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
+    """Whether each mask's box, once transformed, misses the new image: (N,) bool."""
+    boxes = masks.get_bounding_boxes().tensor.numpy().astype(np.float64)
+    corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ matrix[:, :2].T + matrix[:, 2]
+    start, end = corners.min(axis=1), corners.max(axis=1)
+    return (end <= 0).any(axis=1) | (start >= output_size[::-1]).any(axis=1)
 
 
 def _transform_polygons(
@@ -184,10 +319,3 @@ def _transform_polygons(
     points = transforms.apply_coords(np.concatenate(polygons))
     pieces = iter(np.split(points, np.cumsum([len(p) for p in polygons])[:-1]))
     return PolygonMasks([[next(pieces).reshape(-1) for _ in s] for s in segmentations])
-
-
-def _drop_empty(instances: Instances) -> Instances:
-    keep = instances.gt_boxes.nonempty(threshold=1e-5)
-    if instances.has("gt_masks"):
-        keep &= instances.gt_masks.nonempty()
-    return instances[keep]

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 
 from microplastics.errors import UserError
 from microplastics.evaluation.blanks import blank_images
@@ -99,8 +99,16 @@ def write_losses(
     if comm.is_main_process():
         means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
         storage.put_scalar("data_time", data_time)
+        _write_dropped(batch, storage)
         storage.put_scalar("total_loss", sum(means.values()))
         storage.put_scalars(**means)
+
+
+def _write_dropped(batch: list[dict[str, Any]], storage: EventStorage) -> None:
+    """Particles of this rank's batch that augmentations left too little of, where there are any."""
+    dropped = sum(item.get("dropped_instances", 0) for item in batch)
+    if dropped or "dropped_instances" in storage.histories():
+        storage.put_scalar("dropped_instances", dropped)
 
 
 def _refuse_loss(names, values, iteration, batch, checkpointer) -> None:

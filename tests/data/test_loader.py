@@ -147,3 +147,33 @@ time.sleep(60)
 def test_entries_are_registered_under_their_own_text(tiny_cfg, rendered):
     cfg = check_datasets(tiny_cfg())
     assert cfg.DATASETS.TRAIN == (dataset_entry(rendered, "train"),)
+
+
+def test_tiles_cover_the_images_and_are_weighted_as_sets(tiny_cfg, rendered):
+    sets = repr((dataset_entry(rendered, "train"), dataset_entry(rendered, "val")))
+    tiles = ("INPUT.TILE.SIZE", 64, "INPUT.TILE.OVERLAP", 16, "DATASETS.TRAIN", sets)
+    weights = ("DATASETS.TRAIN_WEIGHTS", "[1, 1]")
+    loader = TrainLoader(check_datasets(tiny_cfg(*tiles, *weights)))
+    windows = {d["window"] for d in loader.dataset_dicts}
+    assert windows == {(x, y, 64, 64) for x in (0, 32) for y in (0, 32)}
+    assert loader.images_per_epoch == pytest.approx(len(loader.dataset_dicts))
+    (first, _), *_ = take(loader, 3)
+    assert first["full_size"] == (96, 96) and first["width"] == 64
+
+
+def test_mixing_batches_repeat_wherever_one_starts(tiny_cfg):
+    mixing = ("INPUT.AUG.MOSAIC.PROB", 0.5, "INPUT.AUG.COPY_PASTE.PROB", 0.5)
+    cfg = check_datasets(tiny_cfg(*mixing, "INPUT.AUG.ROTATION.PROB", 0.5))
+    whole = take(TrainLoader(cfg), 6)
+    for late, early in zip(take(TrainLoader(cfg), 2, start=4), whole[4:], strict=True):
+        for ours, theirs in zip(late, early, strict=True):
+            assert torch.equal(ours["image"], theirs["image"])
+            assert torch.equal(
+                ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor
+            )
+
+
+def test_nonsense_in_the_augmentations_is_a_sentence(tiny_cfg):
+    cfg = check_datasets(tiny_cfg("INPUT.AUG.BLUR.PROB", 1.5))
+    with pytest.raises(UserError, match="INPUT.AUG.BLUR.PROB is 1.5; give a number from 0 to 1"):
+        TrainLoader(cfg)

@@ -1,7 +1,9 @@
 """microplastics/data/mapper.py."""
 
+import logging
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,13 @@ from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from microplastics.config import get_cfg
+from microplastics.data.augmentation import CopyPaste, Mosaic
+from microplastics.data.augmentation.crop import RandomParticleCrop
+from microplastics.data.augmentation.geometric import RandomRotation
+from microplastics.data.images import read_image
 from microplastics.data.mapper import ImageCache, MicroplasticsDatasetMapper, affine_matrix
+from microplastics.data.rng import seeded
 from microplastics.structures.crop_masks import CropMasks
 
 SQUARE = [20.0, 30.0, 50.0, 30.0, 50.0, 60.0, 20.0, 60.0]
@@ -118,3 +126,209 @@ def test_the_cache_keeps_to_its_limit():
     cache.put("a", np.zeros(60, np.uint8))
     cache.put("b", np.zeros(60, np.uint8))
     assert cache.get("a") is not None and cache.get("b") is None
+
+
+def photograph(tmp_path, seed, size=(200, 160)):
+    """White polygons on black, with their annotations."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    image = np.zeros((height, width, 3), np.uint8)
+    annotations = []
+    for class_number in range(4):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+        points = rng.uniform(25, 135, 2) + 22 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        polygon = points.ravel().tolist()
+        image[mask_util.decode(rle_of(polygon, height, width)) > 0] = 255
+        box = {"bbox": [*points.min(axis=0), *points.max(axis=0)], "bbox_mode": BoxMode.XYXY_ABS}
+        annotations.append({**box, "category_id": class_number, "segmentation": [polygon]})
+    path = tmp_path / f"{seed}.png"
+    Image.fromarray(image).save(path)
+    common = {"file_name": str(path), "width": width, "height": height, "image_id": seed}
+    return {**common, "annotations": annotations}
+
+
+def configured(*opts, size=160):
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MIN_SIZE_TRAIN = (size,)
+    cfg.merge_from_list(list(opts))
+    return MicroplasticsDatasetMapper(cfg, is_train=True)
+
+
+def full_masks(instances):
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+        return masks.tensor.numpy()
+    return masks.to_bitmasks().numpy()
+
+
+def on(*nodes):
+    return [x for node in nodes for x in (f"INPUT.AUG.{node}.PROB", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        on("CROP") + ["INPUT.AUG.CROP.SIZE", (80, 90)],
+        on("RIGHT_ANGLES"),
+        on("ROTATION"),
+        on("ROTATION") + ["INPUT.AUG.ROTATION.FRAME", "inside"],
+        on("ROTATION") + ["INPUT.AUG.ROTATION.FRAME", "expand"],
+        on("SCALE"),
+        on("COPY_PASTE") + ["INPUT.AUG.COPY_PASTE.OCCLUSION", "amodal"],
+        on("COPY_PASTE"),
+        on("MOSAIC"),
+        on("CROP", "ROTATION", "RIGHT_ANGLES", "SCALE", "MOSAIC", "COPY_PASTE"),
+        ["INPUT.RANDOM_FLIP", "both"],
+        ["INPUT.FAST_RESIZE", True],
+    ],
+    ids=lambda opts: " ".join(str(o) for o in opts).replace("INPUT.AUG.", ""),
+)
+def test_masks_lie_on_what_is_seen_and_boxes_around_masks(tmp_path, opts):
+    records = [photograph(tmp_path, seed) for seed in range(3)]
+    map_it = configured(*opts, "INPUT.MIN_VISIBLE_SHARE", 0.0, "INPUT.MIN_MASK_PIXELS", 1)
+    map_it.partners = records
+    for seed in range(6):
+        with seeded(seed):
+            mapped = map_it(records[seed % 3])
+        with seeded(seed):
+            again = map_it(records[seed % 3])
+        assert torch.equal(mapped["image"], again["image"])
+        instances = mapped["instances"]
+        assert torch.equal(instances.gt_boxes.tensor, again["instances"].gt_boxes.tensor)
+        masks = full_masks(instances)
+        assert len(masks) and masks.any(axis=(1, 2)).all()
+        seen, union = mapped["image"][0].numpy() >= 128, masks.any(axis=0)
+        assert (seen & union).sum() / (seen | union).sum() >= 0.95
+        tight = CropMasks.from_bitmasks(masks).get_bounding_boxes().tensor
+        # The boxes of polygons are those of the corners, not of the pixels.
+        slack = 1.5 if isinstance(instances.gt_masks, PolygonMasks) else 0
+        assert (instances.gt_boxes.tensor - tight).abs().max() <= slack
+
+
+def test_what_is_cut_below_the_visible_share_is_dropped_and_counted(tmp_path):
+    # 30 px wide at x = 20: from x = 41 on 9 / 30 are left.
+    far = [90.0, 70.0, 99.0, 70.0, 99.0, 79.0, 90.0, 79.0]
+    for segmentation in ([SQUARE], rle_of(SQUARE, 80, 100)):
+        record = dataset_dict(tmp_path, [segmentation, [far], [[1.0, 1, 9, 1, 9, 9, 1, 9]]])
+        record["annotations"][1]["segmentation"] = [far]
+        record["annotations"][2]["segmentation"] = [[1.0, 1, 9, 1, 9, 9, 1, 9]]
+        for share, kept in ((0.25, 2), (0.35, 1)):
+            cut = mapper(
+                T.CropTransform(41, 0, 59, 80), recompute_boxes=True, min_visible_share=share
+            )
+            mapped = cut(record)
+            assert len(mapped["instances"]) == kept
+            assert mapped["dropped_instances"] == 2 - kept
+            assert mapped["outside_instances"] == 1
+
+
+@pytest.mark.parametrize("as_rle", [False, True])
+def test_what_becomes_smaller_than_the_least_pixels_is_dropped_and_counted(tmp_path, as_rle):
+    small = [10.0, 10, 16, 10, 16, 16, 10, 16]
+    parts = [SQUARE, small]
+    record = dataset_dict(tmp_path, [rle_of(p, 80, 100) if as_rle else [p] for p in parts])
+    mapped = mapper(T.Resize((20, 25)), min_mask_pixels=4)(record)
+    assert (len(mapped["instances"]), mapped["dropped_instances"]) == (1, 1)
+    mapped = mapper(T.Resize((20, 25)))(record)
+    assert (len(mapped["instances"]), mapped["dropped_instances"]) == (2, 0)
+
+
+def test_the_limits_hold_only_where_something_is_augmented():
+    assert configured().min_mask_pixels == 1 and configured().min_visible_share == 0
+    augmented = configured(*on("NOISE"))
+    assert (augmented.min_mask_pixels, augmented.min_visible_share) == (4, 0.1)
+    cfg = get_cfg()
+    cfg.merge_from_list(on("CROP", "MOSAIC"))
+    validation = MicroplasticsDatasetMapper(cfg, is_train=False)
+    assert not validation.recompute_boxes and not validation.mixes
+
+
+def test_mixing_without_other_images_is_off_with_one_warning(tmp_path, caplog):
+    record = photograph(tmp_path, 0)
+    map_it = configured(*on("MOSAIC", "COPY_PASTE"))
+    for _ in range(2):
+        assert len(map_it(record)["instances"]) == 4
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 1 and "partners" in warned[0].getMessage()
+
+
+def test_blanks_get_particles_pasted_and_lend_none(tmp_path):
+    record, blank = photograph(tmp_path, 0), photograph(tmp_path, 1)
+    blank["annotations"] = []
+    paste = CopyPaste(max_particles=3)
+    map_it = mapper(copy_paste=paste, copy_paste_prob=1.0)
+    map_it.partners = [record]
+    assert len(map_it(blank)["instances"]) > 0
+    map_it.partners = [blank]
+    assert len(map_it(record)["instances"]) == 4
+    map_it = mapper(mosaic=Mosaic(), mosaic_prob=1.0)
+    map_it.partners = [blank]
+    mapped = map_it(blank)
+    assert len(mapped["instances"]) == 0 and mapped["image"].shape == (3, 160, 200)
+
+
+def test_annotations_without_masks_are_cut_by_their_boxes(tmp_path):
+    record = photograph(tmp_path, 0)
+    for annotation in record["annotations"]:
+        del annotation["segmentation"]
+    map_it = mapper(T.CropTransform(0, 0, 60, 60), recompute_boxes=True, use_instance_mask=False)
+    instances = map_it(record)["instances"]
+    assert not instances.has("gt_masks")
+    assert len(instances) and (instances.gt_boxes.tensor <= 60).all()
+
+
+def test_a_window_is_read_as_an_image_of_its_own(tmp_path):
+    record = photograph(tmp_path, 0)
+    window = {**record, "window": (40, 30, 100, 90), "full_size": (200, 160), "annotations": []}
+    window.update(width=100, height=90)
+    image = mapper()(window)["image"].numpy().transpose(1, 2, 0)
+    assert np.array_equal(image, read_image(record["file_name"])[30:120, 40:140])
+
+
+@pytest.mark.parametrize("augmentation", [T.RandomFlip(1.0), T.NoOpTransform()])
+def test_rgb_is_bgr_turned_around(tmp_path, augmentation):
+    record = dataset_dict(tmp_path, [[SQUARE]])
+    noise = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    cv2.imwrite(record["file_name"], noise)
+    images = [
+        MicroplasticsDatasetMapper(True, augmentations=[augmentation], image_format=f)(record)
+        for f in ("BGR", "RGB")
+    ]
+    assert torch.equal(images[0]["image"], images[1]["image"].flip(0))
+    expected = noise if isinstance(augmentation, T.NoOpTransform) else noise[:, ::-1]
+    assert np.array_equal(images[0]["image"].numpy(), expected.transpose(2, 0, 1))
+
+
+def test_cached_images_are_not_written_to(tmp_path):
+    records = [photograph(tmp_path, seed) for seed in range(2)]
+    nodes = ("BLUR", "BRIGHTNESS", "CONTRAST", "SATURATION", "HUE", "NOISE", "JPEG", "CROP")
+    cached = configured(*on(*nodes, "COPY_PASTE", "ROTATION"), "DATALOADER.CACHE_MB", 8)
+    fresh = configured(*on(*nodes, "COPY_PASTE", "ROTATION"))
+    cached.partners = fresh.partners = records
+    for seed in range(4):
+        images = []
+        for map_it in (cached, fresh):
+            with seeded(seed):
+                images.append(map_it(records[0])["image"])
+        assert torch.equal(*images)
+
+
+def test_16_bit_images_reach_training_as_they_reach_prediction(tmp_path):
+    record = dataset_dict(tmp_path, [[SQUARE]])
+    deep = np.random.default_rng(0).integers(0, 4096, (80, 100), dtype=np.uint16)
+    Image.fromarray(deep).save(record["file_name"])
+    image = mapper()(record)["image"].numpy().transpose(1, 2, 0)
+    assert image.min() == 0 and image.max() == 255
+    assert np.array_equal(image, read_image(record["file_name"]))
+
+
+def test_crop_and_rotation_draw_on_the_same_seed_alike(tmp_path):
+    record = photograph(tmp_path, 0)
+    map_it = mapper(RandomParticleCrop(60, 60), RandomRotation(), recompute_boxes=True)
+    with seeded(5):
+        one = map_it(record)
+    with seeded(6):
+        other = map_it(record)
+    assert not torch.equal(one["image"], other["image"])

@@ -90,6 +90,23 @@ def test_infer_gives_detectron2s_predictions(benchmark):
     ]
 
 
+def test_input_gives_detectron2s_pixels_boxes_and_masks(benchmark):
+    options = ("--repeat", 2, "--images", 2, "--particles", 5)
+    code, figures, out, _ = benchmark("input", *options)
+    assert code == 0
+    assert_whole(figures, contestants=3, repeat=2)
+    labels = [m["label"] for m in figures["measurements"]]
+    assert labels[:2] == ["an image, polygons", "an image, RLE"]
+    assert "read a JPEG" in labels and "resize, flip, to tensor" in labels
+    for measurement in figures["measurements"][:2]:
+        assert measurement["contestants"]["ours"]["target"] == pytest.approx(1 / 1.5)
+    assert [check["name"] for check in figures["checks"]][:2] == [
+        "polygons: pixels",
+        "polygons: boxes and masks",
+    ]
+    assert "2 JPEGs of 1000 x 750 px, 5 particles each" in out
+
+
 TINY_EVAL = ("--images", 6, "--true", 5, "--caps", 4, 120)
 
 
@@ -126,6 +143,7 @@ def test_figures_that_differ_end_in_code_1(benchmark, monkeypatch):
     "command, options, words",
     [
         ("eval", ("--repeat", 0), "--repeat is 0"),
+        ("input", ("--particles", 0), "--particles is 0"),
         ("eval", ("--caps", 100, 0), "--caps is 0"),
         ("train", (*QUICK, "--iterations", 0), "--iterations is 0"),
         ("validate", (*QUICK, "--images", 0), "--images is 0"),

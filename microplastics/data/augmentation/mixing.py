@@ -1,0 +1,240 @@
+"""Pictures out of several: copy-paste of particles, and mosaics.
+
+Copy-paste after Ghiasi et al. 2021, "Simple Copy-Paste is a Strong Data Augmentation Method for
+Instance Segmentation"; mosaic after Bochkovskiy et al. 2020, "YOLOv4".
+"""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from microplastics.data.augmentation.sample import Sample
+from microplastics.structures.crop_masks import CropMasks
+
+OCCLUSIONS = ("modal", "amodal")
+MOSAIC_IMAGES = 4
+
+_TRIES = 10
+# The middle of a mosaic lies in this part of its sides.
+_MIDDLE = (0.3, 0.7)
+
+
+class CopyPaste:
+    """Particles of another image, cut out along their masks with a soft edge.
+
+    Only whole particles are taken: none that touches the border of its image.
+    """
+
+    def __init__(
+        self,
+        max_particles: int = 10,
+        max_cover: float = 0.3,
+        scale: tuple[float, float] = (0.8, 1.25),
+        rotate: bool = True,
+        edge: float = 1.0,
+        occlusion: str = "modal",
+    ):
+        """
+        Args:
+            max_particles: paste 1 to so many.
+            max_cover: of no particle may more than this share be covered, all that is pasted
+                taken together; a place for which that holds is tried for ten times.
+            scale: bounds of the factor of size; its logarithm is even between theirs.
+            rotate: by any angle; a flip is always as likely as none.
+            edge: standard deviation of the blur by which a particle's surroundings fade into
+                their new ones, in px; 0 is a hard cut.
+            occlusion: ``"modal"``: masks end where a pasted particle lies on them, as people
+                draw them; ``"amodal"``: they stay whole, as the renderer of this project
+                writes them.
+        """
+        self.max_particles, self.max_cover, self.scale = max_particles, max_cover, scale
+        self.rotate, self.edge, self.occlusion = rotate, edge, occlusion
+
+    def __call__(self, sample: Sample, donor: Sample) -> Sample:
+        """Paste particles of ``donor`` into a copy of ``sample``."""
+        candidates = _whole_particles(donor.masks)
+        if not len(candidates):
+            return sample
+        count = np.random.randint(1, min(self.max_particles, len(candidates)) + 1)
+        scene = _Scene(sample)
+        for index in np.random.permutation(candidates)[:count]:
+            colours, alpha, mask = self._cut(donor, int(index))
+            corner = scene.find_place(mask, self.max_cover)
+            if corner is not None:
+                scene.paste(colours, alpha, mask, corner, int(donor.classes[index]))
+        return scene.sample(amodal=self.occlusion == "amodal")
+
+    def _cut(self, donor: Sample, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One particle turned, flipped and scaled: its colours, opacity and mask, (h, w) each."""
+        crop, (x0, y0) = donor.masks.crops[index], donor.masks.offsets[index]
+        angle = np.random.uniform(-math.pi, math.pi) if self.rotate else 0.0
+        factor = math.exp(np.random.uniform(*np.log(self.scale)))
+        flip = -1.0 if np.random.uniform() < 0.5 else 1.0
+        sine, cosine = math.sin(angle), math.cos(angle)
+        turn = factor * np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([flip, 1.0])
+        rim = math.ceil(3 * self.edge) + 1
+        # Both in px of the pasted particle: the soft edge lies around its mask.
+        size = np.ceil(np.abs(turn) @ crop.shape[::-1]).astype(int) + 2 * rim
+        # cv2 counts from the pixels' centres.
+        middle = np.array(crop.shape[::-1]) / 2 - 0.5
+        matrix = np.column_stack([turn, size / 2 - 0.5 - turn @ middle])
+        warped = cv2.warpAffine(crop.astype(np.float32), matrix, size.tolist())
+        mask = warped >= 0.5
+        alpha = mask.astype(np.float32)
+        if self.edge > 0:
+            # Opaque inside: blurred there too, a thin fibre would turn translucent.
+            blurred = cv2.GaussianBlur(alpha, (0, 0), self.edge, borderType=cv2.BORDER_CONSTANT)
+            alpha = np.maximum(alpha, blurred)
+        # Pixels around the mask are the donor's own, mirrored beyond its border alone.
+        reach = math.ceil((rim + 1) / min(factor, 1.0)) + 1
+        height, width = donor.image.shape[:2]
+        left, top = max(x0 - reach, 0), max(y0 - reach, 0)
+        right = min(x0 + crop.shape[1] + reach, width)
+        bottom = min(y0 + crop.shape[0] + reach, height)
+        matrix[:, 2] += turn @ (left - x0, top - y0)
+        colours = cv2.warpAffine(
+            donor.image[top:bottom, left:right],
+            matrix,
+            size.tolist(),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        return colours, alpha, mask
+
+
+class _Scene:
+    """An image that particles are pasted into, one on top of the other."""
+
+    def __init__(self, sample: Sample):
+        self._image = sample.image.copy()
+        self._crops = list(sample.masks.crops)
+        self._visible = list(sample.masks.crops)
+        self._areas = sample.masks.area().tolist()
+        self._offsets = sample.masks.offsets.tolist()
+        self._classes, self._whole = sample.classes.tolist(), sample.whole.tolist()
+
+    def find_place(self, mask: np.ndarray, max_cover: float) -> tuple[int, int] | None:
+        """Left and top of a place where ``mask`` covers little enough; None if none is found."""
+        free = np.array(self._image.shape[1::-1]) - mask.shape[::-1]
+        if not mask.any() or (free < 0).any():
+            return None
+        for _ in range(_TRIES):
+            x0, y0 = (int(np.random.randint(n + 1)) for n in free)
+            for index, own, other in self._meetings(mask, x0, y0):
+                rest = np.count_nonzero(self._visible[index])
+                rest -= np.count_nonzero(self._visible[index][own] & mask[other])
+                if self._areas[index] - rest > max_cover * self._areas[index]:
+                    break
+            else:
+                return x0, y0
+        return None
+
+    def _meetings(self, mask: np.ndarray, x0: int, y0: int) -> list[tuple[int, tuple, tuple]]:
+        """Which masks' crops meet one at (x0, y0): number, slices of theirs, slices of it."""
+        found = []
+        height, width = mask.shape
+        for index, (crop, (x, y)) in enumerate(zip(self._crops, self._offsets, strict=True)):
+            left, right = max(x, x0), min(x + crop.shape[1], x0 + width)
+            top, bottom = max(y, y0), min(y + crop.shape[0], y0 + height)
+            if left < right and top < bottom:
+                own = slice(top - y, bottom - y), slice(left - x, right - x)
+                other = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
+                found.append((index, own, other))
+        return found
+
+    def paste(
+        self,
+        colours: np.ndarray,
+        alpha: np.ndarray,
+        mask: np.ndarray,
+        corner: tuple[int, int],
+        class_number: int,
+    ) -> None:
+        """Lay a particle on top of all others."""
+        x0, y0 = corner
+        for index, own, other in self._meetings(mask, x0, y0):
+            visible = self._visible[index].copy()
+            visible[own] &= ~mask[other]
+            self._visible[index] = visible
+        ground = self._image[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
+        weight = alpha[:, :, None]
+        ground[:] = np.rint(weight * colours + (1 - weight) * ground)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        tight = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        self._crops.append(tight)
+        self._visible.append(tight)
+        self._areas.append(np.count_nonzero(tight))
+        self._offsets.append([x0 + columns[0], y0 + rows[0]])
+        self._classes.append(class_number)
+        self._whole.append(float(self._areas[-1]))
+
+    def sample(self, amodal: bool) -> Sample:
+        """The picture and its particles, the pasted ones last."""
+        crops = self._crops if amodal else self._visible
+        masks = CropMasks(crops, self._offsets, self._image.shape[:2])
+        return Sample(self._image, np.array(self._classes, np.int64), masks, np.array(self._whole))
+
+
+def _whole_particles(masks: CropMasks) -> np.ndarray:
+    """Numbers of the masks that have a pixel and none on the image's border."""
+    boxes = masks.get_bounding_boxes().tensor.numpy()
+    end = np.array(masks.image_size[::-1])
+    return np.flatnonzero((boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < end).all(axis=1))
+
+
+class Mosaic:
+    """Four images in the four quarters of a picture as large as the first."""
+
+    def __init__(self, scale: tuple[float, float] = (0.5, 1.0)):
+        """
+        Args:
+            scale: bounds of each image's factor of size; its logarithm is even between theirs.
+                An image too small for its quarter is enlarged until it fills it.
+        """
+        self.scale = scale
+
+    def __call__(self, samples: Sequence[Sample]) -> Sample:
+        """Set four samples; their masks end at the seams."""
+        height, width = samples[0].image.shape[:2]
+        middle_x, middle_y = (
+            int(np.clip(round(np.random.uniform(*_MIDDLE) * side), 1, max(side - 1, 1)))
+            for side in (width, height)
+        )
+        image = np.empty((height, width, 3), np.uint8)
+        parts = []
+        for number, sample in enumerate(samples):
+            left, right = (middle_x, width) if number % 2 else (0, middle_x)
+            top, bottom = (middle_y, height) if number // 2 else (0, middle_y)
+            if left == right or top == bottom:  # an image of a single row or column
+                continue
+            part = self._quarter(sample, right - left, bottom - top)
+            image[top:bottom, left:right] = part.image
+            masks = CropMasks(part.masks.crops, part.masks.offsets + (left, top), (height, width))
+            parts.append((part, masks))
+        return Sample(
+            image,
+            np.concatenate([part.classes for part, _ in parts]),
+            CropMasks.cat([masks for _, masks in parts]),
+            np.concatenate([part.whole for part, _ in parts]),
+        )
+
+    def _quarter(self, sample: Sample, width: int, height: int) -> Sample:
+        """A random window of an image, scaled to ``width`` x ``height`` px."""
+        frame = np.array(sample.image.shape[1::-1])
+        target = np.array([width, height])
+        factor = math.exp(np.random.uniform(*np.log(self.scale)))
+        factor = max(factor, *(target / frame))
+        window = np.clip(np.rint(target / factor), 1, frame).astype(int)
+        x0, y0 = (int(np.random.randint(n + 1)) for n in frame - window)
+        cut = sample.image[y0 : y0 + window[1], x0 : x0 + window[0]]
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        zoom = target / window
+        matrix = np.column_stack([np.diag(zoom), -zoom * (x0, y0)])
+        return Sample(
+            cv2.resize(cut, (width, height), interpolation=method),
+            sample.classes,
+            sample.masks.affine(matrix, (height, width)),
+            sample.whole * zoom.prod(),
+        )

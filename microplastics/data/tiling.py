@@ -1,0 +1,351 @@
+"""Large images cut into overlapping windows while training runs; nothing is written to disk."""
+
+import logging
+import math
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from microplastics.data.augmentation.sample import box_polygon
+from microplastics.data.images import image_header, read_image
+from microplastics.errors import UserError
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.rle import rle_bbox
+
+logger = logging.getLogger(__name__)
+
+# Compressions that tifffile decodes by itself: none, Adobe Deflate, Deflate.
+_TIFF_COMPRESSIONS = (1, 8, 32946)
+# Photometric interpretations BlackIsZero and RGB, to samples a pixel.
+_TIFF_SAMPLES = {1: 1, 2: 3}
+
+Window = tuple[int, int, int, int]
+
+
+def windows_of(width: int, height: int, tile_size: int, overlap: int) -> list[Window]:
+    """Windows that cover every pixel of an image, row by row.
+
+    All have the same size; the last of a row or column is shifted inside. Along a side that is
+    no longer than ``tile_size`` there is one window, as long as that side.
+
+    Args:
+        width, height: of the image, in px.
+        tile_size: side of the windows, in px.
+        overlap: px that neighbours share at least.
+
+    Returns:
+        (x, y, width, height) each, in px.
+    """
+    columns, rows = (_starts(side, tile_size, overlap) for side in (width, height))
+    size = min(tile_size, width), min(tile_size, height)
+    return [(x, y, *size) for y in rows for x in columns]
+
+
+def _starts(side: int, tile_size: int, overlap: int) -> list[int]:
+    if side <= tile_size:
+        return [0]
+    return [*range(0, side - tile_size, tile_size - overlap), side - tile_size]
+
+
+def tile_dicts(
+    dataset_dicts: Sequence[dict[str, Any]],
+    tile_size: int,
+    overlap: int,
+    min_visible: float,
+    min_pixels: int = 1,
+    empty_share: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Replace each image larger than a tile by windows of it.
+
+    A window is a data set dict of its own: ``width`` and ``height`` are the window's, its
+    annotations are clipped to it and in its pixels, ``window`` is (x, y, width, height) and
+    ``full_size`` (width, height) of the image, both in px; ``dropped_annotations`` counts the
+    fragments that are too small to count as particles. An annotation that the window cuts has
+    its mask as RLE and carries ``whole_area``, the px² that all of it covers.
+
+    Args:
+        dataset_dicts: Detectron2's format; they are not changed.
+        tile_size: side of the windows, in px.
+        overlap: px that neighbouring windows share at least.
+        min_visible: least share of a particle that a window must show.
+        min_pixels: least pixels of a clipped mask.
+        empty_share: share of the windows without annotation that are kept, evenly picked. An
+            image that has no annotation at all counts too.
+
+    Raises:
+        UserError: the numbers do not agree, or a mask is malformed.
+    """
+    if not 0 <= overlap < tile_size:
+        raise UserError(
+            f"INPUT.TILE.OVERLAP is {overlap} and INPUT.TILE.SIZE {tile_size}; the overlap must "
+            "be at least 0 and smaller than the tile."
+        )
+    tiled, counts = [], Counter()
+    for record in dataset_dicts:
+        if max(record["width"], record["height"]) <= tile_size:
+            tiled.append(record)
+            counts["whole"] += 1
+            continue
+        counts["cut"] += 1
+        for window in _windows_of_record(record, tile_size, overlap, min_visible, min_pixels):
+            counts["dropped"] += window["dropped_annotations"]
+            counts["windows"] += 1
+            if not window["annotations"]:
+                counts["empty"] += 1
+                # Evenly spaced, so that the choice needs no random numbers.
+                if math.floor(counts["empty"] * empty_share) == math.floor(
+                    (counts["empty"] - 1) * empty_share
+                ):
+                    counts["left out"] += 1
+                    continue
+            tiled.append(window)
+    logger.info(
+        "Tiles of %d px: %d windows of %d images, %d of the windows without a particle (%d of "
+        "these left out), %d images whole; %d fragments of particles dropped, each below %.2g of "
+        "its particle or %d px.",
+        *(tile_size, counts["windows"], counts["cut"], counts["empty"], counts["left out"]),
+        *(counts["whole"], counts["dropped"], min_visible, min_pixels),
+    )
+    return tiled
+
+
+def _windows_of_record(
+    record: dict[str, Any], tile_size: int, overlap: int, min_visible: float, min_pixels: int
+) -> list[dict[str, Any]]:
+    size = (record["height"], record["width"])
+    annotations = record.get("annotations", [])
+    boxes = np.array(
+        [_extent(a, record["file_name"]) for a in annotations], dtype=np.float64
+    ).reshape(-1, 4)
+    masks: dict[int, CropMasks] = {}  # of those that a window cuts
+    tiled = []
+    for x, y, width, height in windows_of(*size[::-1], tile_size, overlap):
+        corner = np.array([x, y])
+        end = corner + (width, height)
+        meets = (boxes[:, :2] < end).all(axis=1) & (boxes[:, 2:] > corner).all(axis=1)
+        inside = (boxes[:, :2] >= corner).all(axis=1) & (boxes[:, 2:] <= end).all(axis=1)
+        clipped, dropped = [], 0
+        for index in np.flatnonzero(meets).tolist():
+            annotation = annotations[index]
+            if inside[index] and isinstance(annotation.get("segmentation"), list):
+                clipped.append(_shifted(annotation, x, y))
+                continue
+            if index not in masks:
+                masks[index] = _mask(annotation, size, record["file_name"])
+            piece = _clipped(annotation, masks[index], (x, y, width, height))
+            visible = piece["segmentation_area"] if piece else 0
+            if visible < max(1, min_pixels, min_visible * masks[index].area().item()):
+                # Boxes may meet where masks do not: nothing is lost there.
+                dropped += visible > 0
+                continue
+            piece.pop("segmentation_area")
+            clipped.append(piece)
+        tiled.append(
+            {
+                **record,
+                "width": width,
+                "height": height,
+                "window": (x, y, width, height),
+                "full_size": size[::-1],
+                "annotations": clipped,
+                "dropped_annotations": dropped,
+            }
+        )
+    return tiled
+
+
+def _extent(annotation: dict[str, Any], file_name: str) -> Sequence[float]:
+    """x0, y0, x1, y1 around the mask, with which the box need not agree; else around the box."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    try:
+        if isinstance(segmentation, dict):
+            x, y, width, height = rle_bbox(segmentation)
+            return x, y, x + width, y + height
+        points = np.concatenate([np.asarray(p, np.float64).reshape(-1, 2) for p in segmentation])
+        return *points.min(axis=0), *points.max(axis=0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _mask_error(file_name, error) from error
+
+
+def _shifted(annotation: dict[str, Any], x: int, y: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    polygons = []
+    for polygon in annotation["segmentation"]:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2) - (x, y)
+        polygons.append(points.ravel().tolist())
+    return {
+        **annotation,
+        "bbox": [x0 - x, y0 - y, x1 - x, y1 - y],
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "segmentation": polygons,
+    }
+
+
+def _mask(annotation: dict[str, Any], size: tuple[int, int], file_name: str) -> CropMasks:
+    try:
+        return CropMasks.from_coco(
+            [annotation.get("segmentation") or box_polygon(annotation)], size
+        )
+    except ValueError as error:
+        raise _mask_error(file_name, error) from error
+
+
+def _mask_error(file_name: str, error: Exception) -> UserError:
+    return UserError(
+        f"An annotation of {file_name} has a mask that cannot be used ({error}); run "
+        "tools/check_dataset.py on its JSON."
+    )
+
+
+def _clipped(annotation: dict[str, Any], mask: CropMasks, window: Window) -> dict | None:
+    """What a window shows of one mask, in the window's pixels; None if nothing."""
+    x, y, width, height = window
+    crop, (x0, y0) = mask.crops[0], mask.offsets[0].tolist()
+    left, top = max(x, x0), max(y, y0)
+    right, bottom = min(x + width, x0 + crop.shape[1]), min(y + height, y0 + crop.shape[0])
+    if left >= right or top >= bottom:
+        return None
+    part = CropMasks(
+        [crop[top - y0 : bottom - y0, left - x0 : right - x0]],
+        [(left - x, top - y)],
+        (height, width),
+    )
+    return {
+        **annotation,
+        "bbox": part.get_bounding_boxes().tensor[0].tolist(),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "segmentation": part.to_rles()[0],
+        "segmentation_area": part.area().item(),
+        "whole_area": mask.area().item(),
+    }
+
+
+class WindowReader:
+    """Reads windows of large images; the images decoded last are kept.
+
+    Of an 8-bit TIFF that tifffile can unpack piece by piece only the pieces that meet the window
+    are read. Any other file is decoded whole: deep images because their grey levels are stretched
+    over the whole image, others because their formats know no pieces.
+    """
+
+    def __init__(self, images: int = 2, max_pixels: int | None = None):
+        """
+        Args:
+            images: keep so many decoded images.
+            max_pixels: refuse larger images.
+        """
+        self._kept = images
+        self._max_pixels = max_pixels
+        self._images: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def read(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
+        """Read a window.
+
+        Args:
+            path: image file.
+            window: (x, y, width, height) in px.
+            full_size: (width, height) of the image in px that the annotations claim.
+
+        Returns:
+            (height, width, 3) uint8 BGR, read only: the pixels that
+            :func:`microplastics.data.images.read_image` gives there.
+
+        Raises:
+            UserError: the image cannot be read, or is of another size.
+        """
+        x, y, width, height = window
+        image = self._images.get(path)
+        if image is None:
+            region = self._read_tiff_region(path, window, full_size)
+            if region is not None:
+                return region
+            image = read_image(path, expected_size=full_size, max_pixels=self._max_pixels)
+            image.setflags(write=False)
+            self._images[path] = image
+            if len(self._images) > self._kept:
+                self._images.popitem(last=False)
+        self._images.move_to_end(path)
+        return image[y : y + height, x : x + width]
+
+    def _read_tiff_region(
+        self, path: str, window: Window, full_size: tuple[int, int]
+    ) -> np.ndarray | None:
+        """A window of a plain 8-bit TIFF; None for every other file, which is then read whole."""
+        if os.path.splitext(path)[1].lower() not in (".tif", ".tiff", ".btf"):
+            return None
+        # Missing files, other sizes and bombs are told of as everywhere else.
+        if image_header(path, self._max_pixels) != (tuple(full_size), False):
+            return None
+        try:
+            region = _decode_region(path, window)
+        except Exception as error:  # hostile bytes make decoders raise nearly anything
+            # Not lost: what is wrong with the file is told when it is read whole.
+            logger.debug("%s is read whole: %s", path, error)
+            return None
+        if region.shape[2] == 1:
+            region = np.repeat(region, 3, axis=2)
+        region = np.ascontiguousarray(region[:, :, ::-1])
+        region.setflags(write=False)
+        return region
+
+
+def _decode_region(path: str, window: Window) -> np.ndarray:
+    """Unpack the tiles or strips of a TIFF that meet a window into (height, width, samples).
+
+    Raises:
+        ValueError: the file is not a plain one of 8 bits.
+    """
+    import tifffile  # slow to import and seldom needed
+
+    x, y, width, height = window
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        _check_plain(page)
+        if page.is_tiled:
+            down, across = page.tilelength, page.tilewidth
+        else:
+            down, across = min(page.rowsperstrip, page.imagelength), page.imagewidth
+        columns = math.ceil(page.imagewidth / across)
+        indices = [
+            row * columns + column
+            for row in range(y // down, (y + height - 1) // down + 1)
+            for column in range(x // across, (x + width - 1) // across + 1)
+        ]
+        segments = tiff.filehandle.read_segments(
+            [page.dataoffsets[i] for i in indices],
+            [page.databytecounts[i] for i in indices],
+            indices=indices,
+        )
+        region = np.empty((height, width, page.samplesperpixel), np.uint8)
+        filled = 0
+        for data, index in segments:
+            decoded, (_, _, top, left, _), (_, rows, wide, _) = page.decode(data, index)
+            part = decoded.reshape(-1, *decoded.shape[-2:])[:rows, :wide]
+            first_row, last_row = max(top, y), min(top + rows, y + height)
+            first, last = max(left, x), min(left + wide, x + width)
+            region[first_row - y : last_row - y, first - x : last - x] = part[
+                first_row - top : last_row - top, first - left : last - left
+            ]
+            filled += (last_row - first_row) * (last - first)
+    if filled != width * height:
+        raise ValueError("its pieces do not fill the window")
+    return region
+
+
+def _check_plain(page: Any) -> None:
+    orientation = page.tags[274].value if 274 in page.tags else 1
+    if (
+        page.dtype != np.uint8
+        or page.samplesperpixel != _TIFF_SAMPLES.get(int(page.photometric))
+        or int(page.planarconfig) != 1
+        or int(page.compression) not in _TIFF_COMPRESSIONS
+        or (page.imagedepth, page.fillorder, orientation) != (1, 1, 1)
+        or min(page.databytecounts) <= 0
+    ):
+        raise ValueError("not a plain TIFF of 8 bits")

@@ -1,0 +1,261 @@
+"""microplastics/data/tiling.py."""
+
+import logging
+
+import numpy as np
+import pytest
+import tifffile
+from detectron2.structures import BoxMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from microplastics.data import tiling
+from microplastics.data.images import read_image
+from microplastics.data.tiling import WindowReader, tile_dicts, windows_of
+from microplastics.errors import UserError
+from microplastics.structures.crop_masks import CropMasks
+
+
+def square(x, y, side):
+    return [float(v) for v in (x, y, x + side, y, x + side, y + side, x, y + side)]
+
+
+def record(*polygons, size=(200, 100), **extra):
+    annotations = []
+    for polygon in polygons:
+        points = np.reshape(polygon, (-1, 2))
+        start, end = points.min(axis=0), points.max(axis=0)
+        box = {"bbox": [*start, *(end - start)], "bbox_mode": BoxMode.XYWH_ABS}
+        annotations.append({**box, "category_id": 1, "segmentation": [polygon], **extra})
+    width, height = size
+    return {
+        "file_name": "a.png",
+        "width": width,
+        "height": height,
+        "image_id": 7,
+        "annotations": annotations,
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    width=st.integers(1, 500),
+    height=st.integers(1, 500),
+    tile=st.integers(1, 200),
+    data=st.data(),
+)
+def test_windows_cover_every_pixel_and_overlap_as_told(width, height, tile, data):
+    overlap = data.draw(st.integers(0, tile - 1).filter(lambda o: tile - o > 3 or tile < 4))
+    found = windows_of(width, height, tile, overlap)
+    assert len(set(found)) == len(found)
+    assert {window[2:] for window in found} == {(min(tile, width), min(tile, height))}
+    for axis, side in ((0, width), (1, height)):
+        starts = sorted({window[axis] for window in found})
+        assert starts[0] == 0 and starts[-1] + min(tile, side) == side
+        gaps = np.diff(starts)
+        assert (gaps <= tile - overlap).all() and (gaps > 0).all()
+
+
+def test_small_images_stay_whole_and_the_input_unchanged():
+    small, large = record(size=(100, 100)), record(square(5, 5, 10))
+    before = repr(large)
+    tiled = tile_dicts([small, large], 100, 20, 0.1)
+    assert tiled[0] is small and repr(large) == before
+    assert [t["window"] for t in tiled[1:]] == [(x, 0, 100, 100) for x in (0, 80, 100)]
+    for tile in tiled[1:]:
+        assert (tile["width"], tile["height"], tile["full_size"]) == (100, 100, (200, 100))
+        assert tile["image_id"] == 7 and tile["file_name"] == "a.png"
+
+
+def test_whole_particles_are_shifted_and_cut_ones_clipped():
+    tiled = tile_dicts([record(square(90, 40, 20), square(110, 10, 4))], 100, 0, 0.1)
+    left, right = tiled
+    (piece,) = left["annotations"]
+    assert CropMasks.from_rles([piece["segmentation"]]).area().item() == 200
+    assert (piece["bbox"], piece["whole_area"]) == ([90, 40, 100, 60], 400)
+    cut, whole = right["annotations"]
+    assert cut["bbox"] == [0, 40, 10, 60]
+    assert whole["segmentation"] == [square(10, 10, 4)] and "whole_area" not in whole
+    assert whole["bbox"] == [10, 10, 14, 14] and whole["bbox_mode"] == BoxMode.XYXY_ABS
+
+
+def test_fragments_below_the_visible_share_are_dropped_and_counted(caplog):
+    caplog.set_level(logging.INFO)
+    image = record(square(95, 40, 50))
+    left, right = tile_dicts([image], 100, 0, 0.2)
+    assert (len(left["annotations"]), left["dropped_annotations"]) == (0, 1)
+    assert (len(right["annotations"]), right["dropped_annotations"]) == (1, 0)
+    assert "2 windows of 1 images, 1 of the windows without a particle" in caplog.text
+    assert "1 fragments of particles dropped" in caplog.text
+    left, _ = tile_dicts([image], 100, 0, 0.1)
+    assert len(left["annotations"]) == 1
+    left, _ = tile_dicts([image], 100, 0, 0.1, min_pixels=251)
+    assert left["dropped_annotations"] == 1
+
+
+def test_rle_and_crowds_are_clipped_too():
+    image = record(square(90, 40, 20), iscrowd=1)
+    rle = mask_util.frPyObjects(image["annotations"][0]["segmentation"], 100, 200)[0]
+    image["annotations"][0]["segmentation"] = rle
+    left, right = tile_dicts([image], 100, 0, 0.1)
+    for tile in (left, right):
+        (piece,) = tile["annotations"]
+        assert piece["iscrowd"] == 1
+        assert CropMasks.from_rles([piece["segmentation"]], (100, 100)).area().item() == 200
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tile=st.integers(20, 150),
+    share=st.integers(0, 9),
+    squares=st.lists(
+        st.tuples(st.integers(0, 180), st.integers(0, 80), st.integers(3, 20)), max_size=6
+    ),
+)
+def test_windows_show_the_same_pixels_of_masks_as_the_image(tile, share, squares):
+    image = record(*[square(*s) for s in squares])
+    full = CropMasks.from_coco([a["segmentation"] for a in image["annotations"]], (100, 200))
+    frame = np.zeros((100, 200), bool)
+    for mask in full:
+        frame |= mask
+    for window in tile_dicts([image], tile, share * tile // 10, 0.0):
+        x, y, w, h = window.get("window", (0, 0, 200, 100))
+        segmentations = [a["segmentation"] for a in window["annotations"]]
+        union = np.zeros((h, w), bool)
+        for mask in CropMasks.from_coco(segmentations, (h, w)):
+            assert mask.any()
+            union |= mask
+        assert np.array_equal(union, frame[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("share, kept", [(0.0, 0), (0.5, 5), (1.0, 10), (0.25, 2)])
+def test_a_share_of_the_empty_windows_is_kept_evenly(share, kept):
+    tiled = tile_dicts([record(size=(1000, 100))], 100, 0, 0.1, empty_share=share)
+    assert len(tiled) == kept
+    assert tiled == tile_dicts([record(size=(1000, 100))], 100, 0, 0.1, empty_share=share)
+
+
+def test_nonsense_is_a_sentence():
+    with pytest.raises(UserError, match="INPUT.TILE.OVERLAP is 64 and INPUT.TILE.SIZE 64"):
+        tile_dicts([record()], 64, 64, 0.1)
+    image = record(square(90, 40, 20))
+    image["annotations"][0]["segmentation"] = [[90.0, 40.0, 110.0, 60.0]]
+    with pytest.raises(UserError, match="a.png has a mask that cannot be used.*3 points"):
+        tile_dicts([image], 100, 0, 0.1)
+    for broken in ({"size": [100, 200]}, {"size": [9, 9], "counts": [7]}, [[1.0, 2.0, 3.0]], [[]]):
+        image["annotations"][0]["segmentation"] = broken
+        with pytest.raises(UserError, match="a.png has a mask that cannot be used"):
+            tile_dicts([image], 100, 0, 0.1)
+
+
+def test_a_box_that_is_wrong_does_not_hide_a_mask():
+    image = record(square(90, 40, 20))
+    image["annotations"][0]["bbox"] = [0, 0, 5, 5]
+    for as_rle in (False, True):
+        if as_rle:
+            polygons = image["annotations"][0]["segmentation"]
+            image["annotations"][0]["segmentation"] = mask_util.frPyObjects(polygons, 100, 200)[0]
+        left, right = tile_dicts([image], 100, 0, 0.1)
+        assert len(left["annotations"]) == len(right["annotations"]) == 1
+
+
+WINDOWS = [(0, 0, 64, 64), (37, 21, 90, 60), (136, 50, 64, 70), (0, 0, 200, 120)]
+
+
+def pixels(dtype=np.uint8, samples=3):
+    shape = (120, 200, samples) if samples > 1 else (120, 200)
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": (32, 48)},
+        {"rowsperstrip": 7},
+        {"tile": (16, 16), "compression": "zlib"},
+        {"rowsperstrip": 50, "compression": "zlib", "byteorder": ">"},
+        {"tile": (64, 64), "bigtiff": True},
+    ],
+)
+def test_regions_of_tiffs_are_read_without_the_rest(tmp_path, monkeypatch, samples, options):
+    path = str(tmp_path / "a.tif")
+    photometric = "rgb" if samples == 3 else "minisblack"
+    tifffile.imwrite(path, pixels(samples=samples), photometric=photometric, **options)
+    whole = read_image(path)
+    monkeypatch.setattr(tiling, "read_image", None)  # nothing is decoded whole
+    reader = WindowReader()
+    for x, y, w, h in WINDOWS:
+        region = reader.read(path, (x, y, w, h), (200, 120))
+        assert np.array_equal(region, whole[y : y + h, x : x + w])
+        assert region.dtype == np.uint8 and not region.flags.writeable
+
+
+def save_deep(path):
+    tifffile.imwrite(path, pixels(np.uint16, 1), tile=(32, 32))
+
+
+def save_alpha(path):
+    tifffile.imwrite(path, pixels(samples=4), photometric="rgb", extrasamples=["unassalpha"])
+
+
+def save_turned(path):
+    tag = (274, "H", 1, 3, True)
+    tifffile.imwrite(path, pixels(), photometric="rgb", extratags=[tag])
+
+
+def save_planar(path):
+    data = np.ascontiguousarray(pixels().transpose(2, 0, 1))
+    tifffile.imwrite(path, data, photometric="rgb", planarconfig="separate")
+
+
+def save_inverted(path):
+    tifffile.imwrite(path, pixels(samples=1), photometric="miniswhite")
+
+
+@pytest.mark.parametrize("save", [save_deep, save_alpha, save_turned, save_planar, save_inverted])
+def test_other_tiffs_are_read_as_everywhere_else(tmp_path, save):
+    path = str(tmp_path / "a.tif")
+    save(path)
+    whole, reader = read_image(path), WindowReader()
+    for x, y, w, h in WINDOWS:
+        region = reader.read(path, (x, y, w, h), (200, 120))
+        assert np.array_equal(region, whole[y : y + h, x : x + w])
+
+
+def test_the_images_decoded_last_are_kept(tmp_path, monkeypatch):
+    decoded = []
+
+    def counted(path, **options):
+        decoded.append(path)
+        return read_image(path, **options)
+
+    monkeypatch.setattr(tiling, "read_image", counted)
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path in paths:
+        Image.fromarray(pixels()).save(path)
+    reader = WindowReader(images=2)
+    for index in (0, 1, 0, 1, 2, 1, 0):
+        reader.read(paths[index], WINDOWS[0], (200, 120))
+    assert [paths.index(path) for path in decoded] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_another_size_and_a_missing_file_are_sentences(tmp_path, suffix):
+    path = str(tmp_path / f"a.{suffix}")
+    Image.fromarray(pixels()).save(path)
+    with pytest.raises(UserError, match="is 200 x 120 px .* but the JSON says 300 x 120"):
+        WindowReader().read(path, WINDOWS[0], (300, 120))
+    with pytest.raises(UserError, match="does not exist"):
+        WindowReader().read(path + f".{suffix}", WINDOWS[0], (200, 120))
+
+
+def test_a_cut_off_tiff_is_a_sentence(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels(), photometric="rgb", tile=(32, 32), compression="zlib")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="a.tif"):
+        WindowReader().read(str(path), WINDOWS[3], (200, 120))
