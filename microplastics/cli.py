@@ -18,13 +18,19 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and leave the process with its exit code.
 
     0 when it returned ``None``; 2 after a :class:`UserError`, printed as one line without a
-    traceback; 130 after Ctrl-C. Bugs keep their traceback.
+    traceback; 130 after Ctrl-C; 141 when nobody reads its output any more, as after ``| head``.
+    Bugs keep their traceback.
     """
     try:
         code = main() or 0
+        sys.stdout.flush()
     except UserError as error:
         report(str(error))
         code = 2
+    except BrokenPipeError:
+        # Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except OSError as error:
         # A full disk or a missing permission can surface in any library that writes.
         if not is_write_error(error):
