@@ -64,6 +64,10 @@ INSTALL_REQUIRES = [
     "shapely>=2.0",
     # The last for Python 3.10, and so the oldest that requirements.txt pins.
     "tifffile>=2025.5.10",
+    # What the report asks of it has been there since 3.0.
+    "jinja2>=3",
+    # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.
+    "pyyaml>=5.1",
 ]
 
 EXTRAS_REQUIRE = {
@@ -89,6 +93,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["microplastics", "microplastics.*"]),
+    package_data={"microplastics.report": ["templates/*.j2"]},
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
     python_requires=">=3.10,<3.14",
     install_requires=INSTALL_REQUIRES,

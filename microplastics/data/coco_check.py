@@ -5,12 +5,17 @@ The kinds and their words are in ``coco_findings``.
 """
 
 import os
-import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from microplastics.data.coco_entries import (
+    check_categories,
+    check_images,
+    drop_placeholders,
+    field_error,
+    is_id,
+)
 from microplastics.data.coco_findings import Finding, Findings, Place, show
 from microplastics.data.coco_load import (
     COORDINATE_LIMIT,
@@ -25,9 +30,6 @@ from microplastics.errors import UserError
 _BOX_TOLERANCE = 2.0
 _AREA_TOLERANCE = 0.2  # of the mask's area
 _AREA_TOLERANCE_PX = 10.0
-_ID_LIMIT = 2**53  # evaluation keeps ids as float64
-_PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass
@@ -50,6 +52,38 @@ class CheckedInstances:
     logged: bool = False
 
 
+@dataclass
+class Examined:
+    """Everything that the check made of a JSON, sound or not.
+
+    Attributes:
+        findings: what is wrong and what is odd.
+        images: by id, as in :class:`CheckedInstances`; one without a usable size has the key
+            ``invalid``, and ``file_name`` may be anything (``coco_entries.is_safe_name``).
+        categories: as in :class:`CheckedInstances`.
+        annotations: the sound ones, as in :class:`CheckedInstances`.
+        measured: every annotation whose segmentation can be measured.
+        image_indices: image id -> position in the JSON.
+    """
+
+    findings: Findings
+    images: dict[int, dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    measured: list["MeasuredEntry"]
+    image_indices: dict[int, int]
+
+
+class MeasuredEntry(NamedTuple):
+    """An annotation as it stands in the JSON, its checked image, and its measured mask."""
+
+    index: int
+    entry: dict[str, Any]
+    image: dict[str, Any]
+    measured: Measured
+    repeated: bool
+
+
 def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
     """Check the JSON itself, without looking at the image files.
 
@@ -60,32 +94,61 @@ def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
     Raises:
         UserError: naming the first error and how many more there are of which kind.
     """
+    problem = structure_problem(data)
+    if problem:
+        raise UserError(f"{json_file} {problem}.")
+    examined = examine(data)
+    examined.findings.raise_errors(json_file)
+    return CheckedInstances(
+        sorted(examined.images.values(), key=lambda image: image["id"]),
+        examined.categories,
+        examined.annotations,
+        list(examined.findings.warnings.values()),
+    )
+
+
+def structure_problem(data: dict[str, Any]) -> str | None:
+    """Words (what; mend) for a JSON object that lacks the three lists of COCO, or None."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             words = f"has no list {key!r}" if key not in data else f"has {key!r} that is no list"
-            raise UserError(
-                f"{json_file} {words}; export as COCO instance segmentation (images, annotations, "
-                "categories)."
+            return (
+                f"{words}; export as COCO instance segmentation (images, annotations, categories)"
             )
         if not data[key] and key != "annotations":
-            raise UserError(f"{json_file} has an empty list {key!r}; export the data set again.")
+            return f"has an empty list {key!r}; export the data set again"
+    return None
+
+
+def examine(data: dict[str, Any]) -> Examined:
+    """Find everything that is wrong or odd in a JSON that holds the three lists of COCO.
+
+    Args:
+        data: content of the JSON, for which :func:`structure_problem` is None; not changed.
+    """
     findings = Findings()
-    images = _check_images(data["images"], findings)
-    categories = _check_categories(data["categories"], findings)
-    annotations = _check_annotations(data["annotations"], images, categories, findings)
-    used = {annotation["category_id"] for annotation in annotations}
-    categories = _drop_placeholders(categories, used, findings)
-    findings.raise_errors(json_file)
-    annotated = {annotation["image_id"] for annotation in annotations}
-    for index, image in enumerate(images.values()):
+    images, indices = check_images(data["images"], findings)
+    categories = check_categories(data["categories"], findings)
+    annotations, measured = _check_annotations(data["annotations"], images, categories, findings)
+    # An annotation that is broken shows all the same that its category is no placeholder, and
+    # that its image is no blank.
+    used = {key_of(entry.get("category_id")) for entry in objects_of(data["annotations"])}
+    categories = drop_placeholders(categories, used, findings)
+    annotated = {key_of(entry.get("image_id")) for entry in objects_of(data["annotations"])}
+    for image in images.values():
         if image["id"] not in annotated:
-            findings.warn("image_blank", Place("image", index, image))
-    return CheckedInstances(
-        sorted(images.values(), key=lambda image: image["id"]),
-        categories,
-        annotations,
-        list(findings.warnings.values()),
-    )
+            findings.warn("image_blank", Place("image", indices[image["id"]], image))
+    return Examined(findings, images, categories, annotations, measured, indices)
+
+
+def objects_of(entries: list) -> Iterator[dict]:
+    """The entries of a stranger's list that are JSON objects."""
+    return (entry for entry in entries if isinstance(entry, dict))
+
+
+def key_of(value: Any) -> int | None:
+    """A stranger's value if it can be an id, else None."""
+    return value if is_id(value) else None
 
 
 def check_files(
@@ -100,127 +163,37 @@ def check_files(
         raise UserError(f"The image folder {image_root} of {json_file} does not exist; correct it.")
     findings = Findings()
     for index, image in enumerate(images):
-        path = os.path.join(image_root, image["file_name"])
-        place = Place("image", index, image)
-        if not os.path.exists(path):
-            backslash = ", whose backslashes should be /" if "\\" in path else ""
-            findings.error("image_missing", place, f"no {path}{backslash}")
-            continue
-        try:
-            size, rotated = image_header(path, max_pixels)
-        except UserError as error:
-            findings.error("image_file", place, str(error).rstrip("."))
-            continue
-        expected = (image["width"], image["height"])
-        if size != expected:
-            findings.error("image_size", place, f"{path} {size_mismatch(size, expected, rotated)}")
+        problem = file_problem(image, image_root, max_pixels)
+        if problem:
+            findings.error(problem[0], Place("image", index, image), problem[1])
     findings.raise_errors(json_file)
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _ID_LIMIT
+def file_problem(
+    image: dict[str, Any], image_root: str, max_pixels: int | None
+) -> tuple[str, str] | None:
+    """Compare an image of the JSON with the header of its file.
 
+    Args:
+        image: as in :class:`CheckedInstances`; its size is not compared if it is ``invalid``.
+        image_root: folder that its ``file_name`` is relative to.
+        max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
 
-def _field_error(entry: dict, key: str, wanted: str) -> str:
-    return f"{key} is {show(entry[key])}, not {wanted}" if key in entry else f"no {key}"
-
-
-def _check_images(entries: list, findings: Findings) -> dict[int, dict[str, Any]]:
-    """Return the images with a usable id, by id."""
-    images: dict[int, dict[str, Any]] = {}
-    names: set[str] = set()
-    for index, entry in enumerate(entries):
-        place = Place("image", index, entry)
-        if not isinstance(entry, dict):
-            findings.error("not_an_object", place)
-            continue
-        if not _is_id(entry.get("id")):
-            findings.error("image_field", place, _field_error(entry, "id", "an integer from 0"))
-            continue
-        if entry["id"] in images:
-            findings.error("image_duplicate", place)
-            continue
-        image = {key: entry.get(key) for key in ("id", "file_name", "height", "width")}
-        images[image["id"]] = image
-        for key in ("width", "height"):
-            if type(image[key]) is not int or image[key] < 1:
-                wanted = "a positive integer"
-                findings.error("image_field", place, _field_error(entry, key, wanted))
-                image["invalid"] = True
-        if "invalid" not in image and image["width"] * image["height"] >= _PIXEL_LIMIT:
-            size = f"{show(image['width'])} x {show(image['height'])} px is too large"
-            findings.error("image_field", place, size)
-            image["invalid"] = True
-        _check_file_name(entry, place, findings)
-        if isinstance(image["file_name"], str):
-            if image["file_name"] in names:
-                findings.warn("image_twice", place)
-            names.add(image["file_name"])
-    return images
-
-
-def _check_file_name(entry: dict, place: Place, findings: Findings) -> None:
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name.strip() or _UNPRINTABLE.search(name):
-        findings.error("image_field", place, _field_error(entry, "file_name", "a file's name"))
-        return
-    parts = re.split(r"[/\\]", name)
-    if not parts[0] or re.match(r"[A-Za-z]:", name) or ".." in parts:
-        findings.error("file_name", place)
-
-
-def _check_categories(entries: list, findings: Findings) -> dict[int, dict[str, Any]]:
-    """Return the categories with a usable id, by ascending id."""
-    categories: dict[int, dict[str, Any]] = {}
-    for index, entry in enumerate(entries):
-        place = Place("category", index, entry)
-        if not isinstance(entry, dict):
-            findings.error("not_an_object", place)
-        elif not _is_id(entry.get("id")):
-            findings.error("category_field", place, _field_error(entry, "id", "an integer from 0"))
-        elif entry["id"] in categories:
-            findings.error("category_duplicate", place)
-        else:
-            name, group = entry.get("name"), entry.get("supercategory")
-            if not isinstance(name, str) or not name.strip() or _UNPRINTABLE.search(name):
-                findings.error("category_field", place, _field_error(entry, "name", "a name"))
-                name = ""
-            categories[entry["id"]] = {
-                "id": entry["id"],
-                "name": name,
-                "supercategory": group if isinstance(group, str) else "",
-            }
-    return dict(sorted(categories.items()))
-
-
-def _drop_placeholders(
-    categories: dict[int, dict[str, Any]], used: set[int], findings: Findings
-) -> list[dict[str, Any]]:
-    """Leave out what Roboflow puts at id 0, whichever of the splits is read.
-
-    That is an unused category with the name of another one, or with the name that is the
-    supercategory of all others while its own is "none".
+    Returns:
+        (code in ``ERRORS``, detail in words), or None where all is well.
     """
-    by_name = defaultdict(list)
-    for category in categories.values():
-        by_name[category["name"]].append(category)
-    dropped = set()
-    for name, group in by_name.items():
-        kept = [category for category in group if category["id"] in used] or group[-1:]
-        for category in kept[1:] if name else ():
-            findings.error("category_same_name", Place("category", 0, category))
-        dropped.update(c["id"] for c in group if c["id"] not in {k["id"] for k in kept})
-    first = categories.get(0)
-    if first and len(categories) > 1 and 0 not in used and first["supercategory"] == "none":
-        others = {c["supercategory"] for c in categories.values() if c["id"] != 0}
-        if others == {first["name"]}:
-            dropped.add(0)
-    for category in categories.values():
-        if category["id"] in dropped:
-            findings.warn("category_placeholder", Place("category", 0, category))
-        elif category["id"] not in used:
-            findings.warn("category_unused", Place("category", 0, category))
-    return [category for category in categories.values() if category["id"] not in dropped]
+    path = os.path.join(image_root, image["file_name"])
+    if not os.path.exists(path):
+        backslash = ", whose backslashes should be /" if "\\" in path else ""
+        return "image_missing", f"no {path}{backslash}"
+    try:
+        size, rotated = image_header(path, max_pixels)
+    except UserError as error:
+        return "image_file", str(error).rstrip(".")
+    expected = (image["width"], image["height"])
+    if size != expected and "invalid" not in image:
+        return "image_size", f"{path} {size_mismatch(size, expected, rotated)}"
+    return None
 
 
 def _check_annotations(
@@ -228,22 +201,18 @@ def _check_annotations(
     images: dict[int, dict[str, Any]],
     categories: dict[int, dict[str, Any]],
     findings: Findings,
-) -> list[dict[str, Any]]:
-    """Return the sound annotations, measured, in the order of the file."""
-    annotations, ids, seen = [], set(), set()
+) -> tuple[list[dict[str, Any]], list[MeasuredEntry]]:
+    """Return the sound annotations, and all that could be measured, in the order of the file."""
+    annotations, every, ids, seen = [], [], set(), {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             findings.error("not_an_object", Place("annotation", index, entry))
             continue
-        image_id = entry.get("image_id")
-        image = images.get(image_id) if _is_id(image_id) else None
+        image = images.get(key_of(entry.get("image_id")))
         place = Place("annotation", index, entry, image)
         unique = _check_id(entry, place, ids, findings)
-        if not _is_id(image_id):
-            problem = _field_error(entry, "image_id", "an image's id")
-            findings.error("annotation_field", place, problem)
-        elif image is None:
-            findings.error("no_image", place, f"image_id {show(image_id)}")
+        if image is None:
+            _no_image(entry, place, findings)
         sound = _check_fields(entry, place, categories, findings)
         if image is None or "invalid" in image:
             continue
@@ -255,31 +224,69 @@ def _check_annotations(
         except SegmentationError as error:
             findings.error(error.code, place, error.detail)
             continue
-        if not (sound and unique):
-            continue
-        annotation = {
-            "id": entry["id"],
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": _check_box(entry["bbox"], measured.box, place, findings),
-            "area": measured.area,
-            "iscrowd": entry.get("iscrowd") or 0,
-            "segmentation": measured.segmentation,
-        }
+        box = _check_box(entry.get("bbox"), measured.box, place, findings)
         _warn_oddities(entry, measured, place, findings)
-        key = (entry["image_id"], entry["category_id"], *entry["bbox"])
-        if key in seen:
+        repeated = is_repeated(entry, measured, seen)
+        if repeated:
             findings.warn("annotation_twice", place)
-        seen.add(key)
-        annotations.append(annotation)
-    return annotations
+        every.append(MeasuredEntry(index, entry, image, measured, repeated))
+        if sound and unique:
+            annotations.append(
+                {
+                    "id": entry["id"],
+                    "image_id": entry["image_id"],
+                    "category_id": entry["category_id"],
+                    "bbox": box,
+                    "area": measured.area,
+                    "iscrowd": entry.get("iscrowd") or 0,
+                    "segmentation": measured.segmentation,
+                }
+            )
+    return annotations, every
+
+
+def _no_image(entry: dict, place: Place, findings: Findings) -> None:
+    image_id = entry.get("image_id")
+    if is_id(image_id):
+        findings.error("no_image", place, f"image_id {show(image_id)}")
+    else:
+        findings.error("annotation_field", place, field_error(entry, "image_id", "an image's id"))
+
+
+def is_repeated(entry: dict, measured: Measured, seen: dict[tuple, Any]) -> bool:
+    """Whether an earlier annotation has this one's image, category, iscrowd and segmentation.
+
+    Args:
+        entry: the annotation, of a usable ``image_id``.
+        measured: its mask.
+        seen: what the earlier calls keep; begin with an empty one.
+    """
+    category, segmentation = key_of(entry.get("category_id")), measured.segmentation
+    crowd = show(entry.get("iscrowd") or 0)
+    key = (entry["image_id"], category, crowd, measured.box, measured.area)
+    # Only for those that agree so far is the whole outline hashed.
+    known = seen.setdefault(key, segmentation)
+    if known is segmentation:
+        return False
+    if not isinstance(known, set):
+        known = seen[key] = {_hashable(known)}
+    outline = _hashable(segmentation)
+    repeated = outline in known
+    known.add(outline)
+    return repeated
+
+
+def _hashable(segmentation: list | dict) -> tuple:
+    if isinstance(segmentation, dict):
+        return tuple(segmentation["size"]), segmentation["counts"]
+    return tuple(map(tuple, segmentation))
 
 
 def _check_id(entry: dict, place: Place, ids: set[int], findings: Findings) -> bool:
     """Check the id of an annotation against the earlier ``ids``; return whether it is sound."""
     id_ = entry.get("id")
-    if not _is_id(id_):
-        findings.error("annotation_field", place, _field_error(entry, "id", "an integer from 1"))
+    if not is_id(id_):
+        findings.error("annotation_field", place, field_error(entry, "id", "an integer from 1"))
         return False
     if id_ in ids or id_ == 0:
         findings.error("annotation_duplicate" if id_ in ids else "annotation_zero", place)
@@ -295,19 +302,19 @@ def _check_fields(
     problems = []
     category_id, box = entry.get("category_id"), entry.get("bbox")
     area, crowd = entry.get("area"), entry.get("iscrowd")
-    if not _is_id(category_id):
-        problem = _field_error(entry, "category_id", "a category's id")
+    if not is_id(category_id):
+        problem = field_error(entry, "category_id", "a category's id")
         problems.append(("annotation_field", problem))
     elif category_id not in categories:
         problems.append(("no_category", f"category_id {show(category_id)}"))
-    if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
-        problem = _field_error(entry, "bbox", "[x, y, width, height] in px")
-        problems.append(("annotation_field", problem))
-    if area is not None and not (type(area) in NUMBERS and 0 <= area < float("inf")):
-        problem = _field_error(entry, "area", "a number of pixels")
-        problems.append(("annotation_field", problem))
+    if not is_box(box):
+        problem = field_error(entry, "bbox", "[x, y, width, height] in px")
+        problems.append(("box_field", problem))
+    if area is not None and not _is_area(area):
+        problem = field_error(entry, "area", "a number of pixels")
+        problems.append(("area_field", problem))
     if crowd is not None and not (type(crowd) is int and crowd in (0, 1)):
-        problems.append(("annotation_field", _field_error(entry, "iscrowd", "0 or 1")))
+        problems.append(("annotation_field", field_error(entry, "iscrowd", "0 or 1")))
     if entry.get("ignore"):
         problems.append(("ignore", ""))
     for code, detail in problems:
@@ -315,38 +322,71 @@ def _check_fields(
     return not problems
 
 
+def is_box(value: Any) -> bool:
+    """Whether a stranger's value is four finite numbers of sensible size."""
+    return type(value) is list and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_area(value: Any) -> bool:
+    return type(value) in NUMBERS and 0 <= value <= COORDINATE_LIMIT**2
+
+
 def _is_number(value: Any) -> bool:
     # The comparison is False for NaN.
     return type(value) in NUMBERS and -COORDINATE_LIMIT <= value <= COORDINATE_LIMIT
 
 
-def _check_box(
-    box: list[float], true: tuple[float, ...], place: Place, findings: Findings
-) -> list[float]:
+def _check_box(box: Any, true: tuple[float, ...], place: Place, findings: Findings) -> list[float]:
     """Return the annotated box, or that of the mask (x, y, width, height) where they differ."""
+    code = box_oddity(box, true) if is_box(box) else None
+    if code:
+        findings.warn(code, place)
+    return box if is_box(box) and not code else list(true)
+
+
+def box_oddity(box: list[float], true: tuple[float, ...]) -> str | None:
+    """Code in ``WARNINGS`` for a box that is not that of the mask, or None.
+
+    Args:
+        box: as annotated, four numbers.
+        true: x, y, width, height of the mask in px.
+    """
     x, y, width, height = box
     corners = (true[0], true[1], true[0] + true[2], true[1] + true[3])
     if _close((x, y, x + width, y + height), corners) and width > 0 and height > 0:
-        return box
-    findings.warn("bbox_xyxy" if _close(box, corners) else "bbox_differs", place)
-    return list(true)
+        return None
+    return "bbox_xyxy" if _close(box, corners) else "bbox_differs"
 
 
 def _close(one: Iterable[float], other: Iterable[float]) -> bool:
     return all(abs(a - b) <= _BOX_TOLERANCE for a, b in zip(one, other, strict=True))
 
 
-def _warn_oddities(entry: dict, measured: Measured, place: Place, findings: Findings) -> None:
-    area, true = entry.get("area"), measured.area
+def area_oddity(entry: dict, true: float) -> str | None:
+    """Code in ``WARNINGS`` or ``ERRORS`` for an area that is not that of the mask, or None.
+
+    Args:
+        entry: the annotation.
+        true: pixels of its mask.
+    """
+    area, box = entry.get("area"), entry.get("bbox")
     if area is None:
-        findings.warn("area_missing", place)
-    elif abs(area - true) > max(_AREA_TOLERANCE * true, _AREA_TOLERANCE_PX):
-        box_area = entry["bbox"][2] * entry["bbox"][3]
-        of_box = abs(area - box_area) <= 1e-3 * abs(box_area)
-        findings.warn("area_of_box" if of_box else "area_differs", place)
+        return "area_missing"
+    if not _is_area(area):
+        return "area_field"
+    if abs(area - true) <= max(_AREA_TOLERANCE * true, _AREA_TOLERANCE_PX):
+        return None
+    box_area = box[2] * box[3] if is_box(box) else -1.0
+    return "area_of_box" if abs(area - box_area) <= 1e-3 * abs(box_area) else "area_differs"
+
+
+def _warn_oddities(entry: dict, measured: Measured, place: Place, findings: Findings) -> None:
+    code = area_oddity(entry, measured.area)
+    if code and code != "area_field":  # that is an error, reported with the other fields
+        findings.warn(code, place)
     if entry.get("iscrowd") is None:
         findings.warn("iscrowd_missing", place)
-    elif entry["iscrowd"]:
+    elif entry["iscrowd"] == 1:
         findings.warn("crowd", place)
     if measured.clipped:
         findings.warn("polygon_clipped", place)

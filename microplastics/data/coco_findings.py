@@ -25,6 +25,8 @@ ERRORS = {
         "lacks a field or has one of the wrong type",
         "correct or export it again",
     ),
+    "box_field": ("lacks a field or has one of the wrong type", "correct or export it again"),
+    "area_field": ("lacks a field or has one of the wrong type", "correct or export it again"),
     "annotation_zero": (
         "has id 0, which makes pycocotools lose its match",
         "number the annotations from 1",
@@ -100,15 +102,28 @@ _REPR.maxstring = _REPR.maxother = 120
 
 @dataclass
 class Finding:
-    """How often one kind of problem was found, and the first few places."""
+    """How often one kind of problem was found, and the first few places.
+
+    Attributes:
+        code: a key of ``ERRORS`` or ``WARNINGS``.
+        count: how often.
+        places: the first few, each with its detail in words.
+    """
 
     code: str
     count: int = 0
-    examples: list[str] = field(default_factory=list)
+    places: list[tuple["Place", str]] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[str]:
+        """The first few places in words."""
+        return [
+            f"{place.short()}{f' ({detail})' if detail else ''}" for place, detail in self.places
+        ]
 
     def __str__(self) -> str:
         words = WARNINGS.get(self.code) or ERRORS[self.code][0]
-        more = "; …" if self.count > len(self.examples) else ""
+        more = "; …" if self.count > len(self.places) else ""
         return f"{self.count} x {words}: {'; '.join(self.examples)}{more}"
 
 
@@ -150,19 +165,28 @@ class Findings:
     @staticmethod
     def _count(finding: Finding, where: "Place", detail: str) -> None:
         finding.count += 1
-        if len(finding.examples) < EXAMPLES:
-            finding.examples.append(f"{where.short()}{f' ({detail})' if detail else ''}")
+        if len(finding.places) < EXAMPLES:
+            finding.places.append((where, detail))
 
 
 class Place:
-    """Where something is wrong, put into words only when it is printed."""
+    """Where something is wrong, put into words only when it is printed.
+
+    Attributes:
+        kind: ``"image"``, ``"category"`` or ``"annotation"``.
+        index: position in its list of the JSON, from 0.
+        entry: what stands there.
+        image: the checked image that an annotation belongs to, or None.
+    """
+
+    __slots__ = ("kind", "index", "entry", "image")
 
     def __init__(self, kind: str, index: int, entry: Any, image: dict | None = None):
-        self._parts = (kind, index, entry, image)
+        self.kind, self.index, self.entry, self.image = kind, index, entry, image
 
     def short(self) -> str:
         """Words for a list of several places."""
-        kind, index, entry, image = self._parts
+        kind, index, entry, image = self.kind, self.index, self.entry, self.image
         id_ = entry.get("id") if isinstance(entry, dict) else None
         words = f"{kind} {show(id_)}" if id_ is not None else f"{kind} number {index + 1}"
         if kind != "annotation" and isinstance(entry, dict):
@@ -173,7 +197,7 @@ class Place:
         return words
 
     def __str__(self) -> str:
-        image = self._parts[3]
+        image = self.image
         return self.short() + (f" ({show(image['file_name'])})" if image is not None else "")
 
 

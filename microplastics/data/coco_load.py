@@ -249,6 +249,39 @@ def _rle_box(runs: np.ndarray, ends: np.ndarray, height: int) -> tuple[float, ..
     return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
 
 
+def mask_points(segmentation: list[list[float]] | dict[str, Any]) -> np.ndarray:
+    """Points whose convex hull is that of a mask.
+
+    Args:
+        segmentation: as in :class:`Measured`.
+
+    Returns:
+        (N, 2) float64, x and y in px: the polygons' points, or corners of the RLE's pixels.
+    """
+    if isinstance(segmentation, list):
+        return np.concatenate([np.array(polygon, np.float64) for polygon in segmentation]).reshape(
+            -1, 2
+        )
+    counts, height = segmentation["counts"], segmentation["size"][0]
+    runs = _uncompressed(counts.decode("ascii") if isinstance(counts, bytes) else counts)
+    ends = np.cumsum(runs)
+    ones = runs[1::2] > 0
+    last, first = ends[1::2][ones] - 1, ends[1::2][ones] - runs[1::2][ones]
+    (x0, y0), (x1, y1) = np.divmod(first, height), np.divmod(last, height)
+    # A run over a column's end touches the image's lower border in its first column and the
+    # upper one in its last, and fills the columns between.
+    over = x1 > x0
+    bottom = np.where(over, height, y1 + 1)
+    corners = [(x0, y0), (x0 + 1, y0), (x0, bottom), (x0 + 1, bottom)]
+    top = np.zeros(np.count_nonzero(over), np.int64)
+    left, right, low = x1[over], x1[over] + 1, y1[over] + 1
+    corners += [(left, top), (right, top), (left, low), (right, low)]
+    columns = x1[over] - x0[over] > 1
+    before = left[columns]
+    corners += [(x0[over][columns] + 1, top[columns]), (before, top[columns] + height)]
+    return np.concatenate([np.stack(corner, axis=1) for corner in corners]).astype(np.float64)
+
+
 def _uncompressed(counts: Any) -> np.ndarray | None:
     """Run lengths as int64 from a list or from pycocotools' string; None if malformed."""
     if type(counts) is list:

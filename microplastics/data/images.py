@@ -7,24 +7,27 @@ gives. Deeper ones (16-bit grey or colour, 32-bit, float) are stretched linearly
 
 import contextlib
 import os
-import stat
-import threading
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from microplastics.data.image_files import (
+    MAX_PIXELS,
+    check_pixels,
+    decode_with_opencv,
+    is_deep_png,
+    open_image,
+)
 from microplastics.errors import UserError
 
 if TYPE_CHECKING:
     import tifffile
 
-# Pillow's own bound for a decompression bomb: 256 MB of 24-bit pixels, doubled.
-MAX_PIXELS = 178_956_970
-# Only plain raster formats: Pillow would hand an EPS to Ghostscript, which runs it.
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
+__all__ = ["MAX_PIXELS", "image_header", "image_size", "read_image", "size_mismatch", "to_uint8"]
+
 _EXIF_ORIENTATION = 274
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,10 +39,8 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _AXES_SWAPPED = (5, 6, 7, 8)
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_SAMPLES = 5
 _PERCENTILES = (0.001, 0.999)
-_bomb_check_lock = threading.Lock()
 
 
 def read_image(
@@ -69,17 +70,17 @@ def read_image(
             ``expected_size``.
     """
     path = os.fspath(path)
-    with _opened(path, max_pixels) as image:
+    with open_image(path, max_pixels) as image:
         if image is None or _is_deep_tiff(image):
             array, rotated = _read_tiff(path, max_pixels)
         else:
             rotated = _swaps_axes(image)
-            sixteen_bit = _is_deep_png(image)
+            sixteen_bit = is_deep_png(image)
             image.load()
             # Asked after loading: Pillow turns a TIFF upright while it loads it.
             orientation = _orientation(image)
             if sixteen_bit:
-                array = _to_bgr(_decode_with_opencv(path), colour=True)
+                array = _to_bgr(decode_with_opencv(path), colour=True)
                 array = np.ascontiguousarray(_turn(array, orientation))
             else:
                 if orientation in _TRANSPOSE:
@@ -117,7 +118,7 @@ def image_header(
         ((width, height) in px after the EXIF orientation, swapped by EXIF).
     """
     path = os.fspath(path)
-    with _opened(path, max_pixels) as image:
+    with open_image(path, max_pixels) as image:
         if image is None:
             with _tiff_page(path, max_pixels) as page:
                 width, height = page.imagewidth, page.imagelength
@@ -200,74 +201,6 @@ def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.nan_to_num(scaled, nan=0.0) * 255.0).astype(np.uint8)
 
 
-@contextlib.contextmanager
-def _opened(path: str, max_pixels: int | None) -> Iterator[Image.Image | None]:
-    """Open with Pillow, header only; None for a TIFF that Pillow does not know.
-
-    Whatever the decoders raise in the block becomes a :class:`UserError`.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise UserError(f"{path} is not a file; give the path of an image file.")
-        if status.st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes); copy it again from where it came.")
-        # By file object, not by name: from a name Pillow maps some TIFFs into memory and then
-        # mixes up the sides of those with an orientation.
-        with open(path, "rb") as file:
-            image = _identify(file)
-            if image is None and not file.read(4).startswith(_TIFF_MAGIC):
-                raise UserError(
-                    f"{path} is not an image that can be read, or its head is damaged; save it "
-                    "as JPEG, PNG, TIFF, BMP, GIF, PPM, WebP or JPEG 2000."
-                )
-            if image is not None:
-                _check_pixels(path, *image.size, max_pixels)
-            yield image
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist; put the image there or correct its path."
-        ) from error
-    except PermissionError as error:
-        raise UserError(f"{path} is not readable; change its permissions.") from error
-    except MemoryError as error:
-        raise UserError(f"{path} does not fit in memory; cut it into smaller images.") from error
-    except Exception as error:  # hostile bytes make decoders raise nearly anything
-        raise UserError(
-            f"{path} cannot be read as an image ({str(error) or type(error).__name__}): it is "
-            "damaged or cut off; copy it again from where it came, or save it as PNG."
-        ) from error
-
-
-def _identify(file: IO[bytes]) -> Image.Image | None:
-    try:
-        try:
-            return Image.open(file, formats=_FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            # Pillow's bound is a global of the process: lifted while the header is read.
-            with _bomb_check_lock:
-                bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    return Image.open(file, formats=_FORMATS)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = bound
-    except UnidentifiedImageError:
-        file.seek(0)
-        return None
-
-
-def _check_pixels(path: str, width: int, height: int, max_pixels: int | None) -> None:
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    if width * height > limit:
-        raise UserError(
-            f"{path} is {width} x {height} px, above the limit of {limit} pixels (a possible "
-            "decompression bomb); cut it into smaller images, or raise INPUT.MAX_PIXELS if you "
-            "trust it."
-        )
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
@@ -296,13 +229,6 @@ def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-def _is_deep_png(image: Image.Image) -> bool:
-    """Whether Pillow would cut 16-bit colour, or grey with alpha, down to its high bytes."""
-    return image.format == "PNG" and any(
-        image.mode != "I;16" and ";16" in str(tile[3]) for tile in image.tile
-    )
-
-
 def _is_deep_tiff(image: Image.Image) -> bool:
     """Whether tifffile reads it: Pillow has no 16-bit colour and ignores WhiteIsZero in grey."""
     return image.format == "TIFF" and image.mode != "CMYK" and max(image.tag_v2.get(258, (1,))) > 8
@@ -324,13 +250,6 @@ def _to_bgr(array: np.ndarray, colour: bool) -> np.ndarray:
     return cv2.cvtColor(np.ascontiguousarray(grey), cv2.COLOR_GRAY2BGR)
 
 
-def _decode_with_opencv(path: str) -> np.ndarray:
-    array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None:
-        raise ValueError("the decoder refused it")
-    return array
-
-
 @contextlib.contextmanager
 def _tiff_page(path: str, max_pixels: int | None) -> Iterator["tifffile.TiffPage"]:
     """The first page of a TIFF, whole and within ``max_pixels``."""
@@ -338,7 +257,7 @@ def _tiff_page(path: str, max_pixels: int | None) -> Iterator["tifffile.TiffPage
 
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
-        _check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
+        check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
         length = os.path.getsize(path)
         if any(
             offset + count > length
@@ -373,7 +292,7 @@ def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:
             # neither planar layout nor every orientation nor WhiteIsZero.
             if planar or orientation != 1 or photometric == white_is_zero:
                 raise
-            array = _decode_with_opencv(path)
+            array = decode_with_opencv(path)
             if array.ndim == 3 and photometric == rgb:
                 array = array[:, :, [2, 1, 0]]
         if planar and samples > 1:

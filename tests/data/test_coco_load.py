@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microplastics.data.coco_load import SegmentationError, measure, read_json
+from microplastics.data.coco_load import SegmentationError, mask_points, measure, read_json
 from microplastics.errors import UserError
 
 
@@ -200,3 +201,26 @@ def test_cut_polygon_covers_what_the_whole_one_covers(seed):
         area = 0.0
     # Only pixels on the outline may fall differently.
     assert abs(area - float(true)) <= 40
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 0.95))
+def test_points_span_the_pixels(seed, height, width, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    mask[0, 0] = True
+    counts = mask_util.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    y, x = np.nonzero(mask)
+    pixels = shapely.union_all(shapely.box(x, y, x + 1, y + 1)).convex_hull
+    for form in (counts, counts.decode()):
+        points = mask_points({"size": [height, width], "counts": form})
+        assert shapely.MultiPoint(points).convex_hull.equals(pixels)
+
+
+def test_points_of_polygons():
+    assert mask_points([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2, 3]]).tolist() == [
+        [1, 2],
+        [3, 4],
+        [5, 6],
+        [7, 8],
+        [9, 1],
+        [2, 3],
+    ]

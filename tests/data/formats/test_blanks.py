@@ -1,0 +1,117 @@
+"""Blanks, on the command line and into the training loader."""
+
+import itertools
+import json
+
+import pytest
+from PIL import Image
+from support import dataset_entry
+
+from microplastics.data.coco import check_instances
+from microplastics.data.formats import detect
+from microplastics.data.formats.convert import convert_dataset
+from microplastics.data.formats.export import FORMATS, export_dataset
+from microplastics.data.formats.records import ReadOptions
+from microplastics.data.loader import TrainLoader, check_datasets
+from microplastics.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photographs of 96 px, one in a sub-folder."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("a.png", "filter 2/b.tif"), 1):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (96, 80), (number, 99, 99)).save(folder / name)
+    return folder
+
+
+def test_every_image_below_a_folder_is_a_blank(tool_here, photos, tmp_path):
+    (photos / "notes.txt").write_text("washed twice")
+    options = ("--input", photos, "--from", "blanks", "--output", tmp_path / "set")
+    done = tool_here("convert_dataset", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].split() == ["all", "2", "2", "0", "0", "0"]
+    assert "whose images count as blank: notes.txt" in done.stdout
+    json_file, image_root = done.stdout.splitlines()[-2].removeprefix("all: ").split(":")
+    report = check_instances(json_file, image_root)
+    assert (report.num_images, report.num_annotations) == (2, 0)
+    document = json.loads((tmp_path / "set/annotations/instances_all.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["a.png", "filter 2/b.tif"]
+    assert [entry["name"] for entry in document["categories"]] == ["Fiber", "Fragment", "Film"]
+
+
+def test_training_mixes_them_in(tiny_cfg, rendered, photos, tmp_path):
+    (written,) = convert_dataset(photos, tmp_path / "set", "blanks").written
+    sets = ("DATASETS.TRAIN", repr((dataset_entry(rendered, "train"), written.entry)))
+    keep = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
+    loader = TrainLoader(check_datasets(tiny_cfg(*sets, *keep)))
+    assert len(loader.dataset_dicts) == 10
+    batches = itertools.islice(loader.iterate(0), 12)
+    drawn = [item for batch in batches for item in batch]
+    blanks = [item for item in drawn if item["file_name"].startswith(str(photos))]
+    assert 0 < len(blanks) < len(drawn)
+    assert all(len(item["instances"]) == 0 for item in blanks)
+    with pytest.raises(UserError, match="instances_all.json has no annotation to train on"):
+        check_datasets(tiny_cfg(*sets))
+
+
+def test_classes_and_splits(tool_here, photos, tmp_path):
+    (photos / "filter 2").rename(photos / "train")
+    options = ("--input", photos, "--from", "blanks", "--output", tmp_path / "set")
+    done = tool_here("convert_dataset", *options)
+    assert done.returncode == 2 and "a.png lies beside the folders of the splits" in done.stderr
+    (photos / "valid").mkdir()
+    (photos / "a.png").rename(photos / "valid/a.png")
+    done = tool_here("convert_dataset", *options, "--classes", "Bead, Fiber", "--copy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split() == ["split", "images", "blank", "Bead", "Fiber"]
+    for split, name in (("train", "b.tif"), ("val", "a.png")):
+        path = tmp_path / f"set/annotations/instances_{split}.json"
+        names = [entry["name"] for entry in json.loads(path.read_text())["categories"]]
+        assert names == ["Bead", "Fiber"] and (tmp_path / "set" / split / name).is_file()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_set_without_annotations_is_exported(photos, tmp_path, format):
+    convert_dataset(photos, tmp_path / "set", "blanks", place="copy")
+    export = export_dataset(tmp_path / "set", tmp_path / "out", format)
+    assert (export.splits["all"].num_images, export.splits["all"].num_blank) == (2, 2)
+    assert (tmp_path / "out/export.json").is_file() and len(export.notes) == 0
+
+
+def test_broken_images_stop_or_are_listed(photos, tmp_path):
+    (photos / "c.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"c\.jpg is not an image"):
+        convert_dataset(photos, tmp_path / "set", "blanks")
+    options = ReadOptions(skip_broken=True)
+    conversion = convert_dataset(photos, tmp_path / "set", "blanks", options=options)
+    assert conversion.notes.as_dict()["image_broken"]["places"][0].startswith("c.jpg")
+    assert conversion.written[0].num_images == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--from", "blanks", "--classes", "A,B,A"], "write each once"),
+        (["--from", "blanks", "--classes", "A,,B"], "write class names as A,B,C"),
+        (["--from", "blanks", "--categories", "A=B"], "say which the set has with --classes"),
+        (["--from", "blanks", "--images", "x"], "without --images"),
+        (["--from", "coco", "--classes", "A"], "use --categories, or --from blanks"),
+        ([], "(blanks for images without a particle)"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(tool_here, photos, tmp_path, options, words):
+    result = tool_here("convert_dataset", "--input", photos, "--output", tmp_path / "set", *options)
+    assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "set").exists()
+
+
+def test_they_are_never_found_out(photos, tmp_path):
+    with pytest.raises(UserError, match="none of the known formats"):
+        detect(photos)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no image"):
+        convert_dataset(tmp_path / "empty", tmp_path / "set", "blanks")
+    with pytest.raises(UserError, match="is not a folder"):
+        convert_dataset(photos / "a.png", tmp_path / "set", "blanks")

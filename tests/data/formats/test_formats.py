@@ -1,0 +1,173 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from microplastics.data.formats import READERS, detect, open_dataset, reader
+from microplastics.data.formats.codes import NOTES
+from microplastics.data.formats.convert import convert_dataset
+from microplastics.data.formats.export import export_dataset
+from microplastics.data.formats.notes import Notes
+from microplastics.data.formats.records import ReadOptions
+from microplastics.errors import UserError
+
+POINTS = [[2.0, 3.0], [12.0, 3.0], [12.0, 13.0], [2.0, 13.0]]
+
+
+def image(path, value=120):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((30, 40), value, np.uint8))
+
+
+def write(path, document):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+
+
+def coco(folder):
+    image(folder / "train" / "a.png")
+    flat = [coordinate for point in POINTS for coordinate in point]
+    write(
+        folder / "train" / "_annotations.coco.json",
+        {
+            "images": [{"id": 0, "file_name": "a.png", "width": 40, "height": 30}],
+            "categories": [{"id": 1, "name": "Fiber", "supercategory": "none"}],
+            "annotations": [
+                {"id": 1, "image_id": 0, "category_id": 1, "segmentation": [flat], "iscrowd": 0}
+            ],
+        },
+    )
+
+
+def labelme(folder):
+    image(folder / "a.png")
+    shape = {"label": "Fiber", "points": POINTS, "group_id": None, "shape_type": "polygon"}
+    document = {"version": "5.5.0", "flags": {}, "shapes": [shape], "imagePath": "a.png"}
+    write(folder / "a.json", {**document, "imageData": None, "imageHeight": 30, "imageWidth": 40})
+
+
+def via(folder):
+    image(folder / "a.png")
+    xs, ys = zip(*POINTS, strict=True)
+    shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+    regions = [{"shape_attributes": shape, "region_attributes": {"class": "Fiber"}}]
+    entry = {"filename": "a.png", "size": 99, "regions": regions, "file_attributes": {}}
+    write(folder / "via_region_data.json", {"a.png99": entry})
+
+
+def yolo(folder):
+    image(folder / "train" / "images" / "a.png")
+    write(folder / "train" / "labels" / "a.txt", "0 0.1 0.1 0.3 0.1 0.3 0.4\n")
+    write(folder / "data.yaml", "train: ../train/images\nnc: 1\nnames: ['Fiber']\n")
+
+
+def labelstudio(folder):
+    image(folder / "images" / "1-a.png")
+    value = {"points": [[5, 10], [30, 10], [30, 43]], "polygonlabels": ["Fiber"], "closed": True}
+    result = {"id": "x", "type": "polygonlabels", "value": value, "original_width": 40}
+    result |= {"original_height": 30, "image_rotation": 0, "from_name": "l", "to_name": "image"}
+    task = {"id": 1, "annotations": [{"id": 1, "result": [result], "was_cancelled": False}]}
+    write(folder / "project.json", [{**task, "data": {"image": "/data/upload/1/1-a.png"}}])
+
+
+def masks(folder):
+    image(folder / "images" / "a.png")
+    labels = np.zeros((30, 40), np.uint8)
+    labels[3:9, 4:9], labels[20:25, 4:9] = 1, 2
+    (folder / "masks").mkdir()
+    cv2.imwrite(str(folder / "masks" / "a.png"), labels)
+
+
+SAMPLES = {f.__name__: f for f in (coco, labelme, via, yolo, labelstudio, masks)}
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != "blanks"])
+def test_each_format_is_found_out_and_read(tmp_path, name):
+    SAMPLES[name](tmp_path)
+    assert detect(tmp_path) == name and reader(name).NAME == name
+    notes = Notes(NOTES)
+    found, sources = open_dataset(tmp_path, ReadOptions(), notes)
+    assert found == name and list(sources) == (["train"] if name in ("coco", "yolo") else ["all"])
+    (source,) = sources.values()
+    (record,) = source.records()
+    assert (source.image_root / record.file_name).is_file()
+    assert (record.width, record.height) == (40, 30) and source.num_images == 1
+    classes = {"particle"} if name == "masks" else {"Fiber"}
+    assert {instance.category for instance in record.instances} == classes == set(source.classes)
+    assert list(source.records()) == [record]
+
+
+def test_our_own_set_is_coco(rendered):
+    assert detect(rendered) == detect(rendered / "annotations" / "instances_val.json") == "coco"
+
+
+def test_two_formats_in_one_folder(tmp_path):
+    labelme(tmp_path)
+    via(tmp_path)
+    with pytest.raises(UserError, match="could be labelme or via; say which with --from"):
+        detect(tmp_path)
+
+
+def test_our_own_manifests_are_no_annotations(tmp_path):
+    coco(tmp_path / "coco")
+    convert_dataset(tmp_path / "coco", tmp_path / "set", place="copy")
+    export_dataset(tmp_path / "set", tmp_path / "out", "labelme")
+    manifest = (tmp_path / "out/export.json").read_bytes()
+    for name in ("export.json", "conversion.json", "train/export.json"):
+        (tmp_path / "out" / name).write_bytes(manifest)
+    assert detect(tmp_path / "out") == "labelme"
+    (written,) = convert_dataset(tmp_path / "out", tmp_path / "back").written
+    assert (written.split, written.num_images) == ("train", 1)
+    (tmp_path / "out/other.json").write_bytes(manifest)
+    with pytest.raises(UserError, match="other.json lies beside the folders of the splits"):
+        convert_dataset(tmp_path / "out", tmp_path / "again")
+
+
+def test_annotations_may_be_called_as_a_manifest(tmp_path):
+    labelme(tmp_path)
+    (tmp_path / "a.json").rename(tmp_path / "export.json")
+    (source,) = open_dataset(tmp_path, ReadOptions(), Notes(NOTES))[1].values()
+    assert source.num_images == 1
+
+
+def test_no_format(tmp_path):
+    image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"none of the known formats \(coco, labelme, via, yolo"):
+        detect(tmp_path)
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="is an archive; unpack it"):
+        detect(tmp_path / "a.zip")
+    for call in (detect, lambda path: open_dataset(path, ReadOptions(), Notes(NOTES), "coco")):
+        with pytest.raises(UserError, match="does not exist; correct --input"):
+            call(tmp_path / "none")
+    with pytest.raises(UserError, match="No format 'voc' can be read"):
+        reader("voc")
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    content=st.binary(max_size=60)
+    | st.sampled_from(['{"images": [', "[" * 9000, '[{"annotations": [', "names: [", "\ud800"]).map(
+        lambda text: text.encode("utf-16", "surrogatepass")
+    ),
+    name=st.sampled_from(
+        ["a.json", "data.yaml", "a.txt", "a.png", "labels", "x/_annotations.json"]
+    ),
+)
+def test_looking_never_raises(tmp_path, content, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    for each in READERS:
+        for place in (path, tmp_path, tmp_path / "none"):
+            assert reader(each).looks_like(place) in (True, False)
+    path.unlink()

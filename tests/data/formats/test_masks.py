@@ -1,0 +1,377 @@
+"""Masks in and out: every layout, kind and depth of mask files, and what goes wrong with them."""
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import tifffile
+from PIL import Image
+
+from microplastics.data.formats import masks
+from microplastics.data.formats.codes import NOTES
+from microplastics.data.formats.notes import Notes
+from microplastics.data.formats.records import ReadOptions
+from microplastics.errors import UserError
+
+LABELS = np.zeros((20, 30), np.int32)
+LABELS[2:6, 3:9] = 1
+LABELS[10:18, 5:7] = 2
+LABELS[10:12, 20:25] = 300
+LABELS[15, 27] = 300  # the same particle in two parts
+BINARY = np.zeros((20, 30), np.uint8)
+BINARY[2:4, 2:4] = BINARY[4:6, 4:6] = 1  # they touch at a corner
+BINARY[10, 20] = 1
+
+
+def photo(path, size=(30, 20), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "grey").save(path, **options)
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, array, **options)
+    else:
+        Image.fromarray(array).save(path, **options)
+
+
+def read(folder, **options):
+    notes = Notes(NOTES)
+    (source,) = masks.open_dataset(folder, ReadOptions(**options), notes).values()
+    return list(source.records()), source, notes
+
+
+def bitmap(instance):
+    return mask_util.decode(instance.segmentation).astype(bool)
+
+
+def check(folder, labels=LABELS, ids=(1, 2, 300)):
+    """The one image of a folder has exactly the particles of a label image."""
+    (record,), _, notes = read(folder)
+    assert len(record.instances) == len(ids)
+    for number, instance in zip(ids, record.instances, strict=True):
+        assert np.array_equal(bitmap(instance), labels == number)
+    return record, notes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    photo(tmp_path / "images/a.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options"),
+    [
+        ("a.png", np.uint16, {}),
+        ("a.tif", np.uint16, {}),
+        ("a.tif", np.int32, {"compression": "zlib"}),
+        ("a.tif", np.uint32, {"photometric": "miniswhite"}),
+        ("a.tif", np.float32, {}),
+        ("a_mask.tif", np.int64, {}),
+        ("a_cp_masks.tif", np.uint16, {"bigtiff": True}),
+        ("a.jpg.tif", np.uint16, {}),
+    ],
+)
+def test_label_images_of_any_depth(folder, name, dtype, options):
+    labels = LABELS.astype(dtype)
+    save(folder / "masks" / name, labels, **options)
+    record, notes = check(folder)
+    assert (record.file_name, record.width, record.height) == ("a.jpg", 30, 20)
+    assert [each.category for each in record.instances] == ["particle"] * 3
+    assert record.instances[2].where == f"{name}, id 300"
+    assert "label images, each number one instance" in notes.lines()[0]
+
+
+def test_lzw_tiffs(folder):
+    path = folder / "masks/a.tif"
+    path.parent.mkdir()
+    labels = (LABELS % 256).astype(np.uint8)
+    Image.fromarray(labels).save(path, compression="tiff_lzw")
+    check(folder, labels, (1, 2, 44))
+    # Pillow turns what it writes as WhiteIsZero over: the file holds the labels.
+    Image.fromarray(255 - labels).save(path, compression="tiff_lzw", tiffinfo={262: 0})
+    check(folder, labels, (1, 2, 44))
+
+
+def test_palettes_are_indices_and_voids_background(folder):
+    labels = (LABELS % 256).astype(np.uint8)
+    labels[0] = 255
+    image = Image.fromarray(labels)
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * (252 * 3) + [224, 224, 192])
+    image.save(folder / "a.png")
+    (folder / "SegmentationObject").mkdir()
+    (folder / "a.png").rename(folder / "SegmentationObject/a.png")
+    (folder / "images").rename(folder / "JPEGImages")
+    check(folder, LABELS % 256, (1, 2, 44))
+
+
+def test_colours_are_instances(folder):
+    colours = np.zeros((20, 30, 3), np.uint8)
+    colours[LABELS == 1] = (255, 0, 0)
+    colours[LABELS == 2] = (0, 0, 7)
+    save(folder / "masks/a.png", colours)
+    record, notes = check(folder, ids=(2, 1))
+    assert record.instances[1].where.endswith(f"id {0xFF0000}")
+    assert notes.count("mask_colours") == 1
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_binary_images_are_split_into_parts(folder, value):
+    save(folder / "masks/a.png", BINARY * np.uint8(value))
+    parts = cv2.connectedComponents(BINARY, connectivity=8)[1]
+    _, notes = check(folder, parts, (1, 2))
+    assert notes.count("mask_speck") == 1
+    assert "binary images, each 8-connected part one instance" in notes.lines()[0]
+
+
+def test_bits_are_binary(folder):
+    save(folder / "masks/a.png", BINARY.astype(bool))
+    check(folder, cv2.connectedComponents(BINARY, connectivity=8)[1], (1, 2))
+
+
+def test_one_particle_of_id_1_among_label_images(folder):
+    photo(folder / "images/b.jpg")
+    save(folder / "masks/a.png", BINARY)
+    save(folder / "masks/b.png", LABELS.astype(np.uint16))
+    records, _, _ = read(folder)
+    assert [len(record.instances) for record in records] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["a_0001.png", "a_02.png"], ["particle"] * 2),
+        (["a_Fiber_1.png", "a_Film_2.png"], ["Fiber", "Film"]),
+        (["a/1.png", "a/2.png"], ["particle"] * 2),
+        (["a/Fiber_1.png", "a/Film 2.png"], ["Fiber", "Film"]),
+        (["Fiber/a_1.png", "Film/a_2.png"], ["Fiber", "Film"]),
+        (["a/0f3e9a.png", "a/17bc.png"], ["particle"] * 2),
+    ],
+)
+def test_one_file_an_instance(folder, names, classes):
+    for number, name in enumerate(names, 1):
+        save(folder / "masks" / name, (LABELS == number).astype(np.uint8) * 255)
+    record, notes = check(folder, ids=(1, 2))
+    assert [each.category for each in record.instances] == classes
+    assert notes.as_dict()["mask_kind"]["places"][0].endswith("(one file an instance)")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a_Fiber.png", "a_Film.png"],
+        ["Fiber/a.png", "Film/a.png"],
+        ["a/Fiber.png", "a/Film.png"],
+        ["a_Fiber_mask.png", "a_Film_mask.png"],
+    ],
+)
+def test_one_file_a_class(folder, names):
+    save(folder / "masks" / names[0], BINARY * 255)
+    save(folder / "masks" / names[1], (LABELS == 2).astype(np.uint8))
+    (record,), source, notes = read(folder)
+    assert [each.category for each in record.instances] == ["Fiber", "Fiber", "Film"]
+    assert source.classes == ["Fiber", "Film"]
+    assert "one file a class" in notes.lines()[0]
+
+
+def test_numbers_in_a_class_file_are_instances(folder):
+    save(folder / "masks/Fiber/a.png", LABELS.astype(np.uint16))
+    _, notes = check(folder)
+    assert notes.count("mask_numbered") == 1
+
+
+def test_masks_beside_their_images(tmp_path):
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "b.png")
+    save(tmp_path / "a_mask.png", LABELS.astype(np.uint16))
+    records, _, notes = read(tmp_path)
+    assert [len(record.instances) for record in records] == [3, 0]
+    assert notes.as_dict()["image_unlabelled"]["places"] == ["b.png"]
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_splits(tmp_path, inner):
+    for split in ("train", "valid"):
+        images, labels = (
+            (f"images/{split}", f"masks/{split}")
+            if inner
+            else (
+                f"{split}/images",
+                f"{split}/masks",
+            )
+        )
+        photo(tmp_path / images / "a.jpg")
+        save(tmp_path / labels / "a.png", LABELS.astype(np.uint16))
+    sources = masks.open_dataset(tmp_path, ReadOptions(), Notes(NOTES))
+    assert list(sources) == ["train", "val"]
+    assert [len(next(source.records()).instances) for source in sources.values()] == [3, 3]
+    assert masks.looks_like(tmp_path)
+
+
+def test_sub_folders(folder):
+    photo(folder / "images/filter 1/a.jpg")
+    save(folder / "masks/filter 1/a.png", LABELS.astype(np.uint16))
+    records, _, _ = read(folder)
+    assert [(each.file_name, len(each.instances)) for each in records] == [
+        ("a.jpg", 0),
+        ("filter 1/a.jpg", 3),
+    ]
+
+
+def test_classes_csv(folder):
+    save(folder / "masks/a.png", LABELS.astype(np.uint16))
+    text = "\ufeffImage;ID;Class;iscrowd\na.jpg;1;Film;\na;2;Fiber;1\na;7;Fiber;0\nz;1;Film;0\n"
+    (folder / "classes.csv").write_text(text, encoding="utf-8")
+    (folder / "classes.txt").write_text("Foam\nFiber\n", encoding="utf-8")
+    (record,), source, notes = read(folder)
+    found = [(each.category, each.iscrowd) for each in record.instances]
+    assert found == [("Film", 0), ("Fiber", 1)]
+    assert source.classes == ["Foam", "Fiber", "Film"]
+    places = {code: entry["places"] for code, entry in notes.as_dict().items()}
+    assert places["shape_unlabelled"] == ["a.png, id 300"]
+    assert places["id_absent"] == ["a.png, id 7"]
+    assert places["label_without_image"] == ["classes.csv, line 5 ('z')"]
+
+
+def test_values_that_are_classes(folder):
+    save(folder / "masks/a.png", np.where(LABELS == 2, 2, BINARY).astype(np.uint8))
+    (folder / "masks/classes.csv").write_text("value,class\n1,Fiber\n2,Film\n")
+    (record,), _, notes = read(folder)
+    assert [each.category for each in record.instances] == ["Fiber", "Fiber", "Film"]
+    assert notes.count("mask_speck") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,number\na,1\n", "needs image, id and class"),
+        ("image,id,class\na,x,Film\n", "no number from 1"),
+        ("image,id,class\na,0,Film\n", "no number from 1"),
+        ("image,id,class\na,1,\n", "is no class name"),
+        ("image,id,class\na,1,F\na,1,G\n", "stands there twice"),
+        ("value,class\n1,F\n1,G\n", "has two classes"),
+        ("image,id,class,iscrowd\na,1,F,2\n", "write 0 or 1"),
+        ("", "needs image, id and class"),
+        ("image,id,class\na,1," + "x" * 200_000, "no CSV"),
+    ],
+)
+def test_broken_classes_csv(folder, text, words):
+    save(folder / "masks/a.png", LABELS.astype(np.uint16))
+    (folder / "classes.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read(folder)
+
+
+def test_classes_csv_in_another_encoding(folder):
+    save(folder / "masks/a.png", LABELS.astype(np.uint16))
+    (folder / "classes.csv").write_bytes("image,id,class\na,1,Fäser\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("a.tif", LABELS - 1, "has negative pixels"),
+        ("a.tif", LABELS / np.float32(2), "not whole numbers"),
+        ("a.tif", np.full((20, 30), np.nan, np.float32), "not whole numbers"),
+        ("a.png", LABELS[1:].astype(np.uint16), r"30 x 20 px \(width x height\) but its mask"),
+        ("a.tif", np.zeros((3, 20, 30), np.uint8), "3 pages"),
+        ("a_1.png", LABELS.astype(np.uint16), "is one instance by its name"),
+        ("z.png", LABELS.astype(np.uint16), "belongs to no image"),
+        ("a.tif", np.random.default_rng(0).integers(1, 2**31, (20, 30)), "number|particles"),
+    ],
+)
+def test_unusable_masks(folder, name, array, words):
+    save(folder / "masks/a.png", BINARY) if name == "z.png" else None
+    options = {"photometric": "minisblack"} if name.endswith(".tif") else {}
+    save(folder / "masks" / name, array, **options)
+    if "particles" in words:
+        assert len(read(folder)[0][0].instances) == 600
+        return
+    with pytest.raises(UserError, match=words):
+        read(folder)
+
+
+def test_noise_is_refused(tmp_path):
+    photo(tmp_path / "images/a.png", (300, 300))
+    save(tmp_path / "masks/a.tif", np.arange(1, 90_001, dtype=np.int32).reshape(300, 300))
+    with pytest.raises(UserError, match="has 50000 particles or more"):
+        read(tmp_path)
+
+
+def test_jpeg_masks_are_refused(folder):
+    photo(folder / "masks/a.jpg")
+    with pytest.raises(UserError, match="compressed with loss"):
+        read(folder)
+
+
+def test_turned_photographs(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    photo(tmp_path / "images/a.jpg", exif=exif)
+    save(tmp_path / "masks/a.png", LABELS.astype(np.uint16))
+    with pytest.raises(UserError, match="turned by its EXIF rotation"):
+        read(tmp_path)
+
+
+def test_broken_masks_are_skipped_with_their_images(folder):
+    for name in "bcd":
+        photo(folder / f"images/{name}.jpg")
+        save(folder / f"masks/{name}.png", LABELS.astype(np.uint16))
+    (folder / "masks/b.png").write_bytes((folder / "masks/c.png").read_bytes()[:60])
+    (folder / "images/c.jpg").write_bytes(b"no image")
+    save(folder / "masks/d.png", LABELS[1:].astype(np.uint16))
+    save(folder / "masks/z.png", LABELS.astype(np.uint16))
+    records, _, notes = read(folder, skip_broken=True)
+    assert [record.file_name for record in records] == ["a.jpg"]
+    codes = ("label_broken", "image_broken", "image_size", "label_without_image")
+    assert [notes.count(code) for code in codes] == [1] * 4
+
+
+def test_bombs_are_refused(folder):
+    save(folder / "masks/a.png", LABELS.astype(np.uint16))
+    with pytest.raises(UserError, match="above the limit of 599 pixels"):
+        read(folder, max_pixels=599)
+
+
+def test_two_masks_of_one_image(folder):
+    save(folder / "masks/a.png", BINARY)
+    save(folder / "masks/a_Fiber.png", BINARY)
+    with pytest.raises(UserError, match="are both masks of one image"):
+        read(folder)
+
+
+def test_two_images_of_one_stem(folder):
+    photo(folder / "images/a.png")
+    save(folder / "masks/a.png", BINARY)
+    records, _, _ = read(folder)  # a.png is the whole name of one
+    assert [len(record.instances) for record in records] == [0, 2]
+    (folder / "masks/a.png").rename(folder / "masks/a_mask.png")
+    with pytest.raises(UserError, match="differ in their endings alone"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["images/a.jpg", "masks/a.png"], True),
+        (["images/a.jpg", "labels/a.tif", "classes.csv"], True),
+        (["images/a.jpg", "labels/a.txt"], False),
+        (["images/a.jpg", "annotations/instances_train.json"], False),
+        (["images/a.jpg", "annotations/a.png", "instances.json"], False),
+        (["a.jpg", "a_mask.png"], True),
+        (["a.jpg", "a.json", "a_mask.png"], False),
+        (["a.jpg", "b.png"], False),
+        (["images/a.jpg"], False),
+        ([], False),
+    ],
+)
+def test_looks_like(tmp_path, files, expected):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert masks.looks_like(tmp_path) is expected
+    assert masks.looks_like(tmp_path / "absent") is False
