@@ -197,8 +197,6 @@ class TrainLoader:
         self.dataset_dicts, self._set_sizes = _training_sets(cfg)
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
         self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
-        if getattr(self._mapper, "mixes", False):
-            self._mapper.partners = self.dataset_dicts
         self._groups = (
             [int(d["width"] > d["height"]) for d in self.dataset_dicts]
             if cfg.DATALOADER.ASPECT_RATIO_GROUPING
@@ -208,6 +206,11 @@ class TrainLoader:
         self._cfg = cfg
 
         self._factors = self._repeat_factors()
+        if getattr(self._mapper, "mixes", False):
+            # Drawn like the images themselves: a large set must not crowd out a small one.
+            self._mapper.partners = self.dataset_dicts
+            if self._factors is not None:
+                self._mapper.partner_weights = self._factors.double().numpy()
 
     @property
     def images_per_epoch(self) -> float:
@@ -279,6 +282,12 @@ def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
         part = _filtered_dicts(group, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         if cfg.INPUT.TILE.SIZE > 0:
             part = _tiled(part, cfg)
+            if not part:
+                raise UserError(
+                    f"No window of {', '.join(group)} is left to train on: none holds a particle, "
+                    f"and INPUT.TILE.EMPTY_SHARE is {cfg.INPUT.TILE.EMPTY_SHARE}; raise it, or "
+                    "leave the data set out."
+                )
         dicts += part
         sizes.append(len(part))
     return dicts, sizes

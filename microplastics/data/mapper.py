@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from microplastics.data import augmentation
 from microplastics.data.augmentation import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
 from microplastics.data.images import read_image
-from microplastics.data.tiling import WindowReader
+from microplastics.data.tiling import Window, WindowReader
 from microplastics.structures.crop_masks import CropMasks
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class MicroplasticsDatasetMapper:
     Attributes:
         partners: data set dicts that copy-paste and mosaic draw from; whoever builds the mapper
             sets them. Without any, both are off.
+        partner_weights: (N,) float64, how often each of them is drawn relative to the others;
+            None draws all equally often.
     """
 
     @configurable
@@ -83,6 +85,7 @@ class MicroplasticsDatasetMapper:
         self.min_visible_share = min_visible_share
         self.min_mask_pixels = min_mask_pixels
         self.partners: Sequence[dict[str, Any]] = ()
+        self.partner_weights: np.ndarray | None = None
         self._mosaic, self._mosaic_prob = mosaic, mosaic_prob
         self._copy_paste, self._copy_paste_prob = copy_paste, copy_paste_prob
         self._cache = ImageCache(cache_bytes)
@@ -139,7 +142,8 @@ class MicroplasticsDatasetMapper:
             self.augmentations(aug_input)
         elif self.recompute_boxes:
             sample = self._mix(Sample.from_annotations(image, _particles(dataset_dict)))
-            boxes = sample.masks.get_bounding_boxes().tensor.numpy()
+            # Out of view in a mosaic: nothing is to be cropped around or painted over there.
+            boxes = sample.masks[sample.masks.nonempty()].get_bounding_boxes().tensor.numpy()
             aug_input = T.AugInput(sample.image, boxes=boxes)
             transforms = self.augmentations(aug_input)
             self._add_clipped(mapped, sample, transforms, aug_input.image.shape[:2])
@@ -170,13 +174,24 @@ class MicroplasticsDatasetMapper:
     def _read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
         path = dataset_dict["file_name"]
         if "window" in dataset_dict:
-            return self._windows.read(path, dataset_dict["window"], dataset_dict["full_size"])
+            return self._read_window(path, dataset_dict["window"], dataset_dict["full_size"])
         image = self._cache.get(path)
         if image is None:
             size = (dataset_dict["width"], dataset_dict["height"])
             image = read_image(path, expected_size=size, max_pixels=self.max_pixels)
             self._cache.put(path, image)
         return image
+
+    def _read_window(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
+        image = self._cache.get(path)
+        if image is not None:
+            x, y, width, height = window
+            return image[y : y + height, x : x + width]
+        part = self._windows.read(path, window, full_size)
+        decoded = self._windows.decoded(path)
+        if decoded is not None:
+            self._cache.put(path, decoded)
+        return part
 
     def _mix(self, sample: Sample) -> Sample:
         """Mosaic and copy-paste, each with its probability."""
@@ -198,7 +213,13 @@ class MicroplasticsDatasetMapper:
         return sample
 
     def _random_partner(self) -> Sample:
-        partner = self.partners[np.random.randint(len(self.partners))]
+        if self.partner_weights is None:
+            index = np.random.randint(len(self.partners))
+        else:
+            ends = np.cumsum(self.partner_weights)
+            index = np.searchsorted(ends, np.random.uniform(0, ends[-1]), side="right")
+            index = min(int(index), len(self.partners) - 1)
+        partner = self.partners[index]
         return Sample.from_annotations(self._read(partner), _particles(partner))
 
     def _add_clipped(
@@ -209,13 +230,18 @@ class MicroplasticsDatasetMapper:
         size_after: tuple[int, int],
     ) -> None:
         """Transform masks and keep those of which enough is left, with boxes tight around them."""
-        matrix = affine_matrix(transforms)
-        masks = sample.masks.affine(matrix, size_after)
+        masks, whole = sample.masks, sample.whole
+        outside = np.zeros(len(masks), dtype=bool)
+        for part, size in _frames(transforms, size_after):
+            matrix = affine_matrix(part)
+            outside |= _out_of_view(masks, matrix, size)
+            masks = masks.affine(matrix, size)
+            whole = whole * abs(np.linalg.det(matrix[:, :2]))
         area = masks.area().numpy()
-        whole = sample.whole * abs(np.linalg.det(matrix[:, :2]))
         keep = area >= np.maximum(self.min_mask_pixels, self.min_visible_share * whole)
         keep &= area > 0
-        outside = ~keep & _out_of_view(sample.masks, matrix, size_after)
+        # Without a pixel from the start: too small to be a particle.
+        outside &= ~keep & (whole > 0)
         mapped["dropped_instances"] = int((~keep & ~outside).sum())
         mapped["outside_instances"] = int(outside.sum())
         masks = masks[keep]
@@ -287,6 +313,24 @@ def affine_matrix(transforms: T.TransformList) -> np.ndarray:
     return np.stack([right - origin, down - origin, origin], axis=1)
 
 
+def _frames(
+    transforms: T.TransformList, size_after: tuple[int, int]
+) -> Iterator[tuple[T.TransformList, tuple[int, int]]]:
+    """Transforms up to each crop and up to the end, each with the (height, width) after it.
+
+    A turn shows places beyond the window of a crop before it. The image has no particles there
+    any more, and the masks must end with it.
+    """
+    part: list[T.Transform] = []
+    for transform in transforms.transforms:
+        part.append(transform)
+        if isinstance(transform, T.CropTransform):
+            yield T.TransformList(part), (transform.h, transform.w)
+            part = []
+    if part or not transforms.transforms:
+        yield T.TransformList(part), size_after
+
+
 def _particles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
     return [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
 
@@ -302,11 +346,12 @@ def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _out_of_view(masks: CropMasks, matrix: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
-    """Whether each mask's box, once transformed, misses the new image: (N,) bool."""
+    """Whether each mask has no pixel, or its transformed box misses the new image: (N,) bool."""
     boxes = masks.get_bounding_boxes().tensor.numpy().astype(np.float64)
     corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ matrix[:, :2].T + matrix[:, 2]
     start, end = corners.min(axis=1), corners.max(axis=1)
-    return (end <= 0).any(axis=1) | (start >= output_size[::-1]).any(axis=1)
+    empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    return empty | (end <= 0).any(axis=1) | (start >= output_size[::-1]).any(axis=1)
 
 
 def _transform_polygons(

@@ -73,6 +73,7 @@ def set_factors(
         float32 (N,), the sets one after the other; the sum is N.
     """
     total, parts = sum(sizes), []
+    weights = [weight / max(weights) for weight in weights]  # huge ones would sum to infinity
     for size, weight, name in zip(sizes, weights, names, strict=True):
         share = weight / sum(weights)
         factor = share * total / size

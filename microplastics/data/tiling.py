@@ -73,8 +73,8 @@ def tile_dicts(
         overlap: px that neighbouring windows share at least.
         min_visible: least share of a particle that a window must show.
         min_pixels: least pixels of a clipped mask.
-        empty_share: share of the windows without annotation that are kept, evenly picked. An
-            image that has no annotation at all counts too.
+        empty_share: share of the windows without annotation, or with crowds alone, that are kept,
+            evenly picked. An image that has no annotation at all counts too.
 
     Raises:
         UserError: the numbers do not agree, or a mask is malformed.
@@ -94,7 +94,7 @@ def tile_dicts(
         for window in _windows_of_record(record, tile_size, overlap, min_visible, min_pixels):
             counts["dropped"] += window["dropped_annotations"]
             counts["windows"] += 1
-            if not window["annotations"]:
+            if all(a.get("iscrowd", 0) for a in window["annotations"]):
                 counts["empty"] += 1
                 # Evenly spaced, so that the choice needs no random numbers.
                 if math.floor(counts["empty"] * empty_share) == math.floor(
@@ -272,6 +272,10 @@ class WindowReader:
                 self._images.popitem(last=False)
         self._images.move_to_end(path)
         return image[y : y + height, x : x + width]
+
+    def decoded(self, path: str) -> np.ndarray | None:
+        """The whole image, read only, if it is one of those kept."""
+        return self._images.get(path)
 
     def _read_tiff_region(
         self, path: str, window: Window, full_size: tuple[int, int]

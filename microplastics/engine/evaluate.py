@@ -87,8 +87,8 @@ def _test_with_augmentation(cfg: CfgNode, model, trainer_class) -> OrderedDict:
         if len(cfg.DATASETS.TEST) > 1:
             folder = os.path.join(folder, "".join(c if c.isalnum() else "_" for c in name))
         evaluator = trainer_class.build_evaluator(cfg, name, folder)
-        # TTA makes its own inputs from the files, as Detectron2's train_net.py has it.
-        loader = super(Trainer, trainer_class).build_test_loader(cfg, name)
+        # The project's own: Detectron2's would read 16-bit images as white.
+        loader = trainer_class.build_test_loader(cfg, name)
         scores = inference_on_dataset(model, loader, evaluator) or {}
         prefix = f"{name}/" if len(cfg.DATASETS.TEST) > 1 else ""
         results.update({f"{prefix}{task}_TTA": figures for task, figures in scores.items()})

@@ -6,6 +6,7 @@ all of them keep their state in the checkpoint.
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ from microplastics.engine.checkpoint import BEST
 from microplastics.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+# Not what looks like it in the path of a data set, which may precede the metric.
+_MINIMISED = re.compile(r"(^|/)(validation/[^/]*$|blank/(FP_per_image|images_with_FP))")
 
 
 def flatten_results(results: dict[str, Any]) -> dict[str, float]:
@@ -56,7 +61,7 @@ class Improvement:
             threshold: relative change that counts as better (torch's ``rel`` mode).
         """
         self.metric = metric
-        self.minimise = "validation/" in metric or "blank/" in metric
+        self.minimise = _MINIMISED.search(metric) is not None
         self.threshold = threshold
         self.best: float | None = None
 

@@ -31,8 +31,9 @@ def known_metrics(cfg: CfgNode) -> list[str]:
     names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
     if cfg.MODEL.MASK_ON:
         names += ["semantic/IoU_best", "semantic/IoU", "semantic/Dice"]
-    json_file = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("json_file")
-    if json_file is not None and blank_images(json_file):
+    # Blanks are often a test set of their own, beside the one with particles.
+    json_files = [MetadataCatalog.get(name).get("json_file") for name in cfg.DATASETS.TEST]
+    if any(json_file is not None and blank_images(json_file) for json_file in json_files):
         names += ["blank/FP_per_image", "blank/images_with_FP"]
         names += [f"blank/FP_per_image-{name}" for name in classes]
     if cfg.TEST.VAL_LOSS.ENABLED:

@@ -94,6 +94,27 @@ def test_a_weighted_set_of_blanks_is_a_sentence(tiny_cfg, rendered, tmp_path):
         check_datasets(tiny_cfg(*opts))
 
 
+def test_a_set_without_a_window_left_is_a_sentence(tiny_cfg, rendered, tmp_path):
+    data = json.loads((rendered / "annotations" / "instances_val.json").read_text())
+    blank = tmp_path / "blank.json"
+    blank.write_text(json.dumps({**data, "annotations": []}))
+    sets = repr((dataset_entry(rendered, "train"), f"{blank}:{rendered}/val"))
+    opts = ("DATASETS.TRAIN", sets, "DATASETS.TRAIN_WEIGHTS", "[1, 1]")
+    tiles = ("INPUT.TILE.SIZE", 64, "INPUT.TILE.OVERLAP", 16, "INPUT.TILE.EMPTY_SHARE", "0.0")
+    cfg = check_datasets(tiny_cfg(*opts, *tiles, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"))
+    with pytest.raises(UserError, match="No window of .*blank.json.* INPUT.TILE.EMPTY_SHARE is 0"):
+        TrainLoader(cfg)
+
+
+def test_partners_are_weighted_as_the_images_are(tiny_cfg, rendered):
+    sets = repr((dataset_entry(rendered, "train"), dataset_entry(rendered, "val")))
+    opts = ("DATASETS.TRAIN", sets, "DATASETS.TRAIN_WEIGHTS", "[1e308, 1e308]")
+    loader = TrainLoader(check_datasets(tiny_cfg(*opts, "INPUT.AUG.MOSAIC.PROB", 1.0)))
+    weights = loader._mapper.partner_weights
+    assert weights[:8].sum() == pytest.approx(weights[8:].sum()) == pytest.approx(6)
+    assert len(take(loader, 1)) == 1
+
+
 def test_sets_with_different_classes_are_refused(tiny_cfg, rendered, tmp_path):
     data = json.loads((rendered / "annotations" / "instances_val.json").read_text())
     data["categories"][2]["name"] = "Foam"

@@ -13,9 +13,10 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from microplastics.config import get_cfg
+from microplastics.data import tiling
 from microplastics.data.augmentation import CopyPaste, Mosaic
 from microplastics.data.augmentation.crop import RandomParticleCrop
-from microplastics.data.augmentation.geometric import RandomRotation
+from microplastics.data.augmentation.geometric import RandomRotation, WarpTransform
 from microplastics.data.images import read_image
 from microplastics.data.mapper import ImageCache, MicroplasticsDatasetMapper, affine_matrix
 from microplastics.data.rng import seeded
@@ -332,3 +333,67 @@ def test_crop_and_rotation_draw_on_the_same_seed_alike(tmp_path):
     with seeded(6):
         other = map_it(record)
     assert not torch.equal(one["image"], other["image"])
+
+
+@pytest.mark.parametrize("side", [40, 57])
+def test_a_turn_after_a_crop_brings_nothing_back_that_the_crop_cut_off(tmp_path, side):
+    record = dataset_dict(tmp_path, [[SQUARE], [SQUARE]])
+    inside = [52.0, 40.0, 64.0, 40.0, 64.0, 52.0, 52.0, 52.0]
+    beside = [26.0, 40.0, 38.0, 40.0, 38.0, 52.0, 26.0, 52.0]
+    for annotation, polygon in zip(record["annotations"], (inside, beside), strict=True):
+        annotation["segmentation"] = [polygon]
+    turn = np.array([[1.0, 1.0], [-1.0, 1.0]]) * 0.5**0.5
+    matrix = np.column_stack([turn, side / 2 - turn @ (20.0, 20.0)])
+    crop = T.CropTransform(38, 26, 40, 40)
+    alone = mapper(crop, WarpTransform(matrix, (side, side)), recompute_boxes=True)
+    mapped = alone(record)
+    assert (mapped["dropped_instances"], mapped["outside_instances"]) == (0, 1)
+    assert mapped["instances"].gt_masks.area().tolist() == pytest.approx([144], abs=8)
+
+
+def test_crops_and_counts_leave_alone_what_a_mosaic_does_not_show(tmp_path):
+    records = [photograph(tmp_path, seed) for seed in range(3)]
+    seen = []
+
+    class Spy(RandomParticleCrop):
+        def get_transform(self, image, boxes):
+            seen.append(boxes)
+            return super().get_transform(image, boxes)
+
+    mixed = mapper(
+        Spy(60, 60), RandomRotation(frame="expand"), mosaic=Mosaic((1.0, 2.0)), mosaic_prob=1.0
+    )
+    mixed.partners = records
+    for seed in range(20):
+        with seeded(seed):
+            mapped = mixed(records[0])
+        counts = mapped["dropped_instances"], mapped["outside_instances"]
+        assert len(mapped["instances"]) + sum(counts) == 16
+        assert counts[0] <= 2  # fragments without a pixel
+    assert all((boxes[:, 2:] > boxes[:, :2]).all() for boxes in seen)
+
+
+def test_the_cache_holds_the_images_of_windows_too(tmp_path, monkeypatch):
+    images = [photograph(tmp_path, seed) for seed in range(4)]
+    windows = [
+        {**record, "window": (30, 40, 90, 80), "full_size": (200, 160), "width": 90, "height": 80}
+        for record in images
+    ]
+    read, decoded = read_image, []
+    monkeypatch.setattr(tiling, "read_image", lambda p, **k: decoded.append(p) or read(p, **k))
+    caching, plain = mapper(cache_bytes=10**6), mapper()
+    for window in windows * 2:
+        assert torch.equal(caching(window)["image"], plain(window)["image"])
+    assert len(decoded) == 4 + 8  # two are kept without a cache, and the third pushes them out
+
+
+def test_partners_are_drawn_by_their_weights(tmp_path):
+    records = [photograph(tmp_path, seed) for seed in range(3)]
+    mixed = mapper(copy_paste=CopyPaste(), copy_paste_prob=1.0)
+    mixed.partners, mixed.partner_weights = records, np.array([0.0, 3.0, 1.0])
+    drawn = []
+    mixed._read = lambda record: drawn.append(record["image_id"]) or np.zeros((160, 200, 3), "u1")
+    with seeded(0):
+        for _ in range(200):
+            mixed._random_partner()
+    assert 0 not in drawn and drawn.count(1) / 200 == pytest.approx(0.75, abs=0.08)

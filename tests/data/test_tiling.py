@@ -137,6 +137,12 @@ def test_a_share_of_the_empty_windows_is_kept_evenly(share, kept):
     assert tiled == tile_dicts([record(size=(1000, 100))], 100, 0, 0.1, empty_share=share)
 
 
+def test_a_window_with_nothing_but_a_crowd_is_one_without_a_particle():
+    crowd = record(square(10, 10, 20), size=(200, 100), iscrowd=1)
+    assert not tile_dicts([crowd], 100, 0, 0.1, empty_share=0.0)
+    assert [len(d["annotations"]) for d in tile_dicts([crowd], 100, 0, 0.1)] == [1, 0]
+
+
 def test_nonsense_is_a_sentence():
     with pytest.raises(UserError, match="INPUT.TILE.OVERLAP is 64 and INPUT.TILE.SIZE 64"):
         tile_dicts([record()], 64, 64, 0.1)

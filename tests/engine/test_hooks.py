@@ -125,3 +125,20 @@ def test_metric_names_are_looked_up_with_and_without_the_data_set():
     assert metric_value(metrics, "other/segm/AP50") == 4.0
     with pytest.raises(UserError, match="no metric segm/AP51.*val/segm/AP50"):
         metric_value(metrics, "segm/AP51")
+
+
+@pytest.mark.parametrize(
+    "metric, minimised",
+    [
+        ("validation/total_loss", True),
+        ("a.json:b/validation/total_loss", True),
+        ("blank/FP_per_image-Film/foil", True),
+        ("a.json:b/blank/images_with_FP", True),
+        ("data/validation/a.json:data/blank/segm/AP50", False),
+        ("data/blank/images/segm/AP-Fiber", False),
+    ],
+)
+def test_losses_and_false_positives_are_minimised_whatever_the_folders_are_called(
+    metric, minimised
+):
+    assert Improvement(metric, 1e-4).minimise is minimised

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.structures import Instances
+from support import dataset_entry
 
 from microplastics.data.catalog import resolve_datasets
 from microplastics.evaluation.blanks import BlankEvaluator, blank_images
@@ -64,3 +65,15 @@ def test_a_test_set_of_blanks_alone_is_evaluated(tiny_cfg, rendered, tmp_path):
     results = Trainer.test(cfg, Trainer.build_model(cfg))
     assert results["blank"]["images"] == 4
     assert results["segm"]["AP"] != results["segm"]["AP"]  # NaN: nothing to find
+
+
+def test_blanks_in_a_test_set_of_their_own_can_be_watched(tiny_cfg, rendered, tmp_path):
+    from microplastics.data.loader import check_datasets
+    from microplastics.engine.metrics import check_metric_names
+
+    data = json.loads((rendered / "annotations" / "instances_val.json").read_text())
+    path = tmp_path / "blank.json"
+    path.write_text(json.dumps({**data, "annotations": []}))
+    sets = repr((dataset_entry(rendered, "val"), f"{path}:{rendered}/val"))
+    watched = ("SOLVER.BEST_CHECKPOINT.METRIC", "blank/FP_per_image")
+    check_metric_names(check_datasets(tiny_cfg("DATASETS.TEST", sets, *watched)))

@@ -11,6 +11,8 @@ BLURS = ("gaussian", "defocus", "both")
 
 # Weights of blue, green and red in the brightness of ITU-R BT.601.
 _LUMA = np.array([0.114, 0.587, 0.299])
+# JPEG knows no longer side, in px.
+_JPEG_SIDE = 65500
 # From RGB to YIQ (NTSC), whose chroma plane turns with the hue and keeps the brightness.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
@@ -166,7 +168,7 @@ def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarra
 
 
 class RandomJPEG(T.Augmentation):
-    """Pack as JPEG and unpack again."""
+    """Pack as JPEG and unpack again; images of more than 65,500 px a side stay as they are."""
 
     def __init__(self, low: int, high: int):
         """
@@ -183,6 +185,8 @@ class RandomJPEG(T.Augmentation):
 
 
 def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    if max(image.shape[:2]) > _JPEG_SIDE:
+        return image  # no camera writes it as JPEG either
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
