@@ -97,7 +97,8 @@ def check_instances(
     if training and all(annotation["iscrowd"] for annotation in checked.annotations):
         raise UserError(
             f"{json_file} has no annotation to train on (none at all, or all with iscrowd 1); "
-            "annotate some of its images."
+            "annotate some of its images, or, where they are blanks, name it after a set with "
+            "particles and set DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
         )
     check_files(json_file, checked.images, image_root, max_pixels)
     counts = Counter(annotation["category_id"] for annotation in checked.annotations)

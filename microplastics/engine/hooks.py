@@ -37,14 +37,16 @@ def flatten_results(results: dict[str, Any]) -> dict[str, float]:
 
 
 def metric_value(metrics: dict[str, float], name: str) -> float:
-    """Look a metric up; with several test sets a bare name means the first set's.
+    """Look a metric up; with several test sets a bare name means the first that has a number.
+
+    A test set of blanks alone has no AP and no loss: both are NaN there.
 
     Raises:
         UserError: there is no such metric.
     """
-    for key, value in metrics.items():
-        if key == name or key.endswith(f"/{name}"):
-            return value
+    found = [value for key, value in metrics.items() if key == name or key.endswith(f"/{name}")]
+    if found:
+        return next((value for value in found if not math.isnan(value)), found[0])
     raise UserError(
         f"There is no metric {name} in the evaluation; choose one of {', '.join(metrics)}."
     )

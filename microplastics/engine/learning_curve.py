@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import gc
 import io
 import logging
 import os
@@ -165,10 +166,10 @@ def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[s
     if json_file is None:
         raise UserError(f"{cfg.DATASETS.TRAIN[0]} has no COCO JSON to take a part of; give one.")
     data = read_json(json_file)
-    annotated = {annotation["image_id"] for annotation in data["annotations"]}
-    ids = sorted(annotated)
+    ids = sorted({annotation["image_id"] for annotation in data["annotations"]})
     if count is None:
-        return json_file, len(ids)
+        kept = ids if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else data["images"]
+        return json_file, len(kept)
     if not 1 <= count <= len(ids):
         raise UserError(
             f"--images {count}: {json_file} has {len(ids)} annotated images; give 1 to {len(ids)}."
@@ -209,8 +210,11 @@ def _train(
         trainer = Trainer(run_cfg)
         trainer.resume_or_load(resume=True)
         done = dict(trainer.train())
-        if trainer.signals.exit_code:
-            raise Stopped(trainer.signals.exit_code)
+        exit_code = trainer.signals.exit_code
+        del trainer
+        gc.collect()  # hooks and trainer point at each other
+        if exit_code:
+            raise Stopped(exit_code)
         if not done:
             raise UserError(
                 "The trainings were not evaluated: set TEST.EVAL_PERIOD to SOLVER.MAX_ITER or a "

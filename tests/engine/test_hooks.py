@@ -142,3 +142,9 @@ def test_losses_and_false_positives_are_minimised_whatever_the_folders_are_calle
     metric, minimised
 ):
     assert Improvement(metric, 1e-4).minimise is minimised
+
+
+def test_a_bare_metric_is_that_of_the_first_set_with_particles():
+    metrics = {"blanks/segm/AP50": float("nan"), "val/segm/AP50": 41.0, "test/segm/AP50": 7.0}
+    assert metric_value(metrics, "segm/AP50") == 41.0
+    assert metric_value({"segm/AP50": float("nan")}, "segm/AP50") != 0
