@@ -38,7 +38,13 @@ def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int
     radius = int(distance[row, column])
     if radius == 0:
         return 0, 0, 0
-    return int(column) - radius, int(row) - radius, 2 * radius - 1
+    # Four neighbours, each the centre of such a square, are the middle of one of side 2 d.
+    full = distance == radius
+    middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
+    if not middle.any():
+        return int(column) - radius, int(row) - radius, 2 * radius - 1
+    row, column = np.unravel_index(int(middle.argmax()), middle.shape)
+    return int(column) - radius, int(row) - radius, 2 * radius
 
 
 def cut_blank_windows(
@@ -65,7 +71,7 @@ def cut_blank_windows(
     """
     if min_size < 1 or margin < 0:
         raise UserError(f"--min-size {min_size} and --margin {margin} must be above 0 px.")
-    written, without = [], []
+    written, without, taken = [], [], set()
     for image in tqdm(load_instances(json_file, image_root), desc="Cutting", disable=None):
         boxes = np.array([a["bbox"] for a in image["annotations"]], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -75,14 +81,24 @@ def cut_blank_windows(
             without.append(image["file_name"])
             continue
         pixels = read_image(image["file_name"], expected_size=(image["width"], image["height"]))
-        path = Path(output) / f"{Path(image['file_name']).stem}_{x}_{y}.png"
+        path = _free_name(Path(image["file_name"]), image_root, Path(output), f"{x}_{y}", taken)
         _, encoded = cv2.imencode(".png", pixels[y : y + side, x : x + side])
         with atomic_write(path, "wb") as file:
             file.write(encoded.tobytes())
         written.append(path)
+        taken.add(path)
     if not written:
         raise UserError(
             f"No image of {json_file} has a square of {min_size} px without a particle; lower "
             "--min-size or --margin."
         )
     return written, without
+
+
+def _free_name(
+    image: Path, root: str | os.PathLike, output: Path, place: str, taken: set[Path]
+) -> Path:
+    """Name of a square, in the folder that the image has below its root; unlike all others."""
+    folder = output / os.path.relpath(image.parent, root)
+    path = folder / f"{image.stem}_{place}.png"
+    return path if path not in taken else folder / f"{image.stem}_{image.suffix[1:]}_{place}.png"

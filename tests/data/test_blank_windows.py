@@ -7,11 +7,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microplastics.data.blank_windows import largest_free_square
+from microplastics.data.blank_windows import cut_blank_windows, largest_free_square
 
 
 def test_the_square_beside_a_box_is_found():
     assert largest_free_square(np.zeros((0, 4)), 21, 21) == (0, 0, 21)
+    assert largest_free_square(np.zeros((0, 4)), 256, 300)[2] == 256
     x, y, side = largest_free_square(np.array([[0, 0, 9, 100.0]]), 40, 100)
     assert side == 31 and x == 9 and 0 <= y <= 69
     assert largest_free_square(np.array([[-5, -5, 50, 50.0]]), 40, 40)[2] == 0
@@ -22,7 +23,7 @@ def test_the_square_beside_a_box_is_found():
     st.integers(1, 30),
     st.integers(1, 30),
 )
-def test_no_box_reaches_into_it_and_none_is_much_larger(corners, width, height):
+def test_no_box_reaches_into_it_and_none_is_larger(corners, width, height):
     boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
     taken = np.zeros((height, width), bool)
     for x0, y0, x1, y1 in boxes:
@@ -36,7 +37,23 @@ def test_no_box_reaches_into_it_and_none_is_much_larger(corners, width, height):
         return (~windows.any(axis=(2, 3))).any()
 
     best = max([k for k in range(1, min(width, height) + 1) if free(k)], default=0)
-    assert best - 1 <= side <= best  # sides are odd
+    assert side == best
+
+
+def test_images_of_one_name_keep_a_square_each(tmp_path):
+    names = ["a/x.jpg", "b/x.jpg", "b/x.png"]
+    for shade, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.full((32, 32, 3), 60 * shade, np.uint8))
+    images = [
+        {"id": n, "file_name": name, "width": 32, "height": 32} for n, name in enumerate(names)
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "Fiber"}]}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    written, without = cut_blank_windows(tmp_path / "all.json", tmp_path, tmp_path / "out", 32)
+    found = [path.relative_to(tmp_path / "out").as_posix() for path in written]
+    assert found == ["a/x_0_0.png", "b/x_0_0.png", "b/x_png_0_0.png"] and without == []
+    assert [cv2.imread(str(path)).mean().round() for path in written] == [0, 60, 120]
 
 
 def test_the_tool_writes_particle_free_squares(tool_here, rendered, tmp_path):

@@ -69,7 +69,8 @@ def _pieces(shape) -> list[Polygon]:
 
 def _ring(ring) -> list[float]:
     # A hundredth of a pixel is finer than the fifth to which pycocotools rounds.
-    return np.round(np.asarray(ring.coords)[:-1].ravel(), 2).tolist()
+    points = np.round(np.asarray(ring.coords)[:-1], 2)
+    return points[(points != np.roll(points, 1, axis=0)).any(axis=1)].ravel().tolist()
 
 
 def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
@@ -80,8 +81,8 @@ def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
         width, height = min(right + 2, size) - left, min(bottom + 2, size) - top
         window = np.zeros((height, width), np.uint8)
         for ring, value in [(piece.exterior, 1)] + [(hole, 0) for hole in piece.interiors]:
-            points = np.asarray(_ring(ring)) - np.tile([left, top], len(ring.coords) - 1)
-            rle = mask_util.frPyObjects([points.tolist()], height, width)[0]
+            points = np.reshape(_ring(ring), (-1, 2)) - (left, top)
+            rle = mask_util.frPyObjects([points.ravel().tolist()], height, width)[0]
             window[mask_util.decode(rle) > 0] = value
         mask[top : top + height, left : left + width] |= window
     return mask_util.encode(mask)

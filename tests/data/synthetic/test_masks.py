@@ -85,6 +85,7 @@ def test_the_polygon_spans_the_box_of_its_mask(kind):
             if annotation is None or isinstance(annotation["segmentation"], dict):
                 continue
             points = np.reshape(annotation["segmentation"][0], (-1, 2))
+            assert (points != np.roll(points, 1, axis=0)).any(axis=1).all()  # none repeated
             x, y, width, height = annotation["bbox"]
             off = np.concatenate([points.min(0) - (x, y), points.max(0) - (x + width, y + height)])
             worst, cut = max(worst, np.abs(off).max()), cut + annotation["touches_edge"]
