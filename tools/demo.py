@@ -55,6 +55,11 @@ def main() -> None:
         *("--train", str(args.train), "--val", str(args.val), "--test", "8", "--seed", "1"),
         env=env,
     )
+    step(
+        "Checking the data sets",
+        *("tools/check_dataset.py", "microplastics_synthetic_train", "microplastics_synthetic_val"),
+        env=env,
+    )
     step("Training", "tools/train_net.py", *config, "--resume", *opts, env=env)
     step(
         "Evaluating the best checkpoint",
