@@ -21,6 +21,7 @@ from microplastics.data.coco_findings import show
 from microplastics.data.coco_load import SegmentationError, measure
 from microplastics.data.formats import files, shapes
 from microplastics.data.formats.codes import NOTES
+from microplastics.data.formats.file_reader import FileReader, open_splits
 from microplastics.data.formats.notes import Notes
 from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
 from microplastics.data.formats.shapes import Segmentation, ShapeError
@@ -77,50 +78,34 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     Raises:
         UserError: nothing there, or a file that cannot be used.
     """
-    sources = {}
-    for split, folder in files.split_folders(Path(path)).items():
-        reader = _Reader(folder, split, options)
-        sources[split] = files.make_source(
-            reader.finder.root, reader.classes(), reader.read, notes, len(reader.paths)
-        )
-    return sources
+    return open_splits(_Reader, path, options, notes)
 
 
-class _Reader:
-    def __init__(self, path: Path, split: str, options: ReadOptions):
-        self.root = path if path.is_dir() else path.parent
-        self.finder = files.ImageFinder(self.root, split, options)
-        self.paths = files.json_files(path)
-        self._options = options
-        self._whole = path.is_dir()
-
-    def classes(self) -> list[str]:
+class _Reader(FileReader):
+    def survey(self) -> tuple[list[str], int | None]:
         """Read every file for its labels."""
         found = set()
         for path in self.paths:
-            data = files.read_labels(path, dict, _MEANT, self._options, Notes(NOTES))
+            data = files.read_labels(path, dict, _MEANT, self.options, Notes(NOTES))
             entries = data.get("shapes") if data is not None else None
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, dict) and self._has_area(entry):
                     found.add(files.class_name(entry.get("label")))
-        return sorted(found - {None})
+        return sorted(found - {None}), len(self.paths)
 
     def _has_area(self, entry: dict[str, Any]) -> bool:
         kind = entry.get("shape_type")
-        return kind not in _POINTS and (kind not in _LINES or self._options.line_width is not None)
+        return kind not in _POINTS and (kind not in _LINES or self.options.line_width is not None)
 
-    def read(self, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
         """Read one file after the other."""
-        seen: dict[str, str] = {}
         for path in self.paths:
-            data = files.read_labels(path, dict, _MEANT, self._options, notes)
+            data = files.read_labels(path, dict, _MEANT, self.options, notes)
             if data is None:
                 continue
             record = self._record(path, data, seen, notes)
             if record is not None:
                 yield record
-        if self._whole:
-            files.note_unannotated(self.finder.root, seen, notes)
 
     def _record(
         self, path: Path, data: dict, seen: dict[str, str], notes: Notes
@@ -137,9 +122,9 @@ class _Reader:
             files.take_once(name, where, seen)
             code = "image_broken"
             claimed = (data.get("imageWidth"), data.get("imageHeight"))
-            width, height = files.checked_size(self.finder.root / name, claimed, self._options)
+            width, height = files.checked_size(self.finder.root / name, claimed, self.options)
         except UserError as error:
-            files.skip_or_raise(error, code, where, self._options, notes)
+            files.skip_or_raise(error, code, where, self.options, notes)
             return None
         instances = self._instances(entries, (height, width), where, notes)
         extra = files.plain_extra(data, _FILE_FIELDS, where, notes)
@@ -215,7 +200,7 @@ class _Reader:
             return curve
         if kind in _LINES:
             points = shapes.point_pairs(pairs, 2)
-            area = shapes.line_area(points, self._options.line_width, size)
+            area = shapes.line_area(points, self.options.line_width, size)
             notes.add("line_as_polygon", place)
             return area
         if kind in _POINTS:

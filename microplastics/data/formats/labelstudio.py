@@ -18,6 +18,7 @@ from microplastics.data.formats import files, shapes
 from microplastics.data.formats.brush import brush_rle
 from microplastics.data.formats.codes import NOTES
 from microplastics.data.formats.file_names import IMAGE_SUFFIXES
+from microplastics.data.formats.file_reader import FileReader, open_splits
 from microplastics.data.formats.notes import Notes
 from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
 from microplastics.data.formats.shapes import Segmentation, ShapeError
@@ -75,28 +76,16 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     Raises:
         UserError: nothing there, or a file that cannot be used.
     """
-    sources = {}
-    for split, folder in files.split_folders(Path(path)).items():
-        reader = _Reader(folder, split, options)
-        classes, count = reader.survey()
-        sources[split] = files.make_source(reader.finder.root, classes, reader.read, notes, count)
-    return sources
+    return open_splits(_Reader, path, options, notes)
 
 
-class _Reader:
-    def __init__(self, path: Path, split: str, options: ReadOptions):
-        self.root = path if path.is_dir() else path.parent
-        self.finder = files.ImageFinder(self.root, split, options)
-        self._paths = files.json_files(path)
-        self._options = options
-        self._whole = path.is_dir()
-
+class _Reader(FileReader):
     def survey(self) -> tuple[list[str], int]:
         """Return the classes that occur, sorted, and how many images."""
         found: set[str] = set()
         count = 0
         silent = Notes(NOTES)
-        for path in self._paths:
+        for path in self.paths:
             for task in self._tasks(path, silent):
                 count += 1
                 for _, value in _regions(_chosen(task, silent) or [], task.where, silent):
@@ -105,24 +94,21 @@ class _Reader:
         return sorted(found), count
 
     def _tasks(self, path: Path, notes: Notes) -> list[_Task]:
-        entries = files.read_labels(path, list, _MEANT, self._options, notes)
+        entries = files.read_labels(path, list, _MEANT, self.options, notes)
         where = path.relative_to(self.root).as_posix()
         try:
             return [] if entries is None else _read_tasks(path, entries, where)
         except UserError as error:
-            files.skip_or_raise(error, "label_broken", where, self._options, notes)
+            files.skip_or_raise(error, "label_broken", where, self.options, notes)
             return []
 
-    def read(self, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
         """Read one file after the other."""
-        seen: dict[str, str] = {}
-        for path in self._paths:
+        for path in self.paths:
             for task in self._tasks(path, notes):
                 record = self._record(path, task, seen, notes)
                 if record is not None:
                     yield record
-        if self._whole:
-            files.note_unannotated(self.finder.root, seen, notes)
 
     def _record(
         self, path: Path, task: _Task, seen: dict[str, str], notes: Notes
@@ -139,12 +125,12 @@ class _Reader:
                 return None
             code = "image_broken"
             for claimed in _sizes(results) or [None]:
-                size = files.checked_size(self.finder.root / name, claimed, self._options)
+                size = files.checked_size(self.finder.root / name, claimed, self.options)
         except UserError as error:
             if results is None:
                 notes.add("image_unannotated", task.where)
                 return None
-            files.skip_or_raise(error, code, task.where, self._options, notes)
+            files.skip_or_raise(error, code, task.where, self.options, notes)
             return None
         record = ImageRecord(name, *size)
         for number, value in _regions(results, task.where, notes):

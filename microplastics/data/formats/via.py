@@ -13,6 +13,7 @@ import numpy as np
 from microplastics.data.coco_findings import show
 from microplastics.data.formats import files, shapes
 from microplastics.data.formats.codes import NOTES
+from microplastics.data.formats.file_reader import FileReader, open_splits
 from microplastics.data.formats.notes import Notes
 from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
 from microplastics.data.formats.shapes import Segmentation, ShapeError
@@ -60,54 +61,41 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     Raises:
         UserError: nothing there, a file that cannot be used, or no attribute that is the class.
     """
-    sources = {}
-    for split, folder in files.split_folders(Path(path)).items():
-        reader = _Reader(folder, split, options)
-        classes, count = reader.survey()
-        sources[split] = files.make_source(reader.finder.root, classes, reader.read, notes, count)
-    return sources
+    return open_splits(_Reader, path, options, notes)
 
 
-class _Reader:
-    def __init__(self, path: Path, split: str, options: ReadOptions):
-        self.root = path if path.is_dir() else path.parent
-        self.finder = files.ImageFinder(self.root, split, options)
-        self._paths = files.json_files(path)
-        self._options = options
-        self._whole = path.is_dir()
-
+class _Reader(FileReader):
     def survey(self) -> tuple[list[str], int]:
         """Return the classes that occur, in the order of the options, and how many images."""
         order: dict[str, None] = {}
         found: set[str] = set()
         count = 0
-        for path in self._paths:
+        for path in self.paths:
             document = self._document(path, Notes(NOTES))
             if document is None:
                 continue
             order.update(dict.fromkeys(filter(None, map(files.class_name, document.words()))))
             count += len(document.pictures)
             for region in chain.from_iterable(each.regions for each in document.pictures):
-                lines = region.kind != "polyline" or self._options.line_width is not None
+                lines = region.kind != "polyline" or self.options.line_width is not None
                 if region.kind != "point" and lines:
                     found.update(document.labels(region)[:1])
         return [name for name in order if name in found] + sorted(found - set(order)), count
 
     def _document(self, path: Path, notes: Notes) -> Document | None:
-        data = files.read_labels(path, dict, MEANT, self._options, notes)
+        data = files.read_labels(path, dict, MEANT, self.options, notes)
         if data is None:
             return None
         try:
             return Document(path, data)
         except UserError as error:
             where = path.relative_to(self.root).as_posix()
-            files.skip_or_raise(error, "label_broken", where, self._options, notes)
+            files.skip_or_raise(error, "label_broken", where, self.options, notes)
             return None
 
-    def read(self, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
         """Read one file after the other."""
-        seen: dict[str, str] = {}
-        for path in self._paths:
+        for path in self.paths:
             document = self._document(path, notes)
             if document is None:
                 continue
@@ -115,8 +103,6 @@ class _Reader:
                 record = self._record(path, document, picture, seen, notes)
                 if record is not None:
                     yield record
-        if self._whole:
-            files.note_unannotated(self.finder.root, seen, notes)
 
     def _record(
         self, path: Path, document: Document, picture: Picture, seen: dict, notes: Notes
@@ -128,9 +114,9 @@ class _Reader:
             code = "label_broken"
             files.take_once(name, where, seen)
             code = "image_broken"
-            width, height = files.checked_size(self.finder.root / name, None, self._options)
+            width, height = files.checked_size(self.finder.root / name, None, self.options)
         except UserError as error:
-            files.skip_or_raise(error, code, where, self._options, notes)
+            files.skip_or_raise(error, code, where, self.options, notes)
             return None
         record = ImageRecord(name, width, height)
         record.extra = files.plain_extra(picture.fields, frozenset(), where, notes)
@@ -166,7 +152,7 @@ class _Reader:
             if kind == "polygon":
                 return shapes.polygon(points)
             if kind == "polyline":
-                area = shapes.line_area(points, self._options.line_width, size)
+                area = shapes.line_area(points, self.options.line_width, size)
                 notes.add("line_as_polygon", place)
                 return area
             if kind == "extreme_rect":

@@ -1,19 +1,14 @@
 """Rendered data sets on the disk: photographs, COCO annotations and a manifest."""
 
 import dataclasses
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import cv2
 from tqdm import tqdm
 
+from microplastics.data.pool import available_processors, map_in_processes
 from microplastics.data.synthetic.blanks import check_blanks, find_blanks
 from microplastics.data.synthetic.presets import find_preset
 from microplastics.data.synthetic.scene import render_image
@@ -130,7 +125,7 @@ def _render(
     wanted = [(split, i) for split, count in settings.counts.items() for i in range(count)]
     tasks = [(str(root), *key, settings) for key in wanted if key not in images]
     bar = tqdm(
-        _results(tasks, _processes(workers, settings, len(tasks))),
+        map_in_processes(_render_to_file, tasks, _processes(workers, settings, len(tasks))),
         total=len(wanted),
         initial=len(images),
         desc="Rendering",
@@ -147,58 +142,8 @@ def _render(
 def _processes(workers: int | None, settings: Settings, images: int) -> int:
     if workers is None:
         small = images * settings.size**2 < _PIXELS_WORTH_A_PROCESS
-        available = getattr(os, "sched_getaffinity", None)
-        workers = 1 if small else len(available(0)) if available else os.cpu_count() or 1
+        workers = 1 if small else available_processors()
     return max(min(workers, images), 1)
-
-
-def _results(tasks: list[tuple], processes: int) -> Iterator[Rendered]:
-    """Render in this process or in several, in the order of the tasks."""
-    if processes == 1:
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            yield from map(_render_to_file, tasks)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    pool = ProcessPoolExecutor(processes, mp_context=_context(), initializer=_start_worker)
-    try:
-        yield from pool.map(_render_to_file, tasks, chunksize=4)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A rendering process was killed, most likely for want of memory: "
-            "run the command again with fewer --workers."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Never plain fork: a process in which OpenCV or torch has threads can hang after it.
-
-    A fork server imports the package once for all workers, where spawning does so for each.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    # Ctrl-C reaches the whole group; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A worker of a killed parent would wait for its next task for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _render_to_file(task: tuple[str, str, int, Settings]) -> Rendered:
