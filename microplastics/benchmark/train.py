@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
@@ -23,7 +23,6 @@ from microplastics.benchmark.setting import (
     with_keys,
 )
 from microplastics.benchmark.timing import Measurement, Report, alternate, timed
-from microplastics.data.loader import training_dicts
 from microplastics.data.rng import seed_all
 from microplastics.engine.trainer import Trainer
 
@@ -38,7 +37,8 @@ class PlainTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        dicts = training_dicts(cfg)
+        names, empty = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        dicts = get_detection_dataset_dicts(names, filter_empty=empty)
         sampler = TrainingSampler(len(dicts), seed=cfg.SEED)
         return build_detection_train_loader(cfg, dataset=dicts, sampler=sampler)
 
