@@ -23,7 +23,7 @@ from microplastics.data.images import read_image
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.data.rng import seeded
 
-PLAIN, OURS, FAST = "Detectron2", "ours", "ours, INPUT.FAST_RESIZE"
+PLAIN, OURS, FAST = "Detectron2", "ours, FAST_RESIZE False", "ours"
 # Half as many images again in the same time.
 TARGET = 1 / 1.5
 
@@ -73,7 +73,7 @@ def benchmark(
             name,
             seconds[name],
             PLAIN,
-            {OURS: TARGET, FAST: TARGET} if name.startswith("an image") else {},
+            {FAST: TARGET} if name.startswith("an image") else {},
         )
         for name in names
     ]

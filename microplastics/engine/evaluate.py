@@ -117,7 +117,9 @@ def _write(results: OrderedDict, cfg: CfgNode, class_names: list[str]) -> None:
 
 
 def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[dict]:
-    """One row a class and a last row over all: box and mask AP and AP50, in percent.
+    """One row a class, where there are several, and a last row over all, in percent.
+
+    The columns are AP and AP50 of boxes and masks.
 
     Args:
         metrics: flat metrics.
@@ -132,5 +134,7 @@ def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[d
                 end = f"/{figure}-{name}" if name else f"/{figure}"
                 if key.endswith(end):
                     row[f"{key.removesuffix(end)} {figure}"] = value
-        rows.append(row)
+        # Of a single class Detectron2's figures are those over all.
+        if name is None or len(row) > 1:
+            rows.append(row)
     return rows

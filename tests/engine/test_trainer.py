@@ -116,6 +116,8 @@ def test_class_names_with_slashes_have_their_row():
     from microplastics.engine.evaluate import per_class_table
 
     metrics = {"segm/AP": 1.0, "segm/AP50": 2.0, "segm/AP-PE/PP": 3.0, "segm/AP50-PE/PP": 4.0}
+    (row,) = per_class_table({"segm/AP": 3.0, "segm/AP50": 4.0}, ["Bead"])
+    assert row == {"class": "all", "segm AP": 3.0, "segm AP50": 4.0}
     assert per_class_table(metrics, ["PE/PP"]) == [
         {"class": "PE/PP", "segm AP": 3.0, "segm AP50": 4.0},
         {"class": "all", "segm AP": 1.0, "segm AP50": 2.0},
