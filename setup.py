@@ -68,6 +68,9 @@ INSTALL_REQUIRES = [
     "jinja2>=3",
     # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.
     "pyyaml>=5.1",
+    # The oldest that the measures were tested with, like that of the next one.
+    "scipy>=1.15",
+    "scikit-image>=0.25",
 ]
 
 EXTRAS_REQUIRE = {

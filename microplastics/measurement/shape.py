@@ -1,0 +1,264 @@
+"""Size, form, place and colour of one particle, from its mask."""
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from microplastics.measurement.centerline import Centerline, measure_centerline
+from microplastics.measurement.color import color_names, median_lab
+from microplastics.measurement.outline import (
+    crofton_perimeter,
+    measure_hull,
+    with_border,
+)
+
+Kind = Literal["fiber", "other"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is measured of a particle, in px and px²; ``docs/measurement.md`` has the definitions.
+
+    Coordinates are those of the image, whose first pixel's centre lies at (0.5, 0.5).
+
+    Attributes:
+        x, y: centroid.
+        bbox: x, y, width and height of the smallest box about the mask's pixels.
+        area: number of pixels.
+        perimeter: Crofton's, holes included.
+        equivalent_diameter: of the disc of the same area.
+        feret_max, feret_min: largest and smallest extent over all directions.
+        length: along a fibre's centreline; of others ``feret_max``.
+        width: a fibre's area by ``centerline_length``; of others ``feret_min``.
+        aspect_ratio: ``length`` / ``width``.
+        circularity: 4π · area / perimeter².
+        roundness: 4 · area / (π · feret_max²).
+        solidity: area / area of the convex hull, in (0, 1].
+        elongation: 1 - feret_min / feret_max, in [0, 1).
+        touches_edge: whether the mask meets the image's border; None where its size is unknown.
+        parts: number of 8-connected parts.
+        holes: number of holes.
+        centerline_length: of all arms of a fibre's centreline in all its parts, where ``length``
+            is that of the longest path; of others 0.
+        branches, crossings, loops: of a fibre's centreline; of others 0.
+        color_lab: median CIE L*, a* and b* of the mask's pixels; None without an image.
+        color_name: nearest named colour; None without an image.
+    """
+
+    x: float
+    y: float
+    bbox: tuple[int, int, int, int]
+    area: float
+    perimeter: float
+    equivalent_diameter: float
+    feret_max: float
+    feret_min: float
+    length: float
+    width: float
+    aspect_ratio: float
+    circularity: float
+    roundness: float
+    solidity: float
+    elongation: float
+    touches_edge: bool | None
+    parts: int
+    holes: int
+    centerline_length: float
+    branches: int
+    crossings: int
+    loops: int
+    color_lab: tuple[float, float, float] | None
+    color_name: str | None
+
+
+def measure(
+    mask: np.ndarray,
+    offset: tuple[int, int] = (0, 0),
+    image_size: tuple[int, int] | None = None,
+    image: np.ndarray | None = None,
+    kind: Kind = "other",
+) -> Shape:
+    """Measure one particle.
+
+    The same mask anywhere, turned by right angles or mirrored, has the same size and form to the
+    last bit: it is brought into one of its eight positions first.
+
+    Args:
+        mask: (h, w) bool or integers, non-zero inside: a crop of the image.
+        offset: x and y of the crop's first pixel in the image.
+        image_size: height and width of the whole image, for ``touches_edge``.
+        image: uint8 BGR, (h, w, 3) as the mask or the whole image, for the colour.
+        kind: ``"fiber"`` measures ``length`` and ``width`` along the centreline.
+
+    Raises:
+        ValueError: the mask is empty or not of two dimensions, or lies outside of the image.
+    """
+    return measure_cuts([cut(mask, offset, image_size, image, kind)])[0]
+
+
+def cut(
+    mask: np.ndarray,
+    offset: tuple[int, int] = (0, 0),
+    image_size: tuple[int, int] | None = None,
+    image: np.ndarray | None = None,
+    kind: Kind = "other",
+) -> "Cut":
+    """Take from a mask and its image what :func:`measure` needs, with the same arguments."""
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"A mask has two dimensions, not {mask.ndim}")
+    if kind not in ("fiber", "other"):
+        raise ValueError(f'kind is "fiber" or "other", not {kind!r}')
+    mask = mask.astype(bool, copy=False)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("The mask is empty")
+    x0, y0 = int(offset[0]), int(offset[1])
+    pixels = None
+    if image is not None:
+        if image.shape[:2] != mask.shape:
+            height, width = mask.shape
+            if min(x0, y0) < 0 or y0 + height > len(image) or x0 + width > image.shape[1]:
+                raise ValueError(f"A mask at {x0, y0} leaves its image of {image.shape[:2]} px")
+            image = image[y0 : y0 + height, x0 : x0 + width]
+        pixels = image[mask]
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x0, y0 = x0 + int(columns[0]), y0 + int(rows[0])
+    edge = None
+    if image_size is not None:
+        height, width = image_size
+        edge = x0 <= 0 or y0 <= 0 or x0 + mask.shape[1] >= width or y0 + len(mask) >= height
+    return Cut(mask, x0, y0, edge, pixels, kind)
+
+
+def measure_cuts(cuts: list["Cut"]) -> list[Shape]:
+    """Measure what :func:`cut` took of each particle."""
+    shapes = [_measure(particle) for particle in cuts]
+    colored = [index for index, shape in enumerate(shapes) if shape.color_lab is not None]
+    names = color_names([shapes[index].color_lab for index in colored])
+    for index, name in zip(colored, names, strict=True):
+        shapes[index] = dataclasses.replace(shapes[index], color_name=name)
+    return shapes
+
+
+def _measure(particle: "Cut") -> Shape:
+    """Measure one particle, but name no colour: one array of colours is named faster."""
+    mask = particle.mask
+    rows, columns = np.nonzero(mask)
+    area = len(rows)
+    whole = _canonical(mask)
+    hull = measure_hull(whole)
+    perimeter = crofton_perimeter(whole)
+    parts, holes = _count_parts(whole)
+    line = Centerline(hull.feret_max, 0.0, 0, 0, 0, 0.0)
+    width = hull.feret_min
+    if particle.kind == "fiber":
+        line = _fiber_centerline(whole, hull.feret_max, parts, holes, 2 * area / perimeter)
+        width = area / line.total_length
+    lab = None if particle.pixels is None else median_lab(particle.pixels)
+    return Shape(
+        x=particle.x0 + float(columns.mean()) + 0.5,
+        y=particle.y0 + float(rows.mean()) + 0.5,
+        bbox=(particle.x0, particle.y0, mask.shape[1], mask.shape[0]),
+        area=float(area),
+        perimeter=perimeter,
+        equivalent_diameter=math.sqrt(4 * area / math.pi),
+        feret_max=hull.feret_max,
+        feret_min=hull.feret_min,
+        length=line.length,
+        width=width,
+        aspect_ratio=line.length / width,
+        circularity=4 * math.pi * area / perimeter**2,
+        roundness=4 * area / (math.pi * hull.feret_max**2),
+        solidity=area / hull.area,
+        elongation=1 - hull.feret_min / hull.feret_max,
+        touches_edge=particle.touches_edge,
+        parts=parts,
+        holes=holes,
+        centerline_length=line.total_length,
+        branches=line.branches,
+        crossings=line.crossings,
+        loops=line.loops,
+        color_lab=lab,
+        color_name=None,
+    )
+
+
+class Cut(NamedTuple):
+    """What is measured of a particle: its mask without margins and its pixels' colours."""
+
+    mask: np.ndarray
+    x0: int
+    y0: int
+    touches_edge: bool | None
+    pixels: np.ndarray | None
+    kind: Kind
+
+
+def _canonical(mask: np.ndarray) -> np.ndarray:
+    """One of the eight positions of a mask, the same for all of them.
+
+    Thinning and sums of floats depend on the position, and a particle's size must not.
+    """
+    positions = [mask[::down, ::right] for down in (1, -1) for right in (1, -1)]
+    positions += [position.T for position in positions]
+    return np.ascontiguousarray(min(positions, key=lambda p: (p.shape, p.tobytes())))
+
+
+def _count_parts(mask: np.ndarray) -> tuple[int, int]:
+    """Number of 8-connected parts and of 4-connected holes."""
+    padded = with_border(mask)
+    parts = cv2.connectedComponents(padded.astype(np.uint8), connectivity=8)[0] - 1
+    # The background's two labels are the mask and what surrounds it.
+    holes = cv2.connectedComponents((~padded).astype(np.uint8), connectivity=4)[0] - 2
+    return parts, holes
+
+
+def _fiber_centerline(
+    mask: np.ndarray, feret_max: float, parts: int, holes: int, breadth: float
+) -> Centerline:
+    """The centreline of a fibre; of one in several parts the sums over its parts.
+
+    Args:
+        mask: (h, w) bool.
+        feret_max: of the mask in px.
+        parts, holes: their numbers.
+        breadth: about that of the fibre in px; a hole of less than its square is no loop.
+    """
+    padded = with_border(mask)
+    if holes:
+        padded |= _small_holes(padded, breadth * breadth)
+    if parts == 1:
+        return _at_least(measure_centerline(padded), feret_max)
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(padded.astype(np.uint8), connectivity=8)
+    lines = []
+    for label, (x, y, width, height) in enumerate(boxes[1:, : cv2.CC_STAT_AREA].tolist(), 1):
+        part = labels[y : y + height, x : x + width] == label
+        line = measure_centerline(with_border(part))
+        lines.append(_at_least(line, measure_hull(part).feret_max))
+    sums = [sum(values) for values in zip(*lines, strict=True)]
+    sum_of_parts = Centerline(*sums[:5], max(line.radius for line in lines))
+    # Gaps count for the length, of which no way is shorter; there is no area in them.
+    return _at_least(sum_of_parts, feret_max)._replace(total_length=sum_of_parts.total_length)
+
+
+def _at_least(line: Centerline, feret_max: float) -> Centerline:
+    """A way from tip to tip is no shorter than a straight line; a compact mask has no other."""
+    short = feret_max - line.length
+    if short <= max(line.radius, 0.5):
+        return line
+    return line._replace(length=feret_max, total_length=line.total_length + short)
+
+
+def _small_holes(padded: np.ndarray, largest: float) -> np.ndarray:
+    """The pixels of holes of at most ``largest`` px²."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (~padded).astype(np.uint8), connectivity=4
+    )
+    small = stats[:, cv2.CC_STAT_AREA] <= largest
+    small[labels[0, 0]] = False
+    small[0] = False
+    return small[labels]

@@ -1,0 +1,169 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation
+from scipy.spatial import cKDTree
+
+from microplastics.measurement import measure
+from microplastics.measurement.analytic import draw, ring, sine, straight
+
+WIDTHS = [3, 4, 6, 10]
+
+
+def line(start, angle, length):
+    along = np.linspace(0, length, round(length * 20))[:, None]
+    return np.array(start) + along * (math.cos(angle), math.sin(angle))
+
+
+def circle(radius, start, stop):
+    turn = np.linspace(start, stop, 4000)
+    return radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+
+
+def fiber(lines, width, turn=0.0):
+    """Draw the points within half a width of lines, all turned by an angle."""
+    matrix = [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
+    points = np.concatenate(lines) @ np.array(matrix) + (0.2, 0.4)
+    points -= np.floor(points.min(axis=0)) - width
+    x, y = np.meshgrid(*(np.arange(0, math.ceil(m) + width) for m in points.max(axis=0)))
+    apart = cKDTree(points).query(np.stack([x.ravel(), y.ravel()], axis=1))[0]
+    return measure(apart.reshape(x.shape) <= width / 2, kind="fiber")
+
+
+def topology(shape):
+    return shape.branches, shape.crossings, shape.loops
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("degrees", [90, 60, 45])
+@pytest.mark.parametrize("turn", [0.0, 0.4, 1.1])
+def test_two_crossing_fibers_give_the_longer_one(width, degrees, turn):
+    angle = math.radians(degrees)
+    lines = [
+        line((-40, 0), 0, 100),
+        line((-30 * math.cos(angle), -30 * math.sin(angle)), angle, 70),
+    ]
+    shape = fiber(lines, width, turn)
+    assert topology(shape) == (0, 1, 0)
+    assert shape.length == pytest.approx(100 + width, rel=0.025)
+    assert shape.centerline_length > 170 - 3 * width
+    assert shape.width == pytest.approx(width, rel=0.06)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_longest_arms_of_different_fibers_are_not_joined(width):
+    """The arms are 70, 20 (one fibre) and 60, 10 long: 130 would turn a corner."""
+    shape = fiber([line((-70, 0), 0, 90), line((0, -15), math.pi / 2, 75)], width, 0.3)
+    assert topology(shape) == (0, 1, 0)
+    assert shape.length == pytest.approx(90 + width, rel=0.03)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_branch_is_followed_to_where_it_is_longest(width):
+    lines = [line((0, 0), 0, 60), line((60, 0), 0.6, 40), line((60, 0), -0.6, 30)]
+    shape = fiber(lines, width, 0.7)
+    assert topology(shape) == (1, 0, 0)
+    assert shape.length == pytest.approx(100 + width, rel=0.025)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_loop_is_walked_around_and_its_crossing_gone_straight_over(width):
+    around = circle(25, -math.pi / 4, 5 * math.pi / 4)
+    ends = [line(around[0], math.pi / 4 + math.pi, 70), line(around[-1], -math.pi / 4, 70)]
+    shape = fiber([*ends, around], width, 0.9)
+    assert topology(shape) == (0, 1, 1)
+    assert shape.length == pytest.approx(140 + 25 * 1.5 * math.pi + width, rel=0.02)
+    assert shape.centerline_length == shape.length
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_ring_is_as_long_as_its_centerline(width):
+    shape = measure(draw(ring(25, width), 0, (0.3, 0.1)), kind="fiber")
+    assert topology(shape) == (0, 0, 1)
+    assert shape.length == pytest.approx(50 * math.pi, rel=0.005)
+    assert shape.width == pytest.approx(width, rel=0.02)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_ring_with_a_tail_is_walked_around(width):
+    shape = fiber([circle(25, 0, 2 * math.pi), line((25, 0), 0, 50)], width, 0.2)
+    assert topology(shape) == (1, 0, 1)
+    assert shape.length == pytest.approx(50 * math.pi + 50 + width / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_figure_of_eight_is_closed(width):
+    turn = np.linspace(0, 2 * np.pi, 8000)
+    eight = np.stack([50 * np.sin(turn), 25 * np.sin(2 * turn)], axis=1)
+    shape = fiber([eight], width)
+    assert topology(shape) == (0, 1, 2)
+    assert shape.length == pytest.approx(np.hypot(*np.diff(eight, axis=0).T).sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("width", [4, 6, 10])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ragged_outline_does_not_lengthen(width, seed):
+    rng = np.random.default_rng(seed)
+    mask = draw(straight(100, width), rng.uniform(0, 3), rng.uniform(-0.5, 0.5, 2))
+    ragged = mask | (binary_dilation(mask) & (rng.random(mask.shape) < 0.35))
+    shape = measure(ragged, kind="fiber")
+    # The outline itself reaches up to a pixel farther at either end.
+    assert -1.5 < shape.length - 100 < 3
+
+
+def test_pinholes_are_no_loops():
+    mask = draw(sine(160, 20, 80, 8), 0.3, (0, 0))
+    whole = measure(mask, kind="fiber")
+    rows, columns = np.nonzero(mask)
+    inside = np.flatnonzero(
+        [mask[r - 2 : r + 3, c - 2 : c + 3].all() for r, c in zip(rows, columns, strict=True)]
+    )
+    for index in inside[::40]:
+        mask[rows[index], columns[index]] = False
+    pierced = measure(mask, kind="fiber")
+    assert pierced.holes > 10
+    assert topology(pierced) == topology(whole) == (0, 0, 0)
+    assert pierced.length == pytest.approx(whole.length, abs=1e-9)
+
+
+def test_a_broken_straight_fiber_is_as_long_as_a_whole_one_and_as_wide():
+    mask = draw(straight(100, 4), 0.5, (0, 0))
+    whole = measure(mask, kind="fiber")
+    middle = mask.shape[1] // 2
+    mask[:, middle - 3 : middle + 4] = False
+    broken = measure(mask, kind="fiber")
+    assert broken.parts == 2
+    assert broken.length == pytest.approx(whole.length, abs=1)
+    assert broken.centerline_length == pytest.approx(whole.length - 8, abs=4)
+    assert broken.width == pytest.approx(whole.width, rel=0.03)
+
+
+def test_a_broken_curved_fiber_is_the_sum_of_its_parts():
+    mask = draw(sine(160, 20, 80, 4), 0.0, (0, 0))
+    whole = measure(mask, kind="fiber")
+    middle = mask.shape[1] // 2
+    mask[:, middle - 1 : middle + 2] = False
+    broken = measure(mask, kind="fiber")
+    assert broken.parts == 2
+    assert whole.length - 8 < broken.length == broken.centerline_length < whole.length
+
+
+def test_far_parts_are_at_least_as_long_as_they_are_apart():
+    mask = np.zeros((3, 80), bool)
+    mask[1, :5] = mask[1, -5:] = True
+    shape = measure(mask, kind="fiber")
+    assert shape.length == shape.feret_max == pytest.approx(80, abs=0.5)
+    assert shape.width == pytest.approx(1, rel=0.05)
+
+
+def test_a_compact_mask_called_a_fiber_has_its_largest_diameter_as_length():
+    shape = measure(np.ones((20, 20)), kind="fiber")
+    assert shape.length == shape.feret_max
+
+
+@pytest.mark.parametrize("density", [0.3, 0.5, 0.7, 0.95])
+def test_noise_ends_in_finite_numbers_soon(density):
+    mask = np.random.default_rng(3).random((120, 120)) < density
+    shape = measure(mask, kind="fiber")
+    assert math.isfinite(shape.length) and shape.width > 0
