@@ -4,6 +4,9 @@ import copy
 import json
 import random
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from microplastics.data.formats.codes import NOTES
 from microplastics.data.formats.notes import Notes
 from microplastics.data.formats.records import ReadOptions
@@ -114,3 +117,22 @@ def _places(value):
     for key, item in items:
         yield value, key
         yield from _places(item)
+
+
+def check_cases(case):
+    """Run 2,000 seeds through a case that returns "read" or "error"; want many of both."""
+    outcomes = []
+
+    @settings(
+        max_examples=2000,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.integers(0, 2**64 - 1))
+    def check(seed):
+        outcomes.append(case(seed))
+
+    check()
+    assert len(outcomes) >= 2000 and min(map(outcomes.count, ("read", "error"))) > 200

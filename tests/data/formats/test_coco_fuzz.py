@@ -8,8 +8,7 @@ import random
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from format_fuzz import check_cases
 
 from microplastics.data.formats import canonical, coco
 from microplastics.data.formats.codes import NOTES
@@ -110,18 +109,4 @@ def mutated_and_read(folder, seed):
 
 
 def test_fuzz(fuzzed):
-    outcomes = []
-
-    @settings(
-        max_examples=2000,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.integers(0, 2**32))
-    def check(seed):
-        outcomes.append(mutated_and_read(fuzzed, seed))
-
-    check()
-    assert len(outcomes) >= 2000 and min(map(outcomes.count, ("read", "error"))) > 300
+    check_cases(lambda seed: mutated_and_read(fuzzed, seed))
