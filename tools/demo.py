@@ -61,14 +61,8 @@ def main() -> None:
         env=env,
     )
     step("Training", "tools/train_net.py", *config, "--resume", *opts, env=env)
-    step(
-        "Evaluating the best checkpoint",
-        "tools/train_net.py",
-        *config,
-        "--eval-only",
-        *opts,
-        env=env,
-    )
+    title = "Evaluating the best checkpoint"
+    step(title, "tools/train_net.py", *config, "--eval-only", *opts, env=env)
     results = model / "inference" / "coco_instances_results.json"
     step(
         "Drawing predictions beside the truth",
@@ -79,13 +73,8 @@ def main() -> None:
     curves = model / "training.png"
     step(
         "Drawing the training curves",
-        *(
-            "tools/plot_training.py",
-            "--input",
-            str(model / "metrics.json"),
-            "--output",
-            str(curves),
-        ),
+        *("tools/plot_training.py", "--input", str(model / "metrics.json")),
+        *("--output", str(curves)),
         env=env,
     )
     with open(model / "inference" / "metrics.json", encoding="utf-8") as file:

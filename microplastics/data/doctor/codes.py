@@ -271,6 +271,12 @@ _IMAGES = {
         "Training turns them upright, and the JSON agrees with that; other programs may not.",
         "Save them upright without the EXIF tag.",
     ),
+    "image_header": Kind(
+        INFO,
+        "images with a damaged tag, whose rotation, bit depth or frames could not be looked up",
+        "Training takes them as they are stored, upright.",
+        "Save them again from the program that made them.",
+    ),
     "image_deep": Kind(
         INFO,
         "images of more than 8 bits a channel",

@@ -37,6 +37,7 @@ class ImageFacts:
         turned: its EXIF orientation is another than upright.
         frames: how many it holds.
         fingerprint: for finding it again, or None where it cannot be read.
+        unread: why bits, turned or frames could not be looked up, or "".
     """
 
     problem: tuple[str, str] | None = None
@@ -45,6 +46,7 @@ class ImageFacts:
     turned: bool = False
     frames: int = 1
     fingerprint: Fingerprint | None = None
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,7 @@ def inspect_file(task: tuple[dict[str, Any], str, int | None]) -> ImageFacts:
 
 def _header(path: str) -> dict[str, Any]:
     """Bits, orientation and frames of a file that has been decoded already."""
-    # Decoded without fault, but a damaged tag can still raise nearly anything; then what it would
-    # have said stays unknown.
+    # Decoded without fault, but a damaged tag can still raise nearly anything.
     facts: dict[str, Any] = {}
     try:
         with open(path, "rb") as file, Image.open(file) as image:
@@ -139,8 +140,8 @@ def _header(path: str) -> dict[str, Any]:
             facts["frames"] = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
             facts["bits"] = _bits(image)
             facts["turned"] = int(image.getexif().get(_EXIF_ORIENTATION, 1)) in range(2, 9)
-    except Exception:
-        return facts | _tiff_header(path)
+    except Exception as error:
+        return facts | _tiff_header(path, error)
     return facts
 
 
@@ -154,17 +155,17 @@ def _bits(image: Image.Image) -> int:
     return 16 if deep else 8
 
 
-def _tiff_header(path: str) -> dict[str, Any]:
-    """The same for a TIFF that Pillow does not know."""
+def _tiff_header(path: str, error: Exception) -> dict[str, Any]:
+    """The same for a TIFF that Pillow does not know; for others what Pillow stumbled over."""
     if not path.lower().endswith((".tif", ".tiff")):
-        return {}
+        return {"unread": str(error) or type(error).__name__}
     import tifffile  # slow to import and seldom needed
 
     try:
         with tifffile.TiffFile(path) as tiff:
             return {"frames": len(tiff.pages), "bits": int(tiff.pages[0].bitspersample)}
-    except Exception:
-        return {}
+    except Exception as error:
+        return {"unread": str(error) or type(error).__name__}
 
 
 def _report(dataset: Dataset, of: ImageOf, collector: Collector) -> None:
@@ -181,6 +182,8 @@ def _report(dataset: Dataset, of: ImageOf, collector: Collector) -> None:
             dataset.summary.unusable_images.append(of.image["file_name"])
     elif facts.turned:
         add("image_exif")
+    if facts.unread:
+        add("image_header", facts.unread)
     if facts.frames > 1:
         add("image_frames", f"{facts.frames} frames")
     if facts.bits > 8:

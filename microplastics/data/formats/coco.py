@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,17 +209,24 @@ def _side(value: Any) -> int | None:
     return side if type(side) is int and side > 0 else None
 
 
+def _own_id(entry: Any, where: str, known: Container[int | str]) -> int | str:
+    """Return the id of an image or category, which none of the ``known`` has."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not a JSON object; export the file again.")
+    id_ = _key(entry.get("id"))
+    if id_ is None or id_ in known:
+        words = "has no usable id" if id_ is None else f"has the id {show(id_)} of another one"
+        raise UserError(f"{where} {words}; give each its own id.")
+    return id_
+
+
 def _images(entries: list, json_file: Path) -> list[dict[str, Any]]:
     """Return id, file_name, size (None where the file's is taken) and entry of every image."""
     images, ids = [], set()
     for index, entry in enumerate(entries):
         where = f"{json_file}, image {index + 1}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} is not a JSON object; export the file again.")
-        id_, name = _key(entry.get("id")), entry.get("file_name")
-        if id_ is None or id_ in ids:
-            words = "has no usable id" if id_ is None else f"has the id {show(id_)} of another one"
-            raise UserError(f"{where} {words}; give every image its own id.")
+        id_ = _own_id(entry, where, ids)
+        name = entry.get("file_name")
         if not is_printable(name):
             raise UserError(f"{where} has the file_name {show(name)}; correct or export it again.")
         ids.add(id_)
@@ -250,12 +257,8 @@ def _categories(entries: list, json_file: Path) -> dict[int | str, dict[str, Any
     categories = {}
     for index, entry in enumerate(entries):
         where = f"{json_file}, category {index + 1}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} is not a JSON object; export the file again.")
-        id_, name = _key(entry.get("id")), entry.get("name")
-        if id_ is None or id_ in categories:
-            words = "has no usable id" if id_ is None else f"has the id {show(id_)} of another one"
-            raise UserError(f"{where} {words}; give every category its own id.")
+        id_ = _own_id(entry, where, categories)
+        name = entry.get("name")
         if not is_printable(name):
             raise UserError(f"{where} has the name {show(name)}; correct or export it again.")
         group = entry.get("supercategory")

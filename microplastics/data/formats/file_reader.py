@@ -1,5 +1,6 @@
 """What the readers of JSON files have in common: LabelMe, VIA and Label Studio."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from microplastics.data.formats.notes import Notes
 from microplastics.data.formats.records import ImageRecord, ReadOptions, Source
 
 
-class FileReader:
+class FileReader(ABC):
     """One split: its annotation files and where their images are.
 
     Attributes:
@@ -31,10 +32,11 @@ class FileReader:
         self.options = options
         self._whole = path.is_dir()
 
+    @abstractmethod
     def survey(self) -> tuple[list[str], int | None]:
         """Return the classes that occur, and how many images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
         """Read one file after the other.
 
@@ -42,7 +44,6 @@ class FileReader:
             seen: takes the names of the images that have annotations.
             notes: takes what is changed or left out.
         """
-        raise NotImplementedError
 
     def read(self, notes: Notes) -> Iterator[ImageRecord]:
         """Read all files, then note the images that none of them names."""

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import struct
 
 import cv2
 import numpy as np
@@ -233,6 +234,13 @@ def _(s):
 
 
 PLANTS["image_depth_mixed"] = PLANTS["image_deep"]
+
+
+@plant("image_header")
+def _(s):
+    orientation = struct.pack("<HHI4s", 274, 2, 4, b"up!\0")  # words where a number belongs
+    tags = b"II*\0" + struct.pack("<IH", 8, 1) + orientation + bytes(4)
+    Image.open(s.path).save(s.path, "JPEG", quality=95, exif=b"Exif\0\0" + tags)
 
 
 @plant("image_frames")
