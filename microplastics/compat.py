@@ -28,6 +28,17 @@ def create_local_process_group(processes_per_machine: int) -> None:
             comm._LOCAL_PROCESS_GROUP = group
 
 
+def destroy_process_groups() -> None:
+    """End ``torch.distributed``, and with it the groups that ``detectron2.utils.comm`` keeps.
+
+    A gloo group that is still referenced when Python ends takes its threads down with an abort,
+    after a training that went well.
+    """
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
+
+
 def drop_cell_anchors(keys: list[str]) -> None:
     """Remove the anchors' buffers, which 0.5 saves and main does not, from a list of names."""
     for key in [k for k in keys if "anchor_generator.cell_anchors" in k]:

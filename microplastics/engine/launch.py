@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from microplastics.cli import report
-from microplastics.compat import create_local_process_group
+from microplastics.compat import create_local_process_group, destroy_process_groups
 from microplastics.errors import UserError
 
 USER_ERROR = 2
@@ -106,7 +106,7 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
         comm.synchronize()
         return main(args)
     finally:
-        dist.destroy_process_group()
+        destroy_process_groups()
 
 
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

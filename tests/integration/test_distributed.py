@@ -70,3 +70,19 @@ def test_one_process_and_two_score_alike(trained, tiny_opts, tool):
     assert scores["one"] == pytest.approx(logged["ValidationHook"]["metrics"], nan_ok=True)
     assert scores["one"] == pytest.approx(scores["two"], nan_ok=True)
     assert scores["one"]["validation/total_loss"] == scores["two"]["validation/total_loss"]
+
+
+def test_processes_end_without_an_abort(tmp_path):
+    script = tmp_path / "talk.py"
+    script.write_text(
+        "import argparse\n"
+        "from detectron2.utils import comm\n"
+        "from microplastics.engine import launch\n"
+        "launch(lambda args: [comm.all_gather({}) for _ in range(30)], argparse.Namespace())\n"
+        "assert comm._get_global_gloo_group.cache_info().currsize == 0\n"
+        "assert comm._LOCAL_PROCESS_GROUP is None\n"
+    )
+    command = [sys.executable, *TORCHRUN, str(script)]
+    env = {**os.environ, **THREADS, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
