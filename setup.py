@@ -64,6 +64,13 @@ INSTALL_REQUIRES = [
     "shapely>=2.0",
     # The last for Python 3.10, and so the oldest that requirements.txt pins.
     "tifffile>=2025.5.10",
+    # Tiles packed with LZW, JPEG or Zstandard; the last for Python 3.10.
+    "imagecodecs>=2025.3.30",
+    # 2.2 brought what the tables use of group-by and of nullable types; Parquet needs pyarrow.
+    "pandas>=2.2",
+    "pyarrow>=15",
+    # ImagejRoi.frompoints with multi-part shapes.
+    "roifile>=2025.2.20",
     # What the report asks of it has been there since 3.0.
     "jinja2>=3",
     # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.

@@ -26,6 +26,7 @@ class Item(NamedTuple):
     image_size: tuple[int, int] | None = None
     image: np.ndarray | None = None
     kind: Kind = "other"
+    pixels: np.ndarray | None = None
 
 
 def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Shape]:
@@ -85,7 +86,9 @@ def nearest_distances(
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     _, near = cKDTree(centers).query(centers, k=2)
     near = np.where(near[:, 0] == np.arange(len(cuts)), near[:, 1], near[:, 0])
-    squares = np.array([_apart(borders[i], borders[j], math.inf) for i, j in enumerate(near)])
+    pairs = {(min(pair), max(pair)) for pair in enumerate(near.tolist())}
+    apart = {pair: _apart(borders[pair[0]], borders[pair[1]], math.inf) for pair in pairs}
+    squares = np.array([apart[min(pair), max(pair)] for pair in enumerate(near.tolist())])
     frames = shapely.box(*boxes.T)
     reach = np.sqrt(squares) + 1  # boxes run along the pixels' edges, half a pixel outside
     ones, others = shapely.STRtree(frames).query(frames, predicate="dwithin", distance=reach)
@@ -96,7 +99,7 @@ def nearest_distances(
             continue
         if gaps[index] == 0 and _overlap(cuts[one], cuts[other]):
             squares[one] = 0.0
-        else:
+        elif other != near[one]:
             squares[one] = _apart(borders[one], borders[other], squares[one])
     return np.maximum(np.sqrt(squares) - 1, 0)
 
@@ -106,7 +109,9 @@ def _border(particle: Cut) -> cKDTree:
     padded = with_border(particle.mask)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     rows, columns = np.nonzero(particle.mask & ~inner)
-    return cKDTree(np.stack([columns + particle.x0, rows + particle.y0], axis=1))
+    points = np.stack([columns + particle.x0, rows + particle.y0], axis=1)
+    # A tree for one or two questions is not worth balancing.
+    return cKDTree(points, compact_nodes=False, balanced_tree=False)
 
 
 def _apart(one: cKDTree, other: cKDTree, bound: float) -> float:

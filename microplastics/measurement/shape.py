@@ -80,6 +80,7 @@ def measure(
     image_size: tuple[int, int] | None = None,
     image: np.ndarray | None = None,
     kind: Kind = "other",
+    pixels: np.ndarray | None = None,
 ) -> Shape:
     """Measure one particle.
 
@@ -92,11 +93,13 @@ def measure(
         image_size: height and width of the whole image, for ``touches_edge``.
         image: uint8 BGR, (h, w, 3) as the mask or the whole image, for the colour.
         kind: ``"fiber"`` measures ``length`` and ``width`` along the centreline.
+        pixels: uint8 BGR, (pixels of the mask, 3), for the colour in place of ``image``.
 
     Raises:
-        ValueError: the mask is empty or not of two dimensions, or lies outside of the image.
+        ValueError: the mask is empty or not of two dimensions, or lies outside of the image, or the
+            pixels are not as many as its own.
     """
-    return measure_cuts([cut(mask, offset, image_size, image, kind)])[0]
+    return measure_cuts([cut(mask, offset, image_size, image, kind, pixels)])[0]
 
 
 def cut(
@@ -105,6 +108,7 @@ def cut(
     image_size: tuple[int, int] | None = None,
     image: np.ndarray | None = None,
     kind: Kind = "other",
+    pixels: np.ndarray | None = None,
 ) -> "Cut":
     """Take from a mask and its image what :func:`measure` needs, with the same arguments."""
     mask = np.asarray(mask)
@@ -117,8 +121,12 @@ def cut(
     if not len(rows):
         raise ValueError("The mask is empty")
     x0, y0 = int(offset[0]), int(offset[1])
-    pixels = None
-    if image is not None:
+    if pixels is not None:
+        if image is not None:
+            raise ValueError("Give an image or the pixels, not both")
+        if pixels.shape != (int(mask.sum()), 3):
+            raise ValueError(f"A mask of {int(mask.sum())} pixels has colours {pixels.shape}")
+    elif image is not None:
         if image.shape[:2] != mask.shape:
             height, width = mask.shape
             if min(x0, y0) < 0 or y0 + height > len(image) or x0 + width > image.shape[1]:

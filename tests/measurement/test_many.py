@@ -31,6 +31,21 @@ def test_many_are_measured_as_one_by_one(processes):
     assert measure_many(several, processes) == [measure(*item) for item in several]
 
 
+def test_pixels_give_the_colours_of_their_image():
+    several = items(4)
+    pixels = []
+    for mask, (x, y), _, image, _, _ in several:
+        pixels.append(image[y : y + mask.shape[0], x : x + mask.shape[1]][mask])
+    without = [
+        item._replace(image=None, pixels=own) for item, own in zip(several, pixels, strict=True)
+    ]
+    assert measure_many(without) == measure_many(several)
+    with pytest.raises(ValueError, match="not both"):
+        measure_many([several[0]._replace(pixels=pixels[0])])
+    with pytest.raises(ValueError, match=r"has colours \(3, 3\)"):
+        measure_many([without[0]._replace(pixels=pixels[0][:3])])
+
+
 def test_nothing_is_measured_of_nothing():
     assert measure_many([]) == []
 

@@ -1,0 +1,254 @@
+"""Putting the tables of finished runs together."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from microplastics.data.coco_load import read_json
+from microplastics.errors import UserError
+from microplastics.measurement.table import (
+    IMAGE_COLUMNS,
+    PX_COLUMNS,
+    UM_COLUMNS,
+    combine_tables,
+    table_columns,
+    table_sizes,
+)
+
+PARTICLES_FILE, SUMMARY_FILE, RUN_FILE = "particles.csv", "summary.csv", "run.json"
+_BOOLS = {"true": True, "false": False}
+_OPTIONAL = {"score", "um_per_px", *UM_COLUMNS, *PX_COLUMNS}
+_LARGEST = 2**53  # whole numbers that a float64 holds exactly
+
+
+def merge_runs(
+    runs: Sequence[str | os.PathLike], same: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the particles and images of finished runs as if they were those of one.
+
+    Args:
+        runs: folders with particles.csv and summary.csv (of images, not of groups).
+        same: fields of run.json that must be the same in all runs, such as the checkpoint and the
+            thresholds; a run without run.json has none.
+
+    Returns:
+        particles as of :func:`microplastics.measurement.table.combine_tables`, and images as of
+        :func:`microplastics.measurement.table.images_table`, both in the order of the runs.
+
+    Raises:
+        UserError: a file is missing, broken or not of a run; two runs have an image in common, or
+            sizes in different units, or differ in ``same``.
+    """
+    if not runs:
+        raise UserError("There are no runs to merge; name their folders.")
+    folders = [Path(run) for run in runs]
+    tables, images = [], []
+    owners: dict[str, Path] = {}
+    for folder in folders:
+        table, own = read_particles(folder / PARTICLES_FILE), read_images(folder / SUMMARY_FILE)
+        _check_whole(folder, table, own)
+        for name in own["image"]:
+            if name in owners:
+                raise UserError(
+                    f"{name} is in {owners[name]} and in {folder}; leave one of the runs out, or "
+                    "rename the image and run it again."
+                )
+            owners[name] = folder
+        tables.append(table)
+        images.append(own.drop(columns="particles"))
+    _check_units(folders, images)
+    _check_same(folders, same)
+    return combine_tables(tables), pd.concat(images, ignore_index=True).astype(IMAGE_COLUMNS)
+
+
+def read_particles(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a table of particles that was written as CSV.
+
+    Args:
+        path: the file.
+
+    Returns:
+        columns and dtypes of :func:`microplastics.measurement.table.table_columns`.
+
+    Raises:
+        UserError: it is missing, not CSV in UTF-8, lacks a column, or has a cell that is none.
+    """
+    cells = _read_cells(path)
+    um, px = "feret_max_um" in cells, "feret_max_px" in cells
+    columns = table_columns(um or not px, px)
+    table = _typed(path, cells, columns)
+    _check_positive(path, table, ("bbox_w", "bbox_h", "area_px", "um_per_px"))
+    return table
+
+
+def read_images(path: str | os.PathLike) -> pd.DataFrame:
+    """Read the images of a run from its summary.
+
+    Args:
+        path: summary.csv with a row an image.
+
+    Returns:
+        columns and dtypes of :data:`microplastics.measurement.table.IMAGE_COLUMNS`, and
+        ``particles``, int64, their number.
+
+    Raises:
+        UserError: as of :func:`read_particles`, or an image stands twice, has no size, or has a
+            scale that is none.
+    """
+    cells = _read_cells(path)
+    if "group" in cells and "image" not in cells:
+        raise UserError(f"{path} has a row a group; merge the summary that has a row an image.")
+    images = _typed(path, cells, {**IMAGE_COLUMNS, "particles": "int64"})
+    twice = images["image"].duplicated()
+    if twice.any():
+        raise UserError(f"{path} has {images['image'][twice].iloc[0]} twice; keep one of the rows.")
+    _check_positive(path, images, ("width_px", "height_px", "um_per_px"))
+    return images
+
+
+def _check_positive(path: str | os.PathLike, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    for column in columns:
+        wrong = frame[column] <= 0
+        if wrong.any():
+            name = frame["image"][wrong].iloc[0]
+            raise UserError(f"{path} has a {column} of {name} that is not positive; correct it.")
+
+
+def _read_cells(path: str | os.PathLike) -> pd.DataFrame:
+    """All cells as text; an empty one is an empty text, and so is none at a short row's end."""
+    path = os.fspath(path)
+    try:
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {path}: {error.strerror or error}; name the folder of a finished run "
+            "that wrote CSV."
+        ) from error
+    except UnicodeError as error:
+        raise UserError(f"{path} is not UTF-8; save it as CSV in UTF-8.") from error
+    except pd.errors.EmptyDataError as error:
+        raise UserError(f"{path} is empty; run the images again.") from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not CSV with commas: {reason}; copy it again.") from error
+    if not isinstance(cells.index, pd.RangeIndex):
+        # Where all rows have a cell too many pandas takes the first for an index.
+        raise UserError(f"{path} has rows of more cells than its first; copy it again.")
+    return cells.fillna("")
+
+
+def _typed(path: str | os.PathLike, cells: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    typed = {}
+    for name, dtype in columns.items():
+        if name not in cells:
+            raise UserError(f"{path} has no column {name}; take the file as the tools wrote it.")
+        convert = _CONVERTERS[dtype]
+        values = []
+        for row, text in enumerate(cells[name]):
+            try:
+                if text == "" and dtype == "float64" and name not in _OPTIONAL | set(IMAGE_COLUMNS):
+                    raise ValueError
+                values.append(convert(text))
+            except (KeyError, ValueError, OverflowError) as error:
+                raise UserError(
+                    f"{path} has {text[:40]!r} as {name} in row {row + 2}; correct the cell."
+                ) from error
+        typed[name] = pd.Series(values, dtype=dtype)
+        if name in ("image", "class") and typed[name].isna().any():
+            raise UserError(f"{path} has a row without {name}; correct the cell.")
+    return pd.DataFrame(typed)
+
+
+def _float(text: str) -> float:
+    value = float(text) if text else math.nan
+    if text and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _int(text: str) -> int:
+    value = int(text)
+    if abs(value) > _LARGEST:
+        raise ValueError
+    return value
+
+
+_CONVERTERS: dict[str, Callable[[str], Any]] = {
+    "string": lambda text: text or None,
+    "float64": _float,
+    "int64": _int,
+    "bool": lambda text: _BOOLS[text.casefold()],
+}
+
+
+def _check_whole(folder: Path, table: pd.DataFrame, images: pd.DataFrame) -> None:
+    """Each image has as many particles in one file as the other one says."""
+    found = table["image"].value_counts()
+    unknown = found.index.difference(images["image"])
+    if len(unknown):
+        raise UserError(
+            f"{folder / PARTICLES_FILE} has particles of {unknown[0]}, which {SUMMARY_FILE} lacks; "
+            "the files are not of one run."
+        )
+    said = images.set_index("image")["particles"]
+    found = found.reindex(said.index, fill_value=0)
+    wrong = (found.to_numpy(np.int64) != said.to_numpy(np.int64)).nonzero()[0]
+    if len(wrong):
+        name = said.index[wrong[0]]
+        raise UserError(
+            f"{folder / PARTICLES_FILE} has {found[name]} particles of {name}, {SUMMARY_FILE} "
+            f"{said[name]}; a file is not whole: copy it again."
+        )
+    scales = images.set_index("image")["um_per_px"].reindex(table["image"]).to_numpy()
+    if not np.array_equal(scales, table["um_per_px"].to_numpy(), equal_nan=True):
+        raise UserError(
+            f"{folder / PARTICLES_FILE} and {SUMMARY_FILE} have different um_per_px; the files are "
+            "not of one run."
+        )
+    missing = ~(table_sizes(table)[0] > 0)
+    if missing.any():
+        row = int(missing.argmax())
+        raise UserError(
+            f"{folder / PARTICLES_FILE} has no feret_max of particle {table['particle'][row]} of "
+            f"{table['image'][row]}; copy it again."
+        )
+
+
+def _check_units(folders: list[Path], images: list[pd.DataFrame]) -> None:
+    first: dict[bool, Path] = {}
+    for folder, own in zip(folders, images, strict=True):
+        for calibrated in own["um_per_px"].notna().unique():
+            first.setdefault(bool(calibrated), folder)
+    if len(first) == 2:
+        raise UserError(
+            f"{first[True]} has sizes in µm, {first[False]} in px; measure both with a calibration."
+        )
+
+
+def _check_same(folders: list[Path], same: Sequence[str]) -> None:
+    if not same:
+        return
+    settings = [
+        (
+            read_json(
+                folder / RUN_FILE, meant="the settings of a run; take it as the tools wrote it"
+            )
+            if (folder / RUN_FILE).exists()
+            else {}
+        )
+        for folder in folders
+    ]
+    for name in same:
+        for folder, own in zip(folders[1:], settings[1:], strict=True):
+            if own.get(name) != settings[0].get(name):
+                one, other = (json.dumps(run.get(name))[:80] for run in (settings[0], own))
+                raise UserError(
+                    f"{folders[0]} was made with {name} {one}, {folder} with {other}; run the "
+                    "images of one again with the settings of the other."
+                )

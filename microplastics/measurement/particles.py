@@ -1,0 +1,43 @@
+"""The particles of one image, as they come to the table and to the writers."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Particles:
+    """What was found on, or annotated in, one image; all in pixels of it.
+
+    Attributes:
+        image: name of the image in every output; unique within a run.
+        image_size: height and width of the whole image in px.
+        masks: N bool arrays of shape (h, w), each with at least one pixel.
+        offsets: (N, 2) int64, x and y of the masks' first pixels in the image.
+        classes: N class names.
+        scores: (N,) float64 in [0, 1]; NaN where a person annotated.
+        ids: (N,) int64, unique: 1 to N, or the annotations' own.
+        pixels: N uint8 BGR arrays of shape (pixels of the mask, 3), in any order; None where the
+            image was not looked at.
+    """
+
+    image: str
+    image_size: tuple[int, int]
+    masks: Sequence[np.ndarray]
+    offsets: np.ndarray
+    classes: Sequence[str]
+    scores: np.ndarray
+    ids: np.ndarray
+    pixels: Sequence[np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.masks)
+        columns = (self.offsets, self.classes, self.scores, self.ids)
+        if any(len(column) != count for column in columns):
+            raise ValueError(f"{count} masks, but {[len(c) for c in columns]} of the other columns")
+        if self.pixels is not None and len(self.pixels) != count:
+            raise ValueError(f"{count} masks, but pixels of {len(self.pixels)}")
+
+    def __len__(self) -> int:
+        return len(self.masks)

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microplastics.errors import UserError
+from microplastics.measurement.size_classes import (
+    DEFAULT_SIZE_CLASSES,
+    SCHEMES,
+    custom_size_classes,
+    parse_size_classes,
+)
+
+BOUNDS = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=12, unique=True).map(sorted)
+
+
+def test_bins_are_half_open():
+    bins = parse_size_classes("10, 50,100")
+    assert bins.labels == ["<10 µm", "10-50 µm", "50-100 µm", ">=100 µm"]
+    assert bins.columns == ["below_10_um", "10_50_um", "50_100_um", "from_100_um"]
+    assert bins.bins(np.array([0.1, 9.99, 10, 49.9, 50, 100, 1e9])).tolist() == [
+        *(0, 0, 1, 1, 2, 3, 3)
+    ]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_schemes_are_known_by_name(name):
+    assert parse_size_classes(f" {name.upper()} ").bounds == SCHEMES[name]
+    assert 5000.0 in SCHEMES[name]
+    assert len(set(parse_size_classes(name).columns)) == len(SCHEMES[name]) + 1
+
+
+def test_the_default_has_its_name():
+    assert parse_size_classes("default") == DEFAULT_SIZE_CLASSES
+
+
+@given(BOUNDS, st.floats(0, 2e6))
+def test_each_size_lies_in_the_bin_that_its_label_tells(bounds, size):
+    classes = custom_size_classes(bounds)
+    number = int(classes.bins(np.array([size]))[0])
+    assert number == 0 or bounds[number - 1] <= size
+    assert number == len(bounds) or size < bounds[number]
+    assert len(set(classes.labels)) == len(set(classes.columns)) == len(bounds) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "neither one of default"),
+        ("10;50", "write for example 10,50,100,500"),
+        ("10,ten", "neither"),
+        ("x" * 5000, "…"),
+        ("50,10", "10 µm after 50 µm; give each bound once"),
+        ("10,10", "10 µm after 10 µm"),
+        ("0,10", "positive, finite"),
+        ("-5,10", "positive, finite"),
+        ("nan", "positive, finite"),
+        ("10,inf", "positive, finite"),
+        (",".join(map(str, range(1, 200))), "199 bounds"),
+    ],
+)
+def test_what_is_no_size_class_is_said(text, words):
+    with pytest.raises(UserError) as error:
+        parse_size_classes(text)
+    assert words in str(error.value) and len(str(error.value)) < 250
