@@ -36,7 +36,7 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
         UserError: the file is missing, empty, no image or too large, or a decoder raised anything
             in the block.
     """
-    try:
+    with reading(path):
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise UserError(f"{path} is not a file; give the path of an image file.")
@@ -54,6 +54,20 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
             if image is not None:
                 check_pixels(path, *image.size, max_pixels)
             yield image
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn whatever decoders raise in a ``with`` block into a sentence about the file.
+
+    Args:
+        path: image file, for the message.
+
+    Raises:
+        UserError: anything was raised in the block.
+    """
+    try:
+        yield
     except UserError:
         raise
     except FileNotFoundError as error:

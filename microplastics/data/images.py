@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PIXELS", "image_header", "image_size", "read_image", "size_mismatch", "to_uint8"]
 
-_EXIF_ORIENTATION = 274
+EXIF_ORIENTATION = 274
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,9 +38,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_AXES_SWAPPED = (5, 6, 7, 8)
-_MAX_SAMPLES = 5
-_PERCENTILES = (0.001, 0.999)
+AXES_SWAPPED = (5, 6, 7, 8)
+MAX_SAMPLES = 5
+PERCENTILES = (0.001, 0.999)
 
 
 def read_image(
@@ -71,7 +71,7 @@ def read_image(
     """
     path = os.fspath(path)
     with open_image(path, max_pixels) as image:
-        if image is None or _is_deep_tiff(image):
+        if image is None or is_deep_tiff(image):
             array, rotated = _read_tiff(path, max_pixels)
         else:
             rotated = _swaps_axes(image)
@@ -81,7 +81,7 @@ def read_image(
             orientation = _orientation(image)
             if sixteen_bit:
                 array = _to_bgr(decode_with_opencv(path), colour=True)
-                array = np.ascontiguousarray(_turn(array, orientation))
+                array = np.ascontiguousarray(turn(array, orientation))
             else:
                 if orientation in _TRANSPOSE:
                     image = image.transpose(_TRANSPOSE[orientation])
@@ -122,7 +122,7 @@ def image_header(
         if image is None:
             with _tiff_page(path, max_pixels) as page:
                 width, height = page.imagewidth, page.imagelength
-                swapped = _tag(page, _EXIF_ORIENTATION) in _AXES_SWAPPED
+                swapped = _tag(page, EXIF_ORIENTATION) in AXES_SWAPPED
         else:
             # Pillow before 11.1 gives a TIFF's size as stored, later ones as turned upright.
             stored = [image.tag_v2[256], image.tag_v2[257]] if image.format == "TIFF" else None
@@ -176,22 +176,23 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
         levels = np.arange(65536)
         counts = np.bincount(array.reshape(-1), minlength=65536)
         low, high = np.searchsorted(
-            np.cumsum(counts), [max(1, np.ceil(p * array.size)) for p in _PERCENTILES]
+            np.cumsum(counts), [max(1, np.ceil(p * array.size)) for p in PERCENTILES]
         )
         if low == high:
             low, high = levels[counts > 0][[0, -1]]
-        return _stretch(levels, low, high)[array]
+        return stretch(levels, low, high)[array]
     values = array.astype(np.float64)
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return np.zeros(array.shape, np.uint8)
-    low, high = np.quantile(finite, _PERCENTILES, method="inverted_cdf")
+    low, high = np.quantile(finite, PERCENTILES, method="inverted_cdf")
     if low == high:
         low, high = finite.min(), finite.max()
-    return _stretch(values, low, high)
+    return stretch(values, low, high)
 
 
-def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map ``low`` to 0 and ``high`` to 255 linearly, cut off beyond; NaN and no span give 0."""
     if low == high:
         return np.zeros(values.shape, np.uint8)
     # Halved first: the span of two huge floats would overflow to infinity.
@@ -203,7 +204,7 @@ def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # cameras write broken EXIF blocks; Detectron2 too takes those as upright
         return 1
 
@@ -211,16 +212,16 @@ def _orientation(image: Image.Image) -> int:
 def _swaps_axes(image: Image.Image) -> bool:
     """Whether the orientation in the header of an image not yet loaded swaps its sides."""
     if image.format == "TIFF":
-        return image.tag_v2.get(_EXIF_ORIENTATION) in _AXES_SWAPPED
+        return image.tag_v2.get(EXIF_ORIENTATION) in AXES_SWAPPED
     # Asking a PNG for EXIF that its head lacks would decode all of it.
     if image.format == "PNG" and "exif" not in image.info:
         return False
-    return _orientation(image) in _AXES_SWAPPED
+    return _orientation(image) in AXES_SWAPPED
 
 
-def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
     """Turn an (H, W, …) array upright by its EXIF orientation."""
-    if orientation in _AXES_SWAPPED:
+    if orientation in AXES_SWAPPED:
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
@@ -229,7 +230,7 @@ def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
     return array
 
 
-def _is_deep_tiff(image: Image.Image) -> bool:
+def is_deep_tiff(image: Image.Image) -> bool:
     """Whether tifffile reads it: Pillow has no 16-bit colour and ignores WhiteIsZero in grey."""
     return image.format == "TIFF" and image.mode != "CMYK" and max(image.tag_v2.get(258, (1,))) > 8
 
@@ -279,11 +280,11 @@ def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:
     """
     white_is_zero, black_is_zero, rgb = 0, 1, 2
     with _tiff_page(path, max_pixels) as page:
-        photometric, orientation = int(page.photometric), _tag(page, _EXIF_ORIENTATION) or 1
+        photometric, orientation = int(page.photometric), _tag(page, EXIF_ORIENTATION) or 1
         samples, planar = page.samplesperpixel, int(page.planarconfig) == 2
         if photometric not in (white_is_zero, black_is_zero, rgb) or page.imagedepth != 1:
             raise ValueError(f"a TIFF of photometric {page.photometric.name} and this depth")
-        if samples > _MAX_SAMPLES:
+        if samples > MAX_SAMPLES:
             raise ValueError(f"a TIFF of {samples} channels")
         try:
             array = page.asarray()
@@ -303,4 +304,4 @@ def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:
     bgr = _to_bgr(array[:, :, 2::-1] if colour else array, colour)
     if photometric == white_is_zero:
         bgr = 255 - bgr
-    return np.ascontiguousarray(_turn(bgr, orientation)), orientation in _AXES_SWAPPED
+    return np.ascontiguousarray(turn(bgr, orientation)), orientation in AXES_SWAPPED
