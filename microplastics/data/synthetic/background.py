@@ -24,6 +24,8 @@ class Scene:
         dark: whether particles shine on a dark ground.
         cover: float32 (size, size), how much of each pixel of a photographed filter particles
             cover; None on a rendered one.
+        origin: (x, y) of the canvas in a larger picture that is drawn in pieces, which then agree
+            where they meet; None where the canvas is the picture.
     """
 
     canvas: np.ndarray
@@ -31,6 +33,7 @@ class Scene:
     filter: str
     dark: bool
     cover: np.ndarray | None = None
+    origin: tuple[int, int] | None = None
 
 
 def render_filter(key: tuple[int | str, ...], size: int, shares: Mapping[str, float]) -> Scene:
@@ -45,17 +48,35 @@ def render_filter(key: tuple[int | str, ...], size: int, shares: Mapping[str, fl
         The scene, lit evenly; light, optics and camera come later.
     """
     rng = generator(*key, "filter")
-    kind = str(rng.choice(list(shares), p=list(shares.values())))
-    angle = rng.uniform(0, 2 * np.pi)
-    light = np.array([math.cos(angle), math.sin(angle)])
-    gray, color = _DRAW[kind](rng, size, light)
-    canvas = gray[..., None] * np.asarray(color, np.float32)
+    kind, light, gray, color = bare_filter(rng, size, shares)
+    canvas = gray[..., None] * color
     scene = Scene(np.clip(canvas, 0, 1.1).astype(np.float32), light, kind, kind in DARK_FILTERS)
     if kind in ("glass_fiber", "cellulose") and rng.random() < 0.45:
         _stain(rng, scene.canvas)
     if kind in ("cellulose", "polycarbonate") and rng.random() < 0.25:
         _printed_grid(rng, scene.canvas)
     return scene
+
+
+def bare_filter(
+    rng: np.random.Generator, size: int, shares: Mapping[str, float]
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the texture of a filter, without stains and print.
+
+    Args:
+        rng: where the numbers come from.
+        size: side of the picture in px.
+        shares: how often each filter is drawn; they add up to 1.
+
+    Returns:
+        Name of the filter, direction of the light (see :class:`Scene`), float (size, size)
+        brightness, and float32 (3,) colour, BGR, that it is multiplied by.
+    """
+    kind = str(rng.choice(list(shares), p=list(shares.values())))
+    angle = rng.uniform(0, 2 * np.pi)
+    light = np.array([math.cos(angle), math.sin(angle)])
+    gray, color = _DRAW[kind](rng, size, light)
+    return kind, light, gray, np.asarray(color, np.float32)
 
 
 def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):

@@ -21,8 +21,24 @@ def scatter_debris(rng: np.random.Generator, scene: Scene, amount: float = 1.0) 
         scene: changed in place.
         amount: factor on all of it.
     """
+    scatter_dirt(rng, scene, amount * draw_dirt(rng))
+
+
+def draw_dirt(rng: np.random.Generator) -> float:
+    """Draw how dirty a filter is: log-normal, mostly below 1."""
+    return rng.lognormal(-0.35, 0.8)
+
+
+def scatter_dirt(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
+    """Scatter natural matter as densely as told.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place.
+        dirt: see :func:`draw_dirt`.
+    """
     size = scene.canvas.shape[0]
-    dirt = amount * (size / 256) ** 2 * rng.lognormal(-0.35, 0.8)
+    dirt = dirt * (size / 256) ** 2
     _specks(rng, scene, int(min(14 * dirt, 4000)))
     for draw, mean in ((_grain, 2.5), (_flake, 1.0), (_thread, 0.9), (_pollen, 0.35)):
         for _ in range(min(int(rng.poisson(mean * dirt)), 400)):

@@ -7,6 +7,7 @@ from pycocotools import mask as mask_util
 from shapely.geometry import MultiPolygon, Polygon, box
 
 from microplastics.data.synthetic.particles import Particle, opened
+from microplastics.structures.rle import counts_of_runs, encode_counts, runs_of_crop
 
 
 def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] | None:
@@ -75,7 +76,10 @@ def _ring(ring) -> list[float]:
 
 def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
     """Rasterise polygons with holes inside the box that holds them, as full-frame RLE."""
-    mask = np.zeros((size, size), np.uint8, order="F")
+    bounds = np.array([piece.bounds for piece in pieces])
+    x, y = (int(v) for v in bounds[:, :2].min(0))
+    right, bottom = (min(int(v) + 2, size) for v in bounds[:, 2:].max(0))
+    mask = np.zeros((bottom - y, right - x), np.uint8)
     for piece in pieces:
         left, top, right, bottom = (int(v) for v in piece.bounds)
         width, height = min(right + 2, size) - left, min(bottom + 2, size) - top
@@ -84,5 +88,6 @@ def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
             points = np.reshape(_ring(ring), (-1, 2)) - (left, top)
             rle = mask_util.frPyObjects([points.ravel().tolist()], height, width)[0]
             window[mask_util.decode(rle) > 0] = value
-        mask[top : top + height, left : left + width] |= window
-    return mask_util.encode(mask)
+        mask[top - y : top - y + height, left - x : left - x + width] |= window
+    runs = counts_of_runs(*runs_of_crop(mask, (x, y), size), size * size)
+    return {"size": [size, size], "counts": encode_counts(runs)}

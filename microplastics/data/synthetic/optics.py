@@ -1,5 +1,6 @@
 """From the filter to the file: lamp, lens, camera, dirt on both, scale bar."""
 
+import dataclasses
 import math
 
 import cv2
@@ -25,19 +26,71 @@ def expose(
         uint8 (size, size, 3), BGR.
     """
     image = scene.canvas * _illumination(rng, scene.canvas.shape[0])
-    blur = rng.uniform(*blur_range)
-    image = cv2.GaussianBlur(image, (0, 0), blur)
-    if rng.random() < 0.3:
-        # The camera's own sharpening, with its halo.
-        image += rng.uniform(0.2, 0.6) * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
-    # Photon noise grows with the root of the signal, read noise does not (EMVA 1288).
-    shot, read = rng.uniform(0.008, 0.03), rng.uniform(0.003, 0.01)
+    camera = draw_camera(rng, blur_range)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    if rng.random() < 0.7:
-        # Demosaicing spreads each pixel's noise over its neighbours.
-        noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
-    image += noise * np.sqrt(shot**2 * np.clip(image, 0, 1) + read**2)
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    camera = dataclasses.replace(camera, demosaic=draw_demosaic(rng))
+    return camera.sense(camera.focus(image), noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A lens and a sensor.
+
+    Attributes:
+        blur: of the lens, standard deviation in px.
+        sharpening: strength of the camera's own sharpening, 0 for none.
+        shot: photon noise of a white pixel, as a share of white.
+        read: noise of a black pixel, as a share of white.
+        demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
+    """
+
+    blur: float
+    sharpening: float
+    shot: float
+    read: float
+    demosaic: bool = False
+
+    def focus(self, image: np.ndarray) -> np.ndarray:
+        """Blur and sharpen a picture, float32 (H, W, 3); a new array."""
+        image = cv2.GaussianBlur(image, (0, 0), self.blur)
+        if self.sharpening:
+            # With its halo.
+            image += self.sharpening * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
+        return image
+
+    def sense(self, image: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Add noise and digitise.
+
+        Args:
+            image: float32 (H, W, 3), changed in place.
+            noise: float32 (H, W, 3), independent standard normal numbers.
+
+        Returns:
+            uint8 (H, W, 3).
+        """
+        if self.demosaic:
+            noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
+        # Photon noise grows with the root of the signal, read noise does not (EMVA 1288).
+        image += noise * np.sqrt(self.shot**2 * np.clip(image, 0, 1) + self.read**2)
+        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def draw_camera(rng: np.random.Generator, blur_range: tuple[float, float]) -> Camera:
+    """Draw a camera, but for its demosaicing, which :func:`draw_demosaic` draws."""
+    blur = rng.uniform(*blur_range)
+    sharpening = rng.uniform(0.2, 0.6) if rng.random() < 0.3 else 0.0
+    return Camera(blur, sharpening, rng.uniform(0.008, 0.03), rng.uniform(0.003, 0.01))
+
+
+def draw_demosaic(rng: np.random.Generator) -> bool:
+    """Draw whether a camera has a colour filter array."""
+    return bool(rng.random() < 0.7)
+
+
+def draw_cast(rng: np.random.Generator) -> np.ndarray:
+    """Draw the colour of a lamp as the camera balances it, float64 (3,), BGR, about 1."""
+    cast = np.array([(1, 1, 1), (0.84, 0.95, 1.03), (1.04, 1.0, 0.93), (0.95, 1.02, 0.98)])
+    return cast[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])] + rng.normal(0, 0.015, 3)
 
 
 def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -49,9 +102,7 @@ def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
     light = 1 + slope * (x * math.cos(angle) + y * math.sin(angle))
     light = light - rng.uniform(0.03, 0.22) * ((x - cx) ** 2 + (y - cy) ** 2) / 1.4
     light *= rng.uniform(0.84, 1.08)
-    cast = np.array([(1, 1, 1), (0.84, 0.95, 1.03), (1.04, 1.0, 0.93), (0.95, 1.02, 0.98)])
-    gain = cast[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])] + rng.normal(0, 0.015, 3)
-    return light[..., None] * gain.astype(np.float32)
+    return light[..., None] * draw_cast(rng).astype(np.float32)
 
 
 def scratch(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:

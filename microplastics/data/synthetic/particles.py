@@ -133,14 +133,32 @@ def make_fiber(rng: np.random.Generator, size: int) -> Particle:
     longest = min(MAX_ASPECT_RATIO * width, 1.3 * size)
     median = 72 if rng.random() > 0.06 else 300
     length = lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
-    length = min(length, longest)
+    return _curled_tube(rng, int(style), width, min(length, longest))
+
+
+def make_long_fiber(rng: np.random.Generator, length: float) -> Particle:
+    """Draw a fibre around the origin that is as long as told: a thread of 5 to 10 px.
+
+    Args:
+        rng: where the numbers come from.
+        length: its length in px.
+    """
+    width = lognormal(rng, 7.0, 0.2, 5.0, 10.0)
+    style = int(rng.choice(3, p=[0.4, 0.5, 0.1]))
+    return _curled_tube(rng, style, width, length, waves=4 + int(length / 300))
+
+
+def _curled_tube(
+    rng: np.random.Generator, style: int, width: float, length: float, waves: int = 4
+) -> Particle:
+    """A tube about a smooth curve: nearly straight (style 0), curled (1) or coiled (2)."""
     count = max(int((length - width) / 2.0), 8)
     step = (length - width) / count
     along = np.linspace(0, 1, count)
     # The heading turns by a few slow waves: their number and strength make the style.
     turn = (0.5, 2.0, 5.0)[style] * (0.3 + rng.random())
     heading = rng.uniform(0, 2 * np.pi) + turn * rng.choice([-1, 1]) * (along - 0.5)
-    for wave in range(1, 4):
+    for wave in range(1, waves):
         swing = (0.10, 0.55, 0.8)[style] * rng.standard_normal() / wave
         heading = heading + swing * np.sin(2 * np.pi * wave * along * 0.8 + rng.uniform(0, 6.28))
     # No bend tighter than the tube itself allows.

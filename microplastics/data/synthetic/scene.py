@@ -1,6 +1,8 @@
 """One picture: a filter, what lies on it, and the annotations."""
 
 import functools
+import math
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ from microplastics.data.synthetic.shading import paint
 _MIN_INSIDE, _MIN_AREA_PX = 0.4, 60
 # Share of a picture that beads cover at most.
 _MAX_BEAD_COVER = 0.28
+# Squares by which neighbours are looked up, in px.
+_CELL = 128
 
 
 def render_image(
@@ -114,12 +118,12 @@ def _lay_particles(
     number = _count(rng, size, preset)
     kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
     makers, painters, room = _hands(rng, preset, size)
-    ground = _Ground(size, bar, preset)
+    ground = Ground(size, bar, preset)
     annotations = []
     for kind in sorted(kinds[:room], key=list(preset.mix).index):
         particle = makers[kind](rng, size)
         for _ in range(6):
-            placed = _place(rng, particle, ground)
+            placed = place(rng, particle, ground)
             annotation = annotate(placed, size, um_per_px)
             if annotation is None or not ground.has_room(placed, annotation):
                 continue
@@ -147,8 +151,14 @@ def _hands(rng: np.random.Generator, preset: Preset, size: int) -> tuple[dict, d
     return makers, painters, room
 
 
-def _place(rng: np.random.Generator, particle: Particle, ground: "_Ground") -> Particle:
-    """Move a particle somewhere, or across or against one that is there already."""
+def place(rng: np.random.Generator, particle: Particle, ground: "Ground") -> Particle:
+    """Move a particle somewhere, or across or against one that is there already.
+
+    Args:
+        rng: where the numbers come from.
+        particle: about the origin.
+        ground: what lies where.
+    """
     preset = ground.preset
     if particle.category_id == FIBER:
         if ground.fibers and rng.random() < preset.crossing:
@@ -179,7 +189,7 @@ def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) 
     return placed
 
 
-class _Ground:
+class Ground:
     """What lies where: decides whether one more particle has room."""
 
     def __init__(self, size: int, bar: dict | None, preset: Preset):
@@ -192,16 +202,24 @@ class _Ground:
             self.bar = box(x - 4, y - 4, x + width + 4, y + height + 4)
         # Of each particle: itself, its pixels inside the frame, how many of them are covered.
         self._laid: list[tuple[Particle, float, float]] = []
+        # Numbers of the particles whose boxes meet each square of _CELL px.
+        self._cells: dict[tuple[int, int], set[int]] = defaultdict(set)
 
     def has_room(self, particle: Particle, annotation: dict[str, Any]) -> bool:
-        """Whether it is seen well enough and leaves those below it well enough seen."""
+        """Whether it is seen well enough and leaves those below it well enough seen.
+
+        Args:
+            particle: where it is to lie.
+            annotation: its annotation, of which ``area`` counts.
+        """
         area = annotation["area"]
         inside = area / particle.outline.area
         if area < _MIN_AREA_PX or inside < _MIN_INSIDE:
             return False
         if self.bar is not None and particle.outline.intersection(self.bar).area > 0.05 * area:
             return False
-        for other, other_area, covered in self._laid:
+        for number in self._near(particle):
+            other, other_area, covered = self._laid[number]
             shared = _shared_area(particle, other)
             both_compact = FIBER not in (particle.category_id, other.category_id)
             if both_compact and shared > self.preset.max_overlap * min(area, other_area):
@@ -217,12 +235,23 @@ class _Ground:
 
     def take(self, particle: Particle, annotation: dict[str, Any]) -> None:
         """Note a painted particle."""
-        self._laid = [
-            (other, area, covered + _shared_area(particle, other))
-            for other, area, covered in self._laid
-        ]
+        for number in self._near(particle):
+            other, area, covered = self._laid[number]
+            self._laid[number] = other, area, covered + _shared_area(particle, other)
+        for cell in _cells(particle):
+            self._cells[cell].add(len(self._laid))
         self._laid.append((particle, annotation["area"], 0.0))
         (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
+
+    def _near(self, particle: Particle) -> set[int]:
+        """Numbers of the particles that may share pixels with one."""
+        return set().union(*(self._cells[cell] for cell in _cells(particle) if cell in self._cells))
+
+
+def _cells(particle: Particle) -> list[tuple[int, int]]:
+    """The squares of _CELL px that a particle's box meets."""
+    left, top, right, bottom = (math.floor(v / _CELL) for v in particle.outline.bounds)
+    return [(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)]
 
 
 def _shared_area(one: Particle, other: Particle) -> float:

@@ -8,7 +8,12 @@ import numpy as np
 from shapely.geometry import Polygon
 
 from microplastics.data.synthetic.background import Scene
-from microplastics.data.synthetic.fields import fractal_noise, relief, smooth_noise
+from microplastics.data.synthetic.fields import (
+    fractal_noise,
+    plane_noise,
+    relief,
+    smooth_noise,
+)
 from microplastics.data.synthetic.particles import FIBER, FRAGMENT, Particle
 
 # Shapes are filled at this many samples a pixel along each axis, then averaged.
@@ -87,6 +92,11 @@ class Crop:
     def fill(self, canvas: np.ndarray, points: np.ndarray, value) -> None:
         cv2.fillPoly(canvas, [self.fixed(points)], value, shift=4)
 
+    def holds(self, points: np.ndarray, margin: float) -> np.ndarray:
+        """Which points lie in the window or within ``margin`` px of it, bool (N,)."""
+        off = points - self.origin
+        return ((off > -margin) & (off < np.array(self.shape[::-1]) + margin)).all(1)
+
     def reduce(self, canvas: np.ndarray) -> np.ndarray:
         small = cv2.resize(canvas, self.shape[::-1], interpolation=cv2.INTER_AREA)
         return small.astype(np.float32) / 255
@@ -103,6 +113,7 @@ def paint(
     particle: Particle,
     scene: Scene,
     min_contrast: float = MIN_CONTRAST,
+    tries: int = 5,
 ) -> bool:
     """Paint a particle onto the scene in a colour that stands out from what is below it.
 
@@ -111,6 +122,7 @@ def paint(
         particle: what to paint; it may reach beyond the frame.
         scene: changed in place.
         min_contrast: least :func:`contour_contrast`.
+        tries: colours that are tried.
 
     Returns:
         Whether it was painted: False, and the scene unchanged, where every colour tried comes
@@ -119,7 +131,7 @@ def paint(
     crop = Crop(particle, scene.canvas.shape[0])
     coverage = crop.coverage(particle.outline)
     below = scene.canvas[crop.window]
-    for _ in range(5):
+    for _ in range(tries):
         if particle.category_id == FIBER:
             color, alpha = _tube(rng, particle, scene, crop)
         elif particle.category_id == FRAGMENT:
@@ -217,8 +229,11 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
     canvas = crop.canvas(2)
     # The colour drifts along a fibre: dye, twist and depth are not even.
     drift = 1 + rng.uniform(0.02, 0.13) * _wander(rng, len(line))
+    near = crop.holds(line, beyond + 2)
     for start in range(0, len(line) - 1, 3):
         part = slice(start, start + 4)
+        if not near[part].any():
+            continue
         towards = float(normal[part].mean(0) @ scene.light)
         values = _tube_profile(across, towards, name == "transparent", scene.dark)
         values = [(min(int(t * drift[start]), 255), a) for t, a in values]
@@ -226,7 +241,12 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
         for strip, value in enumerate(values):
             crop.fill(canvas, np.concatenate([lines[:, strip], lines[::-1, strip + 1]]), value)
     tone, alpha = np.moveaxis(crop.reduce(canvas), 2, 0)
-    grain = 1 + rng.uniform(0.02, 0.07) * smooth_noise(rng, crop.shape, rng.uniform(1.5, 5))
+    depth, cell = rng.uniform(0.02, 0.07), rng.uniform(1.5, 5)
+    if scene.origin is None:
+        grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
+    else:
+        left, top = crop.left + scene.origin[0], crop.top + scene.origin[1]
+        grain = 1 + depth * plane_noise(int(rng.integers(2**63)), left, top, crop.shape, cell)
     return _glossy(color, 2 * tone * grain, 0.45), alpha
 
 
