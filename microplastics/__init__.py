@@ -5,6 +5,7 @@ Importing the package registers its data sets (lazily: nothing is read) in Detec
 """
 
 import warnings
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -18,9 +19,20 @@ from microplastics.errors import UserError
 register_builtin()
 
 __all__ = [
+    "Predictions",
+    "Predictor",
     "UserError",
     "add_microplastics_config",
     "get_cfg",
     "load_config",
     "register_microplastics_instances",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Read on first use: training and the data tools need no predictor.
+    if name in ("Predictions", "Predictor"):
+        from microplastics import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

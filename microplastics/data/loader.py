@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -218,6 +219,14 @@ class TrainLoader:
         if self._factors is None:
             return float(len(self.dataset_dicts))
         return float(self._factors.double().sum())
+
+    @property
+    def image_side(self) -> int:
+        """Median of the shorter sides of the training images, or of their windows, in px.
+
+        It tells a predictor how large the network is used to see things.
+        """
+        return int(np.median([min(d["width"], d["height"]) for d in self.dataset_dicts]))
 
     def _repeat_factors(self) -> torch.Tensor | None:
         """How often an epoch shows each image, float32 (N,); None where each comes once."""

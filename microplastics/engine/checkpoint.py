@@ -41,6 +41,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         class_names: Sequence[str],
         trainer: Any = None,
         save_to_disk: bool | None = None,
+        training_side: int | None = None,
     ):
         """
         Args:
@@ -49,11 +50,13 @@ class TrainingCheckpointer(DetectionCheckpointer):
             class_names: stored in each file.
             trainer: an object with ``state_dict`` and ``load_state_dict`` to resume from.
             save_to_disk: rank 0 alone by default.
+            training_side: of :attr:`TrainLoader.image_side`, stored in each file, in px.
         """
         super().__init__(model, cfg.OUTPUT_DIR, save_to_disk=save_to_disk)
         self.trainer = trainer
         self._cfg = cfg
         self._class_names = list(class_names)
+        self._training_side = training_side
 
     def save(self, name: str, with_trainer: bool = True, **extra: Any) -> None:
         """Write ``OUTPUT_DIR/name.pth``, whole or not at all.
@@ -74,6 +77,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
             "detectron2": detectron2_build(),
             "class_names": self._class_names,
             "config": self._cfg.dump(),
+            "training_side": self._training_side,
         }
         with_trainer = with_trainer and self.trainer is not None
         if with_trainer:
@@ -187,7 +191,12 @@ def checkpoint_info(path: str) -> dict[str, Any]:
     Raises:
         UserError: not a checkpoint of this project.
     """
-    info = read_weights(path).get("microplastics")
+    return checkpoint_info_of(read_weights(path), path)
+
+
+def checkpoint_info_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
+    """Like :func:`checkpoint_info`, of a checkpoint that is already read."""
+    info = checkpoint.get("microplastics")
     if not isinstance(info, dict):
         raise UserError(f"{path} carries no config; name one with --config-file.")
     return info

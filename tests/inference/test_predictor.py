@@ -1,0 +1,358 @@
+"""Predictor beside Detectron2's DefaultPredictor, and what strangers put into checkpoints."""
+
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.engine import DefaultPredictor
+from support import ROOT, TINY
+
+import microplastics
+from microplastics.config import load_config
+from microplastics.data.images import read_image
+from microplastics.engine.checkpoint import TrainingCheckpointer
+from microplastics.engine.trainer import Trainer
+from microplastics.errors import UserError
+from microplastics.inference import Predictions, Predictor
+
+NAMES = ["Fiber", "Fragment", "Film"]
+# Thin: a checkpoint of half a megabyte.
+OPTS = (
+    *("DATASETS.TEST", "()", "INPUT.MAX_SIZE_TEST", "160"),
+    *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    """A checkpoint of a tiny seeded model, as training writes it."""
+    folder = tmp_path_factory.mktemp("model")
+    cfg = load_config(f"{ROOT}/configs/microplastics_quick.yaml", [*TINY, *OPTS])
+    cfg.OUTPUT_DIR = str(folder)
+    torch.manual_seed(5)
+    model = Trainer.build_model(cfg)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    TrainingCheckpointer(model, cfg, NAMES).save("model")
+    return str(folder / "model.pth")
+
+
+@pytest.fixture(scope="module")
+def predictor(model_path):
+    return Predictor.from_checkpoint(model_path)
+
+
+@pytest.fixture
+def altered(model_path, tmp_path):
+    """Writes the checkpoint with something else in what it says of itself."""
+
+    def write(**info):
+        data = torch.load(model_path, weights_only=True)
+        data["microplastics"].update(info)
+        path = tmp_path / "altered.pth"
+        torch.save(data, path)
+        return str(path)
+
+    return write
+
+
+def image(height, width, seed=0):
+    """Dim noise with bright bars, uint8 BGR."""
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+    for _ in range(6):
+        start = tuple(rng.integers(0, (width, height)).tolist())
+        end = tuple(rng.integers(0, (width, height)).tolist())
+        cv2.line(array, start, end, (250, 240, 200), 5)
+    return array
+
+
+def fields(predictions):
+    masks = predictions.pred_masks
+    masks = masks.to_bitmasks() if hasattr(masks, "to_bitmasks") else masks
+    return predictions.pred_boxes.tensor, predictions.scores, predictions.pred_classes, masks
+
+
+SIZES = [(96, 96), (60, 130), (300, 200), (97, 101), (40, 400)]
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_equals_default_predictor_to_the_bit_without_optimizations(model_path, height, width):
+    ours = Predictor.from_checkpoint(model_path, optimize=False)
+    theirs = DefaultPredictor(ours.cfg)(image(height, width))["instances"]
+    found = ours(image(height, width))
+    assert len(theirs) > 3 and found.image_size == (height, width)
+    for own, other in zip(fields(found), fields(theirs), strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("colour", ["BGR", "RGB"])
+def test_equals_default_predictor_in_fp32(model_path, height, width, colour):
+    ours = Predictor.from_checkpoint(model_path, ("INPUT.FORMAT", colour))
+    theirs = DefaultPredictor(ours.cfg)(image(height, width))["instances"]
+    (boxes, scores, classes, masks), expected = fields(ours(image(height, width))), fields(theirs)
+    torch.testing.assert_close(boxes, expected[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(scores, expected[1], rtol=0, atol=1e-5)
+    assert torch.equal(classes, expected[2])
+    # A probability within rounding of the threshold may fall to either side.
+    assert (masks != expected[3]).sum() <= 1e-3 * expected[3].sum() + 1
+
+
+def test_grey_deep_and_transparent_arrays_are_the_bgr_image(predictor):
+    grey = image(80, 90)[:, :, 0]
+    bgr = np.repeat(grey[:, :, None], 3, axis=2)
+    alpha = np.concatenate([bgr, np.full((80, 90, 1), 7, np.uint8)], axis=2)
+    deep = grey.astype(np.uint16) * 200
+    expected = fields(predictor(bgr))
+    for same in (grey, grey[:, :, None], alpha, np.asfortranarray(bgr), bgr[:, ::-1][:, ::-1]):
+        for own, other in zip(fields(predictor(same)), expected, strict=True):
+            assert torch.equal(own, other)
+    assert len(predictor(deep)) and len(predictor(deep.astype(np.float32) / 7))
+
+
+def test_paths_and_lists_in_order(predictor, tmp_path):
+    names = []
+    for number, size in enumerate(SIZES[:3]):
+        names.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(names[-1]), image(*size, seed=number))
+    found = predictor([names[0], str(names[1]), read_image(names[2])])
+    assert [each.image_size for each in found] == SIZES[:3]
+    for path, each in zip(names, found, strict=True):
+        assert torch.equal(predictor(path).scores, each.scores)
+    assert predictor([]) == []
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_batches_of_mixed_sizes_keep_order_and_results(model_path, predictor, size):
+    images = [image(*SIZES[number % 3], seed=number) for number in range(11)]
+    batched = Predictor.from_checkpoint(model_path, batch_size=size)
+    for own, each in zip(batched.predict_many(iter(images)), map(predictor, images), strict=True):
+        assert own.image_size == each.image_size and len(own) == len(each)
+        torch.testing.assert_close(own.scores, each.scores, rtol=0, atol=1e-5)
+
+
+def test_a_thin_image_and_an_image_without_particles(model_path):
+    strict = Predictor.from_checkpoint(model_path, score_threshold=1.0)
+    for size in [(1, 1), (2, 900), (64, 64)]:
+        found = strict(np.zeros(size, np.uint8))
+        assert len(found) == 0 and found.to_dict()["masks"].shape == (0, *size)
+
+
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (np.zeros((4, 4, 2), np.uint8), r"not \(4, 4, 2\)"),
+        (np.zeros((0, 4), np.uint8), "has no pixel"),
+        (np.zeros((4,), np.uint8), r"not \(4, 1\)|not \(4,\)"),
+        (np.zeros((4, 4), np.complex64), "complex64 values"),
+        (np.array([["a"]]), "values cannot be read"),
+        (7, "a numpy array or a path, not int"),
+    ],
+)
+def test_wrong_arrays_are_named(predictor, array, words):
+    with pytest.raises(ValueError, match=words):
+        predictor(array)
+
+
+def test_an_error_comes_after_the_results_before_it(predictor, tmp_path):
+    def images():
+        yield image(60, 60)
+        yield image(60, 60)
+        yield tmp_path / "gone.png"
+
+    found = []
+    with pytest.raises(UserError, match="gone.png"):
+        for each in predictor.predict_many(images()):
+            found.append(each)
+    assert len(found) == 2
+
+
+def test_an_abandoned_stream_ends_its_threads(predictor):
+    drawn = []
+
+    def images():
+        for number in range(1000):
+            drawn.append(number)
+            yield image(60, 60)
+
+    before = threading.active_count()
+    results = predictor.predict_many(images())
+    next(results)
+    results.close()
+    assert len(drawn) < 10 and threading.active_count() == before
+
+
+def test_score_thresholds_are_defaults_floats_or_by_class(model_path, predictor, altered):
+    picture = image(96, 96)
+    everything = predictor(picture)
+    middle = float(everything.scores.median())
+    one = Predictor.from_checkpoint(model_path, score_threshold=middle)
+    assert torch.equal(one(picture).scores, everything.scores[everything.scores > middle])
+    by_class = {"Fiber": middle, "Film": 1.0}
+    limits = torch.tensor([middle, 0.05, 1.0])[everything.pred_classes]
+    for chosen in (
+        Predictor.from_checkpoint(model_path, score_threshold=by_class),
+        Predictor.from_checkpoint(altered(score_thresholds=by_class)),
+    ):
+        assert chosen.score_thresholds.tolist() == [middle, 0.05, 1.0]
+        assert torch.equal(chosen(picture).scores, everything.scores[everything.scores > limits])
+    assert predictor.score_thresholds.tolist() == [0.05] * 3
+
+
+def test_mask_threshold_grows_and_shrinks_masks(model_path, predictor):
+    picture = image(96, 96)
+    areas = [
+        Predictor.from_checkpoint(model_path, mask_threshold=t)(picture).pred_masks.area().sum()
+        for t in (0.4, 0.5, 0.6)
+    ]
+    assert areas[1] == predictor(picture).pred_masks.area().sum()
+    assert areas[0] > areas[2] and areas[0] >= areas[1] >= areas[2]
+
+
+def test_bf16_finds_nearly_the_same(model_path, predictor):
+    half = Predictor.from_checkpoint(model_path, precision="bf16")
+    own, expected = half(image(200, 150)), predictor(image(200, 150))
+    assert abs(len(own) - len(expected)) <= 2
+    torch.testing.assert_close(own.scores[:3], expected.scores[:3], rtol=0, atol=0.02)
+
+
+def test_dense_has_no_cap_and_scale_no_config(model_path):
+    few = Predictor.from_checkpoint(model_path, ("TEST.DETECTIONS_PER_IMAGE", "2"))
+    (dense,) = few.predict_many([image(96, 96)], dense=True)
+    assert len(few(image(96, 96))) == 2 < len(dense)
+    (scaled,) = few.predict_many([image(48, 48)], scale=2.0)
+    assert torch.equal(scaled.scores, few(image(48, 48)).scores)  # 96 px, as MIN_SIZE_TEST says
+    with pytest.raises(ValueError, match="scale is 0"):
+        few.predict_many([image(48, 48)], scale=0)
+    with pytest.raises(UserError, match="would be resized to 4800000 x 4800000 px"):
+        list(few.predict_many([image(48, 48)], scale=1e5))
+
+
+def test_results_are_plain_tensors_that_may_be_changed(predictor):
+    found = predictor(image(96, 96))
+    assert isinstance(found, Predictions)
+    found.pred_boxes.scale(2, 2)
+    found.scores.mul_(2)
+
+
+def test_what_it_says_of_itself(model_path, predictor):
+    assert microplastics.Predictor is Predictor
+    assert predictor.class_names == NAMES and predictor.cfg.is_frozen()
+    assert predictor.cfg.MODEL.DEVICE == "cpu" and predictor.precision == "fp32"
+    assert len(predictor.weights_sha256) == 64 and predictor.batch_size == 1
+    assert predictor.info["version"] == microplastics.__version__
+
+
+def test_names_without_any_in_the_checkpoint(predictor, model_path, tmp_path):
+    path = str(tmp_path / "bare.pth")
+    torch.save({"model": torch.load(model_path, weights_only=True)["model"]}, path)
+    with pytest.raises(UserError, match="bare.pth carries no config; name one with --config-file"):
+        Predictor.from_checkpoint(path)
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = path
+    assert Predictor(cfg).class_names == ["class 1", "class 2", "class 3"]
+    cfg.DATASETS.TEST = ("microplastics_val",)
+    assert Predictor(cfg).class_names == NAMES
+    assert Predictor(cfg, ["a", "b", "c"]).class_names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"score_threshold": 1.5}, "score threshold of Fiber is 1.5"),
+        ({"score_threshold": float("nan")}, "score threshold of Fiber is nan"),
+        ({"score_threshold": {"Foam": 0.5}}, "for Foam, which is no class of the model"),
+        ({"mask_threshold": 0}, "mask threshold is 0"),
+        ({"precision": "fp8"}, "'fp8'; use fp32 or bf16"),
+        ({"precision": "bf16", "optimize": False}, "leave those on"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"class_names": ["a", "b"]}, "given are a, b, but the config has 3 classes"),
+        ({"opts": ("MODEL.NOPE", "1")}, "sets MODEL.NOPE, which is not a config key"),
+        ({"opts": ("MODEL.ROI_HEADS.NUM_CLASSES", "2")}, "but the config has 2 classes"),
+        ({"opts": ("MODEL.FPN.OUT_CHANNELS", "32")}, "does not fit this model"),
+        ({"opts": ("MODEL.META_ARCHITECTURE", "Nope")}, "makes no model .*Nope"),
+        ({"opts": ("MODEL.ROI_BOX_HEAD.FC_DIM", "9000000")}, "does not fit its config"),
+        ({"opts": ("MODEL.DEVICE", "toaster")}, "'toaster' is unknown"),
+        ({"opts": ("INPUT.FORMAT", "L")}, "INPUT.FORMAT is L"),
+    ],
+)
+def test_wrong_arguments_are_named(model_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+        Predictor.from_checkpoint(model_path, **arguments)
+
+
+def test_empty_weights_are_refused(predictor):
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty"):
+        Predictor(cfg)
+    with pytest.raises(UserError, match="no weights file /none.pth"):
+        Predictor.from_checkpoint("/none.pth")
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{b}: &{b} [*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "info, words",
+    [
+        ({"config": "MODEL:\n  NOPE: 1\n"}, "sets MODEL.NOPE, which is not a config key"),
+        ({"config": "_BASE_: /etc/passwd\n"}, "names a _BASE_ outside of it"),
+        ({"config": "!!python/object/apply:os.system ['touch x']\n"}, "not plain YAML"),
+        ({"config": "MODEL: [1\n"}, "not plain YAML"),
+        ({"config": "- 1\n"}, "not a table of keys"),
+        ({"config": "VERSION: 1\n"}, "of VERSION 1"),
+        ({"config": "MODEL:\n  MASK_ON: 3\n"}, "a value that does not fit"),
+        ({"config": "MODEL: 3\n"}, "a value that does not fit|not a config key"),
+        ({"config": "OUTPUT_DIR: '" + "(" * 5000 + "'\n"}, "does not fit|class names|makes no"),
+        ({"config": "[" * 5000}, "not plain YAML"),
+        ({"config": BOMB}, "too many values"),
+        ({"config": "a: &a [*a]\n"}, "too many values|not plain YAML"),
+        ({"config": 7}, "carries no config that can be read"),
+        ({"config": "x" * 2_000_000}, "carries no config that can be read"),
+        ({"class_names": "Fiber"}, "no list of different words"),
+        ({"class_names": ["Fiber", "Fiber", "Film"]}, "no list of different words"),
+        ({"class_names": ["Fiber"]}, "are Fiber, but the config has 3 classes"),
+        ({"score_thresholds": {"Foam": 0.5}}, "not by class name"),
+        ({"score_thresholds": {"Film": float("inf")}}, "of Film in .* is inf"),
+        ({"score_thresholds": [0.5]}, "not by class name"),
+    ],
+)
+def test_a_hostile_checkpoint_ends_in_a_sentence(altered, info, words):
+    path = altered(**info)
+    with pytest.raises(UserError, match=words):
+        Predictor.from_checkpoint(path)
+
+
+def test_the_config_of_detectron2_main_is_read_by_both_builds(model_path, altered):
+    config = yaml.safe_load(torch.load(model_path, weights_only=True)["microplastics"]["config"])
+    config["FLOAT32_PRECISION"] = ""
+    config["MODEL"]["ROI_BOX_HEAD"]["USE_SIGMOID_CE"] = False
+    path = altered(config=yaml.safe_dump(config))
+    assert len(Predictor.from_checkpoint(path)(image(96, 96)))
+    if "FLOAT32_PRECISION" not in microplastics.get_cfg():
+        # 0.5 cannot do what this asks for.
+        config["MODEL"]["ROI_BOX_HEAD"]["USE_SIGMOID_CE"] = True
+        with pytest.raises(UserError, match="sets MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE, which is not"):
+            Predictor.from_checkpoint(altered(config=yaml.safe_dump(config)))
+
+
+def test_the_limit_on_pixels_is_not_the_checkpoints(altered, model_path):
+    config = torch.load(model_path, weights_only=True)["microplastics"]["config"]
+    assert "MAX_PIXELS: 178956970" in config
+    huge = altered(config=config.replace("MAX_PIXELS: 178956970", "MAX_PIXELS: 999999999999"))
+    assert Predictor.from_checkpoint(huge).cfg.INPUT.MAX_PIXELS == 178_956_970
+    predictor = Predictor.from_checkpoint(model_path, ("INPUT.MAX_PIXELS", "100"))
+    assert predictor.cfg.INPUT.MAX_PIXELS == 100
