@@ -79,8 +79,8 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.PLATEAU = CfgNode()
     cfg.SOLVER.PLATEAU.ENABLED = False
     # Any flattened metric of the evaluation: validation/total_loss, segm/AP50, bbox/AP-Fiber, …
-    # The losses (validation/…) and what is counted on blanks (blank/…) are minimised, all others
-    # maximised.
+    # The losses (validation/…), what is counted on blanks (blank/…) and mean absolute errors
+    # (counting/count_MAE, …) are minimised, all others maximised.
     cfg.SOLVER.PLATEAU.METRIC = "validation/total_loss"
     cfg.SOLVER.PLATEAU.FACTOR = 0.1
     cfg.SOLVER.PLATEAU.PATIENCE = 5
@@ -120,6 +120,25 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
+    _add_counting(cfg)
+
+
+def _add_counting(cfg: CfgNode) -> None:
+    """Add TEST.COUNTING: counts, matched F1 and size errors; see docs/counting.md."""
+    counting = cfg.TEST.COUNTING = CfgNode()
+    counting.ENABLED = True
+    # A detection counts as a particle from this score on.
+    counting.SCORE_THRESH = 0.5
+    # One number for each class instead. Where empty, --eval-only takes those that
+    # tools/choose_threshold.py stored in the checkpoint, if any.
+    counting.CLASS_SCORE_THRESH = []
+    # Errors of length, Feret diameter and area, and counts by size class, take about 1 ms a
+    # particle: "eval_only", "always" (in training's evaluations too) or "never".
+    counting.SIZES = "eval_only"
+    # Size classes by maximum Feret diameter: below the first bound, between each two, from the
+    # last; in "px", or in "um" where every image of the JSON has its um_per_px.
+    counting.SIZE_BOUNDS = [32.0, 96.0]
+    counting.SIZE_UNIT = "px"
 
 
 def _add_writers(cfg: CfgNode) -> None:

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 from collections import OrderedDict
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -16,11 +17,21 @@ from tabulate import tabulate
 from microplastics.data.loader import check_datasets
 from microplastics.engine.checkpoint import BEST, TrainingCheckpointer
 from microplastics.engine.hooks import flatten_results
+from microplastics.engine.stored_thresholds import stored_thresholds
 from microplastics.engine.trainer import Trainer
+from microplastics.engine.weights import fetch_weights
 from microplastics.errors import UserError
+from microplastics.evaluation.counting import CURVES_FILE
 from microplastics.files import atomic_write, write_json
+from microplastics.report.counting import plot_counting_curves
 
 logger = logging.getLogger(__name__)
+
+_FIGURES = (
+    *("AP", "AP50"),
+    *("count_true", "count_predicted", "count_error_pct", "F1", "F1_tol1", "F1_tol2"),
+    *("length_bias", "length_MAE", "area_MAPE"),
+)
 
 
 def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
@@ -50,9 +61,10 @@ def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
 def evaluate(cfg: CfgNode, weights_given: bool = False, trainer_class=Trainer) -> OrderedDict:
     """Score weights on DATASETS.TEST and write the figures to OUTPUT_DIR/inference.
 
-    Writes ``metrics.json`` (flat names to numbers), ``per_class.csv`` and
-    ``coco_instances_results.json``. With ``TEST.AUG.ENABLED`` predictions under test-time
-    augmentation are scored as well, under names that end in ``_TTA``.
+    Writes ``metrics.json`` (flat names to numbers), ``per_class.csv``,
+    ``coco_instances_results.json``, and the tables and the picture of counting. Particles count
+    from the score thresholds on that the checkpoint carries, if any. With ``TEST.AUG.ENABLED``
+    predictions under test-time augmentation are scored as well, under names that end in ``_TTA``.
 
     Args:
         cfg: the config, set up.
@@ -69,12 +81,38 @@ def evaluate(cfg: CfgNode, weights_given: bool = False, trainer_class=Trainer) -
     model = trainer_class.build_model(cfg)
     class_names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
     TrainingCheckpointer(model, cfg, class_names).load_weights(new_classes=False)
+    cfg = _counting_config(cfg, class_names)
     results = trainer_class.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(_test_with_augmentation(cfg, model, trainer_class))
     if comm.is_main_process():
         _write(results, cfg, class_names)
     return results
+
+
+def _counting_config(cfg: CfgNode, class_names: list[str]) -> CfgNode:
+    """A copy whose counting measures sizes and has the thresholds of the checkpoint."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    counting = cfg.TEST.COUNTING
+    if counting.SIZES == "eval_only":
+        counting.SIZES = "always"
+    if counting.ENABLED and cfg.MODEL.MASK_ON and not counting.CLASS_SCORE_THRESH:
+        stored = stored_thresholds(fetch_weights(cfg.MODEL.WEIGHTS), class_names)
+        if stored:
+            logger.info("Particles count from the score thresholds of %s on.", cfg.MODEL.WEIGHTS)
+            counting.CLASS_SCORE_THRESH = stored
+    given = counting.CLASS_SCORE_THRESH or [counting.SCORE_THRESH]
+    lowest = min((t for t in given if isinstance(t, (int, float))), default=1.0)
+    if counting.ENABLED and lowest < cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:
+        logger.warning(
+            "Particles should count from the score %g on, but MODEL.ROI_HEADS.SCORE_THRESH_TEST "
+            "%g leaves none below itself.",
+            lowest,
+            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        )
+    cfg.freeze()
+    return cfg
 
 
 def _test_with_augmentation(cfg: CfgNode, model, trainer_class) -> OrderedDict:
@@ -112,14 +150,26 @@ def _write(results: OrderedDict, cfg: CfgNode, class_names: list[str]) -> None:
         tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"),
         folder,
     )
+    if cfg.TEST.COUNTING.ENABLED:
+        _plot_counting(folder, cfg, class_names)
     if "validation/total_loss" in metrics:
         logger.info("Validation loss %.4f", metrics["validation/total_loss"])
+
+
+def _plot_counting(folder: str, cfg: CfgNode, class_names: list[str]) -> None:
+    """Draw every table of threshold curves that the evaluation wrote, beside it."""
+    settings = cfg.TEST.COUNTING
+    thresholds = settings.CLASS_SCORE_THRESH or [settings.SCORE_THRESH] * len(class_names)
+    marked = dict(zip(class_names, thresholds, strict=True))
+    for table in sorted(Path(folder).rglob(CURVES_FILE)):
+        plot_counting_curves(table, table.with_suffix(".png"), marked)
 
 
 def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[dict]:
     """One row a class, where there are several, and a last row over all, in percent.
 
-    The columns are AP and AP50 of boxes and masks.
+    The columns are AP and AP50 of boxes and masks, and of counting the numbers of true and
+    predicted particles, the count error, F1, and the errors of lengths and areas.
 
     Args:
         metrics: flat metrics.
@@ -129,12 +179,12 @@ def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[d
     for name in [*class_names, None]:
         row = {"class": name or "all"}
         for key, value in metrics.items():
-            for figure in ("AP", "AP50"):
+            for figure in _FIGURES:
                 # Class names may hold slashes: only the end of the key tells.
                 end = f"/{figure}-{name}" if name else f"/{figure}"
                 if key.endswith(end):
-                    row[f"{key.removesuffix(end)} {figure}"] = value
+                    row[f"{key.removesuffix(end)} {figure.removeprefix('count_')}"] = value
         # Of a single class Detectron2's figures are those over all.
-        if name is None or len(row) > 1:
+        if name is None or any(column.endswith(("AP", "AP50")) for column in row):
             rows.append(row)
     return rows

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 # Not what looks like it in the path of a data set, which may precede the metric.
-_MINIMISED = re.compile(r"(^|/)(validation/[^/]*$|blank/(FP_per_image|images_with_FP))")
+_MINIMISED = re.compile(
+    r"(^|/)(validation/[^/]*$|blank/(FP_per_image|images_with_FP)|counting/[a-z_]+_MAE)"
+)
 
 
 def flatten_results(results: dict[str, Any]) -> dict[str, float]:
@@ -59,7 +61,7 @@ class Improvement:
         """
         Args:
             metric: flattened name; those of ``validation/`` (losses) and ``blank/`` (false
-                positives) are minimised.
+                positives) and the mean absolute errors of ``counting/`` are minimised.
             threshold: relative change that counts as better (torch's ``rel`` mode).
         """
         self.metric = metric

@@ -1,5 +1,6 @@
 """Losses into the event storage, and which metrics a hook may watch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from detectron2.utils.events import EventStorage, get_event_storage
 
 from microplastics.errors import UserError
 from microplastics.evaluation.blanks import blank_images
+from microplastics.evaluation.counting_figures import MAXIMISED, MINIMISED, SIZES_MINIMISED
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _LOSSES = (
@@ -31,6 +33,7 @@ def known_metrics(cfg: CfgNode) -> list[str]:
     names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
     if cfg.MODEL.MASK_ON:
         names += ["semantic/IoU_best", "semantic/IoU", "semantic/Dice"]
+        names += _counting_names(cfg, classes)
     # Blanks are often a test set of their own, beside the one with particles.
     json_files = [MetadataCatalog.get(name).get("json_file") for name in cfg.DATASETS.TEST]
     if any(json_file is not None and blank_images(json_file) for json_file in json_files):
@@ -39,6 +42,17 @@ def known_metrics(cfg: CfgNode) -> list[str]:
     if cfg.TEST.VAL_LOSS.ENABLED:
         names = [f"validation/{name}" for name in _LOSSES] + names
     return names
+
+
+def _counting_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
+    """Figures of counting for which more, or less, is better."""
+    if not cfg.TEST.COUNTING.ENABLED:
+        return []
+    figures = [*MAXIMISED, *MINIMISED]
+    if cfg.TEST.COUNTING.SIZES == "always":
+        figures += SIZES_MINIMISED
+    suffixes = ["", *(f"-{name}" for name in classes)]
+    return [f"counting/{figure}{suffix}" for suffix in suffixes for figure in figures]
 
 
 def check_metric_names(cfg: CfgNode) -> None:

@@ -44,6 +44,7 @@ from microplastics.engine.writers import build_writers, truncate_metrics
 from microplastics.errors import UserError
 from microplastics.evaluation.blanks import BlankEvaluator
 from microplastics.evaluation.coco import COCOEvaluator
+from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.semantic import SemanticEvaluator
 from microplastics.evaluation.validation import validate
 
@@ -101,7 +102,10 @@ class Trainer(DefaultTrainer):
         self.model = distribute(model, cfg.MODEL.DEVICE)
         self.grad_scaler = torch.amp.GradScaler("cuda") if amp_dtype(cfg) is torch.float16 else None
         class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-        self.checkpointer = TrainingCheckpointer(model, cfg, class_names, trainer=self)
+        side = getattr(self.data_loader, "image_side", None)
+        self.checkpointer = TrainingCheckpointer(
+            model, cfg, class_names, trainer=self, training_side=side
+        )
 
         self.last_eval: tuple[int, dict[str, float]] | None = None
         self.finished_iters = 0
@@ -333,7 +337,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
     ) -> DatasetEvaluator:
-        """COCO AP, false positives on blanks, and semantic figures where there are masks."""
+        """COCO AP, false positives on blanks; of masks semantic figures and counts too."""
         output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         evaluators = [
@@ -349,6 +353,8 @@ class Trainer(DefaultTrainer):
             evaluators.append(
                 SemanticEvaluator(dataset_name, score_threshold=cfg.TEST.SEMANTIC_SCORE_THRESH)
             )
+            if cfg.TEST.COUNTING.ENABLED:
+                evaluators.append(CountingEvaluator.from_config(cfg, dataset_name, output_dir))
         return DatasetEvaluators(evaluators)
 
     @classmethod
@@ -362,8 +368,8 @@ class Trainer(DefaultTrainer):
 
         Returns:
             Nested results on rank 0 (``{}`` on the others): ``validation`` (losses), ``bbox``,
-            ``segm``, ``semantic``, and ``blank`` where there are blanks; below the name of the
-            data set where there are several.
+            ``segm``, ``semantic``, ``counting``, and ``blank`` where there are blanks; below the
+            name of the data set where there are several.
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]

@@ -1,0 +1,106 @@
+"""Choosing the score threshold of each class on a validation set."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from microplastics.evaluation.counting_curves import class_curve
+from microplastics.evaluation.counting_records import Pooled
+
+Metric = Literal["f1", "count"]
+
+DEFAULT = 0.5
+LEAST_PARTICLES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The threshold of one class, and what it changes on the set that it was chosen on.
+
+    Attributes:
+        class_name: name of the class.
+        threshold: a particle of this class counts from this score on.
+        true: true particles.
+        before, after: ``predicted``, ``count_error``, ``precision``, ``recall``, ``F1`` (%) at
+            the default and at the chosen threshold.
+        kept_because: why the default was kept without a choice; empty where one was made.
+    """
+
+    class_name: str
+    threshold: float
+    true: int
+    before: dict[str, float]
+    after: dict[str, float]
+    kept_because: str = ""
+
+
+def choose_thresholds(
+    pooled: Pooled,
+    class_names: Sequence[str],
+    metric: Metric,
+    lowest: float = 0.0,
+    default: float = DEFAULT,
+    least_particles: int = LEAST_PARTICLES,
+) -> list[Choice]:
+    """Choose the threshold of each class by itself.
+
+    Every set of predictions that a threshold can leave is tried. Of equal ones that with the
+    smaller count error (``"f1"``) or the higher F1 (``"count"``) is taken, then the one nearest
+    to the default, then the higher threshold. All thresholds between two scores are alike: the
+    default is taken where it is one of them, else a short number near their middle.
+
+    Args:
+        pooled: the records of the validation set, with predictions from ``lowest`` on.
+        class_names: by class number.
+        metric: ``"f1"`` maximises F1 at IoU 0.5; ``"count"`` minimises the amount of the
+            difference of the numbers of predicted and true particles.
+        lowest: no predictions of a lower score were made.
+        default: threshold of classes for which there is no choice.
+        least_particles: a class of fewer true particles keeps the default.
+    """
+    choices = []
+    for number, name in enumerate(class_names):
+        threshold, reason = default, ""
+        true = int((pooled.true_classes == number).sum())
+        scores = pooled.scores[(pooled.classes == number) & ~pooled.ignored[:, 0]]
+        if true < least_particles:
+            reason = (
+                f"{name} has {true} true particles, fewer than the {least_particles} that a "
+                f"choice needs: it keeps {default:g}."
+            )
+        elif not len(scores):
+            reason = f"No {name} is predicted at any score: it keeps {default:g}."
+        else:
+            threshold = _choose(pooled, number, np.unique(scores), metric, lowest, default)
+        curve = class_curve(pooled, number, np.array([default, threshold]))
+        before, after = (
+            {key: column[index].item() for key, column in curve.items()} for index in (0, 1)
+        )
+        choices.append(Choice(name, threshold, true, before, after, reason))
+    return choices
+
+
+def _choose(
+    pooled: Pooled, number: int, scores: np.ndarray, metric: Metric, lowest: float, default: float
+) -> float:
+    """The best threshold; ``scores`` are the distinct ones, ascending."""
+    curve = class_curve(pooled, number, scores)
+    f1, error = -curve["F1"], np.abs(curve["count_error"])
+    first, second = (f1, error) if metric == "f1" else (error, f1)
+    below = np.concatenate([[min(lowest, scores[0])], scores[:-1]])
+    far = np.maximum(np.maximum(below - default, default - scores), 0)
+    best = np.lexsort((-scores, far, second, first))[0]
+    if below[best] < default <= scores[best]:
+        return default
+    return _short_number(float(below[best]), float(scores[best]))
+
+
+def _short_number(low: float, high: float) -> float:
+    """The number of fewest decimals, two at least, near the middle of (low, high]."""
+    for decimals in range(2, 17):
+        number = round((low + high) / 2, decimals)
+        if low < number <= high:
+            return number
+    return high

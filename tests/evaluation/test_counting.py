@@ -1,0 +1,275 @@
+"""microplastics/evaluation/counting.py and the tables that it writes."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Instances
+
+from microplastics.data.catalog import resolve_datasets
+from microplastics.errors import UserError
+from microplastics.evaluation import gather
+from microplastics.evaluation.counting import CountingEvaluator
+from microplastics.evaluation.counting_sizes import SizeBins
+from microplastics.structures.crop_masks import CropMasks
+
+SIZE = (100, 200)
+FIBER, FILM = 0, 1
+# x, y, width, height of the truths of each image; image 3 is blank, in image 4 all is crowd.
+TRUTH = {
+    1: [(FIBER, (10, 10, 60, 4)), (FIBER, (10, 30, 120, 4)), (FILM, (10, 50, 20, 20))],
+    2: [(FILM, (50, 50, 20, 20))],
+    3: [],
+    4: [(FILM, (0, 0, 100, 100))],
+}
+# Score, class and box of what is predicted.
+FOUND = {
+    1: [
+        (0.9, FIBER, (10, 10, 60, 4)),
+        (0.8, FIBER, (11, 31, 120, 4)),  # off by a pixel diagonally: IoU 0.59
+        (0.7, FIBER, (10, 33, 120, 4)),  # IoU 1/7, tolerant IoU with 1 px 1/3
+        (0.6, FILM, (10, 52, 20, 20)),  # IoU 9/11
+        (0.3, FILM, (100, 60, 20, 20)),
+    ],
+    2: [(0.6, FIBER, (50, 50, 20, 20))],
+    3: [(0.7, FILM, (0, 0, 9, 9)), (0.2, FIBER, (20, 20, 9, 9))],
+    4: [(0.9, FILM, (10, 10, 50, 50)), (0.9, FILM, (150, 10, 40, 4))],
+}
+
+
+def full_masks(boxes):
+    masks = np.zeros((len(boxes), *SIZE), dtype=bool)
+    for mask, (x, y, width, height) in zip(masks, boxes, strict=True):
+        mask[y : y + height, x : x + width] = True
+    return masks
+
+
+def write_truth(path, scales=None):
+    images, annotations = [], []
+    for image_id, particles in TRUTH.items():
+        image = {"id": image_id, "file_name": f"{image_id}.png", "height": 100, "width": 200}
+        images.append({**image, **({"um_per_px": scales[image_id]} if scales else {})})
+        for number, (x, y, w, h) in particles:
+            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+            rle = CropMasks.from_bitmasks(full_masks([(x, y, w, h)])).to_rles(as_str=True)[0]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": 3 + 4 * number,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(image_id == 4),
+                    "segmentation": rle if image_id == 4 else [corners],
+                }
+            )
+    categories = [{"id": 3, "name": "Fiber"}, {"id": 7, "name": "Film"}]
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return resolve_datasets([f"{path}:{path.parent}"])[0]
+
+
+@pytest.fixture
+def name(tmp_path):
+    return write_truth(tmp_path / "truth.json")
+
+
+def predicted(found, crop=True):
+    scores, classes, boxes = zip(*found, strict=True)
+    masks = torch.from_numpy(full_masks(boxes))
+    return {
+        "instances": Instances(
+            SIZE,
+            scores=torch.tensor(scores),
+            pred_classes=torch.tensor(classes),
+            pred_masks=CropMasks.from_bitmasks(masks) if crop else masks,
+        )
+    }
+
+
+def judge(name, image_ids=FOUND, crop=True, **options):
+    evaluator = CountingEvaluator(name, **options)
+    for image_id in image_ids:
+        evaluator.process([{"image_id": image_id}], [predicted(FOUND[image_id], crop)])
+    return evaluator.evaluate()["counting"]
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_counts_and_f1(name, crop):
+    figures = judge(name, crop=crop, measure_sizes=False)
+    # Fiber: 4 found in images 1 and 2, 2 are right; Film: 3 that count, one is right.
+    expected = {
+        "count_true-Fiber": 2,
+        "count_predicted-Fiber": 4,
+        "count_error-Fiber": 2,
+        "count_error_pct-Fiber": 100,
+        "count_MAE-Fiber": 2 / 4,
+        "precision-Fiber": 50,
+        "recall-Fiber": 100,
+        "F1-Fiber": 200 * 2 / 6,
+        "F1_tol1-Fiber": 200 * 2 / 6,
+        "F1_tol2-Fiber": 200 * 2 / 6,
+        "count_true-Film": 2,
+        "count_predicted-Film": 3,
+        "count_MAE-Film": 3 / 4,
+        "F1-Film": 200 * 1 / 5,
+        "count_error": 3,
+        "count_error_pct": 75,
+        "count_MAE": 3 / 4,  # 1, 0, 1 and 1
+        "precision": 100 * 3 / 7,
+        "recall": 75,
+        "F1": 200 * 3 / 11,
+        "FP_per_blank": 1,
+    }
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
+    assert not any("length" in key or "px" in key for key in figures)
+
+
+def test_a_tolerance_of_a_pixel_forgives_the_annotators_hand(name):
+    def f1(shift):
+        found = [(0.9, FIBER, (10, 10 + shift, 60, 4)), (0.9, FIBER, (10, 30, 120, 4))]
+        evaluator = CountingEvaluator(name, measure_sizes=False)
+        evaluator.process([{"image_id": 1}], [predicted(found)])
+        figures = evaluator.evaluate()["counting"]
+        return [figures[f"{key}-Fiber"] for key in ("F1", "F1_tol1", "F1_tol2")]
+
+    assert f1(1) == [100, 100, 100]
+    assert f1(2) == [50, 100, 100]  # IoU 1/3, then 3/5
+    assert f1(3) == [50, 50, 100]  # tolerant IoU 2/6, then 3/5
+
+
+def test_thresholds_of_each_class(name):
+    figures = judge(name, measure_sizes=False, score_thresholds=[0.75, 0.1])
+    assert (figures["count_predicted-Fiber"], figures["count_predicted-Film"]) == (2, 4)
+    assert figures["F1-Fiber"] == 100
+
+
+def test_the_confusion_matrix_has_a_background(name, tmp_path):
+    judge(name, output_dir=tmp_path / "out", measure_sizes=False)
+    rows = read(tmp_path / "out" / "counting_confusion.csv")
+    assert [list(row.values()) for row in rows] == [
+        ["Fiber", "2", "0", "0"],
+        ["Film", "1", "1", "0"],
+        ["background", "1", "2", "0"],
+    ]
+    assert list(rows[0]) == ["true \\ predicted", "Fiber", "Film", "background"]
+    assert not (tmp_path / "out" / "counting_sizes.csv").exists()
+
+
+def test_sizes_of_matched_pairs(name):
+    figures = judge(name, measure_sizes=True)
+    assert figures["area_bias-Fiber"] == figures["area_MAE"] == 0
+    assert figures["area_loa_low-Film"] != figures["area_loa_low-Film"]  # one pair has no spread
+    assert not any("_um" in key for key in figures)
+    found = [(0.9, FIBER, (10, 10, 50, 4)), (0.9, FIBER, (10, 30, 122, 4))]
+    evaluator = CountingEvaluator(name)
+    evaluator.process([{"image_id": 1}], [predicted(found)])
+    figures = evaluator.evaluate()["counting"]
+    spread = 1.96 * 12 / math.sqrt(2)  # lengths off by -10 and 2
+    expected = {"bias": -4, "MAE": 6, "loa_low": -4 - spread, "loa_high": -4 + spread}
+    for key, value in expected.items():
+        assert figures[f"length_{key}-Fiber"] == pytest.approx(value, abs=0.1), key
+        assert figures[f"feret_max_{key}-Fiber"] == pytest.approx(value, abs=0.1), key
+        assert figures[f"area_{key}-Fiber"] == pytest.approx(4 * value), key
+    assert figures["area_MAPE-Fiber"] == pytest.approx(100 * (40 / 240 + 8 / 480) / 2)
+
+
+def test_size_classes(name, tmp_path):
+    figures = judge(name, size_bins=SizeBins((32, 96)), output_dir=tmp_path)
+    counts = {
+        key: [figures[f"count_{key}-{size}"] for size in ("<32px", "32-96px", ">=96px")]
+        for key in ("true", "predicted")
+    }
+    assert counts == {"true": [2, 1, 1], "predicted": [3, 2, 2]}
+    assert figures["F1-32-96px"] == pytest.approx(100 * 2 / 3)
+    table = {(r["class"], r["size_class"]): r for r in read(tmp_path / "counting.csv")}
+    assert len(table) == 12
+    assert table["Fiber", ">=96px"]["count_predicted"] == "2"
+    assert table["Film", "<32px"]["recall"] == "50.0"
+    for key in ("count_true", "count_predicted"):
+        parts = [int(r[key]) for (c, size), r in table.items() if "all" not in (c, size)]
+        assert sum(parts) == int(table["all", "all"][key])
+
+
+def test_micrometres_come_from_the_json(tmp_path, caplog):
+    scaled = write_truth(tmp_path / "a.json", {1: 2, 2: 2.0, 3: 2.0, 4: 2.0})
+    bins = SizeBins((64, 192), "um")
+    figures = judge(scaled, size_bins=bins)
+    assert figures["count_true-<64um"] == 2
+    assert figures["length_um_bias"] == 2 * figures["length_bias"]
+    assert figures["area_um_MAPE"] == figures["area_MAPE"]
+    broken = write_truth(tmp_path / "b.json", {1: 2.0, 2: "2", 3: True, 4: float("nan")})
+    assert "length_um_bias" not in judge(broken)
+    assert "3 of 4 images of" in caplog.text
+    with pytest.raises(UserError, match=r"3 images of .*b.json have no usable um_per_px.*2.png"):
+        CountingEvaluator(broken, size_bins=bins)
+
+
+def test_ranks_do_not_matter(name, monkeypatch):
+    expected = judge(name)
+    ranks = [CountingEvaluator(name), CountingEvaluator(name)]
+    for image_id in [*FOUND, 1]:  # the last is padded
+        ranks[image_id % 2].process([{"image_id": image_id}], [predicted(FOUND[image_id])])
+    records = [rank.records for rank in ranks]
+    monkeypatch.setattr(gather.comm, "gather", lambda mine, dst: records)
+    assert ranks[0].evaluate()["counting"] == pytest.approx(expected, nan_ok=True)
+    monkeypatch.setattr(gather.comm, "is_main_process", lambda: False)
+    assert ranks[1].evaluate() == {}
+
+
+def test_nothing_predicted_and_nothing_seen(name):
+    evaluator = CountingEvaluator(name)
+    none = Instances(
+        SIZE,
+        scores=torch.zeros(0),
+        pred_classes=torch.zeros(0, dtype=torch.int64),
+        pred_masks=CropMasks([], [], SIZE),
+    )
+    evaluator.process([{"image_id": 1}], [{"instances": none}])
+    figures = evaluator.evaluate()["counting"]
+    assert (figures["F1"], figures["count_error"], figures["recall-Film"]) == (0, -3, 0)
+    assert figures["precision"] != figures["precision"]
+    evaluator.reset()
+    figures = evaluator.evaluate()["counting"]
+    assert figures["count_true"] == 0 and figures["F1"] != figures["F1"]
+
+
+def test_an_empty_mask_counts_and_is_wrong(name):
+    evaluator = CountingEvaluator(name)
+    instances = Instances(
+        SIZE,
+        scores=torch.ones(1),
+        pred_classes=torch.zeros(1, dtype=torch.int64),
+        pred_masks=torch.zeros(1, *SIZE, dtype=torch.bool),
+    )
+    evaluator.process([{"image_id": 3}], [{"instances": instances}])
+    assert evaluator.evaluate()["counting"]["count_error-<32px"] == 1
+
+
+def test_refusals(name):
+    with pytest.raises(UserError, match="Data set nowhere has no COCO JSON"):
+        CountingEvaluator("nowhere")
+    for wrong in ([0.5], [0.5, 2], ["a", 1], 1.5, [0.5, float("nan")]):
+        with pytest.raises(UserError, match="for the classes Fiber, Film; give a number from 0"):
+            CountingEvaluator(name, score_thresholds=wrong)
+    instances = Instances(
+        (9, 9),
+        scores=torch.ones(1),
+        pred_classes=torch.zeros(1, dtype=torch.int64),
+        pred_masks=torch.ones(1, 9, 9, dtype=torch.bool),
+    )
+    with pytest.raises(ValueError, match=r"of size \(9, 9\), the image of size \(100, 200\)"):
+        CountingEvaluator(name).process([{"image_id": 1}], [{"instances": instances}])
+    output = predicted(FOUND[1])
+    output["instances"].pred_classes[0] = 2
+    with pytest.raises(ValueError, match="Class 2 is predicted, but the data set has only 2"):
+        CountingEvaluator(name).process([{"image_id": 1}], [output])
