@@ -132,6 +132,9 @@ def _add_counting(cfg: CfgNode) -> None:
     # One number for each class instead. Where empty, --eval-only takes those that
     # tools/choose_threshold.py stored in the checkpoint, if any.
     counting.CLASS_SCORE_THRESH = []
+    # A detection counts no more where a better-scored one covers more than this share of it; 1
+    # counts all. tools/predict.py does the same; AP knows nothing of it.
+    counting.MAX_OVERLAP = 0.5
     # Errors of length, Feret diameter and area, and counts by size class, take about 1 ms a
     # particle: "eval_only", "always" (in training's evaluations too) or "never".
     counting.SIZES = "eval_only"

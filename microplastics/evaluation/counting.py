@@ -24,6 +24,7 @@ from microplastics.evaluation.counting_figures import (
 from microplastics.evaluation.counting_records import Pooled, crops_of, judge_image, pool
 from microplastics.evaluation.counting_sizes import SizeBins, read_scales
 from microplastics.evaluation.gather import gather_by_image
+from microplastics.modeling.duplicates import distinct
 from microplastics.structures.crop_masks import CropMasks
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class CountingEvaluator(DatasetEvaluator):
         measure_sizes: bool = True,
         size_bins: SizeBins | None = None,
         distributed: bool = True,
+        max_overlap: float = 0.5,
     ) -> None:
         """
         Args:
@@ -65,6 +67,8 @@ class CountingEvaluator(DatasetEvaluator):
                 errors of length, Feret diameter and area.
             size_bins: the size classes; below 32, 32 to 96, and from 96 px when ``None``.
             distributed: collect the records of all ranks; else report this rank's.
+            max_overlap: of two detections, as of :func:`modeling.duplicates.distinct`; 1 counts
+                all.
 
         Raises:
             UserError: no COCO JSON, or one that cannot be used, thresholds that do not fit, or
@@ -86,6 +90,7 @@ class CountingEvaluator(DatasetEvaluator):
         self.size_bins = size_bins or SizeBins()
         self._scales = self._read_scales(json_file) if measure_sizes else {}
         self._distributed = distributed
+        self._max_overlap = max_overlap
         self.reset()
 
     @classmethod
@@ -108,6 +113,7 @@ class CountingEvaluator(DatasetEvaluator):
             output_dir=output_dir,
             measure_sizes=settings.SIZES == "always",
             size_bins=SizeBins(tuple(settings.SIZE_BOUNDS), settings.SIZE_UNIT),
+            max_overlap=settings.MAX_OVERLAP,
         )
 
     def reset(self) -> None:
@@ -144,6 +150,10 @@ class CountingEvaluator(DatasetEvaluator):
                     f"Class {classes.max()} is predicted, but the data set has only "
                     f"{len(self.class_names)}"
                 )
+            scores = np.array(instances.scores.tolist(), dtype=np.float64)
+            if self._max_overlap < 1:
+                kept = distinct(masks, classes, scores, self._max_overlap)
+                masks, classes, scores = masks[kept], classes[kept], scores[kept]
             annotations = self._coco_api.imgToAnns.get(image_id, [])
             truth = CropMasks.from_coco([a["segmentation"] for a in annotations], size)
             numbers = [self._contiguous[a["category_id"]] for a in annotations]
@@ -151,7 +161,7 @@ class CountingEvaluator(DatasetEvaluator):
                 image_id,
                 crops_of(masks),
                 classes,
-                np.array(instances.scores.tolist(), dtype=np.float64),
+                scores,
                 crops_of(truth),
                 np.array(numbers, dtype=np.int64),
                 np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
