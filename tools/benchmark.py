@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from microplastics.benchmark import evaluation, infer, loader, train, validate
+from microplastics.benchmark import evaluation, infer, loader, stitch, train, validate
 from microplastics.benchmark.setting import cores, require_positive, workspace
 from microplastics.cli import report as report_error
 from microplastics.cli import run
@@ -27,10 +27,13 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     defaults = {"argument_default": argparse.SUPPRESS}
 
-    def command(name: str, module: Any, images: str, config: str = "") -> argparse.ArgumentParser:
+    def command(
+        name: str, module: Any, images: str = "", config: str = ""
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=module.__doc__.splitlines()[0], **defaults)
         sub.set_defaults(benchmark=module.benchmark)
-        sub.add_argument("--images", type=int, metavar="N", help=images)
+        if images:
+            sub.add_argument("--images", type=int, metavar="N", help=images)
         sub.add_argument("--repeat", type=int, metavar="N", help="turns of each contestant")
         sub.add_argument("--seed", type=int, metavar="K")
         sub.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
@@ -38,7 +41,10 @@ def parse() -> argparse.Namespace:
         if config:
             sub.add_argument("--config-file", default=str(CONFIGS / config), metavar="FILE")
             sub.add_argument("--dataset", metavar="JSON:IMAGES", help="instead of rendered images")
-            sub.add_argument("--size", type=int, metavar="PX", help="side of rendered images")
+            sides = "+" if module is infer else None
+            sub.add_argument(
+                "--size", type=int, nargs=sides, metavar="PX", help="side of rendered images"
+            )
             sub.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs")
         return sub
 
@@ -55,6 +61,11 @@ def parse() -> argparse.Namespace:
     sub = command("eval", evaluation, "images")
     sub.add_argument("--true", type=int, metavar="N", help="true particles an image")
     sub.add_argument("--caps", type=int, nargs="+", metavar="N", help="detections an image")
+    sub = command("stitch", stitch)
+    sub.add_argument("--size", type=int, metavar="PX", help="side of the image")
+    sub.add_argument("--particles", type=int, metavar="N", help="on it")
+    sub.add_argument("--tile", type=int, metavar="PX", help="side of the windows")
+    sub.add_argument("--overlap", type=int, metavar="PX", help="that neighbours share")
     return parser.parse_args()
 
 
@@ -67,7 +78,7 @@ def main() -> int:
     require_positive(threads=threads)
     torch.set_num_threads(threads)
     with workspace() as folder:
-        if command != "eval":
+        if command not in ("eval", "stitch"):
             options["folder"] = folder
         report = benchmark(**options)
     print(report)

@@ -11,6 +11,7 @@ from conftest import ROOT, TINY, dataset_entry
 
 from microplastics.benchmark import evaluation
 from microplastics.benchmark.agreement import compare_figures, compare_predictions
+from microplastics.benchmark.infer_agreement import check_same, difference
 from microplastics.benchmark.timing import Measurement, Report, alternate
 from microplastics.errors import UserError
 
@@ -83,11 +84,35 @@ def test_infer_gives_detectron2s_predictions(benchmark):
     paste = ("--paste-size", 200, "--paste-masks", 5)
     code, figures, _, _ = benchmark("infer", *images, *paste, *QUICK, *TINY)
     assert code == 0
-    assert_whole(figures, contestants=2, repeat=1)
+    whole, pasted = figures["measurements"]
+    assert_whole({**figures, "measurements": [whole]}, contestants=3, repeat=1)
+    assert_whole({**figures, "measurements": [pasted]}, contestants=2, repeat=1)
     assert [m["label"] for m in figures["measurements"]] == [
-        "an image, 7 detections",
+        "an image of 96 px, 7 detections",
         "paste and encode 5 masks, 200 x 200 px",
     ]
+    assert [check["name"] for check in figures["checks"]] == [
+        "fp32 at 96 px, cap 7",
+        "pasted RLEs",
+    ]
+    notes = figures["notes"]
+    assert any(note.startswith("96 px, cap 7: ours, bf16 beside ours, fp32: 14") for note in notes)
+    assert any(note.startswith("peak memory of 5 masks in 200 x 200 px: Detect") for note in notes)
+
+
+def test_infer_pairs_detections_by_class_and_box():
+    def result(box, score=0.5, category=0):
+        rle = {"size": [50, 50], "counts": "abc"}
+        where = {"image_id": 0, "category_id": category, "bbox": box}
+        return {**where, "score": score, "segmentation": rle}
+
+    ours = [result([0, 0, 10, 10]), result([20, 20, 9, 9], 0.9), result([0, 0, 10, 10], 0.4, 1)]
+    theirs = [result([20, 20, 9, 9.5], 0.8), result([0, 0, 10, 10]), result([0, 0, 10, 10])]
+    found = difference(ours, theirs)
+    assert (found.counts, found.matched, found.mask_iou) == ((3, 3), 2, 1.0)
+    assert (found.box, found.score) == pytest.approx((0.5, 0.1))
+    assert check_same(ours, ours, "p").agrees and check_same([], [], "p").agrees
+    assert not check_same(ours, theirs, "p").agrees and not check_same(ours, [], "p").agrees
 
 
 def test_input_gives_detectron2s_pixels_boxes_and_masks(benchmark):
@@ -150,6 +175,7 @@ def test_figures_that_differ_end_in_code_1(benchmark, monkeypatch):
         ("validate", (*QUICK, "--detections", 0), "--detections is 0"),
         ("train", ("--config-file", "none.yaml"), "no config file none.yaml"),
         ("infer", (*QUICK, "--images", 1, "--size", 96, "--dataset", "gone.json:x"), "gone.json"),
+        ("infer", (*QUICK, "--size", 96, 0), "--size is 0"),
     ],
 )
 def test_mistakes_are_named(benchmark, command, options, words):
