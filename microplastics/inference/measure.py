@@ -1,0 +1,103 @@
+"""``tools/measure.py``: from given masks to the same tables as ``tools/predict.py`` makes."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from microplastics.engine.setup import check_output_dir
+from microplastics.engine.weights import sha256_of
+from microplastics.errors import UserError
+from microplastics.inference.given import GivenImage, read_given
+from microplastics.inference.merge import merge_into
+from microplastics.inference.mosaic import particle_pixels
+from microplastics.inference.opened import Opened, Opener
+from microplastics.inference.options import RunOptions, run_options
+from microplastics.inference.run import Run
+from microplastics.measurement.calibration import Calibration
+from microplastics.measurement.calibration_table import check_scale, read_calibration_csv
+from microplastics.measurement.particles import Particles
+
+logger = logging.getLogger(__name__)
+
+
+def measure_run(args: argparse.Namespace) -> int:
+    """Do what the command line of ``tools/measure.py`` says.
+
+    Args:
+        args: of :func:`microplastics.inference.arguments.parse_measure`.
+
+    Returns:
+        0, or 3 where images failed.
+
+    Raises:
+        UserError: an argument is wrong, the masks cannot be read, or no image was finished.
+    """
+    options = run_options(args)
+    if args.merge_runs:
+        return merge_into(args.merge_runs, options)
+    if args.images is None:
+        options = _without_images(options)
+    check_output_dir(options.output)
+    setup_logger(options.output, name="microplastics")
+    given = read_given(args.masks, args.images, args.dataset, args.class_name, args.min_score)
+    masks = {each.masks_file: None for each in given.images}
+    about = {
+        "masks": {path: sha256_of(path) for path in masks},
+        "min_score": args.min_score,
+    }
+    run = Run([each.image for each in given.images], options, given.class_names, about, about)
+    left = {image.name for image in run.begin()}
+    opener = Opener(options)
+    todo = [each for each in given.images if each.image.name in left]
+    for each in tqdm(todo, desc="Images", unit="image", disable=None):
+        with run.attempt(each.image):
+            _measure_one(each, run, opener)
+    return run.end()
+
+
+def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
+    start = time.perf_counter()
+    particles, left_out = given.load()
+    with _opened(given, particles, run.options, opener) as opened:
+        if opened.regions is not None:
+            size = (opened.regions.height, opened.regions.width)
+            if size != tuple(particles.image_size):
+                raise UserError(
+                    f"{opened.image.path} is {size[1]} x {size[0]} px, but its masks are of "
+                    f"{particles.image_size[1]} x {particles.image_size[0]} px; give the "
+                    "photograph that was annotated."
+                )
+            pixels = particle_pixels(opened.regions, particles.masks, particles.offsets)
+            particles = dataclasses.replace(particles, pixels=pixels)
+        run.finish(opened, particles, {"left_out_of_masks": left_out}, start)
+
+
+@contextlib.contextmanager
+def _opened(
+    given: GivenImage, particles: Particles, options: RunOptions, opener: Opener
+) -> Iterator[Opened]:
+    if given.image.path:
+        with opener.open(given.image) as opened:
+            # Masks that are given are particles, wherever they lie.
+            yield dataclasses.replace(opened, boxes=[])
+        return
+    calibration = None
+    if options.um_per_px is not None:
+        calibration = Calibration(check_scale(options.um_per_px, "--um-per-px"), "--um-per-px")
+    elif options.calibration is not None:
+        calibration = read_calibration_csv(options.calibration).lookup(given.image.name)
+    yield Opened(given.image, None, calibration, [], [])
+
+
+def _without_images(options: RunOptions) -> RunOptions:
+    if options.scale_bar_um is not None:
+        raise UserError("--scale-bar-um needs the photographs; give their folder by --images.")
+    return dataclasses.replace(
+        options, formats=tuple(each for each in options.formats if each != "overlays")
+    )

@@ -1,0 +1,172 @@
+"""An image of a run, opened: its pixels, its scale, and where no particle can lie."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from microplastics.data.regions import ImageRegions, open_regions
+from microplastics.inference.image_list import InputImage
+from microplastics.inference.options import RunOptions
+from microplastics.measurement.calibration import Calibration
+from microplastics.measurement.calibration_sources import resolve_calibration
+from microplastics.measurement.calibration_table import CalibrationTable, read_calibration_csv
+from microplastics.measurement.particles import Particles
+
+Box = tuple[int, int, int, int]
+
+# Pixels around a scale bar whose colour takes its place.
+_RIM = 8
+# Share of a particle that lies on a scale bar or its text from which on it is none.
+_ON_BAR = 0.5
+
+
+class ArrayImage:
+    """An image in memory, read as :class:`microplastics.data.regions.ImageRegions` is."""
+
+    def __init__(self, pixels: np.ndarray):
+        """
+        Args:
+            pixels: (H, W, 3) uint8 BGR.
+        """
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
+        return self.pixels[y0:y1, x0:x1]
+
+    def overview(self, max_side: int) -> tuple[np.ndarray, float]:
+        """Give the image with no side above ``max_side``, and px of the image per px of it."""
+        side = max(self.width, self.height)
+        if side <= max_side:
+            return self.pixels, 1.0
+        size = [max(1, round(each * max_side / side)) for each in (self.width, self.height)]
+        return cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), side / max_side
+
+
+class PaintedRegions:
+    """An image whose boxes are painted over in the colour of what surrounds them."""
+
+    def __init__(self, regions: ImageRegions | ArrayImage, boxes: Sequence[Box]):
+        """
+        Args:
+            regions: the image.
+            boxes: x, y, width and height in px.
+        """
+        self.width, self.height = regions.width, regions.height
+        self._regions, self._boxes = regions, list(boxes)
+        self._colors = [self._surrounding(box) for box in boxes]
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
+        image = self._regions.read(x0, y0, x1, y1)
+        if self._boxes:
+            image = image.copy()
+        for (x, y, width, height), color in zip(self._boxes, self._colors, strict=True):
+            rows = slice(max(y - y0, 0), max(y + height - y0, 0))
+            image[rows, max(x - x0, 0) : max(x + width - x0, 0)] = color
+        return image
+
+    def _surrounding(self, box: Box) -> np.ndarray:
+        x, y, width, height = box
+        x0, y0 = max(x - _RIM, 0), max(y - _RIM, 0)
+        x1, y1 = min(x + width + _RIM, self.width), min(y + height + _RIM, self.height)
+        frame = self._regions.read(x0, y0, x1, y1)
+        around = np.ones(frame.shape[:2], dtype=bool)
+        around[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = False
+        return np.median(frame[around] if around.any() else frame.reshape(-1, 3), axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What is known of an image before its particles are.
+
+    Attributes:
+        image: which one.
+        regions: its pixels; None where there is no photograph, as of masks alone.
+        calibration: its scale, or None.
+        boxes: x, y, width and height in px of what is no particle: the scale bar and its text.
+        notes: what the file says of its scale that was not used, and why.
+    """
+
+    image: InputImage
+    regions: ImageRegions | ArrayImage | None
+    calibration: Calibration | None
+    boxes: list[Box]
+    notes: list[str]
+
+
+class Opener:
+    """Opens images by the options of a run."""
+
+    def __init__(self, options: RunOptions):
+        """
+        Raises:
+            UserError: the calibration table cannot be read.
+        """
+        self._options = options
+        self._table: CalibrationTable | None = None
+        if options.calibration is not None:
+            self._table = read_calibration_csv(options.calibration)
+
+    @contextlib.contextmanager
+    def open(self, image: InputImage) -> Iterator[Opened]:
+        """Open one image.
+
+        Raises:
+            UserError: it cannot be read, or its scale cannot be told.
+        """
+        options = self._options
+        with open_regions(
+            image.path, max_pixels=options.max_pixels, allow_large=options.allow_large
+        ) as regions:
+            calibration, boxes, notes = resolve_calibration(
+                image.path,
+                regions.width,
+                regions.height,
+                regions.read,
+                um_per_px=options.um_per_px,
+                table=self._table,
+                scale_bar_um=options.scale_bar_um,
+                use_metadata=not options.ignore_metadata,
+            )
+            yield Opened(image, regions, calibration, boxes, notes)
+
+
+def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:
+    """Leave out what lies on a scale bar or its text with at least half of its pixels.
+
+    Returns:
+        The other particles, numbered anew, and how many were left out.
+    """
+    kept = [
+        number
+        for number, (mask, (x, y)) in enumerate(
+            zip(particles.masks, particles.offsets.tolist(), strict=True)
+        )
+        if not any(_lies_on(mask, x, y, box) for box in boxes)
+    ]
+    if len(kept) == len(particles):
+        return particles, 0
+    pixels = particles.pixels
+    rest = dataclasses.replace(
+        particles,
+        masks=[particles.masks[number] for number in kept],
+        offsets=particles.offsets[kept],
+        classes=[particles.classes[number] for number in kept],
+        scores=particles.scores[kept],
+        ids=np.arange(1, len(kept) + 1, dtype=np.int64),
+        pixels=None if pixels is None else [pixels[number] for number in kept],
+    )
+    return rest, len(particles) - len(kept)
+
+
+def _lies_on(mask: np.ndarray, x: int, y: int, box: Box) -> bool:
+    left, top, width, height = box
+    inside = mask[
+        max(top - y, 0) : max(top + height - y, 0), max(left - x, 0) : max(left + width - x, 0)
+    ]
+    return np.count_nonzero(inside) >= _ON_BAR * np.count_nonzero(mask)

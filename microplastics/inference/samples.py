@@ -1,0 +1,116 @@
+"""The summary of a run: images, samples and blanks."""
+
+import fnmatch
+import os
+import posixpath
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from microplastics.data.splits.groups import group_of, groups_from_csv
+from microplastics.errors import UserError
+from microplastics.inference.options import RunOptions
+from microplastics.measurement.concentration import Sampling, parse_volume
+from microplastics.measurement.size_classes import parse_size_classes
+from microplastics.measurement.summary import summarize
+
+
+def check_samples(options: RunOptions) -> None:
+    """Refuse options of the summary that make no sense, before hours of work.
+
+    Raises:
+        UserError: names the option.
+    """
+    parse_size_classes(options.size_classes)
+    _sampling(options)
+    if options.group_by is not None and options.group_by.lower().endswith(".csv"):
+        groups_from_csv(options.group_by)
+
+
+def make_summaries(
+    table: pd.DataFrame, images: pd.DataFrame, classes: Sequence[str], options: RunOptions
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Count by the options of a run.
+
+    Args:
+        table: of all particles.
+        images: all images, as ``measurement.table.images_table`` gives them.
+        classes: that have columns even where none was found.
+        options: of the run.
+
+    Returns:
+        a row for each image, and with ``group_by`` a row for each sample. Concentrations are
+        those of samples where images are summed.
+
+    Raises:
+        UserError: an image has no group, or a blank is no image.
+    """
+    names = images["image"].tolist()
+    common: dict[str, Any] = {
+        "classes": classes,
+        "size_classes": parse_size_classes(options.size_classes),
+        "min_size": options.min_size,
+        "edge": options.edge,
+        "blanks": blank_names(names, options.blanks),
+    }
+    if options.group_by is None:
+        return summarize(table, images, sampling=_sampling(options), **common), None
+    groups = groups_of(names, options.group_by)
+    samples = summarize(table, images, groups=groups, sampling=_sampling(options), **common)
+    return summarize(table, images, **common), samples
+
+
+def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
+    """The sample of each image.
+
+    Args:
+        names: of the images.
+        group_by: ``folder``, a CSV file with the columns image and group, or a regex whose one
+            (group) names the sample in an image's name.
+
+    Raises:
+        UserError: an image has no group.
+    """
+    if group_by == "folder":
+        return {name: posixpath.dirname(name) or "." for name in names}
+    if not group_by.lower().endswith(".csv"):
+        return {name: group_of(name, group_by) for name in names}
+    table, groups = groups_from_csv(group_by), {}
+    for name in names:
+        short = posixpath.basename(name)
+        group = table.get(name, table.get(short, table.get(os.path.splitext(short)[0])))
+        if group is None:
+            raise UserError(f"{group_by} names no group of {name}; add a row for it.")
+        groups[name] = group
+    return groups
+
+
+def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The images that are blanks, by names or globs of their whole name or its last part.
+
+    Raises:
+        UserError: a pattern matches no image.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = [
+            name
+            for name in names
+            if fnmatch.fnmatchcase(name, pattern)
+            or fnmatch.fnmatchcase(posixpath.basename(name), pattern)
+        ]
+        if not matches:
+            raise UserError(
+                f"--blanks {pattern} matches none of the images; give names or globs of theirs."
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _sampling(options: RunOptions) -> Sampling | None:
+    if options.sampled_volume is None:
+        if options.counted_fraction != 1:
+            raise UserError("--counted-fraction needs --sampled-volume; give both.")
+        return None
+    return Sampling(parse_volume(options.sampled_volume), options.counted_fraction)

@@ -1,0 +1,129 @@
+"""What of a run is finished: kept image by image, so that a run that was stopped goes on."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from microplastics.data.coco_load import read_json
+from microplastics.errors import UserError
+from microplastics.files import write_json
+from microplastics.inference.image_list import InputImage
+from microplastics.inference.writers.base import ImageResult
+from microplastics.inference.writers.parts import write_part
+
+_FOLDER, _SETTINGS = "parts", "settings.json"
+
+
+class RunStore:
+    """The folder ``OUTPUT/parts``: a settings file, and one part for each finished image.
+
+    Several processes may share it, each with images of its own.
+    """
+
+    def __init__(self, output: str | os.PathLike, settings: dict[str, Any]):
+        """
+        Args:
+            output: folder of the run.
+            settings: plain values that the results depend on.
+        """
+        self._output = Path(output)
+        self._folder = self._output / _FOLDER
+        # As JSON gives them back: with lists for tuples.
+        self._settings = json.loads(json.dumps(settings))
+
+    def claim(self, resume: bool, overwrite: bool) -> None:
+        """Begin a run in the folder, or go on with the one that lies there.
+
+        Args:
+            resume: go on, where there is something to go on with.
+            overwrite: forget what is finished.
+
+        Raises:
+            UserError: a run lies there and neither was asked for, or it had other settings.
+        """
+        path = self._folder / _SETTINGS
+        if not path.is_file() and self._folder.exists() and any(self._folder.iterdir()):
+            raise UserError(
+                f"{self._folder} is not of a run of this tool; choose another --output."
+            )
+        if overwrite and self._folder.is_dir():
+            shutil.rmtree(self._folder)
+        if path.is_file():
+            if not resume:
+                raise UserError(
+                    f"{self._output} holds a run already; add --resume to go on with it, "
+                    "--overwrite to begin anew, or choose another --output."
+                )
+            self._compare(read_json(path))
+        write_json(path, self._settings, indent=1)
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        for name in sorted({*before, *self._settings}):
+            old, new = before.get(name), self._settings.get(name)
+            if old != new:
+                raise UserError(
+                    f"The run in {self._output} was made with {name} {_shown(old)}, not "
+                    f"{_shown(new)}; give the same, add --overwrite to begin anew, or choose "
+                    "another --output."
+                )
+
+    def is_finished(self, image: InputImage) -> bool:
+        """Whether the image is finished and its file is still the same."""
+        path = self._path(image, "record.json")
+        if not (path.is_file() and self.part(image).is_file()):
+            return False
+        try:
+            return read_json(path)["file"] == file_state(image.path)
+        except (UserError, KeyError):
+            return False
+
+    def save(self, image: InputImage, result: ImageResult, record: dict[str, Any]) -> None:
+        """Keep a finished image; only when all of it is on the disk does it count as finished.
+
+        Args:
+            image: that was worked on.
+            result: what the run's files need of it.
+            record: what run.json says of it.
+        """
+        write_part(result, self.part(image))
+        write_json(self._path(image, "record.json"), {**record, "file": file_state(image.path)})
+        self._path(image, "failed.json").unlink(missing_ok=True)
+
+    def fail(self, image: InputImage, error: str) -> None:
+        """Note why an image could not be finished."""
+        self._path(image, "record.json").unlink(missing_ok=True)
+        write_json(self._path(image, "failed.json"), {"image": image.name, "error": error})
+
+    def part(self, image: InputImage) -> Path:
+        """The part of a finished image (:mod:`microplastics.inference.writers.parts`)."""
+        return self._path(image, "parquet")
+
+    def record(self, image: InputImage) -> dict[str, Any]:
+        """What run.json says of a finished image."""
+        return read_json(self._path(image, "record.json"))
+
+    def failure(self, image: InputImage) -> str:
+        """Why an image is not finished."""
+        path = self._path(image, "failed.json")
+        return read_json(path)["error"] if path.is_file() else "not reached; add --resume"
+
+    def _path(self, image: InputImage, ending: str) -> Path:
+        # A name of its own for each image, however long or odd the image's is.
+        key = hashlib.sha256(image.name.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return self._folder / f"{key}.{ending}"
+
+
+def file_state(path: str) -> dict[str, int] | None:
+    """Size and time of change of a file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _shown(value: Any) -> str:
+    return "left out" if value is None else json.dumps(value)

@@ -1,0 +1,113 @@
+"""tools/measure.py on masks of known size."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two images: a square of 10 px with a crowd beside it, and a blank."""
+    square = [20, 20, 30, 20, 30, 30, 20, 30]
+    common = {"image_id": 1, "bbox": [20, 20, 10, 10], "area": 100, "segmentation": [square]}
+    crowd = {**common, "segmentation": {"size": [80, 100], "counts": [10, 20, 7970]}}
+    crowd.update(bbox=[0, 10, 1, 20], area=20)
+    data = {
+        "images": [
+            {"id": 1, "file_name": "a/one.png", "width": 100, "height": 80},
+            {"id": 2, "file_name": "two.png", "width": 100, "height": 80},
+        ],
+        "categories": [{"id": 1, "name": "Film"}, {"id": 2, "name": "Fiber"}],
+        "annotations": [
+            {**common, "id": 7, "category_id": 1, "iscrowd": 0},
+            {**crowd, "id": 8, "category_id": 1, "iscrowd": 1},
+        ],
+    }
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("a/one.png", "two.png"):
+        cv2.imwrite(str(tmp_path / "images" / name), np.full((80, 100, 3), (0, 0, 200), np.uint8))
+    return tmp_path / "images"
+
+
+def test_annotations_are_measured(tool_here, coco, images, tmp_path):
+    arguments = ("--masks", coco, "--images", images, "--um-per-px", "3", "--output")
+    result = tool_here("measure", *arguments, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    (row,) = pd.read_csv(tmp_path / "out" / "particles.csv").to_dict("records")
+    assert (row["image"], row["particle"], row["class"]) == ("a/one.png", 7, "Film")
+    assert (row["area_px"], row["area_um2"], row["feret_min_um"]) == (100, 900, 30)
+    assert (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"]) == (20, 20, 10, 10)
+    assert row["size_class"] == "20-50 µm" and row["color_name"] == "red"
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary["count"].to_dict() == {"a/one.png": 1, "two.png": 0}
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["images"][0]["left_out_of_masks"] == {"crowds": 1}
+    assert (tmp_path / "out" / "overlays" / "a__one.png.png").exists()
+
+
+def test_label_images_find_their_photographs(tool_here, images, tmp_path):
+    labels = np.zeros((80, 100), np.int32)
+    labels[5:15, 5:25], labels[40:44, 10:90] = 3, 5
+    (tmp_path / "labels" / "a").mkdir(parents=True)
+    tifffile.imwrite(tmp_path / "labels" / "a" / "one.tif", labels)
+    arguments = ("--masks", tmp_path / "labels" / "a", "--images", images / "a", "--formats", "csv")
+    more = ("--class-name", "Fiber", "--output", tmp_path / "out")
+    result = tool_here("measure", *arguments, *more)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "out" / "particles.csv").set_index("particle")
+    assert table["area_px"].to_dict() == {3: 200, 5: 320}
+    assert table["length_px"][5] == pytest.approx(80, abs=1) and table["image"][3] == "one.png"
+    assert table["nearest_px"].tolist() == [25, 25] and "area_um2" not in table
+
+
+def test_a_scale_for_each_image(tool_here, coco, tmp_path):
+    scales = tmp_path / "scales.csv"
+    scales.write_text("image;um_per_px\na/one.png;0,5\ntwo.png;2\n")
+    arguments = ("--masks", coco, "--calibration", scales, "--output", tmp_path / "out")
+    assert tool_here("measure", *arguments).returncode == 0
+    (row,) = pd.read_csv(tmp_path / "out" / "particles.csv").to_dict("records")
+    assert (row["area_um2"], row["um_per_px"]) == (25, 0.5)
+    assert "scales.csv" in row["calibration_source"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: {"--images": d / "nowhere"}, "is no folder"),
+        (lambda d: {"--images": d}, "which is not in"),
+        (lambda d: {"--masks": d / "results.json"}, "which name neither images nor classes"),
+        (lambda d: {"--scale-bar-um": "100"}, "--scale-bar-um needs the photographs"),
+        (lambda d: {"--size-classes": "5,x"}, "5,x"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(tool_here, coco, tmp_path, change, words):
+    (tmp_path / "results.json").write_text("[]")
+    options = {"--masks": coco, "--output": tmp_path / "out", **change(tmp_path)}
+    result = tool_here("measure", *[part for pair in options.items() for part in pair])
+    assert result.returncode == 2 and words in result.stderr
+
+
+def test_results_of_another_data_set_are_refused(tool_here, coco, tmp_path):
+    rle = {"size": [80, 100], "counts": [10, 20, 7970]}
+    for entry, words in [
+        ({"image_id": 9, "category_id": 1, "score": 1}, "image 9 is not in the data set"),
+        ({"image_id": 1, "category_id": 9, "score": 1}, "category 9 is not in the data set"),
+        ({"image_id": 1, "category_id": 1, "score": "x"}, "its score is 'x'"),
+        ({"image_id": 1, "category_id": 1, "score": 1, "segmentation": None}, "it has no mask"),
+    ]:
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps([{"segmentation": rle, **entry}]))
+        arguments = ("--masks", path, "--dataset", coco, "--output", tmp_path / "out")
+        result = tool_here("measure", *arguments)
+        assert result.returncode == 2 and words in result.stderr
