@@ -1,5 +1,6 @@
 """Large images cut into overlapping windows while training runs; nothing is written to disk."""
 
+import contextlib
 import logging
 import math
 import os
@@ -11,17 +12,13 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from microplastics.data.augmentation.sample import box_polygon
-from microplastics.data.images import image_header, read_image
+from microplastics.data.images import image_size, read_image
+from microplastics.data.regions import ImageRegions, open_regions
 from microplastics.errors import UserError
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.rle import rle_bbox
 
 logger = logging.getLogger(__name__)
-
-# Compressions that tifffile decodes by itself: none, Adobe Deflate, Deflate.
-_TIFF_COMPRESSIONS = (1, 8, 32946)
-# Photometric interpretations BlackIsZero and RGB, to samples a pixel.
-_TIFF_SAMPLES = {1: 1, 2: 3}
 
 Window = tuple[int, int, int, int]
 
@@ -227,22 +224,22 @@ def _clipped(annotation: dict[str, Any], mask: CropMasks, window: Window) -> dic
 
 
 class WindowReader:
-    """Reads windows of large images; the images decoded last are kept.
+    """Reads windows of large images; the images used last are kept open, or decoded.
 
-    Of an 8-bit TIFF that tifffile can unpack piece by piece only the pieces that meet the window
-    are read. Any other file is decoded whole: deep images because their grey levels are stretched
-    over the whole image, others because their formats know no pieces.
+    Of a TIFF only the tiles or strips that meet the window are unpacked; other formats know no
+    pieces and are decoded whole.
     """
 
     def __init__(self, images: int = 2, max_pixels: int | None = None):
         """
         Args:
-            images: keep so many decoded images.
+            images: keep so many images.
             max_pixels: refuse larger images.
         """
         self._kept = images
         self._max_pixels = max_pixels
         self._images: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._open: OrderedDict[str, tuple[ImageRegions, contextlib.ExitStack]] = OrderedDict()
 
     def read(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
         """Read a window.
@@ -260,11 +257,13 @@ class WindowReader:
             UserError: the image cannot be read, or is of another size.
         """
         x, y, width, height = window
+        regions = self._regions(path, full_size)
+        if regions is not None:
+            region = regions.read(x, y, x + width, y + height)
+            region.setflags(write=False)
+            return region
         image = self._images.get(path)
         if image is None:
-            region = self._read_tiff_region(path, window, full_size)
-            if region is not None:
-                return region
             image = read_image(path, expected_size=full_size, max_pixels=self._max_pixels)
             image.setflags(write=False)
             self._images[path] = image
@@ -277,79 +276,18 @@ class WindowReader:
         """The whole image, read only, if it is one of those kept."""
         return self._images.get(path)
 
-    def _read_tiff_region(
-        self, path: str, window: Window, full_size: tuple[int, int]
-    ) -> np.ndarray | None:
-        """A window of a plain 8-bit TIFF; None for every other file, which is then read whole."""
+    def _regions(self, path: str, full_size: tuple[int, int]) -> ImageRegions | None:
+        """The open TIFF; None for every other file, and for one whose size is another."""
         if os.path.splitext(path)[1].lower() not in (".tif", ".tiff", ".btf"):
             return None
-        # Missing files, other sizes and bombs are told of as everywhere else.
-        if image_header(path, self._max_pixels) != (tuple(full_size), False):
-            return None
-        try:
-            region = _decode_region(path, window)
-        except Exception as error:  # hostile bytes make decoders raise nearly anything
-            # Not lost: what is wrong with the file is told when it is read whole.
-            logger.debug("%s is read whole: %s", path, error)
-            return None
-        if region.shape[2] == 1:
-            region = np.repeat(region, 3, axis=2)
-        region = np.ascontiguousarray(region[:, :, ::-1])
-        region.setflags(write=False)
-        return region
-
-
-def _decode_region(path: str, window: Window) -> np.ndarray:
-    """Unpack the tiles or strips of a TIFF that meet a window into (height, width, samples).
-
-    Raises:
-        ValueError: the file is not a plain one of 8 bits.
-    """
-    import tifffile  # slow to import and seldom needed
-
-    x, y, width, height = window
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        _check_plain(page)
-        if page.is_tiled:
-            down, across = page.tilelength, page.tilewidth
-        else:
-            down, across = min(page.rowsperstrip, page.imagelength), page.imagewidth
-        columns = math.ceil(page.imagewidth / across)
-        indices = [
-            row * columns + column
-            for row in range(y // down, (y + height - 1) // down + 1)
-            for column in range(x // across, (x + width - 1) // across + 1)
-        ]
-        segments = tiff.filehandle.read_segments(
-            [page.dataoffsets[i] for i in indices],
-            [page.databytecounts[i] for i in indices],
-            indices=indices,
-        )
-        region = np.empty((height, width, page.samplesperpixel), np.uint8)
-        filled = 0
-        for data, index in segments:
-            decoded, (_, _, top, left, _), (_, rows, wide, _) = page.decode(data, index)
-            part = decoded.reshape(-1, *decoded.shape[-2:])[:rows, :wide]
-            first_row, last_row = max(top, y), min(top + rows, y + height)
-            first, last = max(left, x), min(left + wide, x + width)
-            region[first_row - y : last_row - y, first - x : last - x] = part[
-                first_row - top : last_row - top, first - left : last - left
-            ]
-            filled += (last_row - first_row) * (last - first)
-    if filled != width * height:
-        raise ValueError("its pieces do not fill the window")
-    return region
-
-
-def _check_plain(page: Any) -> None:
-    orientation = page.tags[274].value if 274 in page.tags else 1
-    if (
-        page.dtype != np.uint8
-        or page.samplesperpixel != _TIFF_SAMPLES.get(int(page.photometric))
-        or int(page.planarconfig) != 1
-        or int(page.compression) not in _TIFF_COMPRESSIONS
-        or (page.imagedepth, page.fillorder, orientation) != (1, 1, 1)
-        or min(page.databytecounts) <= 0
-    ):
-        raise ValueError("not a plain TIFF of 8 bits")
+        if path not in self._open:
+            # Missing files, other sizes and bombs are told of as everywhere else.
+            if image_size(path, self._max_pixels) != tuple(full_size):
+                return None
+            stack = contextlib.ExitStack()
+            regions = stack.enter_context(open_regions(path, max_pixels=self._max_pixels))
+            self._open[path] = regions, stack
+            if len(self._open) > self._kept:
+                self._open.popitem(last=False)[1][1].close()
+        self._open.move_to_end(path)
+        return self._open[path][0]
