@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The main job from end to end on rendered filters: render, train, evaluate, draw.
+"""The main job from end to end on rendered filters: render, train, evaluate, predict, measure.
 
 Each step is a command that also works by itself; it is printed before it runs. A demo that was
 stopped goes on where it was.
@@ -13,6 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
 
 from microplastics.cli import run
 from microplastics.errors import UserError
@@ -35,16 +38,49 @@ def step(title: str, *command: str, env: dict[str, str]) -> None:
     print(f"-- {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def main() -> None:
+def compare(predicted: Path, true: Path) -> str:
+    """Particles found beside those that are there, as text.
+
+    Args:
+        predicted: summary.csv of tools/predict.py.
+        true: summary.csv of tools/measure.py on the annotations of the same images.
+    """
+    found, there = pd.read_csv(predicted), pd.read_csv(true)
+    rows = []
+    for name in [column.removesuffix("count") for column in there if column.endswith(".count")]:
+        sizes = f"{name}feret_max_mean_um"
+        rows.append(
+            {
+                "class": name.rstrip("."),
+                "true": there[f"{name}count"].sum(),
+                "found": found[f"{name}count"].sum(),
+                "mean size, true µm": weighted_mean(there, sizes, f"{name}count"),
+                "found µm": weighted_mean(found, sizes, f"{name}count"),
+            }
+        )
+    return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".0f")
+
+
+def weighted_mean(table: pd.DataFrame, value: str, weight: str) -> float:
+    known = table[table[weight] > 0]
+    return float((known[value] * known[weight]).sum() / max(known[weight].sum(), 1))
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="output/demo", help="folder of all that is made")
     parser.add_argument("--train", type=int, default=400, help="training images")
     parser.add_argument("--val", type=int, default=60, help="validation images")
+    parser.add_argument("--test", type=int, default=24, help="images to count particles on")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     output = Path(args.output).absolute()
     data = output / "datasets" / "microplastics_synthetic"
-    model, pictures = output / "model", output / "pictures"
+    model, pictures, curves = output / "model", output / "pictures", output / "model/training.png"
     env = {**os.environ, "DETECTRON2_DATASETS": str(output / "datasets")}
     config = ("--config-file", "configs/microplastics_quick.yaml")
     opts = ("OUTPUT_DIR", str(model), *args.opts)
@@ -52,7 +88,8 @@ def main() -> None:
     step(
         "Rendering filter photographs with their exact annotations",
         *("tools/make_synthetic.py", "--output", str(data), "--size", "256", "--um-per-px", "2"),
-        *("--train", str(args.train), "--val", str(args.val), "--test", "8", "--seed", "1"),
+        *("--train", str(args.train), "--val", str(args.val), "--test", str(args.test)),
+        *("--seed", "1"),
         env=env,
     )
     step(
@@ -61,6 +98,8 @@ def main() -> None:
         env=env,
     )
     step("Training", "tools/train_net.py", *config, "--resume", *opts, env=env)
+    title = "Choosing the score thresholds that count best on the validation images"
+    step(title, "tools/choose_threshold.py", *config, "--metric", "count", *opts, env=env)
     title = "Evaluating the best checkpoint"
     step(title, "tools/train_net.py", *config, "--eval-only", *opts, env=env)
     results = model / "inference" / "coco_instances_results.json"
@@ -70,13 +109,13 @@ def main() -> None:
         *("--dataset", "microplastics_synthetic_val", "--limit", "12"),
         env=env,
     )
-    curves = model / "training.png"
     step(
         "Drawing the training curves",
         *("tools/plot_training.py", "--input", str(model / "metrics.json")),
         *("--output", str(curves)),
         env=env,
     )
+    count(output, data, model, env)
     with open(model / "inference" / "metrics.json", encoding="utf-8") as file:
         metrics = json.load(file)
     print(
@@ -86,8 +125,28 @@ def main() -> None:
         f"Best model             {model / 'model_best.pth'}\n"
         f"Scores                 {model / 'inference'}\n"
         f"Predictions and truth  {pictures}\n"
-        f"Training curves        {curves}"
+        f"Training curves        {curves}\n"
+        f"Particles in µm        {output / 'particles'}"
     )
+
+
+def count(output: Path, data: Path, model: Path, env: dict[str, str]) -> None:
+    """Predict and measure the test images, and print what is there beside what is found."""
+    predicted, true = output / "particles", output / "true_particles"
+    common = ("--um-per-px", "2", "--overwrite")
+    step(
+        "Finding and measuring the particles on the test images",
+        *("tools/predict.py", "--weights", str(model / "model_best.pth")),
+        *("--input", str(data / "test"), "--output", str(predicted), *common),
+        env=env,
+    )
+    step(
+        "Measuring the true particles",
+        *("tools/measure.py", "--masks", str(data / "annotations" / "instances_test.json")),
+        *("--images", str(data / "test"), "--output", str(true), *common, "--formats", "csv"),
+        env=env,
+    )
+    print(f"\n{compare(predicted / 'summary.csv', true / 'summary.csv')}")
 
 
 if __name__ == "__main__":

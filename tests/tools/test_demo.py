@@ -4,13 +4,15 @@ from support import TINY
 
 
 def test_the_demo_goes_all_the_way_and_says_where_everything_is(tmp_path, tool):
-    arguments = ("--output", tmp_path, "--train", "4", "--val", "2", *TINY)
+    arguments = ("--output", tmp_path, "--train", "4", "--val", "2", "--test", "2", *TINY)
     done = tool("demo", *arguments, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "On 2 validation images: mask AP50" in done.stdout
     for name in ("model/model_best.pth", "model/training.png", "model/inference/per_class.csv"):
         assert (tmp_path / name).stat().st_size
         assert str(tmp_path / name).removesuffix("/per_class.csv") in done.stdout
+    assert "| class    |   true |   found |" in done.stdout
+    assert (tmp_path / "particles" / "particles.csv").stat().st_size
     assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
