@@ -25,7 +25,7 @@ CHECK_PYTHON = import sys; v = sys.version_info[:2]; \
 .PHONY: help setup test demo lint format clean
 
 help:
-	@echo "make demo    render particles, train on them, evaluate, draw the predictions"
+	@echo "make demo    render particles, train, evaluate, then find, measure and count particles"
 	@echo "make test    run the tests"
 	@echo "make setup   the environment alone ($(VENV)): Python packages, Detectron2, this package"
 	@echo "make lint    check the style; make format mends it"

@@ -91,6 +91,8 @@ EXTRAS_REQUIRE = {
         "nbformat",
         "ipykernel",
     ],
+    # The oldest that the export was tested with.
+    "export": ["onnx>=1.23", "onnxruntime>=1.23"],
     "wandb": ["wandb"],
     "mlflow": ["mlflow"],
 }

@@ -143,6 +143,11 @@ class Predictor:
         return cls(cfg, _checkpoint=checkpoint, **kwargs)
 
     @property
+    def model(self) -> torch.nn.Module:
+        """The network, in evaluation mode; optimized unless ``optimize`` was off."""
+        return self._detector.model
+
+    @property
     def windows_cut_short(self) -> int:
         """Windows so far that may hold more than ``dense`` could find; see ``predict_many``."""
         return self._detector.windows_cut_short
