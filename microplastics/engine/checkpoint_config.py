@@ -18,6 +18,13 @@ logger = logging.getLogger(__name__)
 _MAX_CHARACTERS = 1_000_000
 _MAX_VALUES = 100_000
 _MEND = "name a config with --config-file, or use another checkpoint"
+_CHOOSE = (
+    "choose them anew with tools/choose_threshold.py, or give others: --confidence-threshold, in "
+    "evaluation TEST.COUNTING.CLASS_SCORE_THRESH"
+)
+
+SCORE_THRESHOLDS = "score_thresholds"
+"""Key of the score thresholds in what a checkpoint says of itself."""
 
 # Keys that Detectron2 main has and 0.5 has not, with the values that mean what 0.5 does.
 _MAIN_ONLY = {
@@ -108,21 +115,30 @@ def score_thresholds_of(
 ) -> dict[str, float] | None:
     """The score thresholds that were chosen on a validation set, or ``None``.
 
+    Args:
+        info: what :func:`microplastics.engine.checkpoint.checkpoint_info` gives.
+        path: the checkpoint, for the messages.
+        class_names: of the model or data set that they are for; some may have none.
+
     Raises:
-        UserError: they are not one number of 0 to 1 a class.
+        UserError: they are no numbers from 0 to 1 by class name, or some are for other classes.
     """
-    thresholds = info.get("score_thresholds")
+    thresholds = info.get(SCORE_THRESHOLDS)
     if thresholds is None:
         return None
-    if not isinstance(thresholds, Mapping) or not set(thresholds) <= set(class_names):
+    if not isinstance(thresholds, Mapping):
+        raise UserError(f"The score thresholds in {path} are not by class name; {_CHOOSE}.")
+    others = [str(name)[:40] for name in thresholds if name not in class_names]
+    if others:
         raise UserError(
-            f"The score thresholds in {path} are not by class name; give --confidence-threshold."
+            f"The score thresholds in {path} are for {', '.join(others[:10])}, not for "
+            f"{', '.join(class_names)}; {_CHOOSE}."
         )
     for name, value in thresholds.items():
         if not is_score(value):
             raise UserError(
                 f"The score threshold of {name} in {path} is {str(value)[:40]}, not a number from "
-                "0 to 1; give --confidence-threshold."
+                f"0 to 1; {_CHOOSE}."
             )
     return {name: float(value) for name, value in thresholds.items()}
 

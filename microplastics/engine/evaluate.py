@@ -101,7 +101,8 @@ def _counting_config(cfg: CfgNode, class_names: list[str]) -> CfgNode:
         stored = stored_thresholds(fetch_weights(cfg.MODEL.WEIGHTS), class_names)
         if stored:
             logger.info("Particles count from the score thresholds of %s on.", cfg.MODEL.WEIGHTS)
-            counting.CLASS_SCORE_THRESH = stored
+            thresholds = [stored.get(name, counting.SCORE_THRESH) for name in class_names]
+            counting.CLASS_SCORE_THRESH = thresholds
     given = counting.CLASS_SCORE_THRESH or [counting.SCORE_THRESH]
     lowest = min((t for t in given if isinstance(t, (int, float))), default=1.0)
     if counting.ENABLED and lowest < cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:

@@ -1,6 +1,5 @@
 """Score thresholds that travel in a checkpoint."""
 
-import logging
 import os
 import zipfile
 from collections.abc import Sequence
@@ -8,55 +7,34 @@ from typing import Any
 
 import torch
 
+from microplastics.engine.checkpoint_config import SCORE_THRESHOLDS, score_thresholds_of
 from microplastics.engine.weights import read_weights
 from microplastics.errors import UserError
 from microplastics.files import atomic_write, write_error
 
-logger = logging.getLogger(__name__)
-
-KEY = "score_thresholds"
-ORIGIN_KEY = "score_thresholds_origin"
+ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
 
 
-def stored_thresholds(path: str | os.PathLike, class_names: Sequence[str]) -> list[float] | None:
-    """The score thresholds of a checkpoint in the order of classes.
+def stored_thresholds(path: str | os.PathLike, class_names: Sequence[str]) -> dict[str, float]:
+    """The score thresholds of a checkpoint, as :func:`checkpoint_config.score_thresholds_of`.
 
     Args:
         path: a local file that :func:`microplastics.engine.weights.read_weights` accepts.
         class_names: of the data set or model that they are for.
 
     Returns:
-        ``None`` where the checkpoint has none, or has them for other classes (with a warning).
+        By class name; none where it has none.
 
     Raises:
-        UserError: they are no numbers from 0 to 1.
+        UserError: they are no numbers from 0 to 1 by class name, or some are for other classes.
     """
     if not zipfile.is_zipfile(path):
-        return None
+        return {}
     # Mapped, not read: the weights are not needed.
     data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     info = data.get("microplastics") if isinstance(data, dict) else None
-    thresholds = info.get(KEY) if isinstance(info, dict) else None
-    if thresholds is None:
-        return None
-    sound = isinstance(thresholds, dict) and all(
-        isinstance(name, str) and type(value) in (int, float) and 0 <= value <= 1
-        for name, value in thresholds.items()
-    )
-    if not sound:
-        raise UserError(
-            f"The {KEY} in {path} are not numbers from 0 to 1 by class name; choose them anew "
-            "with tools/choose_threshold.py."
-        )
-    if set(thresholds) != set(class_names):
-        logger.warning(
-            "The score thresholds in %s are for the classes %s, not %s: they are not used.",
-            path,
-            ", ".join(thresholds),
-            ", ".join(class_names),
-        )
-        return None
-    return [float(thresholds[name]) for name in class_names]
+    info = info if isinstance(info, dict) else {}
+    return score_thresholds_of(info, os.fspath(path), class_names) or {}
 
 
 def read_own_checkpoint(path: str, class_names: Sequence[str]) -> dict[str, Any]:
@@ -102,7 +80,7 @@ def store_thresholds(
     Raises:
         UserError: it cannot be written; a file that was there is untouched.
     """
-    info = {**checkpoint["microplastics"], KEY: dict(thresholds), ORIGIN_KEY: origin}
+    info = {**checkpoint["microplastics"], SCORE_THRESHOLDS: dict(thresholds), ORIGIN_KEY: origin}
     try:
         with atomic_write(output, "wb") as file:
             torch.save({**checkpoint, "microplastics": info}, file)

@@ -112,7 +112,12 @@ def _score(cfg: CfgNode, class_names: Sequence[str], trainer_class) -> Pooled:
     TrainingCheckpointer(model, cfg, class_names).load_weights(new_classes=False)
     records = []
     for number, name in enumerate(cfg.DATASETS.TEST):
-        evaluator = CountingEvaluator(name, measure_sizes=False, distributed=False)
+        evaluator = CountingEvaluator(
+            name,
+            measure_sizes=False,
+            distributed=False,
+            max_overlap=cfg.TEST.COUNTING.MAX_OVERLAP,
+        )
         validate(model, trainer_class.build_test_loader(cfg, name), evaluator, cfg)
         # Ids of images repeat from set to set.
         records += [

@@ -90,6 +90,10 @@ class CountingEvaluator(DatasetEvaluator):
         self.size_bins = size_bins or SizeBins()
         self._scales = self._read_scales(json_file) if measure_sizes else {}
         self._distributed = distributed
+        if isinstance(max_overlap, bool) or not 0 <= max_overlap <= 1:
+            raise UserError(
+                f"TEST.COUNTING.MAX_OVERLAP is {max_overlap}; give a share from 0 to 1."
+            )
         self._max_overlap = max_overlap
         self.reset()
 
@@ -152,7 +156,9 @@ class CountingEvaluator(DatasetEvaluator):
                 )
             scores = np.array(instances.scores.tolist(), dtype=np.float64)
             if self._max_overlap < 1:
-                kept = distinct(masks, classes, scores, self._max_overlap)
+                # What counts first, so that nothing below its threshold takes it away.
+                ranks = scores + (scores >= self.thresholds[classes])
+                kept = distinct(masks, classes, ranks, self._max_overlap)
                 masks, classes, scores = masks[kept], classes[kept], scores[kept]
             annotations = self._coco_api.imgToAnns.get(image_id, [])
             truth = CropMasks.from_coco([a["segmentation"] for a in annotations], size)

@@ -2,7 +2,10 @@
 
 One matching serves all thresholds: with the matching by score a prediction's partner depends on
 predictions of a higher score alone (:func:`microplastics.evaluation.matching.match_by_score`), so
-the matches at a threshold are those of the predictions that reach it.
+the matches at a threshold are those of the predictions that reach it. Where
+TEST.COUNTING.MAX_OVERLAP leaves duplicates out, that is exact at one threshold for all classes:
+with different ones a particle may come back that one of another class covered
+(``docs/counting.md``).
 """
 
 import csv

@@ -10,11 +10,11 @@ import numpy as np
 from microplastics.errors import UserError
 from microplastics.evaluation.matching import Crop
 from microplastics.measurement import Item, measure_many
+from microplastics.measurement.shape import kind_of
 
 QUANTITIES = ("length", "feret_max", "area")
 _FERET = QUANTITIES.index("feret_max")
 _MOST_BOUNDS = 100
-_FIBERS = {"fiber", "fibre"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,7 @@ def measure_sizes(
     items, places = [], []
     for index, ((mask, x, y), number) in enumerate(zip(masks, classes, strict=True)):
         if mask.any():
-            fiber = class_names[number].casefold() in _FIBERS
-            items.append(Item(mask, (x, y), kind="fiber" if fiber else "other"))
+            items.append(Item(mask, (x, y), kind=kind_of(class_names[number])))
             places.append(index)
     for index, shape in zip(places, measure_many(items, processes=1), strict=True):
         sizes[index] = [getattr(shape, quantity) for quantity in QUANTITIES]

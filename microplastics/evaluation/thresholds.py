@@ -92,15 +92,19 @@ def _choose(
     below = np.concatenate([[min(lowest, scores[0])], scores[:-1]])
     far = np.maximum(np.maximum(below - default, default - scores), 0)
     best = np.lexsort((-scores, far, second, first))[0]
-    if below[best] < default <= scores[best]:
+    if below[best] < default < scores[best]:
         return default
     return _short_number(float(below[best]), float(scores[best]))
 
 
 def _short_number(low: float, high: float) -> float:
-    """The number of fewest decimals, two at least, near the middle of (low, high]."""
+    """The number of fewest decimals, two at least, near the middle of (low, high).
+
+    Not ``high`` itself, where there is another one: evaluation counts scores from the threshold on,
+    Detectron2 and the predictor those above it.
+    """
     for decimals in range(2, 17):
         number = round((low + high) / 2, decimals)
-        if low < number <= high:
+        if low < number < high:
             return number
     return high

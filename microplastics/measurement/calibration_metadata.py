@@ -23,6 +23,8 @@ _MAX_PRINT_DPI = 720
 _PRINT_DPI = (800, 900, 1000, 1200, 1440, 1600, 1800, 2000, 2400, 2880, 3000, 3200, 3600, 4000)
 _PRINT_DPI += (4800, 6400, 7200, 9600)
 _MAX_DESCRIPTION = 32 * 2**20
+# ResolutionUnit beyond the standard's inch and cm, as tifffile writes it: mm and µm.
+_FINE_UNITS = {4: 1000.0, 5: 1.0}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _PREFIXES = {"Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1}
@@ -157,7 +159,9 @@ def _tiff(path: str) -> list[_Seen]:
     if x is not None and not (unit == 1 and _number(x) == _number(y) == 1):
         unit_um = {2: 25400.0, 3: 10000.0}.get(unit)
         source = "TIFF resolution tags"
-        if unit_um is None:
+        if unit in _FINE_UNITS:
+            seen.append(_resolution(source, _number(x), _number(y), _FINE_UNITS[unit]))
+        elif unit_um is None:
             seen.append((source, math.nan, None, "they have no unit of length"))
         else:
             seen.append(_density(source, x, y, unit_um))
@@ -169,9 +173,14 @@ def _imagej(unit: str, x: float, y: float) -> _Seen:
     source, um = "ImageJ metadata", _unit(unit)
     if um is None:
         return source, math.nan, None, f"its unit is {unit!r}, which is no length"
+    return _resolution(source, x, y, um)
+
+
+def _resolution(source: str, x: float, y: float, unit_um: float) -> _Seen:
+    """What a resolution in pixels per unit says that no printer's program writes."""
     if not (x > 0 and y > 0):
         return source, math.nan, None, "it is no positive number"
-    return source, um / x, um / y, None
+    return source, unit_um / x, unit_um / y, None
 
 
 def _code(value: Any) -> int:

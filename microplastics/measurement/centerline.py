@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from microplastics.measurement.median import median
 from microplastics.measurement.skeleton import (
     Arm,
     Dart,
@@ -136,7 +137,7 @@ def _trail_length(
 
 def _usual_radius(skeleton: Skeleton, arms: list[Arm]) -> float:
     points = np.concatenate([arm.points for arm in arms])
-    return float(np.median(skeleton.radii[points[:, 1], points[:, 0]]))
+    return median(skeleton.radii[points[:, 1], points[:, 0]])
 
 
 def _path(skeleton: Skeleton, meeting: dict[int, list[Dart]], trail: list[Dart]) -> np.ndarray:
@@ -176,10 +177,9 @@ def _open_length(
     path: np.ndarray, tips: tuple[bool, bool], radii: np.ndarray, half: int, mask: np.ndarray
 ) -> float:
     """Length of an open path, up to the outline at each end that is a tip."""
-    steps = np.hypot(*np.diff(path, axis=0).T)
-    if not len(steps):
+    if len(path) < 2:
         return 0.0
-    along = np.concatenate([[0.0], np.cumsum(steps)])
+    along = np.concatenate([[0.0], np.cumsum(_steps(path))])
     local = radii[path[:, 1].round().astype(int), path[:, 0].round().astype(int)]
     start, stop = 0, len(path) - 1
     if tips[0]:
@@ -189,8 +189,8 @@ def _open_length(
     if stop - start < 2:  # as wide as it is long
         return 0.0
     line = _smooth(path[start : stop + 1], half)
-    line = _smooth(_recenter(line, float(np.median(local)), mask), _SMALLEST_WINDOW)
-    length = float(np.hypot(*np.diff(line, axis=0).T).sum())
+    line = _smooth(_recenter(line, median(local), mask), _SMALLEST_WINDOW)
+    length = float(_steps(line).sum())
     # Half of a short line at most: one that turns far is no parabola.
     count = min(max(2 * half, _FEWEST_POINTS), max(len(line) // 2, 4))
     if tips[0]:
@@ -198,6 +198,12 @@ def _open_length(
     if tips[1]:
         length += _to_outline(line[::-1], count, float(local[stop]), path[-1], mask)
     return length
+
+
+def _steps(line: np.ndarray) -> np.ndarray:
+    """Distances of each of (N, 2) points to the next one, (N - 1,)."""
+    steps = line[1:] - line[:-1]
+    return np.hypot(steps[:, 0], steps[:, 1])
 
 
 def _smooth(line: np.ndarray, half: int, closed: bool = False) -> np.ndarray:
@@ -242,27 +248,29 @@ def _recenter(
     tangents /= np.maximum(np.hypot(*tangents.T), 1e-9)[:, None]
     normals = np.stack([-tangents[:, 1], tangents[:, 0]], axis=1)
     distances = np.arange(0, 2 * radius + 2, _SIDE_STEP)
+    x, y = line.T[:, :, None]
+    away_x, away_y = normals[:, 0, None] * distances, normals[:, 1, None] * distances
     sides = []
-    for sign in (1, -1):
-        points = line[:, None] + (sign * distances)[None, :, None] * normals[:, None]
-        level = _level(mask, points)
+    for points_x, points_y in ((x + away_x, y + away_y), (x - away_x, y - away_y)):
+        level = _level(mask, points_x, points_y)
         first = (level < _HALF_LEVEL).argmax(axis=1)  # 0 where all or none is inside
         rows = np.flatnonzero(first > 0)
-        before, after = level[rows, first[rows] - 1], level[rows, first[rows]]
+        crossed = first[rows]
+        before, after = level[rows, crossed - 1], level[rows, crossed]
         side = np.full(len(line), np.nan)
         share = (before - _HALF_LEVEL) / (before - after)
-        side[rows] = (first[rows] - 1 + share) * _SIDE_STEP
+        side[rows] = (crossed - 1 + share) * _SIDE_STEP
         sides.append(side)
     shifts = (sides[0] - sides[1]) / 2
     shifts = np.where(np.isfinite(shifts), shifts.clip(-_LARGEST_SHIFT, _LARGEST_SHIFT), 0)
     return line + shifts[:, None] * normals
 
 
-def _level(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The mask, 0 to 1, at (N, M, 2) points between its pixels, linearly; (N, M)."""
+def _level(mask: np.ndarray, points_x: np.ndarray, points_y: np.ndarray) -> np.ndarray:
+    """The mask, 0 to 1, at (N, M) points between its pixels, linearly; (N, M)."""
     levels = []
-    for start in range(0, len(points), _ROWS):  # cv2.remap takes no more than 32766 rows
-        x, y = points[start : start + _ROWS, :, 0], points[start : start + _ROWS, :, 1]
+    for start in range(0, len(points_x), _ROWS):  # cv2.remap takes no more than 32766 rows
+        x, y = points_x[start : start + _ROWS], points_y[start : start + _ROWS]
         left, top = max(int(x.min()), 0), max(int(y.min()), 0)
         # Nor more of an image: this part of it holds the points.
         window = mask[top : max(int(y.max()) + 2, top + 1), left : max(int(x.max()) + 2, left + 1)]
@@ -288,13 +296,17 @@ def _to_outline(
     distances = np.arange(0, 3 * radius + _ERODED, _RAY_STEP)
     # A circle of curvature k turns by k·s over the way s: its chord is sin(k·s / 2) / (k / 2).
     half_turns = distances * bend / 2
-    normal = np.array([-direction[1], direction[0]])
     chords = distances * np.sinc(half_turns / np.pi)
-    ahead = np.outer(np.cos(half_turns), direction) + np.outer(np.sin(half_turns), normal)
-    ray = place + chords[:, None] * ahead
+    cosines, sines = np.cos(half_turns), np.sin(half_turns)
     # Pixels make a tip ragged: of three rays side by side the middle one counts.
-    aside = np.array([-1, 0, 1])[:, None, None] * normal * radius / 3
-    reach = sorted(_inside(distances, level) for level in _level(mask, ray + aside))[1]
+    aside = np.array([-1, 0, 1])[:, None]
+    points = [
+        start + chords * (cosines * along + sines * across) + aside * across * radius / 3
+        for start, along, across in zip(
+            place, direction, (-direction[1], direction[0]), strict=True
+        )
+    ]
+    reach = sorted(_inside(distances, level) for level in _level(mask, *points))[1]
     return max(reach, float((end - place) @ direction) + 0.5)
 
 
@@ -303,7 +315,7 @@ def _inside(distances: np.ndarray, level: np.ndarray) -> float:
     inside = distances[level >= _HALF_LEVEL]
     if not len(inside) or inside[0] > _RAY_GAP:
         return 0.0
-    gaps = np.flatnonzero(np.diff(inside) > _RAY_GAP)
+    gaps = np.flatnonzero(inside[1:] - inside[:-1] > _RAY_GAP)
     return float(inside[gaps[0]] if len(gaps) else inside[-1]) + _RAY_STEP / 2
 
 
@@ -314,9 +326,10 @@ def _osculating(line: np.ndarray, sharpest: float) -> tuple[np.ndarray, np.ndarr
         line: (N, 2) points in px, N at least 3.
         sharpest: largest curvature that is believed, in 1/px.
     """
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))])
+    along = np.concatenate([[0.0], np.cumsum(_steps(line))])
     scale = max(float(along[-1]), 1e-9)  # keeps the normal equations well conditioned
-    powers = np.vander(along / scale, 3, increasing=True)
+    share = along / scale
+    powers = np.stack([np.ones(len(share)), share, share * share], axis=1)
     place, speed, acceleration = np.linalg.solve(powers.T @ powers, powers.T @ line)
     speed, acceleration = speed / scale, acceleration / scale**2
     norm = max(float(np.hypot(*speed)), 1e-9)

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from skimage.color import deltaE_ciede2000
 
+from microplastics.measurement.median import median
+
 # CIE L*, a*, b* under D65 of sRGB colours. A name has as many entries as its dark, muted and
 # light shades need: what plastic looks like under a microscope is seldom a pure colour.
 NAMED_COLORS: tuple[tuple[str, tuple[float, float, float]], ...] = (
@@ -47,8 +49,8 @@ def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:
         pixels: (N, 3) uint8, BGR, at least one.
     """
     scaled = pixels.reshape(1, -1, 3).astype(np.float32) / 255
-    lab = np.median(cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0], axis=0)
-    return float(lab[0]), float(lab[1]), float(lab[2])
+    lightness, a, b = cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0].T
+    return median(lightness), median(a), median(b)
 
 
 def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:

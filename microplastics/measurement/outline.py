@@ -63,12 +63,12 @@ def measure_hull(mask: np.ndarray) -> Hull:
     rows, columns = np.nonzero(mask)
     points = np.stack([columns, rows], axis=1).astype(np.int32)
     # Only the ends of each row can be corners.
-    first = np.flatnonzero(np.diff(rows, prepend=-1))
-    last = np.append(first[1:] - 1, len(rows) - 1)
-    corners = cv2.convexHull(np.concatenate([points[first], points[last]]))[:, 0].astype(np.int64)
-    edges = np.roll(corners, -1, axis=0) - corners
+    last = np.flatnonzero(rows[1:] != rows[:-1])
+    ends = np.concatenate([[0], last, last + 1, [len(rows) - 1]])
+    corners = cv2.convexHull(points[ends])[:, 0].astype(np.int64)
+    following = np.concatenate([corners[1:], corners[:1]])
+    edges = following - corners
     steps = np.gcd(np.abs(edges[:, 0]), np.abs(edges[:, 1]))
-    following = np.roll(corners, -1, axis=0)
     twice_area = abs(int((corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0]).sum()))
     area = (twice_area + int(steps.sum())) // 2 + 1
     if len(corners) == 1:
@@ -123,9 +123,9 @@ def _feret_min(
     normals = np.stack([-edges[:, 1], edges[:, 0]], axis=1) / lengths[:, None]
     spans = np.ptp(corners @ normals.T, axis=0)
     widths = spans + spacings
-    narrowest = math.inf
+    narrowest, rivals = math.inf, widths.min() + _RIVALS
     for index in np.argsort(widths, kind="stable"):
-        if widths[index] > widths.min() + _RIVALS or widths[index] >= narrowest:
+        if widths[index] > rivals or widths[index] >= narrowest:
             break
         away = np.abs((pixels - corners[index]) @ normals[index])
         far = spans[index] - away
@@ -143,11 +143,12 @@ def _hidden(depths: np.ndarray, limit: float) -> float:
         limit: depth in px down to which the tip's form is taken.
     """
     inside = depths[depths <= limit]
-    mean = float(inside.mean())
+    mean = float(np.add.reduce(inside)) / len(inside)
     hidden = 0.4
     for _ in range(6):  # the depths count from the true tip, which is what is sought
         share = (mean + hidden) / (limit + hidden)  # k / (k + 1)
-        power = min(max(share / (1 - share), _ROUND), _CORNER)
+        power = share / (1 - share)
+        power = _ROUND if power < _ROUND else _CORNER if power > _CORNER else power
         scale = len(inside) / (limit + hidden) ** power
         hidden = min(_LARGEST_GAIN, power / (power + 1) * scale ** (-1 / power))
     return hidden

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import cv2
@@ -16,6 +17,20 @@ from microplastics.measurement.outline import (
 )
 
 Kind = Literal["fiber", "other"]
+
+FIBER_CLASSES = ("Fiber", "Fibre")
+"""Classes whose length runs along the centreline; case does not count."""
+
+
+def kind_of(class_name: str, fiber_classes: Iterable[str] = FIBER_CLASSES) -> Kind:
+    """How particles of a class are measured.
+
+    Args:
+        class_name: of the class.
+        fiber_classes: those that are measured along their centreline; case does not count.
+    """
+    fibers = {name.casefold() for name in fiber_classes}
+    return "fiber" if class_name.casefold() in fibers else "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +161,7 @@ def measure_cuts(cuts: list["Cut"]) -> list[Shape]:
     """Measure what :func:`cut` took of each particle."""
     shapes = [_measure(particle) for particle in cuts]
     colored = [index for index, shape in enumerate(shapes) if shape.color_lab is not None]
-    names = color_names([shapes[index].color_lab for index in colored])
+    names = color_names([shapes[index].color_lab for index in colored]) if colored else []
     for index, name in zip(colored, names, strict=True):
         shapes[index] = dataclasses.replace(shapes[index], color_name=name)
     return shapes
@@ -168,8 +183,8 @@ def _measure(particle: "Cut") -> Shape:
         width = area / line.total_length
     lab = None if particle.pixels is None else median_lab(particle.pixels)
     return Shape(
-        x=particle.x0 + float(columns.mean()) + 0.5,
-        y=particle.y0 + float(rows.mean()) + 0.5,
+        x=particle.x0 + int(columns.sum()) / area + 0.5,
+        y=particle.y0 + int(rows.sum()) / area + 0.5,
         bbox=(particle.x0, particle.y0, mask.shape[1], mask.shape[0]),
         area=float(area),
         perimeter=perimeter,

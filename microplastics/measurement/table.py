@@ -8,16 +8,13 @@ import pandas as pd
 from microplastics.measurement.calibration import Calibration
 from microplastics.measurement.many import Item, measure_many, nearest_distances
 from microplastics.measurement.particles import Particles
-from microplastics.measurement.shape import Shape
+from microplastics.measurement.shape import FIBER_CLASSES, Shape, kind_of
 from microplastics.measurement.size_classes import (
     DEFAULT_SIZE_CLASSES,
     SizeClasses,
     below_label,
     check_min_size,
 )
-
-FIBER_CLASSES = ("Fiber", "Fibre")
-"""Classes whose length runs along the centreline; case does not count."""
 
 PLACE_COLUMNS = {
     "image": "string",
@@ -104,7 +101,7 @@ def particle_table(
         ValueError: a mask is empty or lies outside of the image.
         UserError: ``min_size`` is no size.
     """
-    fibers = {name.casefold() for name in fiber_classes}
+    kinds = {name: kind_of(name, fiber_classes) for name in set(particles.classes)}
     pixels = particles.pixels if particles.pixels is not None else [None] * len(particles)
     offsets = [(int(x), int(y)) for x, y in particles.offsets]
     items = [
@@ -112,7 +109,7 @@ def particle_table(
         for mask, offset, kind, colors in zip(
             particles.masks,
             offsets,
-            ["fiber" if name.casefold() in fibers else "other" for name in particles.classes],
+            [kinds[name] for name in particles.classes],
             pixels,
             strict=True,
         )

@@ -37,7 +37,8 @@ def distinct(
     A mask is a duplicate of a better-scored one that is kept: of the same class, where they share
     more than ``max_overlap`` of the smaller of both; of another class, where they share more than
     that of their union, since a fibre may well lie on a film. Whether a mask is kept depends on
-    better-scored ones alone, so that a higher score threshold changes nothing among the rest.
+    better-scored ones alone, so that a higher score threshold for all classes changes nothing
+    among the rest; one for a single class may bring back what that class covered of another.
 
     Args:
         masks: N masks of one image.

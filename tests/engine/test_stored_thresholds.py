@@ -35,9 +35,9 @@ def test_all_else_is_untouched_bit_for_bit(tmp_path):
         read_own_checkpoint(str(path), NAMES), copy, {"Fiber": 0.25, "Film": 0.5}, {"metric": "f1"}
     )
     assert path.read_bytes() == before
-    assert stored_thresholds(copy, NAMES) == [0.25, 0.5]
-    assert stored_thresholds(copy, NAMES[::-1]) == [0.5, 0.25]
-    assert stored_thresholds(path, NAMES) is None
+    assert stored_thresholds(copy, NAMES) == {"Fiber": 0.25, "Film": 0.5}
+    assert stored_thresholds(copy, [*NAMES, "Bead"]) == {"Fiber": 0.25, "Film": 0.5}
+    assert stored_thresholds(path, NAMES) == {}
 
     def tensors(file):
         with zipfile.ZipFile(file) as archive:
@@ -74,19 +74,22 @@ def test_a_write_that_fails_leaves_the_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "thresholds",
-    [{"Fiber": 2, "Film": 0.5}, {"Fiber": "0.5"}, {"Fiber": True}, {1: 0.5}, [0.5, 0.5], 0.5],
+    ("thresholds", "words"),
+    [
+        ({"Fiber": 2, "Film": 0.5}, "threshold of Fiber in .* is 2, not a number from 0 to 1"),
+        ({"Fiber": "0.5"}, "threshold of Fiber in .* is 0.5, not a number"),
+        ({"Fiber": True}, "threshold of Fiber in .* is True"),
+        ({"Fiber": float("nan")}, "threshold of Fiber in .* is nan"),
+        ({1: 0.5}, "are for 1, not for Fiber, Film"),
+        ({"Fiber": 0.5, "Bead": 0.5}, "are for Bead, not for Fiber, Film; choose them anew"),
+        ([0.5, 0.5], "are not by class name"),
+        (0.5, "are not by class name"),
+    ],
 )
-def test_thresholds_of_strangers_are_checked(tmp_path, thresholds):
+def test_thresholds_of_strangers_are_checked(tmp_path, thresholds, words):
     write(tmp_path / "a.pth", score_thresholds=thresholds)
-    with pytest.raises(UserError, match="score_thresholds in .* are not numbers from 0 to 1"):
+    with pytest.raises(UserError, match=words):
         stored_thresholds(tmp_path / "a.pth", NAMES)
-
-
-def test_thresholds_of_other_classes_are_not_used(tmp_path, caplog):
-    write(tmp_path / "a.pth", score_thresholds={"Bead": 0.5})
-    assert stored_thresholds(tmp_path / "a.pth", NAMES) is None
-    assert "are for the classes Bead, not Fiber, Film" in caplog.text
 
 
 def test_checkpoints_that_cannot_hold_thresholds(tmp_path):
@@ -96,6 +99,6 @@ def test_checkpoints_that_cannot_hold_thresholds(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "plain.pth")
     with pytest.raises(UserError, match="carries no class names"):
         read_own_checkpoint(str(tmp_path / "plain.pth"), NAMES)
-    assert stored_thresholds(tmp_path / "plain.pth", NAMES) is None
+    assert stored_thresholds(tmp_path / "plain.pth", NAMES) == {}
     (tmp_path / "backbone.pkl").write_bytes(b"not a zip")
-    assert stored_thresholds(tmp_path / "backbone.pkl", NAMES) is None
+    assert stored_thresholds(tmp_path / "backbone.pkl", NAMES) == {}

@@ -9,6 +9,7 @@ from microplastics.engine import thresholds as module
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.engine.thresholds import choose_and_store
 from microplastics.errors import UserError
+from microplastics.evaluation.counting import CountingEvaluator
 
 NAMES = ["Fiber", "Fragment", "Film"]
 
@@ -29,6 +30,20 @@ def test_all_test_sets_count_together(cfg):
     info = torch.load(outcome.checkpoint, weights_only=True)["microplastics"]
     assert len(info["score_thresholds_origin"]["datasets"]) == 2
     assert list(info["score_thresholds"]) == NAMES
+
+
+def test_duplicates_are_those_of_the_config(cfg, monkeypatch):
+    seen = []
+
+    def evaluator(*args, **options):
+        seen.append(options["max_overlap"])
+        return CountingEvaluator(*args, **options)
+
+    monkeypatch.setattr(module, "CountingEvaluator", evaluator)
+    cfg.defrost()
+    cfg.TEST.COUNTING.MAX_OVERLAP = 0.3
+    choose_and_store(cfg, "count")
+    assert seen == [0.3, 0.3]
 
 
 def test_a_checkpoint_that_training_replaced_meanwhile_is_left_alone(cfg, monkeypatch):

@@ -153,6 +153,27 @@ def test_thresholds_of_each_class(name):
     assert figures["F1-Fiber"] == 100
 
 
+def count(name, found, **options):
+    evaluator = CountingEvaluator(name, measure_sizes=False, **options)
+    evaluator.process([{"image_id": 1}], [predicted(found)])
+    figures = evaluator.evaluate()["counting"]
+    return figures["count_predicted-Fiber"], figures["count_predicted-Film"]
+
+
+def test_a_particle_detected_twice_counts_once(name):
+    pieces = [(0.9, FIBER, (10, 10, 60, 4)), (0.8, FIBER, (20, 10, 30, 4))]
+    assert count(name, pieces) == (1, 0)
+    assert count(name, pieces, max_overlap=1) == (2, 0)
+    assert count(name, pieces[:1] + [(0.8, FIBER, (55, 10, 40, 4))]) == (2, 0)
+
+
+def test_what_is_below_its_threshold_takes_nothing_away(name):
+    both = [(0.8, FILM, (10, 10, 20, 20)), (0.6, FIBER, (10, 10, 20, 20))]
+    assert count(name, both) == (0, 1)
+    assert count(name, both, score_thresholds=[0.5, 0.85]) == (1, 0)
+    assert count(name, both, score_thresholds=[0.7, 0.7]) == (0, 1)
+
+
 def test_the_confusion_matrix_has_a_background(name, tmp_path):
     judge(name, output_dir=tmp_path / "out", measure_sizes=False)
     rows = read(tmp_path / "out" / "counting_confusion.csv")
@@ -253,6 +274,12 @@ def test_an_empty_mask_counts_and_is_wrong(name):
     )
     evaluator.process([{"image_id": 3}], [{"instances": instances}])
     assert evaluator.evaluate()["counting"]["count_error-<32px"] == 1
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.5, float("nan"), True])
+def test_an_overlap_is_a_share(name, overlap):
+    with pytest.raises(UserError, match="MAX_OVERLAP is .*; give a share from 0 to 1"):
+        CountingEvaluator(name, max_overlap=overlap)
 
 
 def test_refusals(name):

@@ -103,6 +103,12 @@ def test_a_short_number_lies_between(one, other):
         assert low < _short_number(low, high) <= high
 
 
+def test_scores_on_both_sides_of_a_threshold_are_off_it():
+    # 0.5 and 0.75 are scores themselves: evaluation counts them, a detector's > does not.
+    choice = choose("f1", [0.75] * 6 + [0.5] * 6 + [0.25], [True] * 12 + [False], 12)
+    assert 0.25 < choice.threshold < 0.5
+
+
 def test_short_numbers():
     assert _short_number(0.6, 0.9) == 0.75
     assert _short_number(0.8123, 0.8131) == 0.813

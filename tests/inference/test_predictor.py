@@ -325,7 +325,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         ({"class_names": "Fiber"}, "no list of different words"),
         ({"class_names": ["Fiber", "Fiber", "Film"]}, "no list of different words"),
         ({"class_names": ["Fiber"]}, "are Fiber, but the config has 3 classes"),
-        ({"score_thresholds": {"Foam": 0.5}}, "not by class name"),
+        ({"score_thresholds": {"Foam": 0.5}}, "are for Foam, not for"),
         ({"score_thresholds": {"Film": float("inf")}}, "of Film in .* is inf"),
         ({"score_thresholds": [0.5]}, "not by class name"),
     ],

@@ -60,6 +60,15 @@ def test_tags_that_are_not_used_are_noted(tmp_path, options, words):
     assert scales == [] and words in note
 
 
+@pytest.mark.parametrize(("unit", "per_unit"), [("MILLIMETER", 400.0), ("MICROMETER", 0.4)])
+def test_units_beyond_the_standards(tmp_path, unit, per_unit):
+    path = tiff(tmp_path, resolution=(per_unit, per_unit), resolutionunit=unit)
+    (scale,), notes = read_metadata(path)
+    assert scale.um_per_px == pytest.approx(2.5) and notes == []
+    (), (note,) = read_metadata(tiff(tmp_path, resolution=(0, 0), resolutionunit=unit))
+    assert "no positive number" in note
+
+
 def test_a_file_without_a_word(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     Image.fromarray(PIXELS).save(tmp_path / "a.jpg")
