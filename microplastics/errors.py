@@ -1,4 +1,4 @@
-"""The one exception type for what a person can cause and mend."""
+"""The exception type for what a person can cause and mend."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     Tools print it without a traceback and exit with code 2 (:func:`microplastics.cli.run`).
     Anything else that is raised is a bug and keeps its traceback.
     """
+
+
+class WriteError(UserError):
+    """A file cannot be written: what is true of one is most likely true of the next ones too."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from microplastics.errors import UserError
+from microplastics.errors import WriteError
 
 _MENDS = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
@@ -29,10 +29,10 @@ def is_write_error(error: OSError) -> bool:
     return error.errno in _MENDS
 
 
-def write_error(path: str | os.PathLike, error: OSError) -> UserError:
+def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
     """Turn an ``OSError`` of writing ``path`` into a sentence with its mend."""
     mend = _MENDS.get(error.errno, f"{error.strerror or error}; choose another path")
-    return UserError(f"Cannot write {os.fspath(path)}: {mend}.")
+    return WriteError(f"Cannot write {os.fspath(path)}: {mend}.")
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
         mode: ``"w"`` (UTF-8 text) or ``"wb"``.
 
     Raises:
-        UserError: the file cannot be written (no permission, disk full, …).
+        WriteError: the file cannot be written (no permission, disk full, …).
     """
     path = Path(path)
     temporary = None

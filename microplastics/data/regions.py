@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 _NO_LIMIT = 1 << 62
 # Reduced pages and SubIFDs that are looked through for levels of a pyramid.
 _MAX_LEVELS = 32
+# Pages of a stack that are counted.
+_MAX_PAGES = 10_000
 
 
 class ImageRegions(ABC):
@@ -50,11 +52,13 @@ class ImageRegions(ABC):
     Attributes:
         path: the file.
         width, height: in px, upright.
+        other_pages: pages of the same size in the file, such as a stack's, which are not read.
     """
 
     path: str
     width: int
     height: int
+    other_pages: int = 0
 
     def __init__(self, path: str, width: int, height: int):
         self.path, self.width, self.height = path, width, height
@@ -157,6 +161,7 @@ class TiffRegions(ImageRegions):
         self._limits_known = not colour.deep
         width, height = self._pixels.width, self._pixels.height
         super().__init__(path, *((height, width) if self._swapped else (width, height)))
+        self.other_pages = 0 if page.is_svs else _count_alike(tiff)
 
     def _read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         if self._orientation in (2, 3, 6, 7):
@@ -223,6 +228,15 @@ def _layout(page: "tifffile.TiffPage") -> tuple:
         page.bitspersample,
         page.sampleformat,
         page.extrasamples,
+    )
+
+
+def _count_alike(tiff: "tifffile.TiffFile") -> int:
+    """Pages after the first that are as large as it."""
+    first = tiff.pages[0]
+    return sum(
+        (page.imagewidth, page.imagelength) == (first.imagewidth, first.imagelength)
+        for page in islice(tiff.pages, 1, _MAX_PAGES)
     )
 
 

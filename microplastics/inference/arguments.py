@@ -45,6 +45,7 @@ def parse_predict(arguments: Sequence[str], about: str) -> argparse.Namespace:
     add("--overlap", type=int, metavar="PX", help="that windows share (default: auto)")
     add("--largest", type=float, metavar="PX", help="length of the largest particle expected")
     add("--no-coarse", dest="coarse", action="store_false", help="no pass for larger things")
+    add("--no-join", dest="join", action="store_false", help="leave broken fibres in pieces")
     add_run_arguments(parser)
     add = parser.add_argument_group("several GPUs").add_argument
     add("--num-gpus", type=int, default=1, metavar="N", help="of this machine")

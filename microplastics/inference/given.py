@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from microplastics.data.coco import class_names, load_instances
+from microplastics.data.coco_check import check_content
 from microplastics.data.coco_load import read_json
 from microplastics.data.formats.label_images import instance_rles, read_label_image
 from microplastics.errors import UserError
 from microplastics.inference.image_list import InputImage, find_images, is_image
 from microplastics.inference.writers import ANNOTATIONS_FILE
+from microplastics.inference.writers.names import printable
 from microplastics.measurement.particles import Particles
 from microplastics.structures.crop_masks import CropMasks
 
@@ -73,6 +75,17 @@ def read_given(
     """
     if images is not None and not os.path.isdir(images):
         raise UserError(f"--images {images} is no folder; give the folder of the photographs.")
+    given = _read(masks, images, dataset, class_name, min_score)
+    names = Counter(each.image.name for each in given.images)
+    for name, times in names.items():
+        if times > 1:
+            raise UserError(f"{masks[0]} has masks of {name} {times} times; give each image once.")
+    return given
+
+
+def _read(
+    masks: Sequence[str], images: str | None, dataset: str | None, class_name: str, min_score: float
+) -> Given:
     if not any(path.lower().endswith(".json") for path in masks):
         return _from_label_images(masks, images, class_name)
     if len(masks) > 1:
@@ -130,18 +143,13 @@ def _from_results(path: str, images: str | None, dataset: str | None, min_score:
 def _named(
     content: dict[str, Any], dataset: str
 ) -> tuple[dict[int, str], dict[int, dict[str, Any]]]:
-    """Class names by category id, and image entries by id."""
-    try:
-        names = {int(each["id"]): str(each["name"]) for each in content["categories"]}
-        entries = {int(each["id"]): each for each in content["images"]}
-        for each in entries.values():
-            if not isinstance(each["file_name"], str) or min(each["height"], each["width"]) < 1:
-                raise ValueError(f"image {each['id']}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{dataset} lacks usable images or categories ({error}); give a COCO JSON."
-        ) from error
-    return names, entries
+    """Class names by category id, and image entries by id.
+
+    The annotations are not looked at: results may be of a data set that has none.
+    """
+    checked = check_content(dataset, {**content, "annotations": []})
+    names = {each["id"]: each["name"] for each in checked.categories}
+    return names, {each["id"]: each for each in checked.images}
 
 
 def _checked(result: Any, where: str, entries: dict[int, Any], names: dict[int, str]) -> int:
@@ -195,9 +203,9 @@ def _from_label_images(masks: Sequence[str], images: str | None, class_name: str
         name, path = file.name, ""
         if images is not None:
             path = _beside(file.name, images)
-            name = Path(os.path.relpath(path, images)).as_posix()
+            name = printable(Path(os.path.relpath(path, images)).as_posix())
         load = _label_loader(name, file.path, class_name)
-        given.append(GivenImage(InputImage(path, name), file.path, load))
+        given.append(GivenImage(InputImage(path, name, file.path), file.path, load))
     return Given(given, [class_name])
 
 
@@ -237,15 +245,16 @@ def _counted(**counts: int) -> dict[str, int]:
 
 
 def _photograph(file_name: str, images: str | None, source: str) -> InputImage:
+    name = printable(file_name)
     if images is None:
-        return InputImage("", file_name)
+        return InputImage("", name)
     path = os.path.join(images, file_name)
     inside = os.path.realpath(path).startswith(os.path.realpath(images) + os.sep)
     if not inside or not os.path.isfile(path):
         raise UserError(
             f"{source} names the image {file_name}, which is not in {images}; correct --images."
         )
-    return InputImage(path, file_name)
+    return InputImage(path, name)
 
 
 def _beside(name: str, images: str) -> str:

@@ -24,10 +24,12 @@ class InputImage:
     Attributes:
         path: where it lies.
         name: what every output calls it, with ``/`` between folders; unique within a run.
+        masks_path: the file of its given masks, where each image has one of its own.
     """
 
     path: str
     name: str
+    masks_path: str = ""
 
 
 def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:

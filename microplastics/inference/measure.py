@@ -20,8 +20,7 @@ from microplastics.inference.opened import Opened, Opener
 from microplastics.inference.options import RunOptions, run_options
 from microplastics.inference.run import Run
 from microplastics.measurement.calibration import Calibration
-from microplastics.measurement.calibration_table import check_scale, read_calibration_csv
-from microplastics.measurement.particles import Particles
+from microplastics.measurement.calibration_table import check_scale
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +40,19 @@ def measure_run(args: argparse.Namespace) -> int:
     options = run_options(args)
     if args.merge_runs:
         return merge_into(args.merge_runs, options)
-    if args.images is None:
-        options = _without_images(options)
+    if args.images is None and options.scale_bar_um is not None:
+        raise UserError("--scale-bar-um needs the photographs; give their folder by --images.")
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
     given = read_given(args.masks, args.images, args.dataset, args.class_name, args.min_score)
-    masks = {each.masks_file: None for each in given.images}
-    about = {
-        "masks": {path: sha256_of(path) for path in masks},
-        "min_score": args.min_score,
+    masks = {
+        path: sha256_of(path) for path in dict.fromkeys(each.masks_file for each in given.images)
     }
-    run = Run([each.image for each in given.images], options, given.class_names, about, about)
+    about = {"masks": masks, "min_score": args.min_score}
+    # Label images may come and go while the run is finished piece by piece.
+    whole = [] if given.images[0].image.masks_path else list(masks.values())
+    settings = {"masks_sha256": whole, "min_score": args.min_score}
+    run = Run([each.image for each in given.images], options, given.class_names, about, settings)
     left = {image.name for image in run.begin()}
     opener = Opener(options)
     todo = [each for each in given.images if each.image.name in left]
@@ -64,7 +65,7 @@ def measure_run(args: argparse.Namespace) -> int:
 def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
     start = time.perf_counter()
     particles, left_out = given.load()
-    with _opened(given, particles, run.options, opener) as opened:
+    with _opened(given, run.options, opener) as opened:
         if opened.regions is not None:
             size = (opened.regions.height, opened.regions.width)
             if size != tuple(particles.image_size):
@@ -79,25 +80,17 @@ def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
 
 
 @contextlib.contextmanager
-def _opened(
-    given: GivenImage, particles: Particles, options: RunOptions, opener: Opener
-) -> Iterator[Opened]:
+def _opened(given: GivenImage, options: RunOptions, opener: Opener) -> Iterator[Opened]:
     if given.image.path:
         with opener.open(given.image) as opened:
             # Masks that are given are particles, wherever they lie.
             yield dataclasses.replace(opened, boxes=[])
         return
+    if options.um_per_px is not None and options.calibration is not None:
+        raise UserError("--um-per-px and --calibration both give a scale; leave one of them out.")
     calibration = None
     if options.um_per_px is not None:
         calibration = Calibration(check_scale(options.um_per_px, "--um-per-px"), "--um-per-px")
     elif options.calibration is not None:
-        calibration = read_calibration_csv(options.calibration).lookup(given.image.name)
+        calibration = opener.table.lookup(given.image.name)
     yield Opened(given.image, None, calibration, [], [])
-
-
-def _without_images(options: RunOptions) -> RunOptions:
-    if options.scale_bar_um is not None:
-        raise UserError("--scale-bar-um needs the photographs; give their folder by --images.")
-    return dataclasses.replace(
-        options, formats=tuple(each for each in options.formats if each != "overlays")
-    )

@@ -62,6 +62,7 @@ def predict_mosaic(
     tiling: Tiling,
     *,
     max_overlap: float = 1.0,
+    join: bool = True,
     quiet: bool | None = None,
 ) -> tuple[Particles, MosaicCounts]:
     """Predict an image window by window and put the particles together again.
@@ -72,6 +73,7 @@ def predict_mosaic(
         name: of the image, in the outputs.
         tiling: how it is cut.
         max_overlap: of two detections in a window, as of :func:`modeling.duplicates.distinct`.
+        join: put pieces of fibres that the model has broken together.
         quiet: show no progress; None shows it on a terminal.
 
     Returns:
@@ -79,7 +81,7 @@ def predict_mosaic(
         what happened to the windows.
     """
     size = (regions.height, regions.width)
-    stitcher, counts = Stitcher(size), MosaicCounts()
+    stitcher, counts = Stitcher(size, join_broken=join), MosaicCounts()
     windows = windows_of(*size[::-1], tiling.tile, tiling.overlap)
     with tqdm(windows, desc=name, unit="window", leave=False, disable=quiet) as progress:
         for window, all_found in _predicted(predictor, regions, progress, tiling.scale, 1):

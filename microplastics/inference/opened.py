@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -14,6 +15,8 @@ from microplastics.measurement.calibration import Calibration
 from microplastics.measurement.calibration_sources import resolve_calibration
 from microplastics.measurement.calibration_table import CalibrationTable, read_calibration_csv
 from microplastics.measurement.particles import Particles
+
+logger = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]
 
@@ -89,7 +92,7 @@ class Opened:
         regions: its pixels; None where there is no photograph, as of masks alone.
         calibration: its scale, or None.
         boxes: x, y, width and height in px of what is no particle: the scale bar and its text.
-        notes: what the file says of its scale that was not used, and why.
+        notes: what of the file was not used, such as a word on its scale, and why.
     """
 
     image: InputImage
@@ -108,9 +111,9 @@ class Opener:
             UserError: the calibration table cannot be read.
         """
         self._options = options
-        self._table: CalibrationTable | None = None
+        self.table: CalibrationTable | None = None
         if options.calibration is not None:
-            self._table = read_calibration_csv(options.calibration)
+            self.table = read_calibration_csv(options.calibration)
 
     @contextlib.contextmanager
     def open(self, image: InputImage) -> Iterator[Opened]:
@@ -129,10 +132,18 @@ class Opener:
                 regions.height,
                 regions.read,
                 um_per_px=options.um_per_px,
-                table=self._table,
+                table=self.table,
                 scale_bar_um=options.scale_bar_um,
                 use_metadata=not options.ignore_metadata,
             )
+            if regions.other_pages:
+                logger.warning(
+                    "%s: only the first of its %d pages is looked at; save each as a file of its "
+                    "own to have all.",
+                    image.path,
+                    regions.other_pages + 1,
+                )
+                notes = [*notes, f"{regions.other_pages} more pages were not looked at"]
             yield Opened(image, regions, calibration, boxes, notes)
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from microplastics.config import load_config
 from microplastics.engine.evaluate import choose_weights
 from microplastics.engine.setup import check_output_dir
-from microplastics.errors import UserError
+from microplastics.errors import UserError, WriteError
 from microplastics.inference.image_list import InputImage, find_images
 from microplastics.inference.mosaic import predict_mosaic
 from microplastics.inference.opened import Opened, Opener, PaintedRegions
@@ -45,6 +46,7 @@ class PredictOptions:
     Attributes:
         tile, overlap, largest, coarse: how images are cut; see
             :func:`microplastics.inference.tiling.choose_tiling`.
+        join: put pieces of broken fibres together, in windows.
         max_overlap: of two detections, as of :func:`modeling.duplicates.distinct`; 1 keeps all.
     """
 
@@ -52,6 +54,7 @@ class PredictOptions:
     overlap: int | None = None
     largest: float | None = None
     coarse: bool = True
+    join: bool = True
     max_overlap: float = 0.5
 
     def tiling(self) -> dict[str, Any]:
@@ -82,12 +85,13 @@ def predict_run(args: argparse.Namespace) -> int:
         max_overlap = predictor.cfg.TEST.COUNTING.MAX_OVERLAP
     if not 0 <= max_overlap <= 1:
         raise UserError(f"--max-overlap is {max_overlap:g}; give a share from 0 to 1.")
-    how = PredictOptions(args.tile, args.overlap, args.largest, args.coarse, max_overlap)
+    how = PredictOptions(args.tile, args.overlap, args.largest, args.coarse, args.join, max_overlap)
     # Wrong numbers are told now, not once for each image.
     choose_tiling(predictor.cfg, (1, 1), **how.tiling())
     options = dataclasses.replace(options, max_pixels=predictor.cfg.INPUT.MAX_PIXELS)
     about = about_predictor(predictor, how)
     settings = {key: value for key, value in about.items() if key not in ("checkpoint", "device")}
+    settings.update(config_settings(predictor.cfg))
     run = Run(images, options, predictor.class_names, about, settings)
     predict_images(predictor, run.begin(), run, how)
     return run.end()
@@ -131,8 +135,22 @@ def about_predictor(predictor: Predictor, how: PredictOptions) -> dict[str, Any]
         "min_size_test": predictor.cfg.INPUT.MIN_SIZE_TEST,
         "max_size_test": predictor.cfg.INPUT.MAX_SIZE_TEST,
         "tiling": how.tiling(),
+        "join": how.join,
         "max_overlap": how.max_overlap,
     }
+
+
+def config_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Every value of a config that predictions may depend on, by its dotted key."""
+    found: dict[str, Any] = {}
+    nodes = [(section, cfg[section]) for section in ("MODEL", "INPUT", "TEST")]
+    while nodes:
+        key, value = nodes.pop()
+        if isinstance(value, CfgNode):
+            nodes += [(f"{key}.{name}", each) for name, each in value.items()]
+        elif key not in ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_SHA256"):
+            found[key] = value
+    return found
 
 
 def predict_images(
@@ -195,13 +213,37 @@ def _whole(
                     continue
                 size = (opened.regions.width, opened.regions.height)
                 held = image_in_memory(opened, opened.regions.read(0, 0, *size))
-                painted = PaintedRegions(held.regions, held.boxes).read(0, 0, *size)
+                painted = _painted(held)
                 order.append((held, start))
                 yield painted
 
-    for predictions in predictor.predict_many(pixels()):
-        opened, start = order.popleft()
-        yield opened, predictions, start
+    source, again = pixels(), True
+    while again:
+        again = False
+        try:
+            for predictions in predictor.predict_many(source):
+                opened, start = order.popleft()
+                yield opened, predictions, start
+        except WriteError:
+            raise
+        except Exception as error:
+            # Such as an image too large for the memory: which one it was shows each alone.
+            logger.warning("%s; trying the images of that batch one by one.", _first_line(error))
+            again = bool(order)
+        while order and again:
+            opened, start = order.popleft()
+            with run.attempt(opened.image):
+                (predictions,) = predictor.predict_many([_painted(opened)])
+                yield opened, predictions, start
+
+
+def _painted(held: Opened) -> np.ndarray:
+    size = (held.regions.width, held.regions.height)
+    return PaintedRegions(held.regions, held.boxes).read(0, 0, *size)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _finish_whole(
@@ -241,6 +283,7 @@ def _one_mosaic(
             image.name,
             tiling,
             max_overlap=how.max_overlap,
+            join=how.join,
             quiet=quiet,
         )
         record = {

@@ -7,42 +7,50 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 from tabulate import tabulate
 
 import microplastics
 from microplastics.compat import detectron2_build
 from microplastics.engine.weights import sha256_of
-from microplastics.errors import UserError
+from microplastics.errors import UserError, WriteError
 from microplastics.files import write_json
 from microplastics.inference.image_list import InputImage
 from microplastics.inference.opened import ArrayImage, Opened, without_boxes
 from microplastics.inference.options import RunOptions
-from microplastics.inference.samples import blank_names, check_samples, groups_of, make_summaries
+from microplastics.inference.output_files import (
+    FAILED_FILE,
+    RUN_FILE,
+    SAMPLES_FILE,
+    SUMMARY_FILE,
+    forget_image,
+)
+from microplastics.inference.samples import blank_names, check_samples, make_summaries
 from microplastics.inference.store import RunStore
 from microplastics.inference.writers import check_formats, output_names, write_image, write_run
 from microplastics.inference.writers.base import ImageResult
 from microplastics.inference.writers.parts import read_part
 from microplastics.inference.writers.tables import write_csv
 from microplastics.measurement.calibration import Calibration
+from microplastics.measurement.calibration_table import check_scale, read_calibration_csv
 from microplastics.measurement.particles import Particles
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import combine_tables, images_table, particle_table
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_FILE, SAMPLES_FILE = "summary.csv", "samples.csv"
-RUN_FILE, FAILED_FILE = "run.json", "failed.csv"
 SOME_FAILED = 3
 """Exit code of a run in which images failed."""
 
 _SHOWN = 20  # rows of the summary on the terminal
+_PATIENCE = datetime.timedelta(days=30)
 
 
 class Run:
@@ -68,11 +76,10 @@ class Run:
             UserError: an option makes no sense.
         """
         check_formats(options.formats)
-        check_samples(options)
+        if options.um_per_px is not None:
+            check_scale(options.um_per_px, "--um-per-px")
         names = [image.name for image in images]
-        blank_names(names, options.blanks)
-        if options.group_by is not None:
-            groups_of(names, options.group_by)
+        check_samples(options, names)
         self.images = list(images)
         self.options = options
         self._class_names = list(class_names)
@@ -80,7 +87,12 @@ class Run:
         self._names = output_names(names)
         self._output = Path(options.output)
         self._start = time.time()
-        self._store = RunStore(options.output, {**settings, **options.settings()})
+        settings = {**settings, **options.settings(), "class_names": self._class_names}
+        if options.calibration is not None:
+            read_calibration_csv(options.calibration)
+            settings["calibration"] = sha256_of(options.calibration)
+        self._store = RunStore(options.output, settings)
+        self._patient: dist.ProcessGroup | None = None
 
     def begin(self) -> list[InputImage]:
         """Claim the folder, and give the images that this process has to do.
@@ -90,24 +102,41 @@ class Run:
         """
         if comm.is_main_process():
             self._store.claim(self.options.resume, self.options.overwrite)
+        if comm.get_world_size() > 1:
+            # A process may wait for hours for the one that got the largest images.
+            self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
         comm.synchronize()
-        left = [image for image in self.images if not self._store.is_finished(image)]
+        # One process looks for all: what another one finishes meanwhile must not shift the shares.
+        looked_at = self.images if comm.is_main_process() else []
+        numbers = [n for n, each in enumerate(looked_at) if not self._store.is_finished(each)]
+        left = [self.images[number] for number in comm.all_gather(numbers)[0]]
         if len(left) < len(self.images):
             logger.info("%d images are finished already.", len(self.images) - len(left))
         return left[comm.get_rank() :: comm.get_world_size()]
 
     @contextlib.contextmanager
     def attempt(self, image: InputImage) -> Iterator[None]:
-        """Note an image that fails in the block, so that the rest of the run goes on."""
+        """Note an image that fails in the block, so that the rest of the run goes on.
+
+        Raises:
+            WriteError: a file could not be written; all other images would fail alike.
+        """
         try:
             yield
+        except WriteError:
+            raise
         except UserError as error:
             logger.error("%s", error)
-            self._store.fail(image, str(error))
+            self._fail(image, str(error))
         except Exception as error:
             # One odd image must not cost a night's run; its traceback is in the log.
-            logger.exception("%s failed", image.path)
-            self._store.fail(image, f"{type(error).__name__}: {error} (see log.txt)")
+            logger.exception("%s failed", image.path or image.name)
+            words = " ".join(str(error).split())
+            self._fail(image, f"{type(error).__name__}: {words} (see log.txt)")
+
+    def _fail(self, image: InputImage, error: str) -> None:
+        self._store.fail(image, error)
+        forget_image(self._output, self._names[image.name])
 
     def finish(
         self, opened: Opened, particles: Particles, record: dict[str, Any], start: float
@@ -133,8 +162,8 @@ class Run:
             particles, table, self._class_names, opened.calibration, opened.regions
         )
         name = self._names[opened.image.name]
-        formats = [each for each in options.formats if opened.regions or each != "overlays"]
-        left_out = {**write_image(result, self._output, formats, name), "on_scale_bar": on_bar}
+        notes = write_image(result, self._output, options.formats, name)
+        left_out = {**notes, "on_scale_bar": on_bar}
         calibration = opened.calibration
         self._store.save(
             opened.image,
@@ -165,7 +194,8 @@ class Run:
         Raises:
             UserError: not one image was finished, or a file cannot be written.
         """
-        comm.synchronize()
+        if self._patient is not None:
+            dist.barrier(group=self._patient)
         if not comm.is_main_process():
             return 0
         finished = [image for image in self.images if self._store.is_finished(image)]
@@ -177,6 +207,7 @@ class Run:
             raise UserError(
                 f"Not one of the {len(self.images)} images could be worked on; {failures[0][2]}"
             )
+        self._check_blanks(done)
         parts = [self._store.part(image) for image in finished]
         written = write_run(parts, self._output, self.options.formats, self._class_names)
         records = [self._store.record(image) for image in finished]
@@ -186,8 +217,17 @@ class Run:
         self._write_record(records, failures, written.notes)
         print_summary(self._output, *summaries, self._class_names)
         if failed:
-            print(f"{len(failed)} images failed, see {self._output / FAILED_FILE}")
+            print(f"{counted(len(failed), 'image')} failed, see {self._output / FAILED_FILE}")
         return SOME_FAILED if failed else 0
+
+    def _check_blanks(self, done: Collection[str]) -> None:
+        for pattern in self.options.blanks:
+            blanks = blank_names([image.name for image in self.images], [pattern])
+            if not any(name in done for name in blanks):
+                raise UserError(
+                    f"The blank {blanks[0]} failed, see {self._output / FAILED_FILE}; mend it and "
+                    "add --resume, or leave it out of --blanks."
+                )
 
     def _write_failed(self, failures: Sequence[tuple[str, str, str]]) -> None:
         path = self._output / FAILED_FILE
@@ -243,6 +283,7 @@ def print_summary(
     if median is not None:
         columns[median] = f"median size, {'µm' if median.endswith('um') else 'px'}"
     rows = shown[list(columns)].rename(columns=columns)
+    rows = rows.astype(object).where(rows.notna(), None)  # no median without particles
     print(
         tabulate(
             rows[:_SHOWN],
@@ -255,7 +296,13 @@ def print_summary(
     )
     if len(rows) > _SHOWN:
         print(f"… and {len(rows) - _SHOWN} more rows in {output}")
-    print(f"{int(summary['count'].sum())} particles on {len(summary)} images. Results in {output}")
+    found = counted(int(summary["count"].sum()), "particle")
+    print(f"{found} on {counted(len(summary), 'image')}. Results in {output}")
+
+
+def counted(number: int, thing: str) -> str:
+    """Give ``1 image`` or ``2 images``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _images_of(records: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -14,18 +14,26 @@ from microplastics.inference.options import RunOptions
 from microplastics.measurement.concentration import Sampling, parse_volume
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.summary import summarize
+from microplastics.measurement.summary_rows import image_rows
+from microplastics.measurement.table import images_table
 
 
-def check_samples(options: RunOptions) -> None:
+def check_samples(options: RunOptions, names: Sequence[str]) -> None:
     """Refuse options of the summary that make no sense, before hours of work.
 
+    Args:
+        options: of the run.
+        names: of its images.
+
     Raises:
-        UserError: names the option.
+        UserError: names the option, the image without a group, or the group of blanks and samples.
     """
     parse_size_classes(options.size_classes)
     _sampling(options)
-    if options.group_by is not None and options.group_by.lower().endswith(".csv"):
-        groups_from_csv(options.group_by)
+    blanks = blank_names(names, options.blanks)
+    if options.group_by is not None:
+        images = images_table((name, (1, 1), None) for name in names)
+        image_rows(images, groups_of(names, options.group_by), blanks)
 
 
 def make_summaries(

@@ -11,6 +11,7 @@ import numpy as np
 
 from microplastics.inference.stitch_coarse import CoarseDetections, join_coarse
 from microplastics.inference.stitch_conflicts import resolve
+from microplastics.inference.stitch_fibers import join_fibers
 from microplastics.inference.stitch_fragments import Fragments, PackedMasks, box_of, tight
 from microplastics.inference.stitch_graph import cluster
 from microplastics.inference.stitch_merge import Merged, duplicates, merge
@@ -56,12 +57,15 @@ class Stitcher:
     overlap: where they do not, nothing tells which fragments belong together.
     """
 
-    def __init__(self, image_size: tuple[int, int]) -> None:
+    def __init__(self, image_size: tuple[int, int], *, join_broken: bool = False) -> None:
         """
         Args:
             image_size: height and width of the image in px.
+            join_broken: join thin pieces that lie end to end, which no window shows as one: a
+                model breaks fibres, perfect masks are not broken.
         """
         self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.join_broken = join_broken
         self._windows: dict[Window, int] = {}
         self._window: list[int] = []
         self._masks = PackedMasks()
@@ -192,6 +196,8 @@ class Stitcher:
             merged = merged.take(np.delete(np.arange(len(merged)), dropped))
         if len(self._coarse):
             merged = join_coarse(fragments, merged, self._coarse, notes)
+        if self.join_broken:
+            merged = join_fibers(merged, self.image_size, notes)
         return merged, fragments, notes
 
 

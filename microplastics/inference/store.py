@@ -1,5 +1,6 @@
 """What of a run is finished: kept image by image, so that a run that was stopped goes on."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,10 +12,12 @@ from microplastics.data.coco_load import read_json
 from microplastics.errors import UserError
 from microplastics.files import write_json
 from microplastics.inference.image_list import InputImage
+from microplastics.inference.output_files import RUN_FILE, forget_run
 from microplastics.inference.writers.base import ImageResult
 from microplastics.inference.writers.parts import write_part
 
 _FOLDER, _SETTINGS = "parts", "settings.json"
+_SHOWN = 80  # characters of a setting in an error
 
 
 class RunStore:
@@ -39,7 +42,7 @@ class RunStore:
 
         Args:
             resume: go on, where there is something to go on with.
-            overwrite: forget what is finished.
+            overwrite: forget what is finished, and delete its files.
 
         Raises:
             UserError: a run lies there and neither was asked for, or it had other settings.
@@ -49,8 +52,15 @@ class RunStore:
             raise UserError(
                 f"{self._folder} is not of a run of this tool; choose another --output."
             )
-        if overwrite and self._folder.is_dir():
-            shutil.rmtree(self._folder)
+        if not (path.is_file() or overwrite) and (self._output / RUN_FILE).exists():
+            raise UserError(
+                f"{self._output} holds a run without its {_FOLDER}; add --overwrite to begin anew, "
+                "or choose another --output."
+            )
+        if overwrite:
+            forget_run(self._output, self.names())
+            if self._folder.is_dir():
+                shutil.rmtree(self._folder)
         if path.is_file():
             if not resume:
                 raise UserError(
@@ -76,7 +86,7 @@ class RunStore:
         if not (path.is_file() and self.part(image).is_file()):
             return False
         try:
-            return read_json(path)["file"] == file_state(image.path)
+            return read_json(path)["file"] == files_state(image)
         except (UserError, KeyError):
             return False
 
@@ -89,13 +99,24 @@ class RunStore:
             record: what run.json says of it.
         """
         write_part(result, self.part(image))
-        write_json(self._path(image, "record.json"), {**record, "file": file_state(image.path)})
+        write_json(self._path(image, "record.json"), {**record, "file": files_state(image)})
         self._path(image, "failed.json").unlink(missing_ok=True)
 
     def fail(self, image: InputImage, error: str) -> None:
         """Note why an image could not be finished."""
         self._path(image, "record.json").unlink(missing_ok=True)
         write_json(self._path(image, "failed.json"), {"image": image.name, "error": error})
+
+    def names(self) -> list[str]:
+        """The images of the run that lies in the folder, whether finished or failed."""
+        names: dict[str, None] = {}
+        for ending, key in (("record", "name"), ("failed", "image")):
+            for path in sorted(self._folder.glob(f"*.{ending}.json")):
+                with contextlib.suppress(UserError):  # damaged: it is to be forgotten anyway
+                    name = read_json(path).get(key)
+                    if isinstance(name, str):
+                        names[name] = None
+        return list(names)
 
     def part(self, image: InputImage) -> Path:
         """The part of a finished image (:mod:`microplastics.inference.writers.parts`)."""
@@ -116,14 +137,18 @@ class RunStore:
         return self._folder / f"{key}.{ending}"
 
 
-def file_state(path: str) -> dict[str, int] | None:
-    """Size and time of change of a file; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+def files_state(image: InputImage) -> list[list[int] | None]:
+    """Size in bytes and time of change in ns of an image's files; None where there is none."""
+    found: list[list[int] | None] = []
+    for path in (image.path, image.masks_path):
+        try:
+            status = os.stat(path)
+            found.append([status.st_size, status.st_mtime_ns])
+        except (OSError, ValueError):
+            found.append(None)
+    return found
 
 
 def _shown(value: Any) -> str:
-    return "left out" if value is None else json.dumps(value)
+    text = "left out" if value is None else json.dumps(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -1,6 +1,7 @@
 """Whether an image is predicted whole or in windows, and in which."""
 
 import dataclasses
+import math
 
 from detectron2.config import CfgNode
 
@@ -77,6 +78,10 @@ def choose_tiling(
             f"--overlap {overlap} is too small to tell which pieces belong together; use "
             f"{MIN_OVERLAP} px or more."
         )
+    if largest is not None and not 0 < largest < math.inf:
+        raise UserError(f"--largest {largest:g} is no length; give the largest particle's in px.")
+    if tile and overlap is not None:
+        _check_overlap(overlap, tile)
     side = training_side or cfg.INPUT.TILE.SIZE or cfg.INPUT.MIN_SIZE_TEST
     scale = cfg.INPUT.MIN_SIZE_TEST / side
     if tile == 0 or not _needs_windows(cfg, image_size, scale, tile):
@@ -85,14 +90,18 @@ def choose_tiling(
     shared = _OVERLAP_SHARE * tile if largest is None else largest
     if overlap is None:
         overlap = round(min(max(shared, _OVERLAP_SHARE * tile, MIN_OVERLAP), tile / 2))
+    _check_overlap(overlap, tile)
+    longest = min(largest or _LARGEST_SIDES * tile, max(image_size))
+    factor = min(8, -(-longest // tile)) if coarse and longest > tile else 0
+    return Tiling(tile, overlap, int(factor), scale)
+
+
+def _check_overlap(overlap: int, tile: int) -> None:
     if overlap > tile / 2:
         raise UserError(
             f"--overlap {overlap} is more than half of the windows' {tile} px; lower it, or raise "
             "--tile."
         )
-    longest = min(largest or _LARGEST_SIDES * tile, max(image_size))
-    factor = min(8, -(-longest // tile)) if coarse and longest > tile else 0
-    return Tiling(tile, overlap, int(factor), scale)
 
 
 def _needs_windows(

@@ -353,3 +353,10 @@ def test_a_bomb_of_another_format(tmp_path):
     with pytest.raises(UserError, match="60000 x 60000 px and must be decoded whole"):
         with open_regions(tmp_path / "a.png"):
             pass
+
+
+def test_the_other_pages_of_a_stack_are_counted(tmp_path):
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, np.zeros((4, 30, 40), np.uint8), photometric="minisblack")
+    with open_regions(path) as regions:
+        assert (regions.width, regions.other_pages) == (40, 3)

@@ -25,6 +25,11 @@ def test_folders_globs_files_and_lists_name_each_image_once(folder):
     assert names(folder / "list.txt") == ["b/2.jpg", "a/1.tif"]
 
 
+def test_names_fit_into_one_line(folder):
+    (folder / "a/one\ntwo\t3.png").touch()
+    assert names(folder / "a") == ["1.tif", "one\\ntwo\\t3.png"]
+
+
 def test_a_runs_own_output_is_no_input(folder):
     assert names(folder, exclude=str(folder / "b")) == ["1.tif"]
 

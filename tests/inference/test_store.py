@@ -78,3 +78,30 @@ def test_a_strangers_folder_is_left_alone(tmp_path, way):
     with pytest.raises(UserError, match="is not of a run of this tool"):
         RunStore(tmp_path, {}).claim(**{"resume": False, "overwrite": False, way: True})
     assert (tmp_path / "parts" / "thesis.doc").exists()
+
+
+def test_beginning_anew_takes_away_what_the_old_run_wrote(store, image, result, tmp_path):
+    store.save(image, result, {"name": "a.jpg"})
+    gone = ("overlays/a.jpg.png", "labels/a.jpg.tif", "particles.csv", "samples.csv", "failed.csv")
+    for name in (*gone, "overlays/mine.png", "notes.txt"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    RunStore(tmp_path / "run", {}).claim(resume=False, overwrite=True)
+    assert not any((tmp_path / "run" / name).exists() for name in gone)
+    assert (tmp_path / "run/overlays/mine.png").exists() and (tmp_path / "run/notes.txt").exists()
+
+
+def test_a_complete_run_without_its_parts_is_not_mixed_with_another(tmp_path):
+    (tmp_path / "run.json").write_text('{"images": [{"name": "b.jpg"}, 3]}')
+    (tmp_path / "rois").mkdir()
+    (tmp_path / "rois/b.jpg.zip").touch()
+    with pytest.raises(UserError, match="holds a run without its parts; add --overwrite"):
+        RunStore(tmp_path, {}).claim(resume=True, overwrite=False)
+    RunStore(tmp_path, {}).claim(resume=False, overwrite=True)
+    assert not (tmp_path / "rois/b.jpg.zip").exists() and not (tmp_path / "run.json").exists()
+
+
+def test_a_long_setting_is_cut_in_the_error(store, tmp_path):
+    with pytest.raises(UserError) as error:
+        RunStore(tmp_path / "run", {"tile": "x" * 5000}).claim(resume=True, overwrite=False)
+    assert len(str(error.value)) < 400

@@ -41,9 +41,11 @@ def test_the_largest_particle_decides_overlap_and_coarse_pass(cfg):
     [
         ({"tile": 10}, "--tile 10 is too small"),
         ({"overlap": 31}, "--overlap 31 is too small"),
+        ({"largest": float("nan")}, "--largest nan is no length"),
         ({"tile": 100, "overlap": 60}, "more than half of the windows' 100 px"),
     ],
 )
 def test_numbers_that_do_not_agree_are_refused(cfg, options, words):
-    with pytest.raises(UserError, match=words):
-        choose_tiling(cfg, (5000, 5000), **options)
+    for size in ((1, 1), (5000, 5000)):
+        with pytest.raises(UserError, match=words):
+            choose_tiling(cfg, size, **options)

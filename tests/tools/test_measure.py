@@ -111,3 +111,31 @@ def test_results_of_another_data_set_are_refused(tool_here, coco, tmp_path):
         arguments = ("--masks", path, "--dataset", coco, "--output", tmp_path / "out")
         result = tool_here("measure", *arguments)
         assert result.returncode == 2 and words in result.stderr
+
+
+def test_a_data_set_of_results_that_is_broken_is_refused(tool_here, coco, tmp_path):
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+    for change, words in [
+        ({"id": 1}, "has an id that another image has"),
+        ({"file_name": "a/one.png"}, "masks of a/one.png 2 times"),
+        ({"height": float("nan")}, "height is nan"),
+    ]:
+        data = json.loads(coco.read_text())
+        data["images"][1].update(change)
+        (tmp_path / "set.json").write_text(json.dumps(data))
+        arguments = ("--masks", results, "--dataset", tmp_path / "set.json")
+        result = tool_here("measure", *arguments, "--output", tmp_path / "out")
+        assert result.returncode == 2 and words in result.stderr
+
+
+def test_merging_says_what_it_cannot_do_and_what_is_missing(tool_here, coco, tmp_path):
+    one, both = tmp_path / "one", tmp_path / "both"
+    assert tool_here("measure", "--masks", coco, "--output", one).returncode == 0
+    run = json.loads((one / "run.json").read_text())
+    assert run["images"][0]["left_out"]["overlays_without_photograph"] == 1
+    (one / "failed.csv").write_text("image,path,error\nc.png,/c.png,it is empty\n")
+    merged = tool_here("measure", "--merge-runs", one, "--output", both)
+    assert merged.returncode == 3 and f"1 image failed in {one}" in merged.stdout
+    scaled = tool_here("measure", "--merge-runs", one, "--output", both, "--um-per-px", "2")
+    assert scaled.returncode == 2 and "--um-per-px has no part in --merge-runs" in scaled.stderr

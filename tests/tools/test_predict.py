@@ -59,7 +59,7 @@ def test_a_folder_becomes_tables_and_pictures_and_goes_on(
     failed = pd.read_csv(output / "failed.csv")
     assert failed["image"].tolist() == ["broken.png"], failed["error"].tolist()
     assert "broken.png" in failed["error"][0] and "| val_000000.jpg" in result.stdout
-    assert f"1 images failed, see {output / 'failed.csv'}" in result.stdout
+    assert f"1 image failed, see {output / 'failed.csv'}" in result.stdout
 
     table = pd.read_csv(output / "particles.csv")
     summary = pd.read_csv(output / "summary.csv").set_index("image")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 _SEPARATOR = "__"
 # What Windows, macOS or a shell's careless user stumbles over.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Underscores that would be read as the separator.
 _AMBIGUOUS = re.compile(r"^_+|_+$|_{2,}")
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])( *\.|$)", re.I)
@@ -56,8 +57,13 @@ def output_names(images: Sequence[str]) -> dict[str, str]:
 
 
 def printable(name: str) -> str:
-    """Make a file's name one that tables can hold: bytes that are no UTF-8 become ``\\udc80``."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Make a file's name one that tables and pictures can hold.
+
+    Bytes that are no UTF-8 become ``\\udc80``, line feeds ``\\n``, other control characters
+    ``\\x07``.
+    """
+    escaped = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _encode(part: str) -> str:
