@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import IO
 
@@ -19,6 +20,10 @@ MAX_PIXELS = 178_956_970
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _bomb_check_lock = threading.Lock()
+
+# Pillow warns from half of its bound on; check_pixels says what is too large, and TIFFs that are
+# read by region may be.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @contextlib.contextmanager

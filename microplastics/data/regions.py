@@ -107,7 +107,13 @@ class ImageRegions(ABC):
             if side <= max_side:
                 return self._read(0, 0, self.width, self.height), 1.0
             size = tuple(max(1, round(s * max_side / side)) for s in (self.width, self.height))
-            return self._shrunk(size), side / max_side
+            small = self._shrunk(size)
+            self.release()
+            return small, side / max_side
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of unpacked pieces: what is read again is unpacked again."""
 
     @abstractmethod
     def _read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray: ...
@@ -132,6 +138,9 @@ class WholeImage(ImageRegions):
 
     def _shrunk(self, size: tuple[int, int]) -> np.ndarray:
         return cv2.resize(self._decoded(), size, interpolation=cv2.INTER_AREA)
+
+    def release(self) -> None:
+        """Keep the image: it would have to be decoded whole once more."""
 
     def _decoded(self) -> np.ndarray:
         if self._image is None:
@@ -172,6 +181,11 @@ class TiffRegions(ImageRegions):
             x0, y0, x1, y1 = y0, x0, y1, x1
         bgr = turn(self._stored(self._pixels, x0, y0, x1, y1), self._orientation)
         return np.require(bgr, requirements=["C", "W", "O"])
+
+    def release(self) -> None:
+        """See :meth:`ImageRegions.release`."""
+        with self._lock:
+            self._cache.clear()
 
     def _stored(self, pixels: TiffPixels, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """A region as it is stored, in BGR."""

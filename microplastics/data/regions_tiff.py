@@ -60,6 +60,11 @@ class SegmentCache:
             self._segments.move_to_end(key)
         return segment
 
+    def clear(self) -> None:
+        """Keep none."""
+        self._segments.clear()
+        self.nbytes = 0
+
 
 class TiffPixels:
     """The samples of one page of a TIFF as they are stored: not turned, no colour converted.

@@ -286,6 +286,8 @@ def _one_mosaic(
             join=how.join,
             quiet=quiet,
         )
+        # Tables and pictures need memory now, and read little.
+        opened.regions.release()
         record = {
             **dataclasses.asdict(tiling),
             **dataclasses.asdict(counts),
