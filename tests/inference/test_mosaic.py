@@ -70,7 +70,9 @@ def truth(image):
 @pytest.mark.parametrize(("tile", "overlap"), [(128, 32), (200, 100), (256, 64)])
 def test_every_particle_comes_out_once_and_whole(scene, tile, overlap):
     tiling = Tiling(tile, overlap, 0, 1.0)
-    particles, counts = predict_mosaic(Oracle(), ArrayImage(scene), "a", tiling, quiet=True)
+    particles, counts = predict_mosaic(
+        Oracle(), ArrayImage(scene), "a", tiling, join=False, quiet=True
+    )
     masks, classes = truth(scene)
     assert sorted(particles.classes) == sorted(Oracle.class_names[number] for number in classes)
     assert counts.windows and counts.constant
