@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,7 @@ def _check_num_gpus(args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-gpus {args.num_gpus} on {args.num_machines} machine(s) needs CUDA, and there "
             "is no GPU here; use --num-gpus 0 for one CPU process, or torchrun "
-            "--nproc_per_node=N tools/train_net.py … for several."
+            f"--nproc_per_node=N {sys.argv[0]} … for several."
         )
     if args.num_gpus > max(there, 1):
         raise UserError(

@@ -107,10 +107,62 @@ def ends_of(merged: Merged, particle: int) -> Iterator[End]:
         if area < _THIN * max(thickness - 1, 2) ** 2:
             continue
         origin = np.array([view.x + x - 1, view.y + y - 1])
-        skeleton = skeletonise(framed)
+        # Thinning depends on how a mask lies, and what is joined must not.
+        position = canonical_position(framed)
+        lying = position.apply(framed)
+        skeleton = skeletonise(lying)
         length = sum(arm.length for arm in skeleton.arms.values()) + thickness
-        for at, way, wide in _tips(skeleton, framed):
+        for at, way, wide in _tips(skeleton, lying):
+            at, way = position.back(at, way, lying.shape)
             yield End(particle, label, at + origin, way, wide, length)
+
+
+class Position(NamedTuple):
+    """One of the eight positions of a mask: swapped sides, then turned over.
+
+    Attributes:
+        swapped: rows are columns.
+        down, right: 1, or -1 where turned over.
+    """
+
+    swapped: bool
+    down: int
+    right: int
+
+    def apply(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a mask into the position."""
+        mask = mask.T if self.swapped else mask
+        return np.ascontiguousarray(mask[:: self.down, :: self.right])
+
+    def back(
+        self, at: np.ndarray, way: np.ndarray, shape: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Bring a place and a direction, x and y, back from it.
+
+        Args:
+            at, way: (2,) in the position.
+            shape: height and width of the mask in the position.
+        """
+        turned = np.array([self.right, self.down])
+        at = np.where(turned < 0, np.array(shape[::-1]) - 1 - at, at)
+        way = way * turned
+        return (at[::-1], way[::-1]) if self.swapped else (at, way)
+
+
+def canonical_position(mask: np.ndarray) -> Position:
+    """The same one of a mask's eight positions, however it lies."""
+    positions = [
+        Position(swapped, down, right)
+        for swapped in (False, True)
+        for down in (1, -1)
+        for right in (1, -1)
+    ]
+
+    def key(position: Position) -> tuple:
+        lying = position.apply(mask)
+        return lying.shape, lying.tobytes()
+
+    return min(positions, key=key)
 
 
 def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:

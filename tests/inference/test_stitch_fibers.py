@@ -140,10 +140,16 @@ def layout(rng, size, count=6):
         for shift in (0 * beside, beside)[: int(rng.integers(1, 3))]:
             ends = np.stack([middle + shift - reach * way, middle + shift + reach * way])
             at = float(ends[0] @ (-way[1], way[0]))
-            # Not two in one line, which nobody could tell from one that is broken.
-            if any(abs(way @ w) > 0.9 and abs(at - a) < 12 and way is not w for w, a in taken):
+            # Not two in one line or with their ends together, which nobody could tell from one
+            # that is broken.
+            if any(
+                (abs(way @ w) > 0.9 and abs(at - a) < 12)
+                or np.hypot(*(ends[:, None] - e).T).min() < 7 * 11
+                for w, a, e in taken
+                if way is not w
+            ):
                 continue
-            taken.append((way, at))
+            taken.append((way, at, ends))
             points = np.round(ends * 16).astype(np.int32)
             frame = blank((size, size))
             masks.append(cv2.polylines(frame, [points], False, 1, width, cv2.LINE_8, 4) > 0)
