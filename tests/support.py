@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The quick config, shrunk until an iteration takes a tenth of a second.
@@ -27,3 +30,14 @@ TINY = [
 def dataset_entry(folder, split):
     """``JSON:IMAGES`` of one split of a rendered set."""
     return f"{folder}/annotations/instances_{split}.json:{folder}/{split}"
+
+
+def barred_image(height, width, seed=0):
+    """Dim noise with bright bars, uint8 BGR."""
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+    for _ in range(6):
+        start = tuple(rng.integers(0, (width, height)).tolist())
+        end = tuple(rng.integers(0, (width, height)).tolist())
+        cv2.line(array, start, end, (250, 240, 200), 5)
+    return array

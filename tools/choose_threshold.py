@@ -68,7 +68,7 @@ def main() -> None:
     for choice in outcome.choices:
         if choice.kept_because:
             print(choice.kept_because)
-    print("The figures are those of the images that the thresholds were chosen on: hopeful.")
+    print("On other images expect somewhat less: the thresholds were chosen on these very ones.")
     print(f"Stored in {outcome.checkpoint}; curves in {outcome.curves} and {outcome.picture}")
 
 

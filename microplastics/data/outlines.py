@@ -122,9 +122,9 @@ def _trace(mask: np.ndarray, offset: tuple[int, int]) -> tuple[list[np.ndarray],
     padded, x0, y0 = _padded_box(np.asarray(mask) != 0)
     if padded is None:
         return [], 0
-    ys, xs, partners = _corners(padded)
+    ys, xs, partners, _ = outline_corners(padded, 8)
     shift = np.array([x0 + offset[0], y0 + offset[1]], dtype=np.float64)
-    rings, owner = _rings(partners)
+    rings, owner = outline_rings(partners)
     starts = [ring[0] for ring in rings]
     # The first corner met is the left end of the ring's topmost edge: a hole lies under it, or
     # the particle.
@@ -148,36 +148,46 @@ def _padded_box(mask: np.ndarray) -> tuple[np.ndarray | None, int, int]:
     return np.pad(box, 1), int(columns[0]), int(rows[0])
 
 
-def _corners(padded: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Find the corners of the outline, row by row.
+def outline_corners(
+    padded: np.ndarray, connectivity: int
+) -> tuple[np.ndarray, np.ndarray, list[int], bool]:
+    """Find the corners of a mask's outline, row by row.
 
     Where two pixels touch at a corner, the corner stands twice: as the right end of the edge to
     its left, then as the left end of the edge to its right.
 
+    Args:
+        padded: (h + 2, w + 2) bool with an empty border.
+        connectivity: 8 keeps such pixels in one ring, 4 in two.
+
     Returns:
-        y, x, and the number of each corner's partner in its column; the partner in the row of
-        corner i is corner i ^ 1.
+        y and x in px of the unpadded mask, the number of each corner's partner in its column (the
+        partner in the row of corner i is corner i ^ 1), and whether any corner stands twice.
     """
-    upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]
-    lower_left, lower_right = padded[1:, :-1], padded[1:, 1:]
-    falling = upper_left & lower_right & ~(upper_right | lower_left)
-    rising = upper_right & lower_left & ~(upper_left | lower_right)
-    times = (upper_left ^ upper_right ^ lower_left ^ lower_right).astype(np.uint8)
-    times += 2 * (falling | rising).astype(np.uint8)
+    left, right = padded[:, :-1], padded[:, 1:]
+    edges = left ^ right  # vertical edges
+    times = (edges[:-1] ^ edges[1:]).astype(np.uint8)
+    saddle = edges[:-1] & edges[1:] & (left[:-1] ^ left[1:])
+    doubled = bool(saddle.any())
+    times[saddle] = 2
     ys, xs = np.nonzero(times)
-    repeats = times[ys, xs]
-    second = np.zeros(int(repeats.sum()), dtype=np.int8)
-    second[np.cumsum(repeats)[repeats == 2] - 1] = 1
-    ys, xs = np.repeat(ys, repeats), np.repeat(xs, repeats)
-    # The two pixels stay together if the outline does not turn into the one that it leaves:
-    # where they lie on the falling diagonal, the edge to the left goes on below.
-    order = np.lexsort((np.where(falling[ys, xs], -second, second), ys, xs))
+    if not doubled:
+        order = np.argsort(xs, kind="stable")
+    else:
+        repeats = times[ys, xs]
+        second = np.zeros(int(repeats.sum()), dtype=np.int8)
+        second[np.cumsum(repeats)[repeats == 2] - 1] = 1
+        ys, xs = np.repeat(ys, repeats), np.repeat(xs, repeats)
+        # Of pixels upper left and lower right the edge to the left bends up around the one, or
+        # goes on below around both; of the other two the other way about.
+        first = second if connectivity == 4 else -second
+        order = np.lexsort((np.where(left[ys, xs], first, -first), ys, xs))
     partners = np.empty(len(ys), dtype=np.int64)
     partners[order[0::2]], partners[order[1::2]] = order[1::2], order[0::2]
-    return ys, xs, partners.tolist()
+    return ys, xs, partners.tolist(), doubled
 
 
-def _rings(partners: list[int]) -> tuple[list[list[int]], list[bool]]:
+def outline_rings(partners: list[int]) -> tuple[list[list[int]], list[bool]]:
     """Follow the corners around every ring, clockwise from the left end of its topmost edge.
 
     Returns:

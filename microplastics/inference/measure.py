@@ -17,10 +17,8 @@ from microplastics.inference.given import GivenImage, read_given
 from microplastics.inference.merge import merge_into
 from microplastics.inference.mosaic import particle_pixels
 from microplastics.inference.opened import Opened, Opener
-from microplastics.inference.options import RunOptions, run_options
+from microplastics.inference.options import run_options
 from microplastics.inference.run import Run
-from microplastics.measurement.calibration import Calibration
-from microplastics.measurement.calibration_table import check_scale
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def measure_run(args: argparse.Namespace) -> int:
 def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
     start = time.perf_counter()
     particles, left_out = given.load()
-    with _opened(given, run.options, opener) as opened:
+    with _opened(given, opener) as opened:
         if opened.regions is not None:
             size = (opened.regions.height, opened.regions.width)
             if size != tuple(particles.image_size):
@@ -80,17 +78,11 @@ def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
 
 
 @contextlib.contextmanager
-def _opened(given: GivenImage, options: RunOptions, opener: Opener) -> Iterator[Opened]:
+def _opened(given: GivenImage, opener: Opener) -> Iterator[Opened]:
     if given.image.path:
         with opener.open(given.image) as opened:
             # Masks that are given are particles, wherever they lie.
             yield dataclasses.replace(opened, boxes=[])
         return
-    if options.um_per_px is not None and options.calibration is not None:
-        raise UserError("--um-per-px and --calibration both give a scale; leave one of them out.")
-    calibration = None
-    if options.um_per_px is not None:
-        calibration = Calibration(check_scale(options.um_per_px, "--um-per-px"), "--um-per-px")
-    elif options.calibration is not None:
-        calibration = opener.table.lookup(given.image.name)
-    yield Opened(given.image, None, calibration, [], [])
+    calibration, boxes, notes = opener.scale(given.image.name)
+    yield Opened(given.image, None, calibration, boxes, notes)

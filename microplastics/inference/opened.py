@@ -126,16 +126,7 @@ class Opener:
         with open_regions(
             image.path, max_pixels=options.max_pixels, allow_large=options.allow_large
         ) as regions:
-            calibration, boxes, notes = resolve_calibration(
-                image.path,
-                regions.width,
-                regions.height,
-                regions.read,
-                um_per_px=options.um_per_px,
-                table=self.table,
-                scale_bar_um=options.scale_bar_um,
-                use_metadata=not options.ignore_metadata,
-            )
+            calibration, boxes, notes = self.scale(image.path, regions)
             if regions.other_pages:
                 logger.warning(
                     "%s: only the first of its %d pages is looked at; save each as a file of its "
@@ -145,6 +136,31 @@ class Opener:
                 )
                 notes = [*notes, f"{regions.other_pages} more pages were not looked at"]
             yield Opened(image, regions, calibration, boxes, notes)
+
+    def scale(
+        self, path: str, regions: ImageRegions | None = None
+    ) -> tuple[Calibration | None, list[Box], list[str]]:
+        """The scale of an image, as :func:`resolve_calibration` gives it.
+
+        Args:
+            path: of the image; without a photograph its name.
+            regions: its pixels; None where there is no photograph, and so neither metadata nor a
+                scale bar.
+
+        Raises:
+            UserError: sources disagree, or one of them is no scale.
+        """
+        options = self._options
+        return resolve_calibration(
+            path,
+            regions.width if regions else 0,
+            regions.height if regions else 0,
+            regions.read if regions else None,
+            um_per_px=options.um_per_px,
+            table=self.table,
+            scale_bar_um=options.scale_bar_um if regions else None,
+            use_metadata=regions is not None and not options.ignore_metadata,
+        )
 
 
 def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:

@@ -20,7 +20,7 @@ def resolve_calibration(
     path: str | os.PathLike,
     width: int,
     height: int,
-    read: Callable[[int, int, int, int], np.ndarray],
+    read: Callable[[int, int, int, int], np.ndarray] | None,
     *,
     um_per_px: float | None = None,
     table: CalibrationTable | None = None,
@@ -36,7 +36,8 @@ def resolve_calibration(
         path: image file.
         width: of the image, px.
         height: of the image, px.
-        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
+        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR; needed for a scale
+            bar alone.
         um_per_px: µm per pixel, as the user gives it.
         table: µm per pixel of each image.
         scale_bar_um: length in µm of the bar that is burnt into the image.

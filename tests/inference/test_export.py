@@ -17,6 +17,7 @@ import torch
 import torchvision
 from detectron2.modeling.roi_heads import StandardROIHeads
 from support import ROOT, TINY
+from support import barred_image as image
 
 import microplastics
 from microplastics.compat import detectron2_build
@@ -84,17 +85,6 @@ def exports(folder, predictor):
 def exported(request, exports):
     """Format, path and description of one of them."""
     return request.param, *exports[request.param]
-
-
-def image(height, width, seed=0):
-    """Dim noise with bright bars, uint8 BGR."""
-    rng = np.random.default_rng(seed)
-    array = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
-    for _ in range(6):
-        start = tuple(rng.integers(0, (width, height)).tolist())
-        end = tuple(rng.integers(0, (width, height)).tolist())
-        cv2.line(array, start, end, (250, 240, 200), 5)
-    return array
 
 
 def load(path):

@@ -9,6 +9,7 @@ import torch
 import yaml
 from detectron2.engine import DefaultPredictor
 from support import ROOT, TINY
+from support import barred_image as image
 
 import microplastics
 from microplastics.config import load_config
@@ -60,17 +61,6 @@ def altered(model_path, tmp_path):
         return str(path)
 
     return write
-
-
-def image(height, width, seed=0):
-    """Dim noise with bright bars, uint8 BGR."""
-    rng = np.random.default_rng(seed)
-    array = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
-    for _ in range(6):
-        start = tuple(rng.integers(0, (width, height)).tolist())
-        end = tuple(rng.integers(0, (width, height)).tolist())
-        cv2.line(array, start, end, (250, 240, 200), 5)
-    return array
 
 
 def fields(predictions):

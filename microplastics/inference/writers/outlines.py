@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from microplastics.data.outlines import outline_corners, outline_rings
+
 Ring = np.ndarray
 
 
@@ -25,11 +27,11 @@ def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[lis
         one not repeated, outer rings clockwise on the screen, holes counter-clockwise.
     """
     padded = np.pad(mask, 1)
-    ys, xs, down, saddles = _corners(padded)
-    rings = _follow(down)
+    ys, xs, partners, doubled = outline_corners(padded, 4)
+    rings, _ = outline_rings(partners)
     # All begin along a top edge to the right: with the mask below it, or a hole.
     rings = [r if padded[ys[r[0]] + 1, xs[r[0]] + 1] else r[::-1] for r in rings]
-    if saddles:
+    if doubled:
         places = (ys * padded.shape[1] + xs).tolist()
         rings = [simple for ring in rings for simple in _split(ring, places)]
     points = np.column_stack([xs, ys])
@@ -47,61 +49,6 @@ def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[lis
         x, y = hole[np.lexsort(hole.T)[0]]
         polygons[owner(y - 1, x)].append(hole + shift)  # the pixel above its topmost edge
     return polygons
-
-
-def _corners(padded: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int], bool]:
-    """Find the corners of the outline row by row.
-
-    A corner where two pixels touch stands twice: first as the end of the edge to its left, then
-    as the start of the edge to its right. Corners i and i ^ 1 are the ends of a horizontal edge.
-
-    Returns:
-        y and x of each corner in px of the unpadded mask, the other end of its vertical edge, and
-        whether any corner stands twice.
-    """
-    left, right = padded[:, :-1], padded[:, 1:]
-    edges = left ^ right  # vertical edges
-    turns = edges[:-1] ^ edges[1:]
-    saddle = edges[:-1] & edges[1:] & (left[:-1] ^ left[1:])
-    times = turns.astype(np.uint8)
-    has_saddles = bool(saddle.any())
-    if not has_saddles:
-        ys, xs = np.nonzero(times)
-        order = np.argsort(xs, kind="stable")
-    else:
-        times[saddle] = 2
-        ys, xs = np.nonzero(times)
-        repeats = times[ys, xs]
-        second = np.zeros(int(repeats.sum()), dtype=np.int8)
-        second[np.cumsum(repeats)[repeats == 2] - 1] = 1
-        ys, xs = np.repeat(ys, repeats), np.repeat(xs, repeats)
-        # Pixels upper left and lower right: the edge to the left bends up around the one of them,
-        # so its end comes first in the column. With the other two it bends down.
-        falling = left[ys, xs]
-        order = np.lexsort((np.where(falling, second, -second), ys, xs))
-    down = np.empty(len(ys), dtype=np.int64)
-    down[order[0::2]], down[order[1::2]] = order[1::2], order[0::2]
-    return ys, xs, down.tolist(), has_saddles
-
-
-def _follow(down: list[int]) -> list[list[int]]:
-    """Walk around every ring, each from the left end of its topmost edge to the right."""
-    seen = bytearray(len(down))
-    rings = []
-    for start in range(0, len(down), 2):
-        if seen[start]:
-            continue
-        ring, corner = [], start
-        while True:
-            partner = corner ^ 1
-            seen[corner] = seen[partner] = 1
-            ring.append(corner)
-            ring.append(partner)
-            corner = down[partner]
-            if corner == start:
-                break
-        rings.append(ring)
-    return rings
 
 
 def _split(ring: list[int], places: list[int]) -> list[list[int]]:
