@@ -13,6 +13,10 @@ from microplastics.evaluation.average_precision import evaluate_predictions
 
 # Least IoU of boxes that are one detection.
 _SAME = 0.5
+# Least IoU of the masks of one detection, and the share of detections that must reach it and be in
+# pairs: ties at the cap, and pixels of a random network's masks whose probability is 0.5, fall
+# either way.
+_ALIKE, _MOST = 0.95, 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Difference:
         matched: pairs of the same image and class whose boxes agree, each detection in one.
         box: largest difference of a pair's box coordinates, in px.
         score: largest difference of a pair's scores.
+        alike: pairs whose masks agree.
         mask_iou: smallest IoU of a pair's masks; 1 where there are none.
     """
 
@@ -31,6 +36,7 @@ class Difference:
     matched: int
     box: float
     score: float
+    alike: int
     mask_iou: float
 
     def __str__(self) -> str:
@@ -60,6 +66,7 @@ def difference(ours: Sequence[dict], theirs: Sequence[dict]) -> Difference:
         len(pairs),
         float(max(box, default=0.0)),
         float(max(score, default=0.0)),
+        len(pairs) - sum(iou < _ALIKE for iou in masks),
         min(masks, default=1.0),
     )
 
@@ -79,13 +86,12 @@ def _pairs(ours: list[dict], theirs: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def check_same(ours: Sequence[dict], theirs: Sequence[dict], what: str) -> Check:
-    """Whether two sides in fp32 found the same: but for ties at the cap, all of them."""
+    """Whether two sides in fp32 found the same: 99 of 100 detections, the rest are ties."""
     found = difference(ours, theirs)
     agrees = (
-        found.matched >= 0.99 * max(found.counts)
+        found.alike >= _MOST * max(found.counts)
         and found.box <= 0.1
         and found.score <= 1e-3
-        and found.mask_iou >= 0.95
     )
     return Check(what, agrees, str(found))
 

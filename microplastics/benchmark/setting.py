@@ -124,13 +124,15 @@ def prepare(
 
 
 def _render(folder: Path, split: str, images: int, size: int, seed: int) -> str:
-    paths = render_dataset(folder, {split: images}, size=size, seed=seed, progress=False)
+    spare = images // 2 + 4  # for those that are left out below
+    paths = render_dataset(folder, {split: images + spare}, size=size, seed=seed, progress=False)
     with open(paths[split], encoding="utf-8") as file:
         coco = json.load(file)
     # Rings are RLE, which Detectron2's polygon format, its fastest, cannot hold.
     ringed = {a["image_id"] for a in coco["annotations"] if isinstance(a["segmentation"], dict)}
-    coco["images"] = [i for i in coco["images"] if i["id"] not in ringed]
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] not in ringed]
+    coco["images"] = [i for i in coco["images"] if i["id"] not in ringed][:images]
+    kept = {i["id"] for i in coco["images"]}
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] in kept]
     if not coco["annotations"]:
         raise UserError(f"{images} rendered images are too few to measure on; raise --images.")
     path = folder / "benchmark.json"
