@@ -10,7 +10,7 @@ from microplastics.inference.writers import FORMATS, check_formats
 # What the summary alone depends on, and what decides whether an image is read at all: a run may go
 # on with others.
 _OF_THE_RUN = frozenset(
-    ("edge", "group_by", "sampled_volume", "counted_fraction", "blanks")
+    ("edge", "group_by", "sampled_volume", "counted_fraction", "filter_area_mm2", "blanks")
     + ("allow_large", "max_pixels")
 )
 
@@ -31,8 +31,10 @@ class RunOptions:
             without a calibration.
         edge: what becomes of particles that touch the image's border: count, exclude or weight.
         group_by: what sums images of one sample: ``folder``, a CSV (image, group) or a regex.
-        sampled_volume: that was filtered, as ``2 L`` or ``0.5 m3``; for each sample.
+        sampled_volume: that was filtered, as ``2 L`` or ``0.5 m3``, for each sample; or a CSV
+            (sample, volume).
         counted_fraction: share of the filter that the images of a sample show.
+        filter_area_mm2: area of the filter on which particles lie, in place of that share.
         blanks: images, by name or glob, that are procedural blanks.
         allow_large: lift the limit on the pixels of a file that must be decoded whole.
         max_pixels: that limit.
@@ -51,6 +53,7 @@ class RunOptions:
     group_by: str | None = None
     sampled_volume: str | None = None
     counted_fraction: float = 1.0
+    filter_area_mm2: float | None = None
     blanks: tuple[str, ...] = ()
     allow_large: bool = False
     max_pixels: int | None = None
@@ -88,7 +91,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--calibration", metavar="CSV", help="table with the columns image and um_per_px")
     add("--scale-bar-um", type=float, metavar="L", help="find the burnt-in bar of L µm")
     add("--ignore-metadata", action="store_true", help="do not use the scale in the files")
-    add = parser.add_argument_group("counts (docs/counts.md)").add_argument
+    counts = parser.add_argument_group("counts (docs/counts.md)")
+    add = counts.add_argument
     add(
         "--size-classes",
         default="default",
@@ -103,13 +107,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="particles that touch the border: counted, left out, or made up for by weights",
     )
     add("--group-by", metavar="WHAT", help="sum samples: folder, a CSV (image, group), or a REGEX")
-    add("--sampled-volume", metavar="V", help="filtered for each sample, such as '2 L'")
     add(
+        "--sampled-volume",
+        metavar="V",
+        help="filtered for each sample, such as '2 L', or a CSV (sample, volume)",
+    )
+    share = counts.add_mutually_exclusive_group()
+    share.add_argument(
         "--counted-fraction",
         type=float,
         default=1.0,
         metavar="F",
         help="share of the filter that a sample's images show (default: 1)",
+    )
+    share.add_argument(
+        "--filter-area-mm2",
+        type=float,
+        metavar="A",
+        help="of the filter where particles lie: the share is that of the images' area",
     )
     add("--blanks", nargs="+", default=(), metavar="GLOB", help="images that are blanks, by name")
     add = parser.add_argument_group("large files").add_argument

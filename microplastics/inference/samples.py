@@ -3,12 +3,12 @@
 import fnmatch
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from microplastics.data.splits.groups import group_of, groups_from_csv
+from microplastics.data.splits.groups import group_of, groups_from_csv, table_from_csv
 from microplastics.errors import UserError
 from microplastics.inference.options import RunOptions
 from microplastics.measurement.concentration import Sampling, parse_volume
@@ -29,7 +29,7 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
         UserError: names the option, the image without a group, or the group of blanks and samples.
     """
     parse_size_classes(options.size_classes)
-    _sampling(options)
+    _sampling(options, names)
     blanks = blank_names(names, options.blanks)
     if options.group_by is not None:
         images = images_table((name, (1, 1), None) for name in names)
@@ -62,10 +62,11 @@ def make_summaries(
         "edge": options.edge,
         "blanks": blank_names(names, options.blanks),
     }
+    sampling = _sampling(options, names)
     if options.group_by is None:
-        return summarize(table, images, sampling=_sampling(options), **common), None
+        return summarize(table, images, sampling=sampling, **common), None
     groups = groups_of(names, options.group_by)
-    samples = summarize(table, images, groups=groups, sampling=_sampling(options), **common)
+    samples = summarize(table, images, groups=groups, sampling=sampling, **common)
     return summarize(table, images, **common), samples
 
 
@@ -86,12 +87,16 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
         return {name: group_of(name, group_by) for name in names}
     table, groups = groups_from_csv(group_by), {}
     for name in names:
-        short = posixpath.basename(name)
-        group = table.get(name, table.get(short, table.get(os.path.splitext(short)[0])))
-        if group is None:
+        groups[name] = _entry(table, name)
+        if groups[name] is None:
             raise UserError(f"{group_by} names no group of {name}; add a row for it.")
-        groups[name] = group
     return groups
+
+
+def _entry(table: Mapping[str, str], name: str) -> str | None:
+    """What a table says of an image: by its name, its last part, or that without its kind."""
+    short = posixpath.basename(name)
+    return table.get(name, table.get(short, table.get(os.path.splitext(short)[0])))
 
 
 def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -116,9 +121,31 @@ def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _sampling(options: RunOptions) -> Sampling | None:
+def _sampling(options: RunOptions, names: Sequence[str]) -> Sampling | None:
+    """What was filtered; ``names`` are those of the images."""
     if options.sampled_volume is None:
         if options.counted_fraction != 1:
             raise UserError("--counted-fraction needs --sampled-volume; give both.")
+        if options.filter_area_mm2 is not None:
+            raise UserError("--filter-area-mm2 needs --sampled-volume; give both.")
         return None
-    return Sampling(parse_volume(options.sampled_volume), options.counted_fraction)
+    return Sampling(_liters(options, names), options.counted_fraction, options.filter_area_mm2)
+
+
+def _liters(options: RunOptions, names: Sequence[str]) -> float | dict[str, float]:
+    """One volume for all samples, or that of each by the table's name for it."""
+    volume = options.sampled_volume
+    if not volume.lower().endswith(".csv"):
+        return parse_volume(volume)
+    table, blanks = table_from_csv(volume, "sample", "volume"), blank_names(names, options.blanks)
+    samples = [name for name in names if name not in set(blanks)]
+    if options.group_by is not None:
+        groups = groups_of(names, options.group_by)
+        samples = sorted({groups[name] for name in samples})
+    liters = {}
+    for sample in samples:
+        text = table.get(sample) if options.group_by is not None else _entry(table, sample)
+        if text is None:
+            raise UserError(f"{volume} has no volume of {sample}; add a row for it.")
+        liters[sample] = parse_volume(text)
+    return liters

@@ -81,9 +81,28 @@ def test_a_scale_for_each_image(tool_here, coco, tmp_path):
     assert "scales.csv" in row["calibration_source"]
 
 
+def test_each_sample_has_its_volume_and_all_have_one_filter(tool_here, coco, tmp_path):
+    volumes = tmp_path / "volumes.csv"
+    volumes.write_text("sample,volume\na/one.png,2 L\n")
+    arguments = ("--masks", coco, "--um-per-px", "10", "--sampled-volume", volumes)
+    result = tool_here("measure", *arguments, "--output", tmp_path / "missing")
+    assert result.returncode == 2 and "volumes.csv has no volume of two.png" in result.stderr
+    volumes.write_text("Sample;Volume\none;2 L\ntwo;500 mL\n")
+    # An image shows 1 mm x 0.8 mm of the filter's 1.6 mm².
+    more = ("--filter-area-mm2", "1.6", "--formats", "csv", "--output", tmp_path / "out")
+    result = tool_here("measure", *arguments, *more)
+    assert result.returncode == 0, result.stderr
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary["particles_per_l"].to_dict() == {"a/one.png": 1, "two.png": 0}
+    highest = summary["count_high"] / [1, 0.25]
+    assert summary["particles_per_l_high"].tolist() == pytest.approx(highest.tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda d: {"--filter-area-mm2": "9"}, "--filter-area-mm2 needs --sampled-volume"),
+        (lambda d: {"--sampled-volume": d / "v.csv"}, "Cannot read"),
         (lambda d: {"--images": d / "nowhere"}, "is no folder"),
         (lambda d: {"--images": d}, "which is not in"),
         (lambda d: {"--masks": d / "results.json"}, "which name neither images nor classes"),

@@ -98,7 +98,7 @@ def groups_from_csv(path: str | os.PathLike) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read, lacks a column or a value, or names an image twice.
     """
-    return _read_table(path, "group")
+    return table_from_csv(path, "image", "group")
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -128,8 +128,14 @@ def read_text(path: str | os.PathLike) -> str:
     raise UserError(f"{path} is not text; save it as CSV or text in UTF-8.")
 
 
-def _read_table(path: str | os.PathLike, column: str) -> dict[str, str]:
-    """Read the columns ``image`` and ``column`` of a CSV; see :func:`groups_from_csv`."""
+def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, str]:
+    """Read two columns of a CSV; see :func:`groups_from_csv`.
+
+    Args:
+        path: the file.
+        key: column of the names, each of which stands once: ``image`` or ``sample``.
+        column: of the values.
+    """
     path = os.fspath(path)
     text = read_text(path)
     header = text.lstrip().partition("\n")[0]
@@ -138,38 +144,38 @@ def _read_table(path: str | os.PathLike, column: str) -> dict[str, str]:
     values: dict[str, str] = {}
     try:
         titles = [title.strip().lower() for title in next(rows, [])]
-        for title in ("image", column):
+        for title in (key, column):
             if titles.count(title) != 1:
                 found = ", ".join(show(title) for title in titles[:10]) or "nothing"
                 raise UserError(
                     f"{path} needs one column {title!r} and has {found}; its first line must be "
-                    f"image,{column}."
+                    f"{key},{column}."
                 )
-        image_at, value_at = titles.index("image"), titles.index(column)
+        name_at, value_at = titles.index(key), titles.index(column)
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue
-            cells = [row[at].strip() if at < len(row) else "" for at in (image_at, value_at)]
+            cells = [row[at].strip() if at < len(row) else "" for at in (name_at, value_at)]
             if not all(cells):
-                raise UserError(f"{path}, line {rows.line_num}: fill in both image and {column}.")
-            image, value = cells
-            if image in values:
-                what = "twice" if values[image] == value else f"in two {column}s"
+                raise UserError(f"{path}, line {rows.line_num}: fill in both {key} and {column}.")
+            name, value = cells
+            if name in values:
+                what = "twice" if values[name] == value else f"in two {column}s"
                 raise UserError(
-                    f"{path}, line {rows.line_num}: {show(image)} is listed {what}; list every "
-                    "image once."
+                    f"{path}, line {rows.line_num}: {show(name)} is listed {what}; list every "
+                    f"{key} once."
                 )
-            values[image] = value
+            values[name] = value
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}; save it as CSV again.") from error
     if not values:
-        raise UserError(f"{path} lists no image; fill in the columns image and {column}.")
+        raise UserError(f"{path} lists no {key}; fill in the columns {key} and {column}.")
     return values
 
 
 def folds_from_csv(path: str | os.PathLike) -> dict[str, str]:
     """Read a table of images and their folds, like :func:`groups_from_csv`."""
-    return _read_table(path, "fold")
+    return table_from_csv(path, "image", "fold")
 
 
 class NameIndex:
