@@ -187,15 +187,7 @@ def load_into(
         UserError: something does not fit.
     """
     backbone_only = _is_backbone_only(checkpoint)
-    try:
-        incompatible = _StateLoader(model).apply(checkpoint)
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"{source} does not fit this model ({_first_line(error)}); use a checkpoint of the "
-            "same architecture."
-        ) from error
+    incompatible = _copy_what_fits(model, checkpoint, source)
     missing = list(incompatible.missing_keys)
     surplus = list(incompatible.unexpected_keys)
     drop_cell_anchors(missing)
@@ -216,14 +208,7 @@ def load_into(
     ]
     problems += [f"{name} is missing there" for name in missing]
     problems += [f"{name} is unknown here" for name in surplus]
-    problems = [p for p in problems if not any(p.startswith(prefix) for prefix in allow)]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{source} does not fit this model: {'; '.join(problems[:3])}{more}. Use a checkpoint "
-            "of the same architecture and classes, or name the prefixes in "
-            "MODEL.WEIGHTS_ALLOW_MISMATCH."
-        )
+    _refuse_misfits(source, problems, allow)
     left = sorted(reshaped | set(incompatible.missing_keys) - set(shapes))
     left = [name for name in left if "anchor_generator.cell_anchors" not in name]
     if left:
@@ -235,6 +220,31 @@ def load_into(
             "\n  ".join(shapes.get(name, name) for name in left),
         )
     return left
+
+
+def _copy_what_fits(model: nn.Module, checkpoint: dict[str, Any], source: str) -> Any:
+    """Copy weights by name and shape; Detectron2's list of what does not fit is returned."""
+    try:
+        return _StateLoader(model).apply(checkpoint)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
+        raise UserError(
+            f"{source} does not fit this model ({_first_line(error)}); use a checkpoint of the "
+            "same architecture."
+        ) from error
+
+
+def _refuse_misfits(source: str, problems: Sequence[str], allow: Sequence[str]) -> None:
+    """Raise what does not fit, each a sentence that begins with the parameter's name."""
+    problems = [p for p in problems if not any(p.startswith(prefix) for prefix in allow)]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{source} does not fit this model: {'; '.join(problems[:3])}{more}. Use a checkpoint "
+            "of the same architecture and classes, or name the prefixes in "
+            "MODEL.WEIGHTS_ALLOW_MISMATCH."
+        )
 
 
 def _is_backbone_only(checkpoint: dict[str, Any]) -> bool:

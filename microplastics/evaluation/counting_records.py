@@ -9,6 +9,7 @@ import numpy as np
 from microplastics.evaluation.counting_sizes import measure_sizes
 from microplastics.evaluation.matching import (
     Crop,
+    Pairs,
     candidate_pairs,
     covered_share,
     match_by_score,
@@ -59,16 +60,7 @@ def judge_image(
     truths = [crop for crop, flag in zip(true, crowd, strict=True) if not flag]
     crowd_classes, true_classes = true_classes[crowd], true_classes[~crowd]
     pairs = candidate_pairs(predicted, truths, TOLERANCES, LEAST_IOU)
-    own = classes[pairs.predicted] == true_classes[pairs.true]
-    matches = np.stack(
-        [
-            match_by_score(
-                scores, pairs.predicted[own], pairs.true[own], pairs.iou[own, k], LEAST_IOU
-            )
-            for k in range(len(TOLERANCES))
-        ],
-        axis=1,
-    )
+    matches = _matches_within_class(pairs, classes, scores, true_classes)
     # As in COCO, what lies in a crowd and has no partner is neither right nor wrong.
     covered = covered_share(predicted, crowds) >= LEAST_IOU
     own_crowd = (covered & (classes[:, None] == crowd_classes[None])).any(axis=1)
@@ -90,6 +82,19 @@ def judge_image(
         record["sizes"] = sizes
         record["true_sizes"] = measure_sizes(truths, true_classes, size_names)
     return record
+
+
+def _matches_within_class(
+    pairs: Pairs, classes: np.ndarray, scores: np.ndarray, true_classes: np.ndarray
+) -> np.ndarray:
+    """(N, T) truth of its own class that each prediction takes at each tolerance, -1 for none."""
+    own = classes[pairs.predicted] == true_classes[pairs.true]
+    predicted, true, iou = pairs.predicted[own], pairs.true[own], pairs.iou[own]
+    columns = [
+        match_by_score(scores, predicted, true, iou[:, k], LEAST_IOU)
+        for k in range(len(TOLERANCES))
+    ]
+    return np.stack(columns, axis=1)
 
 
 def _confusion(pairs, classes, scores, true_classes, kept, covered) -> np.ndarray:

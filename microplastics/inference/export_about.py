@@ -68,14 +68,14 @@ def describe(
             "score_thresholds": True,
         },
         "outputs": _outputs(mask_side),
-        "masks": (
-            {
-                "threshold": predictor.mask_threshold,
-                "paste": "microplastics.structures.crop_masks.CropMasks.paste",
-            }
-            if mask_side
-            else None
-        ),
+        "masks": _pasting(predictor.mask_threshold) if mask_side else None,
+    }
+
+
+def _pasting(threshold: float) -> dict[str, Any]:
+    return {
+        "threshold": threshold,
+        "paste": "microplastics.structures.crop_masks.CropMasks.paste",
     }
 
 

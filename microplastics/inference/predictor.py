@@ -95,15 +95,10 @@ class Predictor:
         if score_threshold is None:
             score_threshold = score_thresholds_of(self.info, source, self.class_names)
         self.score_thresholds = _thresholds(score_threshold, self.class_names, default)
-        if not (is_score(mask_threshold) and 0 < mask_threshold < 1):
-            raise UserError(f"The mask threshold is {mask_threshold}; give one between 0 and 1.")
-        self.mask_threshold = float(mask_threshold)
+        self.mask_threshold = _checked_mask_threshold(mask_threshold)
         self.cfg = _with_score_threshold(resolve_device(cfg), min(self.score_thresholds))
         self.precision = _checked_precision(precision, optimize, self.cfg.MODEL.DEVICE)
-        on_cpu = torch.device(self.cfg.MODEL.DEVICE).type == "cpu"
-        self.batch_size = (1 if on_cpu else _GPU_BATCH) if batch_size is None else batch_size
-        if self.batch_size < 1:
-            raise UserError(f"The batch size is {batch_size}; give 1 or more.")
+        self.batch_size = _checked_batch_size(batch_size, self.cfg.MODEL.DEVICE)
         self._read = InputReader(self.cfg)
         model = _build(self.cfg, checkpoint, source).eval()
         load_into(model, checkpoint, source, new_classes=False)
@@ -231,6 +226,20 @@ def _with_score_threshold(cfg: CfgNode, threshold: float) -> CfgNode:
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(threshold)
     cfg.freeze()
     return cfg
+
+
+def _checked_mask_threshold(threshold: float) -> float:
+    if not (is_score(threshold) and 0 < threshold < 1):
+        raise UserError(f"The mask threshold is {threshold}; give one between 0 and 1.")
+    return float(threshold)
+
+
+def _checked_batch_size(batch_size: int | None, device: str) -> int:
+    if batch_size is None:
+        return 1 if torch.device(device).type == "cpu" else _GPU_BATCH
+    if batch_size < 1:
+        raise UserError(f"The batch size is {batch_size}; give 1 or more.")
+    return batch_size
 
 
 def _checked_precision(precision: str, optimize: bool, device: str) -> str:

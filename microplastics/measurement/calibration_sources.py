@@ -62,16 +62,8 @@ def resolve_calibration(
     if table is not None:
         found.append((table.lookup(path), _TOLERANCE))
     if scale_bar_um is not None:
-        if not 0 < scale_bar_um < 1e7:
-            raise UserError(
-                f"--scale-bar-um {scale_bar_um:g} is no length; give the bar's length in µm, such "
-                "as 750."
-            )
-        bar = find_scale_bar(read, width, height, path)
-        source = f"scale bar of {scale_bar_um:g} µm, {bar.px:.1f} px"
-        scale = check_scale(scale_bar_um / bar.px, f"{path}, {source}")
-        found.append((Calibration(scale, source), max(_TOLERANCE, 1 / bar.px)))
-        boxes = bar.boxes
+        scale, tolerance, boxes = _from_scale_bar(path, width, height, read, scale_bar_um)
+        found.append((scale, tolerance))
     given = len(found)
     if use_metadata:
         own, notes = read_metadata(path)
@@ -82,6 +74,24 @@ def resolve_calibration(
     # Two options of the user both stand in the output; the file's own figure stands alone.
     sources = [scale.source for scale, _ in found[: max(given, 1)]]
     return Calibration(found[0][0].um_per_px, " and ".join(sources)), boxes, notes
+
+
+def _from_scale_bar(
+    path: str,
+    width: int,
+    height: int,
+    read: Callable[[int, int, int, int], np.ndarray] | None,
+    length_um: float,
+) -> tuple[Calibration, float, list[Box]]:
+    """The scale by the burnt-in bar, the share by which it may be off, and what the bar covers."""
+    if not 0 < length_um < 1e7:
+        raise UserError(
+            f"--scale-bar-um {length_um:g} is no length; give the bar's length in µm, such as 750."
+        )
+    bar = find_scale_bar(read, width, height, path)
+    source = f"scale bar of {length_um:g} µm, {bar.px:.1f} px"
+    um_per_px = check_scale(length_um / bar.px, f"{path}, {source}")
+    return Calibration(um_per_px, source), max(_TOLERANCE, 1 / bar.px), bar.boxes
 
 
 def _agree(path: str, found: list[tuple[Calibration, float]], given: int) -> None:

@@ -127,13 +127,7 @@ def results_to_instances(
         if len(with_mask) < len(results):
             raise misfit("some predictions have masks, others not")
         instances.pred_masks = masks
-    boxes = np.zeros((len(results), 4))
-    for index, result in enumerate(results):
-        if "bbox" in result:
-            x, y, width, height = result["bbox"]
-            boxes[index] = x, y, x + width, y + height
-        else:
-            boxes[index] = masks[index].get_bounding_boxes().tensor[0].numpy()
+    boxes = _corners(results, masks)
     frame = np.array(image_size[::-1] * 2, dtype=np.float64)
     if ((boxes[:, :2] > frame[:2]) | (boxes[:, 2:] < 0)).any():
         raise misfit(
@@ -141,6 +135,18 @@ def results_to_instances(
         )
     instances.pred_boxes = Boxes(torch.from_numpy(boxes.clip(0, frame)))
     return instances
+
+
+def _corners(results: Sequence[dict[str, Any]], masks: CropMasks | None) -> np.ndarray:
+    """(N, 4) x0, y0, x1, y1 in px of each result's box, or of its mask where it has no box."""
+    boxes = np.zeros((len(results), 4))
+    for index, result in enumerate(results):
+        if "bbox" in result:
+            x, y, width, height = result["bbox"]
+            boxes[index] = x, y, x + width, y + height
+        else:
+            boxes[index] = masks[index].get_bounding_boxes().tensor[0].numpy()
+    return boxes
 
 
 def _wrong_field(result: Any) -> str:

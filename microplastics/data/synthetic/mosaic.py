@@ -77,14 +77,8 @@ def render_mosaic(
     settings = MosaicSettings(
         size, float(um_per_px), seed, particles, preset, filter_name, jpeg_quality
     )
-    settings.check()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}: give the number of processes, 1 or more.")
-    if chunk < TILE or chunk % TILE:
-        raise ValueError(f"chunk is {chunk}: a multiple of {TILE} is needed")
     image = Path(output)
-    if image.suffix.lower() not in (".tif", ".tiff"):
-        raise UserError(f"--output {image} is no TIFF: give a name that ends in .tif.")
+    _check_arguments(image, settings, workers, chunk)
     annotations = image.with_suffix(".json")
     if _is_complete(image, annotations, settings):
         return annotations
@@ -92,22 +86,25 @@ def render_mosaic(
     if workers is None:
         workers = available_processors() if len(starts) >= _CHUNKS_WORTH_A_PROCESS else 1
     laid, entries = plan_particles(settings, workers, progress)
-    tasks = [
-        (settings, x, y, chunk, [one for one in laid if meets(one, x, y, chunk)]) for x, y in starts
-    ]
-    pieces = tqdm(
-        map_in_processes(_render, tasks, min(workers, len(tasks)), chunk=1),
-        total=len(tasks),
-        desc="Rendering",
-        unit="piece",
-        disable=None if progress else True,
-    )
+    pieces = _render_pieces(settings, laid, starts, chunk, workers, progress)
     with atomic_write(image, "wb") as file:
         _write_tiff(file, settings, _strips(pieces, size, chunk))
         # Renamed first: a JSON without its image is done again, an image without JSON is foreign.
         coco = _coco(settings, image.name, file.seek(0, os.SEEK_END), entries)
         write_json(annotations, coco)
     return annotations
+
+
+def _check_arguments(
+    image: Path, settings: MosaicSettings, workers: int | None, chunk: int
+) -> None:
+    settings.check()
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}: give the number of processes, 1 or more.")
+    if chunk < TILE or chunk % TILE:
+        raise ValueError(f"chunk is {chunk}: a multiple of {TILE} is needed")
+    if image.suffix.lower() not in (".tif", ".tiff"):
+        raise UserError(f"--output {image} is no TIFF: give a name that ends in .tif.")
 
 
 def _is_complete(image: Path, annotations: Path, settings: MosaicSettings) -> bool:
@@ -126,6 +123,27 @@ def _is_complete(image: Path, annotations: Path, settings: MosaicSettings) -> bo
             "choose another --output."
         )
     return image.exists() and image.stat().st_size == info.get("bytes")
+
+
+def _render_pieces(
+    settings: MosaicSettings,
+    laid: Sequence[Laid],
+    starts: Sequence[tuple[int, int]],
+    chunk: int,
+    workers: int,
+    progress: bool,
+) -> Iterable[np.ndarray]:
+    """Render the pieces whose upper left corners are ``starts``, one after another."""
+    tasks = [
+        (settings, x, y, chunk, [one for one in laid if meets(one, x, y, chunk)]) for x, y in starts
+    ]
+    return tqdm(
+        map_in_processes(_render, tasks, min(workers, len(tasks)), chunk=1),
+        total=len(tasks),
+        desc="Rendering",
+        unit="piece",
+        disable=None if progress else True,
+    )
 
 
 def _render(task: tuple[MosaicSettings, int, int, int, Sequence[Laid]]) -> np.ndarray:
