@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from microplastics.data.catalog import class_colors
 from microplastics.engine.checkpoint import checkpoint_info_of
 from microplastics.engine.checkpoint_config import (
     class_names_of,
@@ -52,6 +54,7 @@ class Predictor:
         batch_size: images of like size that go through the model at once.
         weights_sha256: of the file behind MODEL.WEIGHTS.
         info: what the checkpoint says of itself; empty for one of another project.
+        metadata: class names and colours for Detectron2's ``Visualizer``.
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class Predictor:
         self.info: dict[str, Any] = dict(info) if isinstance(info, dict) else {}
         self.weights_sha256 = sha256_of(path)
         self.class_names = _class_names(cfg, class_names, self.info, source)
+        self.metadata = Metadata(
+            thing_classes=self.class_names, thing_colors=class_colors(self.class_names)
+        )
         default = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         if score_threshold is None:
             score_threshold = score_thresholds_of(self.info, source, self.class_names)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from detectron2.engine import DefaultPredictor
+from detectron2.utils.visualizer import Visualizer
 from support import ROOT, TINY
 from support import barred_image as image
 
@@ -238,6 +239,13 @@ def test_what_it_says_of_itself(model_path, predictor):
     assert predictor.cfg.MODEL.DEVICE == "cpu" and predictor.precision == "fp32"
     assert len(predictor.weights_sha256) == 64 and predictor.batch_size == 1
     assert predictor.info["version"] == microplastics.__version__
+
+
+def test_the_visualizer_draws_names_and_colours(predictor):
+    found = predictor(image(64, 64))
+    drawn = Visualizer(image(64, 64), predictor.metadata).draw_instance_predictions(found)
+    texts = {text.get_text().split()[0] for text in drawn.ax.texts}
+    assert len(found) and texts == {NAMES[number] for number in found.pred_classes}
 
 
 def test_names_without_any_in_the_checkpoint(predictor, model_path, tmp_path):
