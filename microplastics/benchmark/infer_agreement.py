@@ -88,11 +88,7 @@ def _pairs(ours: list[dict], theirs: list[dict]) -> list[tuple[dict, dict]]:
 def check_same(ours: Sequence[dict], theirs: Sequence[dict], what: str) -> Check:
     """Whether two sides in fp32 found the same: 99 of 100 detections, the rest are ties."""
     found = difference(ours, theirs)
-    agrees = (
-        found.alike >= _MOST * max(found.counts)
-        and found.box <= 0.1
-        and found.score <= 1e-3
-    )
+    agrees = found.alike >= _MOST * max(found.counts) and found.box <= 0.1 and found.score <= 1e-3
     return Check(what, agrees, str(found))
 
 
