@@ -25,7 +25,8 @@ def mask_to_polygons(mask: np.ndarray, offset: tuple[int, int] = (0, 0)) -> list
 
     Rasterised by pycocotools, the polygons give the mask again, pixel for pixel. Pixels that
     touch at a corner belong to the same part (8-connected): a thin slanting fibre is one ring.
-    Holes are joined to the ring around them by a vertical cut of no width.
+    Holes are joined to the ring around them by a vertical cut of no width, and run the other way
+    around, so that filling by either rule and the shoelace formula leave them out as well.
 
     Args:
         mask: (H, W) bool or integers, non-zero inside.
@@ -124,15 +125,17 @@ def _trace(mask: np.ndarray, offset: tuple[int, int]) -> tuple[list[np.ndarray],
         return [], 0
     ys, xs, partners, _ = outline_corners(padded, 8)
     shift = np.array([x0 + offset[0], y0 + offset[1]], dtype=np.float64)
-    rings, owner = outline_rings(partners)
+    rings = outline_rings(partners)
     starts = [ring[0] for ring in rings]
     # The first corner met is the left end of the ring's topmost edge: a hole lies under it, or
     # the particle.
     inside = padded[ys[starts] + 1, xs[starts] + 1].tolist()
     holes = [ring for ring, particle in zip(rings, inside, strict=True) if not particle]
     rings = [ring for ring, particle in zip(rings, inside, strict=True) if particle]
+    # Counter-clockwise: a program that fills by the non-zero rule would fill them otherwise.
+    holes = [ring[:1] + ring[:0:-1] for ring in holes]
     if holes:
-        ys, xs, rings = _bridge(padded, ys, xs, rings, holes, owner)
+        ys, xs, rings = _bridge(padded, ys, xs, rings, holes)
     points = np.column_stack([xs, ys]) + shift
     return [points[ring] for ring in rings], len(holes)
 
@@ -187,14 +190,9 @@ def outline_corners(
     return ys, xs, partners.tolist(), doubled
 
 
-def outline_rings(partners: list[int]) -> tuple[list[list[int]], list[bool]]:
-    """Follow the corners around every ring, clockwise from the left end of its topmost edge.
-
-    Returns:
-        the corners of each ring, and for each corner whether it is left along its row.
-    """
+def outline_rings(partners: list[int]) -> list[list[int]]:
+    """Follow the corners around every ring, clockwise from the left end of its topmost edge."""
     seen = [False] * len(partners)
-    along_row = [False] * len(partners)
     rings = []
     for start in range(0, len(partners), 2):
         if seen[start]:
@@ -202,13 +200,13 @@ def outline_rings(partners: list[int]) -> tuple[list[list[int]], list[bool]]:
         ring, corner = [], start
         while True:
             partner = corner ^ 1
-            seen[corner & ~1] = along_row[corner] = True
+            seen[corner & ~1] = True
             ring += (corner, partner)
             corner = partners[partner]
             if corner == start:
                 break
         rings.append(ring)
-    return rings, along_row
+    return rings
 
 
 def _bridge(
@@ -217,12 +215,19 @@ def _bridge(
     xs: np.ndarray,
     rings: list[list[int]],
     holes: list[list[int]],
-    along_row: list[bool],
 ) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """Join holes to the ring above them.
 
     From the left end of a hole's topmost edge the cut goes straight up to the next edge: of the
-    outer ring, or of another hole, which is joined in its turn.
+    outer ring, or of another hole, which is joined in its turn. The mask lies below that edge, and
+    so all rings run along it to the right.
+
+    Args:
+        padded: (h + 2, w + 2) bool with an empty border.
+        ys: y of the corners in px.
+        xs: x of the corners in px.
+        rings: corners of the outer rings, clockwise.
+        holes: corners of the holes, counter-clockwise from the left end of the topmost edge.
 
     Returns:
         y and x of the corners with those of the cuts appended, and the rings with their holes.
@@ -239,19 +244,18 @@ def _bridge(
     edges = np.searchsorted(ys * width + xs, tops * width + left, side="right") - 1
     cuts: dict[int, list[tuple[int, int, list[int]]]] = {}
     for edge, x, top, hole in zip(edges.tolist(), left.tolist(), tops.tolist(), holes, strict=True):
-        cuts.setdefault(edge if along_row[edge] else edge ^ 1, []).append((x, top, hole))
+        cuts.setdefault(edge, []).append((x, top, hole))
     new_xs, new_ys = [], []
     for corner, places in cuts.items():
-        end, leftward = following[corner], bool(xs[corner ^ 1] < xs[corner])
-        for x, top, hole in sorted(places, key=lambda place: place[0], reverse=leftward):
+        end = following[corner]
+        for x, top, hole in sorted(places, key=lambda place: place[0]):
             arrive = len(following)
-            # To the cut's upper end, down to the hole, around it, and up again.
+            # To the cut's upper end, down the hole's left side, around it, and up again.
             following[corner] = arrive
-            following += (hole[0], arrive + 2, end)
-            following[hole[-1]] = arrive + 1
-            corner = arrive + 2
-            new_xs += (x, x, x)
-            new_ys += (top, int(ys[hole[0]]), top)
+            following += (hole[1], end)
+            following[hole[0]] = corner = arrive + 1
+            new_xs += (x, x)
+            new_ys += (top, top)
     return np.append(ys, new_ys), np.append(xs, new_xs), [_follow(following, r[0]) for r in rings]
 
 

@@ -14,6 +14,8 @@ from microplastics.measurement.scale_bar import find_scale_bar
 Box = tuple[int, int, int, int]
 
 _TOLERANCE = 0.01  # share by which sources may differ
+# Not the bare option: spreadsheets take a text that begins with a minus for a formula.
+_BY_OPTION = "option --um-per-px"
 
 
 def resolve_calibration(
@@ -57,7 +59,7 @@ def resolve_calibration(
     boxes: list[Box] = []
     notes: list[str] = []
     if um_per_px is not None:
-        scale = Calibration(check_scale(um_per_px, "--um-per-px"), "--um-per-px")
+        scale = Calibration(check_scale(um_per_px, "--um-per-px"), _BY_OPTION)
         found.append((scale, _TOLERANCE))
     if table is not None:
         found.append((table.lookup(path), _TOLERANCE))
@@ -89,7 +91,7 @@ def _from_scale_bar(
             f"--scale-bar-um {length_um:g} is no length; give the bar's length in µm, such as 750."
         )
     bar = find_scale_bar(read, width, height, path)
-    source = f"scale bar of {length_um:g} µm, {bar.px:.1f} px"
+    source = f"scale bar of {length_um:g} um, {bar.px:.1f} px"
     um_per_px = check_scale(length_um / bar.px, f"{path}, {source}")
     return Calibration(um_per_px, source), max(_TOLERANCE, 1 / bar.px), bar.boxes
 

@@ -25,10 +25,13 @@ class SizeClasses:
 
     @property
     def labels(self) -> list[str]:
-        """What stands in the column ``size_class``, from the smallest bin on."""
+        """What stands in the column ``size_class``, from the smallest bin on.
+
+        ASCII: spreadsheets read CSV in the encoding of the system.
+        """
         texts = [_text(bound) for bound in self.bounds]
-        between = [f"{low}-{high} µm" for low, high in zip(texts, texts[1:], strict=False)]
-        return [f"<{texts[0]} µm", *between, f">={texts[-1]} µm"]
+        between = [f"{low}-{high} um" for low, high in zip(texts, texts[1:], strict=False)]
+        return [f"<{texts[0]} um", *between, f">={texts[-1]} um"]
 
     @property
     def columns(self) -> list[str]:
@@ -125,7 +128,7 @@ def check_min_size(min_size: float | None) -> None:
 
 def below_label(min_size: float, unit: str) -> str:
     """What stands in ``size_class`` of a particle smaller than the smallest reported size."""
-    return f"below {_text(min_size)} {'µm' if unit == 'um' else unit}"
+    return f"below {_text(min_size)} {unit}"
 
 
 def _text(value: float) -> str:

@@ -73,6 +73,23 @@ def test_joined_free_polygons_keep_their_pixels(points):
     assert np.array_equal(raster([join_parts(polygons)], 40, 12), raster(polygons, 40, 12))
 
 
+@settings(max_examples=300, deadline=None)
+@given(_MASKS)
+def test_holes_run_the_other_way(mask):
+    # What other programs need: the shoelace formula and the non-zero rule.
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
+    area, winding = 0, np.zeros(mask.shape, int)
+    for ring in mask_to_polygons(mask):
+        (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+        area += (x0 * y1 - x1 * y0).sum() / 2
+        for xa, ya, yb in zip(x0, y0, y1, strict=True):  # vertical edges alone meet a row's centres
+            winding += np.where(
+                (y > min(ya, yb)) & (y < max(ya, yb)) & (x < xa), np.sign(yb - ya), 0
+            ).astype(int)
+    assert area == mask.sum()
+    assert np.array_equal(winding, mask)
+
+
 def test_overlapping_parts_are_united():
     square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]], float)
     ring = join_parts([square, square + 5])

@@ -44,10 +44,10 @@ def test_nothing_says_anything(resolve):
 
 def test_each_source_alone(resolve, tmp_path):
     for calibration, um_per_px, source in (
-        (resolve(um_per_px=2.0)[0], 2.0, "--um-per-px"),
+        (resolve(um_per_px=2.0)[0], 2.0, "option --um-per-px"),
         (resolve(table=table(tmp_path, 0.5))[0], 0.5, "scales.csv"),
         (resolve(0.25)[0], 0.25, "OME-XML PhysicalSizeX"),
-        (resolve(scale_bar_um=50)[0], 0.5, "scale bar of 50 µm, 100.0 px"),
+        (resolve(scale_bar_um=50)[0], 0.5, "scale bar of 50 um, 100.0 px"),
     ):
         assert (calibration.um_per_px, calibration.source) == (um_per_px, source)
 
@@ -65,20 +65,20 @@ def test_the_bar_and_its_text_hold_no_particle(resolve, picture):
 def test_sources_that_agree(resolve, tmp_path):
     calibration, _, _ = resolve(0.502, um_per_px=0.5, scale_bar_um=50.2)
     assert calibration.um_per_px == 0.5
-    assert calibration.source == "--um-per-px and scale bar of 50.2 µm, 100.0 px"
+    assert calibration.source == "option --um-per-px and scale bar of 50.2 um, 100.0 px"
     calibration, _, _ = resolve(0.502, table=table(tmp_path, 0.5))
     assert (calibration.um_per_px, calibration.source) == (0.5, "scales.csv")
 
 
 def test_sources_that_differ(resolve, tmp_path):
     words = (
-        r"a.tif: --um-per-px says 2 µm per pixel and OME-XML PhysicalSizeX says 0.5: correct what "
-        r"you give, or add --ignore-metadata if the file is wrong\.$"
+        r"a.tif: option --um-per-px says 2 µm per pixel and OME-XML PhysicalSizeX says 0.5: "
+        r"correct what you give, or add --ignore-metadata if the file is wrong\.$"
     )
     with pytest.raises(UserError, match=words):
         resolve(0.5, um_per_px=2.0)
     assert resolve(0.5, um_per_px=2.0, use_metadata=False)[0].um_per_px == 2.0
-    with pytest.raises(UserError, match="scale bar of 75 µm, 100.0 px says 0.75: give one of them"):
+    with pytest.raises(UserError, match="scale bar of 75 um, 100.0 px says 0.75: give one of them"):
         resolve(um_per_px=0.5, scale_bar_um=75)
     with pytest.raises(UserError, match="scales.csv says 0.6: give one of them"):
         resolve(um_per_px=0.5, table=table(tmp_path, 0.6))

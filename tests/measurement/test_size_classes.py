@@ -16,7 +16,7 @@ BOUNDS = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=12, unique=True).ma
 
 def test_bins_are_half_open():
     bins = parse_size_classes("10, 50,100")
-    assert bins.labels == ["<10 µm", "10-50 µm", "50-100 µm", ">=100 µm"]
+    assert bins.labels == ["<10 um", "10-50 um", "50-100 um", ">=100 um"]
     assert bins.columns == ["below_10_um", "10_50_um", "50_100_um", "from_100_um"]
     assert bins.bins(np.array([0.1, 9.99, 10, 49.9, 50, 100, 1e9])).tolist() == [
         *(0, 0, 1, 1, 2, 3, 3)

@@ -67,7 +67,7 @@ def test_a_folder_becomes_tables_and_pictures_and_goes_on(
     assert list(summary.index) == ["large.tif", "val_000000.jpg", "val_000001.jpg"]
     assert summary["count"].to_dict() == numbers(output / "particles.csv")
     assert table["area_um2"].to_numpy() == pytest.approx(table["area_px"] * 2.5**2, rel=1e-5)
-    assert set(table["calibration_source"]) == {"--um-per-px"}
+    assert set(table["calibration_source"]) == {"option --um-per-px"}
     assert run["particles"] == len(table) and run["failed"] == 1
     by_name = {each["name"]: each for each in run["images"]}
     assert by_name["large.tif"]["tile"] == 96 and by_name["large.tif"]["windows"] > 4

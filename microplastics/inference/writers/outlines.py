@@ -28,7 +28,7 @@ def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[lis
     """
     padded = np.pad(mask, 1)
     ys, xs, partners, doubled = outline_corners(padded, 4)
-    rings, _ = outline_rings(partners)
+    rings = outline_rings(partners)
     # All begin along a top edge to the right: with the mask below it, or a hole.
     rings = [r if padded[ys[r[0]] + 1, xs[r[0]] + 1] else r[::-1] for r in rings]
     if doubled:

@@ -62,7 +62,8 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Write a CSV table by table: UTF-8, commas, decimal points, ``\\n``, a header.
 
-    Numbers have six significant digits and no thousands separators; what is missing is empty.
+    Numbers have six significant digits and no thousands separators; truth is TRUE or FALSE, as in
+    spreadsheets and R; what is missing is empty.
 
     Args:
         path: of the file, which is there when the block ends well.
@@ -140,6 +141,8 @@ def _kind(values: pd.Series) -> pa.DataType:
 
 
 def _texts(name: str, values: list[Any]) -> list[Any]:
+    if any(isinstance(value, bool) for value in values):
+        return ["" if value is None else str(value).upper() for value in values]
     if name in _EXACT or not any(isinstance(value, float) for value in values):
         return ["" if value is None else value for value in values]
     return [_number(value) for value in values]

@@ -29,7 +29,7 @@ def test_numbers_have_six_digits_and_no_exponents_where_they_are_large(tmp_path)
     assert [row["area_um2"] for row in found] == ["0.333333", "12345679", "2", "", "1e-07"]
     assert found[0]["um_per_px"] == "0.123456789" and found[3]["um_per_px"] == ""
     assert found[4]["particle"] == "1234567890"
-    assert [row["touches_edge"] for row in found[:2]] == ["True", "False"]
+    assert [row["touches_edge"] for row in found[:2]] == ["TRUE", "FALSE"]
 
 
 def test_texts_come_back_whatever_they_hold(tmp_path):
