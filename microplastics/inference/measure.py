@@ -19,6 +19,7 @@ from microplastics.inference.mosaic import particle_pixels
 from microplastics.inference.opened import Opened, Opener
 from microplastics.inference.options import run_options
 from microplastics.inference.run import Run
+from microplastics.measurement.region_files import RegionSource
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,11 @@ def measure_run(args: argparse.Namespace) -> int:
         return merge_into(args.merge_runs, options)
     if args.images is None and options.scale_bar_um is not None:
         raise UserError("--scale-bar-um needs the photographs; give their folder by --images.")
+    if args.images is None and options.region is not None:
+        if RegionSource(options.region).needs_image:
+            raise UserError(
+                f"--region {options.region} needs the photographs; give their folder by --images."
+            )
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
     given = read_given(args.masks, args.images, args.dataset, args.class_name, args.min_score)
@@ -52,7 +58,7 @@ def measure_run(args: argparse.Namespace) -> int:
     settings = {"masks_sha256": whole, "min_score": args.min_score}
     run = Run([each.image for each in given.images], options, given.class_names, about, settings)
     left = {image.name for image in run.begin()}
-    opener = Opener(options)
+    opener = Opener(options, run.region_source)
     todo = [each for each in given.images if each.image.name in left]
     for each in tqdm(todo, desc="Images", unit="image", disable=None):
         with run.attempt(each.image):
@@ -63,7 +69,7 @@ def measure_run(args: argparse.Namespace) -> int:
 def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
     start = time.perf_counter()
     particles, left_out = given.load()
-    with _opened(given, opener) as opened:
+    with _opened(given, opener, particles.image_size) as opened:
         if opened.regions is not None:
             size = (opened.regions.height, opened.regions.width)
             if size != tuple(particles.image_size):
@@ -78,11 +84,12 @@ def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
 
 
 @contextlib.contextmanager
-def _opened(given: GivenImage, opener: Opener) -> Iterator[Opened]:
+def _opened(given: GivenImage, opener: Opener, size: tuple[int, int]) -> Iterator[Opened]:
     if given.image.path:
         with opener.open(given.image) as opened:
             # Masks that are given are particles, wherever they lie.
             yield dataclasses.replace(opened, boxes=[])
         return
     calibration, boxes, notes = opener.scale(given.image.name)
-    yield Opened(given.image, None, calibration, boxes, notes)
+    region = opener.region(given.image.name, tuple(size))
+    yield Opened(given.image, None, calibration, boxes, notes, region)

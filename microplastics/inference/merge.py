@@ -19,7 +19,7 @@ from microplastics.measurement.merge import PARTICLES_FILE, merge_runs
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import with_size_classes
 
-_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "resume")
+_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
 # What found the particles must be the same, or the counts cannot be added up.
 _SAME = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "min_score")
 

@@ -16,6 +16,7 @@ from microplastics.inference.stitch_coarse import enlarge
 from microplastics.inference.stitching import Stitcher
 from microplastics.inference.tiling import Tiling
 from microplastics.measurement.particles import Particles
+from microplastics.measurement.region import Region
 from microplastics.modeling.duplicates import drop_duplicates
 
 # Side in px of the pieces in which the colours of particles are read.
@@ -41,6 +42,7 @@ class MosaicCounts:
     Attributes:
         windows: predicted.
         constant: not predicted, because all their pixels are equal: the padding of a mosaic.
+        outside: not predicted, because they lie farther from the region than a window's side.
         coarse: windows of the coarse pass.
         duplicates: detections left out because another one of their window covers them.
         fragments: the other detections in all windows, before stitching.
@@ -49,6 +51,7 @@ class MosaicCounts:
 
     windows: int = 0
     constant: int = 0
+    outside: int = 0
     coarse: int = 0
     duplicates: int = 0
     fragments: int = 0
@@ -63,6 +66,7 @@ def predict_mosaic(
     *,
     max_overlap: float = 1.0,
     join: bool = True,
+    region: Region | None = None,
     quiet: bool | None = None,
 ) -> tuple[Particles, MosaicCounts]:
     """Predict an image window by window and put the particles together again.
@@ -74,6 +78,8 @@ def predict_mosaic(
         tiling: how it is cut.
         max_overlap: of two detections in a window, as of :func:`modeling.duplicates.distinct`.
         join: put pieces of fibres that the model has broken together.
+        region: where particles count. Windows that are farther from it than their side are not
+            predicted; what the others find outside of it is in the result.
         quiet: show no progress; None shows it on a terminal.
 
     Returns:
@@ -82,21 +88,11 @@ def predict_mosaic(
     """
     size = (regions.height, regions.width)
     stitcher, counts = Stitcher(size, join_broken=join), MosaicCounts()
-    windows = windows_of(*size[::-1], tiling.tile, tiling.overlap)
-    with tqdm(windows, desc=name, unit="window", leave=False, disable=quiet) as progress:
-        for window, all_found in _predicted(predictor, regions, progress, tiling.scale, 1):
-            if all_found is None:
-                counts.constant += 1
-                continue
-            found = drop_duplicates(all_found, max_overlap)
-            counts.windows += 1
-            counts.duplicates += len(all_found) - len(found)
-            counts.fragments += len(found)
-            offsets = found.pred_masks.offsets + window[:2]
-            classes, scores = found.pred_classes.numpy(), found.scores.numpy()
-            stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
+    _fine_pass(predictor, regions, name, tiling, stitcher, counts, max_overlap, region, quiet)
     if tiling.coarse:
-        counts.coarse = _coarse_pass(predictor, regions, tiling, stitcher, max_overlap, quiet)
+        counts.coarse = _coarse_pass(
+            predictor, regions, tiling, stitcher, max_overlap, region, quiet
+        )
     stitched = stitcher.finish()
     counts.notes = {what: int(number) for what, number in stitched.notes.items()}
     particles = Particles(
@@ -110,6 +106,35 @@ def predict_mosaic(
         pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
     )
     return particles, counts
+
+
+def _fine_pass(
+    predictor: Predictor,
+    regions: Regions,
+    name: str,
+    tiling: Tiling,
+    stitcher: Stitcher,
+    counts: MosaicCounts,
+    max_overlap: float,
+    region: Region | None,
+    quiet: bool | None,
+) -> None:
+    """Tell the stitcher what each window shows."""
+    windows = windows_of(regions.width, regions.height, tiling.tile, tiling.overlap)
+    near = [window for window in windows if _is_near(window, region)]
+    counts.outside = len(windows) - len(near)
+    with tqdm(near, desc=name, unit="window", leave=False, disable=quiet) as progress:
+        for window, all_found in _predicted(predictor, regions, progress, tiling.scale, 1):
+            if all_found is None:
+                counts.constant += 1
+                continue
+            found = drop_duplicates(all_found, max_overlap)
+            counts.windows += 1
+            counts.duplicates += len(all_found) - len(found)
+            counts.fragments += len(found)
+            offsets = found.pred_masks.offsets + window[:2]
+            classes, scores = found.pred_classes.numpy(), found.scores.numpy()
+            stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
 
 
 def _predicted(
@@ -137,6 +162,14 @@ def _predicted(
         yield order.popleft()[0], None
 
 
+def _is_near(window: Window, region: Region | None) -> bool:
+    """Whether particles that count may lie in a window, most of which may lie beside it."""
+    x, y, width, height = window
+    if region is None:
+        return True
+    return region.meets(x - width, y - height, x + 2 * width, y + 2 * height)
+
+
 def _read(regions: Regions, window: Window, shrink: int) -> np.ndarray:
     x, y, width, height = window
     image = regions.read(x, y, x + width, y + height)
@@ -157,6 +190,7 @@ def _coarse_pass(
     tiling: Tiling,
     stitcher: Stitcher,
     max_overlap: float,
+    region: Region | None,
     quiet: bool | None,
 ) -> int:
     """Tell the stitcher of what is larger than a window, seen on the image shrunk.
@@ -171,7 +205,8 @@ def _coarse_pass(
     for x, y, w, h in tiles:
         right, bottom = min((x + w) * factor, regions.width), min((y + h) * factor, regions.height)
         window = (x * factor, y * factor, right - x * factor, bottom - y * factor)
-        whole[window] = (x, y, w, h)
+        if _is_near(window, region):
+            whole[window] = (x, y, w, h)
     with tqdm(whole, desc="coarse pass", unit="window", leave=False, disable=quiet) as progress:
         for window, found in _predicted(predictor, regions, progress, tiling.scale, factor):
             if found is None:

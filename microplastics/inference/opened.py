@@ -15,6 +15,8 @@ from microplastics.measurement.calibration import Calibration
 from microplastics.measurement.calibration_sources import resolve_calibration
 from microplastics.measurement.calibration_table import CalibrationTable, read_calibration_csv
 from microplastics.measurement.particles import Particles
+from microplastics.measurement.region import Region
+from microplastics.measurement.region_files import RegionSource
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Opened:
         calibration: its scale, or None.
         boxes: x, y, width and height in px of what is no particle: the scale bar and its text.
         notes: what of the file was not used, such as a word on its scale, and why.
+        region: where particles count; None is everywhere.
     """
 
     image: InputImage
@@ -100,17 +103,23 @@ class Opened:
     calibration: Calibration | None
     boxes: list[Box]
     notes: list[str]
+    region: Region | None = None
 
 
 class Opener:
     """Opens images by the options of a run."""
 
-    def __init__(self, options: RunOptions):
+    def __init__(self, options: RunOptions, region_source: RegionSource | None = None):
         """
+        Args:
+            options: of the run.
+            region_source: where particles count; None is everywhere.
+
         Raises:
             UserError: the calibration table cannot be read.
         """
         self._options = options
+        self._region_source = region_source
         self.table: CalibrationTable | None = None
         if options.calibration is not None:
             self.table = read_calibration_csv(options.calibration)
@@ -120,7 +129,7 @@ class Opener:
         """Open one image.
 
         Raises:
-            UserError: it cannot be read, or its scale cannot be told.
+            UserError: it cannot be read, or its scale or region cannot be told.
         """
         options = self._options
         with open_regions(
@@ -135,7 +144,8 @@ class Opener:
                     regions.other_pages + 1,
                 )
                 notes = [*notes, f"{regions.other_pages} more pages were not looked at"]
-            yield Opened(image, regions, calibration, boxes, notes)
+            region = self.region(image.name, (regions.height, regions.width), regions)
+            yield Opened(image, regions, calibration, boxes, notes, region)
 
     def scale(
         self, path: str, regions: ImageRegions | None = None
@@ -162,6 +172,23 @@ class Opener:
             use_metadata=regions is not None and not options.ignore_metadata,
         )
 
+    def region(
+        self, name: str, size: tuple[int, int], regions: ImageRegions | None = None
+    ) -> Region | None:
+        """Where particles of an image count; None is everywhere.
+
+        Args:
+            name: of the image.
+            size: its height and width in px.
+            regions: its pixels; None where there is no photograph.
+
+        Raises:
+            UserError: it cannot be told.
+        """
+        if self._region_source is None:
+            return None
+        return self._region_source.of_image(name, size, regions.overview if regions else None)
+
 
 def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:
     """Leave out what lies on a scale bar or its text with at least half of its pixels.
@@ -176,10 +203,33 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
         )
         if not any(_lies_on(mask, x, y, box) for box in boxes)
     ]
-    if len(kept) == len(particles):
+    return _only(particles, kept), len(particles) - len(kept)
+
+
+def within(particles: Particles, region: Region | None) -> tuple[Particles, int]:
+    """Leave out what has its centroid outside of the region.
+
+    Each particle has one centroid, so that those of several regions add up, and none is more
+    likely to count because it is large.
+
+    Returns:
+        The other particles, numbered anew, and how many were left out.
+    """
+    if region is None or not len(particles):
         return particles, 0
+    centroids = [
+        np.argwhere(mask).mean(axis=0)[::-1] + offset + 0.5
+        for mask, offset in zip(particles.masks, particles.offsets, strict=True)
+    ]
+    kept = np.flatnonzero(region.contains(np.array(centroids))).tolist()
+    return _only(particles, kept), len(particles) - len(kept)
+
+
+def _only(particles: Particles, kept: Sequence[int]) -> Particles:
+    if len(kept) == len(particles):
+        return particles
     pixels = particles.pixels
-    rest = dataclasses.replace(
+    return dataclasses.replace(
         particles,
         masks=[particles.masks[number] for number in kept],
         offsets=particles.offsets[kept],
@@ -188,7 +238,6 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
         ids=np.arange(1, len(kept) + 1, dtype=np.int64),
         pixels=None if pixels is None else [pixels[number] for number in kept],
     )
-    return rest, len(particles) - len(kept)
 
 
 def _lies_on(mask: np.ndarray, x: int, y: int, box: Box) -> bool:

@@ -29,6 +29,9 @@ class RunOptions:
         size_classes: name of a set of size classes, or their bounds in µm.
         min_size: particles of a smaller largest Feret diameter are not counted, in µm, or in px
             without a calibration.
+        region: where particles count: ``circle``, a file or a folder, as
+            :class:`microplastics.measurement.region_files.RegionSource` takes it; everywhere if
+            None.
         edge: what becomes of particles that touch the image's border: count, exclude or weight.
         group_by: what sums images of one sample: ``folder``, a CSV (image, group) or a regex.
         sampled_volume: that was filtered, as ``2 L`` or ``0.5 m3``, for each sample; or a CSV
@@ -49,6 +52,7 @@ class RunOptions:
     ignore_metadata: bool = False
     size_classes: str = "default"
     min_size: float | None = None
+    region: str | None = None
     edge: str = "count"
     group_by: str | None = None
     sampled_volume: str | None = None
@@ -91,6 +95,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--calibration", metavar="CSV", help="table with the columns image and um_per_px")
     add("--scale-bar-um", type=float, metavar="L", help="find the burnt-in bar of L µm")
     add("--ignore-metadata", action="store_true", help="do not use the scale in the files")
+    _add_count_arguments(parser)
+    add = parser.add_argument_group("large files").add_argument
+    add("--allow-large", action="store_true", help="decode files of any number of pixels")
+
+
+def _add_count_arguments(parser: argparse.ArgumentParser) -> None:
     counts = parser.add_argument_group("counts (docs/counts.md)")
     add = counts.add_argument
     add(
@@ -100,6 +110,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="default, msfd, iso24187 or mm, or bounds in µm such as 20,100,500",
     )
     add("--min-size", type=float, metavar="S", help="least size that is counted, in µm")
+    add(
+        "--region",
+        metavar="WHAT",
+        help="where particles count (docs/region.md): circle, which finds a round membrane, a "
+        "mask, QuPath GeoJSON or ImageJ ROI, or a folder with one for each image",
+    )
     add(
         "--edge",
         choices=("count", "exclude", "weight"),
@@ -127,8 +143,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the filter where particles lie: the share is that of the images' area",
     )
     add("--blanks", nargs="+", default=(), metavar="GLOB", help="images that are blanks, by name")
-    add = parser.add_argument_group("large files").add_argument
-    add("--allow-large", action="store_true", help="decode files of any number of pixels")
 
 
 def run_options(args: argparse.Namespace, **more: Any) -> RunOptions:

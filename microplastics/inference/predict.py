@@ -166,7 +166,7 @@ def predict_images(
         run: takes the particles.
         how: of what is not the model's.
     """
-    opener, mosaics = Opener(run.options), []
+    opener, mosaics = Opener(run.options, run.region_source), []
     quiet = None if comm.is_main_process() else True
     with (
         tqdm(total=len(images), desc="Images", unit="image", disable=quiet) as progress,
@@ -284,6 +284,7 @@ def _one_mosaic(
             tiling,
             max_overlap=how.max_overlap,
             join=how.join,
+            region=opened.region,
             quiet=quiet,
         )
         # Tables and pictures need memory now, and read little.

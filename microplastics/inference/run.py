@@ -1,6 +1,7 @@
 """A run over many images: each is measured, written and kept by itself, then all together."""
 
 import contextlib
+import dataclasses
 import datetime
 import logging
 import platform
@@ -23,7 +24,7 @@ from microplastics.engine.weights import sha256_of
 from microplastics.errors import UserError, WriteError
 from microplastics.files import write_json
 from microplastics.inference.image_list import InputImage
-from microplastics.inference.opened import ArrayImage, Opened, without_boxes
+from microplastics.inference.opened import ArrayImage, Opened, within, without_boxes
 from microplastics.inference.options import RunOptions
 from microplastics.inference.output_files import (
     FAILED_FILE,
@@ -41,6 +42,7 @@ from microplastics.inference.writers.tables import write_csv
 from microplastics.measurement.calibration import Calibration
 from microplastics.measurement.calibration_table import check_scale, read_calibration_csv
 from microplastics.measurement.particles import Particles
+from microplastics.measurement.region_files import RegionSource
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import combine_tables, images_table, particle_table
 
@@ -54,7 +56,13 @@ _PATIENCE = datetime.timedelta(days=30)
 
 
 class Run:
-    """The images of a run, from their particles to its files; shared by several processes."""
+    """The images of a run, from their particles to its files; shared by several processes.
+
+    Attributes:
+        images: all of the run.
+        options: of it.
+        region_source: where particles count; None is everywhere.
+    """
 
     def __init__(
         self,
@@ -91,6 +99,11 @@ class Run:
         if options.calibration is not None:
             read_calibration_csv(options.calibration)
             settings["calibration"] = sha256_of(options.calibration)
+        self.region_source: RegionSource | None = None
+        if options.region is not None:
+            self.region_source = RegionSource(options.region)
+            self.region_source.check(names)
+            settings["region"] = self.region_source.fingerprint()
         self._store = RunStore(options.output, settings)
         self._patient: dist.ProcessGroup | None = None
 
@@ -151,6 +164,7 @@ class Run:
         """
         options = self.options
         particles, on_bar = without_boxes(particles, opened.boxes)
+        particles, outside = within(particles, opened.region)
         table = particle_table(
             particles,
             opened.calibration,
@@ -159,12 +173,18 @@ class Run:
             processes=1,
         )
         result = ImageResult(
-            particles, table, self._class_names, opened.calibration, opened.regions
+            particles,
+            table,
+            self._class_names,
+            opened.calibration,
+            opened.regions,
+            opened.region,
         )
         name = self._names[opened.image.name]
         notes = write_image(result, self._output, options.formats, name)
-        left_out = {**notes, "on_scale_bar": on_bar}
-        calibration = opened.calibration
+        left_out = {**notes, "on_scale_bar": on_bar, "outside_region": outside}
+        calibration, region = opened.calibration, opened.region
+        height, width = particles.image_size
         self._store.save(
             opened.image,
             result,
@@ -172,8 +192,10 @@ class Run:
                 "name": opened.image.name,
                 "path": opened.image.path,
                 "sha256": sha256_of(opened.image.path) if opened.image.path else None,
-                "width": particles.image_size[1],
-                "height": particles.image_size[0],
+                "width": width,
+                "height": height,
+                "region": region.source if region else None,
+                "region_px": region.area_px if region else width * height,
                 "um_per_px": calibration.um_per_px if calibration else None,
                 "calibration_source": calibration.source if calibration else None,
                 "calibration_notes": opened.notes,
@@ -312,13 +334,14 @@ def _images_of(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         return Calibration(record["um_per_px"], record["calibration_source"])
 
     return images_table(
-        (each["name"], (each["height"], each["width"]), calibration(each)) for each in records
+        (each["name"], (each["height"], each["width"]), calibration(each), each["region_px"])
+        for each in records
     )
 
 
 def image_in_memory(opened: Opened, pixels: Any) -> Opened:
     """The same image with all its pixels in memory, its file closed."""
-    return Opened(opened.image, ArrayImage(pixels), opened.calibration, opened.boxes, opened.notes)
+    return dataclasses.replace(opened, regions=ArrayImage(pixels))
 
 
 def _time(seconds: float) -> str:

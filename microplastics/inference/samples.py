@@ -30,6 +30,11 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
     """
     parse_size_classes(options.size_classes)
     _sampling(options, names)
+    if options.edge == "weight" and options.region is not None:
+        raise UserError(
+            "--edge weight makes up for the border of a rectangle, which --region has none of; "
+            "leave one of them out."
+        )
     blanks = blank_names(names, options.blanks)
     if options.group_by is not None:
         images = images_table((name, (1, 1), None) for name in names)

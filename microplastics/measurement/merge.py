@@ -108,7 +108,7 @@ def read_images(path: str | os.PathLike) -> pd.DataFrame:
     twice = images["image"].duplicated()
     if twice.any():
         raise UserError(f"{path} has {images['image'][twice].iloc[0]} twice; keep one of the rows.")
-    _check_positive(path, images, ("width_px", "height_px", "um_per_px"))
+    _check_positive(path, images, ("width_px", "height_px", "region_px", "um_per_px"))
     return images
 
 

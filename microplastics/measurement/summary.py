@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from microplastics.errors import UserError
 from microplastics.measurement.blanks import Counts, correct_for_blanks
 from microplastics.measurement.concentration import Sampling, concentration_columns
 from microplastics.measurement.edge import EdgeRule, edge_weights
@@ -59,10 +60,15 @@ def summarize(
     Raises:
         ValueError: an image stands twice, or a particle's image is not among them.
         UserError: a group mixes blanks with samples or µm with px, a name is unknown, a setting is
-            none.
+            none, or weights are asked for where a region counts.
     """
     check_min_size(min_size)
     rows = image_rows(images, groups, blanks)
+    if edge == "weight" and not rows.whole.all():
+        raise UserError(
+            f"In {rows.names[int(np.argmin(rows.whole))]} particles count in a region alone, but "
+            "weights hold for a rectangle; leave out --edge weight."
+        )
     particles = _particles(table, rows, min_size, edge)
     names = list(dict.fromkeys([*classes, *sorted(set(table["class"]) - set(classes))]))
     columns = _row_columns(rows, particles)

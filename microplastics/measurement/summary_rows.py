@@ -23,7 +23,8 @@ class Rows:
         members: images of each row.
         frames: (N, 2) width and height of each image in px.
         calibrated: (R,) whether the row's images have a calibration.
-        areas: (R,) of the row's images in mm²; NaN without a calibration.
+        areas: (R,) of the row's images in mm², of what of them counts; NaN without a calibration.
+        whole: (R,) whether particles count in all of the row's images.
         blank: (R,) whether the row is a blank.
         grouped: whether rows are groups.
         columns: what the summary tells of the rows themselves.
@@ -36,6 +37,7 @@ class Rows:
     frames: np.ndarray
     calibrated: np.ndarray
     areas: np.ndarray
+    whole: np.ndarray
     blank: np.ndarray
     grouped: bool
     columns: dict[str, object]
@@ -79,7 +81,8 @@ def image_rows(
     members = members if names else []
     frames = images[["width_px", "height_px"]].to_numpy(np.int64)
     scales = images["um_per_px"].to_numpy(np.float64)
-    areas = frames.prod(axis=1).astype(np.float64) * scales**2 / _UM2_PER_MM2
+    pixels = images["region_px"].to_numpy(np.int64)
+    areas = pixels.astype(np.float64) * scales**2 / _UM2_PER_MM2
     calibrated = _uniform(
         ~np.isnan(scales), members, names, "images with and without a calibration; calibrate all"
     )
@@ -92,8 +95,19 @@ def image_rows(
     columns["area_mm2"] = sums
     if blank.any():
         columns["is_blank"] = blank
+    whole = np.bincount(codes, pixels < frames.prod(axis=1), len(names)) == 0
     return Rows(
-        names, index, codes, members, frames, calibrated, sums, blank, groups is not None, columns
+        names,
+        index,
+        codes,
+        members,
+        frames,
+        calibrated,
+        sums,
+        whole,
+        blank,
+        groups is not None,
+        columns,
     )
 
 
@@ -127,6 +141,7 @@ def _columns(
             "image": pd.array(names, dtype="string"),
             "width_px": frames[:, 0],
             "height_px": frames[:, 1],
+            "region_px": images["region_px"].to_numpy(np.int64),
             "um_per_px": scales,
             "calibration_source": pd.array(sources, dtype="string"),
         }

@@ -57,6 +57,7 @@ IMAGE_COLUMNS = {
     "image": "string",
     "width_px": "int64",
     "height_px": "int64",
+    "region_px": "int64",
     "um_per_px": "float64",
     "calibration_source": "string",
 }
@@ -242,12 +243,13 @@ def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def images_table(
-    images: Iterable[tuple[str, tuple[int, int], Calibration | None]],
+    images: Iterable[tuple],
 ) -> pd.DataFrame:
     """The images of a run, those without a particle too, as :func:`summarize` needs them.
 
     Args:
-        images: name, height and width in px, and calibration of each.
+        images: name (str), height and width in px, and :class:`Calibration` or None of each; and
+            the pixels in which particles count, all of them where left out.
 
     Returns:
         columns and dtypes of :data:`IMAGE_COLUMNS`.
@@ -257,9 +259,10 @@ def images_table(
             name,
             width,
             height,
+            region[0] if region else width * height,
             calibration.um_per_px if calibration else np.nan,
             calibration.source if calibration else None,
         )
-        for name, (height, width), calibration in images
+        for name, (height, width), calibration, *region in images
     ]
     return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(IMAGE_COLUMNS)

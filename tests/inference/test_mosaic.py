@@ -8,8 +8,9 @@ from detectron2.structures import Boxes
 
 from microplastics.inference import Predictions
 from microplastics.inference.mosaic import particle_pixels, predict_mosaic
-from microplastics.inference.opened import ArrayImage, PaintedRegions
+from microplastics.inference.opened import ArrayImage, PaintedRegions, within
 from microplastics.inference.tiling import Tiling
+from microplastics.measurement.region import Region
 from microplastics.structures.crop_masks import CropMasks
 
 SIZE = (700, 900)
@@ -65,6 +66,18 @@ class Oracle:
 def truth(image):
     found = Oracle().predict(image)
     return [found.pred_masks[i] for i in range(len(found))], found.pred_classes.tolist()
+
+
+def test_windows_far_from_the_region_are_not_predicted(scene):
+    region = Region.from_circle((330.5, 500.5), 60, SIZE)
+    tiling = Tiling(128, 32, 0, 1.0)
+    particles, counts = predict_mosaic(
+        Oracle(), ArrayImage(scene), "a", tiling, region=region, join=False, quiet=True
+    )
+    assert counts.outside > 20
+    inside, outside = within(particles, region)
+    (disc,) = inside.masks
+    assert outside and disc.shape == (55, 55)  # whole, though it meets four windows
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(128, 32), (200, 100), (256, 64)])

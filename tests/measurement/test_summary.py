@@ -188,6 +188,16 @@ def test_blanks_of_a_group_count_by_area():
     assert sample["currie_detection_limit"] == pytest.approx(limit)
 
 
+def test_the_area_is_that_of_the_region():
+    pictures = images_table([("a", (500, 1000), SCALE, 125_000), ("c", (500, 1000), SCALE)])
+    summary = summarize(made(ROWS), pictures)
+    assert summary["area_mm2"].tolist() == [0.5, 2]
+    assert summary["count_per_mm2"].tolist() == [8, 0.5]
+    assert summary["region_px"].tolist() == [125_000, 500_000]
+    with pytest.raises(UserError, match="In a particles count in a region alone"):
+        summarize(made(ROWS), pictures, edge="weight")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

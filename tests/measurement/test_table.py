@@ -103,14 +103,14 @@ def test_size_classes_and_small_particles_are_marked():
     bins = parse_size_classes("20,40")
     table = particle_table(some(6), SCALE, size_classes=bins, min_size=35)
     sizes = table["feret_max_um"]
-    expected = ["below 35 µm" if s < 35 else ">=40 µm" if s >= 40 else "20-40 µm" for s in sizes]
+    expected = ["below 35 um" if s < 35 else ">=40 um" if s >= 40 else "20-40 um" for s in sizes]
     assert table["size_class"].tolist() == expected and len(set(expected)) == 2
     px = particle_table(some(6), None, size_classes=bins, min_size=14)
     marked = px["size_class"] == "below 14 px"
     assert marked.equals((px["feret_max_px"] < 14).astype("boolean")) or marked.sum() == 2
     assert px["size_class"][~marked.fillna(False)].isna().all()
     again = with_size_classes(table, bins)
-    assert (again["size_class"] == "20-40 µm").sum() == (sizes < 40).sum()
+    assert (again["size_class"] == "20-40 um").sum() == (sizes < 40).sum()
 
 
 @pytest.mark.parametrize("size", [0, -1, np.nan, np.inf])
@@ -142,6 +142,7 @@ def test_images_are_listed():
     images = images_table([("a.tif", (30, 40), SCALE), ("b.tif", (5, 6), None)])
     assert images["image"].tolist() == ["a.tif", "b.tif"]
     assert images[["width_px", "height_px"]].to_numpy().tolist() == [[40, 30], [6, 5]]
-    assert images.isna().sum().tolist() == [0, 0, 0, 1, 1]
-    assert images.iloc[0, 3:].tolist() == [2.5, "--um-per-px"]
+    assert images["region_px"].tolist() == [1200, 30]
+    assert images.isna().sum().tolist() == [0, 0, 0, 0, 1, 1]
+    assert images.iloc[0, 4:].tolist() == [2.5, "--um-per-px"]
     assert images_table([]).dtypes.equals(images.dtypes)

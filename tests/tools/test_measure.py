@@ -48,7 +48,7 @@ def test_annotations_are_measured(tool_here, coco, images, tmp_path):
     assert (row["image"], row["particle"], row["class"]) == ("a/one.png", 7, "Film")
     assert (row["area_px"], row["area_um2"], row["feret_min_um"]) == (100, 900, 30)
     assert (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"]) == (20, 20, 10, 10)
-    assert row["size_class"] == "20-50 µm" and row["color_name"] == "red"
+    assert row["size_class"] == "20-50 um" and row["color_name"] == "red"
     summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
     assert summary["count"].to_dict() == {"a/one.png": 1, "two.png": 0}
     run = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -98,9 +98,42 @@ def test_each_sample_has_its_volume_and_all_have_one_filter(tool_here, coco, tmp
     assert summary["particles_per_l_high"].tolist() == pytest.approx(highest.tolist(), rel=1e-5)
 
 
+def test_what_lies_in_the_region_counts(tool_here, coco, images, tmp_path):
+    """The square's centroid is at (25, 25), four px inside of the one and outside of the other."""
+    for part, edges in (("a/one", (21, 60)), ("two", (0, 100))):
+        path = tmp_path / "where" / f"{part}.geojson"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (x0, x1), y1 = edges, 80
+        ring = [[x0, 0], [x1, 0], [x1, y1], [x0, y1], [x0, 0]]
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    arguments = ("--masks", coco, "--images", images, "--um-per-px", "10")
+    where = ("--region", tmp_path / "where", "--output", tmp_path / "out")
+    result = tool_here("measure", *arguments, *where)
+    assert result.returncode == 0, result.stderr
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary["count"].to_dict() == {"a/one.png": 1, "two.png": 0}
+    assert summary["area_mm2"].tolist() == [0.312, 0.8]
+    mask = np.zeros((80, 100), np.uint8)
+    mask[:, 29:] = 1
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    result = tool_here(
+        "measure", *arguments, "--region", tmp_path / "mask.png", "--output", tmp_path / "mask"
+    )
+    assert result.returncode == 0 and "0 particles on 2 images" in result.stdout
+    record, _ = json.loads((tmp_path / "mask" / "run.json").read_text())["images"]
+    assert record["left_out"]["outside_region"] == 1
+    assert (record["region"], record["region_px"]) == ("mask.png", 80 * 71)
+    # A run goes on with the same region alone.
+    (tmp_path / "where" / "two.geojson").write_text((tmp_path / "where/a/one.geojson").read_text())
+    result = tool_here("measure", *arguments, *where, "--resume")
+    assert result.returncode == 2 and "was made with region" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda d: {"--region": "circle"}, "--region circle needs the photographs"),
+        (lambda d: {"--region": d / "masks.json", "--edge": "weight"}, "leave one of them out"),
         (lambda d: {"--filter-area-mm2": "9"}, "--filter-area-mm2 needs --sampled-volume"),
         (lambda d: {"--sampled-volume": d / "v.csv"}, "Cannot read"),
         (lambda d: {"--images": d / "nowhere"}, "is no folder"),

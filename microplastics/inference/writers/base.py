@@ -12,6 +12,7 @@ import pandas as pd
 from microplastics.data.catalog import class_colors
 from microplastics.measurement.calibration import Calibration
 from microplastics.measurement.particles import Particles
+from microplastics.measurement.region import Region
 
 
 class ImageSource(Protocol):
@@ -36,6 +37,7 @@ class ImageResult:
             and ROI groups.
         calibration: of the image, if there is one.
         image: the photograph; only overlays look at it.
+        region: where particles count; overlays show its outline.
     """
 
     particles: Particles
@@ -43,6 +45,7 @@ class ImageResult:
     class_names: Sequence[str]
     calibration: Calibration | None = None
     image: ImageSource | None = None
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         if len(self.particles) != len(self.table):

@@ -14,6 +14,7 @@ import numpy as np
 from microplastics.files import atomic_write
 from microplastics.inference.writers.base import ImageResult
 from microplastics.inference.writers.numerals import NumberPlacer, Numerals
+from microplastics.measurement.region import Region
 from microplastics.report.figures import Panel, side_by_side
 from microplastics.report.visualizer import crop_path, picture_scale, resize
 
@@ -33,7 +34,7 @@ _LARGEST_SHARE, _LEAST_FONT = 0.12, 12
 _NAME_LENGTH = 100
 # Parts of a pixel that OpenCV draws to, as a power of two.
 _SHIFT = 4
-_WHITE = (255, 255, 255)
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 
@@ -59,6 +60,8 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
     if result.image is None:
         raise ValueError("An overlay needs the photograph")
     picture, scale = _photograph(result)
+    if result.region is not None:
+        _draw_region(result.region, picture, scale)
     left_out = _draw(result, picture, scale)
     page = np.concatenate([_caption(result, picture.shape[1], left_out), picture])
     encoded = cv2.imencode(".png", page, _PNG)[1]
@@ -109,6 +112,16 @@ def _draw(result: ImageResult, picture: np.ndarray, scale: np.ndarray) -> int:
         else:
             numerals.draw(picture, text, corner, colors[result.class_numbers[index]])
     return left_out
+
+
+def _draw_region(region: Region, picture: np.ndarray, scale: np.ndarray) -> None:
+    """Outline where particles count."""
+    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
+    points = [
+        np.round((line * scale - 0.5) * 2**_SHIFT).astype(np.int32) for line in region.outlines()
+    ]
+    for color, thickness in ((_BLACK, round(4 * unit)), (_WHITE, round(2 * unit))):
+        cv2.polylines(picture, points, True, color, thickness, cv2.LINE_AA, _SHIFT)
 
 
 def _font_size(numbers: np.ndarray, picture: np.ndarray, usual: float) -> int:
