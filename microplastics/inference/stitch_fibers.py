@@ -25,6 +25,9 @@ _SAME = np.cos(np.radians(25))  # the same where both pieces show the stretch be
 _ASIDE = 0.5  # widths that an end may lie beside the other's way, for a start
 _SPREAD = 0.15  # further px beside it for each px of gap
 _WIDTHS = 1.26  # the highest ratio of two widths
+_WIDTHS_IN_LINE = 1.7  # the same of two ends in line: masks of one fibre are ragged
+_TURN_IN_LINE = np.cos(np.radians(20))
+_ASIDE_IN_LINE, _SPREAD_IN_LINE, _OVERLAP_IN_LINE, _GAP_IN_LINE = 0.35, 0.1, 4.0, 2.0
 _CLEAR = 1.5  # an end's second choice must cost this many times as much as the first
 
 
@@ -234,9 +237,9 @@ def fit(one: End, two: End) -> tuple[float, float] | None:
     if (one.particle, one.piece) == (two.particle, two.piece):
         return None
     width = (one.width + two.width) / 2
-    if max(one.width, two.width) > _WIDTHS * min(one.width, two.width):
-        return None
-    if -float(one.way @ two.way) < _TURN:
+    ratio = max(one.width, two.width) / min(one.width, two.width)
+    straight = -float(one.way @ two.way)
+    if ratio > _WIDTHS_IN_LINE or straight < _TURN:
         return None
     way = one.way - two.way
     way = way / np.hypot(*way)
@@ -244,9 +247,16 @@ def fit(one: End, two: End) -> tuple[float, float] | None:
     along, aside = float(gap @ way), abs(float(gap @ (way[1], -way[0])))
     if not -_OVERLAP * width <= along <= min(_GAP * width, one.length, two.length):
         return None
-    if along < -_ABUT * width and -float(one.way @ two.way) < _SAME:
+    if along < -_ABUT * width and straight < _SAME:
         return None
     if aside > _ASIDE * width + _SPREAD * abs(along):
+        return None
+    in_line = (
+        straight >= _TURN_IN_LINE
+        and aside <= _ASIDE_IN_LINE * width + _SPREAD_IN_LINE * abs(along)
+        and -_OVERLAP_IN_LINE * width <= along <= _GAP_IN_LINE * width
+    )
+    if ratio > _WIDTHS and not in_line:
         return None
     return abs(along) + 2 * aside + 1.0, along
 
