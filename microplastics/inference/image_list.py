@@ -25,11 +25,13 @@ class InputImage:
         path: where it lies.
         name: what every output calls it, with ``/`` between folders; unique within a run.
         masks_path: the file of its given masks, where each image has one of its own.
+        region_path: the file that tells where its particles count.
     """
 
     path: str
     name: str
     masks_path: str = ""
+    region_path: str = ""
 
 
 def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:

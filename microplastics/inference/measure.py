@@ -57,9 +57,13 @@ def measure_run(args: argparse.Namespace) -> int:
     whole = [] if given.images[0].image.masks_path else list(masks.values())
     settings = {"masks_sha256": whole, "min_score": args.min_score}
     run = Run([each.image for each in given.images], options, given.class_names, about, settings)
-    left = {image.name for image in run.begin()}
+    left = {image.name: image for image in run.begin()}
     opener = Opener(options, run.region_source)
-    todo = [each for each in given.images if each.image.name in left]
+    todo = [
+        dataclasses.replace(each, image=left[each.image.name])
+        for each in given.images
+        if each.image.name in left
+    ]
     for each in tqdm(todo, desc="Images", unit="image", disable=None):
         with run.attempt(each.image):
             _measure_one(each, run, opener)

@@ -13,7 +13,7 @@ from microplastics.data.tiling import Window, windows_of
 from microplastics.inference.predictions import Predictions
 from microplastics.inference.predictor import Predictor
 from microplastics.inference.stitch_coarse import enlarge
-from microplastics.inference.stitching import Stitcher
+from microplastics.inference.stitching import Stitched, Stitcher
 from microplastics.inference.tiling import Tiling
 from microplastics.measurement.particles import Particles
 from microplastics.measurement.region import Region
@@ -88,39 +88,7 @@ def predict_mosaic(
     """
     size = (regions.height, regions.width)
     stitcher, counts = Stitcher(size, join_broken=join), MosaicCounts()
-    _fine_pass(predictor, regions, name, tiling, stitcher, counts, max_overlap, region, quiet)
-    if tiling.coarse:
-        counts.coarse = _coarse_pass(
-            predictor, regions, tiling, stitcher, max_overlap, region, quiet
-        )
-    stitched = stitcher.finish()
-    counts.notes = {what: int(number) for what, number in stitched.notes.items()}
-    particles = Particles(
-        image=name,
-        image_size=size,
-        masks=stitched.masks,
-        offsets=stitched.offsets,
-        classes=[predictor.class_names[number] for number in stitched.classes],
-        scores=stitched.scores,
-        ids=np.arange(1, len(stitched) + 1, dtype=np.int64),
-        pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
-    )
-    return particles, counts
-
-
-def _fine_pass(
-    predictor: Predictor,
-    regions: Regions,
-    name: str,
-    tiling: Tiling,
-    stitcher: Stitcher,
-    counts: MosaicCounts,
-    max_overlap: float,
-    region: Region | None,
-    quiet: bool | None,
-) -> None:
-    """Tell the stitcher what each window shows."""
-    windows = windows_of(regions.width, regions.height, tiling.tile, tiling.overlap)
+    windows = windows_of(*size[::-1], tiling.tile, tiling.overlap)
     near = [window for window in windows if _is_near(window, region)]
     counts.outside = len(windows) - len(near)
     with tqdm(near, desc=name, unit="window", leave=False, disable=quiet) as progress:
@@ -132,9 +100,36 @@ def _fine_pass(
             counts.windows += 1
             counts.duplicates += len(all_found) - len(found)
             counts.fragments += len(found)
-            offsets = found.pred_masks.offsets + window[:2]
-            classes, scores = found.pred_classes.numpy(), found.scores.numpy()
-            stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
+            _add(stitcher, window, found)
+    if tiling.coarse:
+        counts.coarse = _coarse_pass(
+            predictor, regions, tiling, stitcher, max_overlap, region, quiet
+        )
+    stitched = stitcher.finish()
+    counts.notes = {what: int(number) for what, number in stitched.notes.items()}
+    return _particles(stitched, predictor.class_names, regions, name), counts
+
+
+def _add(stitcher: Stitcher, window: Window, found: Predictions) -> None:
+    """Tell the stitcher what a window shows."""
+    offsets = found.pred_masks.offsets + window[:2]
+    classes, scores = found.pred_classes.numpy(), found.scores.numpy()
+    stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
+
+
+def _particles(
+    stitched: Stitched, class_names: Sequence[str], regions: Regions, name: str
+) -> Particles:
+    return Particles(
+        image=name,
+        image_size=(regions.height, regions.width),
+        masks=stitched.masks,
+        offsets=stitched.offsets,
+        classes=[class_names[number] for number in stitched.classes],
+        scores=stitched.scores,
+        ids=np.arange(1, len(stitched) + 1, dtype=np.int64),
+        pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
+    )
 
 
 def _predicted(
@@ -213,10 +208,7 @@ def _coarse_pass(
                 continue
             found = drop_duplicates(found, max_overlap)
             count += 1
-            x, y, _, _ = whole[window]
-            offsets = found.pred_masks.offsets + (x, y)
-            classes, scores = found.pred_classes.numpy(), found.scores.numpy()
-            small.add(whole[window], found.pred_masks.crops, offsets, classes, scores)
+            _add(small, whole[window], found)
     seen = small.finish()
     least = _MIN_COARSE_SHARE * tiling.tile / factor
     large = [number for number, mask in enumerate(seen.masks) if max(mask.shape) >= least]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from microplastics.data.regions import ImageRegions, open_regions
 from microplastics.inference.image_list import InputImage
@@ -193,6 +194,10 @@ class Opener:
 def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:
     """Leave out what lies on a scale bar or its text with at least half of its pixels.
 
+    Args:
+        particles: of an image.
+        boxes: x, y, width and height in px of what is no particle.
+
     Returns:
         The other particles, numbered anew, and how many were left out.
     """
@@ -203,31 +208,36 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
         )
         if not any(_lies_on(mask, x, y, box) for box in boxes)
     ]
-    return _only(particles, kept), len(particles) - len(kept)
+    if len(kept) == len(particles):
+        return particles, 0
+    ids = np.arange(1, len(kept) + 1, dtype=np.int64)
+    return dataclasses.replace(_only(particles, kept), ids=ids), len(particles) - len(kept)
 
 
-def within(particles: Particles, region: Region | None) -> tuple[Particles, int]:
+def within(
+    particles: Particles, table: pd.DataFrame, region: Region | None
+) -> tuple[Particles, pd.DataFrame]:
     """Leave out what has its centroid outside of the region.
 
     Each particle has one centroid, so that those of several regions add up, and none is more
-    likely to count because it is large.
+    likely to count because it is large. Numbers stay, and so do distances to what is left out.
+
+    Args:
+        particles: of an image.
+        table: their measures, a row each.
+        region: where particles count; None is everywhere.
 
     Returns:
-        The other particles, numbered anew, and how many were left out.
+        The other particles and their rows.
     """
-    if region is None or not len(particles):
-        return particles, 0
-    centroids = [
-        np.argwhere(mask).mean(axis=0)[::-1] + offset + 0.5
-        for mask, offset in zip(particles.masks, particles.offsets, strict=True)
-    ]
-    kept = np.flatnonzero(region.contains(np.array(centroids))).tolist()
-    return _only(particles, kept), len(particles) - len(kept)
+    if region is None:
+        return particles, table
+    inside = region.contains(table[["x", "y"]].to_numpy(np.float64))
+    kept = np.flatnonzero(inside).tolist()
+    return _only(particles, kept), table[inside].reset_index(drop=True)
 
 
 def _only(particles: Particles, kept: Sequence[int]) -> Particles:
-    if len(kept) == len(particles):
-        return particles
     pixels = particles.pixels
     return dataclasses.replace(
         particles,
@@ -235,7 +245,7 @@ def _only(particles: Particles, kept: Sequence[int]) -> Particles:
         offsets=particles.offsets[kept],
         classes=[particles.classes[number] for number in kept],
         scores=particles.scores[kept],
-        ids=np.arange(1, len(kept) + 1, dtype=np.int64),
+        ids=particles.ids[kept],
         pixels=None if pixels is None else [pixels[number] for number in kept],
     )
 

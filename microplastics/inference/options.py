@@ -126,7 +126,7 @@ def _add_count_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--sampled-volume",
         metavar="V",
-        help="filtered for each sample, such as '2 L', or a CSV (sample, volume)",
+        help="filtered for each sample, such as '2 L', or a CSV (sample, volume with its unit)",
     )
     share = counts.add_mutually_exclusive_group()
     share.add_argument(
@@ -140,7 +140,7 @@ def _add_count_arguments(parser: argparse.ArgumentParser) -> None:
         "--filter-area-mm2",
         type=float,
         metavar="A",
-        help="of the filter where particles lie: the share is that of the images' area",
+        help="area of the whole filter: the share is the images' (or the region's) area over it",
     )
     add("--blanks", nargs="+", default=(), metavar="GLOB", help="images that are blanks, by name")
 

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 SOME_FAILED = 3
 """Exit code of a run in which images failed."""
 
+# Of the columns and their texts: a run does not go on in another one's.
+_TABLE_VERSION = 2
 _SHOWN = 20  # rows of the summary on the terminal
 _PATIENCE = datetime.timedelta(days=30)
 
@@ -96,16 +98,30 @@ class Run:
         self._output = Path(options.output)
         self._start = time.time()
         settings = {**settings, **options.settings(), "class_names": self._class_names}
+        settings["table_version"] = _TABLE_VERSION
         if options.calibration is not None:
             read_calibration_csv(options.calibration)
             settings["calibration"] = sha256_of(options.calibration)
         self.region_source: RegionSource | None = None
         if options.region is not None:
-            self.region_source = RegionSource(options.region)
-            self.region_source.check(names)
-            settings["region"] = self.region_source.fingerprint()
+            self.region_source = self._use_region(options.region)
+            if self.region_source.needs_image:
+                settings["circle_finder"] = self.region_source.fingerprint()[:8]
         self._store = RunStore(options.output, settings)
         self._patient: dist.ProcessGroup | None = None
+
+    def _use_region(self, what: str) -> RegionSource:
+        """Give each image the file of its region."""
+        source = RegionSource(what)
+        source.check(
+            [image.name for image in self.images], {each.name: each.path for each in self.images}
+        )
+        self.images = [
+            dataclasses.replace(image, region_path=str(source.path_of(image.name) or ""))
+            for image in self.images
+        ]
+        self._about = {**self._about, "region_sha256": source.fingerprint()}
+        return source
 
     def begin(self) -> list[InputImage]:
         """Claim the folder, and give the images that this process has to do.
@@ -163,15 +179,16 @@ class Run:
             start: ``time.perf_counter()`` when work on it began.
         """
         options = self.options
-        particles, on_bar = without_boxes(particles, opened.boxes)
-        particles, outside = within(particles, opened.region)
+        everywhere, on_bar = without_boxes(particles, opened.boxes)
         table = particle_table(
-            particles,
+            everywhere,
             opened.calibration,
             size_classes=parse_size_classes(options.size_classes),
             min_size=options.min_size,
             processes=1,
         )
+        particles, table = within(everywhere, table, opened.region)
+        outside = len(everywhere) - len(particles)
         result = ImageResult(
             particles,
             table,
@@ -238,6 +255,9 @@ class Run:
         write_summaries(self._output, *summaries)
         self._write_record(records, failures, written.notes)
         print_summary(self._output, *summaries, self._class_names)
+        outside = sum(record["left_out"].get("outside_region", 0) for record in records)
+        if outside:
+            print(f"{counted(outside, 'particle')} outside of the region left out")
         if failed:
             print(f"{counted(len(failed), 'image')} failed, see {self._output / FAILED_FILE}")
         return SOME_FAILED if failed else 0

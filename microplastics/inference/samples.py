@@ -1,6 +1,7 @@
 """The summary of a run: images, samples and blanks."""
 
 import fnmatch
+import logging
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from microplastics.measurement.summary import summarize
 from microplastics.measurement.summary_rows import image_rows
 from microplastics.measurement.table import images_table
 
+logger = logging.getLogger(__name__)
+
 
 def check_samples(options: RunOptions, names: Sequence[str]) -> None:
     """Refuse options of the summary that make no sense, before hours of work.
@@ -29,7 +32,7 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
         UserError: names the option, the image without a group, or the group of blanks and samples.
     """
     parse_size_classes(options.size_classes)
-    _sampling(options, names)
+    _sampling(options, names, told=True)
     if options.edge == "weight" and options.region is not None:
         raise UserError(
             "--edge weight makes up for the border of a rectangle, which --region has none of; "
@@ -92,16 +95,17 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
         return {name: group_of(name, group_by) for name in names}
     table, groups = groups_from_csv(group_by), {}
     for name in names:
-        groups[name] = _entry(table, name)
-        if groups[name] is None:
+        row = _row_of(table, name)
+        if row not in table:
             raise UserError(f"{group_by} names no group of {name}; add a row for it.")
+        groups[name] = table[row]
     return groups
 
 
-def _entry(table: Mapping[str, str], name: str) -> str | None:
-    """What a table says of an image: by its name, its last part, or that without its kind."""
+def _row_of(table: Mapping[str, str], name: str) -> str:
+    """What a table calls an image: its name, its last part, or that without its kind."""
     short = posixpath.basename(name)
-    return table.get(name, table.get(short, table.get(os.path.splitext(short)[0])))
+    return next((key for key in (name, short) if key in table), os.path.splitext(short)[0])
 
 
 def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -126,31 +130,46 @@ def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _sampling(options: RunOptions, names: Sequence[str]) -> Sampling | None:
-    """What was filtered; ``names`` are those of the images."""
+def _sampling(options: RunOptions, names: Sequence[str], told: bool = False) -> Sampling | None:
+    """What was filtered; ``names`` are those of the images, ``told`` whether to warn."""
     if options.sampled_volume is None:
         if options.counted_fraction != 1:
             raise UserError("--counted-fraction needs --sampled-volume; give both.")
         if options.filter_area_mm2 is not None:
             raise UserError("--filter-area-mm2 needs --sampled-volume; give both.")
         return None
-    return Sampling(_liters(options, names), options.counted_fraction, options.filter_area_mm2)
+    return Sampling(
+        _liters(options, names, told), options.counted_fraction, options.filter_area_mm2
+    )
 
 
-def _liters(options: RunOptions, names: Sequence[str]) -> float | dict[str, float]:
+def _liters(options: RunOptions, names: Sequence[str], told: bool) -> float | dict[str, float]:
     """One volume for all samples, or that of each by the table's name for it."""
     volume = options.sampled_volume
     if not volume.lower().endswith(".csv"):
         return parse_volume(volume)
     table, blanks = table_from_csv(volume, "sample", "volume"), blank_names(names, options.blanks)
     samples = [name for name in names if name not in set(blanks)]
-    if options.group_by is not None:
+    if options.group_by is None:
+        keys = {name: _row_of(table, name) for name in samples}
+    else:
         groups = groups_of(names, options.group_by)
-        samples = sorted({groups[name] for name in samples})
-    liters = {}
-    for sample in samples:
-        text = table.get(sample) if options.group_by is not None else _entry(table, sample)
-        if text is None:
+        keys = {groups[name]: groups[name] for name in samples}
+    liters: dict[str, float] = {}
+    owners: dict[str, str] = {}
+    for sample, key in keys.items():
+        if key not in table:
             raise UserError(f"{volume} has no volume of {sample}; add a row for it.")
-        liters[sample] = parse_volume(text)
+        other = owners.setdefault(key, sample)
+        if other != sample:
+            raise UserError(
+                f"{volume}: {key} may be {other} or {sample}; write both with their folders."
+            )
+        try:
+            liters[sample] = parse_volume(table[key])
+        except UserError as error:
+            raise UserError(f"{volume}, {key}: {error}") from error
+    unused = [key for key in table if key not in owners]
+    if unused and told:
+        logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
     return liters

@@ -140,7 +140,7 @@ class RunStore:
 def files_state(image: InputImage) -> list[list[int] | None]:
     """Size in bytes and time of change in ns of an image's files; None where there is none."""
     found: list[list[int] | None] = []
-    for path in (image.path, image.masks_path):
+    for path in (image.path, image.masks_path, image.region_path):
         try:
             status = os.stat(path)
             found.append([status.st_size, status.st_mtime_ns])

@@ -116,12 +116,14 @@ class Sampling:
             if np.isnan(area):
                 raise UserError(
                     f"The images of {name} have no scale, so that their share of the filter's area "
-                    "is not known; calibrate them or give the counted fraction."
+                    "is not known; calibrate them or give the counted fraction (with --resume "
+                    "nothing is lost)."
                 )
             if area > self.filter_area_mm2 * (1 + 1e-9):
                 raise UserError(
                     f"The images of {name} show {area:g} mm², more than the filter's "
-                    f"{self.filter_area_mm2:g} mm²; give the counted fraction in place of the area."
+                    f"{self.filter_area_mm2:g} mm²; correct it, or give the counted fraction "
+                    "in place of the area (with --resume nothing is lost)."
                 )
         return np.array(volumes) * areas / self.filter_area_mm2
 

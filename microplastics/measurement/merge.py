@@ -104,12 +104,28 @@ def read_images(path: str | os.PathLike) -> pd.DataFrame:
     cells = _read_cells(path)
     if "group" in cells and "image" not in cells:
         raise UserError(f"{path} has a row a group; merge the summary that has a row an image.")
+    if "region_px" not in cells and {"width_px", "height_px"} <= set(cells):
+        # Of a run before there were regions: all px count.
+        cells["region_px"] = _products(cells["width_px"], cells["height_px"])
     images = _typed(path, cells, {**IMAGE_COLUMNS, "particles": "int64"})
     twice = images["image"].duplicated()
     if twice.any():
         raise UserError(f"{path} has {images['image'][twice].iloc[0]} twice; keep one of the rows.")
     _check_positive(path, images, ("width_px", "height_px", "region_px", "um_per_px"))
+    larger = images["region_px"] > images["width_px"] * images["height_px"]
+    if larger.any():
+        name = images["image"][larger].iloc[0]
+        raise UserError(f"{path} has a region_px of {name} larger than the image; correct it.")
     return images
+
+
+def _products(first: pd.Series, second: pd.Series) -> list[str]:
+    """Products of whole numbers in text; "1" where one is none, which its own column tells."""
+    pairs = zip(first, second, strict=True)
+    return [
+        str(int(a) * int(b)) if a.isdecimal() and b.isdecimal() and len(a + b) < 16 else "1"
+        for a, b in pairs
+    ]
 
 
 def _check_positive(path: str | os.PathLike, frame: pd.DataFrame, columns: Sequence[str]) -> None:

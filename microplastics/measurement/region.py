@@ -5,7 +5,6 @@ does not grow with the image.
 """
 
 import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,22 +13,20 @@ from shapely.geometry.base import BaseGeometry
 
 from microplastics.data.outlines import outline_corners, outline_rings
 from microplastics.errors import UserError
+from microplastics.measurement.region_outlines import Polygons, checked, united, within
 
 # Side of the grid on which masks are kept, in cells.
 MAX_GRID = 4096
-# Points that outlines may have together, and how far out they may lie, in px.
-MAX_POINTS = 2_000_000
-_FARTHEST = 1e7
-# Points up to which outlines are united or mended exactly: crossings grow with their square.
-_EXACT_POINTS = 2000
 # Cells that outlines on a grid may pass through, and that their boxes may have, together.
 _MAX_CROSSED, _MAX_BOXES = 20_000_000, 1_000_000_000
 _CHUNK = 2_000_000
 # Binary digits of a cell to which OpenCV draws.
 _SHIFT = 4
 _CIRCLE_POINTS = 720
-
-Polygon = Sequence[np.ndarray]
+# Side of the grid on which a mask is outlined, in cells, and how many corners make it coarser.
+_OUTLINE_SIDE, _MAX_CORNERS = 1024, 100_000
+# Points are asked for so many px beside their place (see Region.contains).
+_BESIDE = np.array([1.0, math.sqrt(2)]) * 1e-7
 
 
 class Region:
@@ -80,7 +77,7 @@ class Region:
 
     @classmethod
     def from_polygons(
-        cls, polygons: Sequence[Polygon], image_size: tuple[int, int], source: str
+        cls, polygons: Polygons, image_size: tuple[int, int], source: str
     ) -> "Region":
         """Take the union of polygons.
 
@@ -97,15 +94,10 @@ class Region:
         Raises:
             UserError: coordinates make no sense, there are too many, or no pixel is inside.
         """
-        polygons = [_checked(rings, source) for rings in polygons]
-        points = sum(len(ring) for rings in polygons for ring in rings)
-        if points > MAX_POINTS:
-            raise UserError(
-                f"{source} has {points} points, more than {MAX_POINTS}: simplify its outline, or "
-                "give the region as a mask image."
-            )
-        geometry = _united(polygons, points)
+        polygons = checked(polygons, source)
+        geometry = united(polygons, source)
         if geometry is not None:
+            geometry = within(geometry, image_size, source)
             return cls(_Polygons(geometry, image_size), image_size, source)
         return cls(_drawn(polygons, image_size, source), image_size, source)
 
@@ -148,6 +140,9 @@ class Region:
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Tell which points lie inside.
 
+        Of regions that abut, a point on the common border lies in one alone: points are asked for
+        1e-7 px to the right of and below their place, in a direction that no border has.
+
         Args:
             points: (N, 2) x and y in px; the first pixel's centre is (0.5, 0.5).
 
@@ -175,6 +170,9 @@ class Region:
     def outlines(self) -> list[np.ndarray]:
         """Outline the region within the image, holes too, for drawing.
 
+        A mask is outlined on a grid of at most 1024 cells a side, each of which is inside if at
+        least half of it is; on a coarser one where that has more than 100,000 corners.
+
         Returns:
             closed outlines, (M, 2) float64 x and y in px of the image.
         """
@@ -192,14 +190,14 @@ class _Circle:
     def area(self) -> int:
         """Pixels whose centre lies inside, counted row by row."""
         across = np.arange(self._height) + 0.5 - self._y
-        across = across[np.abs(across) <= self._radius]
+        across = across[np.abs(across) < self._radius]
         half = np.sqrt(self._radius**2 - across**2)
-        first = np.maximum(np.ceil(self._x - half - 0.5), 0)
-        last = np.minimum(np.floor(self._x + half - 0.5), self._width - 1)
+        first = np.maximum(np.floor(self._x - half - 0.5) + 1, 0)
+        last = np.minimum(np.ceil(self._x + half - 0.5) - 1, self._width - 1)
         return int(np.maximum(last - first + 1, 0).sum())
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        return np.hypot(points[:, 0] - self._x, points[:, 1] - self._y) <= self._radius
+        return np.hypot(points[:, 0] - self._x, points[:, 1] - self._y) < self._radius
 
     def meets(self, x0: float, y0: float, x1: float, y1: float) -> bool:
         nearest = min(max(self._x, x0), x1), min(max(self._y, y0), y1)
@@ -214,15 +212,15 @@ class _Circle:
 
 class _Polygons:
     def __init__(self, geometry: BaseGeometry, image_size: tuple[int, int]):
-        frame = shapely.box(0, 0, image_size[1], image_size[0])
-        self._geometry = geometry if frame.covers(geometry) else _surfaces(geometry & frame)
+        self._geometry = geometry
+        self._last = np.nextafter((image_size[1], image_size[0]), 0)
         shapely.prepare(self._geometry)
 
     def area(self) -> int:
         return round(self._geometry.area)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        return shapely.intersects_xy(self._geometry, points)
+        return shapely.contains_xy(self._geometry, np.minimum(points + _BESIDE, self._last))
 
     def meets(self, x0: float, y0: float, x1: float, y1: float) -> bool:
         return bool(shapely.intersects(self._geometry, shapely.box(x0, y0, x1, y1)))
@@ -265,63 +263,38 @@ class _Mask:
         return bool(self._touched[top : bottom + 1, left : right + 1].any())
 
     def outlines(self) -> list[np.ndarray]:
-        ys, xs, partners, _ = outline_corners(np.pad(self._inside, 1), 4)
+        inside, step = _shrunk(self._inside, _OUTLINE_SIDE)
+        ys, xs, partners, _ = outline_corners(np.pad(inside, 1), 4)
+        while len(ys) > _MAX_CORNERS:
+            inside, step = _shrunk(self._inside, max(inside.shape) // 2)
+            ys, xs, partners, _ = outline_corners(np.pad(inside, 1), 4)
         starts = [
-            np.searchsorted(cells, np.arange(count + 1))
-            for cells, count in zip(
-                (self._columns, self._rows), self._inside.shape[::-1], strict=True
-            )
+            np.searchsorted(cells // step, np.arange(count + 1))
+            for cells, count in zip((self._columns, self._rows), inside.shape[::-1], strict=True)
         ]
         corners = np.column_stack([starts[0][xs], starts[1][ys]]).astype(np.float64)
         return [corners[[*ring, ring[0]]] for ring in outline_rings(partners)]
 
 
+def _shrunk(mask: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+    """A mask of at most ``side`` cells a side, by the majority, and the cells along one of its.
+
+    Where no cell has a majority, those count of which any part is inside.
+    """
+    step = -(-max(mask.shape) // side)
+    if step == 1:
+        return mask, 1
+    places = [np.arange(0, full, step) for full in mask.shape]
+    counts = np.add.reduceat(mask, places[0], axis=0, dtype=np.int32)
+    counts = np.add.reduceat(counts, places[1], axis=1)
+    sides = (np.minimum(step, full - place) for full, place in zip(mask.shape, places, strict=True))
+    most = counts * 2 >= np.multiply.outer(*sides)
+    return (most if most.any() else counts > 0), step
+
+
 def _cells(side: int, full: int, step: int) -> np.ndarray:
     """The cell of each of ``side`` px when ``full`` px of a mask, ``step`` a cell, span them."""
     return ((np.arange(side) * 2 + 1) * full // (2 * side) // step).astype(np.int32)
-
-
-def _checked(rings: Polygon, source: str) -> list[np.ndarray]:
-    """The rings as (N, 2) float64, refused where they are none."""
-    checked = [np.asarray(ring, dtype=np.float64) for ring in rings]
-    for ring in checked:
-        if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3:
-            raise UserError(f"{source} has an outline of fewer than 3 points; draw it again.")
-        # Written so that NaN fails it too.
-        if not (np.abs(ring) <= _FARTHEST).all():
-            raise UserError(
-                f"{source} has a coordinate that is no place in an image; give coordinates in px."
-            )
-    return checked
-
-
-def _united(polygons: list[list[np.ndarray]], points: int) -> BaseGeometry | None:
-    """The exact union; None where it could take for ever."""
-    shapes = [shapely.Polygon(rings[0], rings[1:]) for rings in polygons]
-    valid = shapely.is_valid(shapes)
-    if len(shapes) == 1 and valid[0]:
-        return shapes[0]
-    if points > _EXACT_POINTS:
-        return None
-    mended = [
-        shape if is_valid else _mended(rings)
-        for shape, is_valid, rings in zip(shapes, valid, polygons, strict=True)
-    ]
-    return _surfaces(shapely.unary_union(mended))
-
-
-def _mended(rings: list[np.ndarray]) -> BaseGeometry:
-    parts = shapely.make_valid([shapely.Polygon(ring) for ring in rings])
-    outer, *holes = (_surfaces(part) for part in parts)
-    return outer - shapely.unary_union(holes)
-
-
-def _surfaces(geometry: BaseGeometry) -> BaseGeometry:
-    """A geometry without what has no area."""
-    parts = shapely.get_parts(geometry)
-    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
-        parts = shapely.get_parts(parts)
-    return shapely.MultiPolygon(list(parts[shapely.get_type_id(parts) == 3]))
 
 
 def _rings(geometry: BaseGeometry) -> list[np.ndarray]:
@@ -334,7 +307,7 @@ def _rings(geometry: BaseGeometry) -> list[np.ndarray]:
     ]
 
 
-def _drawn(polygons: list[list[np.ndarray]], image_size: tuple[int, int], source: str) -> _Mask:
+def _drawn(polygons: Polygons, image_size: tuple[int, int], source: str) -> _Mask:
     """Polygons on a grid: the cells whose centre lies inside of one."""
     shrink = max(1.0, max(image_size) / MAX_GRID)
     shape = tuple(min(MAX_GRID, math.ceil(side / shrink)) for side in image_size)
@@ -381,7 +354,10 @@ def _even_odd(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(h, w) bool: the cells whose centre lies inside a ring by the even-odd rule."""
     height, width = shape
     following = np.roll(ring, -1, axis=0)
-    low, high = np.minimum(ring[:, 1], following[:, 1]), np.maximum(ring[:, 1], following[:, 1])
+    # Downwards, that rings that share an edge round it to the same place.
+    down = (ring[:, 1] <= following[:, 1])[:, None]
+    ring, following = np.where(down, ring, following), np.where(down, following, ring)
+    low, high = ring[:, 1], following[:, 1]
     first, last = (np.ceil(y - 0.5).clip(0, height).astype(np.int64) for y in (low, high))
     counts = last - first
     turns = np.zeros((height, width + 1), dtype=bool)

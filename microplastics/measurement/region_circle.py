@@ -54,6 +54,9 @@ def find_circle(image: np.ndarray) -> Circle:
     Args:
         image: (h, w, 3) uint8 BGR, the whole photograph shrunk to ``MAX_SIDE`` px or less.
 
+    Returns:
+        the circle, in px of that picture.
+
     Raises:
         NoCircleError: there is none that is certain.
     """
@@ -65,8 +68,15 @@ def find_circle(image: np.ndarray) -> Circle:
             inner = _faint_inner(channel, outer)
             if inner is None and len(strong) == 1 and _median_inside(image, outer) < _DARKEST:
                 raise NoCircleError("shows a membrane too dark for the deposit's rim to be seen")
-            return inner or _middle_of_line(channel, outer)
+            return _plain(inner or _middle_of_line(channel, outer))
     raise NoCircleError("shows no circle whose edge is certain")
+
+
+def _plain(circle: Circle) -> Circle:
+    """The circle with plain floats: least squares give those of numpy."""
+    x, y, radius = map(float, (circle.x, circle.y, circle.radius))
+    support, strength = float(circle.support), float(circle.strength)
+    return Circle(x, y, radius, support, strength, bool(circle.brighter))
 
 
 def _strong_circles(channel: np.ndarray) -> list[Circle]:

@@ -34,12 +34,30 @@ class Circle:
     brighter: bool = True
 
     def scaled(self, factor: float) -> "Circle":
-        """The same circle in a picture that is ``factor`` times as large."""
+        """Give the same circle in a picture of another size.
+
+        Args:
+            factor: how many times as large that picture is.
+
+        Returns:
+            the circle in px of that picture; the rest as it was.
+        """
         return replace(self, x=self.x * factor, y=self.y * factor, radius=self.radius * factor)
 
 
 def fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.ndarray | None:
-    """Move of the centre and of the radius, in px, by the highest place in each sector."""
+    """Fit a circle to the highest place in each sector by least squares, outliers trimmed.
+
+    Args:
+        height: (``SECTORS``, n) of the edge, in any unit, at radii 1 px apart, the one in the
+            middle being that of the circle so far.
+        visible: (``SECTORS``, n) bool, whether that lies in the image.
+        window: places farther than that from the middle, in px, say nothing.
+
+    Returns:
+        float64 moves (x, y, radius) in px of the circle so far; None where too few sectors show
+        an edge.
+    """
     shown = visible.all(axis=1)
     if shown.sum() < 0.3 * SECTORS:
         return None
@@ -64,6 +82,11 @@ def fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.nda
 
 
 def sector_angles() -> np.ndarray:
+    """Give the directions of the sectors' middles.
+
+    Returns:
+        (``SECTORS``,) float64 in radians, from the x axis towards the y axis.
+    """
     return (np.arange(SECTORS) + 0.5) * (2 * math.pi / SECTORS)
 
 
@@ -72,8 +95,14 @@ def unrolled(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample an image around a centre, and average over sectors.
 
+    Args:
+        image: (h, w) float32 grey levels.
+        x, y: centre in px; the first pixel's centre is (0.5, 0.5).
+        radii: (n,) in px.
+
     Returns:
-        (sectors, radii) means, and whether all samples lie in the image.
+        (``SECTORS``, n) float32 means, and (``SECTORS``, n) bool, whether all samples lie in the
+        image.
     """
     angle = (np.arange(SECTORS * _ANGLES) + 0.5) * (2 * math.pi / (SECTORS * _ANGLES))
     across = (x - 0.5 + np.cos(angle)[:, None] * radii).astype(np.float32)
@@ -88,10 +117,18 @@ def unrolled(
 def unrolled_slope(
     image: np.ndarray, x: float, y: float, radii: np.ndarray, blur: float, order: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First or second derivative along the radius, smoothed by a Gaussian of ``blur`` px.
+    """Differentiate an image along the radius, smoothed by a Gaussian.
+
+    Args:
+        image: (h, w) float32 grey levels.
+        x, y: centre in px; the first pixel's centre is (0.5, 0.5).
+        radii: (n,) in px, 1 px apart.
+        blur: standard deviation of the Gaussian in px.
+        order: 1 or 2, of the derivative.
 
     Returns:
-        (sectors, radii) grey levels a px, and whether all that they come from lies in the image.
+        (``SECTORS``, n) float32 grey levels per px, or per px², and (``SECTORS``, n) bool,
+        whether all that they come from lies in the image.
     """
     half = math.ceil(3 * blur)
     steps = np.arange(-half, half + 1)
@@ -108,7 +145,16 @@ def unrolled_slope(
 
 
 def usual_slope(slope: np.ndarray, visible: np.ndarray, floor: float = _NOISE_FLOOR) -> np.ndarray:
-    """Robust standard deviation of each sector's slopes, at least the floor."""
+    """Estimate the standard deviation of each sector's slopes, by their median.
+
+    Args:
+        slope: (``SECTORS``, n) in any unit.
+        visible: (``SECTORS``, n) bool, the slopes that count.
+        floor: least value of the result.
+
+    Returns:
+        (``SECTORS``,) in the same unit.
+    """
     masked = np.ma.masked_array(slope, ~visible)
     spread = np.ma.median(np.abs(masked), axis=1).filled(0) * 1.4826
     return np.maximum(spread, floor)

@@ -24,7 +24,7 @@ class Rows:
         frames: (N, 2) width and height of each image in px.
         calibrated: (R,) whether the row's images have a calibration.
         areas: (R,) of the row's images in mm², of what of them counts; NaN without a calibration.
-        whole: (R,) whether particles count in all of the row's images.
+        shares: (R,) sum over the row's images of the share of their px in which particles count.
         blank: (R,) whether the row is a blank.
         grouped: whether rows are groups.
         columns: what the summary tells of the rows themselves.
@@ -37,7 +37,7 @@ class Rows:
     frames: np.ndarray
     calibrated: np.ndarray
     areas: np.ndarray
-    whole: np.ndarray
+    shares: np.ndarray
     blank: np.ndarray
     grouped: bool
     columns: dict[str, object]
@@ -47,10 +47,13 @@ class Rows:
 
     @property
     def exposures(self) -> np.ndarray:
-        """(R,) area in mm², or numbers of images where a row has no scale."""
-        if np.isnan(self.areas).any():
-            return np.array([len(members) for members in self.members], dtype=np.float64)
-        return self.areas
+        """(R,) area in mm², or where a row has no scale images, each by its share that counts."""
+        return self.shares if np.isnan(self.areas).any() else self.areas
+
+    @property
+    def whole(self) -> np.ndarray:
+        """(R,) whether particles count in all px of the row's images."""
+        return self.shares == [len(members) for members in self.members]
 
 
 def image_rows(
@@ -95,19 +98,19 @@ def image_rows(
     columns["area_mm2"] = sums
     if blank.any():
         columns["is_blank"] = blank
-    whole = np.bincount(codes, pixels < frames.prod(axis=1), len(names)) == 0
+    shares = np.bincount(codes, pixels / frames.prod(axis=1), len(names))
     return Rows(
-        names,
-        index,
-        codes,
-        members,
-        frames,
-        calibrated,
-        sums,
-        whole,
-        blank,
-        groups is not None,
-        columns,
+        names=names,
+        images=index,
+        codes=codes,
+        members=members,
+        frames=frames,
+        calibrated=calibrated,
+        areas=sums,
+        shares=shares,
+        blank=blank,
+        grouped=groups is not None,
+        columns=columns,
     )
 
 

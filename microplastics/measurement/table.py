@@ -243,13 +243,16 @@ def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def images_table(
-    images: Iterable[tuple],
+    images: Iterable[
+        tuple[str, tuple[int, int], Calibration | None]
+        | tuple[str, tuple[int, int], Calibration | None, int]
+    ],
 ) -> pd.DataFrame:
     """The images of a run, those without a particle too, as :func:`summarize` needs them.
 
     Args:
-        images: name (str), height and width in px, and :class:`Calibration` or None of each; and
-            the pixels in which particles count, all of them where left out.
+        images: name, height and width in px, and calibration of each; and the pixels in which
+            particles count, all of them where left out.
 
     Returns:
         columns and dtypes of :data:`IMAGE_COLUMNS`.

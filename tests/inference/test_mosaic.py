@@ -11,6 +11,7 @@ from microplastics.inference.mosaic import particle_pixels, predict_mosaic
 from microplastics.inference.opened import ArrayImage, PaintedRegions, within
 from microplastics.inference.tiling import Tiling
 from microplastics.measurement.region import Region
+from microplastics.measurement.table import particle_table
 from microplastics.structures.crop_masks import CropMasks
 
 SIZE = (700, 900)
@@ -75,9 +76,10 @@ def test_windows_far_from_the_region_are_not_predicted(scene):
         Oracle(), ArrayImage(scene), "a", tiling, region=region, join=False, quiet=True
     )
     assert counts.outside > 20
-    inside, outside = within(particles, region)
+    inside, rows = within(particles, particle_table(particles, None), region)
     (disc,) = inside.masks
-    assert outside and disc.shape == (55, 55)  # whole, though it meets four windows
+    assert len(particles) > 1 and disc.shape == (55, 55)  # whole, though it meets four windows
+    assert rows["particle"].tolist() == inside.ids.tolist() != [1]
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(128, 32), (200, 100), (256, 64)])

@@ -19,7 +19,7 @@ def cells(region):
 @settings(deadline=None, max_examples=60)
 @given(st.floats(-30, 110), st.floats(-30, 90), st.floats(1, 90), st.integers(0, 2**32 - 1))
 def test_a_circle_counts_the_pixels_whose_centre_is_inside(x, y, radius, seed):
-    inside = np.hypot(CENTERS[:, 0] - x, CENTERS[:, 1] - y).reshape(SIZE) <= radius
+    inside = np.hypot(CENTERS[:, 0] - x, CENTERS[:, 1] - y).reshape(SIZE) < radius
     if not inside.any():
         with pytest.raises(UserError, match="no pixel inside the image of 80 x 60 px"):
             Region.from_circle((x, y), radius, SIZE)
@@ -97,6 +97,56 @@ def test_the_grid_agrees_with_exact_geometry(seed, count):
             assert drawn.meets(x, y, x + 3, y + 3)
 
 
+@pytest.mark.parametrize("grid", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(*[st.integers(0, 160)] * 2),
+    st.tuples(*[st.integers(0, 120)] * 2),
+    st.lists(st.tuples(st.integers(0, 159), st.integers(0, 119)), min_size=1, max_size=30),
+)
+def test_a_point_lies_in_one_of_two_polygons_that_abut(grid, xs, ys, points):
+    """A line from border to border parts the image, and points in halves of a px."""
+    start, end = (xs[0] / 2, 0), (xs[1] / 2, 60)
+    if ys[0] % 2:
+        start, end = (0, ys[0] / 2), (80, ys[1] / 2)
+        sides = [[start, end, (80, -5), (0, -5)], [end, start, (0, 65), (80, 65)]]
+    else:
+        sides = [[start, end, (-5, 60), (-5, 0)], [end, start, (85, 0), (85, 60)]]
+    share = np.linspace(0, 1, 64)[:, None]
+    on_line = np.rint((np.array(start) * (1 - share) + np.array(end) * share) * 2) / 2
+    points = np.concatenate([np.array(points) / 2, on_line, CENTERS])
+    points = points[(points < (80, 60)).all(axis=1)]
+    # Many more polygons far away have these drawn on the grid.
+    far = [[SQUARE + (1000 + 50 * i, 0)] for i in range(600)] if grid else []
+    regions = [
+        Region.from_polygons([[np.array(side)], *far], SIZE, "m")
+        for side in sides
+        if abs(shapely.Polygon(side).intersection(shapely.box(0, 0, 80, 60)).area) > 100
+    ]
+    count = sum(region.contains(points).astype(int) for region in regions)
+    if len(regions) == 2:
+        assert (count == 1).all()
+
+
+def test_abutting_rectangles_and_triangles_share_no_point():
+    left, right = (np.array([[x, 0], [x + 40, 0], [x + 40, 60], [x, 60]]) for x in (0, 40))
+    upper, lower = ([[0, 0], [60, 0], [60, 60]], [[0, 0], [60, 60], [0, 60]])
+    line = np.column_stack([np.arange(0, 60, 0.5)] * 2)
+    for one, other, points in (
+        (left, right, np.column_stack([np.full(120, 40.0), np.arange(0, 60, 0.5)])),
+        (np.array(upper), np.array(lower), line),
+    ):
+        regions = [Region.from_polygons([[ring]], SIZE, "m") for ring in (one, other)]
+        first, second = (region.contains(points) for region in regions)
+        assert (first ^ second).all()
+
+
+def test_the_borders_of_the_image_belong_to_a_polygon_that_covers_it():
+    region = Region.from_polygons([[np.array([[0, 0], [80, 0], [80, 60], [0, 60]])]], SIZE, "m")
+    last = np.nextafter((80, 60), 0)
+    assert region.contains([[0, 0], last, (0, last[1])]).all()
+
+
 def test_a_polygon_of_a_huge_image_takes_no_grid():
     angle = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
     ring = np.column_stack([np.cos(angle), np.sin(angle)]) * 90_000 + 100_000
@@ -147,6 +197,25 @@ def test_an_odd_scale_of_a_mask_counts_each_pixel_once():
     assert region.area_px == cells(region).sum()
     rest = Region.from_mask(~mask, SIZE, "m")
     assert region.area_px + rest.area_px == 60 * 80
+
+
+def test_a_large_mask_is_outlined_by_the_majority():
+    mask = np.zeros((2600, 4000), bool)
+    mask[400:2000, 800:3200] = True
+    mask[1000:1200, 1000:1400] = False
+    mask[5::8, 5::8] ^= True  # single cells, in and out
+    outer, hole = Region.from_mask(mask, (5200, 8000), "m").outlines()
+    assert shapely.Polygon(outer).bounds == (1600, 800, 6400, 4000)
+    assert shapely.Polygon(hole).bounds == (2000, 2000, 2800, 2400)
+    (line,) = Region.from_mask(np.arange(4000) == 2001 * np.ones((9, 1)), (9, 4000), "m").outlines()
+    assert shapely.Polygon(line).bounds == (2000, 0, 2004, 9)
+
+
+def test_the_outlines_of_noise_are_few():
+    noise = np.random.default_rng(0).random((4096, 4096)) < 0.5
+    outlines = Region.from_mask(noise, (8192, 8192), "m").outlines()
+    assert 0 < sum(map(len, outlines)) <= 150_000
+    assert max(ring.max() for ring in outlines) <= 8192
 
 
 def test_a_mask_without_a_pixel_is_refused():

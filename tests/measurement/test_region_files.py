@@ -1,11 +1,10 @@
 import json
-import zipfile
+import os
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from roifile import ROI_TYPE, ImagejRoi
 
 from microplastics.errors import UserError
 from microplastics.measurement.region_files import RegionSource
@@ -27,136 +26,6 @@ def region_of(path, size=SIZE, name="a.tif"):
     source = RegionSource(str(path))
     source.check([name])
     return source.of_image(name, size, None)
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        POLYGON,
-        FEATURE,
-        [FEATURE],
-        {"type": "FeatureCollection", "features": [FEATURE]},
-        {"type": "GeometryCollection", "geometries": [POLYGON]},
-        {"type": "MultiPolygon", "coordinates": [POLYGON["coordinates"]]},
-    ],
-)
-def test_all_forms_of_geojson_are_the_same(tmp_path, document):
-    region = region_of(write(tmp_path / "m.geojson", document))
-    assert region.area_px == 40 * 25 - 100
-    assert region.contains([[11, 21], [25, 35], [60, 30]]).tolist() == [True, False, False]
-    assert region.source == "m.geojson"
-
-
-@pytest.mark.parametrize(
-    ("document", "words"),
-    [
-        ({"type": "Point", "coordinates": [1, 2]}, "holds 'Point' where a Polygon"),
-        ({"type": "Feature", "geometry": None}, "holds None where a Polygon"),
-        ({"type": "FeatureCollection"}, "without a list of parts"),
-        ([], "no outline"),
-        ({"type": ["x"]}, "where a Polygon"),
-        ({"type": "Polygon", "coordinates": []}, "no lists of x and y"),
-        ({"type": "Polygon", "coordinates": "x"}, "no lists of x and y"),
-        ({"type": "Polygon", "coordinates": [[["1", "2"]] * 4]}, "no lists of x and y"),
-        ({"type": "Polygon", "coordinates": [[[1, 2], [3]]]}, "no lists of x and y"),
-        ({"type": "Polygon", "coordinates": [[[10**30, 2]] * 4]}, "no lists of x and y"),
-        ({"type": "Polygon", "coordinates": [[[1e308, 2]] * 4]}, "no place in an image"),
-        ({"type": "Polygon", "coordinates": [[[float("nan"), 2]] * 4]}, "no place in an image"),
-        ({"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]}, "fewer than 3 points"),
-        ({"type": "Polygon", "coordinates": [[[100, 0], [120, 0], [120, 9]]]}, "no pixel inside"),
-        ("[" * 100_000, "nested too deep|cut off"),
-        ("{", "cut off"),
-        ("", "empty"),
-    ],
-)
-def test_geojson_that_cannot_be_used_is_refused(tmp_path, document, words):
-    with pytest.raises(UserError, match=words):
-        region_of(write(tmp_path / "m.geojson", document))
-
-
-def roi(kind, points=None, box=(10, 20, 50, 45), **fields):
-    if points is not None:
-        made = ImagejRoi.frompoints(np.array(points))
-    else:
-        made = ImagejRoi()
-        made.left, made.top, made.right, made.bottom = box
-    made.roitype = kind
-    for name, value in fields.items():
-        setattr(made, name, value)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("made", "area"),
-    [
-        (roi(ROI_TYPE.RECT), 1000),
-        (roi(ROI_TYPE.RECT, rounded_rect_arc_size=10), 1000 - (100 - np.pi * 25)),
-        (roi(ROI_TYPE.OVAL), np.pi * 20 * 12.5),
-        (roi(ROI_TYPE.POLYGON, SQUARE[:4]), 1000),
-        (roi(ROI_TYPE.FREEHAND, SQUARE[:4]), 1000),
-        (roi(ROI_TYPE.TRACED, SQUARE[:4]), 1000),
-    ],
-)
-def test_rois_that_have_an_area(tmp_path, made, area):
-    made.tofile(tmp_path / "m.roi")
-    region = region_of(tmp_path / "m.roi")
-    assert region.area_px == pytest.approx(area, abs=1)
-    assert region.contains([[30, 30], [9, 30]]).tolist() == [True, False]
-
-
-def composite(*rings):
-    path = []
-    for ring in rings:
-        for step, (x, y) in enumerate(ring[:-1]):
-            path += [int(step > 0), x, y]
-        path.append(4)
-    made = roi(ROI_TYPE.RECT)
-    made.multi_coordinates = np.array(path, np.float32)
-    made.shape_roi_size = len(path)
-    return made
-
-
-def test_the_holes_and_islands_of_a_composite(tmp_path):
-    island = [[22, 32], [26, 32], [26, 36], [22, 36], [22, 32]]
-    composite(HOLE, island, SQUARE).tofile(tmp_path / "m.roi")
-    assert region_of(tmp_path / "m.roi").area_px == 1000 - 100 + 16
-
-
-def test_the_rois_of_a_zip_unite(tmp_path):
-    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
-        archive.writestr("a.roi", roi(ROI_TYPE.RECT).tobytes())
-        archive.writestr("b.roi", roi(ROI_TYPE.RECT, box=(0, 0, 20, 30)).tobytes())
-        archive.writestr("readme.txt", "no roi")
-    assert region_of(tmp_path / "m.zip").area_px == 1000 + 600 - 100
-
-
-@pytest.mark.parametrize("kind", [ROI_TYPE.LINE, ROI_TYPE.POLYLINE, ROI_TYPE.POINT])
-def test_a_roi_without_an_area_is_refused(tmp_path, kind):
-    points = None if kind == ROI_TYPE.LINE else SQUARE[:4]
-    roi(kind, points).tofile(tmp_path / "m.roi")
-    with pytest.raises(UserError, match=f"m.roi is a {kind.name.lower()}, which has no area"):
-        region_of(tmp_path / "m.roi")
-
-
-@pytest.mark.parametrize("cut", [5, 40, 70, -6])
-@pytest.mark.parametrize("suffix", [".roi", ".zip"])
-def test_truncated_rois_are_refused(tmp_path, cut, suffix):
-    content = roi(ROI_TYPE.POLYGON, SQUARE[:4]).tobytes()
-    if suffix == ".zip":
-        with zipfile.ZipFile(tmp_path / "whole", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("a.roi", content)
-        content = (tmp_path / "whole").read_bytes()
-    elif cut < 0:
-        content = content[:68]
-    (tmp_path / f"m{suffix}").write_bytes(content[:cut])
-    with pytest.raises(UserError, match="is damaged"):
-        region_of(tmp_path / f"m{suffix}")
-
-
-def test_an_empty_zip_is_refused(tmp_path):
-    zipfile.ZipFile(tmp_path / "m.zip", "w").close()
-    with pytest.raises(UserError, match="m.zip holds no outline"):
-        region_of(tmp_path / "m.zip")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
@@ -194,32 +63,141 @@ def test_an_empty_or_broken_mask_is_refused(tmp_path):
         region_of(tmp_path / "m.png")
 
 
-@pytest.mark.parametrize("form", ["tiles", "strips", "miniswhite", "png"])
-def test_a_mask_larger_than_the_grid_is_counted_exactly(tmp_path, form):
-    inside = np.zeros((5003, 200), bool)
-    inside[1001:4000, 31:150] = True
-    options = {
-        "tiles": {"tile": (256, 64), "compression": "zlib"},
-        "strips": {"rowsperstrip": 7},
-        "miniswhite": {"photometric": "miniswhite", "tile": (256, 64)},
-        "png": {},
-    }[form]
-    path = tmp_path / ("m.png" if form == "png" else "m.tif")
+FORMS = {
+    "tiles": (np.uint16, {"tile": (256, 64), "compression": "zlib"}),
+    "strips": (np.uint16, {"rowsperstrip": 7}),
+    "miniswhite": (np.uint8, {"photometric": "miniswhite", "tile": (256, 64)}),
+    "bits": (bool, {}),
+    "packed bits": (bool, {"compression": "packbits"}),
+    "signed": (np.int32, {"compression": "lzw"}),
+    "float": (np.float32, {}),
+    "rgb": (np.uint8, {"photometric": "rgb"}),
+    "opaque": (np.uint8, {"photometric": "rgb", "extrasamples": ("unassalpha",)}),
+    "png": (np.uint8, None),
+}
+
+
+@pytest.mark.parametrize("height", [80, 5003])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_stored_and_not_0_counts_in_masks_of_any_size(tmp_path, form, height):
+    dtype, options = FORMS[form]
+    inside = np.zeros((height, 200), bool)
+    top, bottom = height // 5, height * 4 // 5
+    inside[top:bottom, 31:150] = True
     # Deep masks of small numbers: a stretch to 8 bits would lose them.
-    stored = (
-        inside.astype(np.uint8) * 255 if form in ("png", "miniswhite") else inside * np.uint16(1)
-    )
+    stored = inside.astype(dtype)
+    path = tmp_path / ("m.png" if form == "png" else "m.tif")
+    if form in ("rgb", "opaque"):
+        stored = np.stack([stored * 0, stored * 0, stored] + [stored * 0 + 255], axis=2)
+        stored = stored[:, :, : 4 if form == "opaque" else 3]
     if form == "png":
         Image.fromarray(stored).save(path)
     else:
-        tifffile.imwrite(path, 255 - stored if form == "miniswhite" else stored, **options)
+        tifffile.imwrite(path, stored, **options)
     region = region_of(path, inside.shape)
     assert region.area_px == inside.sum()
-    points = [[90, 1003], [90, 999], [34, 2000], [29, 2000], [90, 4002]]
+    points = [[90, top + 2], [90, top - 2], [34, top + 9], [29, top + 9], [90, bottom + 2]]
     assert region.contains(points).tolist() == [True, False, True, False, False]
-    assert region.meets(149, 3999, 150, 4000) and not region.meets(160, 0, 200, 5003)
-    big = region_of(path, (10_006, 400))
-    assert big.area_px == 4 * inside.sum()
+    assert region.meets(149, bottom - 1, 150, bottom) and not region.meets(160, 0, 200, height)
+    assert region_of(path, (2 * height, 400)).area_px == 4 * inside.sum()
+
+
+@pytest.mark.parametrize("height", [80, 5003])
+@pytest.mark.parametrize(
+    ("value", "options", "words"),
+    [
+        (np.uint8(255), {"compression": "jpeg"}, "is compressed as photographs are.*LZW"),
+        (np.float32("nan"), {}, "negative, fractional or no numbers; save a mask of 0 and 255"),
+        (np.float32(0.5), {"compression": "zlib"}, "negative, fractional or no numbers"),
+        (np.int16(-1), {}, "negative, fractional or no numbers"),
+        (np.complex64(1), {}, "rare kind of TIFF; save it as grey"),
+        (np.uint8(1), {"extratags": [(274, 3, 1, 6, True)]}, "is turned by a tag; save it upright"),
+    ],
+)
+def test_a_tiff_that_is_no_mask_is_refused_at_any_size(tmp_path, height, value, options, words):
+    tifffile.imwrite(tmp_path / "m.tif", np.full((height, 64), value), **options)
+    size = (64, height) if "turned" in words else (height, 64)
+    with pytest.raises(UserError, match=f"m.tif .*{words}") as caught:
+        region_of(tmp_path / "m.tif", size)
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("height", [80, 5003])
+def test_of_the_pages_of_a_tiff_only_the_levels_of_a_pyramid_may_be_there(tmp_path, height):
+    whole, small = np.ones((height, 64), np.uint8), np.ones((height // 2, 32), np.uint8)
+    for name, kind in (("pyramid", 1), ("pages", 0)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as writer:
+            writer.write(whole)
+            writer.write(small, subfiletype=kind)
+    assert region_of(tmp_path / "pyramid.tif", whole.shape).area_px == whole.size
+    with pytest.raises(UserError, match="pages.tif has several pages; save the one that counts"):
+        region_of(tmp_path / "pages.tif", whole.shape)
+
+
+@pytest.mark.parametrize("height", [80, 5003])
+@pytest.mark.parametrize("form", ["LA", "RGBA", "P", "gif", "tiff"])
+def test_a_mask_that_is_transparent_in_places_is_refused(tmp_path, form, height):
+    pixels = np.zeros((height, 64, 4), np.uint8)
+    pixels[10:, :, 3] = 255
+    path = tmp_path / f"m.{form if form in ('gif', 'tiff') else 'png'}"
+    if form == "tiff":
+        tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=("unassalpha",))
+    elif form in ("P", "gif"):
+        Image.fromarray(pixels[:, :, 3] // 255).convert("P").save(path, transparency=0)
+    else:
+        Image.fromarray(pixels).convert(form).save(path)
+    with pytest.raises(UserError, match="transparent in places; draw the region in white on black"):
+        region_of(path, pixels.shape[:2])
+
+
+def test_an_opaque_png_and_one_above_the_limit_of_pixels(tmp_path, monkeypatch):
+    Image.fromarray(np.full((*SIZE, 4), 255, np.uint8)).save(tmp_path / "m.png")
+    assert region_of(tmp_path / "m.png").area_px == 4800
+    monkeypatch.setattr("microplastics.measurement.region_files.MAX_PIXELS", 1000)
+    with pytest.raises(
+        UserError, match="m.png is 80 x 60 px.*shrink it with the same aspect.*TIFF"
+    ):
+        region_of(tmp_path / "m.png")
+
+
+def test_frames_of_a_gif_are_refused(tmp_path):
+    frames = [Image.fromarray(np.full(SIZE, grey, np.uint8)) for grey in (1, 200)]
+    frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="m.gif has 2 frames; save the one that counts alone"):
+        region_of(tmp_path / "m.gif")
+
+
+def test_one_file_for_all_images_is_read_once(tmp_path):
+    Image.fromarray(np.ones(SIZE, np.uint8)).save(tmp_path / "m.png")
+    source = RegionSource(str(tmp_path / "m.png"))
+    source.check(["a.tif", "b.tif"])
+    assert source.of_image("a.tif", SIZE, None).area_px == 4800
+    os.remove(tmp_path / "m.png")
+    assert source.of_image("b.tif", (120, 160), None).area_px == 19200
+    with pytest.raises(UserError, match="its image c.tif 60 x 80 px"):
+        source.of_image("c.tif", (80, 60), None)
+
+
+def test_the_photographs_own_folder(tmp_path):
+    photograph = np.full((*SIZE, 3), 90, np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photograph).save(tmp_path / name)
+    images = {name: str(tmp_path / name) for name in ("a.png", "b.png")}
+    write(tmp_path / "a.geojson", POLYGON)
+    source = RegionSource(str(tmp_path))
+    with pytest.raises(UserError, match="has no file for the image b.png; put b.geojson there"):
+        source.check(list(images), images)
+    write(tmp_path / "b.geojson", POLYGON)
+    source = RegionSource(str(tmp_path))
+    source.check(list(images), images)
+    assert source.of_image("b.png", SIZE, None).area_px == 900
+    assert source.path_of("a.png") == tmp_path / "a.geojson"
+    os.symlink(tmp_path / "a.png", tmp_path / "link.png")
+    for path in ("a.png", "link.png"):
+        with pytest.raises(UserError, match=f"{path} is one of the photographs; give 'circle'"):
+            RegionSource(str(tmp_path / path)).check(list(images), images)
+    # Masks alone, without photographs.
+    RegionSource(str(tmp_path / "a.png")).check(["a.png"], {"a.png": ""})
 
 
 def test_a_folder_finds_the_file_of_each_image(tmp_path):
@@ -256,16 +234,31 @@ def test_what_is_no_region_is_refused(tmp_path):
         RegionSource(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="m.csv is of no known kind"):
         RegionSource(str(write(tmp_path / "m.csv", "a")))
+    for empty in ("", " "):
+        with pytest.raises(UserError, match="--region is empty; give 'circle'"):
+            RegionSource(empty)
 
 
-def test_the_fingerprint_follows_the_bytes_and_the_names(tmp_path):
+def test_the_fingerprint_follows_the_bytes_and_names_of_what_is_used(tmp_path):
     write(tmp_path / "1/a.geojson", POLYGON)
     write(tmp_path / "2/a.geojson", POLYGON)
-    write(tmp_path / "3/b.geojson", POLYGON)
+    write(tmp_path / "2/unused.geojson", POLYGON)
+    write(tmp_path / "3/sub/a.geojson", POLYGON)
     write(tmp_path / "4/a.geojson", FEATURE)
-    one, same, renamed, changed = (RegionSource(str(tmp_path / n)).fingerprint() for n in "1234")
+    sources = [RegionSource(str(tmp_path / n)) for n in "1234"]
+    for source, name in zip(sources, ("a.tif", "a.tif", "sub/a.tif", "a.tif"), strict=True):
+        source.check([name])
+    one, same, renamed, changed = (source.fingerprint() for source in sources)
     assert one == same
     assert len({one, renamed, changed, RegionSource("circle").fingerprint()}) == 4
+
+
+def test_the_path_that_a_region_comes_from(tmp_path):
+    single = write(tmp_path / "m.geojson", POLYGON)
+    assert RegionSource("circle").path_of("a.tif") is None
+    assert RegionSource(str(single)).path_of("a.tif") == single
+    with pytest.raises(ValueError, match="was not named to check"):
+        RegionSource(str(tmp_path)).path_of("m.tif")
 
 
 def test_circle_looks_at_the_image():
@@ -278,5 +271,7 @@ def test_circle_looks_at_the_image():
     region = source.of_image("a.tif", (3000, 4000), lambda side: (picture, 10.0))
     assert region.area_px == pytest.approx(np.pi * 1100**2, rel=0.005)
     assert region.source.startswith("circle at (19")
-    with pytest.raises(UserError, match="a.tif shows no circle .* mask image or GeoJSON"):
+    with pytest.raises(
+        UserError, match="a.tif shows no circle .* as --region, and put .*--merge-runs"
+    ):
         source.of_image("a.tif", (3000, 4000), lambda side: (picture * 0, 10.0))

@@ -113,6 +113,7 @@ def test_what_lies_in_the_region_counts(tool_here, coco, images, tmp_path):
     summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
     assert summary["count"].to_dict() == {"a/one.png": 1, "two.png": 0}
     assert summary["area_mm2"].tolist() == [0.312, 0.8]
+    assert pd.read_csv(tmp_path / "out" / "particles.csv")["particle"].tolist() == [7]
     mask = np.zeros((80, 100), np.uint8)
     mask[:, 29:] = 1
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
@@ -123,9 +124,13 @@ def test_what_lies_in_the_region_counts(tool_here, coco, images, tmp_path):
     record, _ = json.loads((tmp_path / "mask" / "run.json").read_text())["images"]
     assert record["left_out"]["outside_region"] == 1
     assert (record["region"], record["region_px"]) == ("mask.png", 80 * 71)
-    # A run goes on with the same region alone.
-    (tmp_path / "where" / "two.geojson").write_text((tmp_path / "where/a/one.geojson").read_text())
+    # An image whose region has changed is done again, and no other.
+    (tmp_path / "where" / "a" / "one.geojson").write_text((where[1] / "two.geojson").read_text())
     result = tool_here("measure", *arguments, *where, "--resume")
+    assert result.returncode == 0 and "1 images are finished already" in result.stdout
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["area_mm2"].tolist() == [0.8, 0.8]
+    other = ("--region", tmp_path / "mask.png", "--output", tmp_path / "out", "--resume")
+    result = tool_here("measure", *arguments, *other)
     assert result.returncode == 2 and "was made with region" in result.stderr
 
 

@@ -115,6 +115,28 @@ def test_measuring_what_was_predicted_gives_the_same_table(
     assert samples["count"].sum() == len(pd.read_csv(one / "particles.csv"))
 
 
+def test_a_region_changes_nothing_within_it(tool_here, weights, photographs, tmp_path):
+    (photographs / "broken.png").unlink()
+    where = tmp_path / "left.geojson"
+    ring = [[0, 0], [30.5, 0], [30.5, 999], [0, 999], [0, 0]]
+    where.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    common = ("--weights", weights, "--input", photographs, "--formats", "csv")
+    common += ("--um-per-px", "2", "--confidence-threshold", "0.3", "--largest", "60", "--no-join")
+    runs = {}
+    for name, more in (("all", ()), ("left", ("--region", where))):
+        result = tool_here("predict", *common, *more, "--output", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        runs[name] = pd.read_csv(tmp_path / name / "particles.csv").drop(columns="particle")
+    assert "outside of the region left out" in result.stdout
+    inside = runs["all"][runs["all"]["x"] < 30.5].reset_index(drop=True)
+    assert 0 < len(inside) < len(runs["all"])
+    kept = [name for name in inside if not name.startswith("nearest")]
+    pd.testing.assert_frame_equal(runs["left"][kept], inside[kept])
+    images = json.loads((tmp_path / "left" / "run.json").read_text())["images"]
+    assert {each["name"]: each.get("outside", 0) > 0 for each in images}["large.tif"]
+    assert all(each["region_px"] == 30.5 * each["height"] for each in images)
+
+
 def test_two_processes_share_the_images(tool, weights, photographs, tmp_path):
     (photographs / "broken.png").unlink()
     common = ("--weights", weights, "--input", photographs, "--formats", "csv", "--output")
