@@ -48,7 +48,12 @@ class Difference:
 
 
 def difference(ours: Sequence[dict], theirs: Sequence[dict]) -> Difference:
-    """Pair COCO results by image, class and box, best score first, and compare the pairs."""
+    """Pair COCO results by image, class and box, best score first, and compare the pairs.
+
+    Args:
+        ours: results of one side.
+        theirs: those of the reference.
+    """
     groups: dict[tuple, tuple[list, list]] = defaultdict(lambda: ([], []))
     for side, results in enumerate((ours, theirs)):
         for result in results:
@@ -86,7 +91,13 @@ def _pairs(ours: list[dict], theirs: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def check_same(ours: Sequence[dict], theirs: Sequence[dict], what: str) -> Check:
-    """Whether two sides in fp32 found the same: 99 of 100 detections, the rest are ties."""
+    """Whether two sides in fp32 found the same: 99 of 100 detections, the rest are ties.
+
+    Args:
+        ours: COCO results of one side.
+        theirs: those of the reference.
+        what: is compared, for the report.
+    """
     found = difference(ours, theirs)
     agrees = found.alike >= _MOST * max(found.counts) and found.box <= 0.1 and found.score <= 1e-3
     return Check(what, agrees, str(found))

@@ -191,7 +191,15 @@ def outline_corners(
 
 
 def outline_rings(partners: list[int]) -> list[list[int]]:
-    """Follow the corners around every ring, clockwise from the left end of its topmost edge."""
+    """Follow the corners around every ring, clockwise from the left end of its topmost edge.
+
+    Args:
+        partners: of each corner the one that it shares its column's edge with, as of
+            :func:`outline_corners`.
+
+    Returns:
+        Numbers of the corners of each ring.
+    """
     seen = [False] * len(partners)
     rings = []
     for start in range(0, len(partners), 2):

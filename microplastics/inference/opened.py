@@ -127,7 +127,10 @@ class Opener:
 
     @contextlib.contextmanager
     def open(self, image: InputImage) -> Iterator[Opened]:
-        """Open one image.
+        """Open one image; it is closed when the block ends.
+
+        Args:
+            image: which one.
 
         Raises:
             UserError: it cannot be read, or its scale or region cannot be told.

@@ -135,6 +135,12 @@ def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, 
         path: the file.
         key: column of the names, each of which stands once: ``image`` or ``sample``.
         column: of the values.
+
+    Returns:
+        the value of each name.
+
+    Raises:
+        UserError: as of :func:`groups_from_csv`.
     """
     path = os.fspath(path)
     text = read_text(path)
