@@ -37,7 +37,7 @@ def parse_predict(arguments: Sequence[str], about: str) -> argparse.Namespace:
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="bf16: half the time where the processor has it",
+        help="bf16: about 0.6 of the time where the processor has it",
     )
     add("--batch-size", type=int, metavar="N", help="images at once (default: 1, on a GPU 8)")
     add = parser.add_argument_group("windows (docs/stitching.md)").add_argument

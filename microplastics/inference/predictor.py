@@ -76,8 +76,8 @@ class Predictor:
             score_threshold: one for all classes, or by class name (config's for the rest); if
                 None those in the checkpoint, else MODEL.ROI_HEADS.SCORE_THRESH_TEST.
             mask_threshold: above 0 and below 1.
-            precision: ``"fp32"``, or ``"bf16"``: half the time on processors and GPUs that have
-                it, with box coordinates and scores in fp32.
+            precision: ``"fp32"``, or ``"bf16"``: about 0.6 of the time on processors and GPUs that
+                have it, with box coordinates and scores in fp32.
             batch_size: 1 on the CPU and 8 on a GPU if None.
             optimize: fold norms and use the NHWC order (scores differ by about 1e-5).
             _checkpoint: of :meth:`from_checkpoint`, already read.
