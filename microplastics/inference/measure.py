@@ -19,7 +19,7 @@ from microplastics.inference.mosaic import particle_pixels
 from microplastics.inference.opened import Opened, Opener
 from microplastics.inference.options import run_options
 from microplastics.inference.run import Run
-from microplastics.measurement.region_files import RegionSource
+from microplastics.measurement.region_files import CIRCLE
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,8 @@ def measure_run(args: argparse.Namespace) -> int:
         return merge_into(args.merge_runs, options)
     if args.images is None and options.scale_bar_um is not None:
         raise UserError("--scale-bar-um needs the photographs; give their folder by --images.")
-    if args.images is None and options.region is not None:
-        if RegionSource(options.region).needs_image:
-            raise UserError(
-                f"--region {options.region} needs the photographs; give their folder by --images."
-            )
+    if args.images is None and options.region == CIRCLE:
+        raise UserError("--region circle needs the photographs; give their folder by --images.")
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
     given = read_given(args.masks, args.images, args.dataset, args.class_name, args.min_score)

@@ -21,10 +21,8 @@ from microplastics.measurement.table import with_size_classes
 
 _OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
 # What found the particles must be the same, or the counts cannot be added up.
-_SAME = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "min_score") + (
-    "join",
-    "max_overlap",
-)
+_OF_MODEL = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "join", "max_overlap")
+_SAME = (*_OF_MODEL, "min_score")
 
 
 def merge_into(runs: Sequence[str], options: RunOptions) -> int:

@@ -1,31 +1,12 @@
-import json
 import zipfile
 
 import numpy as np
 import pytest
 import shapely
+from region_support import FEATURE, HOLE, POLYGON, SQUARE, region_of, write
 from roifile import ROI_TYPE, ImagejRoi
 
 from microplastics.errors import UserError
-from microplastics.measurement.region_files import RegionSource
-
-SIZE = (60, 80)
-SQUARE = [[10, 20], [50, 20], [50, 45], [10, 45], [10, 20]]
-HOLE = [[20, 30], [30, 30], [30, 40], [20, 40], [20, 30]]
-POLYGON = {"type": "Polygon", "coordinates": [SQUARE, HOLE]}
-FEATURE = {"type": "Feature", "geometry": POLYGON, "properties": {"objectType": "annotation"}}
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def region_of(path, size=SIZE, name="a.tif"):
-    source = RegionSource(str(path))
-    source.check([name])
-    return source.of_image(name, size, None)
 
 
 @pytest.mark.parametrize(
