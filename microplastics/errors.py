@@ -1,13 +1,65 @@
-"""The exception type for what a person can cause and mend."""
+"""Exceptions for user errors, with stable codes."""
+
+# What a code stands for; docs/errors.md lists them. Messages may change, codes do not.
+CODES = {
+    "annotations_invalid": "an annotation file has content that cannot be used",
+    "checkpoint_invalid": "a checkpoint is damaged, unsafe or not a checkpoint",
+    "checkpoint_mismatch": "a checkpoint does not fit the model, the classes or the config",
+    "classes_mismatch": "class names or their number disagree between two places",
+    "config_invalid": "an unknown config key or a value that does not fit it",
+    "dataset_conflict": "one data set name stands for two different sources",
+    "dataset_empty": "a data set has nothing to train, evaluate or draw",
+    "dataset_unknown": "a data set name is not registered",
+    "dependency_missing": "an optional package is not installed",
+    "device_unavailable": "a device or the number of processes asked for is not available",
+    "export_unsupported": "a model cannot be exported in the way asked for",
+    "file_invalid": "a file is damaged or has another format than expected",
+    "file_missing": "a file or folder does not exist",
+    "format_unknown": "the format of a data set is not recognised or is ambiguous",
+    "image_invalid": "an image is damaged, not an image or of an unsupported kind",
+    "image_missing": "an image that an annotation names does not exist",
+    "image_size": "the size of an image differs from its annotations",
+    "image_too_large": "an image is larger than the limit",
+    "input_empty": "nothing matches the input given",
+    "interrupted": "the command was stopped",
+    "metric_unknown": "a metric name is not one that evaluation yields",
+    "name_clash": "two things that need different names share one",
+    "not_writable": "a file cannot be written",
+    "option_conflict": "two options exclude or contradict each other",
+    "option_invalid": "the value of an option or argument does not fit",
+    "option_missing": "an option is needed and not given",
+    "output_exists": "the output exists and is not overwritten without being asked",
+    "region_invalid": "a region of interest cannot be read or found",
+    "run_invalid": "the files of a run are missing, changed or damaged",
+    "run_mismatch": "a run cannot be resumed or merged with other settings",
+    "scale_conflict": "two sources give different scales",
+    "scale_invalid": "a scale cannot be read or is not plausible",
+    "scale_missing": "sizes in µm are asked for and the scale is not known",
+    "split_impossible": "the images cannot be divided as asked",
+    "table_invalid": "a table (CSV) has missing columns or values that do not fit",
+    "training_exists": "the output folder holds another training",
+    "training_failed": "training diverged or ran out of memory",
+}
 
 
 class UserError(Exception):
-    """A person can mend this: the message is one sentence naming the thing and the mend.
+    """An error that the user caused and can fix: one sentence naming the thing and the fix.
 
-    Tools print it without a traceback and exit with code 2 (:func:`microplastics.cli.run`).
-    Anything else that is raised is a bug and keeps its traceback.
+    The command line prints it without a traceback and exits with code 2
+    (:func:`microplastics.cli.run`). Anything else that is raised is a bug and keeps its traceback.
+
+    Args:
+        message: the sentence.
+        code: a key of :data:`CODES`, for callers and tests.
     """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class WriteError(UserError):
-    """A file cannot be written: what is true of one is most likely true of the next ones too."""
+    """A file cannot be written; the same is likely to happen for the next file."""
+
+    def __init__(self, message: str, code: str = "not_writable") -> None:
+        super().__init__(message, code)

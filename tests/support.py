@@ -1,9 +1,13 @@
 """What fixtures and tests share."""
 
+import contextlib
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+
+from microplastics.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,3 +45,13 @@ def barred_image(height, width, seed=0):
         end = tuple(rng.integers(0, (width, height)).tolist())
         cv2.line(array, start, end, (250, 240, 200), 5)
     return array
+
+
+@contextlib.contextmanager
+def user_error(code, *names):
+    """Expects a ``UserError`` of this code whose message holds every one of ``names``."""
+    with pytest.raises(UserError) as caught:
+        yield caught
+    assert caught.value.code == code, caught.value
+    for name in names:
+        assert str(name) in str(caught.value)
