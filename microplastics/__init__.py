@@ -14,7 +14,7 @@ warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureW
 
 from microplastics.config import add_microplastics_config, get_cfg, load_config
 from microplastics.data.catalog import register_builtin, register_microplastics_instances
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 register_builtin()
 

@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from microplastics.errors import UserError
-from microplastics.files import is_write_error, write_error
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import is_write_error, write_error
 
 
 def report(message: str) -> None:

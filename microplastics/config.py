@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_get_cfg
 
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 def add_microplastics_config(cfg: CfgNode) -> None:

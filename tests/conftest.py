@@ -27,7 +27,7 @@ def caplog(caplog):
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory):
     """Folder with 8 + 4 + 2 rendered images of 96 px."""
-    from microplastics.data.synthetic import render_dataset
+    from microplastics.synthetic import render_dataset
 
     folder = tmp_path_factory.mktemp("data") / "rendered"
     counts = {"train": 8, "val": 4, "test": 2}

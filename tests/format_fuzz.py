@@ -7,10 +7,8 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.utils.errors import UserError
 
 HOSTILE = [
     *(None, True, False, 0, -1, 1, 2, 7, 10**400, -(10**30), 1e308, -1e308, 0.5),

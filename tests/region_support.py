@@ -2,7 +2,7 @@
 
 import json
 
-from microplastics.measurement.region_files import RegionSource
+from microplastics.roi.region import RegionSource
 
 SIZE = (60, 80)
 SQUARE = [[10, 20], [50, 20], [50, 45], [10, 45], [10, 20]]

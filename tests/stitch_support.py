@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from microplastics.inference.stitching import Stitcher
+from microplastics.inference.stitching.stitcher import Stitcher
 
 LEFT, RIGHT = (0, 0, 120, 160), (80, 0, 120, 160)  # share 40 columns
 SEAM = [LEFT, RIGHT]

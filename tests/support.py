@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from microplastics.cli import run
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 def raising(error):

@@ -7,7 +7,7 @@ from detectron2 import model_zoo
 from detectron2.config import get_cfg as detectron2_get_cfg
 
 from microplastics.config import add_microplastics_config, get_cfg, load_config
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

@@ -1,97 +1,12 @@
 #!/usr/bin/env python
-"""Measure ours and plain Detectron2 in one run, taking turns: medians and ratios.
+"""Compare this project with plain Detectron2, torchvision and pycocotools: medians and ratios.
 
 python tools/benchmark.py train
 """
 
-import argparse
-import shlex
+import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from microplastics.benchmark import evaluation, infer, loader, stitch, train, validate
-from microplastics.benchmark.setting import cores, require_positive, workspace
-from microplastics.cli import report as report_error
-from microplastics.cli import run
-from microplastics.files import write_json
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line; what is left out stays at the benchmark's own default."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    defaults = {"argument_default": argparse.SUPPRESS}
-
-    def command(
-        name: str, module: Any, images: str = "", config: str = ""
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=module.__doc__.splitlines()[0], **defaults)
-        sub.set_defaults(benchmark=module.benchmark)
-        if images:
-            sub.add_argument("--images", type=int, metavar="N", help=images)
-        sub.add_argument("--repeat", type=int, metavar="N", help="turns of each contestant")
-        sub.add_argument("--seed", type=int, metavar="K")
-        sub.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
-        sub.add_argument("--json", metavar="FILE", help="write all figures there too")
-        if config:
-            sub.add_argument("--config-file", default=str(CONFIGS / config), metavar="FILE")
-            sub.add_argument("--dataset", metavar="JSON:IMAGES", help="instead of rendered images")
-            sides = "+" if module is infer else None
-            sub.add_argument(
-                "--size", type=int, nargs=sides, metavar="PX", help="side of rendered images"
-            )
-            sub.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs")
-        return sub
-
-    sub = command("train", train, "images to render", "microplastics_quick.yaml")
-    sub.add_argument("--iterations", type=int, metavar="N", help="iterations of a turn")
-    for name, module in (("validate", validate), ("infer", infer)):
-        sub = command(name, module, "images to render", "microplastics_r50.yaml")
-        sub.add_argument("--weights", metavar="FILE", help="instead of random ones")
-        sub.add_argument("--detections", type=int, nargs="+", metavar="N", help="caps an image")
-    sub.add_argument("--paste-size", type=int, metavar="PX", help="frame to paste into, 0: none")
-    sub.add_argument("--paste-masks", type=int, metavar="N", help="masks to paste")
-    sub = command("input", loader, "images to draw")
-    sub.add_argument("--particles", type=int, metavar="N", help="on each image")
-    sub = command("eval", evaluation, "images")
-    sub.add_argument("--true", type=int, metavar="N", help="true particles an image")
-    sub.add_argument("--caps", type=int, nargs="+", metavar="N", help="detections an image")
-    sub = command("stitch", stitch)
-    sub.add_argument("--size", type=int, metavar="PX", help="side of the image")
-    sub.add_argument("--particles", type=int, metavar="N", help="on it")
-    sub.add_argument("--tile", type=int, metavar="PX", help="side of the windows")
-    sub.add_argument("--overlap", type=int, metavar="PX", help="that neighbours share")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run one benchmark; 1 when the two sides do not agree on what they computed."""
-    options = vars(parse())
-    command, benchmark = options.pop("command"), options.pop("benchmark")
-    json_file = options.pop("json", None)
-    threads = options.pop("threads", cores())
-    require_positive(threads=threads)
-    torch.set_num_threads(threads)
-    with workspace() as folder:
-        if command not in ("eval", "stitch"):
-            options["folder"] = folder
-        report = benchmark(**options)
-    print(report)
-    if json_file:
-        arguments = shlex.join(sys.argv[1:])
-        write_json(json_file, {"command": arguments, **report.as_dict()}, indent=1)
-        print(f"Figures written to {json_file}")
-    if wrong := report.disagreements:
-        names = ", ".join(f"{check.name} ({check.detail})" for check in wrong)
-        report_error(f"Ours and the reference differ, so the times say nothing: {names}.")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    run(main)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from microplastics.cli import run
 from microplastics.config import get_cfg, load_config
 from microplastics.data.doctor import diagnose, fix_datasets
+from microplastics.data.doctor.findings import describe, describe_fixed
 from microplastics.data.doctor.fix import check_output
-from microplastics.data.doctor.text import describe, describe_fixed
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 def parse() -> argparse.Namespace:
@@ -93,7 +93,7 @@ def main() -> int:
     )
     print(describe(diagnosis))
     if args.report:
-        from microplastics.report.doctor import write_report
+        from microplastics.report.dataset import write_report
 
         print(f"\nReport: {write_report(diagnosis, Path(args.report))}")
     if args.fix:

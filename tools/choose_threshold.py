@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from microplastics.cli import run
 from microplastics.config import load_config
-from microplastics.engine.thresholds import Outcome, choose_and_store
+from microplastics.engine.evaluate import Outcome, choose_and_store
 
 
 def parse() -> argparse.Namespace:

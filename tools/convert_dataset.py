@@ -10,9 +10,8 @@ from pathlib import Path
 
 from microplastics.cli import run
 from microplastics.data.formats import READERS
-from microplastics.data.formats.canonical import PROJECT_CLASSES
-from microplastics.data.formats.convert import convert_dataset, describe
-from microplastics.data.formats.records import ReadOptions
+from microplastics.data.formats.base import ReadOptions
+from microplastics.data.formats.convert import PROJECT_CLASSES, convert_dataset, describe_conversion
 
 
 def parse() -> argparse.Namespace:
@@ -72,7 +71,7 @@ def main() -> None:
         place=place,
         options=options,
     )
-    print(describe(conversion))
+    print(describe_conversion(conversion))
 
 
 if __name__ == "__main__":

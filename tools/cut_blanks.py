@@ -8,7 +8,7 @@ python tools/make_synthetic.py --backgrounds blanks --output rendered
 import argparse
 
 from microplastics.cli import run
-from microplastics.data.blank_windows import cut_blank_windows
+from microplastics.synthetic.filters import cut_blank_windows
 
 
 def parse() -> argparse.Namespace:

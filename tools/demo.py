@@ -18,7 +18,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from microplastics.cli import run
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ import argparse
 
 from microplastics.cli import run
 from microplastics.config import load_config
-from microplastics.report.augmentation_sheet import draw_augmentations
+from microplastics.visualization.galleries import draw_augmentations
 
 
 def parse() -> argparse.Namespace:

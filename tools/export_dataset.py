@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from microplastics.cli import run
-from microplastics.data.formats.export import FORMATS, describe, export_dataset
-from microplastics.data.formats.records import ReadOptions
+from microplastics.data.formats.base import ReadOptions
+from microplastics.data.formats.convert import FORMATS, describe_export, export_dataset
 
 
 def parse() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def main() -> None:
         polygons=args.polygons,
         options=ReadOptions(images=args.images, skip_broken=args.skip_broken),
     )
-    print(describe(export))
+    print(describe_export(export))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ python tools/export_model.py --weights output/demo/model/model_best.pth --format
 import argparse
 
 from microplastics.cli import run
-from microplastics.inference.export import FORMATS, export_model
-from microplastics.inference.predict import make_predictor
+from microplastics.export.export import FORMATS, export_model
+from microplastics.runs.run import make_predictor
 
 
 def parse() -> argparse.Namespace:

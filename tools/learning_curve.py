@@ -11,8 +11,8 @@ import argparse
 from tabulate import tabulate
 
 from microplastics.cli import run
-from microplastics.engine.learning_curve import Start, Stopped, run_learning_curve, summarise
-from microplastics.report.learning_curve import plot_learning_curve
+from microplastics.experiments.learning_curve import Start, Stopped, run_learning_curve, summarise
+from microplastics.visualization.curves import plot_learning_curve
 
 
 def _count(text: str) -> int | None:

@@ -8,7 +8,7 @@ import argparse
 import json
 
 from microplastics.cli import run
-from microplastics.data.synthetic import PRESETS, render_mosaic
+from microplastics.synthetic import PRESETS, render_mosaic
 
 
 def parse() -> argparse.Namespace:

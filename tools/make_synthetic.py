@@ -7,7 +7,7 @@ Writes DIR/{train,val,test}/*.jpg and DIR/annotations/instances_{train,val,test}
 import argparse
 
 from microplastics.cli import run
-from microplastics.data.synthetic import PRESETS, render_dataset
+from microplastics.synthetic import PRESETS, render_dataset
 
 
 def parse() -> argparse.Namespace:

@@ -9,7 +9,7 @@ import sys
 
 from microplastics.cli import run
 from microplastics.inference.arguments import parse_measure
-from microplastics.inference.measure import measure_run
+from microplastics.runs.run import measure_run
 
 
 def main(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ python tools/plot_training.py --input output/model/metrics.json --output curves.
 import argparse
 
 from microplastics.cli import run
-from microplastics.report import plot_training_curves
+from microplastics.visualization import plot_training_curves
 
 
 def parse() -> argparse.Namespace:

@@ -10,7 +10,7 @@ import sys
 from microplastics.cli import run
 from microplastics.engine import launch
 from microplastics.inference.arguments import parse_predict
-from microplastics.inference.predict import predict_run
+from microplastics.runs.run import predict_run
 
 
 def main(args: argparse.Namespace) -> int:

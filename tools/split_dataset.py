@@ -8,8 +8,7 @@ DIR/splits.json. docs/splits.md says how the groups are formed and what splits.j
 import argparse
 
 from microplastics.cli import run
-from microplastics.data.splits.output import split_dataset
-from microplastics.data.splits.plan import DEFAULT_SHARES, SplitOptions
+from microplastics.data.splits.split import DEFAULT_SHARES, SplitOptions, split_dataset
 
 
 def shares(text: str) -> tuple[float, ...]:

@@ -9,8 +9,8 @@ import argparse
 
 from microplastics.cli import run
 from microplastics.config import load_config
-from microplastics.errors import UserError
-from microplastics.report.galleries import draw_annotations, draw_batches
+from microplastics.utils.errors import UserError
+from microplastics.visualization.galleries import draw_annotations, draw_batches
 
 
 def parse() -> argparse.Namespace:

@@ -8,8 +8,8 @@ python tools/visualize_json_results.py --dataset microplastics_val --output outp
 import argparse
 
 from microplastics.cli import run
-from microplastics.errors import UserError
-from microplastics.report.galleries import draw_results
+from microplastics.utils.errors import UserError
+from microplastics.visualization.galleries import draw_results
 
 
 def parse() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from microplastics.engine.checkpoint import BEST
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,10 @@
 """The training loop."""
 
+import contextlib
 import logging
 import math
 import os
+import signal
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,8 +24,22 @@ from torch import nn
 
 from microplastics.compat import after_backward
 from microplastics.data.loader import TrainLoader, ValidationLoader, check_datasets, training_dicts
-from microplastics.data.rng import seed_all
-from microplastics.engine.checkpoint import FINAL, TrainingCheckpointer, refuse_second_training
+from microplastics.engine.checkpoint import (
+    FINAL,
+    TrainingCheckpointer,
+    load_trainer_state,
+    refuse_second_training,
+    trainer_state,
+)
+from microplastics.engine.defaults import resolve_device
+from microplastics.engine.distributed import distribute, share_buffers, unwrap
+from microplastics.engine.events import (
+    build_writers,
+    check_metric_names,
+    divergence,
+    truncate_metrics,
+    write_losses,
+)
 from microplastics.engine.hooks import (
     BestCheckpoint,
     EarlyStopping,
@@ -32,23 +48,73 @@ from microplastics.engine.hooks import (
     ValidationHook,
     Writers,
 )
-from microplastics.engine.metrics import check_metric_names, divergence, write_losses
-from microplastics.engine.optimizer import build_optimizer, clip_gradients
-from microplastics.engine.parallel import distribute, share_buffers, unwrap
-from microplastics.engine.precision import amp_dtype, autocast, keep_boxes_fp32
-from microplastics.engine.schedule import resolve_schedule
-from microplastics.engine.setup import resolve_device
-from microplastics.engine.signals import StopSignals
-from microplastics.engine.state import load_trainer_state, trainer_state
-from microplastics.engine.writers import build_writers, truncate_metrics
-from microplastics.errors import UserError
-from microplastics.evaluation.blanks import BlankEvaluator
+from microplastics.engine.solver import (
+    amp_dtype,
+    autocast,
+    build_optimizer,
+    clip_gradients,
+    keep_boxes_fp32,
+    resolve_schedule,
+)
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
-from microplastics.evaluation.semantic import SemanticEvaluator
+from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
 from microplastics.evaluation.validation import validate
+from microplastics.utils.errors import UserError
+from microplastics.utils.system import seed_all
 
 logger = logging.getLogger(__name__)
+
+# With several processes a signal is agreed upon every so many iterations.
+_PERIOD = 10
+
+
+class StopSignals:
+    """Notes a signal instead of dying of it; a second one acts at once.
+
+    Attributes:
+        name: of the signal that came, agreed upon by all ranks once :meth:`agreed` was true.
+    """
+
+    def __init__(self):
+        self.name: str | None = None
+
+    def _note(self, number: int, _frame: Any) -> None:
+        if self.name is not None:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+        logger.warning("%s: finishing this iteration and saving …", self.name)
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the signals within the block."""
+        before = {}
+        # Outside the main thread somebody else handles signals.
+        with contextlib.suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self, iteration: int) -> bool:
+        """Whether all ranks must stop now; to be called on all ranks at the same iteration."""
+        if comm.get_world_size() == 1:
+            return self.name is not None
+        if iteration % _PERIOD:
+            return False
+        names = [name for name in comm.all_gather(self.name) if name]
+        if names:
+            # Not otherwise: a signal may have come while the ranks were gathering.
+            self.name = names[0]
+        return bool(names)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or what a shell expects of a process that a signal has ended."""
+        return 0 if self.name is None else 128 + signal.Signals[self.name]
 
 
 class Trainer(DefaultTrainer):

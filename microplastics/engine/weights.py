@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from microplastics.compat import drop_cell_anchors
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,10 @@
 """What a lab asks of a model: how many particles of each class and size, and how well measured."""
 
+import csv
+import dataclasses
+import io
 import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,19 +17,563 @@ from detectron2.evaluation import DatasetEvaluator
 from tabulate import tabulate
 
 from microplastics.data.coco import coco_api, contiguous_ids, read_json
-from microplastics.errors import UserError
-from microplastics.evaluation.counting_curves import curves, write_rows
-from microplastics.evaluation.counting_figures import (
-    confusion_table,
-    count_table,
-    flat_figures,
-    size_table,
-)
-from microplastics.evaluation.counting_records import Pooled, crops_of, judge_image, pool
-from microplastics.evaluation.counting_sizes import SizeBins, read_scales
 from microplastics.evaluation.gather import gather_by_image
-from microplastics.modeling.duplicates import distinct
+from microplastics.evaluation.matching import (
+    Crop,
+    Pairs,
+    candidate_pairs,
+    covered_share,
+    match_by_score,
+)
+from microplastics.inference.postprocess import distinct
+from microplastics.measurement import Item, measure_many
+from microplastics.measurement.shape import kind_of
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
+
+LEAST_IOU = 0.5
+TOLERANCES = (0.0, 1.0, 2.0)
+
+
+def crops_of(masks: Any) -> list[Crop]:
+    """The crops of ``CropMasks``, each with its place."""
+    places = masks.offsets.tolist()
+    return [(crop, x, y) for crop, (x, y) in zip(masks.crops, places, strict=True)]
+
+
+def judge_image(
+    image_id: int,
+    predicted: Sequence[Crop],
+    classes: np.ndarray,
+    scores: np.ndarray,
+    true: Sequence[Crop],
+    true_classes: np.ndarray,
+    crowd: np.ndarray,
+    thresholds: np.ndarray,
+    size_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Match the predictions of one image and forget its masks.
+
+    Args:
+        image_id: id of the image.
+        predicted: N masks.
+        classes: (N,) class numbers.
+        scores: (N,).
+        true: masks of the annotations, crowds included.
+        true_classes: their class numbers.
+        crowd: bool, which of them are crowds.
+        thresholds: (K,) least score of each class that counts.
+        size_names: class names where sizes are to be measured, else None.
+
+    Returns:
+        ``image_id``; ``blank``, no annotation at all; of each prediction ``classes``, ``scores``,
+        ``matches`` (N, T) to truths of its class at each tolerance and ``ignored`` (N, T);
+        of the M truths that are no crowds ``true_classes``; ``confusion`` (C, 2) of true and
+        predicted class, -1 for none; where sizes are wanted ``sizes`` (N, 3), NaN below the
+        threshold, and ``true_sizes`` (M, 3).
+    """
+    crowds = [crop for crop, flag in zip(true, crowd, strict=True) if flag]
+    truths = [crop for crop, flag in zip(true, crowd, strict=True) if not flag]
+    crowd_classes, true_classes = true_classes[crowd], true_classes[~crowd]
+    pairs = candidate_pairs(predicted, truths, TOLERANCES, LEAST_IOU)
+    matches = _matches_within_class(pairs, classes, scores, true_classes)
+    # As in COCO, what lies in a crowd and has no partner is neither right nor wrong.
+    covered = covered_share(predicted, crowds) >= LEAST_IOU
+    own_crowd = (covered & (classes[:, None] == crowd_classes[None])).any(axis=1)
+    kept = scores >= thresholds[classes]
+    record = {
+        "image_id": image_id,
+        "blank": not len(true),
+        "classes": classes,
+        "scores": scores,
+        "matches": matches,
+        "ignored": own_crowd[:, None] & (matches < 0),
+        "true_classes": true_classes,
+        "confusion": _confusion(pairs, classes, scores, true_classes, kept, covered.any(axis=1)),
+    }
+    if size_names is not None:
+        sizes = np.full((len(predicted), 3), np.nan)
+        chosen = np.flatnonzero(kept)
+        sizes[chosen] = measure_sizes([predicted[i] for i in chosen], classes[chosen], size_names)
+        record["sizes"] = sizes
+        record["true_sizes"] = measure_sizes(truths, true_classes, size_names)
+    return record
+
+
+def _matches_within_class(
+    pairs: Pairs, classes: np.ndarray, scores: np.ndarray, true_classes: np.ndarray
+) -> np.ndarray:
+    """(N, T) truth of its own class that each prediction takes at each tolerance, -1 for none."""
+    own = classes[pairs.predicted] == true_classes[pairs.true]
+    predicted, true, iou = pairs.predicted[own], pairs.true[own], pairs.iou[own]
+    columns = [
+        match_by_score(scores, predicted, true, iou[:, k], LEAST_IOU)
+        for k in range(len(TOLERANCES))
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _confusion(pairs, classes, scores, true_classes, kept, covered) -> np.ndarray:
+    """(C, 2) true and predicted class of pairs matched whatever their classes, -1 for none."""
+    among = kept[pairs.predicted]
+    matches = match_by_score(
+        scores, pairs.predicted[among], pairs.true[among], pairs.iou[among, 0], LEAST_IOU
+    )
+    found = np.flatnonzero(matches >= 0)
+    surplus = np.flatnonzero(kept & (matches < 0) & ~covered)
+    missed = np.setdiff1d(np.arange(len(true_classes)), matches)
+    rows = [
+        np.stack([true_classes[matches[found]], classes[found]], axis=1),
+        np.stack([np.full(len(surplus), -1), classes[surplus]], axis=1),
+        np.stack([true_classes[missed], np.full(len(missed), -1)], axis=1),
+    ]
+    return np.concatenate(rows).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """The records of many images, one after another.
+
+    Attributes:
+        num_images: number of images.
+        blank: (I,) bool, images without annotation.
+        image, classes, scores: (N,) of each prediction; ``image`` counts from 0.
+        matches: (N, T) number of the truth among all, -1 for none; by tolerance.
+        ignored: (N, T) bool.
+        true_image, true_classes: (M,) of each truth.
+        confusion: (C, 2).
+        sizes, true_sizes: (N, 3) and (M, 3), or None where they were not measured.
+        um_per_px: (I,) of each image; NaN where unknown.
+    """
+
+    num_images: int
+    blank: np.ndarray
+    image: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    matches: np.ndarray
+    ignored: np.ndarray
+    true_image: np.ndarray
+    true_classes: np.ndarray
+    confusion: np.ndarray
+    sizes: np.ndarray | None
+    true_sizes: np.ndarray | None
+    um_per_px: np.ndarray
+
+    def counted(self, thresholds: np.ndarray) -> np.ndarray:
+        """(N,) bool: predictions of at least their class's threshold, (K,)."""
+        return self.scores >= thresholds[self.classes]
+
+
+def pool(records: Sequence[dict[str, Any]], scales: dict[int, float] | None = None) -> Pooled:
+    """Join records of :func:`judge_image`.
+
+    Args:
+        records: one for each image.
+        scales: µm per pixel by image id.
+    """
+    scales = scales or {}
+    # numpy cannot join nothing: an empty record in front gives every array its shape and dtype.
+    none, tolerances = np.zeros(0, dtype=np.int64), len(TOLERANCES)
+    empty: dict[str, Any] = {
+        "classes": none,
+        "scores": np.zeros(0),
+        "matches": none.reshape(0, tolerances),
+        "ignored": np.zeros((0, tolerances), dtype=bool),
+        "true_classes": none,
+        "confusion": none.reshape(0, 2),
+        "sizes": np.zeros((0, 3)),
+        "true_sizes": np.zeros((0, 3)),
+    }
+    measured = all("sizes" in record for record in records)
+
+    def join(key: str) -> np.ndarray:
+        return np.concatenate([empty[key], *(record[key] for record in records)])
+
+    starts = np.cumsum([0, *(len(record["true_classes"]) for record in records)])
+    shifted = [
+        np.where(record["matches"] >= 0, record["matches"] + start, -1)
+        for record, start in zip(records, starts, strict=False)
+    ]
+
+    def image_of_each(key: str) -> np.ndarray:
+        lengths = np.array([len(record[key]) for record in records], dtype=np.int64)
+        return np.repeat(np.arange(len(records)), lengths)
+
+    return Pooled(
+        num_images=len(records),
+        blank=np.array([record["blank"] for record in records], dtype=bool),
+        image=image_of_each("classes"),
+        classes=join("classes"),
+        scores=join("scores"),
+        matches=np.concatenate([empty["matches"], *shifted]),
+        ignored=join("ignored"),
+        true_image=image_of_each("true_classes"),
+        true_classes=join("true_classes"),
+        confusion=join("confusion"),
+        sizes=join("sizes") if measured else None,
+        true_sizes=join("true_sizes") if measured else None,
+        um_per_px=np.array([scales.get(r["image_id"], np.nan) for r in records], dtype=float),
+    )
+
+
+QUANTITIES = ("length", "feret_max", "area")
+_FERET = QUANTITIES.index("feret_max")
+_MOST_BOUNDS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeBins:
+    """Size classes by the maximum Feret diameter.
+
+    Attributes:
+        bounds: ascending; a particle of exactly a bound belongs to the bin above it.
+        unit: ``"px"`` or ``"um"``.
+        names: one more than bounds; made from them where left out.
+    """
+
+    bounds: tuple[float, ...] = (32.0, 96.0)
+    unit: str = "px"
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        bounds = tuple(self.bounds)
+        sound = all(
+            isinstance(b, (int, float)) and not isinstance(b, bool) and 0 < b < math.inf
+            for b in bounds
+        )
+        if (
+            not sound
+            or len(bounds) > _MOST_BOUNDS
+            or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False))
+        ):
+            raise UserError(
+                f"TEST.COUNTING.SIZE_BOUNDS is {list(bounds)[:5]}; give ascending numbers above 0, "
+                f"{_MOST_BOUNDS} at most, such as [32, 96]."
+            )
+        if self.unit not in ("px", "um"):
+            raise UserError(f"TEST.COUNTING.SIZE_UNIT is {self.unit!r}; use px or um.")
+        object.__setattr__(self, "bounds", tuple(map(float, bounds)))
+        names = tuple(self.names) or self._names()
+        if len(names) != len(bounds) + 1 or len(set(names)) < len(names):
+            raise ValueError(f"{len(bounds)} bounds make {len(bounds) + 1} bins, not {names}")
+        object.__setattr__(self, "names", names)
+
+    def _names(self) -> tuple[str, ...]:
+        if not self.bounds:
+            return ("any size",)
+        first, last = self.bounds[0], self.bounds[-1]
+        between = zip(self.bounds, self.bounds[1:], strict=False)
+        middle = [f"{low:g}-{high:g}{self.unit}" for low, high in between]
+        return (f"<{first:g}{self.unit}", *middle, f">={last:g}{self.unit}")
+
+    def assign(self, sizes: np.ndarray, um_per_px: np.ndarray) -> np.ndarray:
+        """Number of each particle's bin.
+
+        Args:
+            sizes: (N, 3) of :func:`measure_sizes`.
+            um_per_px: (N,); used where the unit is µm.
+        """
+        feret = sizes[:, _FERET] * (um_per_px if self.unit == "um" else 1.0)
+        return np.searchsorted(np.array(self.bounds), feret, side="right")
+
+
+def measure_sizes(
+    masks: Sequence[Crop], classes: Sequence[int], class_names: Sequence[str]
+) -> np.ndarray:
+    """Length and maximum Feret diameter in px and area in px² of masks.
+
+    The length is that of the centreline where the class is Fiber or Fibre, whatever the case of
+    the letters, else the Feret diameter: see ``microplastics.measurement``.
+
+    Args:
+        masks: the crops; an empty one measures 0.
+        classes: class number of each mask.
+        class_names: by class number.
+
+    Returns:
+        (N, 3) float64 in the order of :data:`QUANTITIES`.
+    """
+    sizes = np.zeros((len(masks), len(QUANTITIES)))
+    items, places = [], []
+    for index, ((mask, x, y), number) in enumerate(zip(masks, classes, strict=True)):
+        if mask.any():
+            items.append(Item(mask, (x, y), kind=kind_of(class_names[number])))
+            places.append(index)
+    for index, shape in zip(places, measure_many(items, processes=1), strict=True):
+        sizes[index] = [getattr(shape, quantity) for quantity in QUANTITIES]
+    return sizes
+
+
+def read_scales(images: Sequence[Any]) -> dict[int, float]:
+    """µm per pixel of the images of a COCO JSON that carry a usable ``um_per_px``.
+
+    Args:
+        images: the entries of the JSON, of any form.
+
+    Returns:
+        Image id to µm per pixel.
+    """
+    scales = {}
+    for image in images:
+        value = image.get("um_per_px") if isinstance(image, dict) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            # 1e-300 and 1e300 are numbers, but no scale of any microscope.
+            if 1e-6 <= value <= 1e6:
+                scales[image.get("id")] = float(value)
+    return scales
+
+
+def agreement(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """How far measurements of the same particles agree, after Bland and Altman (1986).
+
+    Args:
+        predicted, true: (N,) of one quantity.
+
+    Returns:
+        ``bias`` (mean of predicted - true), ``MAE`` (mean of its amount) and the limits of
+        agreement ``loa_low`` and ``loa_high`` (bias -/+ 1.96 sample standard deviations), in the
+        quantity's unit; ``MAPE``, the mean of the amount in % of the true value. NaN where there
+        is no pair, the limits with fewer than two.
+    """
+    difference = predicted - true
+    nan = float("nan")
+    bias = float(difference.mean()) if len(difference) else nan
+    spread = 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else nan
+    share = np.abs(difference[true > 0]) / true[true > 0]
+    return {
+        "bias": bias,
+        "MAE": float(np.abs(difference).mean()) if len(difference) else nan,
+        "loa_low": bias - spread,
+        "loa_high": bias + spread,
+        "MAPE": 100 * float(share.mean()) if len(share) else nan,
+    }
+
+
+# Figures that training may watch; errors of counts are signed, so that less is not better.
+MAXIMISED = ("F1", "precision", "recall", *(f"F1_tol{t:g}" for t in TOLERANCES[1:]))
+MINIMISED = ("count_MAE",)
+SIZES_MINIMISED = tuple(f"{quantity}_MAE" for quantity in QUANTITIES)
+
+
+def percent(part: float, whole: float) -> float:
+    """``part`` in % of ``whole``; NaN where that is 0."""
+    return 100 * part / whole if whole else float("nan")
+
+
+def count_figures(
+    pooled: Pooled, kept: np.ndarray, predictions: np.ndarray, truths: np.ndarray
+) -> dict[str, float]:
+    """Count and match figures of a part of the particles.
+
+    Args:
+        pooled: the records.
+        kept: (N,) bool, predictions that count.
+        predictions: (N,) bool, those of this part.
+        truths: (M,) bool, those of this part.
+
+    Returns:
+        ``count_true``, ``count_predicted``, ``count_error`` (predicted - true),
+        ``count_error_pct``, ``count_MAE`` (mean over images of the error's amount), and in %
+        ``precision``, ``recall``, ``F1``, ``F1_tol1``, ``F1_tol2``.
+    """
+    counted = kept & predictions & ~pooled.ignored[:, 0]
+    true, predicted = int(truths.sum()), int(counted.sum())
+    per_image = np.bincount(pooled.image[counted], minlength=pooled.num_images) - np.bincount(
+        pooled.true_image[truths], minlength=pooled.num_images
+    )
+    figures = {
+        "count_true": true,
+        "count_predicted": predicted,
+        "count_error": predicted - true,
+        "count_error_pct": percent(predicted - true, true),
+        "count_MAE": float(np.abs(per_image).mean()) if pooled.num_images else float("nan"),
+    }
+    for number, tolerance in enumerate(TOLERANCES):
+        matches = pooled.matches[:, number]
+        found = np.zeros(len(truths), dtype=bool)
+        found[matches[kept & (matches >= 0)]] = True
+        hits = int((found & truths).sum())
+        surplus = kept & predictions & (matches < 0) & ~pooled.ignored[:, number]
+        false = int(surplus.sum())
+        if not tolerance:
+            figures["precision"] = percent(hits, hits + false)
+            figures["recall"] = percent(hits, true)
+        name = f"F1_tol{tolerance:g}" if tolerance else "F1"
+        figures[name] = percent(2 * hits, hits + false + true)
+    return figures
+
+
+def count_table(
+    pooled: Pooled, class_names: Sequence[str], thresholds: np.ndarray, bins: SizeBins
+) -> list[dict[str, Any]]:
+    """:func:`count_figures` of each class and of all; with sizes of each size class too.
+
+    Returns:
+        Rows that begin with ``class`` and ``size_class``, each None for all.
+    """
+    kept = pooled.counted(thresholds)
+    sizes: list[tuple[str | None, np.ndarray, np.ndarray]] = [
+        (None, np.ones(len(kept), dtype=bool), np.ones(len(pooled.true_classes), dtype=bool))
+    ]
+    if pooled.sizes is not None:
+        # Below the threshold nothing is measured, and nothing counts.
+        known = np.where(np.isnan(pooled.sizes), 0.0, pooled.sizes)
+        predicted = bins.assign(known, pooled.um_per_px[pooled.image])
+        true = bins.assign(pooled.true_sizes, pooled.um_per_px[pooled.true_image])
+        sizes += [(name, predicted == n, true == n) for n, name in enumerate(bins.names)]
+    rows = []
+    for number, class_name in [*enumerate(class_names), (None, None)]:
+        every = number is None
+        of_class = every | (pooled.classes == number)
+        true_of_class = every | (pooled.true_classes == number)
+        for size_name, predictions, truths in sizes:
+            figures = count_figures(pooled, kept, of_class & predictions, true_of_class & truths)
+            rows.append({"class": class_name, "size_class": size_name, **figures})
+    return rows
+
+
+def size_table(
+    pooled: Pooled, class_names: Sequence[str], thresholds: np.ndarray
+) -> list[dict[str, Any]]:
+    """:func:`agreement` of the sizes of matched pairs, in px and, where known, in µm.
+
+    Returns:
+        Rows of ``class`` (None for all), ``quantity``, ``unit``, ``pairs`` and the agreement; none
+        where sizes were not measured. µm stand there only where every image has a scale.
+    """
+    if pooled.sizes is None:
+        return []
+    matches = pooled.matches[:, 0]
+    matched = np.flatnonzero(pooled.counted(thresholds) & (matches >= 0))
+    scale = pooled.um_per_px[pooled.image[matched]]
+    units = [("px", np.ones(len(matched)))]
+    if pooled.num_images and not np.isnan(pooled.um_per_px).any():
+        units.append(("um", scale))
+    rows = []
+    for number, class_name in [*enumerate(class_names), (None, None)]:
+        chosen = (number is None) | (pooled.classes[matched] == number)
+        for column, quantity in enumerate(QUANTITIES):
+            power = 2 if quantity == "area" else 1
+            for unit, factor in units:
+                predicted = pooled.sizes[matched, column] * factor**power
+                true = pooled.true_sizes[matches[matched], column] * factor**power
+                rows.append(
+                    {
+                        "class": class_name,
+                        "quantity": quantity,
+                        "unit": f"{unit}2" if power == 2 else unit,
+                        "pairs": int(chosen.sum()),
+                        **agreement(predicted[chosen], true[chosen]),
+                    }
+                )
+    return rows
+
+
+def confusion_table(pooled: Pooled, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The confusion matrix: a row for each true class, a column for each predicted one.
+
+    The last of both is the background: predicted where nothing is, and missed.
+    """
+    background = "(background)" if "background" in class_names else "background"
+    names = [*class_names, background]
+    matrix = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(matrix, (pooled.confusion[:, 0], pooled.confusion[:, 1]), 1)
+    return [
+        {"true \\ predicted": name, **dict(zip(names, row.tolist(), strict=True))}
+        for name, row in zip(names, matrix, strict=True)
+    ]
+
+
+def flat_figures(
+    counts: Sequence[dict[str, Any]], sizes: Sequence[dict[str, Any]]
+) -> dict[str, float]:
+    """Name the figures of both tables for ``metrics.json``.
+
+    ``F1``, ``F1-Fiber`` (a class), ``F1-<32px`` (a size class, all classes together),
+    ``length_bias-Fiber``, ``length_um_bias`` and so on. Size classes of each class stand in the
+    table alone.
+    """
+    flat: dict[str, float] = {}
+    for row in counts:
+        name, size = row["class"], row["size_class"]
+        if name is not None and size is not None:
+            continue
+        part = size if name is None else name
+        suffix = "" if part is None else f"-{part}"
+        for figure, value in row.items():
+            if figure not in ("class", "size_class"):
+                flat[f"{figure}{suffix}"] = value
+    for row in sizes:
+        quantity = row["quantity"] + ("_um" if row["unit"].startswith("um") else "")
+        suffix = "" if row["class"] is None else f"-{row['class']}"
+        for figure in ("bias", "MAE", "loa_low", "loa_high", "MAPE"):
+            flat[f"{quantity}_{figure}{suffix}"] = row[figure]
+    return flat
+
+
+GRID = np.arange(1, 100) / 100
+
+
+def class_curve(
+    pooled: Pooled, number: int | None, thresholds: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Figures of one class, or of all, at many score thresholds.
+
+    Args:
+        pooled: the records.
+        number: class number; None for all.
+        thresholds: (T,); a prediction counts from the threshold on.
+
+    Returns:
+        Arrays (T,): ``threshold``, ``true``, ``predicted``, ``count_error``, and in %
+        ``count_error_pct``, ``precision``, ``recall`` and ``F1``, NaN where undefined.
+    """
+    chosen = ((number is None) | (pooled.classes == number)) & ~pooled.ignored[:, 0]
+    true = int(((number is None) | (pooled.true_classes == number)).sum())
+    order = np.argsort(pooled.scores[chosen])
+    scores = pooled.scores[chosen][order]
+    hits = pooled.matches[chosen, 0][order] >= 0
+    above = np.concatenate([[0], np.cumsum(hits[::-1])])[::-1]  # matches from each score on
+    start = np.searchsorted(scores, thresholds, side="left")
+    predicted, matched = len(scores) - start, above[start]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "threshold": np.asarray(thresholds, dtype=float),
+            "true": np.full(len(start), true),
+            "predicted": predicted,
+            "count_error": predicted - true,
+            "count_error_pct": 100.0 * (predicted - true) / np.float64(true),
+            "precision": 100.0 * matched / predicted,
+            "recall": 100.0 * matched / np.float64(true),
+            "F1": 200.0 * matched / (predicted + true),
+        }
+
+
+def curves(pooled: Pooled, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """:func:`class_curve` of every class, and of all (None), at 0.01, 0.02, … 0.99, as rows."""
+    rows = []
+    for number, name in [*enumerate(class_names), (None, None)]:
+        curve = class_curve(pooled, number, GRID)
+        for values in zip(*(column.tolist() for column in curve.values()), strict=True):
+            rows.append({"class": name, **dict(zip(curve, values, strict=True))})
+    return rows
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+    """Write dicts of the same keys as CSV, whole or not at all.
+
+    NaN becomes an empty cell, and None, which stands for all classes or sizes, ``all``.
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "all" if v is None else "" if v != v else v for k, v in row.items()})
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
 
 logger = logging.getLogger(__name__)
 

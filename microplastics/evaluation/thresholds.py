@@ -6,8 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from microplastics.evaluation.counting_curves import class_curve
-from microplastics.evaluation.counting_records import Pooled
+from microplastics.evaluation.counting import Pooled, class_curve
 
 Metric = Literal["f1", "count"]
 

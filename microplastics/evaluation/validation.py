@@ -23,9 +23,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from tqdm import tqdm
 
-from microplastics.data.rng import seeded
-from microplastics.errors import UserError
-from microplastics.modeling.postprocess import postprocess
+from microplastics.inference.postprocess import postprocess
+from microplastics.utils.errors import UserError
+from microplastics.utils.system import seeded
 
 logger = logging.getLogger(__name__)
 

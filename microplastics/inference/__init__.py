@@ -5,9 +5,9 @@ from typing import Any
 
 # Read on first use: stitching and the writers need neither torch nor the engine.
 _HOME = {
-    "Predictions": "microplastics.inference.predictions",
+    "Predictions": "microplastics.inference.predictor",
     "Predictor": "microplastics.inference.predictor",
-    "to_particles": "microplastics.inference.predictions",
+    "to_particles": "microplastics.inference.predictor",
 }
 
 __all__ = ["Predictions", "Predictor", "to_particles"]

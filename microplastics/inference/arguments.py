@@ -4,7 +4,7 @@ import argparse
 import socket
 from collections.abc import Sequence
 
-from microplastics.inference.options import add_run_arguments
+from microplastics.runs.images import add_run_arguments
 
 
 def parse_predict(arguments: Sequence[str], about: str) -> argparse.Namespace:

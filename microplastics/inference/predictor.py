@@ -2,36 +2,362 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from microplastics.data.catalog import class_colors
-from microplastics.engine.checkpoint import checkpoint_info_of
-from microplastics.engine.checkpoint_config import (
+from microplastics.data.images import MAX_PIXELS, read_image, to_uint8
+from microplastics.engine.checkpoint import (
+    checkpoint_info_of,
     class_names_of,
     config_of,
     is_score,
     score_thresholds_of,
 )
-from microplastics.engine.precision import cpu_has_bf16
-from microplastics.engine.setup import resolve_device
+from microplastics.engine.defaults import resolve_device
+from microplastics.engine.solver import cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
-from microplastics.errors import UserError
-from microplastics.inference.inputs import Image, InputReader, NetworkInput
-from microplastics.inference.predictions import Predictions
-from microplastics.inference.stream import stream
-from microplastics.modeling.inference_detector import Detector
-from microplastics.modeling.inference_model import PRECISIONS, inference_copy
-from microplastics.modeling.postprocess import postprocess
+from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
+from microplastics.inference.postprocess import postprocess
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.particles import Particles
+from microplastics.utils.errors import UserError
+
+
+class Predictions(Instances):
+    """Detectron2's ``Instances`` of one image, on the CPU, best score first.
+
+    Fields: ``pred_boxes`` in px of the image, ``scores``, ``pred_classes`` (from 0) and, where
+    the model predicts masks, ``pred_masks`` (:class:`CropMasks`). Detectron2's ``Visualizer``
+    takes them as they are. Indexing, :meth:`to` and :meth:`cat` keep the type; Detectron2's own
+    ``Instances.cat`` gives plain ``Instances``.
+    """
+
+    def to_dict(self) -> dict[str, np.ndarray]:
+        """Plain arrays, as torchvision names them.
+
+        Returns:
+            ``masks`` (N, H, W) bool, ``labels`` (N,) int64 from 1 to K, ``scores`` (N,) float32
+            and ``boxes`` (N, 4) float32 x0, y0, x1, y1 in px. The masks take N * H * W bytes; a
+            model without masks gives none.
+        """
+        arrays = {
+            "labels": self.pred_classes.cpu().numpy().astype(np.int64) + 1,
+            "scores": self.scores.cpu().numpy().astype(np.float32),
+            "boxes": self.pred_boxes.tensor.cpu().numpy().astype(np.float32),
+        }
+        if self.has("pred_masks"):
+            arrays["masks"] = self.pred_masks.to_bitmasks().numpy()
+        return arrays
+
+    def to(self, *args: Any, **kwargs: Any) -> "Predictions":
+        """As ``Instances.to``; the masks stay on the CPU."""
+        return _typed(super().to(*args, **kwargs))
+
+    def __getitem__(self, item: Any) -> "Predictions":
+        """Select instances by number, slice, a bool vector or a vector of numbers."""
+        return _typed(super().__getitem__(item))
+
+    @staticmethod
+    def cat(instance_lists: Sequence[Instances]) -> "Predictions":
+        """Join predictions of the same image one after another."""
+        return _typed(Instances.cat(list(instance_lists)))
+
+
+def _typed(instances: Instances) -> Predictions:
+    if isinstance(instances, Predictions):
+        return instances
+    return Predictions(instances.image_size, **instances.get_fields())
+
+
+def to_particles(
+    predictions: Instances,
+    image_name: str,
+    class_names: Sequence[str],
+    image: np.ndarray | None = None,
+) -> tuple[Particles, int]:
+    """Turn predictions into what is measured and written.
+
+    Args:
+        predictions: with ``pred_masks`` as :class:`CropMasks`.
+        image_name: name of the image in every output.
+        class_names: of the model, in its order.
+        image: uint8 BGR (H, W, 3), to take the particles' pixels from; None for no pixels.
+
+    Returns:
+        The particles, numbered from 1 in the order of the predictions, each mask cut to its tight
+        box; and the number of predictions left out because their mask has no pixel.
+
+    Raises:
+        ValueError: there are no masks, a class has no name, or the image is of another size.
+    """
+    if not predictions.has("pred_masks"):
+        raise ValueError("There are no masks to make particles of")
+    masks: CropMasks = predictions.pred_masks
+    classes = predictions.pred_classes.tolist()
+    if classes and max(classes) >= len(class_names):
+        raise ValueError(f"Class {max(classes)} is none of the {len(class_names)} names")
+    if image is not None and image.shape[:2] != tuple(masks.image_size):
+        raise ValueError(f"An image of {image.shape[:2]} px for masks of {masks.image_size}")
+    whole = np.flatnonzero(masks.nonempty().numpy())
+    crops, offsets, pixels = [], [], []
+    for index in whole:
+        crop, x, y = _tight(masks.crops[index], *masks.offsets[index].tolist())
+        crops.append(crop)
+        offsets.append((x, y))
+        if image is not None:
+            pixels.append(image[y : y + crop.shape[0], x : x + crop.shape[1]][crop])
+    particles = Particles(
+        image=image_name,
+        image_size=(int(masks.image_size[0]), int(masks.image_size[1])),
+        masks=crops,
+        offsets=np.array(offsets, dtype=np.int64).reshape(-1, 2),
+        classes=[class_names[classes[index]] for index in whole],
+        scores=predictions.scores.cpu().numpy().astype(np.float64)[whole],
+        ids=np.arange(1, len(whole) + 1, dtype=np.int64),
+        pixels=None if image is None else pixels,
+    )
+    return particles, len(masks) - len(whole)
+
+
+def _tight(crop: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
+    rows, columns = np.flatnonzero(crop.any(axis=1)), np.flatnonzero(crop.any(axis=0))
+    tight = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # A view would keep the whole crop in memory.
+    return np.ascontiguousarray(tight), x + int(columns[0]), y + int(rows[0])
+
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Result = TypeVar("Result")
+
+_END = object()
+
+
+def stream(
+    items: Iterable[Item],
+    prepare: Callable[[Item], Prepared],
+    run: Callable[[Sequence[Prepared]], Sequence[Any]],
+    finish: Callable[[Prepared, Any], Result],
+    kind: Callable[[Prepared], Hashable],
+    batch_size: int,
+) -> Iterator[Result]:
+    """Work on items while one thread prepares those to come and another finishes those done.
+
+    Batches are of one kind. To fill them, items overtake others of another kind by at most four
+    batches; the results come in the order of the items. At most about eight batches of items are
+    in memory, however many there are.
+
+    Args:
+        items: drawn from in the preparing thread.
+        prepare: called in a thread of its own.
+        run: called in the caller's thread, on 1 to ``batch_size`` prepared items.
+        finish: called in a third thread, with a prepared item and what ``run`` gave for it.
+        kind: what the prepared items of a batch must share.
+        batch_size: 1 or more.
+
+    Yields:
+        What ``finish`` gave. An error of ``items`` or of ``prepare`` is raised after the results
+        of all items before it.
+    """
+    iterator = iter(items)
+    room = batch_size if batch_size == 1 else 4 * batch_size
+
+    def take() -> Any:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return _END
+        return prepare(item)
+
+    before = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+    behind = ThreadPoolExecutor(1, thread_name_prefix="finish")
+    try:
+        queue = _Queue(lambda: before.submit(take), ahead=2 * batch_size, kind=kind)
+        futures: dict[int, Future] = {}
+        following = 0
+        while batch := queue.batch(batch_size, room):
+            outputs = run([prepared for _, prepared in batch])
+            for (number, prepared), output in zip(batch, outputs, strict=True):
+                futures[number] = behind.submit(finish, prepared, output)
+            while following in futures and (
+                futures[following].done() or len(futures) > room + batch_size
+            ):
+                yield futures.pop(following).result()
+                following += 1
+        while following in futures:
+            yield futures.pop(following).result()
+            following += 1
+        if queue.error is not None:
+            raise queue.error
+    finally:
+        # An abandoned generator must not leave threads at work.
+        before.shutdown(cancel_futures=True)
+        behind.shutdown(cancel_futures=True)
+
+
+class _Queue:
+    """Prepared items, of which batches of one kind are taken, the oldest item always among them."""
+
+    def __init__(
+        self, submit: Callable[[], Future], ahead: int, kind: Callable[[Any], Hashable]
+    ) -> None:
+        self.error: BaseException | None = None
+        self._submit, self._kind = submit, kind
+        self._coming = deque(submit() for _ in range(ahead))
+        self._waiting: list[tuple[int, Any]] = []
+        self._count = 0
+        self._ended = False
+
+    def batch(self, size: int, room: int) -> list[tuple[int, Any]]:
+        """Up to ``size`` numbered items of the oldest one's kind; none at the end."""
+        picked: list[tuple[int, Any]] = []
+        while len(picked) < size:
+            if not self._ended and len(self._waiting) < room:
+                self._wait_for_one()
+            first = self._waiting[0] if self._waiting else None
+            if first is None:
+                break
+            kind = self._kind(first[1])
+            picked = [each for each in self._waiting if self._kind(each[1]) == kind][:size]
+            if self._ended or len(self._waiting) >= room:
+                break
+        numbers = {number for number, _ in picked}
+        self._waiting = [each for each in self._waiting if each[0] not in numbers]
+        return picked
+
+    def _wait_for_one(self) -> None:
+        try:
+            prepared = self._coming.popleft().result()
+        except Exception as error:
+            # Told after the results of the items before it.
+            self.error, self._ended = error, True
+            return
+        if prepared is _END:
+            self._ended = True
+            return
+        self._coming.append(self._submit())
+        self._waiting.append((self._count, prepared))
+        self._count += 1
+
+
+Image = np.ndarray | str | os.PathLike
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """An image ready for the network.
+
+    Attributes:
+        tensor: (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT.
+        size: height and width in px of the image before it was resized.
+    """
+
+    tensor: torch.Tensor
+    size: tuple[int, int]
+
+
+class InputReader:
+    """Reads, converts and resizes images by the keys of a config."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Raises:
+            UserError: INPUT.FORMAT is neither BGR nor RGB.
+        """
+        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; only BGR and RGB can be read.")
+        self._rgb = cfg.INPUT.FORMAT == "RGB"
+        self._max_pixels = cfg.INPUT.MAX_PIXELS
+        side = cfg.INPUT.MIN_SIZE_TEST
+        self._resize = T.ResizeShortestEdge([side, side], cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, image: Image, scale: float | None = None) -> NetworkInput:
+        """Prepare one image.
+
+        Args:
+            image: as :meth:`Predictor.__call__` takes it.
+            scale: factor on its sides; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST if None.
+
+        Raises:
+            UserError: a file cannot be read, or would become too large for the network.
+            ValueError: an array is no image.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image, max_pixels=self._max_pixels)
+        image = to_bgr(image)
+        height, width = image.shape[:2]
+        if self._rgb:
+            image = image[:, :, ::-1]
+        transform = self._transform(image, scale)
+        image = transform.apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return NetworkInput(tensor, (height, width))
+
+    def _transform(self, image: np.ndarray, scale: float | None) -> T.Transform:
+        height, width = image.shape[:2]
+        if scale is None:
+            transform = self._resize.get_transform(image)
+            if not isinstance(transform, T.ResizeTransform):
+                return transform
+            size = (transform.new_h, transform.new_w)
+        else:
+            size = (int(height * scale + 0.5), int(width * scale + 0.5))
+        # Of an image a thousand times as long as wide nothing would be left.
+        size = (max(1, size[0]), max(1, size[1]))
+        if size[0] * size[1] > MAX_PIXELS:
+            raise UserError(
+                f"An image of {width} x {height} px would be resized to {size[1]} x {size[0]} px; "
+                "lower INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST."
+            )
+        if size == (height, width):
+            return T.NoOpTransform()
+        return T.ResizeTransform(height, width, *size, self._resize.interp)
+
+
+def to_bgr(array: np.ndarray) -> np.ndarray:
+    """Make any array of an image 8-bit BGR, as :func:`microplastics.data.images.read_image` does.
+
+    Args:
+        array: (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4), of bool, integers or floats;
+            what is not uint8 is stretched by :func:`microplastics.data.images.to_uint8`.
+
+    Returns:
+        uint8 array of shape (H, W, 3).
+
+    Raises:
+        ValueError: no array, of another shape or type, or without a pixel.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"An image is a numpy array or a path, not {type(array).__name__}")
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"An image of {array.dtype} values cannot be read")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"An image has the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}"
+        )
+    if not array.size:
+        raise ValueError(f"An image of shape {array.shape} has no pixel")
+    array = to_uint8(array[:, :, :3])
+    if array.shape[2] == 1:
+        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2BGR)
+    return array
+
 
 logger = logging.getLogger(__name__)
 

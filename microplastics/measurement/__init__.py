@@ -1,8 +1,7 @@
 """Measuring particles: pure geometry on masks, in pixels."""
 
-from microplastics.measurement.color import NAMED_COLORS
-from microplastics.measurement.many import Item, measure_many, nearest_distances
-from microplastics.measurement.shape import Kind, Shape, measure
+from microplastics.measurement.shape import NAMED_COLORS, Kind, Shape, measure
+from microplastics.measurement.table import Item, measure_many, nearest_distances
 
 __all__ = [
     "NAMED_COLORS",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 _MOST_EDGES = 100
 

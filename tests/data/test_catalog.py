@@ -15,7 +15,7 @@ from microplastics.data.catalog import (
     register_microplastics_instances,
     resolve_datasets,
 )
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

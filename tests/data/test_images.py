@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.images import image_header, image_size, read_image, to_uint8
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 RGB = np.kron(RNG.integers(0, 256, (5, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)  # 20 x 32

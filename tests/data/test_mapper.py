@@ -15,12 +15,15 @@ from pycocotools import mask as mask_util
 from microplastics.config import get_cfg
 from microplastics.data import tiling
 from microplastics.data.augmentation import CopyPaste, Mosaic
-from microplastics.data.augmentation.crop import RandomParticleCrop
-from microplastics.data.augmentation.geometric import RandomRotation, WarpTransform
+from microplastics.data.augmentation.transforms import (
+    RandomParticleCrop,
+    RandomRotation,
+    WarpTransform,
+)
 from microplastics.data.images import read_image
 from microplastics.data.mapper import ImageCache, MicroplasticsDatasetMapper, affine_matrix
-from microplastics.data.rng import seeded
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.system import seeded
 
 SQUARE = [20.0, 30.0, 50.0, 30.0, 50.0, 60.0, 20.0, 60.0]
 

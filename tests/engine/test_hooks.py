@@ -14,7 +14,7 @@ from microplastics.engine.hooks import (
     flatten_results,
     metric_value,
 )
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 class FakeTrainer:

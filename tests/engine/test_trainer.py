@@ -12,10 +12,9 @@ import torch
 from microplastics.compat import detectron2_build
 from microplastics.engine import Trainer, launch
 from microplastics.engine.checkpoint import checkpoint_info
-from microplastics.engine.optimizer import clip_gradients
-from microplastics.engine.precision import amp_dtype, cpu_has_bf16
-from microplastics.engine.writers import truncate_metrics
-from microplastics.errors import UserError
+from microplastics.engine.events import truncate_metrics
+from microplastics.engine.solver import amp_dtype, clip_gradients, cpu_has_bf16
+from microplastics.utils.errors import UserError
 
 
 def trained(cfg, resume=False):
@@ -65,7 +64,7 @@ def test_fine_tuning_on_other_classes_keeps_everything_but_the_class_layers(tiny
 
 
 def test_momentum_is_stored_by_name_and_survives_other_parameter_groups(tiny_cfg):
-    from microplastics.engine.optimizer import load_optimizer_state, optimizer_state
+    from microplastics.engine.solver import load_optimizer_state, optimizer_state
 
     trainer = trained(tiny_cfg("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0))
     state = optimizer_state(trainer.optimizer, trainer.model)
@@ -154,7 +153,7 @@ def test_training_on_cuda(tiny_cfg):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_one_warning_or_an_error_that_names_torchrun(tiny_cfg, caplog):
-    from microplastics.engine.setup import resolve_device
+    from microplastics.engine.defaults import resolve_device
 
     assert resolve_device(tiny_cfg("MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
     assert [r.message for r in caplog.records] == [

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from microplastics.engine.weights import fetch_weights, load_into, read_weights
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 class Net(nn.Module):

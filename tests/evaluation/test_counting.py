@@ -1,6 +1,8 @@
 """microplastics/evaluation/counting.py and the tables that it writes."""
 
+import contextlib
 import csv
+import io
 import json
 import math
 
@@ -8,13 +10,31 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from microplastics.data.catalog import resolve_datasets
-from microplastics.errors import UserError
 from microplastics.evaluation import gather
-from microplastics.evaluation.counting import CountingEvaluator
-from microplastics.evaluation.counting_sizes import SizeBins
+from microplastics.evaluation.counting import (
+    GRID,
+    LEAST_IOU,
+    CountingEvaluator,
+    SizeBins,
+    agreement,
+    class_curve,
+    count_table,
+    crops_of,
+    curves,
+    judge_image,
+    measure_sizes,
+    pool,
+    read_scales,
+    write_rows,
+)
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
 
 SIZE = (100, 200)
 FIBER, FILM = 0, 1
@@ -300,3 +320,219 @@ def test_refusals(name):
     output["instances"].pred_classes[0] = 2
     with pytest.raises(ValueError, match="Class 2 is predicted, but the data set has only 2"):
         CountingEvaluator(name).process([{"image_id": 1}], [output])
+
+
+NAMES = ["Fiber", "Film"]
+
+
+def random_crops(random, count):
+    return [
+        (random.random((6, 6)) < 0.9, int(random.integers(8)), int(random.integers(8)))
+        for _ in range(count)
+    ]
+
+
+def record(image_id, seed, least=0.0):
+    """An image of masks that overlap much, some of them crowd, with scores that repeat."""
+    random = np.random.default_rng(seed)
+    found, true = random.integers(0, 9, 2)
+    predicted, classes = random_crops(random, found), random.integers(0, 2, found)
+    scores = random.choice([0.05, 0.31, 0.5, 0.72, 0.9], found)
+    kept = np.flatnonzero(scores >= least)
+    return judge_image(
+        image_id,
+        [predicted[i] for i in kept],
+        classes[kept],
+        scores[kept],
+        random_crops(random, true),
+        random.integers(0, 2, true),
+        random.random(true) < 0.15,
+        np.zeros(2),
+    )
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_one_matching_gives_what_matching_anew_at_each_threshold_gives(seeds):
+    rows = curves(pool([record(i, seed) for i, seed in enumerate(seeds)]), NAMES)
+    assert len(rows) == 3 * len(GRID)
+    at = {(row["class"], row["threshold"]): row for row in rows}
+    for least in (0.05, 0.31, 0.5, 0.6, 0.95):
+        anew = pool([record(i, seed, least) for i, seed in enumerate(seeds)])
+        for expected in count_table(anew, NAMES, np.zeros(2), SizeBins()):
+            row = at[expected["class"], least]
+            assert row["predicted"] == expected["count_predicted"]
+            for figure in ("F1", "precision", "recall"):
+                assert row[figure] == pytest.approx(expected[figure], nan_ok=True)
+
+
+def test_a_threshold_counts_from_itself_on():
+    thresholds = np.zeros(1)
+    square = (np.ones((5, 5), dtype=bool), 3, 3)
+    apart = (np.ones((5, 5), dtype=bool), 30, 30)
+    numbers = np.zeros(2, dtype=np.int64)
+    truth = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
+    pooled = pool(
+        [
+            judge_image(
+                1, [square, apart], numbers, np.array([0.8, 0.5]), [square], *truth, thresholds
+            )
+        ]
+    )
+    curve = class_curve(pooled, 0, np.array([0.5, 0.51, 0.8, 0.81]))
+    assert curve["predicted"].tolist() == [2, 1, 1, 0]
+    assert curve["count_error"].tolist() == [1, 0, 0, -1]
+    assert curve["count_error_pct"].tolist() == [100, 0, 0, -100]
+    assert curve["recall"].tolist() == [100, 100, 100, 0]
+    assert curve["F1"].tolist() == pytest.approx([200 / 3, 100, 100, 0])
+    assert np.isnan(curve["precision"][-1])
+
+
+def test_a_table_has_empty_cells_for_what_is_no_number(tmp_path):
+    write_rows(tmp_path / "a.csv", [{"class": None, "F1": float("nan"), "true": 3}])
+    with open(tmp_path / "a.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["class", "F1", "true"], ["all", "", "3"]]
+
+
+SIZE_COUNTING_RECORDS = (24, 24)
+
+
+def random_masks(random, count):
+    masks = np.zeros((count, *SIZE_COUNTING_RECORDS), dtype=bool)
+    for mask in masks:
+        x, y = random.integers(0, 12, 2)
+        width, height = random.integers(5, 13, 2)
+        mask[y : y + height, x : x + width] = True
+    return CropMasks.from_bitmasks(masks)
+
+
+def coco_matches(found, classes, scores, true, true_classes, crowd):
+    """Matched (not to a crowd) and ignored predictions of each class, as pycocotools has them."""
+    api = COCO()
+    frame = {"image_id": 1, "iscrowd": 0}
+    annotations = [
+        {**frame, "id": i + 1, "category_id": int(c), "segmentation": rle, "area": 1.0} | extra
+        for i, (c, rle, extra) in enumerate(
+            zip(
+                true_classes,
+                true.to_rles(as_str=True),
+                [{"iscrowd": int(flag), "bbox": [0, 0, 1, 1]} for flag in crowd],
+                strict=True,
+            )
+        )
+    ]
+    api.dataset = {
+        "info": {},
+        "images": [
+            {"id": 1, "height": SIZE_COUNTING_RECORDS[0], "width": SIZE_COUNTING_RECORDS[1]}
+        ],
+        "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
+        "annotations": annotations,
+    }
+    results = [
+        {"image_id": 1, "category_id": int(c), "segmentation": rle, "score": float(s)}
+        for c, rle, s in zip(classes, found.to_rles(as_str=True), scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        api.createIndex()
+        judge = COCOeval(api, api.loadRes(results), "segm")
+        judge.params.iouThrs = np.array([LEAST_IOU])
+        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judge.evaluate()
+    counts = {}
+    for number, image in enumerate(judge.evalImgs):
+        matched = image["dtMatches"][0] > 0 if image else np.zeros(0, dtype=bool)
+        ignored = image["dtIgnore"][0].astype(bool) if image else matched
+        counts[number] = (int((matched & ~ignored).sum()), int(ignored.sum()))
+    return counts
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_matches_are_those_of_pycocotools(seed):
+    random = np.random.default_rng(seed)
+    found, true = (random_masks(random, int(n)) for n in random.integers(1, 9, 2))
+    classes, true_classes = (random.integers(0, 2, len(masks)) for masks in (found, true))
+    crowd = random.random(len(true)) < 0.2
+    scores = random.random(len(found))
+    record = judge_image(
+        1, crops_of(found), classes, scores, crops_of(true), true_classes, crowd, np.zeros(2)
+    )
+    expected = coco_matches(found, classes, scores, true, true_classes, crowd)
+    for number, (matched, ignored) in expected.items():
+        own = classes == number
+        assert (record["matches"][own, 0] >= 0).sum() == matched
+        assert record["ignored"][own, 0].sum() == ignored
+
+
+def test_each_particle_stands_once_in_the_confusion():
+    random = np.random.default_rng(5)
+    for _ in range(50):
+        found, true = (random_masks(random, int(n)) for n in random.integers(0, 9, 2))
+        classes, true_classes = (random.integers(0, 2, len(masks)) for masks in (found, true))
+        scores, none = random.random(len(found)), np.zeros(len(true), dtype=bool)
+        record = judge_image(
+            1, crops_of(found), classes, scores, crops_of(true), true_classes, none, np.full(2, 0.4)
+        )
+        truths, guesses = record["confusion"].T
+        assert sorted(truths[truths >= 0]) == sorted(true_classes)
+        assert sorted(guesses[guesses >= 0]) == sorted(classes[scores >= 0.4])
+        assert not ((truths < 0) & (guesses < 0)).any()
+
+
+def test_bins_are_named_after_their_bounds():
+    assert SizeBins().names == ("<32px", "32-96px", ">=96px")
+    assert SizeBins((20, 0.5e3), "um").names == ("<20um", "20-500um", ">=500um")
+    assert SizeBins(()).names == ("any size",)
+    assert SizeBins((5,), names=("small", "large")).names == ("small", "large")
+
+
+def test_a_bound_belongs_to_the_bin_above():
+    sizes = np.array([[0, 9.9, 0], [0, 10, 0], [0, 25, 0]])
+    assert SizeBins((10, 20)).assign(sizes, np.ones(3)).tolist() == [0, 1, 2]
+    assert SizeBins((10, 20), "um").assign(sizes, np.full(3, 2.0)).tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "bounds", [(3, 2), (2, 2), (0,), (-1, 4), (float("nan"),), ("a",), (True,), range(1, 102)]
+)
+def test_bounds_that_make_no_bins(bounds):
+    with pytest.raises(UserError, match="SIZE_BOUNDS is .* ascending numbers above 0"):
+        SizeBins(bounds)
+
+
+def test_an_unknown_unit():
+    with pytest.raises(UserError, match="SIZE_UNIT is 'mm'; use px or um"):
+        SizeBins((1,), "mm")
+
+
+def test_only_fibres_have_a_centreline():
+    arc = np.zeros((60, 60), dtype=bool)
+    arc[10:50, 10:14] = arc[46:50, 10:50] = True  # an L of 76 px along its middle
+    fiber, film, none = measure_sizes(
+        [(arc, 0, 0), (arc, 5, 5), (arc[:5, :5], 0, 0)], [0, 1, 0], ["fibre", "Film"]
+    )
+    assert fiber[0] > 1.25 * fiber[1] and film[0] == film[1] == fiber[1]
+    assert fiber[2] == film[2] == np.count_nonzero(arc)
+    assert none.tolist() == [0, 0, 0]
+
+
+def test_scales_that_are_none_are_left_out():
+    values = [2, 0.5, "2", None, True, -1, 0, float("nan"), float("inf"), 1e308, 1e-300, [2]]
+    images = [{"id": i, "um_per_px": value} for i, value in enumerate(values)]
+    assert read_scales([*images, {"id": 99}, "image", None]) == {0: 2.0, 1: 0.5}
+
+
+def test_agreement_is_that_of_bland_and_altman():
+    figures = agreement(np.array([1.0, 4.0, 4.0]), np.array([2.0, 2.0, 2.0]))
+    deviation = math.sqrt(3)
+    assert figures == pytest.approx(
+        {
+            "bias": 1,
+            "MAE": 5 / 3,
+            "loa_low": 1 - 1.96 * deviation,
+            "loa_high": 1 + 1.96 * deviation,
+            "MAPE": 100 * 5 / 6,
+        }
+    )
+    assert all(math.isnan(value) for value in agreement(np.zeros(0), np.zeros(0)).values())

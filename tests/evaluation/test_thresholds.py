@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microplastics.evaluation.counting_curves import class_curve
-from microplastics.evaluation.counting_records import TOLERANCES, pool
+from microplastics.evaluation.counting import TOLERANCES, class_curve, pool
 from microplastics.evaluation.thresholds import _short_number, choose_thresholds
 
 

@@ -7,10 +7,10 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.utils.events import EventStorage
 
 from microplastics.data.loader import ValidationLoader, check_datasets
-from microplastics.data.rng import seed_all
 from microplastics.engine import Trainer
 from microplastics.engine.hooks import flatten_results
-from microplastics.modeling.postprocess import postprocess
+from microplastics.inference.postprocess import postprocess
+from microplastics.utils.system import seed_all
 
 
 @pytest.fixture

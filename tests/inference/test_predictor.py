@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.data import Metadata
 from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import ROOT, TINY
 from support import barred_image as image
 
@@ -17,8 +21,10 @@ from microplastics.config import load_config
 from microplastics.data.images import read_image
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.engine.trainer import Trainer
-from microplastics.errors import UserError
-from microplastics.inference import Predictions, Predictor
+from microplastics.inference import Predictions, Predictor, to_particles
+from microplastics.inference.predictor import stream
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
 
 NAMES = ["Fiber", "Fragment", "Film"]
 # Thin: a checkpoint of half a megabyte.
@@ -354,3 +360,173 @@ def test_the_limit_on_pixels_is_not_the_checkpoints(altered, model_path):
     assert Predictor.from_checkpoint(huge).cfg.INPUT.MAX_PIXELS == 178_956_970
     predictor = Predictor.from_checkpoint(model_path, ("INPUT.MAX_PIXELS", "100"))
     assert predictor.cfg.INPUT.MAX_PIXELS == 100
+
+
+NAMES_PREDICTIONS = ["Fiber", "Fragment", "Film"]
+
+
+@pytest.fixture
+def predictions():
+    """Three particles on 40 x 60 px; the mask of the second is empty."""
+    crops = [np.zeros((6, 9), bool), np.zeros((5, 5), bool), np.ones((3, 4), bool)]
+    crops[0][1:5, 2:8] = True
+    crops[0][1, 2] = False
+    masks = CropMasks(crops, [(10, 20), (1, 1), (56, 37)], (40, 60))
+    boxes = Boxes(torch.tensor([[11.5, 20.5, 18, 25], [1, 1, 6, 6], [56, 37, 60, 40]]))
+    return Predictions(
+        (40, 60),
+        pred_boxes=boxes,
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+        pred_classes=torch.tensor([2, 0, 1]),
+        pred_masks=masks,
+    )
+
+
+def test_plain_arrays(predictions):
+    arrays = predictions.to_dict()
+    assert arrays["masks"].shape == (3, 40, 60) and arrays["masks"].dtype == bool
+    assert arrays["masks"].sum(axis=(1, 2)).tolist() == [23, 0, 12]
+    assert arrays["labels"].tolist() == [3, 1, 2] and arrays["labels"].dtype == np.int64
+    assert arrays["boxes"].dtype == arrays["scores"].dtype == np.float32
+    assert arrays["boxes"][0].tolist() == [11.5, 20.5, 18, 25]
+    none = predictions[predictions.scores > 1].to_dict()
+    assert none["masks"].shape == (0, 40, 60) and none["boxes"].shape == (0, 4)
+    predictions.remove("pred_masks")
+    assert "masks" not in predictions.to_dict()
+
+
+def test_the_type_stays(predictions):
+    picked = [
+        predictions[0],
+        predictions[1:],
+        predictions[torch.tensor([True, False, True])],
+        predictions[torch.tensor([2, 0])],
+        predictions.to("cpu"),
+        Predictions.cat([predictions, predictions]),
+        Predictions.cat([Instances((40, 60), **predictions.get_fields())]),
+    ]
+    assert all(type(each) is Predictions for each in picked)
+    assert [len(each) for each in picked] == [1, 2, 2, 2, 3, 6, 3]
+    assert picked[3].scores.tolist() == pytest.approx([0.7, 0.9])
+    assert picked[3].pred_masks.area().tolist() == [12, 23]
+    assert len(Instances.cat([predictions, predictions]).pred_masks) == 6
+
+
+@pytest.mark.parametrize("chosen", [slice(None), slice(0, 0)])
+def test_the_visualizer_draws_them(predictions, chosen):
+    canvas = np.full((40, 60, 3), 100, np.uint8)
+    metadata = Metadata(name="drawn", thing_classes=NAMES_PREDICTIONS)
+    drawn = Visualizer(canvas, metadata).draw_instance_predictions(predictions[chosen])
+    changed = (drawn.get_image() != 100).any(axis=2).sum()
+    assert changed > 50 if chosen == slice(None) else changed == 0
+
+
+def test_particles_leave_out_empty_masks_and_say_so(predictions):
+    image = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8)
+    particles, empty = to_particles(predictions, "a.png", NAMES_PREDICTIONS, image)
+    assert empty == 1 and len(particles) == 2
+    assert (particles.image, particles.image_size) == ("a.png", (40, 60))
+    assert [mask.shape for mask in particles.masks] == [(4, 6), (3, 4)]
+    assert particles.offsets.tolist() == [[12, 21], [56, 37]]
+    assert particles.classes == ["Film", "Fragment"] and particles.ids.tolist() == [1, 2]
+    assert particles.scores.tolist() == pytest.approx([0.9, 0.7])
+    full = predictions.pred_masks.to_bitmasks().numpy()
+    for pixels, mask in zip(particles.pixels, full[[0, 2]], strict=True):
+        assert np.array_equal(pixels, image[mask])
+    assert to_particles(predictions, "a.png", NAMES_PREDICTIONS)[0].pixels is None
+
+
+def test_no_particles_at_all(predictions):
+    particles, empty = to_particles(
+        predictions[1], "a.png", NAMES_PREDICTIONS, np.zeros((40, 60, 3), np.uint8)
+    )
+    assert (len(particles), empty) == (0, 1)
+    assert particles.offsets.shape == (0, 2) and particles.pixels == []
+
+
+def test_what_makes_no_particles_is_an_error(predictions):
+    with pytest.raises(ValueError, match="Class 2 is none of the 2 names"):
+        to_particles(predictions, "a", NAMES_PREDICTIONS[:2])
+    with pytest.raises(ValueError, match=r"\(9, 9\) px for masks of \(40, 60\)"):
+        to_particles(predictions, "a", NAMES_PREDICTIONS, np.zeros((9, 9, 3), np.uint8))
+    predictions.remove("pred_masks")
+    with pytest.raises(ValueError, match="no masks"):
+        to_particles(predictions, "a", NAMES_PREDICTIONS)
+
+
+def run_through(items, batch_size, kinds=3, batches=None):
+    def run(batch):
+        if batches is not None:
+            batches.append(batch)
+        return [item + 1000 for item in batch]
+
+    return stream(
+        items,
+        prepare=lambda item: item * 2,
+        run=run,
+        finish=lambda prepared, output: (prepared, output),
+        kind=lambda prepared: prepared // 2 % kinds,
+        batch_size=batch_size,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 6), st.integers(1, 4))
+def test_every_item_comes_once_and_in_order(items, batch_size, kinds):
+    batches = []
+    found = list(run_through(items, batch_size, kinds, batches))
+    assert found == [(item * 2, item * 2 + 1000) for item in items]
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    assert all(len({item // 2 % kinds for item in batch}) == 1 for batch in batches)
+
+
+def test_batches_are_filled_across_kinds():
+    batches = []
+    list(run_through([0, 1] * 8, 4, 2, batches))
+    assert [len(batch) for batch in batches] == [4] * 4
+
+
+def test_few_items_are_drawn_ahead():
+    drawn = []
+
+    def items():
+        for number in range(10_000):
+            drawn.append(number)
+            yield number
+
+    for count, _ in enumerate(run_through(items(), 2, 3), 1):
+        assert len(drawn) - count <= 8 * 2 + 4
+        if count == 200:
+            break
+
+
+def test_the_stages_run_in_threads_of_their_own():
+    threads = {}
+
+    def note(stage, value):
+        threads[stage] = threading.get_ident()
+        return value
+
+    list(
+        stream(
+            [1, 2],
+            prepare=lambda item: note("prepare", item),
+            run=lambda batch: note("run", batch),
+            finish=lambda _, output: note("finish", output),
+            kind=lambda _: 0,
+            batch_size=1,
+        )
+    )
+    assert threads["run"] == threading.get_ident() and len(set(threads.values())) == 3
+
+
+@pytest.mark.parametrize("stage", ["prepare", "run", "finish"])
+def test_an_error_of_any_stage_surfaces(stage):
+    def fail(*_):
+        raise ZeroDivisionError(stage)
+
+    stages = {"prepare": lambda i: i, "run": lambda batch: batch, "finish": lambda _, o: o}
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError, match=stage):
+        list(stream(range(9), **{**stages, stage: fail}, kind=lambda _: 0, batch_size=2))
+    assert threading.active_count() == before

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from microplastics.data.synthetic import PRESETS, render_image
 from microplastics.measurement import Item, measure_many
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.synthetic import PRESETS, render_image
 
 SIZE, UM_PER_PX = 256, 2.0
 CLASSES = {1: "Fiber", 2: "Fragment", 3: "Film"}

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microplastics.errors import UserError
 from microplastics.measurement.size_classes import (
     DEFAULT_SIZE_CLASSES,
     SCHEMES,
     custom_size_classes,
     parse_size_classes,
 )
+from microplastics.utils.errors import UserError
 
 BOUNDS = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=12, unique=True).map(sorted)
 

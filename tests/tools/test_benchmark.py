@@ -1,6 +1,6 @@
 """tools/benchmark.py on tiny models: what it reports, never how fast it was."""
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, TINY, dataset_entry
 
-from microplastics.benchmark import evaluation
-from microplastics.benchmark.agreement import compare_figures, compare_predictions
-from microplastics.benchmark.infer_agreement import check_same, difference
-from microplastics.benchmark.timing import Measurement, Report, alternate
-from microplastics.errors import UserError
+from benchmarks import evaluation
+from benchmarks.agreement import compare_figures, compare_predictions
+from benchmarks.infer_agreement import check_same, difference
+from benchmarks.timing import Measurement, Report, alternate
+from microplastics.utils.errors import UserError
 
 QUICK = ("--config-file", str(ROOT / "configs" / "microplastics_quick.yaml"))
 
@@ -21,9 +21,7 @@ QUICK = ("--config-file", str(ROOT / "configs" / "microplastics_quick.yaml"))
 @pytest.fixture
 def benchmark(monkeypatch, tmp_path, capsys):
     """Runs the tool's ``main``: exit code, what ``--json`` wrote, stdout, stderr."""
-    spec = importlib.util.spec_from_file_location("benchmark_tool", ROOT / "tools/benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("benchmarks.__main__")
     threads = torch.get_num_threads()
 
     def call(command, *options):

@@ -8,7 +8,7 @@ import pytest
 from support import ROOT
 
 from microplastics.data.coco import check_instances
-from microplastics.data.formats.codes import NOTES
+from microplastics.data.formats.base import NOTES
 
 
 @pytest.fixture

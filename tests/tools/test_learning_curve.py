@@ -1,4 +1,4 @@
-"""tools/learning_curve.py and microplastics/engine/learning_curve.py."""
+"""tools/learning_curve.py and microplastics/experiments/learning_curve.py."""
 
 import csv
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from microplastics.engine.learning_curve import Run, summarise
-from microplastics.report.learning_curve import plot_learning_curve
+from microplastics.experiments.learning_curve import Run, summarise
+from microplastics.visualization.curves import plot_learning_curve
 
 CONFIG = ("--config-file", ROOT / "configs" / "microplastics_quick.yaml")
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from microplastics.data.synthetic import render_dataset
+from microplastics.synthetic import render_dataset
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_synthetic.py"
 

@@ -9,8 +9,7 @@ from microplastics.data.augmentation.build import (
     is_augmented,
     mixes,
 )
-from microplastics.data.augmentation.mixing import MOSAIC_IMAGES, CopyPaste, Mosaic
-from microplastics.data.augmentation.sample import Sample
+from microplastics.data.augmentation.mixing import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
 
 __all__ = [
     "MOSAIC_IMAGES",

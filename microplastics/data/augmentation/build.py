@@ -6,9 +6,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from microplastics.data.augmentation import geometric, mixing, photometric
-from microplastics.data.augmentation.crop import RandomParticleCrop
-from microplastics.errors import UserError
+from microplastics.data.augmentation import mixing, transforms
+from microplastics.data.augmentation.transforms import RandomParticleCrop
+from microplastics.utils.errors import UserError
 
 _FLIPS = ("none", "horizontal", "vertical", "both")
 
@@ -30,17 +30,17 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         listed.append((1.0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)))
     listed += [
         (aug.CROP.PROB, RandomParticleCrop(*aug.CROP.SIZE, aug.CROP.SHIFT)),
-        (aug.BLUR.PROB, photometric.RandomBlur(*aug.BLUR.SIGMA, aug.BLUR.KIND)),
-        (aug.BRIGHTNESS.PROB, photometric.RandomBrightness(*aug.BRIGHTNESS.RANGE)),
-        (aug.CONTRAST.PROB, photometric.RandomContrast(*aug.CONTRAST.RANGE)),
-        (aug.SATURATION.PROB, photometric.RandomSaturation(*aug.SATURATION.RANGE)),
-        (aug.HUE.PROB, photometric.RandomHue(aug.HUE.MAX_SHIFT)),
-        (aug.NOISE.PROB, photometric.RandomNoise(aug.NOISE.SIGMA, aug.NOISE.SHOT)),
-        (aug.JPEG.PROB, photometric.RandomJPEG(*aug.JPEG.QUALITY)),
-        (aug.RIGHT_ANGLES.PROB, geometric.RandomRightAngle()),
+        (aug.BLUR.PROB, transforms.RandomBlur(*aug.BLUR.SIGMA, aug.BLUR.KIND)),
+        (aug.BRIGHTNESS.PROB, transforms.RandomBrightness(*aug.BRIGHTNESS.RANGE)),
+        (aug.CONTRAST.PROB, transforms.RandomContrast(*aug.CONTRAST.RANGE)),
+        (aug.SATURATION.PROB, transforms.RandomSaturation(*aug.SATURATION.RANGE)),
+        (aug.HUE.PROB, transforms.RandomHue(aug.HUE.MAX_SHIFT)),
+        (aug.NOISE.PROB, transforms.RandomNoise(aug.NOISE.SIGMA, aug.NOISE.SHOT)),
+        (aug.JPEG.PROB, transforms.RandomJPEG(*aug.JPEG.QUALITY)),
+        (aug.RIGHT_ANGLES.PROB, transforms.RandomRightAngle()),
         (
             aug.ROTATION.PROB,
-            geometric.RandomRotation(
+            transforms.RandomRotation(
                 aug.ROTATION.MAX_ANGLE, aug.ROTATION.FRAME, aug.ROTATION.BORDER
             ),
         ),
@@ -69,7 +69,7 @@ def _resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     prob, fast = (scale.PROB, node.FAST_RESIZE) if is_train else (0.0, False)
     if prob == 0 and not fast:
         return T.ResizeShortestEdge(*size)
-    return geometric.ResizeWithJitter(*size, tuple(scale.RANGE), prob, fast)
+    return transforms.ResizeWithJitter(*size, tuple(scale.RANGE), prob, fast)
 
 
 def build_copy_paste(cfg: CfgNode) -> mixing.CopyPaste:
@@ -136,9 +136,9 @@ def check_augmentation(cfg: CfgNode) -> None:
     most = cfg.INPUT.TILE.SIZE - 1 if cfg.INPUT.TILE.SIZE > 0 else 10**6
     _number("INPUT.TILE.OVERLAP", cfg.INPUT.TILE.OVERLAP, 0, most)
     _number("INPUT.TILE.EMPTY_SHARE", cfg.INPUT.TILE.EMPTY_SHARE, 0, 1)
-    _one_of("INPUT.AUG.ROTATION.FRAME", aug.ROTATION.FRAME, geometric.FRAMES)
-    _one_of("INPUT.AUG.ROTATION.BORDER", aug.ROTATION.BORDER, geometric.BORDERS)
-    _one_of("INPUT.AUG.BLUR.KIND", aug.BLUR.KIND, photometric.BLURS)
+    _one_of("INPUT.AUG.ROTATION.FRAME", aug.ROTATION.FRAME, transforms.FRAMES)
+    _one_of("INPUT.AUG.ROTATION.BORDER", aug.ROTATION.BORDER, transforms.BORDERS)
+    _one_of("INPUT.AUG.BLUR.KIND", aug.BLUR.KIND, transforms.BLURS)
     _one_of("INPUT.AUG.COPY_PASTE.OCCLUSION", aug.COPY_PASTE.OCCLUSION, mixing.OCCLUSIONS)
     _one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, _FLIPS)
 

@@ -8,15 +8,227 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from microplastics.data.doctor.anchors import AnchorGrid
-from microplastics.data.doctor.diagnosis import EXAMPLES, INFO, WARNING, Example, Finding, ModelFit
-from microplastics.data.doctor.mask_fit import mask_round_trip, mask_width
+from microplastics.data.doctor.findings import EXAMPLES, INFO, WARNING, Example, Finding, ModelFit
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
+
+_BOXES_AT_ONCE = 2**16
+
+
+@dataclass(frozen=True)
+class AnchorGrid:
+    """Where the anchors of a config lie on an image.
+
+    Attributes:
+        cells: for each level (A, 4) float64 x0, y0, x1, y1 in px around a grid position.
+        strides: px between the grid positions of each level.
+        offset: of the first grid position, in strides.
+        divisibility: both sides of an image are padded to a multiple of it.
+    """
+
+    cells: list[np.ndarray]
+    strides: list[int]
+    offset: float
+    divisibility: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, config_file: str = "") -> "AnchorGrid":
+        """Lay out the anchors that Detectron2's RPN of this config has.
+
+        Args:
+            cfg: the config.
+            config_file: its name, for errors.
+
+        Raises:
+            UserError: the config describes no backbone and anchors that fit together, or anchors
+                that are turned.
+        """
+        name = config_file or "The config"
+        try:
+            # Only the shapes are asked for: on this device no weight is made.
+            with torch.device("meta"):
+                backbone = build_backbone(cfg)
+            shapes = backbone.output_shape()
+            features = [shapes[feature] for feature in cfg.MODEL.RPN.IN_FEATURES]
+            generator = build_anchor_generator(cfg, features)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{name} has no anchors that can be laid out ({type(error).__name__}: {error}); "
+                "correct MODEL.BACKBONE, MODEL.RPN.IN_FEATURES or MODEL.ANCHOR_GENERATOR."
+            ) from error
+        if generator.box_dim != 4:
+            raise UserError(
+                f"{name} has anchors that are turned, which are not measured; set "
+                "MODEL.ANCHOR_GENERATOR.NAME DefaultAnchorGenerator."
+            )
+        return cls(
+            [cell.double().numpy() for cell in generator.cell_anchors],
+            [int(feature.stride) for feature in features],
+            float(cfg.MODEL.ANCHOR_GENERATOR.OFFSET),
+            max(1, int(backbone.size_divisibility)),
+        )
+
+    def best_iou(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Find for each box the IoU of the anchor that matches it best.
+
+        The overlap of two boxes is the product of their overlaps along x and y, and each of them
+        can only shrink when the centres move apart along its axis. So of all places of an anchor
+        the one at the nearest column and the nearest row of the grid is the best, and the others
+        need not be looked at. Anchors that reach out of the image count, as Detectron2 matches
+        them by default (``MODEL.RPN.BOUNDARY_THRESH`` -1).
+
+        Args:
+            boxes: (N, 4) float x0, y0, x1, y1 in px of the resized images.
+            sizes: (N, 2) height and width of the resized image of each box, in px.
+
+        Returns:
+            (N,) float64 in [0, 1].
+        """
+        best = np.zeros(len(boxes))
+        for start in range(0, len(boxes), _BOXES_AT_ONCE):
+            part = slice(start, start + _BOXES_AT_ONCE)
+            best[part] = self._best_iou(boxes[part].astype(np.float64), sizes[part])
+        return best
+
+    def _best_iou(self, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        padded = -(-sizes // self.divisibility) * self.divisibility
+        best = np.zeros(len(boxes))
+        low, high = boxes[:, None, :2], boxes[:, None, 2:]
+        for cells, stride in zip(self.cells, self.strides, strict=True):
+            last = -(-padded[:, None, ::-1] // stride) - 1
+            away = (low + high) / 2 - (cells[:, :2] + cells[:, 2:]) / 2
+            place = np.clip(np.rint(away / stride - self.offset), 0, last)
+            shift = (place + self.offset) * stride
+            start = np.maximum(low, cells[:, :2] + shift)
+            end = np.minimum(high, cells[:, 2:] + shift)
+            shared = np.clip(end - start, 0, None).prod(axis=2)
+            area = np.clip(high - low, 0, None).prod(axis=2)
+            union = area + (cells[:, 2:] - cells[:, :2]).prod(axis=1) - shared
+            iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+            best = np.maximum(best, iou.max(axis=1))
+        return best
+
+    def changed(
+        self,
+        factor: float = 1.0,
+        steps: Sequence[float] = (1.0,),
+        ratios: Sequence[float] = (),
+    ) -> "AnchorGrid":
+        """Lay out other anchors at the same places.
+
+        Args:
+            factor: by which every size is enlarged.
+            steps: each size stands there once times each of these.
+            ratios: height / width of the anchors of each size; the own ones if empty.
+        """
+        cells = []
+        for cell in self.cells:
+            width, height = (cell[:, 2:] - cell[:, :2]).T
+            if ratios:
+                sizes, shapes = np.unique(np.sqrt(width * height).round(3)), np.sqrt(ratios)
+                width, height = (sizes[:, None] / shapes).ravel(), np.outer(sizes, shapes).ravel()
+            half = np.concatenate([np.stack([width, height], 1) * factor * k / 2 for k in steps])
+            cells.append(np.concatenate([-half, half], axis=1))
+        return AnchorGrid(cells, self.strides, self.offset, self.divisibility)
+
+
+# Beyond this many pixels a bin of the largest crop spans 18 px, and a smaller copy tells as much.
+_MAX_MASK_PIXELS = 2**22
+
+
+def mask_width(mask: np.ndarray) -> float:
+    """Width in px of a particle: the short side of the rectangle of its area and perimeter.
+
+    Unlike the sides of a box around it, that is a fibre's own width however it lies and curls.
+    The perimeter P is Crofton's in four directions (half the mean number of crossings with a
+    grid of lines, times pi, times the lines' distance). Where no rectangle is as round as the
+    particle, it is the side of the square of its area A: w = P/4 - sqrt(max(0, P²/16 - A)), or
+    sqrt(A).
+
+    Args:
+        mask: (h, w) bool.
+    """
+    area = np.count_nonzero(mask)
+    padded = np.pad(mask, 1)
+    straight = sum(np.count_nonzero(np.diff(padded, axis=axis)) for axis in (0, 1))
+    slanted = np.count_nonzero(padded[1:, 1:] != padded[:-1, :-1])
+    slanted += np.count_nonzero(padded[1:, :-1] != padded[:-1, 1:])
+    quarter = np.pi / 32 * (straight + slanted / np.sqrt(2))
+    discriminant = quarter**2 - area
+    return float(np.sqrt(area) if discriminant < 0 else quarter - np.sqrt(discriminant))
+
+
+def mask_round_trip(
+    masks: CropMasks, boxes: np.ndarray, resized: tuple[int, int], mask_sizes: Sequence[int]
+) -> np.ndarray:
+    """IoU of true masks with themselves after the mask head's M x M crop, for several M.
+
+    As in training: the masks are resized with their image, cropped by their boxes and cut at one
+    half to targets of M x M; as in inference: a mask equal to its target is pasted into the box
+    on the original image. Masks of more than 4 megapixels are judged on a smaller copy.
+
+    Args:
+        masks: N true masks on the original image.
+        boxes: (N, 4) their boxes x0, y0, x1, y1 in px of the original image.
+        resized: height and width in px that the network sees.
+        mask_sizes: K sizes M.
+
+    Returns:
+        (K, N) float64 in [0, 1]; 0 for a mask without a pixel.
+    """
+    iou = np.zeros((len(mask_sizes), len(masks)))
+    pixels = np.array([crop.size for crop in masks.crops])
+    large = np.flatnonzero(pixels > _MAX_MASK_PIXELS)
+    iou[:, pixels <= _MAX_MASK_PIXELS] = _round_trip(
+        masks[pixels <= _MAX_MASK_PIXELS], boxes[pixels <= _MAX_MASK_PIXELS], resized, mask_sizes
+    )
+    for index in large:
+        factor = np.sqrt(_MAX_MASK_PIXELS / pixels[index])
+        copy_size = tuple(max(1, round(side * factor)) for side in masks.image_size)
+        copy = masks[[index]].affine(np.eye(2, 3) * factor, copy_size)
+        seen = min(tuple(resized), copy_size)
+        iou[:, [index]] = _round_trip(copy, boxes[[index]] * factor, seen, mask_sizes)
+    return iou
+
+
+def _round_trip(
+    masks: CropMasks, boxes: np.ndarray, resized: tuple[int, int], mask_sizes: Sequence[int]
+) -> np.ndarray:
+    height, width = masks.image_size
+    scale = np.array([resized[1] / width, resized[0] / height])
+    seen = masks.affine(np.column_stack([np.diag(scale), (0, 0)]), resized)
+    boxes_seen = torch.as_tensor(boxes * np.tile(scale, 2), dtype=torch.float32)
+    boxes = torch.as_tensor(boxes, dtype=torch.float32)
+    iou = []
+    for size in mask_sizes:
+        targets = seen.crop_and_resize(boxes_seen, size)
+        pasted = CropMasks.paste(targets.float(), boxes, masks.image_size)
+        pairs = zip(masks.crops, masks.offsets, pasted.crops, pasted.offsets, strict=True)
+        iou.append([_iou(*pair) for pair in pairs])
+    return np.array(iou)
+
+
+def _iou(one: np.ndarray, start: np.ndarray, other: np.ndarray, other_start: np.ndarray) -> float:
+    """IoU of two crops of one image; the offsets are x0, y0."""
+    left, top = np.maximum(start, other_start)
+    right, bottom = np.minimum(start + one.shape[::-1], other_start + other.shape[::-1])
+    shared = 0
+    if right > left and bottom > top:
+        views = [
+            crop[top - y : bottom - y, left - x : right - x]
+            for crop, (x, y) in ((one, start), (other, other_start))
+        ]
+        shared = np.count_nonzero(views[0] & views[1])
+    union = np.count_nonzero(one) + np.count_nonzero(other) - shared
+    return shared / union if union else 0.0
+
 
 ANCHOR_IOU = 0.5
 MIN_WIDTH = 4.0

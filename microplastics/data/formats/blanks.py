@@ -9,14 +9,13 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from microplastics.data.coco_findings import show
-from microplastics.data.formats import files
-from microplastics.data.formats.canonical import PROJECT_CLASSES
-from microplastics.data.formats.file_names import is_printable, list_images
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, ReadOptions, Source
+from microplastics.data.coco import show
+from microplastics.data.formats import layout
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
+from microplastics.data.formats.convert import PROJECT_CLASSES
+from microplastics.data.formats.layout import is_printable, list_images
 from microplastics.data.images import image_size
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 NAME = "blanks"
 _ANNOTATIONS = frozenset((".json", ".xml", ".txt"))
@@ -48,7 +47,7 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give the one with the images of blanks.")
     classes = _classes(options)
-    folders = files.split_folders(path)
+    folders = layout.split_folders(path)
     beside = [name for name in list_images(path) if "/" not in name]
     if "all" not in folders and beside:
         raise UserError(
@@ -61,21 +60,21 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
         if not names:
             raise UserError(f"{folder} holds no image; put the photographs of blanks there.")
         read = functools.partial(_records, folder, names, options)
-        sources[split] = files.make_source(folder, classes, read, notes, len(names))
+        sources[split] = layout.make_source(folder, classes, read, notes, len(names))
     return sources
 
 
 def _records(
     folder: Path, names: list[str], options: ReadOptions, notes: Notes
 ) -> Iterator[ImageRecord]:
-    for path in files.walk(folder):
+    for path in layout.walk(folder):
         if path.suffix.lower() in _ANNOTATIONS:
             notes.add("annotation_ignored", path.relative_to(folder).as_posix())
     for name in names:
         try:
             size = image_size(folder / name, options.max_pixels)
         except UserError as error:
-            files.skip_or_raise(error, "image_broken", name, options, notes)
+            layout.skip_or_raise(error, "image_broken", name, options, notes)
             continue
         yield ImageRecord(name, *size)
 

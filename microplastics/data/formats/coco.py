@@ -9,16 +9,22 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from microplastics.data.coco_findings import show
-from microplastics.data.coco_load import read_json
-from microplastics.data.formats import coco_layout
-from microplastics.data.formats.file_names import find_file, is_printable
-from microplastics.data.formats.files import make_source
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
-from microplastics.data.formats.segmentations import box_polygon, is_finite, measured_segmentation
+from microplastics.data.coco import show
+from microplastics.data.formats import layout
+from microplastics.data.formats.base import (
+    ImageRecord,
+    Instance,
+    Notes,
+    ReadOptions,
+    Source,
+    box_polygon,
+    is_finite,
+    measured_segmentation,
+)
+from microplastics.data.formats.layout import find_file, is_printable, make_source
 from microplastics.data.images import image_size
-from microplastics.errors import UserError
+from microplastics.data.segmentation import read_json
+from microplastics.utils.errors import UserError
 
 NAME = "coco"
 _PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
@@ -36,13 +42,13 @@ def looks_like(path: Path) -> bool:
     """Whether a file or a folder looks like COCO, by names and the heads of files."""
     try:
         if path.is_file():
-            return path.suffix.lower() == ".json" and coco_layout.is_coco_json(path)
-        jsons = coco_layout.find_jsons(path)
+            return path.suffix.lower() == ".json" and layout.is_coco_json(path)
+        jsons = layout.find_jsons(path)
     except UserError:  # several files for one split
         return True
     except (OSError, ValueError):
         return False
-    return any(map(coco_layout.is_coco_json, jsons.values()))
+    return any(map(layout.is_coco_json, jsons.values()))
 
 
 def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -59,7 +65,7 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     Raises:
         UserError: no COCO file is there, it cannot be used, or its images are not found.
     """
-    jsons = coco_layout.find_jsons(path)
+    jsons = layout.find_jsons(path)
     if not jsons:
         raise UserError(
             f"{path} has no COCO JSON: export as COCO instance segmentation, or give the file "
@@ -70,7 +76,7 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     for split, json_file in jsons.items():
         document = _Document(json_file, notes)
         names = [entry["file_name"] for entry in document.images]
-        root = coco_layout.find_image_root(json_file, folder, split, names, options.images)
+        root = layout.find_image_root(json_file, folder, split, names, options.images)
         sources[split] = document.source(root, options)
     return sources
 

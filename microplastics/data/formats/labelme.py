@@ -17,17 +17,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from microplastics.data.coco_findings import show
-from microplastics.data.coco_load import SegmentationError, measure
-from microplastics.data.formats import files, shapes
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.file_reader import FileReader, open_splits
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
+from microplastics.data.coco import show
+from microplastics.data.formats import layout, shapes
+from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.layout import FileReader, open_splits
 from microplastics.data.formats.shapes import Segmentation, ShapeError
-from microplastics.errors import UserError
-from microplastics.files import atomic_write
+from microplastics.data.segmentation import SegmentationError, measure
 from microplastics.structures import rle as runs
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
 
 NAME = "labelme"
 
@@ -57,7 +55,7 @@ def looks_like(path: Path) -> bool:
             key in part for key in (b'"imagePath":', b'"imageHeight":') for part in (head, tail)
         )
 
-    return files.sniff(Path(path), matches)
+    return layout.sniff(Path(path), matches)
 
 
 def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -86,11 +84,11 @@ class _Reader(FileReader):
         """Read every file for its labels."""
         found = set()
         for path in self.paths:
-            data = files.read_labels(path, dict, _MEANT, self.options, Notes(NOTES))
+            data = layout.read_labels(path, dict, _MEANT, self.options, Notes(NOTES))
             entries = data.get("shapes") if data is not None else None
             for entry in entries if isinstance(entries, list) else ():
                 if isinstance(entry, dict) and self._has_area(entry):
-                    found.add(files.class_name(entry.get("label")))
+                    found.add(layout.class_name(entry.get("label")))
         return sorted(found - {None}), len(self.paths)
 
     def _has_area(self, entry: dict[str, Any]) -> bool:
@@ -100,7 +98,7 @@ class _Reader(FileReader):
     def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
         """Read one file after the other."""
         for path in self.paths:
-            data = files.read_labels(path, dict, _MEANT, self.options, notes)
+            data = layout.read_labels(path, dict, _MEANT, self.options, notes)
             if data is None:
                 continue
             record = self._record(path, data, seen, notes)
@@ -119,15 +117,15 @@ class _Reader(FileReader):
             code = "image_missing"
             name = _find_image(path, data, self.finder)
             code = "label_broken"
-            files.take_once(name, where, seen)
+            layout.take_once(name, where, seen)
             code = "image_broken"
             claimed = (data.get("imageWidth"), data.get("imageHeight"))
-            width, height = files.checked_size(self.finder.root / name, claimed, self.options)
+            width, height = layout.checked_size(self.finder.root / name, claimed, self.options)
         except UserError as error:
-            files.skip_or_raise(error, code, where, self.options, notes)
+            layout.skip_or_raise(error, code, where, self.options, notes)
             return None
         instances = self._instances(entries, (height, width), where, notes)
-        extra = files.plain_extra(data, _FILE_FIELDS, where, notes)
+        extra = layout.plain_extra(data, _FILE_FIELDS, where, notes)
         return ImageRecord(name, width, height, instances, extra)
 
     def _instances(
@@ -158,11 +156,11 @@ class _Reader(FileReader):
     def _instance(self, entry: Any, size: tuple[int, int], place: str, notes: Notes) -> Instance:
         if not isinstance(entry, dict):
             raise ShapeError("shape_broken", "not a JSON object")
-        category = files.class_name(entry.get("label"))
+        category = layout.class_name(entry.get("label"))
         if category is None:
             raise ShapeError("shape_unlabelled", f"label {show(entry.get('label'))}")
         segmentation = self._segmentation(entry, size, place, notes)
-        extra = files.plain_extra(entry, _SHAPE_FIELDS, place, notes)
+        extra = layout.plain_extra(entry, _SHAPE_FIELDS, place, notes)
         flags = extra.get("flags")
         crowd = 0
         if isinstance(flags, dict) and _CROWD in flags:
@@ -208,7 +206,7 @@ class _Reader(FileReader):
         raise ShapeError("shape_type", show(kind))
 
 
-def _find_image(path: Path, data: dict[str, Any], finder: files.ImageFinder) -> str:
+def _find_image(path: Path, data: dict[str, Any], finder: layout.ImageFinder) -> str:
     try:
         return finder.find(data.get("imagePath"), path.parent)
     except UserError as error:
@@ -367,7 +365,7 @@ def _extra_fields(
     fields = {}
     for key, value in extra.items():
         fits = isinstance(value, {"flags": dict, "description": str}.get(key, object))
-        if key in known or not fits or not files.is_plain(value):
+        if key in known or not fits or not layout.is_plain(value):
             notes.add("extra_lost", where, show(key))
         else:
             fields[key] = value

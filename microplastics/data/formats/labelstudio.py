@@ -13,16 +13,102 @@ from urllib.parse import parse_qs, unquote
 
 import numpy as np
 
-from microplastics.data.coco_findings import show
-from microplastics.data.formats import files, shapes
-from microplastics.data.formats.brush import brush_rle
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.file_names import IMAGE_SUFFIXES
-from microplastics.data.formats.file_reader import FileReader, open_splits
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
-from microplastics.data.formats.shapes import Segmentation, ShapeError
-from microplastics.errors import UserError
+from microplastics.data.coco import show
+from microplastics.data.formats import layout, shapes
+from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.layout import IMAGE_SUFFIXES, FileReader, open_splits
+from microplastics.data.formats.shapes import Segmentation, ShapeError, crop_rle
+from microplastics.utils.errors import UserError
+
+_CHANNELS = 4
+_VALUE_BITS = 8
+
+
+def brush_rle(values: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Decode a brush mask.
+
+    A pixel belongs to the mask where its alpha is more than half of the greatest, so that the soft
+    rim of a stroke does not widen it.
+
+    Args:
+        values: a stranger's list of bytes.
+        size: height and width of the image in px.
+
+    Returns:
+        compressed COCO RLE.
+
+    Raises:
+        ShapeError: it is malformed, cut off, of another size, or empty.
+    """
+    height, width = size
+    line = width * _CHANNELS
+    flat, first, last = _decode(_Bits(values), height * line)
+    y0, y1 = first // line, last // line + 1
+    alpha = flat[y0 * line : y1 * line].reshape(y1 - y0, width, _CHANNELS)[:, :, 3]
+    inside = alpha > int(alpha.max(initial=0)) // 2
+    columns = np.flatnonzero(inside.any(axis=0))
+    if not len(columns):
+        raise ShapeError("shape_broken", "a brush mask without a pixel")
+    x0, x1 = int(columns[0]), int(columns[-1]) + 1
+    return crop_rle(inside[:, x0:x1], x0, y0, size)
+
+
+class _Bits:
+    """Reads numbers of any width, the most significant bit first."""
+
+    def __init__(self, values: Any):
+        try:
+            self._data = bytes(values) if isinstance(values, list) else b""
+        except (TypeError, ValueError) as error:
+            raise ShapeError("shape_broken", "a brush mask that is no list of bytes") from error
+        self._position, self._end = 0, 8 * len(self._data)
+
+    def read(self, bits: int) -> int:
+        """Return the next number."""
+        first, end = self._take(bits)
+        value = int.from_bytes(self._data[first >> 3 : (end + 7) >> 3], "big")
+        return value >> (-end & 7) & ((1 << bits) - 1)
+
+    def read_bytes(self, count: int) -> np.ndarray:
+        """Return the next numbers of 8 bits as uint8."""
+        first, end = self._take(count * _VALUE_BITS)
+        packed = np.frombuffer(self._data[first >> 3 : (end + 7) >> 3], np.uint8)
+        bits = np.unpackbits(packed)[first & 7 :][: count * _VALUE_BITS]
+        return np.packbits(bits)
+
+    def _take(self, bits: int) -> tuple[int, int]:
+        first, end = self._position, self._position + bits
+        if end > self._end:
+            raise ShapeError("shape_broken", "a brush mask that is cut off")
+        self._position = end
+        return first, end
+
+
+def _decode(bits: _Bits, expected: int) -> tuple[np.ndarray, int, int]:
+    """Return the values as uint8, and where the first and the last that are not 0 may be."""
+    count = bits.read(32)
+    if count != expected:
+        raise ShapeError("shape_broken", f"a brush mask of {count} values, not {expected}")
+    if bits.read(5) + 1 != _VALUE_BITS:
+        raise ShapeError("shape_broken", "a brush mask whose values are not of 8 bits")
+    widths = [bits.read(4) + 1 for _ in range(4)]
+    # Pages that stay zero are never touched.
+    values = np.zeros(count, np.uint8)
+    first, last, position = count, 0, 0
+    while position < count:
+        repeated = bits.read(1)
+        end = position + bits.read(widths[bits.read(2)]) + 1
+        if end > count:
+            raise ShapeError("shape_broken", "a brush mask with too many values")
+        value = bits.read(_VALUE_BITS) if repeated else bits.read_bytes(end - position)
+        if not repeated or value:
+            values[position:end] = value
+            first, last = min(first, position), end - 1
+        position = end
+    if first == count:
+        raise ShapeError("shape_broken", "a brush mask without a pixel")
+    return values, first, last
+
 
 NAME = "labelstudio"
 
@@ -54,7 +140,7 @@ def looks_like(path: Path) -> bool:
             for part in (head, tail)
         )
 
-    return files.sniff(Path(path), matches)
+    return layout.sniff(Path(path), matches)
 
 
 def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -94,12 +180,12 @@ class _Reader(FileReader):
         return sorted(found), count
 
     def _tasks(self, path: Path, notes: Notes) -> list[_Task]:
-        entries = files.read_labels(path, list, _MEANT, self.options, notes)
+        entries = layout.read_labels(path, list, _MEANT, self.options, notes)
         where = path.relative_to(self.root).as_posix()
         try:
             return [] if entries is None else _read_tasks(path, entries, where)
         except UserError as error:
-            files.skip_or_raise(error, "label_broken", where, self.options, notes)
+            layout.skip_or_raise(error, "label_broken", where, self.options, notes)
             return []
 
     def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
@@ -119,18 +205,18 @@ class _Reader(FileReader):
             address, variants = _image_name(path, task)
             name = self.finder.find(address, path.parent, variants)
             code = "label_broken"
-            files.take_once(name, task.where, seen)
+            layout.take_once(name, task.where, seen)
             if results is None:
                 notes.add("image_unannotated", task.where, name)
                 return None
             code = "image_broken"
             for claimed in _sizes(results) or [None]:
-                size = files.checked_size(self.finder.root / name, claimed, self.options)
+                size = layout.checked_size(self.finder.root / name, claimed, self.options)
         except UserError as error:
             if results is None:
                 notes.add("image_unannotated", task.where)
                 return None
-            files.skip_or_raise(error, code, task.where, self.options, notes)
+            layout.skip_or_raise(error, code, task.where, self.options, notes)
             return None
         record = ImageRecord(name, *size)
         for number, value in _regions(results, task.where, notes):
@@ -236,7 +322,7 @@ def _labels(value: dict[str, Any]) -> list[str]:
     for key in keys:
         listed = value.get(key)
         if isinstance(listed, list) and listed:
-            return [name for name in map(files.class_name, listed) if name is not None]
+            return [name for name in map(layout.class_name, listed) if name is not None]
     return []
 
 
@@ -257,7 +343,7 @@ def _instance(value: dict[str, Any], size: tuple[int, int], place: str, notes: N
     if len(labels) > 1:
         notes.add("label_ambiguous", place, ", ".join(labels))
     known = _GEOMETRY.union(key for key in value if key.endswith("labels"))
-    extra = files.plain_extra(value, known, place, notes)
+    extra = layout.plain_extra(value, known, place, notes)
     return Instance(labels[0], area, place, 0, extra)
 
 

@@ -4,9 +4,8 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions, Source
-from microplastics.errors import UserError
+from microplastics.data.formats.base import Notes, ReadOptions, Source
+from microplastics.utils.errors import UserError
 
 _FOUND_OUT = ("coco", "labelme", "via", "yolo", "labelstudio", "masks")
 # Any folder of photographs could be one of blanks: that has to be said.

@@ -12,12 +12,7 @@ import pycocotools.mask as mask_util
 import shapely
 from PIL import Image
 
-from microplastics.data.coco_load import (
-    COORDINATE_LIMIT,
-    NUMBERS,
-    SegmentationError,
-    measure,
-)
+from microplastics.data.segmentation import COORDINATE_LIMIT, NUMBERS, SegmentationError, measure
 from microplastics.structures import rle as runs
 
 Polygons = list[list[float]]

@@ -12,17 +12,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from microplastics.data.coco_findings import show
-from microplastics.data.formats import yolo_layout
-from microplastics.data.formats.file_names import list_images, safe_name
-from microplastics.data.formats.files import make_source, skip_or_raise
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
-from microplastics.data.formats.yolo_layout import NAME_FILES, ImageFolder
+from microplastics.data.coco import show
+from microplastics.data.formats import layout
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.layout import (
+    NAME_FILES,
+    ImageFolder,
+    list_images,
+    make_source,
+    safe_name,
+    skip_or_raise,
+)
 from microplastics.data.images import image_size
-from microplastics.data.outlines import join_parts, segmentation_to_polygons
-from microplastics.errors import UserError
-from microplastics.files import atomic_write
+from microplastics.data.segmentation import join_parts, segmentation_to_polygons
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
 
 NAME = "yolo"
 _DECIMALS = 4  # of a pixel: takes away what dividing and multiplying by the side has added
@@ -35,14 +39,14 @@ _OTHER_TEXTS = ("readme", "classes", "train", "val", "test", "obj", "predefined_
 def looks_like(path: Path) -> bool:
     """Whether a path looks like YOLO: a data.yaml, or images with label files; never raises."""
     try:
-        yaml_file = yolo_layout.find_yaml(path)
+        yaml_file = layout.find_yaml(path)
         if yaml_file is not None:
-            data = yolo_layout.read_yaml(yaml_file)
+            data = layout.read_yaml(yaml_file)
             return "names" in data or "nc" in data
         if not path.is_dir():
             return False
         return any(
-            map(_is_labelled, yolo_layout.find_folders(path, None, None, None, None).values())
+            map(_is_labelled, layout.find_yolo_folders(path, None, None, None, None).values())
         )
     except (UserError, OSError, ValueError):
         return False
@@ -63,12 +67,12 @@ def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, So
     Raises:
         UserError: no images are found, or data.yaml cannot be used.
     """
-    yaml_file = yolo_layout.find_yaml(path)
+    yaml_file = layout.find_yaml(path)
     if yaml_file is None and path.is_file():
         raise UserError(f"{path} is no data.yaml; give it, or the folder of the data set.")
-    data = None if yaml_file is None else yolo_layout.read_yaml(yaml_file)
-    folders = yolo_layout.find_folders(path, yaml_file, data, options.images, notes)
-    names = yolo_layout.class_names(path if yaml_file is None else yaml_file, data)
+    data = None if yaml_file is None else layout.read_yaml(yaml_file)
+    folders = layout.find_yolo_folders(path, yaml_file, data, options.images, notes)
+    names = layout.class_names(path if yaml_file is None else yaml_file, data)
     if names is None:
         names = _numbered_names(folders)
         for name in names.values():
@@ -122,7 +126,7 @@ def _instances(
 ) -> Iterator[Instance]:
     broken = 0
     shown = f"{label.parent.name}/{label.name}"
-    for number, line in enumerate(yolo_layout.read_lines(label), 1):
+    for number, line in enumerate(layout.read_lines(label), 1):
         tokens = line.split()
         if not tokens:
             continue
@@ -190,13 +194,13 @@ def _numbered_names(folders: dict[str, ImageFolder]) -> dict[int, str]:
             label = folder.label(safe_name(image, f"An image of {folder.root}"))
             if not os.path.isfile(label):
                 continue
-            for line in yolo_layout.read_lines(label):
+            for line in layout.read_lines(label):
                 token = line.split(None, 1)[:1]
                 try:
                     found.update(map(_class_index, token))
                 except _BrokenLine:
                     continue  # noted when the records are read
-            if len(found) > yolo_layout.MAX_CLASSES:
+            if len(found) > layout.MAX_CLASSES:
                 raise UserError(f"{label} is no YOLO label: it has thousands of classes.")
     return {index: f"class_{index}" for index in sorted(found)}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from microplastics.data.coco_findings import EXAMPLES, show
+from microplastics.data.coco import EXAMPLES, show
 from microplastics.data.images import read_image
-from microplastics.data.pool import available_processors
-from microplastics.data.similarity import Fingerprint, find_duplicates, fingerprint
-from microplastics.errors import UserError
+from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
+from microplastics.utils.errors import UserError
+from microplastics.utils.system import available_processors
 
 # What a regex that backtracks costs grows with the length; Python has no time limit for it.
 _MAX_NAME = 255
@@ -267,7 +267,7 @@ def groups_by_similarity(
 
     Returns:
         for each image the index of the first image of its cluster, as
-        :func:`microplastics.data.similarity.find_duplicates` groups them.
+        :func:`microplastics.data.splits.similarity.find_duplicates` groups them.
 
     Raises:
         UserError: an image cannot be read.

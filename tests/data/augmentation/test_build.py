@@ -13,8 +13,8 @@ from microplastics.data.augmentation import (
     is_augmented,
     mixes,
 )
-from microplastics.data.augmentation.geometric import ResizeWithJitter
-from microplastics.errors import UserError
+from microplastics.data.augmentation.transforms import ResizeWithJitter
+from microplastics.utils.errors import UserError
 
 # In the order in which they are applied.
 NODES = (

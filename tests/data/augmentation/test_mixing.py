@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microplastics.data.augmentation import CopyPaste, Mosaic, Sample
-from microplastics.data.rng import seeded
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.system import seeded
 
 
 def sample(shapes, size=(120, 160), ground=0, colour=255):

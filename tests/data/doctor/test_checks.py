@@ -11,14 +11,18 @@ import shapely
 from PIL import Image
 
 from microplastics.config import get_cfg
-from microplastics.data.coco_check import examine
+from microplastics.data.coco import examine
 from microplastics.data.doctor import diagnose
-from microplastics.data.doctor.collector import Collector
-from microplastics.data.doctor.dataset import aspect_ratio
-from microplastics.data.doctor.geometry import are_valid, crosses_too_often, only_touches
-from microplastics.data.doctor.images import inspect_file
-from microplastics.data.doctor.overlaps import check_overlaps
-from microplastics.errors import UserError
+from microplastics.data.doctor.checks import (
+    are_valid,
+    aspect_ratio,
+    check_overlaps,
+    crosses_too_often,
+    inspect_file,
+    only_touches,
+)
+from microplastics.data.doctor.findings import Collector
+from microplastics.utils.errors import UserError
 
 SQUARE = np.array([[10.0, 10], [30, 10], [30, 30], [10, 30]])
 

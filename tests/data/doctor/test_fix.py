@@ -5,10 +5,9 @@ import pycocotools.mask as mask_util
 import pytest
 
 from microplastics.data.doctor import diagnose, fix_datasets
-from microplastics.data.doctor.changes import Changes
-from microplastics.data.doctor.diagnosis import DatasetSummary, Diagnosis
+from microplastics.data.doctor.findings import Changes, DatasetSummary, Diagnosis
 from microplastics.data.doctor.fix import changes_path, check_output, mend_content
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 IMAGE = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]

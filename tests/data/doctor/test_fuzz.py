@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.doctor import diagnose, fix_datasets
-from microplastics.data.doctor.changes import Changes
-from microplastics.data.doctor.codes import CODES
-from microplastics.data.doctor.diagnosis import PROBLEM
+from microplastics.data.doctor.findings import CODES, PROBLEM, Changes, describe, describe_fixed
 from microplastics.data.doctor.fix import mend_content
-from microplastics.data.doctor.text import describe, describe_fixed
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 SETTINGS = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -6,15 +6,26 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.layers import paste_masks_in_image
+from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.structures import BitMasks, Boxes, BoxMode, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ROOT
 
-from microplastics.config import load_config
+from microplastics.config import get_cfg, load_config
 from microplastics.data.doctor import model_fit
-from microplastics.data.doctor.model_fit import measure_fit, resized_size
+from microplastics.data.doctor.model_fit import (
+    AnchorGrid,
+    mask_round_trip,
+    mask_width,
+    measure_fit,
+    resized_size,
+)
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
 
 QUICK = f"{ROOT}/configs/microplastics_quick.yaml"
 
@@ -178,3 +189,148 @@ def test_a_polygon_is_outlined_like_a_mask():
     dic["annotations"][0]["segmentation"] = [outline[0].astype(float).ravel().tolist()]
     fit, _ = measure_fit(config(), "q", [dic], ["Bead"])
     assert fit.mask_iou["Bead"][28] > 0.93
+
+
+QUICK_ANCHORS = f"{ROOT}/configs/microplastics_quick.yaml"
+R50 = f"{ROOT}/configs/microplastics_r50.yaml"
+
+
+def config_anchors(*opts, file=QUICK_ANCHORS):
+    return load_config(file, opts)
+
+
+def all_anchors(cfg, height, width):
+    """Detectron2's own anchors of one padded image."""
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    features = [shapes[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+    generator = build_anchor_generator(cfg, features)
+    pad = max(1, backbone.size_divisibility)
+    height, width = -(-height // pad) * pad, -(-width // pad) * pad
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, height, width))
+    return Boxes.cat(generator([maps[name] for name in cfg.MODEL.RPN.IN_FEATURES]))
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_the_nearest_grid_position_is_as_good_as_all_anchors(offset):
+    cfg = config_anchors("MODEL.ANCHOR_GENERATOR.OFFSET", offset)
+    size = 150, 210
+    anchors = all_anchors(cfg, *size)
+    random = np.random.default_rng(0)
+    sides = np.exp(random.uniform(np.log(2), np.log(200), (400, 2)))
+    start = random.uniform(-20, 1, (400, 2)) + random.random((400, 2)) * size[::-1]
+    boxes = np.concatenate([start, start + sides], axis=1)
+    brute = pairwise_iou(Boxes(torch.tensor(boxes, dtype=torch.float32)), anchors).max(dim=1)[0]
+    ours = AnchorGrid.from_config(cfg).best_iou(boxes, np.tile(size, (400, 1)))
+    assert ours == pytest.approx(brute.numpy(), abs=1e-5)
+    assert 0.2 < (ours < 0.5).mean() < 0.8
+
+
+def test_a_box_equal_to_an_anchor_is_matched_wholly():
+    cfg = config_anchors()
+    anchors = all_anchors(cfg, 128, 128).tensor.numpy()[::97]
+    best = AnchorGrid.from_config(cfg).best_iou(anchors, np.tile((128, 128), (len(anchors), 1)))
+    assert best == pytest.approx(np.ones(len(anchors)), abs=1e-5)
+
+
+def test_many_boxes_are_judged_in_parts(monkeypatch):
+    grid = AnchorGrid.from_config(config_anchors())
+    boxes = np.array([(3.0, 3, 3 + side, 3 + side) for side in range(1, 40)])
+    sizes = np.tile((64, 64), (39, 1))
+    whole = grid.best_iou(boxes, sizes)
+    monkeypatch.setattr("microplastics.data.doctor.model_fit._CHUNK", 7)
+    assert (grid.best_iou(boxes, sizes) == whole).all()
+
+
+def test_other_anchors_are_those_of_a_config_with_other_keys():
+    grid = AnchorGrid.from_config(config_anchors(file=R50))
+    keys = "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"
+    sizes = "[[16, 22.627417], [32, 45.254834], [64, 90.509668], [128, 181.01934], [256, 362.0387]]"
+    wanted = config_anchors(keys[0], sizes, keys[1], "[[0.25, 4.0]]", file=R50)
+    changed = grid.changed(0.5, (1.0, 2**0.5), (0.25, 4.0))
+    for ours, theirs in zip(changed.cells, AnchorGrid.from_config(wanted).cells, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("MODEL.RPN.IN_FEATURES", "['p2', 'p9']", "'p9'"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]", "MODEL.ANCHOR_GENERATOR"),
+        ("MODEL.BACKBONE.NAME", "nothing", "MODEL.BACKBONE"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "DefaultAnchorGenerator"),
+    ],
+)
+def test_a_config_without_usable_anchors_is_named(key, value, words):
+    cfg = get_cfg()
+    cfg.merge_from_file(QUICK_ANCHORS)
+    cfg.merge_from_list([key, value])
+    with pytest.raises(UserError, match="mine.yaml") as error:
+        AnchorGrid.from_config(cfg, "mine.yaml")
+    assert words in str(error.value)
+
+
+def disc_mask_fit(radius, size=256, center=None):
+    y, x = np.mgrid[:size, :size] + 0.5
+    cx, cy = center or (size / 2, size / 2)
+    return (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
+
+
+def strip_mask_fit(length, width, angle, size=256):
+    """A straight fibre across the middle of an image."""
+    y, x = np.mgrid[:size, :size] + 0.5 - size / 2
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return (abs(x * c + y * s) <= length / 2) & (abs(y * c - x * s) <= width / 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "width"),
+    [
+        (strip_mask_fit(120, 4, 0), 4),
+        (strip_mask_fit(120, 6, 30), 6),
+        (strip_mask_fit(120, 8, 45), 8),
+        (disc_mask_fit(90) & ~disc_mask_fit(86), 4),  # a fibre curled to a ring
+        (disc_mask_fit(10), math.sqrt(math.pi) * 10),
+        (np.ones((5, 5), bool), 5),
+        (np.ones((1, 1), bool), 1),
+        (np.zeros((0, 0), bool), 0),
+    ],
+)
+def test_the_width_is_that_of_the_particle_itself(mask, width):
+    assert mask_width(mask) == pytest.approx(width, rel=0.12)
+
+
+def round_trip(mask, resized=None):
+    masks = CropMasks.from_bitmasks(mask[None])
+    boxes = masks.get_bounding_boxes().tensor.numpy()
+    return mask_round_trip(masks, boxes, resized or mask.shape, (28, 56, 112))[:, 0]
+
+
+def test_a_thin_diagonal_fibre_loses_more_than_a_disc():
+    fibre, bead = round_trip(strip_mask_fit(240, 6, 40)), round_trip(disc_mask_fit(40))
+    assert fibre[0] < 0.65 < 0.85 < fibre[1] < 0.9 < fibre[2] < bead[0]
+    assert bead[0] > 0.95
+    assert bead[2] > 0.985
+
+
+def test_a_mask_that_fills_its_box_comes_back_whole():
+    mask = np.zeros((100, 90), bool)
+    mask[10:66, 20:76] = True
+    assert round_trip(mask).tolist() == [1, 1, 1]
+    assert round_trip(mask, (200, 180)).tolist() == [1, 1, 1]
+
+
+def test_a_large_mask_is_judged_on_a_smaller_copy(monkeypatch):
+    whole = round_trip(disc_mask_fit(110), (512, 512))
+    monkeypatch.setattr("microplastics.data.doctor.model_fit._MAX_MASK_PIXELS", 150**2)
+    assert round_trip(disc_mask_fit(110), (512, 512)) == pytest.approx(whole, abs=0.01)
+
+
+def test_the_round_trip_is_that_of_detectron2():
+    mask = strip_mask_fit(200, 5, 33)
+    bits = BitMasks(torch.from_numpy(mask[None]))
+    boxes = bits.get_bounding_boxes().tensor
+    target = bits.crop_and_resize(boxes, 28).float()
+    back = paste_masks_in_image(target, Boxes(boxes), mask.shape)[0].numpy()
+    assert round_trip(mask)[0] == pytest.approx((back & mask).sum() / (back | mask).sum())

@@ -14,10 +14,9 @@ import shapely
 from PIL import Image
 
 from microplastics.config import get_cfg
-from microplastics.data.coco_load import measure
-from microplastics.data.doctor import diagnose, images
-from microplastics.data.doctor.codes import CODES
-from microplastics.data.doctor.diagnosis import INFO
+from microplastics.data.doctor import checks, diagnose
+from microplastics.data.doctor.findings import CODES, INFO
+from microplastics.data.segmentation import measure
 
 PLANTS = {}
 
@@ -210,7 +209,7 @@ def _(s):
 
 @plant({"image_unlisted_cut": 2})
 def _(s):
-    s.monkeypatch.setattr(images, "_FILES", 2)
+    s.monkeypatch.setattr(checks, "_FILES", 2)
 
 
 @plant("image_blank")

@@ -9,11 +9,10 @@ from support import dataset_entry
 
 from microplastics.data.coco import check_instances
 from microplastics.data.formats import detect
-from microplastics.data.formats.convert import convert_dataset
-from microplastics.data.formats.export import FORMATS, export_dataset
-from microplastics.data.formats.records import ReadOptions
+from microplastics.data.formats.base import ReadOptions
+from microplastics.data.formats.convert import FORMATS, convert_dataset, export_dataset
 from microplastics.data.loader import TrainLoader, check_datasets
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 @pytest.fixture

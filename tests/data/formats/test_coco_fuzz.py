@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from format_fuzz import check_cases
 
-from microplastics.data.formats import canonical, coco
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats import coco, convert
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.utils.errors import UserError
 
 SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]
 
@@ -98,7 +96,7 @@ def mutated_and_read(folder, seed):
         sources = coco.open_dataset(path, options, notes)
         if rng.random() < 0.75:  # writing takes longer than reading
             return "read" if list(sources["all"].records()) else "error"
-        (written,) = canonical.write_dataset(sources, folder / "out", notes, options=options)
+        (written,) = convert.write_dataset(sources, folder / "out", notes, options=options)
     except UserError as error:
         assert str(error)
         return "error"

@@ -7,12 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microplastics.data.formats import READERS, detect, open_dataset, reader
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.convert import convert_dataset
-from microplastics.data.formats.export import export_dataset
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.convert import convert_dataset, export_dataset
+from microplastics.utils.errors import UserError
 
 POINTS = [[2.0, 3.0], [12.0, 3.0], [12.0, 13.0], [2.0, 13.0]]
 

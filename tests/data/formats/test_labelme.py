@@ -10,12 +10,10 @@ import pytest
 from format_fuzz import check_cases, check_reader
 from PIL import Image
 
-from microplastics.data.coco_load import measure
 from microplastics.data.formats import labelme
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.segmentation import measure
+from microplastics.utils.errors import UserError
 
 TRIANGLE = [[10.0, 10.0], [30.5, 10.25], [20.0, 33.0]]
 

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.formats import labelme
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.utils.errors import UserError
 
 
 def _coco_records():

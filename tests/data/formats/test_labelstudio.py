@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.formats import labelstudio
-from microplastics.data.formats.brush import brush_rle
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.labelstudio import brush_rle
 from microplastics.data.formats.shapes import ShapeError
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 POINTS = [[10.0, 10.0], [50.0, 12.5], [25.0, 75.0]]
 

@@ -1,17 +1,20 @@
 """Masks in and out: every layout, kind and depth of mask files, and what goes wrong with them."""
 
+import csv
+
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.formats import masks
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.masks import instance_rles, read_label_image
+from microplastics.utils.errors import UserError
 
 LABELS = np.zeros((20, 30), np.int32)
 LABELS[2:6, 3:9] = 1
@@ -375,3 +378,77 @@ def test_looks_like(tmp_path, files, expected):
         (tmp_path / name).touch()
     assert masks.looks_like(tmp_path) is expected
     assert masks.looks_like(tmp_path / "absent") is False
+
+
+def test_numbers_are_read_as_they_are_stored(tmp_path):
+    labels = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    found, colour = read_label_image(tmp_path / "a.png")
+    assert np.array_equal(found, labels) and not colour
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.integers(1, 9))
+def test_rles_of_label_images_are_those_of_pycocotools(seed, height, width, most):
+    labels = np.random.default_rng(seed).integers(0, most + 1, (height, width), dtype=np.uint16)
+    ids, rles, areas = instance_rles(labels)
+    assert ids == [number for number in range(1, most + 1) if (labels == number).any()]
+    for number, rle, area in zip(ids, rles, areas, strict=True):
+        expected = mask_util.encode(np.asfortranarray(labels == number, dtype=np.uint8))
+        assert rle == {"size": [height, width], "counts": expected["counts"].decode()}
+        assert area == (labels == number).sum()
+
+
+def square(x, y, side, category="Fiber", **fields):
+    ring = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return Instance(category, [[float(v) for v in ring]], f"{category} at {x}", **fields)
+
+
+def write(tmp_path, *records, classes=("Fiber", "Film")):
+    notes = Notes(NOTES)
+    source = Source(tmp_path, list(classes), lambda: iter(records))
+    return masks.write_dataset({"train": source}, tmp_path / "out", notes), notes
+
+
+def test_written_label_images(tmp_path):
+    record = ImageRecord(
+        "s/a.jpg", 30, 20, [square(2, 2, 5), square(4, 4, 5, "Film", iscrowd=1)], {"site": "X"}
+    )
+    paths, notes = write(tmp_path, record)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "out/train/masks/s/a.tif",
+        "out/train/classes.csv",
+        "out/train/classes.txt",
+    ]
+    labels = tifffile.imread(paths[0])
+    assert labels.dtype == np.int32 and labels.shape == (20, 30)
+    expected = np.zeros((20, 30))
+    expected[2:7, 2:7] = 1
+    expected[4:9, 4:9] = 2
+    assert np.array_equal(labels, expected)
+    assert list(csv.reader(paths[1].open())) == [
+        ["image", "id", "class", "iscrowd"],
+        ["s/a.jpg", "1", "Fiber", "0"],
+        ["s/a.jpg", "2", "Film", "1"],
+    ]
+    assert notes.as_dict()["overlap_lost"]["places"] == ["Fiber at 2 (9 of 25 px)"]
+    assert notes.count("extra_lost") == 1
+
+
+def test_covered_particles_are_lost_with_a_note(tmp_path):
+    paths, notes = write(tmp_path, ImageRecord("a.jpg", 30, 20, [square(3, 3, 2), square(2, 2, 5)]))
+    assert len(paths[1].read_text().splitlines()) == 2
+    assert notes.as_dict()["instance_lost"]["places"] == ["Fiber at 3 (wholly under later ones)"]
+
+
+def test_names_that_differ_in_the_ending_alone(tmp_path):
+    records = [ImageRecord(name, 30, 20, [square(2, 2, 5)]) for name in ("a.jpg", "a.png")]
+    with pytest.raises(UserError, match="would share the label image a.tif"):
+        write(tmp_path, *records)
+
+
+def test_hostile_names_and_sizes_are_not_written(tmp_path):
+    with pytest.raises(UserError, match="leaves the image folder"):
+        write(tmp_path, ImageRecord("../a.jpg", 30, 20))
+    with pytest.raises(UserError, match="above the limit"):
+        write(tmp_path, ImageRecord("a.jpg", 10**6, 10**6))

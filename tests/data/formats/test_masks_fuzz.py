@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.formats import masks
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.utils.errors import UserError
 
 # Damaged files make Pillow and tifffile warn of nearly anything.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.convert import convert_dataset
-from microplastics.data.formats.export import export_dataset
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.convert import convert_dataset, export_dataset
 from microplastics.data.formats.registry import open_dataset
 
 HEIGHT, WIDTH = 48, 64

@@ -8,10 +8,8 @@ from format_fuzz import check_cases, check_reader
 from PIL import Image
 
 from microplastics.data.formats import via
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ReadOptions
-from microplastics.errors import UserError
+from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.utils.errors import UserError
 
 POLYGON = {"name": "polygon", "all_points_x": [10, 30, 20], "all_points_y": [5, 6, 25]}
 OPTIONS = {"fib": "Fiber", "Film": "", "b": "Bead"}

@@ -13,11 +13,9 @@ import yaml
 from format_fuzz import check_cases
 from PIL import Image
 
-from microplastics.data.formats import canonical, yolo
-from microplastics.data.formats.codes import NOTES
-from microplastics.data.formats.notes import Notes
-from microplastics.data.formats.records import ImageRecord, Instance, ReadOptions, Source
-from microplastics.errors import UserError
+from microplastics.data.formats import convert, yolo
+from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.utils.errors import UserError
 
 TRIANGLE = "0 0.25 0.5 0.75 0.5 0.75 0.9"
 
@@ -336,10 +334,10 @@ def mutated_and_read(folder, seed):
         sources = yolo.open_dataset(folder / "in", options, notes)
         if rng.random() < 0.75:  # writing takes longer than reading
             return "read" if [list(source.records()) for source in sources.values()] else "error"
-        (output / canonical.MANIFEST).unlink(missing_ok=True)
+        (output / convert.MANIFEST).unlink(missing_ok=True)
         for left in output.glob("annotations/*"):
             left.unlink()
-        written = canonical.write_dataset(sources, output, notes, options=options)
+        written = convert.write_dataset(sources, output, notes, options=options)
     except UserError as error:
         assert str(error)
         return "error"

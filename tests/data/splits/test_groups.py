@@ -13,7 +13,7 @@ from microplastics.data.splits.groups import (
     read_text,
     roboflow_original,
 )
-from microplastics.errors import UserError
+from microplastics.utils.errors import UserError
 
 
 def test_group_of_takes_the_group_out_of_the_name():

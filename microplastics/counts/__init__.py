@@ -1,0 +1,1 @@
+"""Counts per image and sample, with intervals and corrections."""

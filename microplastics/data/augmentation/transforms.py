@@ -1,0 +1,459 @@
+"""Light, lens, sensor and file: what changes pixels and moves none of them.
+
+All take and give (H, W, 3) uint8 images in BGR order.
+"""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from torch.nn import functional as F
+
+FRAMES = ("same", "expand", "inside")
+BORDERS = ("reflect", "median", "black")
+
+# Around a particle's box, in px: its blurred rim is not mirrored either.
+_RIM = 2
+
+
+class RightAngleTransform(T.Transform):
+    """Turn counter-clockwise by ``turns`` right angles, exactly."""
+
+    _CODES = {
+        1: cv2.ROTATE_90_COUNTERCLOCKWISE,
+        2: cv2.ROTATE_180,
+        3: cv2.ROTATE_90_CLOCKWISE,
+    }
+
+    def __init__(self, height: int, width: int, turns: int):
+        """
+        Args:
+            height, width: of the image before the turn, in px.
+            turns: 1, 2 or 3.
+        """
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Turn an (H, W) or (H, W, C) array."""
+        return cv2.rotate(img, self._CODES[self.turns])
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Turn (N, 2) points."""
+        x, y = coords[:, 0], coords[:, 1]
+        turned = {
+            1: (y, self.width - x),
+            2: (self.width - x, self.height - y),
+            3: (self.height - y, x),
+        }[self.turns]
+        return np.stack(turned, axis=1)
+
+    def inverse(self) -> T.Transform:
+        """The turn back."""
+        height, width = self.height, self.width
+        if self.turns % 2:
+            height, width = width, height
+        return RightAngleTransform(height, width, 4 - self.turns)
+
+
+class WarpTransform(T.Transform):
+    """Any affine map, with linear interpolation and a border that holds no second particles."""
+
+    def __init__(
+        self,
+        matrix: np.ndarray,
+        output_size: tuple[int, int],
+        border: str = "reflect",
+        boxes: np.ndarray | None = None,
+    ):
+        """
+        Args:
+            matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates.
+            output_size: (height, width) of the new image, in px.
+            border: what lies beyond the image: ``"reflect"`` mirrors it, with the particles'
+                boxes painted over in its median colour, since the copies would have no masks;
+                ``"median"`` is that colour alone; ``"black"``.
+            boxes: (N, 4) x0, y0, x1, y1 of the particles before the map, for ``"reflect"``.
+        """
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Warp an (H, W, 3) uint8 image."""
+        if self.border == "black":
+            return self._warp(img, cv2.BORDER_CONSTANT)
+        median = np.median(img[::8, ::8].reshape(-1, img.shape[2]), axis=0)
+        if self.border == "median":
+            return self._warp(img, cv2.BORDER_CONSTANT, median.tolist())
+        warped = self._warp(img, cv2.BORDER_REFLECT_101)
+        if self.boxes is not None and len(self.boxes):
+            ground = img.copy()
+            for x0, y0, x1, y1 in self._rims(img.shape):
+                ground[y0:y1, x0:x1] = np.rint(median)
+            inside = self._warp(np.full(img.shape[:2], 255, np.uint8), cv2.BORDER_CONSTANT)
+            ground = self._warp(ground, cv2.BORDER_REFLECT_101)
+            np.copyto(warped, ground, where=(inside < 128)[:, :, None])
+        return warped
+
+    def _rims(self, shape: Sequence[int]) -> np.ndarray:
+        boxes = np.asarray(self.boxes, dtype=np.float64)
+        start, end = np.floor(boxes[:, :2]) - _RIM, np.ceil(boxes[:, 2:]) + _RIM
+        frame = shape[1::-1]
+        return np.concatenate([start.clip(0, frame), end.clip(0, frame)], axis=1).astype(int)
+
+    def _warp(self, img: np.ndarray, border: int, value: Sequence[float] = (0, 0, 0)) -> np.ndarray:
+        matrix = np.asarray(self.matrix, dtype=np.float64)
+        # cv2 counts from the pixels' centres.
+        shift = matrix[:, :2] @ (0.5, 0.5) + matrix[:, 2] - 0.5
+        return cv2.warpAffine(
+            img,
+            np.column_stack([matrix[:, :2], shift]),
+            (self.output_size[1], self.output_size[0]),
+            flags=cv2.INTER_LINEAR,
+            borderMode=border,
+            borderValue=value,
+        )
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Map (N, 2) points."""
+        return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+
+class RandomRightAngle(T.Augmentation):
+    """Turn by 90°, 180° or 270°."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the turn."""
+        return RightAngleTransform(*image.shape[:2], int(np.random.randint(1, 4)))
+
+
+class RandomRotation(T.Augmentation):
+    """Turn about the centre by any angle."""
+
+    def __init__(self, max_angle: float = 180.0, frame: str = "same", border: str = "reflect"):
+        """
+        Args:
+            max_angle: degrees; the angle is even in [-max_angle, max_angle].
+            frame: ``"same"`` keeps the image's size and cuts the corners off; ``"expand"`` makes
+                it as large as the turned image; ``"inside"`` keeps the largest rectangle that
+                has no border in it.
+            border: see :class:`WarpTransform`.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
+        """Draw the angle."""
+        angle = math.radians(np.random.uniform(-self.max_angle, self.max_angle))
+        height, width = image.shape[:2]
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        if self.frame == "same":
+            size = np.array([width, height])
+        elif self.frame == "expand":
+            size = np.ceil(np.abs(turn) @ (width, height) - 1e-6).astype(int)
+        else:
+            size = inner_size(width, height, angle)
+        shift = size / 2 - turn @ (width / 2, height / 2)
+        matrix = np.column_stack([turn, shift])
+        return WarpTransform(matrix, (int(size[1]), int(size[0])), self.border, boxes)
+
+
+def inner_size(width: float, height: float, angle: float) -> np.ndarray:
+    """The largest upright rectangle inside a turned one, (width, height) in whole px.
+
+    Its four corners lie on the sides of the turned rectangle, or, where that is long and thin,
+    two of them on its long sides, halfway between the ends.
+
+    Args:
+        width, height: of the rectangle before the turn, in px.
+        angle: of the turn, in radians.
+    """
+    sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
+    longer, shorter = max(width, height), min(width, height)
+    if shorter <= 2 * sine * cosine * longer or abs(sine - cosine) < 1e-9:
+        half = shorter / 2
+        size = half / max(sine, 1e-9), half / max(cosine, 1e-9)
+        if width < height:
+            size = size[::-1]
+    else:
+        double = cosine**2 - sine**2
+        size = (width * cosine - height * sine) / double, (height * cosine - width * sine) / double
+    return np.maximum(np.floor(np.array(size) + 1e-6), 1).astype(int)
+
+
+class FastResizeTransform(T.ResizeTransform):
+    """``ResizeTransform`` of 8-bit colour images by torch, in about half of Pillow's time.
+
+    The same bilinear filter, antialiased where it shrinks, with weights of 16 bits instead of
+    22: about 2 of 10,000 values come out one level away from Pillow's.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize (H, W, 3) uint8; anything else as Detectron2 does."""
+        if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3 or interp is not None:
+            return super().apply_image(img, interp)
+        # torch wants memory that it may write to, in rows without gaps.
+        img = np.require(img, requirements=("C", "W"))
+        planes = torch.from_numpy(img).permute(2, 0, 1)[None]
+        size = (self.new_h, self.new_w)
+        resized = F.interpolate(planes, size, mode="bilinear", antialias=True)
+        return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+class ResizeWithJitter(T.ResizeShortestEdge):
+    """Detectron2's ``ResizeShortestEdge``, then larger or smaller by a random factor."""
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int,
+        sample_style: str = "choice",
+        scale: tuple[float, float] = (1.0, 1.0),
+        prob: float = 0.0,
+        fast: bool = False,
+    ):
+        """
+        Args:
+            short_edge_length, max_size, sample_style: as in ``ResizeShortestEdge``; ``max_size``
+                bounds the longer side after the jitter too.
+            scale: least and greatest factor; its logarithm is even between theirs.
+            prob: probability of a factor other than 1.
+            fast: resize by :class:`FastResizeTransform`.
+        """
+        super().__init__(short_edge_length, max_size, sample_style)
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the size and the factor."""
+        height, width = size = image.shape[:2]
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            size = transform.new_h, transform.new_w
+        if self.prob > 0 and np.random.uniform() < self.prob:
+            factor = math.exp(np.random.uniform(*np.log(self.scale)))
+            factor = min(factor, self.max_size / max(size))
+            size = tuple(max(1, round(side * factor)) for side in size)
+        kind = FastResizeTransform if self.fast else T.ResizeTransform
+        return kind(height, width, *map(int, size), self.interp)
+
+
+class RandomParticleCrop(T.Augmentation):
+    """A window around a random particle; anywhere where there is none.
+
+    Every particle is as likely as any other, so crowded places are seen most.
+    """
+
+    def __init__(self, height: int, width: int, shift: float = 0.5):
+        """
+        Args:
+            height, width: of the window, in px; a smaller image is kept whole along that side.
+            shift: the particle's centre lies off the window's by at most this share of the
+                window's half, in each direction.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
+        """Draw the particle and the window."""
+        frame = np.array(image.shape[1::-1])
+        window = np.minimum((self.width, self.height), frame)
+        centers = np.zeros((0, 2)) if boxes is None else (boxes[:, :2] + boxes[:, 2:]) / 2
+        centers = centers[((centers >= 0) & (centers < frame)).all(axis=1)]
+        if len(centers):
+            center = centers[np.random.randint(len(centers))]
+            center = center + np.random.uniform(-self.shift, self.shift, 2) * window / 2
+            start = np.rint(center - window / 2).clip(0, frame - window).astype(int)
+        else:
+            start = np.array([np.random.randint(n + 1) for n in frame - window])
+        return T.CropTransform(*start.tolist(), *window.tolist(), *frame.tolist())
+
+
+BLURS = ("gaussian", "defocus", "both")
+
+# Weights of blue, green and red in the brightness of ITU-R BT.601.
+_LUMA = np.array([0.114, 0.587, 0.299])
+# JPEG knows no longer side, in px.
+_JPEG_SIDE = 65500
+# From RGB to YIQ (NTSC), whose chroma plane turns with the hue and keeps the brightness.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+class RandomBrightness(T.Augmentation):
+    """Multiply all values by a factor."""
+
+    def __init__(self, low: float, high: float):
+        """
+        Args:
+            low, high: bounds of the factor.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the factor."""
+        table = _table(np.arange(256) * np.random.uniform(self.low, self.high))
+        return T.ColorTransform(lambda img: cv2.LUT(img, table))
+
+
+class RandomContrast(T.Augmentation):
+    """Multiply the distance of all values from the image's mean by a factor."""
+
+    def __init__(self, low: float, high: float):
+        """
+        Args:
+            low, high: bounds of the factor.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the factor."""
+        mean = float(np.mean(cv2.mean(image)[:3]))
+        factor = np.random.uniform(self.low, self.high)
+        table = _table(mean + factor * (np.arange(256) - mean))
+        return T.ColorTransform(lambda img: cv2.LUT(img, table))
+
+
+class RandomSaturation(T.Augmentation):
+    """Multiply the distance of each pixel from its grey by a factor."""
+
+    def __init__(self, low: float, high: float):
+        """
+        Args:
+            low, high: bounds of the factor; 0 is grey.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the factor."""
+        factor = np.random.uniform(self.low, self.high)
+        matrix = factor * np.eye(3) + (1 - factor) * np.ones((3, 1)) * _LUMA
+        return T.ColorTransform(lambda img: cv2.transform(img, matrix))
+
+
+class RandomHue(T.Augmentation):
+    """Turn all colours about the grey axis: a camera of another white balance."""
+
+    def __init__(self, max_shift: float):
+        """
+        Args:
+            max_shift: degrees; the turn is even in [-max_shift, max_shift].
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the turn."""
+        angle = np.radians(np.random.uniform(-self.max_shift, self.max_shift))
+        turn = np.eye(3)
+        turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        matrix = (np.linalg.inv(_YIQ) @ turn @ _YIQ)[::-1, ::-1]
+        # The rounded coefficients of YIQ leave grey not quite grey.
+        matrix = np.ascontiguousarray(matrix / matrix.sum(axis=1, keepdims=True))
+        return T.ColorTransform(lambda img: cv2.transform(img, matrix))
+
+
+class RandomBlur(T.Augmentation):
+    """Blur as a lens does: a Gaussian, or the even disc of a particle out of focus."""
+
+    def __init__(self, low: float, high: float, kind: str = "both"):
+        """
+        Args:
+            low, high: bounds of the standard deviation along x, in px.
+            kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, its
+                radius twice that), or ``"both"``: either, by a coin.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw kind and size."""
+        sigma = np.random.uniform(self.low, self.high)
+        disc = self.kind == "defocus" or (self.kind == "both" and np.random.uniform() < 0.5)
+        if disc:
+            kernel = disc_kernel(2 * sigma)
+            return T.ColorTransform(lambda img: cv2.filter2D(img, -1, kernel))
+        return T.ColorTransform(lambda img: cv2.GaussianBlur(img, (0, 0), sigma))
+
+
+def disc_kernel(radius: float) -> np.ndarray:
+    """An even disc whose rim pixels weigh by how much of them it covers; its sum is 1.
+
+    Args:
+        radius: in px.
+    """
+    reach, steps = int(np.ceil(radius + 0.5)), 8
+    side = 2 * reach + 1
+    fine = (np.arange(side * steps) + 0.5) / steps - side / 2
+    inside = (fine[:, None] ** 2 + fine**2 <= max(radius, 0.5) ** 2).astype(np.float32)
+    kernel = inside.reshape(side, steps, side, steps).mean(axis=(1, 3))
+    return kernel / kernel.sum()
+
+
+class RandomNoise(T.Augmentation):
+    """Noise of a sensor: an even part, and shot noise that grows with the light."""
+
+    def __init__(self, sigma: tuple[float, float], shot: tuple[float, float]):
+        """
+        Args:
+            sigma: bounds of the standard deviation of the even part, in grey levels (of 255).
+            shot: bounds of the variance of the shot noise for each grey level of the pixel
+                (a Poisson count of v / shot photons, scaled to v, has the variance v · shot).
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw strengths and the seed of the noise."""
+        sigma, shot = np.random.uniform(*self.sigma), np.random.uniform(*self.shot)
+        seed = int(np.random.randint(2**31 - 1))
+        deviation = np.sqrt(sigma**2 + shot * np.arange(256)).astype(np.float32)
+        return T.ColorTransform(lambda img: _add_noise(img, deviation, seed))
+
+
+def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarray:
+    # A grey camera has one noise, not three: its pictures stay grey.
+    grey = bool(
+        (image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 0] == image[:, :, 2]).all()
+    )
+    plane = image[:, :, 0] if grey else image
+    # One channel: of several, cv2 would give a lone standard deviation to the first alone.
+    noise = np.empty((plane.shape[0], plane.size // plane.shape[0]), np.float32)
+    cv2.setRNGSeed(seed)  # numpy's normal numbers take four times as long
+    cv2.randn(noise, 0.0, 1.0)
+    noise = noise.reshape(plane.shape)
+    noise = cv2.multiply(noise, deviation[plane])
+    noisy = cv2.add(np.ascontiguousarray(plane), noise, dtype=cv2.CV_8U)
+    return cv2.cvtColor(noisy, cv2.COLOR_GRAY2BGR) if grey else noisy
+
+
+class RandomJPEG(T.Augmentation):
+    """Pack as JPEG and unpack again; images of more than 65,500 px a side stay as they are."""
+
+    def __init__(self, low: int, high: int):
+        """
+        Args:
+            low, high: bounds of the quality, 1 to 100, both included.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the quality."""
+        quality = int(np.random.randint(self.low, self.high + 1))
+        return T.ColorTransform(lambda img: _jpeg(img, quality))
+
+
+def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    if max(image.shape[:2]) > _JPEG_SIDE:
+        return image  # no camera writes it as JPEG either
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+
+def _table(values: np.ndarray) -> np.ndarray:
+    return np.rint(values).clip(0, 255).astype(np.uint8)

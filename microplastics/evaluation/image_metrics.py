@@ -1,0 +1,231 @@
+"""What the model sees where there is nothing: false positives on blank images."""
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.logger import create_small_table
+
+from microplastics.data.coco import coco_api
+from microplastics.evaluation.coco import masks_to_rles
+from microplastics.evaluation.gather import gather_by_image
+from microplastics.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """Compares predicted pixels with true pixels, classes and instances aside.
+
+    For each image, with T the union of its true masks:
+
+    - ``IoU_best``: IoU of T with the one mask of the highest score, whatever that score is;
+    - ``IoU`` and ``Dice``: with the union P of the masks that score ``score_threshold`` or more:
+      |P and T| / |P or T| and 2 |P and T| / (|P| + |T|).
+
+    Both sides empty count as 1, one empty as 0. The pixels of crowd annotations count on neither
+    side. What is reported is the mean over images, in percent as AP is. All of it is arithmetic
+    on runs: no full frame is made.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        score_threshold: float = 0.5,
+        distributed: bool = True,
+    ) -> None:
+        """
+        Args:
+            dataset_name: a registered data set whose metadata has ``json_file``.
+            score_threshold: least score of a mask that is part of the union.
+            distributed: collect the figures of all ranks; else report this rank's.
+
+        Raises:
+            UserError: the data set has no COCO JSON, or the JSON cannot be used.
+        """
+        json_file: str | os.PathLike | None = MetadataCatalog.get(dataset_name).get("json_file")
+        if json_file is None:
+            raise UserError(
+                f"Data set {dataset_name} has no COCO JSON to be evaluated against; "
+                "register it with microplastics.register_microplastics_instances."
+            )
+        self._coco_api = coco_api(json_file)
+        self._score_threshold = score_threshold
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all figures."""
+        self._figures: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take in the predictions of a batch.
+
+        Args:
+            inputs: dicts with ``image_id``.
+            outputs: dicts with ``instances`` in pixels of the original image, whose
+                ``pred_masks`` are :class:`CropMasks` or an (N, H, W) bool tensor.
+
+        Raises:
+            ValueError: a mask is not of the image's size.
+        """
+        for each, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            scores = np.array(instances.scores.tolist())
+            rles = masks_to_rles(instances.pred_masks) if instances.has("pred_masks") else []
+            self._figures.append(self._judge(each["image_id"], rles, scores))
+
+    def evaluate(self) -> OrderedDict:
+        """Give the means over images: ``{"semantic": {"IoU_best", "IoU", "Dice"}}`` in percent.
+
+        NaN without an image; ``{}`` on ranks other than 0.
+        """
+        figures = gather_by_image(self._figures, self._distributed)
+        if figures is None:
+            return OrderedDict()
+        report = {
+            name: (
+                100 * sum(each[name] for each in figures) / len(figures)
+                if figures
+                else float("nan")
+            )
+            for name in ("IoU_best", "IoU", "Dice")
+        }
+        logger.info("Evaluation results for semantic:\n" + create_small_table(report))
+        return OrderedDict(semantic=report)
+
+    def _judge(self, image_id: int, rles: list, scores: np.ndarray) -> dict[str, Any]:
+        image = self._coco_api.imgs[image_id]
+        size = [image["height"], image["width"]]
+        for rle in rles:
+            if list(rle["size"]) != size:
+                raise ValueError(
+                    f"A mask predicted for image {image_id} is of size {rle['size']}, "
+                    f"the image of size {size}"
+                )
+        truths: dict[bool, list] = {False: [], True: []}
+        for annotation in self._coco_api.imgToAnns[image_id]:
+            crowd = bool(annotation.get("iscrowd", 0))
+            truths[crowd].append(self._coco_api.annToRLE(annotation))
+        truth, crowd = _union(truths[False], size), _union(truths[True], size)
+        best = [rles[int(scores.argmax())]] if rles else []
+        confident = [
+            rle for rle, s in zip(rles, scores, strict=False) if s >= self._score_threshold
+        ]
+        iou_best, _ = _overlap(_union(best, size), truth, crowd)
+        iou, dice = _overlap(_union(confident, size), truth, crowd)
+        return {"image_id": image_id, "IoU_best": iou_best, "IoU": iou, "Dice": dice}
+
+
+def _union(rles: list[dict[str, Any]], size: list[int]) -> dict[str, Any]:
+    if not rles:
+        return mask_util.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
+    return mask_util.merge(rles)
+
+
+def _overlap(prediction: dict, truth: dict, crowd: dict) -> tuple[float, float]:
+    """Give IoU and Dice of two masks outside of a third."""
+    common = mask_util.merge([prediction, truth], intersect=True)
+    inside = [
+        mask_util.merge([mask, crowd], intersect=True) for mask in (common, prediction, truth)
+    ]
+    areas = [int(area) for area in mask_util.area([common, prediction, truth, *inside])]
+    both, predicted, true = (areas[i] - areas[i + 3] for i in range(3))
+    if not predicted + true:
+        return 1.0, 1.0
+    return both / (predicted + true - both), 2 * both / (predicted + true)
+
+
+class BlankEvaluator(DatasetEvaluator):
+    """Counts detections on the images of a data set that have no annotation at all.
+
+    AP mixes these false positives with all others; a procedural blank must be judged by
+    itself. With D_i the detections on blank i that score ``score_threshold`` or more:
+
+    - ``images``: the number of blanks;
+    - ``FP_per_image``: mean of D_i, and ``FP_per_image-CLASS`` of each class;
+    - ``images_with_FP``: percentage of blanks with D_i > 0.
+
+    A data set without blanks yields nothing.
+    """
+
+    def __init__(
+        self, dataset_name: str, score_threshold: float = 0.5, distributed: bool = True
+    ) -> None:
+        """
+        Args:
+            dataset_name: a registered data set whose metadata has ``json_file``.
+            score_threshold: least score of a detection that counts.
+            distributed: collect the counts of all ranks; else report this rank's.
+
+        Raises:
+            UserError: the data set has no COCO JSON, or the JSON cannot be used.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        json_file = metadata.get("json_file")
+        if json_file is None:
+            raise UserError(
+                f"Data set {dataset_name} has no COCO JSON to be evaluated against; "
+                "register it with microplastics.register_microplastics_instances."
+            )
+        self._classes: Sequence[str] = metadata.thing_classes
+        self._blanks = blank_images(json_file)
+        self._score_threshold = score_threshold
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all counts."""
+        self._records: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take in the predictions of a batch.
+
+        Args:
+            inputs: dicts with ``image_id``.
+            outputs: dicts with ``instances`` that have ``scores`` and ``pred_classes``.
+        """
+        for each, output in zip(inputs, outputs, strict=True):
+            if each["image_id"] in self._blanks:
+                instances = output["instances"]
+                kept = instances.pred_classes[instances.scores >= self._score_threshold]
+                counts = Counter(kept.tolist())
+                self._records.append({"image_id": each["image_id"], "counts": counts})
+
+    def evaluate(self) -> OrderedDict:
+        """Give ``{"blank": {…}}``; empty without a blank, and on ranks other than 0."""
+        records = gather_by_image(self._records, self._distributed)
+        if not records:
+            return OrderedDict()
+        counts = [record["counts"] for record in records]
+        totals = [sum(each.values()) for each in counts]
+        report = {
+            "images": len(records),
+            "FP_per_image": sum(totals) / len(records),
+            "images_with_FP": 100 * sum(total > 0 for total in totals) / len(records),
+        }
+        for index, name in enumerate(self._classes):
+            found = sum(each[index] for each in counts)
+            report[f"FP_per_image-{name}"] = found / len(records)
+        logger.info(
+            "False positives of score %.2f or more on blank images:\n%s",
+            self._score_threshold,
+            create_small_table(report),
+        )
+        return OrderedDict(blank=report)
+
+
+def blank_images(json_file: str) -> set[int]:
+    """Return the ids of the images without any annotation, crowds included.
+
+    Raises:
+        UserError: the JSON cannot be used.
+    """
+    api = coco_api(json_file)
+    return {image_id for image_id in api.imgs if not api.imgToAnns.get(image_id)}

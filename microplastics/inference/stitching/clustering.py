@@ -1,0 +1,495 @@
+"""The graph of fragments: which of them are one particle."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
+
+from microplastics.inference.stitching.overlaps import (
+    AGREE,
+    MARGIN,
+    TOLERANT,
+    Fragments,
+    Overlap,
+    Pair,
+    View,
+    agreement,
+    box_of,
+    clip,
+    common_pixels,
+    greedy_pairs,
+    overlaps_of,
+    pieces,
+    tolerant_share,
+    union,
+)
+
+_CONTAINED = 0.6  # least share of a part inside of the merged fragment
+_PART = 0.1  # least size of a part, of the merged fragment
+_COVERED = 0.5  # least share of the merged fragment that its parts cover
+_THIN = 3.0  # area / width²: a fibre
+_STRAIGHT = 0.85  # cosine of the angle at which two ends still go on in one another
+_ONE_SIDED = 0.3  # of the radius: how far the pixels around an end lie to one side of it
+_ROUNDS = 3  # of splitting: what was split may show that a third window merges too
+
+
+def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair], int]:
+    """Find fragments that another window shows as several, and split or join.
+
+    The window that tells particles apart is believed, for touching particles are merged far more
+    often than one is broken: the merged fragment is cut along the parts. Unless the parts lie end
+    to end along a fibre, or meet where their own window ends: then they belong together.
+
+    Returns:
+        the fragments, their overlaps (without masks), pairs that belong together, and how many
+        fragments were split.
+    """
+    overlaps = {}
+    joined: set[tuple] = set()
+    split = 0
+    for turn in range(_ROUNDS + 1):
+        parts: dict[int, list[View]] = {}
+        for overlap in overlaps_of(fragments):
+            overlaps[overlap.windows] = overlap
+            for side in (0, 1):
+                for merged, group in _conflicts(overlap, side):
+                    if _belong_together(fragments, overlap, side, merged, group):
+                        numbers = overlap.numbers[1 - side]
+                        joined.update((overlap.numbers[side][merged], numbers[i]) for i in group)
+                    elif turn < _ROUNDS and overlap.numbers[side][merged] not in parts:
+                        cut = _cut_along(fragments, overlap, side, merged, group)
+                        parts[overlap.numbers[side][merged]] = cut
+            overlap.forget()
+        if not parts:
+            break
+        split += len(parts)
+        # Numbers change: what was found so far is found again.
+        fragments = fragments.replaced(parts)
+        overlaps, joined = {}, set()
+    return fragments, list(overlaps.values()), sorted(joined), split
+
+
+def _conflicts(overlap: Overlap, side: int) -> list[tuple[int, list[int]]]:
+    """Positions of merged fragments on a side, with those of their parts on the other."""
+    common = overlap.common if side == 0 else overlap.common.T
+    own, other = overlap.areas[side], overlap.areas[1 - side]
+    inside = (common >= _CONTAINED * other) & (other >= _PART * own[:, None])
+    rows = np.flatnonzero(inside.sum(axis=1) >= 2)
+    if not len(rows):
+        return []
+    found = []
+    iou = common / (own[:, None] + other - common)
+    for row in rows.tolist():
+        if (iou[row] == 1).any():
+            continue
+        elsewhere = np.delete(iou, row, axis=0)
+        free = inside[row] & ~(elsewhere >= AGREE).any(axis=0)
+        group = _apart(overlap, side, np.flatnonzero(free).tolist())
+        if len(group) >= 2:
+            found += [(row, part) for part in _by_piece(overlap, side, row, group)]
+    return found
+
+
+def _apart(overlap: Overlap, side: int, group: list[int]) -> list[int]:
+    """Those of some parts that are not nested in a larger one."""
+    views, areas = overlap.views[1 - side], overlap.areas[1 - side]
+    kept: list[int] = []
+    for index in sorted(group, key=lambda i: (-areas[i], i)):
+        if all(common_pixels(views[index], views[k]) <= areas[index] / 2 for k in kept):
+            kept.append(index)
+    return kept
+
+
+def _by_piece(overlap: Overlap, side: int, row: int, group: list[int]) -> list[list[int]]:
+    """The parts by the connected piece of the merged fragment, where this has several."""
+    view = overlap.views[side][row]
+    labels, areas = pieces(view)
+    owners: dict[int, list[int]] = {}
+    covered: dict[int, int] = {}
+    for index in group:
+        part = clip(overlap.views[1 - side][index], box_of(view))
+        under = clip(View(labels, view.x, view.y), box_of(part)).mask[part.mask]
+        counts = np.bincount(under, minlength=len(areas) + 1)
+        counts[0] = 0
+        label = int(counts.argmax())
+        owners.setdefault(label, []).append(index)
+        covered[label] = covered.get(label, 0) + int(counts[label])
+    return [
+        found
+        for label, found in owners.items()
+        if len(found) >= 2 and covered[label] >= _COVERED * areas[label - 1]
+    ]
+
+
+def _belong_together(
+    fragments: Fragments, overlap: Overlap, side: int, merged: int, group: list[int]
+) -> bool:
+    views = [overlap.views[1 - side][index] for index in group]
+    window = overlap.windows[1 - side]
+    fibre = is_thin(overlap.views[side][merged])
+    # Every part must hang together with some other one.
+    for index, view in enumerate(views):
+        joints = [joint_of(view, other) for other in views[:index] + views[index + 1 :]]
+        if not any(
+            (fibre and each.end_to_end) or near_border(fragments, window, each.first, MARGIN)
+            for each in joints
+        ):
+            return False
+    return True
+
+
+def near_border(fragments: Fragments, window: int, pixel: tuple[int, int], reach: int) -> bool:
+    """Whether a pixel lies within some px of an inner border of a window that holds it."""
+    x, y = pixel
+    return bool(fragments.inner_distance(window, (x, y, x + 1, y + 1))[0, 0] <= reach)
+
+
+def is_thin(view: View) -> bool:
+    """Whether a mask is several times as long as wide, bent or not."""
+    framed = cv2.copyMakeBorder(
+        np.ascontiguousarray(view.mask).view(np.uint8), *[1] * 4, cv2.BORDER_CONSTANT
+    )
+    width = 2 * float(cv2.distanceTransform(framed, cv2.DIST_L2, 3).max()) - 1
+    return np.count_nonzero(view.mask) >= _THIN * max(width, 2) ** 2
+
+
+class Joint(NamedTuple):
+    """Where two masks come nearest.
+
+    Attributes:
+        first, second: x and y of the two pixels that are nearest to each other.
+        gap: px between them.
+        end_to_end: whether both end there and each goes on in the other.
+    """
+
+    first: tuple[int, int]
+    second: tuple[int, int]
+    gap: float
+    end_to_end: bool
+
+
+def joint_of(first: View, second: View, reach: int = 12) -> Joint:
+    """Find where two masks come nearest, and whether both end there.
+
+    Args:
+        first, second: the masks.
+        reach: px around the nearest points that are looked at.
+    """
+    points = [np.argwhere(v.mask)[:, ::-1] + (v.x, v.y) for v in (first, second)]
+    distances, nearest = cKDTree(points[1]).query(points[0])
+    nearest_own = int(distances.argmin())
+    spots = points[0][nearest_own], points[1][nearest[nearest_own]]
+    ends, ways = [], []
+    for own, spot, other in zip(points, spots, spots[::-1], strict=True):
+        # The middle of the end: its nearest pixel may be a corner of it.
+        local = own[((own - spot) ** 2).sum(axis=1) <= (reach / 2) ** 2]
+        away = np.hypot(*(local - other).T)
+        end = local[away <= away.min() + 1.5].mean(axis=0)
+        offsets = own - end
+        ends.append(end)
+        ways.append(offsets[(offsets**2).sum(axis=1) <= reach**2].mean(axis=0))
+    at = (*(tuple(spot.tolist()) for spot in spots), float(distances[nearest_own]))
+    lengths = [float(np.hypot(*way)) for way in ways]
+    if min(lengths) < _ONE_SIDED * reach:
+        return Joint(*at, False)
+    cosine = -float(ways[0] @ ways[1]) / (lengths[0] * lengths[1])
+    gap = ends[1] - ends[0]
+    if np.hypot(*gap) > 4:
+        # Over a gap the direction of the gap must fit as well.
+        along = -float(ways[0] @ gap) / (lengths[0] * float(np.hypot(*gap)))
+        cosine = min(cosine, along)
+    return Joint(*at, cosine >= _STRAIGHT)
+
+
+def _cut_along(
+    fragments: Fragments, overlap: Overlap, side: int, merged: int, group: list[int]
+) -> list[View]:
+    """Give each pixel of the merged fragment to the nearest part.
+
+    What lies outside of the other window goes to parts that this window cuts, if there are any.
+    """
+    whole = fragments.view(overlap.numbers[side][merged])
+    parts = [clip(overlap.views[1 - side][index], box_of(whole)) for index in group]
+    numbers = [overlap.numbers[1 - side][index] for index in group]
+    goes_on = fragments.border_gaps(numbers).min(axis=1) <= MARGIN
+    if not goes_on.any():
+        goes_on[:] = True
+    owner = _nearest(whole, parts)
+    outside = np.ones_like(whole.mask)
+    clip(View(outside, whole.x, whole.y), overlap.region).mask[:] = False
+    beyond = _nearest(whole, [part for part, on in zip(parts, goes_on, strict=True) if on])
+    owner[outside] = np.flatnonzero(goes_on)[beyond[outside]]
+    views = [View(whole.mask & (owner == k), whole.x, whole.y) for k in range(len(parts))]
+    # Where parts overlap, as crossing fibres do, each keeps all of its own.
+    views = [
+        union([view, View(shared.mask & part.mask, *part[1:])])
+        for view, part in zip(views, parts, strict=True)
+        for shared in [clip(whole, box_of(part))]
+    ]
+    return [view for view in views if view.mask.any()]
+
+
+def _nearest(whole: View, parts: list[View]) -> np.ndarray:
+    """For each pixel of a mask's array the number of the part nearest to it."""
+    seeds = np.full(whole.mask.shape, -1, dtype=np.int32)
+    for number, part in enumerate(parts):
+        clip(View(seeds, whole.x, whole.y), box_of(part)).mask[part.mask] = number
+    rows, columns = distance_transform_edt(seeds < 0, return_distances=False, return_indices=True)
+    return seeds[rows, columns]
+
+
+_AROUND = 32  # px on both sides of a region in which fibres show where they go
+
+
+class Clusters:
+    """Disjoint sets of fragments."""
+
+    def __init__(self, fragments: Fragments) -> None:
+        self._parent = list(range(len(fragments)))
+        whole = np.flatnonzero(fragments.border_gaps().min(axis=1, initial=MARGIN + 1) > MARGIN)
+        self._whole: dict[int, set[int]] = {
+            number: {window}
+            for number, window in zip(whole.tolist(), fragments.window[whole].tolist(), strict=True)
+        }
+
+    def find(self, fragment: int) -> int:
+        """The number that stands for a fragment's set."""
+        parent = self._parent
+        while parent[fragment] != fragment:
+            parent[fragment] = parent[parent[fragment]]
+            fragment = parent[fragment]
+        return fragment
+
+    def join(self, first: int, second: int) -> None:
+        """Make two sets one."""
+        low, high = sorted((self.find(first), self.find(second)))
+        if low == high:
+            return
+        self._parent[high] = low
+        whole = self._whole.pop(high, None)
+        if whole:
+            self._whole.setdefault(low, set()).update(whole)
+
+    def may_join(self, first: int, second: int) -> bool:
+        """Whether no window shows both sets whole: it would have told them apart."""
+        sets = [self._whole.get(self.find(fragment), set()) for fragment in (first, second)]
+        return sets[0].isdisjoint(sets[1])
+
+    def members(self) -> list[list[int]]:
+        """The sets, each ascending."""
+        sets: dict[int, list[int]] = {}
+        for fragment in range(len(self._parent)):
+            sets.setdefault(self.find(fragment), []).append(fragment)
+        return list(sets.values())
+
+
+def cluster(
+    fragments: Fragments, overlaps: list[Overlap], joined: Iterable[Pair]
+) -> tuple[Clusters, set[int]]:
+    """Link fragments, the surest evidence first.
+
+    Args:
+        fragments: all of them.
+        overlaps: every two windows that share pixels.
+        joined: pairs known to belong together.
+
+    Returns:
+        the sets, and the fragments that are not the same in some other window which sees them.
+    """
+    clusters = Clusters(fragments)
+    linked: list[tuple[Overlap, set[Pair]]] = []
+    tied, loose = [], set()
+    for first, second in joined:
+        clusters.join(first, second)
+    together = set(joined)
+    for overlap in overlaps:
+        if not overlap.twins().all(axis=None):
+            overlap.look(fragments)
+        found = agreement(overlap)
+        overlap.forget()
+        for first, second in found.sure:
+            clusters.join(first, second)
+        tied += [(*pair, len(linked)) for pair in found.tied]
+        loose.update(found.loose)
+        linked.append((overlap, set(found.sure)))
+    _resolve_ties(fragments, clusters, tied, linked)
+    # A large region is far from the corners of windows and says more than a small one.
+    linked.sort(key=lambda each: (-_area(each[0]), each[0].windows))
+    for overlap, pairs in linked:
+        inside = [set(numbers) for numbers in overlap.numbers]
+        pairs |= {(a, b) for a, b in together if a in inside[0] and b in inside[1]}
+        pairs |= {(b, a) for a, b in together if b in inside[0] and a in inside[1]}
+        _link_loosely(fragments, clusters, overlap, pairs)
+    return clusters, loose
+
+
+def _area(overlap: Overlap) -> int:
+    x0, y0, x1, y1 = overlap.region
+    return (x1 - x0) * (y1 - y0)
+
+
+def _resolve_ties(
+    fragments: Fragments,
+    clusters: Clusters,
+    tied: list[tuple[float, int, int, int]],
+    linked: list[tuple[Overlap, set[Pair]]],
+) -> None:
+    """Match what agrees with several: as other windows do, then of one class and direction."""
+    classes, scores = fragments.classes, fragments.scores
+    used: list[set[int]] = [set() for _ in linked]
+
+    def order(tie: tuple[float, int, int, int]) -> tuple:
+        iou, a, b, place = tie
+        apart = clusters.find(a) != clusters.find(b)
+        other = bool(classes[a] != classes[b])
+        bend = round(_bend(fragments, a, b, linked[place][0].region), 2)
+        return -iou, apart, other, bend, abs(float(scores[a] - scores[b])), a, b
+
+    rivals: dict[int, tuple[set[int], set[int]]] = {}
+    for _, a, b, place in tied:
+        sides = rivals.setdefault(place, (set(), set()))
+        sides[0].add(a)
+        sides[1].add(b)
+
+    def taken(a: int, b: int, place: int) -> bool:
+        """Whether other windows have already given one of the two to a rival of the other."""
+        first, second = clusters.find(a), clusters.find(b)
+        return first != second and (
+            any(clusters.find(rival) == second for rival in rivals[place][0])
+            or any(clusters.find(rival) == first for rival in rivals[place][1])
+        )
+
+    for _, a, b, place in sorted(tied, key=order):
+        if a not in used[place] and b not in used[place] and not taken(a, b, place):
+            used[place].update((a, b))
+            linked[place][1].add((a, b))
+            clusters.join(a, b)
+
+
+def _bend(fragments: Fragments, a: int, b: int, region: Sequence[int]) -> float:
+    """How far two fragments around a region are from one straight line, in px."""
+    x0, y0, x1, y1 = region
+    reach = _AROUND
+    around = (x0 - reach, y0 - reach, x1 + reach, y1 + reach)
+    views = [clip(fragments.view(number), around) for number in (a, b)]
+    points = np.concatenate([np.argwhere(v.mask) + (v.y, v.x) for v in views])
+    return float(np.sqrt(max(0.0, np.linalg.eigvalsh(np.cov(points, rowvar=False, ddof=0))[0])))
+
+
+def _link_loosely(
+    fragments: Fragments, clusters: Clusters, overlap: Overlap, pairs: set[Pair]
+) -> None:
+    """Link what agrees in neither pixels nor pieces, in one overlap."""
+    linked = [{pair[side] for pair in pairs} for side in (0, 1)]
+    free = [
+        [i for i, number in enumerate(overlap.numbers[side]) if number not in linked[side]]
+        for side in (0, 1)
+    ]
+    if not any(free):
+        return
+    overlap.look(fragments)
+    for link in (_tolerant, _contained, _end_to_end):
+        for i, j in link(fragments, overlap, free, pairs):
+            a, b = overlap.numbers[0][i], overlap.numbers[1][j]
+            if clusters.find(a) == clusters.find(b) or clusters.may_join(a, b):
+                clusters.join(a, b)
+                pairs.add((a, b))
+                free = [[k for k in free[0] if k != i], [k for k in free[1] if k != j]]
+    overlap.forget()
+
+
+def _tolerant(
+    fragments: Fragments, overlap: Overlap, free: list[list[int]], _: set[Pair]
+) -> list[Pair]:
+    """Free fragments whose outlines are within a tolerance, margins left out."""
+    region = np.array(overlap.region)
+    for window in overlap.windows:
+        box = fragments.trusted(MARGIN)[window]
+        region[:2] = np.maximum(region[:2], box[:2])
+        region[2:] = np.minimum(region[2:], box[2:])
+    if (region[:2] >= region[2:]).any() or not all(free):
+        return []
+    inner = [[clip(view, region.tolist()) for view in views] for views in overlap.views]
+    shares = np.zeros(overlap.common.shape)
+    for i in free[0]:
+        for j in free[1]:
+            if overlap.common[i, j]:
+                own, other = inner[0][i], inner[1][j]
+                shares[i, j] = min(tolerant_share(own, other), tolerant_share(other, own))
+    return greedy_pairs(shares, TOLERANT, free)
+
+
+def _contained(
+    fragments: Fragments, overlap: Overlap, free: list[list[int]], pairs: set[Pair]
+) -> list[Pair]:
+    """Free fragments that are cut where the other window sees on, and lie in one of its own.
+
+    Not those that lie in the same thing in their own window too: they are something else on it.
+    """
+    found, views = [], overlap.views
+    for side in (0, 1):
+        numbers = overlap.numbers
+        common = overlap.common if side == 0 else overlap.common.T
+        trusted = fragments.trusted(MARGIN)[overlap.windows[1 - side]].tolist()
+        cut = _cut_before(fragments, overlap, side)
+        for index in free[side]:
+            others = np.flatnonzero(common[index]).tolist()
+            own = views[side][index]
+            reliable = np.count_nonzero(clip(own, trusted).mask)
+            if not others or not cut[index] or reliable < overlap.areas[side][index] / 2:
+                continue
+            shares = [tolerant_share(own, views[1 - side][k]) for k in others]
+            best = int(np.argmax(shares))
+            if shares[best] < TOLERANT:
+                continue
+            target = numbers[1 - side][others[best]]
+            twins = {pair[side] for pair in pairs if pair[1 - side] == target}
+            if any(
+                tolerant_share(own, views[side][k]) >= TOLERANT
+                for k, number in enumerate(numbers[side])
+                if number in twins
+            ):
+                continue
+            pair = (index, others[best])
+            found.append(pair if side == 0 else pair[::-1])
+    return found
+
+
+def _cut_before(fragments: Fragments, overlap: Overlap, side: int) -> np.ndarray:
+    """(n,) bool: which fragments end near a border beyond which the other window sees on."""
+    own, other = (fragments.windows[overlap.windows[k]] for k in (side, 1 - side))
+    beyond = np.concatenate([other[:2] < own[:2], other[2:] > own[2:]])
+    boxes = np.array([box_of(view) for view in overlap.views[side]]).reshape(-1, 4)
+    return ((np.abs(boxes - own) <= MARGIN) & beyond).any(axis=1)
+
+
+def _end_to_end(
+    fragments: Fragments, overlap: Overlap, free: list[list[int]], _: set[Pair]
+) -> list[Pair]:
+    """Free thin fragments that end opposite each other, both near their windows' borders."""
+    x0, y0, x1, y1 = overlap.region
+    reach = max(MARGIN, min(x1 - x0, y1 - y0) // 2)
+    close = np.zeros(overlap.common.shape)
+    for i in free[0]:
+        for j in free[1]:
+            views = [
+                fragments.view(overlap.numbers[side][index]) for side, index in enumerate((i, j))
+            ]
+            boxes = np.array([box_of(view) for view in views])
+            apart = (boxes[:, :2].max(axis=0) - boxes[:, 2:].min(axis=0)).max()
+            if apart > reach or not all(is_thin(view) for view in views):
+                continue
+            # The ends that matter lie in or near the region.
+            around = (x0 - reach, y0 - reach, x1 + reach, y1 + reach)
+            ends = [clip(view, around) for view in views]
+            joint = joint_of(*ends)
+            lost = all(
+                near_border(fragments, window, pixel, 2 * MARGIN)
+                for window, pixel in zip(overlap.windows, joint[:2], strict=True)
+            )
+            if lost and joint.end_to_end and joint.gap <= reach:
+                close[i, j] = 1 / (1 + joint.gap)
+    return greedy_pairs(close, 1e-9, free)

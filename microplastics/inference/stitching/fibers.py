@@ -1,0 +1,333 @@
+"""Fibres that the model has broken: pieces that lie end to end become one particle."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.spatial import cKDTree
+
+from microplastics.inference.stitching.merging import Merged
+from microplastics.inference.stitching.overlaps import PackedMasks, View, box_of, clip, tight, union
+from microplastics.measurement.centerline import Skeleton, skeletonise
+
+JOINS = "pieces of fibres joined end to end"
+"""What the joins are called in ``Stitched.notes``."""
+
+_THIN = 3.0  # area / width²: less is no piece of a fibre
+_BACK = 3.0  # widths of the centreline that tell the direction of an end
+_SHORTEST_BACK = 10.0  # px of it, at least
+_GAP = 6.0  # widths between two ends
+_OVERLAP = 8.0  # widths by which two pieces may cover one another
+_ABUT = 1.0  # widths of overlap that need not be seen in the masks
+_TURN = np.cos(np.radians(35))  # the most that a fibre turns between two ends
+_SAME = np.cos(np.radians(25))  # the same where both pieces show the stretch between
+_ASIDE = 0.5  # widths that an end may lie beside the other's way, for a start
+_SPREAD = 0.15  # further px beside it for each px of gap
+_WIDTHS = 1.26  # the highest ratio of two widths
+_WIDTHS_IN_LINE = 1.7  # the same of two ends in line: masks of one fibre are ragged
+_TURN_IN_LINE = np.cos(np.radians(20))
+_ASIDE_IN_LINE, _SPREAD_IN_LINE, _OVERLAP_IN_LINE, _GAP_IN_LINE = 0.35, 0.1, 4.0, 2.0
+_CLEAR = 1.5  # an end's second choice must cost this many times as much as the first
+
+
+class End(NamedTuple):
+    """Where a piece ends.
+
+    Attributes:
+        particle: number of the particle.
+        piece: number of the piece, which is 8-connected.
+        at: (2,) x and y of the middle of the end in px of the image.
+        way: (2,) unit vector along which the fibre would go on.
+        width: of the piece in px.
+        length: of the piece's centreline in px, with all its branches.
+    """
+
+    particle: int
+    piece: int
+    at: np.ndarray
+    way: np.ndarray
+    width: float
+    length: float
+
+
+class Join(NamedTuple):
+    """Two ends of one fibre.
+
+    Attributes:
+        cost: px from end to end, more where they are not in line.
+        first, second: numbers of the ends.
+        along: px from end to end along the way; less than 0 where the pieces overlap.
+    """
+
+    cost: float
+    first: int
+    second: int
+    along: float
+
+
+def join_fibers(merged: Merged, image_size: tuple[int, int], notes: dict[str, int]) -> Merged:
+    """Join thin pieces of one class that lie end to end, and fill the gaps between them.
+
+    Args:
+        merged: the particles.
+        image_size: height and width in px; nothing is filled beyond.
+        notes: where the joins are counted.
+    """
+    ends = [end for particle in range(len(merged)) for end in ends_of(merged, particle)]
+    joins = choose(ends, _candidates(merged, ends))
+    parents = list(range(len(merged)))
+
+    def find(particle: int) -> int:
+        while parents[particle] != particle:
+            particle = parents[particle]
+        return particle
+
+    bands: dict[int, list[View]] = {}
+    for join in joins:
+        pair = ends[join.first], ends[join.second]
+        low, high = sorted(find(end.particle) for end in pair)
+        parents[high] = low
+        bands.setdefault(pair[0].particle, []).append(band(*pair))
+    groups: dict[int, list[int]] = {}
+    for particle in sorted({ends[k].particle for j in joins for k in (j.first, j.second)}):
+        groups.setdefault(find(particle), []).append(particle)
+    if not groups:
+        return merged
+    notes[JOINS] = len(joins)
+    return _with(merged, list(groups.values()), bands, image_size)
+
+
+def ends_of(merged: Merged, particle: int) -> Iterator[End]:
+    """The ends of each connected piece of a particle that is thin."""
+    view = merged.view(particle)
+    mask = np.ascontiguousarray(view.mask).view(np.uint8)
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1):
+        part = labels[y : y + height, x : x + width] == label
+        framed = np.pad(part, 1)
+        thickness = 2 * float(cv2.distanceTransform(framed.view(np.uint8), cv2.DIST_L2, 5).max())
+        if area < _THIN * max(thickness - 1, 2) ** 2:
+            continue
+        origin = np.array([view.x + x - 1, view.y + y - 1])
+        # Thinning depends on how a mask lies, and what is joined must not.
+        position = canonical_position(framed)
+        lying = position.apply(framed)
+        skeleton = skeletonise(lying)
+        length = sum(arm.length for arm in skeleton.arms.values()) + thickness
+        for at, way, wide in _tips(skeleton, lying):
+            at, way = position.back(at, way, lying.shape)
+            yield End(particle, label, at + origin, way, wide, length)
+
+
+class Position(NamedTuple):
+    """One of the eight positions of a mask: swapped sides, then turned over.
+
+    Attributes:
+        swapped: rows are columns.
+        down, right: 1, or -1 where turned over.
+    """
+
+    swapped: bool
+    down: int
+    right: int
+
+    def apply(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a mask into the position."""
+        mask = mask.T if self.swapped else mask
+        return np.ascontiguousarray(mask[:: self.down, :: self.right])
+
+    def back(
+        self, at: np.ndarray, way: np.ndarray, shape: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Bring a place and a direction, x and y, back from it.
+
+        Args:
+            at, way: (2,) in the position.
+            shape: height and width of the mask in the position.
+        """
+        turned = np.array([self.right, self.down])
+        at = np.where(turned < 0, np.array(shape[::-1]) - 1 - at, at)
+        way = way * turned
+        return (at[::-1], way[::-1]) if self.swapped else (at, way)
+
+
+def canonical_position(mask: np.ndarray) -> Position:
+    """The same one of a mask's eight positions, however it lies."""
+    positions = [
+        Position(swapped, down, right)
+        for swapped in (False, True)
+        for down in (1, -1)
+        for right in (1, -1)
+    ]
+
+    def key(position: Position) -> tuple:
+        lying = position.apply(mask)
+        return lying.shape, lying.tobytes()
+
+    return min(positions, key=key)
+
+
+def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Middle, direction and width of each end of a mask, from its skeleton."""
+    for (number, side), *others in skeleton.darts().values():
+        if others:
+            continue
+        points = skeleton.arms[number].points[:: 1 if side == 0 else -1].astype(float)
+        radii = skeleton.radii[tuple(skeleton.arms[number].points.T[::-1])]
+        width = 2 * float(np.median(radii))
+        steps = np.hypot(*np.diff(points, axis=0).T)
+        walked = np.concatenate([[0.0], steps.cumsum()])
+        # At the very end the skeleton may run into a corner.
+        back = max(_SHORTEST_BACK, _BACK * width)
+        told = points[(walked >= min(width / 2, walked[-1] / 4)) & (walked <= back)]
+        if len(told) < 3:
+            continue
+        middle = told.mean(axis=0)
+        _, _, axes = np.linalg.svd(told - middle, full_matrices=False)
+        way = axes[0] * np.sign(axes[0] @ (told[0] - told[-1]))
+        # The last pixel of the mask along this way, near the tip.
+        around = int(np.ceil(width)) + 2
+        x0, y0 = np.maximum(points[0].astype(int) - around, 0).tolist()
+        near = np.argwhere(mask[y0 : y0 + 2 * around + 1, x0 : x0 + 2 * around + 1])[:, ::-1]
+        offsets = near + (x0, y0) - middle
+        beside = np.abs(offsets @ (way[1], -way[0])) <= max(width / 2, 1)
+        reach = (offsets @ way)[beside]
+        yield middle + way * float(reach.max(initial=0.0)), way, width
+
+
+def _candidates(merged: Merged, ends: list[End]) -> list[Join]:
+    """All pairs of ends that go on in one another."""
+    if len(ends) < 2:
+        return []
+    tree = cKDTree(np.array([end.at for end in ends]))
+    # Of two ends the wider one's reach counts, so that a broad thing does not make all look far.
+    reach = [1.1 * max(_GAP, _OVERLAP) * end.width for end in ends]
+    around = tree.query_ball_point(tree.data, reach)
+    pairs = {(min(a, b), max(a, b)) for a, near in enumerate(around) for b in near if a != b}
+    found = []
+    for a, b in sorted(pairs):
+        join = fit(ends[a], ends[b])
+        one, two = ends[a].particle, ends[b].particle
+        if join is None or merged.classes[one] != merged.classes[two]:
+            continue
+        if join[1] < -_ABUT * min(ends[a].width, ends[b].width) and not (
+            _holds(merged.view(one), ends[b]) and _holds(merged.view(two), ends[a])
+        ):
+            continue
+        found.append(Join(join[0], a, b, join[1]))
+    return found
+
+
+def _holds(view: View, end: End) -> bool:
+    """Whether a mask has a pixel within half a width of an end."""
+    reach = end.width / 2
+    low, high = np.floor(end.at - reach).astype(int), np.ceil(end.at + reach).astype(int) + 1
+    part = clip(view, (*low.tolist(), *high.tolist()))
+    points = np.argwhere(part.mask)[:, ::-1] + (part.x, part.y)
+    return bool((np.hypot(*(points - end.at).T) <= reach).any())
+
+
+def fit(one: End, two: End) -> tuple[float, float] | None:
+    """Whether two ends go on in one another: what that costs, and the px from one to the other.
+
+    An arc that leaves one end along its way arrives at the other along that one's way if the line
+    between the ends halves the turn. How far it is off from that is what counts.
+    """
+    if (one.particle, one.piece) == (two.particle, two.piece):
+        return None
+    width = (one.width + two.width) / 2
+    ratio = max(one.width, two.width) / min(one.width, two.width)
+    straight = -float(one.way @ two.way)
+    if ratio > _WIDTHS_IN_LINE or straight < _TURN:
+        return None
+    way = one.way - two.way
+    way = way / np.hypot(*way)
+    gap = two.at - one.at
+    along, aside = float(gap @ way), abs(float(gap @ (way[1], -way[0])))
+    if not -_OVERLAP * width <= along <= min(_GAP * width, one.length, two.length):
+        return None
+    if along < -_ABUT * width and straight < _SAME:
+        return None
+    if aside > _ASIDE * width + _SPREAD * abs(along):
+        return None
+    in_line = (
+        straight >= _TURN_IN_LINE
+        and aside <= _ASIDE_IN_LINE * width + _SPREAD_IN_LINE * abs(along)
+        and -_OVERLAP_IN_LINE * width <= along <= _GAP_IN_LINE * width
+    )
+    if ratio > _WIDTHS and not in_line:
+        return None
+    return abs(along) + 2 * aside + 1.0, along
+
+
+def choose(ends: list[End], candidates: list[Join]) -> list[Join]:
+    """Of the pairs those in which each end is the other's best, clearly before any other one."""
+    costs: list[list[float]] = [[] for _ in ends]
+    for join in candidates:
+        costs[join.first].append(join.cost)
+        costs[join.second].append(join.cost)
+    for each in costs:
+        each.sort()
+
+    def clear(end: int, cost: float) -> bool:
+        best, *others = costs[end]
+        return cost == best and (not others or others[0] >= _CLEAR * best)
+
+    return [
+        join
+        for join in candidates
+        if clear(join.first, join.cost) and clear(join.second, join.cost)
+    ]
+
+
+def band(one: End, two: End) -> View:
+    """Pixels within half a mean width of a curve from end to end, tangent to both ways."""
+    width = (one.width + two.width) / 2
+    # From inside of the pieces: their ends are round.
+    start, stop = one.at - width * one.way, two.at - width * two.way
+    length = float(np.hypot(*(stop - start)))
+    t = np.linspace(0, 1, int(np.ceil(2 * length)) + 2)[:, None]
+    leave, arrive = length * one.way, -length * two.way
+    curve = (
+        (2 * t**3 - 3 * t**2 + 1) * start
+        + (t**3 - 2 * t**2 + t) * leave
+        + (3 * t**2 - 2 * t**3) * stop
+        + (t**3 - t**2) * arrive
+    )
+    low = np.floor(curve.min(axis=0) - width).astype(int)
+    high = np.ceil(curve.max(axis=0) + width).astype(int) + 1
+    pixels = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True))), 2)
+    near = cKDTree(curve).query(pixels.reshape(-1, 2), distance_upper_bound=max(width / 2, 0.75))
+    mask = np.isfinite(near[0]).reshape(pixels.shape[:2])
+    return View(mask, int(low[0]), int(low[1]))
+
+
+def _with(
+    merged: Merged,
+    groups: list[list[int]],
+    bands: dict[int, list[View]],
+    image_size: tuple[int, int],
+) -> Merged:
+    """Put one particle in place of each group."""
+    taken = [particle for group in groups for particle in group]
+    rest = merged.take(np.setdiff1d(np.arange(len(merged)), taken))
+    masks, boxes, areas, scores = PackedMasks(), [], [], []
+    for group in groups:
+        frame = (0, 0, *image_size[::-1])
+        views = [clip(view, frame) for particle in group for view in bands.get(particle, [])]
+        whole = tight(*union([merged.view(particle) for particle in group] + views))
+        masks.append(whole.mask)
+        boxes.append(box_of(whole))
+        areas.append(np.count_nonzero(whole.mask))
+        scores.append(np.average(merged.scores[group], weights=merged.areas[group]))
+    rest.masks.extend(masks)
+    return Merged(
+        rest.masks,
+        np.vstack([rest.boxes, boxes]),
+        np.append(rest.areas, areas),
+        np.append(rest.classes, [merged.classes[group[0]] for group in groups]),
+        np.append(rest.scores, scores),
+        [*rest.members, *([n for p in group for n in merged.members[p]] for group in groups)],
+        np.append(rest.coarse, [merged.coarse[group].any() for group in groups]),
+    )

@@ -1,0 +1,464 @@
+"""What two overlapping windows saw of the same place, and which fragments agree there."""
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+_PLAIN_PIXELS = 4096  # smaller masks are kept as they are
+_DEFLATED_PIXELS = 65536  # larger ones are worth deflating: a fibre's box is nearly empty
+_UNPACKED_PIXELS = 16 << 20  # of fragments that are kept unpacked for a while
+_FAR = 1 << 30
+
+
+class PackedMasks(Sequence[np.ndarray]):
+    """Bool masks that are unpacked one at a time: a thin fibre takes 1/50 of its box.
+
+    Indexing and iterating give read-only (h, w) bool arrays.
+    """
+
+    def __init__(self, masks: Iterable[np.ndarray] = ()) -> None:
+        self._items: list[np.ndarray | tuple[tuple[int, int], bytes, bool]] = []
+        for mask in masks:
+            self.append(mask)
+
+    def append(self, mask: np.ndarray) -> None:
+        """Keep a (h, w) bool mask; the array itself is not held."""
+        if mask.size <= _PLAIN_PIXELS:
+            mask = mask.copy()
+            mask.setflags(write=False)
+            self._items.append(mask)
+            return
+        bits = np.packbits(mask).tobytes()
+        deflate = mask.size > _DEFLATED_PIXELS
+        self._items.append((mask.shape, zlib.compress(bits, 1) if deflate else bits, deflate))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, item: int | slice) -> np.ndarray:
+        if isinstance(item, slice):
+            part = PackedMasks()
+            part._items = self._items[item]
+            return part
+        kept = self._items[item]
+        if isinstance(kept, np.ndarray):
+            return kept
+        shape, bits, deflated = kept
+        bits = np.frombuffer(zlib.decompress(bits) if deflated else bits, np.uint8)
+        mask = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
+        mask.setflags(write=False)
+        return mask
+
+    def extend(self, others: "PackedMasks") -> None:
+        """Keep other packed masks too."""
+        self._items += others._items
+
+    def take(self, order: Iterable[int]) -> "PackedMasks":
+        """Select masks by number, without unpacking them."""
+        part = PackedMasks()
+        part._items = [self._items[index] for index in order]
+        return part
+
+
+class View(NamedTuple):
+    """A bool mask, or part of one, and where its first pixel lies in the image."""
+
+    mask: np.ndarray
+    x: int
+    y: int
+
+
+def tight(mask: np.ndarray, x: int, y: int) -> View:
+    """Cut a mask down to its pixels; (0, 0) in shape where it has none."""
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return View(mask[top : top + height, left : left + width], x + left, y + top)
+
+
+def clip(view: View, box: Sequence[int]) -> View:
+    """The part of a mask inside of a box x0, y0, x1, y1."""
+    height, width = view.mask.shape
+    x0, y0 = max(box[0], view.x), max(box[1], view.y)
+    x1, y1 = min(box[2], view.x + width), min(box[3], view.y + height)
+    x1, y1 = max(x0, x1), max(y0, y1)
+    return View(view.mask[y0 - view.y : y1 - view.y, x0 - view.x : x1 - view.x], x0, y0)
+
+
+def box_of(view: View) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of a mask's array."""
+    height, width = view.mask.shape
+    return view.x, view.y, view.x + width, view.y + height
+
+
+def common_pixels(first: View, second: View) -> int:
+    """Number of pixels that are in both of two masks."""
+    own, ox, oy = first
+    other, tx, ty = second
+    x0, y0 = (ox if ox > tx else tx), (oy if oy > ty else ty)
+    x1, y1 = ox + own.shape[1], oy + own.shape[0]
+    x1, y1 = min(x1, tx + other.shape[1]), min(y1, ty + other.shape[0])
+    if x0 >= x1 or y0 >= y1:
+        return 0
+    part = own[y0 - oy : y1 - oy, x0 - ox : x1 - ox]
+    return int(np.count_nonzero(part & other[y0 - ty : y1 - ty, x0 - tx : x1 - tx]))
+
+
+def union(views: Sequence[View]) -> View:
+    """All pixels of some masks."""
+    boxes = np.array([box_of(view) for view in views])
+    x0, y0 = boxes[:, :2].min(axis=0).tolist()
+    x1, y1 = boxes[:, 2:].max(axis=0).tolist()
+    whole = np.zeros((y1 - y0, x1 - x0), dtype=bool)
+    for mask, x, y in views:
+        height, width = mask.shape
+        whole[y - y0 : y - y0 + height, x - x0 : x - x0 + width] |= mask
+    return View(whole, x0, y0)
+
+
+def dilated(view: View, pixels: int) -> View:
+    """A mask grown by a disc of some radius; its array grows with it."""
+    if not view.mask.size:
+        return view
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1,) * 2)
+    framed = cv2.copyMakeBorder(
+        np.ascontiguousarray(view.mask).view(np.uint8), *[pixels] * 4, cv2.BORDER_CONSTANT
+    )
+    return View(cv2.dilate(framed, kernel).view(bool), view.x - pixels, view.y - pixels)
+
+
+class Fragments:
+    """All fragments of one image, in an order that does not depend on how they came.
+
+    Attributes:
+        windows: (M, 4) int64 x0, y0, x1, y1 in px, row by row.
+        inner: (M, 4) bool, which of these sides lie inside of the image.
+        window: (N,) int64 window of each fragment; ascending.
+        boxes: (N, 4) int64 x0, y0, x1, y1 of each fragment's pixels.
+        areas: (N,) int64 px.
+        classes: (N,) int64.
+        scores: (N,) float64.
+        masks: N masks, tight.
+    """
+
+    def __init__(
+        self,
+        windows: np.ndarray,
+        image_size: tuple[int, int],
+        window: np.ndarray,
+        boxes: np.ndarray,
+        areas: np.ndarray,
+        classes: np.ndarray,
+        scores: np.ndarray,
+        masks: PackedMasks,
+    ) -> None:
+        by_row = np.lexsort(windows.T[[2, 3, 0, 1]])
+        number = np.empty(len(windows), dtype=np.int64)
+        number[by_row] = np.arange(len(windows))
+        self.windows = windows[by_row]
+        self.image_size = image_size
+        height, width = image_size
+        self.inner = self.windows != (0, 0, width, height)
+        window = number[window]
+        keys = (scores, classes, areas, *boxes.T[::-1], window)
+        order = np.lexsort(keys)
+        self.window, self.boxes, self.areas = window[order], boxes[order], areas[order]
+        self.classes, self.scores = classes[order], scores[order]
+        self.masks = masks.take(order.tolist())
+        bounds = np.searchsorted(self.window, np.arange(len(windows) + 1))
+        self._bounds = bounds.tolist()
+        self._corners = self.boxes[:, :2].tolist()
+        self._unpacked: OrderedDict[int, View] = OrderedDict()
+        self._unpacked_pixels = 0
+
+    def __len__(self) -> int:
+        return len(self.window)
+
+    def members(self, window: int) -> slice:
+        """The fragments of a window."""
+        return slice(self._bounds[window], self._bounds[window + 1])
+
+    def view(self, fragment: int) -> View:
+        """Unpack a fragment; neighbouring windows ask for the same ones, so some are kept."""
+        view = self._unpacked.get(fragment)
+        if view is None:
+            view = View(self.masks[fragment], *self._corners[fragment])
+            self._unpacked[fragment] = view
+            self._unpacked_pixels += view.mask.size
+            while self._unpacked_pixels > _UNPACKED_PIXELS:
+                self._unpacked_pixels -= self._unpacked.popitem(last=False)[1].mask.size
+        return view
+
+    def border_gaps(self, numbers: Sequence[int] | slice = slice(None)) -> np.ndarray:
+        """(n, 4) px between fragments and their windows' sides; huge at the image's border."""
+        window = self.window[numbers]
+        gaps = np.abs(self.boxes[numbers] - self.windows[window])
+        return np.where(self.inner[window], gaps, _FAR)
+
+    def inner_distance(self, window: int, box: Sequence[int]) -> np.ndarray:
+        """Distance of each pixel of a box from its window's nearest inner border, in px.
+
+        Args:
+            window: which one.
+            box: x0, y0, x1, y1 inside of it.
+
+        Returns:
+            (height, width) of the box, int64, 1 at the border; huge without inner borders.
+        """
+        x0, y0, x1, y1 = self.windows[window].tolist()
+        left, top, right, bottom = self.inner[window].tolist()
+        x, y = np.arange(box[0], box[2]), np.arange(box[1], box[3])
+        across = np.minimum(x - x0 + 1 if left else _FAR, x1 - x if right else _FAR)
+        down = np.minimum(y - y0 + 1 if top else _FAR, y1 - y if bottom else _FAR)
+        across = np.broadcast_to(across, x.shape)
+        return np.minimum(across, np.broadcast_to(down, y.shape)[:, None])
+
+    def trusted(self, margin: int) -> np.ndarray:
+        """(M, 4) int64 boxes of the windows without a margin along their inner borders."""
+        return self.windows + self.inner * np.array([1, 1, -1, -1]) * margin
+
+    def replaced(self, parts: dict[int, list[View]]) -> "Fragments":
+        """Cut some fragments into parts, which have their class and score.
+
+        Args:
+            parts: of fragments, by their number; every part has a pixel.
+        """
+        kept = [index for index in range(len(self)) if index not in parts]
+        origin = kept + [index for index, views in parts.items() for _ in views]
+        masks, boxes, areas = self.masks.take(kept), [], []
+        for views in parts.values():
+            for view in views:
+                view = tight(*view)
+                masks.append(view.mask)
+                boxes.append(box_of(view))
+                areas.append(np.count_nonzero(view.mask))
+        return Fragments(
+            self.windows,
+            self.image_size,
+            self.window[origin],
+            np.concatenate([self.boxes[kept], np.array(boxes, dtype=np.int64).reshape(-1, 4)]),
+            np.concatenate([self.areas[kept], np.array(areas, dtype=np.int64)]),
+            self.classes[origin],
+            self.scores[origin],
+            masks,
+        )
+
+
+AGREE = 0.5  # least IoU at which two views show one thing
+TOLERANCE = 2  # px by which outlines may differ
+TOLERANT = 0.6  # least share of both that lies within the tolerance of the other
+MARGIN = 8  # px along a window's inner border where masks are not to be trusted
+_SPECK = 0.05  # of both fragments: too little to join them when the rest disagrees
+
+# Numbers of a fragment of the first and of the second window.
+Pair = tuple[int, int]
+
+
+class Overlap:
+    """Two windows, and their fragments inside of what they share.
+
+    Attributes:
+        windows: numbers of the two.
+        region: x0, y0, x1, y1 of what they share.
+        numbers: for each of the two, the fragments with pixels in the region.
+        areas: for each of the two, how many pixels these have there, (n,) int64.
+        common: (n, m) int64 pixels that are in both.
+    """
+
+    def __init__(self, fragments: Fragments, first: int, second: int, region: Sequence[int]):
+        self.windows = (first, second)
+        self.region = tuple(region)
+        sides = [_inside(fragments, window, self.region) for window in self.windows]
+        self.numbers = [[number for number, _, _ in side] for side in sides]
+        self.views = [[view for _, view, _ in side] for side in sides]
+        self.areas = [np.array([area for *_, area in side], dtype=np.int64) for side in sides]
+        self.common = np.zeros([len(side) for side in sides], dtype=np.int64)
+        if not all(sides):
+            return
+        boxes = [np.array([box_of(v) for v in views]).reshape(-1, 4) for views in self.views]
+        low = np.maximum(boxes[0][:, None, :2], boxes[1][None, :, :2])
+        high = np.minimum(boxes[0][:, None, 2:], boxes[1][None, :, 2:])
+        for i, j in np.argwhere((low < high).all(axis=2)).tolist():
+            self.common[i, j] = common_pixels(self.views[0][i], self.views[1][j])
+
+    def iou(self) -> np.ndarray:
+        """(n, m) IoU inside of the region."""
+        return self.common / (self.areas[0][:, None] + self.areas[1] - self.common)
+
+    def twins(self) -> np.ndarray:
+        """(n, m) bool: equal to the last pixel."""
+        return (self.common == self.areas[0][:, None]) & (self.common == self.areas[1])
+
+    def forget(self) -> None:
+        """Let go of the masks; :meth:`look` brings them back."""
+        self.views = [[], []]
+
+    def look(self, fragments: Fragments) -> None:
+        """Unpack the masks again."""
+        if not any(self.views):
+            self.views = [
+                [clip(fragments.view(number), self.region) for number in numbers]
+                for numbers in self.numbers
+            ]
+
+
+def _inside(
+    fragments: Fragments, window: int, region: Sequence[int]
+) -> list[tuple[int, View, int]]:
+    """Number, mask and pixels of what a window shows inside of a region."""
+    members = fragments.members(window)
+    low, high = fragments.boxes[members, :2], fragments.boxes[members, 2:]
+    meets = ((low < region[2:]) & (high > region[:2])).all(axis=1)
+    numbers = np.flatnonzero(meets)
+    inside = ((low[numbers] >= region[:2]) & (high[numbers] <= region[2:])).all(axis=1)
+    numbers += members.start
+    areas = np.where(inside, fragments.areas[numbers], 0).tolist()
+    found = []
+    for number, area in zip(numbers.tolist(), areas, strict=True):
+        view = fragments.view(number)
+        if not area:
+            view = clip(view, region)
+            area = int(np.count_nonzero(view.mask))
+        if area:
+            found.append((number, view, area))
+    return found
+
+
+def overlaps_of(fragments: Fragments, among: set[int] | None = None) -> Iterator[Overlap]:
+    """Every two windows that share pixels and have both found something there.
+
+    Args:
+        fragments: of all windows.
+        among: only pairs with one of these windows.
+    """
+    windows = fragments.windows
+    for first in range(len(windows)):
+        low = np.maximum(windows[first, :2], windows[first + 1 :, :2])
+        high = np.minimum(windows[first, 2:], windows[first + 1 :, 2:])
+        for index in np.flatnonzero((low < high).all(axis=1)).tolist():
+            second = first + 1 + index
+            if among is None or first in among or second in among:
+                region = (*low[index].tolist(), *high[index].tolist())
+                overlap = Overlap(fragments, first, second, region)
+                if all(overlap.numbers):
+                    yield overlap
+
+
+class Agreement(NamedTuple):
+    """Links between the fragments of two windows, by number.
+
+    Attributes:
+        sure: pairs of which each is the other's only best.
+        tied: pairs that agree as well as others do, with their IoU.
+        loose: fragments without an equal twin, which may be linked nevertheless.
+    """
+
+    sure: list[Pair]
+    tied: list[tuple[float, int, int]]
+    loose: list[int]
+
+
+def agreement(overlap: Overlap) -> Agreement:
+    """Match the fragments of two windows one to one, by the pixels that both could see.
+
+    Equal ones first. Of the rest each 4-connected piece inside of the region is matched by
+    itself: a bent fibre may be one fragment in a window and two in the other, but a piece of it
+    is the same in both. What agrees as a whole though not piece by piece comes last.
+    """
+    twins = overlap.twins()
+    rows, columns = twins.sum(axis=1), twins.sum(axis=0)
+    sure, tied = [], []
+    numbers = overlap.numbers
+    for i, j in np.argwhere(twins).tolist():
+        if rows[i] == columns[j] == 1:
+            sure.append((numbers[0][i], numbers[1][j]))
+        else:
+            tied.append((1.0, numbers[0][i], numbers[1][j]))
+    rest = [np.flatnonzero(rows == 0).tolist(), np.flatnonzero(columns == 0).tolist()]
+    loose = [numbers[side][index] for side in (0, 1) for index in rest[side]]
+    if not all(rest):
+        return Agreement(sure, tied, loose)
+    by_pieces = _match_pieces(overlap, rest)
+    linked = [{pair[side] for pair in by_pieces} for side in (0, 1)]
+    rest = [[i for i in rest[side] if i not in linked[side]] for side in (0, 1)]
+    wholly = greedy_pairs(overlap.iou(), AGREE, rest) if all(rest) else []
+    sure += [(numbers[0][i], numbers[1][j]) for i, j in by_pieces + wholly]
+    return Agreement(sure, tied, loose)
+
+
+def greedy_pairs(
+    values: np.ndarray, least: float, among: Sequence[Sequence[int]] | None = None
+) -> list[Pair]:
+    """Rows and columns one to one, the highest values first.
+
+    Args:
+        values: (n, m).
+        least: leave pairs below alone.
+        among: rows and columns that may be used; all when left out.
+    """
+    if among is None:
+        among = [range(size) for size in values.shape]
+    part = values[np.ix_(*among)]
+    rows, columns = np.nonzero(part >= least)
+    order = np.argsort(-part[rows, columns], kind="stable")
+    pairs, used = [], (set(), set())
+    for i, j in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if i not in used[0] and j not in used[1]:
+            used[0].add(i)
+            used[1].add(j)
+            pairs.append((among[0][i], among[1][j]))
+    return pairs
+
+
+def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
+    """Positions of fragments that have a matching piece."""
+    labels, areas, owners = [], [], []
+    for side in (0, 1):
+        found = [pieces(overlap.views[side][index]) for index in rest[side]]
+        labels.append([label for label, _ in found])
+        areas.append(np.concatenate([area for _, area in found]))
+        owners.append(np.repeat(rest[side], [len(area) for _, area in found]))
+    starts = [np.searchsorted(owners[side], rest[side]).tolist() for side in (0, 1)]
+    common = np.zeros((len(areas[0]), len(areas[1])), dtype=np.int64)
+    for i, j in np.argwhere(overlap.common[np.ix_(*rest)] > 0).tolist():
+        first = View(labels[0][i], *overlap.views[0][rest[0][i]][1:])
+        second = View(labels[1][j], *overlap.views[1][rest[1][j]][1:])
+        own = clip(first, box_of(second))
+        other = clip(second, box_of(own)).mask
+        both = (own.mask > 0) & (other > 0)
+        where = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
+        np.add.at(common, where, 1)
+    pairs = greedy_pairs(common / (areas[0][:, None] + areas[1] - common), AGREE)
+    matched: dict[Pair, int] = {}
+    for i, j in pairs:
+        pair = int(owners[0][i]), int(owners[1][j])
+        matched[pair] = matched.get(pair, 0) + int(max(areas[0][i], areas[1][j]))
+    unmatched = [
+        set(owners[side]) & set(np.delete(owners[side], [p[side] for p in pairs]).tolist())
+        for side in (0, 1)
+    ]
+    return [
+        (i, j)
+        for (i, j), pixels in matched.items()
+        if pixels >= _SPECK * min(overlap.areas[0][i], overlap.areas[1][j])
+        or not (i in unmatched[0] or j in unmatched[1])
+    ]
+
+
+def pieces(view: View) -> tuple[np.ndarray, np.ndarray]:
+    """4-connected pieces of a mask: labels from 1, and the pixels of each.
+
+    Of a particle's piece in a region two windows see the same, however each has cut the rest of
+    it; with diagonal neighbours that would not hold for parts that were told apart without them.
+    """
+    mask = np.ascontiguousarray(view.mask).view(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    return labels, stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
+
+
+def tolerant_share(own: View, other: View) -> float:
+    """Share of a mask's pixels within :data:`TOLERANCE` of another mask; 0 where one is empty."""
+    pixels = int(np.count_nonzero(own.mask))
+    return common_pixels(own, dilated(other, TOLERANCE)) / pixels if pixels else 0.0

@@ -1,0 +1,255 @@
+"""Particles of an image that is larger than the network's windows, in memory that does not grow."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from microplastics.data.tiling import Tiling, Window, windows_of
+from microplastics.inference.postprocess import drop_duplicates
+from microplastics.inference.predictor import Predictions, Predictor
+from microplastics.inference.stitching.merging import enlarge
+from microplastics.inference.stitching.stitcher import Stitched, Stitcher
+from microplastics.roi.region import Region
+from microplastics.structures.particles import Particles
+
+# Side in px of the pieces in which the colours of particles are read.
+_PIECE = 1024
+# Share of a window's side below which the coarse pass tells nothing new.
+_MIN_COARSE_SHARE = 0.5
+
+
+class Regions(Protocol):
+    """An image read by region, such as ``data.regions.ImageRegions``."""
+
+    width: int
+    height: int
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """Give (h, w, 3) uint8 BGR."""
+
+
+@dataclasses.dataclass
+class MosaicCounts:
+    """What happened to the windows of one image.
+
+    Attributes:
+        windows: predicted.
+        constant: not predicted, because all their pixels are equal: the padding of a mosaic.
+        outside: not predicted, because they lie farther from the region than a window's side.
+        coarse: windows of the coarse pass.
+        duplicates: detections left out because another one of their window covers them.
+        fragments: the other detections in all windows, before stitching.
+        notes: what stitching left out or changed, and how often.
+    """
+
+    windows: int = 0
+    constant: int = 0
+    outside: int = 0
+    coarse: int = 0
+    duplicates: int = 0
+    fragments: int = 0
+    notes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def predict_mosaic(
+    predictor: Predictor,
+    regions: Regions,
+    name: str,
+    tiling: Tiling,
+    *,
+    max_overlap: float = 1.0,
+    join: bool = True,
+    region: Region | None = None,
+    quiet: bool | None = None,
+) -> tuple[Particles, MosaicCounts]:
+    """Predict an image window by window and put the particles together again.
+
+    Args:
+        predictor: its score and mask thresholds hold for each window.
+        regions: the image.
+        name: of the image, in the outputs.
+        tiling: how it is cut.
+        max_overlap: of two detections in a window, as of :func:`modeling.duplicates.distinct`.
+        join: put pieces of fibres that the model has broken together.
+        region: where particles count. Windows that are farther from it than their side are not
+            predicted; what the others find outside of it is in the result.
+        quiet: show no progress; None shows it on a terminal.
+
+    Returns:
+        The particles, from top to bottom and numbered from 1, with their pixels' colours; and
+        what happened to the windows.
+    """
+    size = (regions.height, regions.width)
+    stitcher, counts = Stitcher(size, join_broken=join), MosaicCounts()
+    windows = windows_of(*size[::-1], tiling.tile, tiling.overlap)
+    near = [window for window in windows if _is_near(window, region)]
+    counts.outside = len(windows) - len(near)
+    with tqdm(near, desc=name, unit="window", leave=False, disable=quiet) as progress:
+        for window, all_found in _predicted(predictor, regions, progress, tiling.scale, 1):
+            if all_found is None:
+                counts.constant += 1
+                continue
+            found = drop_duplicates(all_found, max_overlap)
+            counts.windows += 1
+            counts.duplicates += len(all_found) - len(found)
+            counts.fragments += len(found)
+            _add(stitcher, window, found)
+    if tiling.coarse:
+        counts.coarse = _coarse_pass(
+            predictor, regions, tiling, stitcher, max_overlap, region, quiet
+        )
+    stitched = stitcher.finish()
+    counts.notes = {what: int(number) for what, number in stitched.notes.items()}
+    return _particles(stitched, predictor.class_names, regions, name), counts
+
+
+def _add(stitcher: Stitcher, window: Window, found: Predictions) -> None:
+    """Tell the stitcher what a window shows."""
+    offsets = found.pred_masks.offsets + window[:2]
+    classes, scores = found.pred_classes.numpy(), found.scores.numpy()
+    stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
+
+
+def _particles(
+    stitched: Stitched, class_names: Sequence[str], regions: Regions, name: str
+) -> Particles:
+    return Particles(
+        image=name,
+        image_size=(regions.height, regions.width),
+        masks=stitched.masks,
+        offsets=stitched.offsets,
+        classes=[class_names[number] for number in stitched.classes],
+        scores=stitched.scores,
+        ids=np.arange(1, len(stitched) + 1, dtype=np.int64),
+        pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
+    )
+
+
+def _predicted(
+    predictor: Predictor, regions: Regions, windows: Iterable[Window], scale: float, shrink: int
+) -> Iterator[tuple[Window, Predictions | None]]:
+    """The predictions of each window that is not of one colour all over; None of one that is.
+
+    The windows are read in the predictor's own thread, ahead of the model.
+    """
+    order: deque[tuple[Window, bool]] = deque()
+
+    def images() -> Iterator[np.ndarray]:
+        for window in windows:
+            image = _read(regions, window, shrink)
+            constant = _is_constant(image)
+            order.append((window, constant))
+            if not constant:
+                yield image
+
+    for found in predictor.predict_many(images(), dense=True, scale=scale):
+        while order[0][1]:
+            yield order.popleft()[0], None
+        yield order.popleft()[0], found
+    while order:
+        yield order.popleft()[0], None
+
+
+def _is_near(window: Window, region: Region | None) -> bool:
+    """Whether particles that count may lie in a window, most of which may lie beside it."""
+    x, y, width, height = window
+    if region is None:
+        return True
+    return region.meets(x - width, y - height, x + 2 * width, y + 2 * height)
+
+
+def _read(regions: Regions, window: Window, shrink: int) -> np.ndarray:
+    x, y, width, height = window
+    image = regions.read(x, y, x + width, y + height)
+    if shrink == 1:
+        return image
+    size = (-(-width // shrink), -(-height // shrink))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _is_constant(image: np.ndarray) -> bool:
+    first = image[0, 0]
+    return bool((image[::16, ::16] == first).all() and (image == first).all())
+
+
+def _coarse_pass(
+    predictor: Predictor,
+    regions: Regions,
+    tiling: Tiling,
+    stitcher: Stitcher,
+    max_overlap: float,
+    region: Region | None,
+    quiet: bool | None,
+) -> int:
+    """Tell the stitcher of what is larger than a window, seen on the image shrunk.
+
+    The windows of this pass have a stitcher of their own, in px of the shrunk image.
+    """
+    factor = tiling.coarse
+    height, width = -(-regions.height // factor), -(-regions.width // factor)
+    small, count = Stitcher((height, width)), 0
+    tiles = windows_of(width, height, tiling.tile, tiling.overlap)
+    whole = {}
+    for x, y, w, h in tiles:
+        right, bottom = min((x + w) * factor, regions.width), min((y + h) * factor, regions.height)
+        window = (x * factor, y * factor, right - x * factor, bottom - y * factor)
+        if _is_near(window, region):
+            whole[window] = (x, y, w, h)
+    with tqdm(whole, desc="coarse pass", unit="window", leave=False, disable=quiet) as progress:
+        for window, found in _predicted(predictor, regions, progress, tiling.scale, factor):
+            if found is None:
+                continue
+            found = drop_duplicates(found, max_overlap)
+            count += 1
+            _add(small, whole[window], found)
+    seen = small.finish()
+    least = _MIN_COARSE_SHARE * tiling.tile / factor
+    large = [number for number, mask in enumerate(seen.masks) if max(mask.shape) >= least]
+    size = (regions.height, regions.width)
+    grown = [enlarge(seen.masks[n], seen.offsets[n].tolist(), factor, size) for n in large]
+    stitcher.add_coarse(
+        [mask for mask, _ in grown],
+        np.array([offset for _, offset in grown], dtype=np.int64).reshape(-1, 2),
+        seen.classes[large],
+        seen.scores[large],
+        scale=factor,
+    )
+    return count
+
+
+def particle_pixels(
+    regions: Regions, masks: Sequence[np.ndarray], offsets: np.ndarray
+) -> list[np.ndarray]:
+    """Read the pixels of particles, piece by piece of the image.
+
+    Args:
+        regions: the image.
+        masks: N bool crops.
+        offsets: (N, 2) x and y of their first pixels.
+
+    Returns:
+        N uint8 BGR arrays of shape (pixels of the mask, 3), in any order.
+    """
+    pieces: dict[tuple[int, int], list[int]] = {}
+    for number, (mask, (x, y)) in enumerate(zip(masks, offsets.tolist(), strict=True)):
+        height, width = mask.shape
+        for row in range(y // _PIECE, (y + height - 1) // _PIECE + 1):
+            for column in range(x // _PIECE, (x + width - 1) // _PIECE + 1):
+                pieces.setdefault((row, column), []).append(number)
+    found: list[list[np.ndarray]] = [[] for _ in masks]
+    for (row, column), members in sorted(pieces.items()):
+        left, top = column * _PIECE, row * _PIECE
+        right, bottom = min(left + _PIECE, regions.width), min(top + _PIECE, regions.height)
+        image = regions.read(left, top, right, bottom)
+        for number in members:
+            mask, (x, y) = masks[number], offsets[number].tolist()
+            x0, y0 = max(x, left), max(y, top)
+            x1, y1 = min(x + mask.shape[1], right), min(y + mask.shape[0], bottom)
+            part = mask[y0 - y : y1 - y, x0 - x : x1 - x]
+            found[number].append(image[y0 - top : y1 - top, x0 - left : x1 - left][part])
+    return [np.concatenate(parts) for parts in found]

@@ -1,0 +1,526 @@
+"""Finding the round membrane, or the deposit on it, in a photograph of a whole filter.
+
+Centres are voted for by the gradients of the shrunk picture (the Hough transform of circles), radii
+read from the picture unrolled about them, and both refined by least squares on the edge's place in
+each direction. What is not clearly one circle is refused.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+SECTORS, _ANGLES = 72, 8  # samples of a sector
+_NOISE_FLOOR = 0.25
+
+
+class NoCircleError(Exception):
+    """No circle, or more than one; the message says why, to follow the image's name."""
+
+
+@dataclass(frozen=True)
+class Circle:
+    """A circle in a picture.
+
+    Attributes:
+        x, y: centre in px; the first pixel's centre is (0.5, 0.5).
+        radius: in px.
+        support: share of its visible sectors that show the edge.
+        strength: median of the edge's height there, in standard deviations of what lies beside it.
+        brighter: whether it is brighter inside.
+    """
+
+    x: float
+    y: float
+    radius: float
+    support: float = 0.0
+    strength: float = 0.0
+    brighter: bool = True
+
+    def scaled(self, factor: float) -> "Circle":
+        """Give the same circle in a picture of another size.
+
+        Args:
+            factor: how many times as large that picture is.
+
+        Returns:
+            the circle in px of that picture; the rest as it was.
+        """
+        return replace(self, x=self.x * factor, y=self.y * factor, radius=self.radius * factor)
+
+
+def fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.ndarray | None:
+    """Fit a circle to the highest place in each sector by least squares, outliers trimmed.
+
+    Args:
+        height: (``SECTORS``, n) of the edge, in any unit, at radii 1 px apart, the one in the
+            middle being that of the circle so far.
+        visible: (``SECTORS``, n) bool, whether that lies in the image.
+        window: places farther than that from the middle, in px, say nothing.
+
+    Returns:
+        float64 moves (x, y, radius) in px of the circle so far; None where too few sectors show
+        an edge.
+    """
+    shown = visible.all(axis=1)
+    if shown.sum() < 0.3 * SECTORS:
+        return None
+    inner = height[:, 1:-1]
+    peak = inner.argmax(axis=1) + 1
+    rows = np.arange(len(height))
+    before, top, after = (height[rows, peak + step] for step in (-1, 0, 1))
+    bend = np.minimum(before - 2 * top + after, -1e-6)
+    place = peak - height.shape[1] // 2 + np.clip((before - after) / (2 * bend), -0.5, 0.5)
+    angle = sector_angles()
+    design = np.column_stack([np.cos(angle), np.sin(angle), np.ones_like(angle)])
+    # A sector that only shows the rise towards an edge beyond its window says nothing.
+    kept = shown & (top > 0) & (np.abs(place) < window)
+    for _ in range(6):
+        if kept.sum() < 0.25 * SECTORS:
+            return None
+        solution, *_ = np.linalg.lstsq(design[kept], place[kept], rcond=None)
+        rest = np.abs(place - design @ solution)
+        limit = max(0.3, 2.5 * 1.4826 * float(np.median(rest[kept])))
+        kept = shown & (top > 0) & (rest < limit)
+    return solution
+
+
+def sector_angles() -> np.ndarray:
+    """Give the directions of the sectors' middles.
+
+    Returns:
+        (``SECTORS``,) float64 in radians, from the x axis towards the y axis.
+    """
+    return (np.arange(SECTORS) + 0.5) * (2 * math.pi / SECTORS)
+
+
+def unrolled(
+    image: np.ndarray, x: float, y: float, radii: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample an image around a centre, and average over sectors.
+
+    Args:
+        image: (h, w) float32 grey levels.
+        x, y: centre in px; the first pixel's centre is (0.5, 0.5).
+        radii: (n,) in px.
+
+    Returns:
+        (``SECTORS``, n) float32 means, and (``SECTORS``, n) bool, whether all samples lie in the
+        image.
+    """
+    angle = (np.arange(SECTORS * _ANGLES) + 0.5) * (2 * math.pi / (SECTORS * _ANGLES))
+    across = (x - 0.5 + np.cos(angle)[:, None] * radii).astype(np.float32)
+    down = (y - 0.5 + np.sin(angle)[:, None] * radii).astype(np.float32)
+    inside = (across >= 0) & (down >= 0)
+    inside &= (across <= image.shape[1] - 1) & (down <= image.shape[0] - 1)
+    samples = cv2.remap(image, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    shape = (SECTORS, _ANGLES, len(radii))
+    return samples.reshape(shape).mean(axis=1), inside.reshape(shape).all(axis=1)
+
+
+def unrolled_slope(
+    image: np.ndarray, x: float, y: float, radii: np.ndarray, blur: float, order: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differentiate an image along the radius, smoothed by a Gaussian.
+
+    Args:
+        image: (h, w) float32 grey levels.
+        x, y: centre in px; the first pixel's centre is (0.5, 0.5).
+        radii: (n,) in px, 1 px apart.
+        blur: standard deviation of the Gaussian in px.
+        order: 1 or 2, of the derivative.
+
+    Returns:
+        (``SECTORS``, n) float32 grey levels per px, or per px², and (``SECTORS``, n) bool,
+        whether all that they come from lies in the image.
+    """
+    half = math.ceil(3 * blur)
+    steps = np.arange(-half, half + 1)
+    bell = np.exp(-0.5 * (steps / blur) ** 2)
+    bell /= bell.sum()
+    kernel = bell * (steps / blur**2 if order == 1 else steps**2 / blur**4 - 1 / blur**2)
+    kernel -= kernel.mean()
+    wide = np.concatenate([radii[0] + steps[:half], radii, radii[-1] + steps[half + 1 :]])
+    means, inside = unrolled(image, x, y, wide)
+    slope = cv2.filter2D(means, cv2.CV_32F, kernel[None].astype(np.float32))
+    visible = cv2.erode(inside.astype(np.uint8), np.ones((1, 2 * half + 1), np.uint8))
+    keep = slice(half, half + len(radii))
+    return slope[:, keep], visible[:, keep].astype(bool)
+
+
+def usual_slope(slope: np.ndarray, visible: np.ndarray, floor: float = _NOISE_FLOOR) -> np.ndarray:
+    """Estimate the standard deviation of each sector's slopes, by their median.
+
+    Args:
+        slope: (``SECTORS``, n) in any unit.
+        visible: (``SECTORS``, n) bool, the slopes that count.
+        floor: least value of the result.
+
+    Returns:
+        (``SECTORS``,) in the same unit.
+    """
+    masked = np.ma.masked_array(slope, ~visible)
+    spread = np.ma.median(np.abs(masked), axis=1).filled(0) * 1.4826
+    return np.maximum(spread, floor)
+
+
+# Longer side of the picture that is searched, and of that in which edges vote, in px.
+MAX_SIDE, _VOTING_SIDE = 1024, 256
+# Radius as a share of the shorter side, and how much of it beyond the search may be met.
+_RADII = (0.2, 0.75)
+# Shares: of the circle that the image shows, and of that which has an edge.
+_LEAST_VISIBLE, _LEAST_SUPPORT = 0.4, 0.75
+# A sector has an edge from so many times the noise beside it; noise below this is taken for it.
+_EDGE, _FAINT_FLOOR = 4.0, 0.02
+# Least radius of an inner circle as a share of that around it; a smaller one is something else.
+_LEAST_INNER = 0.6
+# A faint ring's height over that at other radii, and the share of sectors that agree: from the
+# first on there may be one, from the second on there is.
+_DOUBTFUL, _CERTAIN = (4.5, 0.6), (8.0, 0.8)
+_FAINT_BLURS = (1.2, 2.0, 3.5, 6.0)
+# How far a faint ring's centre may lie off, in radii, and how clear a line must be beside a step.
+_FAINT_SHIFT, _LINE_FOR_STEP = 0.03, 0.7
+# Share of the radius at the rim where none is looked for; half the width of a line, px.
+_FAINT_GAP, _LINE_WIDTH, _LINE_RIVAL = 0.035, 10.0, 0.87
+_TOO_FAINT = "shows a circle in the membrane that is too faint to be certain"
+# Median grey level of a membrane on which a print of a few per cent cannot be seen.
+_DARKEST = 40
+# Width of a line, in px, below which its middle is taken and not its inner edge.
+_STRONG_LINE, _LINE_GUESS = 6.0, 3.5
+_SHARE_VOTING = 0.12
+_CENTERS, _PEAKS = 16, 4
+
+
+def find_circle(image: np.ndarray) -> Circle:
+    """Find the innermost circle that bounds the membrane or its deposit.
+
+    Args:
+        image: (h, w, 3) uint8 BGR, the whole photograph shrunk to ``MAX_SIDE`` px or less.
+
+    Returns:
+        the circle, in px of that picture.
+
+    Raises:
+        NoCircleError: there is none that is certain.
+    """
+    lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB).astype(np.float32)
+    for channel in cv2.split(lab):
+        strong = _strong_circles(channel)
+        if strong:
+            outer = _innermost(strong)
+            inner = _faint_inner(channel, outer)
+            if inner is None and len(strong) == 1 and _median_inside(image, outer) < _DARKEST:
+                raise NoCircleError("shows a membrane too dark for the deposit's rim to be seen")
+            return _plain(inner or _middle_of_line(channel, outer))
+    raise NoCircleError("shows no circle whose edge is certain")
+
+
+def _plain(circle: Circle) -> Circle:
+    """The circle with plain floats: least squares give those of numpy."""
+    x, y, radius = map(float, (circle.x, circle.y, circle.radius))
+    support, strength = float(circle.support), float(circle.strength)
+    return Circle(x, y, radius, support, strength, bool(circle.brighter))
+
+
+def _strong_circles(channel: np.ndarray) -> list[Circle]:
+    """All circles with an edge around them, the strongest first."""
+    factor = max(1.0, max(channel.shape) / _VOTING_SIDE)
+    size = tuple(max(1, round(side / factor)) for side in channel.shape[::-1])
+    small = cv2.resize(channel, size, interpolation=cv2.INTER_AREA)
+    factor = channel.shape[1] / size[0]
+    found: list[Circle] = []
+    for x, y in _centers(small):
+        for guess in _radii(small, x, y):
+            rough = _refined(small, guess, (5.0, 3.0))
+            if rough is None or rough.support < _LEAST_SUPPORT - 0.2:
+                continue
+            circle = _refined(channel, rough.scaled(factor), (1.2 * factor + 1, 3.0, 2.5))
+            if circle is not None and circle.support >= _LEAST_SUPPORT:
+                found.append(circle)
+    short = min(channel.shape)
+    unique: list[Circle] = []
+    for circle in sorted(found, key=lambda c: -c.support * c.strength):
+        fits = _RADII[0] <= circle.radius / short <= _RADII[1]
+        if fits and not any(_is_same(circle, other) for other in unique):
+            unique.append(circle)
+    return unique
+
+
+def _centers(image: np.ndarray) -> list[tuple[float, float]]:
+    """Places that many edges face, which may lie a little outside of the image."""
+    smooth = cv2.GaussianBlur(image, (0, 0), 1.2)
+    down, across = (cv2.Scharr(smooth, cv2.CV_32F, *order) / 32 for order in ((0, 1), (1, 0)))
+    steep = np.hypot(across, down)
+    limit = max(float(np.quantile(steep, 1 - _SHARE_VOTING)), 0.2)
+    y, x = np.nonzero(steep >= limit)
+    slope = steep[y, x]
+    # A few very high edges, such as black fibres, must not outvote all others.
+    weight = np.minimum(slope, 3 * limit)
+    unit = np.stack([across[y, x], down[y, x]]) / np.maximum(slope, 1e-6)
+    height, width = image.shape
+    low, high = (share * min(image.shape) for share in _RADII)
+    margin = math.ceil(0.32 * high)
+    votes = np.zeros((height + 2 * margin, width + 2 * margin))
+    for radius in np.arange(low, high + 1):
+        for sign in (-1, 1):
+            at = np.rint(np.stack([x, y]) + sign * radius * unit).astype(int) + margin
+            inside = (at >= 0).all(axis=0) & (at[0] < votes.shape[1]) & (at[1] < votes.shape[0])
+            flat = at[1, inside] * votes.shape[1] + at[0, inside]
+            votes += np.bincount(flat, weight[inside], votes.size).reshape(votes.shape)
+    votes = cv2.GaussianBlur(votes.astype(np.float32), (0, 0), 2.0)
+    peaks = votes == cv2.dilate(votes, np.ones((9, 9), np.uint8))
+    rows, columns = np.nonzero(peaks)
+    best = np.argsort(-votes[rows, columns])[:_CENTERS]
+    return [(columns[i] - margin + 0.5, rows[i] - margin + 0.5) for i in best]
+
+
+def _radii(image: np.ndarray, x: float, y: float) -> list[Circle]:
+    """Circles about a centre on which many sectors have an edge of one direction."""
+    short = min(image.shape)
+    radii = np.arange(_RADII[0] * short - 3, _RADII[1] * short + 4)
+    rise, visible = unrolled_slope(image, x, y, radii, 1.2)
+    noise = usual_slope(rise, visible)
+    found = []
+    for sign in (-1, 1):
+        height = np.clip(sign * rise / noise[:, None], 0, 6)
+        height = cv2.dilate(height.astype(np.float32), np.ones((1, 5), np.uint8))
+        count = visible.sum(axis=0)
+        mean = (height * visible).sum(axis=0) / np.maximum(count, 1)
+        mean[count < (_LEAST_VISIBLE - 0.05) * SECTORS] = 0
+        mean = cv2.GaussianBlur(mean[None].astype(np.float32), (0, 0), 1.5)[0]
+        peaks = np.flatnonzero((mean[1:-1] >= mean[:-2]) & (mean[1:-1] > mean[2:])) + 1
+        for peak in peaks[np.argsort(-mean[peaks])][:_PEAKS]:
+            found.append(Circle(x, y, float(radii[peak]), brighter=sign < 0))
+    return found
+
+
+def _refined(image: np.ndarray, guess: Circle, windows: tuple[float, ...]) -> Circle | None:
+    """Fit a circle to the edge's place in each sector, in ever narrower windows, and rate it.
+
+    With the picture unrolled about a centre, an edge that lies (dx, dy) beside it is met at
+    radius + dx cos + dy sin: linear least squares give the three, and the trimmed rest tells
+    sectors that show something else.
+    """
+    circle = guess
+    for window in windows:
+        reach = np.arange(-math.ceil(window) - 1, math.ceil(window) + 2)
+        radii = circle.radius + reach
+        if radii[0] < 4:
+            return None
+        rise, visible = unrolled_slope(image, circle.x, circle.y, radii, 1.2)
+        fit = fit_circle(rise * (-1 if circle.brighter else 1), visible, window)
+        if fit is None:
+            return None
+        dx, dy, off = fit
+        circle = replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
+    return _rated(image, circle)
+
+
+def _rated(image: np.ndarray, circle: Circle) -> Circle | None:
+    """The circle with its support and strength; None where too little of it is in the image."""
+    near = max(1.5, 0.006 * circle.radius)
+    beside = max(12.0, 0.12 * circle.radius)
+    radii = circle.radius + np.arange(-math.ceil(beside), math.ceil(beside) + 1)
+    radii = radii[radii > 2]
+    rise, visible = unrolled_slope(image, circle.x, circle.y, radii, 1.2)
+    at = np.abs(radii - circle.radius) <= near
+    shown = visible[:, at].all(axis=1)
+    if shown.mean() < _LEAST_VISIBLE:
+        return None
+    apart = np.abs(radii - circle.radius) > near + 4
+    noise = usual_slope(rise[:, apart], visible[:, apart])
+    heights = (rise[:, at] * (-1 if circle.brighter else 1)).max(axis=1)[shown] / noise[shown]
+    support = float((heights >= _EDGE).mean())
+    return replace(circle, support=support, strength=float(np.median(heights)))
+
+
+def _median_inside(image: np.ndarray, circle: Circle) -> float:
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    y, x = np.ogrid[: grey.shape[0], : grey.shape[1]]
+    return float(np.median(grey[np.hypot(x - circle.x, y - circle.y) < 0.9 * circle.radius]))
+
+
+def _innermost(strong: list[Circle]) -> Circle:
+    """The innermost of circles that lie one in another."""
+    inner, *others = sorted(strong, key=lambda circle: circle.radius)
+    for outer in others:
+        apart = math.hypot(inner.x - outer.x, inner.y - outer.y)
+        if apart + inner.radius > outer.radius * 1.01:
+            raise NoCircleError("shows several circles side by side or across each other")
+        if inner.radius < _LEAST_INNER * outer.radius:
+            raise NoCircleError("shows a small circle in a large one, and either may be meant")
+    return inner
+
+
+def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
+    """A circle within the membrane that is seen by the mean over all directions alone.
+
+    The funnel leaves a pressed line or a step of a few grey levels about the deposit.
+
+    Raises:
+        NoCircleError: something is there, but it is not certain.
+    """
+    x, y = outer.x, outer.y
+    rings = _faint_rings(channel, outer, (x, y), _FAINT_BLURS, [(0.0, 0.0)])
+    best = _line_or_step(rings)
+    if not best.is_clear(_CERTAIN):
+        doubtful = any(ring.is_clear(_DOUBTFUL) for ring in rings)
+        reach = _FAINT_SHIFT * outer.radius
+        moves = np.arange(-reach, reach + 1, 3.0)
+        moves = [(dx, dy) for dx in moves - moves.mean() for dy in moves - moves.mean()]
+        rings = _faint_rings(channel, outer, (x, y), (2.0, 3.5), moves)
+        moved = max(rings, key=lambda ring: ring.ratio)
+        again = None
+        if moved.is_clear(_CERTAIN):
+            x, y = outer.x + moved.move[0], outer.y + moved.move[1]
+            again = _line_or_step(_faint_rings(channel, outer, (x, y), _FAINT_BLURS, [(0.0, 0.0)]))
+        if again is not None and again.is_clear(_CERTAIN):
+            best = again
+        elif doubtful or again is not None:
+            raise NoCircleError(_TOO_FAINT)
+        else:
+            return None
+    # Still rising where the search ends: the rim itself, or something too near to it.
+    if best.radius > outer.radius - _gap(outer, best.blur) - 1.5:
+        raise NoCircleError(_TOO_FAINT)
+    circle = Circle(x, y, best.radius, best.agreement, best.ratio, best.sign < 0)
+    for window in (6.0, 4.0):
+        radii = circle.radius + np.arange(-math.ceil(window) - 1, math.ceil(window) + 2)
+        about = (circle.x, circle.y, radii, best.blur, best.order)
+        slope, visible = unrolled_slope(channel, *about)
+        fit = fit_circle(_around(best.sign * slope), visible, window)
+        if fit is None:
+            raise NoCircleError(_TOO_FAINT)
+        dx, dy, off = fit
+        circle = replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
+    # The fit may have been drawn to the rim itself.
+    if circle.radius > outer.radius * (1 - _FAINT_GAP) - 1 or abs(circle.radius - best.radius) > 4:
+        raise NoCircleError(_TOO_FAINT)
+    return circle
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """What the mean over all directions shows best, by one filter."""
+
+    radius: float
+    move: tuple[float, float]  # of the centre
+    ratio: float  # of the mean's height to the means of other radii
+    agreement: float  # share of sectors that rise in its direction
+    sign: int
+    order: int
+    blur: float
+    rival: float  # height of the opposite direction beside it, as a share of its own; inf: unseen
+
+    def is_clear(self, least: tuple[float, float]) -> bool:
+        return self.ratio >= least[0] and self.agreement >= least[1]
+
+
+def _line_or_step(rings: list[_Ring]) -> _Ring:
+    """The clearest; a line has a step on either side, which must not be taken for the line.
+
+    Raises:
+        NoCircleError: it could be either.
+    """
+    steps, lines = ([r for r in rings if r.order == order] for order in (1, 2))
+    cut = max((line.ratio for line in lines if line.rival == math.inf), default=0.0)
+    lines = [line for line in lines if line.rival < _LINE_RIVAL] or lines
+    step, line = (max(some, key=lambda ring: ring.ratio) for some in (steps, lines))
+    if abs(line.radius - step.radius) > _LINE_WIDTH or not line.is_clear(_CERTAIN):
+        return max(step, line, key=lambda ring: ring.ratio)
+    # A step bends as much one way before it as the other way behind it; a line does not.
+    is_line = line.rival < _LINE_RIVAL and line.ratio >= _LINE_FOR_STEP * step.ratio
+    # A wide line whose outer side the rim hides may have this step for its inner one.
+    if not is_line and cut > _LINE_FOR_STEP * step.ratio:
+        raise NoCircleError(_TOO_FAINT)
+    return line if is_line else step
+
+
+def _faint_rings(
+    image: np.ndarray,
+    outer: Circle,
+    center: tuple[float, float],
+    blurs: tuple[float, ...],
+    moves: list[tuple[float, float]],
+) -> list[_Ring]:
+    """The clearest ring by each filter, about each of the centres that ``moves`` lead to."""
+    angle = sector_angles()
+    shifts = np.array(moves) @ np.stack([np.cos(angle), np.sin(angle)])
+    margin = math.ceil(np.abs(shifts).max())
+    index = np.rint(shifts).astype(int)[:, :, None] + margin
+    rows = np.arange(SECTORS)[:, None]
+    rings = []
+    for blur in blurs:
+        gap = _gap(outer, blur)
+        radii = np.arange(_LEAST_INNER * outer.radius - margin, outer.radius - gap + margin)
+        count = len(radii) - 2 * margin
+        if count < 20:
+            continue
+        for order in (1, 2):
+            slope, visible = unrolled_slope(image, *center, radii, blur, order)
+            visible &= radii < outer.radius - gap
+            height = np.clip(slope / usual_slope(slope, visible, _FAINT_FLOOR)[:, None], -4, 4)
+            at = (rows, index + np.arange(count))
+            weight = visible[at]
+            moved = height[at] * weight
+            shown = weight.sum(axis=1)
+            mean = moved.sum(axis=1) / np.maximum(shown, 1)
+            mean[shown < _LEAST_VISIBLE * SECTORS] = 0
+            usual = 1.4826 * np.median(np.abs(mean), axis=1, keepdims=True)
+            ratio = mean / np.maximum(usual, 0.05)
+            move, place = np.unravel_index(np.abs(ratio).argmax(), ratio.shape)
+            sign = 1 if mean[move, place] > 0 else -1
+            agree = (sign * moved[move, :, place] > 0.5).sum() / max(shown[move, place], 1)
+            reach = math.ceil(2.5 * blur)
+            whole = radii[place + margin] + reach < outer.radius - gap
+            beside = mean[move, max(place - reach, 0) : place + reach + 1]
+            rings.append(
+                _Ring(
+                    radius=float(radii[place + margin]),
+                    move=moves[move],
+                    ratio=float(abs(ratio[move, place])),
+                    agreement=float(agree),
+                    sign=sign,
+                    order=order,
+                    blur=blur,
+                    rival=(
+                        float((-sign * beside).max() / abs(mean[move, place]))
+                        if whole
+                        else math.inf
+                    ),
+                )
+            )
+    if not rings:
+        rings = [_Ring(outer.radius, (0.0, 0.0), 0.0, 0.0, 1, order, 1.0, 0.0) for order in (1, 2)]
+    return rings
+
+
+def _gap(outer: Circle, blur: float) -> float:
+    """How far from the rim a faint ring is looked for at least, in px."""
+    return max(_FAINT_GAP * outer.radius, 3 * blur + 4)
+
+
+def _around(slope: np.ndarray) -> np.ndarray:
+    """Each sector's mean with the two on either side."""
+    return sum(np.roll(slope, step, axis=0) for step in range(-2, 3)) / 5
+
+
+def _middle_of_line(channel: np.ndarray, inner: Circle) -> Circle:
+    """The middle of a narrow line, if the circle is the inner edge of one; else the circle."""
+    beyond = replace(inner, radius=inner.radius + _LINE_GUESS, brighter=not inner.brighter)
+    outer = _refined(channel, beyond, (4.0, 2.5))
+    if outer is None or outer.support < _LEAST_SUPPORT:
+        return inner
+    width = outer.radius - inner.radius
+    if not 0 < width < _STRONG_LINE or math.hypot(inner.x - outer.x, inner.y - outer.y) > 2:
+        return inner
+    x, y = (inner.x + outer.x) / 2, (inner.y + outer.y) / 2
+    return replace(inner, x=x, y=y, radius=inner.radius + width / 2)
+
+
+def _is_same(one: Circle, other: Circle) -> bool:
+    if one.brighter != other.brighter:
+        return False
+    apart = math.hypot(one.x - other.x, one.y - other.y) + abs(one.radius - other.radius)
+    return apart < max(3.0, 0.012 * other.radius)

@@ -1,0 +1,1 @@
+"""Prediction and measurement runs over many images."""

@@ -1,0 +1,756 @@
+"""Blank filter images out of annotated ones: the largest square of each without a particle."""
+
+import collections
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from microplastics.data.coco import load_instances
+from microplastics.data.images import read_image
+from microplastics.synthetic.camera import Scene, fractal_noise, generator, relief, smooth_noise
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
+
+# Filters on which particles shine.
+DARK_FILTERS = ("dark_polycarbonate", "black_membrane", "glowing_membrane")
+
+
+def render_filter(key: tuple[int | str, ...], size: int, shares: Mapping[str, float]) -> Scene:
+    """Draw an empty filter.
+
+    Args:
+        key: key of the picture's random stream.
+        size: side of the picture in px.
+        shares: how often each filter is drawn; they add up to 1.
+
+    Returns:
+        The scene, lit evenly; light, optics and camera come later.
+    """
+    rng = generator(*key, "filter")
+    kind, light, gray, color = bare_filter(rng, size, shares)
+    canvas = gray[..., None] * color
+    scene = Scene(np.clip(canvas, 0, 1.1).astype(np.float32), light, kind, kind in DARK_FILTERS)
+    if kind in ("glass_fiber", "cellulose") and rng.random() < 0.45:
+        _stain(rng, scene.canvas)
+    if kind in ("cellulose", "polycarbonate") and rng.random() < 0.25:
+        _printed_grid(rng, scene.canvas)
+    return scene
+
+
+def bare_filter(
+    rng: np.random.Generator, size: int, shares: Mapping[str, float]
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the texture of a filter, without stains and print.
+
+    Args:
+        rng: where the numbers come from.
+        size: side of the picture in px.
+        shares: how often each filter is drawn; they add up to 1.
+
+    Returns:
+        Name of the filter, direction of the light (see :class:`Scene`), float (size, size)
+        brightness, and float32 (3,) colour, BGR, that it is multiplied by.
+    """
+    kind = str(rng.choice(list(shares), p=list(shares.values())))
+    angle = rng.uniform(0, 2 * np.pi)
+    light = np.array([math.cos(angle), math.sin(angle)])
+    gray, color = _DRAW[kind](rng, size, light)
+    return kind, light, gray, np.asarray(color, np.float32)
+
+
+def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A mat of fine glass fibres: layers of thin threads, the deeper ones blurred."""
+    height = np.zeros((size, size), np.float32)
+    for blur, weight in ((2.2, 1.0), (1.1, 0.8), (0.0, 0.5)):
+        count = int(size * size / 420)
+        start = rng.uniform(-20, size + 20, (count, 1, 2))
+        heading = rng.uniform(0, 2 * np.pi, (count, 1))
+        bend = rng.normal(0, 0.25, (count, 1)) * np.arange(4)
+        reach = rng.uniform(6, 30, (count, 1, 1)) * np.arange(4)[None, :, None] / 1.5
+        angle = heading + bend
+        points = start + reach * np.stack([np.cos(angle), np.sin(angle)], 2)
+        layer = np.zeros((size, size), np.uint8)
+        lines = list(np.round(points * 16).astype(np.int32))
+        for shade in (90, 150, 210):
+            part = lines[shade // 60 - 1 :: 3]
+            cv2.polylines(layer, part, False, shade, 1, cv2.LINE_AA, shift=4)
+        threads = layer.astype(np.float32) / 255
+        height += weight * (cv2.GaussianBlur(threads, (0, 0), blur) if blur else threads)
+    tufts = fractal_noise(rng, height.shape, (40, 14, 6), 0.7)
+    depth = rng.uniform(0.05, 0.09)
+    gray = rng.uniform(0.72, 0.84) + depth * (height - height.mean()) + 0.014 * tufts
+    gray += rng.uniform(0.12, 0.3) * relief(cv2.GaussianBlur(height, (0, 0), 0.7), light)
+    return gray, rng.normal((0.97, 0.99, 1.0), 0.012)
+
+
+def _cellulose(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A felt of mixed cellulose esters: fine sponge with pores."""
+    shape = (size, size)
+    sponge = fractal_noise(rng, shape, (2.2, 4.5, 9), 0.7)
+    clouds = fractal_noise(rng, shape, (70, 25), 0.5)
+    pores = np.clip(fractal_noise(rng, shape, (2.8, 5), 0.6) - 1.3, 0, 1.5)
+    gray = rng.uniform(0.70, 0.88) + 0.015 * clouds - rng.uniform(0.04, 0.09) * pores
+    gray += rng.uniform(0.03, 0.055) * relief(sponge, light) + 0.009 * sponge
+    return gray, rng.normal((0.93, 0.98, 1.0), 0.02)
+
+
+def _polycarbonate(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A smooth track-etched membrane: round pores of one size, a few of them doublets."""
+    gray = _track_etched(rng, size, light, rng.uniform(0.03, 0.09))
+    gray += rng.uniform(0.55, 0.78)
+    return gray, rng.choice([(0.93, 0.99, 1.0), (1.0, 1.0, 0.95), (0.8, 0.93, 1.0)])
+
+
+def _dark_polycarbonate(rng: np.random.Generator, size: int, light: np.ndarray):
+    """The same membrane black or in dark field: particles shine on it, its pores glimmer."""
+    gray = rng.uniform(0.07, 0.15) - _track_etched(rng, size, light, rng.uniform(0.03, 0.07))
+    return gray, rng.choice([(0.85, 0.95, 1.0), (1.0, 0.97, 0.93), (0.75, 0.9, 1.0)])
+
+
+def _track_etched(rng: np.random.Generator, size: int, light: np.ndarray, depth: float):
+    """Grey values of pores (below 0) and faint unevenness, about 0."""
+    count = int(size * size / rng.uniform(90, 420))
+    pores = np.zeros((size, size), np.float32)
+    where = rng.integers(0, size, (2, count))
+    np.add.at(pores, tuple(where), rng.uniform(0.6, 1.0, count).astype(np.float32))
+    sigma = rng.uniform(0.8, 1.3)
+    pores = np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1.6)
+    uneven = fractal_noise(rng, pores.shape, (90, 30, 3), 0.5)
+    return 0.012 * uneven - depth * pores - 1.2 * depth * relief(-pores, light)
+
+
+def _nylon_mesh(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A plain weave of threads over and under each other, holes between them."""
+    pitch, angle = rng.uniform(7, 12), rng.uniform(0, np.pi / 2)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    warp = smooth_noise(rng, (size, size), 60) * 1.2
+    across = (columns * math.cos(angle) + rows * math.sin(angle) + warp) / pitch
+    along = (rows * math.cos(angle) - columns * math.sin(angle) + warp) / pitch
+    # A thread is a half cylinder over its pitch; which one lies on top alternates.
+    over = np.cos(np.pi * across) * np.cos(np.pi * along)
+    one = np.abs(np.sin(np.pi * across)) + 0.35 * over
+    other = np.abs(np.sin(np.pi * along)) - 0.35 * over
+    height = np.maximum(one, other)
+    holes = np.clip(0.55 - height, 0, 1)
+    grain = fractal_noise(rng, height.shape, (3, 40), 0.8)
+    gray = rng.uniform(0.66, 0.8) + 0.05 * (height - 0.8) - rng.uniform(0.15, 0.35) * holes
+    gray += 0.10 * relief(height, light) + 0.012 * grain
+    return gray, rng.normal((0.95, 0.98, 1.0), 0.02)
+
+
+def _gold_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A gold-coated membrane under a strong objective: brown to orange, grained, clouded."""
+    grain = fractal_noise(rng, (size, size), (2.0, 3.5, 7), 0.7)
+    clouds = fractal_noise(rng, (size, size), (size / 3, size / 8), 0.6)
+    gray = rng.uniform(0.42, 0.75) + rng.uniform(0.004, 0.03) * grain
+    gray += rng.uniform(0.005, 0.03) * clouds
+    if rng.random() < 0.25:
+        gray -= _holes(rng, size) * rng.uniform(0.1, 0.4)
+    return gray, np.array([0.35, 0.66, 1.0]) + rng.normal(0, (0.06, 0.04, 0.01))
+
+
+def _clear_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A bare membrane out of the grain's focus: an even blue-grey haze."""
+    haze = fractal_noise(rng, (size, size), (size / 3, size / 9, 6), 0.4)
+    gray = rng.uniform(0.55, 0.74) + rng.uniform(0.004, 0.012) * haze
+    if rng.random() < 0.3:
+        gray += 0.2 * _holes(rng, size)
+    return gray, rng.normal((0.97, 1.0, 0.93), 0.02)
+
+
+def _black_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A dark field: black, with a faint brown glimmer of the membrane's pores."""
+    glimmer = np.clip(fractal_noise(rng, (size, size), (2.5, 5), 0.7) - 0.6, 0, 2)
+    clouds = np.clip(1 + 0.7 * fractal_noise(rng, (size, size), (size / 3,)), 0, 3)
+    gray = rng.uniform(0.01, 0.06) * clouds + rng.uniform(0.0, 0.12) * glimmer
+    return gray, np.array([0.35, 0.6, 1.0]) + rng.normal(0, 0.08, 3)
+
+
+def _glowing_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+    """A dark field that the membrane itself scatters full of light: olive, soft, clouded."""
+    clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 14), 0.6)
+    grain = fractal_noise(rng, (size, size), (3.0, 6), 0.7)
+    gray = rng.uniform(0.33, 0.66) + rng.uniform(0.01, 0.04) * clouds + 0.006 * grain
+    return gray, rng.choice([(0.55, 0.9, 1.0), (0.42, 0.8, 1.0), (0.75, 0.98, 1.0)])
+
+
+def _holes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Coarse pores, 0 to 1: soft dark discs of one size."""
+    pores = np.zeros((size, size), np.float32)
+    where = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
+    pores[tuple(where)] = 1
+    sigma = rng.uniform(1.0, 2.4)
+    return np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1)
+
+
+_DRAW = {
+    "glass_fiber": _glass_fiber,
+    "cellulose": _cellulose,
+    "polycarbonate": _polycarbonate,
+    "nylon_mesh": _nylon_mesh,
+    "dark_polycarbonate": _dark_polycarbonate,
+    "gold_membrane": _gold_membrane,
+    "clear_membrane": _clear_membrane,
+    "black_membrane": _black_membrane,
+    "glowing_membrane": _glowing_membrane,
+}
+
+
+def _stain(rng: np.random.Generator, canvas: np.ndarray) -> None:
+    """Let silt discolour parts of the filter: soft brown clouds with a grainy edge."""
+    shape = canvas.shape[:2]
+    cloud = fractal_noise(rng, shape, (max(shape) / 3, max(shape) / 8, 6, 2.5), 0.45)
+    amount = np.clip((cloud - 0.5) * 0.5, 0, 1) * rng.uniform(0.25, 0.7)
+    tint = np.array([0.55, 0.72, 0.84], np.float32) * rng.uniform(0.9, 1.05)
+    canvas *= 1 - amount[..., None] * (1 - tint)
+
+
+def _printed_grid(rng: np.random.Generator, canvas: np.ndarray) -> None:
+    """Print the grid that counting filters carry: straight lines of ink soaked into the felt."""
+    size = canvas.shape[0]
+    pitch = max(rng.uniform(0.55, 1.3) * size, 180)
+    angle, width = rng.uniform(-0.2, 0.2), rng.uniform(5, 11)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    lines = np.zeros((size, size), np.float32)
+    for x, y in ((columns, rows), (rows, -columns)):
+        place = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0, pitch)
+        off = np.abs(np.mod(place, pitch) - pitch / 2)
+        lines = np.maximum(lines, np.clip((width / 2 - off) / 2.5 + 0.5, 0, 1))
+    lines *= np.clip(0.75 + 0.25 * fractal_noise(rng, (size, size), (3, 8)), 0, 1)
+    inks = np.array([(0.55, 0.75, 0.45), (0.6, 0.6, 0.6), (0.85, 0.6, 0.45)], np.float32)
+    ink = inks[rng.integers(len(inks))]
+    canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
+
+
+def scatter_debris(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Scatter natural matter over a scene: little on a clean filter, much on a dirty one.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place.
+        amount: factor on all of it.
+    """
+    scatter_dirt(rng, scene, amount * draw_dirt(rng))
+
+
+def draw_dirt(rng: np.random.Generator) -> float:
+    """Draw how dirty a filter is: log-normal, mostly below 1."""
+    return rng.lognormal(-0.35, 0.8)
+
+
+def scatter_dirt(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
+    """Scatter natural matter as densely as told.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place.
+        dirt: see :func:`draw_dirt`.
+    """
+    size = scene.canvas.shape[0]
+    dirt = dirt * (size / 256) ** 2
+    _specks(rng, scene, int(min(14 * dirt, 4000)))
+    for draw, mean in ((_grain, 2.5), (_flake, 1.0), (_thread, 0.9), (_pollen, 0.35)):
+        for _ in range(min(int(rng.poisson(mean * dirt)), 400)):
+            draw(rng, scene)
+
+
+def enclose_bubbles(rng: np.random.Generator, scene: Scene, mean: float) -> None:
+    """Enclose air bubbles: round, colourless, a broad dark rim about a bright middle.
+
+    In dark field the rim is what shines, as a thin ring.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place.
+        mean: mean number on 256 x 256 px.
+    """
+    size = scene.canvas.shape[0]
+    for _ in range(min(int(rng.poisson(mean * (size / 256) ** 2)), 400)):
+        radius = rng.uniform(5, 15)
+        window, x, y = _window(rng, scene, 3 * radius)
+        r = np.hypot(x, y) / radius
+        rim = rng.uniform(0.72, 0.86)
+        shade = np.exp(-(((r - rim) / (0.55 * (1 - rim))) ** 2)) * np.clip((1 - r) * radius, 0, 1)
+        # The lamp is mirrored on the side that faces it.
+        spot = np.hypot(x / radius - 0.4 * scene.light[0], y / radius - 0.4 * scene.light[1])
+        shine = np.exp(-((spot / 0.16) ** 2)) + (0.35 * np.exp(-((r / 0.4) ** 2)))
+        if scene.dark:
+            window += (0.45 * shade + 0.4 * shine)[..., None].astype(np.float32)
+        else:
+            window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
+
+
+def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, seen by their relief alone.
+
+    Args:
+        rng: where the numbers come from.
+        scene: changed in place; a filter without fibres stays as it is.
+        amount: factor on their number.
+    """
+    if scene.filter not in ("glass_fiber", "cellulose"):
+        return
+    size = scene.canvas.shape[0]
+    for _ in range(min(int(rng.poisson(0.5 * amount * (size / 256) ** 2)), 400)):
+        count, reach = 12, rng.uniform(40, 170)
+        heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
+        steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
+        points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
+        low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
+        high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
+        if (high <= low).any():
+            continue
+        line = np.zeros((high - low)[::-1], np.uint8)
+        fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
+        cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
+        soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.6, 0.9))
+        shade = rng.uniform(0.5, 1.2) * relief(soft, scene.light) - rng.uniform(0.0, 0.14) * soft
+        scene.canvas[low[1] : high[1], low[0] : high[0]] += shade[..., None]
+
+
+def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:
+    """Dots of 1 to 3 px: soot, silt, dust."""
+    size = scene.canvas.shape[0]
+    for sigma in (0.55, 0.9):
+        dots = np.zeros((size, size), np.float32)
+        where = rng.integers(0, size, (2, max(count // 2, 0)))
+        dots[tuple(where)] = rng.uniform(0.15, 1.0, where.shape[1])
+        dots = cv2.GaussianBlur(dots, (0, 0), sigma) * (5.5 * sigma**2)
+        if scene.dark:
+            scene.canvas += 0.25 * np.minimum(dots, 1)[..., None]
+        else:
+            tint = np.array([0.35, 0.42, 0.5], np.float32)
+            scene.canvas *= 1 - 0.75 * np.minimum(dots, 1)[..., None] * (1 - tint)
+
+
+def _window(rng: np.random.Generator, scene: Scene, span: float):
+    """A square of the canvas somewhere, with coordinates about its middle; None off the frame."""
+    size, half = scene.canvas.shape[0], int(span / 2) + 4
+    x, y = rng.uniform(0, size), rng.uniform(0, size)
+    left, top = max(int(x) - half, 0), max(int(y) - half, 0)
+    window = scene.canvas[top : int(y) + half + 1, left : int(x) + half + 1]
+    rows, columns = np.mgrid[: window.shape[0], : window.shape[1]].astype(np.float32)
+    return window, columns + np.float32(left + 0.5 - x), rows + np.float32(top + 0.5 - y)
+
+
+def _blend(window: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> None:
+    window += alpha[..., None] * (color - window)
+
+
+def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
+    """How far inside an irregular round outline each pixel lies, in px; below 0 outside."""
+    angle, turn = np.arctan2(y, x), rng.uniform(0, np.pi)
+    stretch = rng.uniform(1.0, 1.7)
+    u = (x * math.cos(turn) + y * math.sin(turn)) / stretch
+    v = y * math.cos(turn) - x * math.sin(turn)
+    wobble = sum(
+        rng.normal(0, rough / wave) * np.cos(wave * angle + rng.uniform(0, 6.28))
+        for wave in range(2, 6)
+    )
+    return radius * (1 + wobble) - np.hypot(u, v)
+
+
+def _grain(rng: np.random.Generator, scene: Scene) -> None:
+    """A mineral grain: small, rounded, glassy, with a dark rim and a spark of light."""
+    radius = rng.uniform(1.8, 4.2)
+    window, x, y = _window(rng, scene, 5 * radius)
+    inside = _blob(rng, x, y, radius, 0.12)
+    alpha = np.clip(inside + 0.5, 0, 1)
+    tone = (
+        rng.uniform(0.8, 1.05)
+        + 0.25 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
+    )
+    tone -= 0.35 * np.exp(-((inside / 1.1) ** 2))
+    color = rng.choice([(0.62, 0.74, 0.82), (0.72, 0.78, 0.8), (0.5, 0.62, 0.74)])
+    color = color * (0.45 if scene.dark else 1.0)
+    _blend(window, 0.62 * alpha, np.clip(color * tone[..., None], 0, 1))
+
+
+def _flake(rng: np.random.Generator, scene: Scene) -> None:
+    """A flake of organic matter: soft, mottled, brown, see-through at its edge."""
+    radius = rng.uniform(4, 11)
+    window, x, y = _window(rng, scene, 5 * radius)
+    inside = _blob(rng, x, y, radius, 0.25)
+    inside += 0.3 * radius * fractal_noise(rng, x.shape, (radius / 2, 2.5), 0.6)
+    alpha = np.clip(inside / (0.7 * radius), 0, 1) * rng.uniform(0.25, 0.5)
+    color = rng.choice([(0.30, 0.42, 0.54), (0.26, 0.36, 0.42), (0.36, 0.5, 0.55)])
+    color = color * (0.5 if scene.dark else 1.15)
+    mottle = 1 + 0.15 * smooth_noise(rng, x.shape, 2.5)
+    _blend(window, alpha, color * mottle[..., None])
+
+
+def _thread(rng: np.random.Generator, scene: Scene) -> None:
+    """An organic thread: thinner than any fibre here, dull brown, uneven, fading out."""
+    size, span = scene.canvas.shape[0], rng.uniform(18, 70)
+    start = rng.uniform(0, size, 2)
+    heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.35, 16))
+    steps = span / 16 * np.stack([np.cos(heading), np.sin(heading)], 1)
+    points = np.concatenate([[start], start + np.cumsum(steps, 0)])
+    low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
+    high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
+    if (high <= low).any():
+        return
+    line = np.zeros((high - low)[::-1], np.uint8)
+    fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
+    cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
+    soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.5, 0.8))
+    soft *= np.clip(0.8 + 0.4 * smooth_noise(rng, soft.shape, 6), 0, 1.2)
+    color = np.array([0.30, 0.40, 0.50]) * rng.uniform(0.7, 1.2)
+    window = scene.canvas[low[1] : high[1], low[0] : high[0]]
+    _blend(window, np.clip(rng.uniform(0.4, 0.75) * soft, 0, 1), color)
+
+
+def _pollen(rng: np.random.Generator, scene: Scene) -> None:
+    """A pollen grain or spore: a small even yellow-brown ball."""
+    radius = rng.uniform(3.0, 5.0)
+    window, x, y = _window(rng, scene, 3 * radius)
+    r = np.hypot(x, y) / radius
+    alpha = np.clip((1 - r) * radius + 0.5, 0, 1)
+    ball = np.sqrt(np.clip(1 - r**2, 0, 1))
+    tone = (
+        0.55 + 0.35 * ball + 0.2 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
+    )
+    tone = tone + 0.4 * relief(smooth_noise(rng, x.shape, 1.5), scene.light)
+    color = np.array([0.36, 0.62, 0.78]) * rng.uniform(0.8, 1.05) * (0.6 if scene.dark else 1.0)
+    _blend(window, 0.8 * alpha, np.clip(color * tone[..., None], 0, 1))
+
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"}
+# Below this median brightness (0 to 1) a photograph is taken for a dark field.
+_DARK_BELOW = 0.35
+# What the drawn filters' brightness is about: particles are shaded for it.
+_PLAIN_LEVEL = 0.8
+# Decoded photographs that a process keeps, in bytes.
+_CACHE_BYTES = 256 * 2**20
+_cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blanks:
+    """Photographs of empty filters in a folder.
+
+    Attributes:
+        root: the folder.
+        files: their paths below it with ``/``, sorted.
+        sha256: hash of all those names and of the bytes of the files.
+    """
+
+    root: str
+    files: tuple[str, ...]
+    sha256: str
+
+
+def find_blanks(folder: str | os.PathLike) -> Blanks:
+    """Find the images in a folder and its sub-folders, by their suffix.
+
+    Hidden files and folders are passed over; files that are no images are named in a warning.
+
+    Args:
+        folder: folder of JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or PPM files.
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or it holds no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"--backgrounds {root} is not a folder: give a folder of blank images.")
+    names, others = [], []
+    try:
+        for at, folders, files in os.walk(root, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                path = Path(at, name).relative_to(root).as_posix()
+                if not name.startswith("."):
+                    (names if Path(name).suffix.lower() in _SUFFIXES else others).append(path)
+        names.sort()
+        whole = hashlib.sha256()
+        for name in names:
+            whole.update(f"{name}\0{_hash(root / name)}\n".encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or root} cannot be read ({error.strerror}): change its permissions "
+            "or take it out of the folder of backgrounds."
+        ) from error
+    if not names:
+        raise UserError(f"--backgrounds {root} holds no image: put blank filter images there.")
+    if others:
+        _logger.warning(
+            "%d files in %s are no images and are left aside, such as %s.",
+            *(len(others), root, min(others)),
+        )
+    return Blanks(os.fspath(root), tuple(names), whole.hexdigest())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _hash(path: Path) -> str:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise UserError(f"{path} is not a file: take it out of the folder of backgrounds.")
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
+    """Decode every photograph once.
+
+    Args:
+        blanks: the photographs.
+        size: side in px of the pictures to be rendered.
+        progress: whether to show a progress bar on stderr, where that is a terminal.
+
+    Raises:
+        UserError: one cannot be read, or has a side below half of ``size``.
+    """
+    for name in tqdm(
+        blanks.files, desc="Checking backgrounds", unit="image", disable=None if progress else True
+    ):
+        path = Path(blanks.root, name)
+        height, width = read_image(path).shape[:2]
+        # A smaller one would show its mirror image more often than itself.
+        if 2 * min(height, width) < size:
+            raise UserError(
+                f"{path} is {width} x {height} px, too small for pictures of {size} px: "
+                f"take it out of the folder, or give a --size of at most {2 * min(height, width)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """How a photograph was taken: what drawn particles need to look taken by the same camera.
+
+    Attributes:
+        name: the photograph's path below its folder.
+        photograph: float32 (size, size, 3), BGR, 0 to 1: the piece of it that is the ground.
+        light: float32, broadcast against it: what turns the evenly lit scene into it.
+        blur: standard deviation of the lens's blur in px.
+        noise: standard deviation of the noise of a channel, 0 to 1.
+    """
+
+    name: str
+    photograph: np.ndarray
+    light: np.ndarray
+    blur: float
+    noise: float
+
+    def retake(self, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """Photograph the scene: what was drawn gets blur and noise, what was there stays.
+
+        Args:
+            rng: where the numbers come from.
+            scene: the finished scene on the photograph.
+
+        Returns:
+            uint8 (size, size, 3), BGR.
+        """
+        drawn = scene.canvas * self.light - self.photograph
+        cover = scene.cover
+        if self.blur > 0.3:
+            drawn = cv2.GaussianBlur(drawn, (0, 0), self.blur)
+            cover = cv2.GaussianBlur(cover, (0, 0), self.blur)
+        # A particle hides the photograph's noise where it covers it, and gets as much anew.
+        noise = cv2.GaussianBlur(rng.standard_normal(drawn.shape, dtype=np.float32), (0, 0), 0.6)
+        noise *= self.noise / max(float(noise.std()), 1e-6)
+        hidden = np.sqrt(np.clip(1 - (1 - cover) ** 2, 0, 1))
+        image = self.photograph + drawn + noise * hidden[..., None]
+        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def photographed_filter(
+    key: tuple[int | str, ...], size: int, blanks: Blanks
+) -> tuple[Scene, Camera]:
+    """Take a random piece of a random photograph as an empty filter.
+
+    It is turned by right angles, mirrored and made up to 8 % brighter or darker at random; a
+    photograph that is smaller than the picture is continued by its mirror image.
+
+    Args:
+        key: key of the picture's random stream.
+        size: side of the picture in px.
+        blanks: the photographs.
+
+    Returns:
+        The scene, evenly lit, and the camera that finishes it.
+    """
+    rng = generator(*key, "background")
+    name = blanks.files[rng.integers(len(blanks.files))]
+    image = _decoded(os.path.join(blanks.root, name))
+    short = [max(size - side, 0) for side in image.shape[:2]]
+    if any(short):
+        edges = (short[0] // 2, -(-short[0] // 2), short[1] // 2, -(-short[1] // 2))
+        image = cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT_101)
+    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
+    piece = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
+    if rng.random() < 0.5:
+        piece = piece[:, ::-1]
+    photograph = np.ascontiguousarray(piece, np.float32) / 255
+    photograph = np.clip(photograph * np.float32(rng.uniform(0.92, 1.08)), 0, 1)
+    blur, noise = camera_of(photograph[..., 1])
+    dark = float(np.median(photograph.mean(2))) < _DARK_BELOW
+    lamp = _light(photograph, dark)
+    angle = rng.uniform(0, 2 * np.pi)
+    direction = np.array([np.cos(angle), np.sin(angle)])
+    cover = np.zeros((size, size), np.float32)
+    scene = Scene(photograph / lamp, direction, "photograph", dark, cover)
+    return scene, Camera(name, photograph, lamp, blur, noise)
+
+
+def _decoded(path: str) -> np.ndarray:
+    """Read an image, or take it from those last used by this process."""
+    if path in _cache:
+        _cache.move_to_end(path)
+        return _cache[path]
+    image = _cache[path] = read_image(path)
+    while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_BYTES:
+        _cache.popitem(last=False)
+    return image
+
+
+def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
+    """Light over the field: its slow changes, and half of its cast (the rest is the filter's)."""
+    if dark:
+        return np.ones((1, 1, 1), np.float32)
+    size = photograph.shape[0]
+    small = cv2.resize(photograph, (32, 32), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), 6, borderType=cv2.BORDER_REFLECT)
+    level = np.maximum(small.mean(2, keepdims=True), 0.02)
+    lamp = level / _PLAIN_LEVEL * np.sqrt(np.maximum(small / level, 0.02))
+    return cv2.resize(lamp.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def camera_of(gray: np.ndarray) -> tuple[float, float]:
+    """Estimate blur and noise from the spectrum of a photograph.
+
+    The power at spatial frequency f (cycles a pixel) is taken as a f^-p exp(-(2 pi f s)^2) + n:
+    a natural texture (Field 1987), the lens's Gaussian blur s, white noise n.
+
+    Args:
+        gray: float32 (H, W), 0 to 1.
+
+    Returns:
+        (standard deviation of the blur in px, 0.3 to 4; of the noise, 0 to 0.1).
+    """
+    height, width = (min(side, 512) for side in gray.shape)
+    window = np.hanning(height)[:, None] * np.hanning(width)[None]
+    part = (gray[:height, :width] - gray[:height, :width].mean()) * window
+    power = np.abs(np.fft.rfft2(part)) ** 2 / (window**2).sum()
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    bins = np.minimum((radius * 80).astype(int), 41)
+    counts = np.bincount(bins.ravel(), minlength=42)
+    mean = np.bincount(bins.ravel(), power.ravel(), minlength=42) / np.maximum(counts, 1)
+    # The lowest frequencies are the lamp, those beyond 0.5 lie in the spectrum's corners alone.
+    f, mean = (np.arange(4, 40) + 0.5) / 80, np.maximum(mean[4:40], 1e-9)
+    best = (np.inf, 0.6, 0.0)
+    for exponent in (1.0, 1.5, 2.0):
+        for blur in np.linspace(0.3, 4.0, 38):
+            texture = f**-exponent * np.exp(-((2 * np.pi * f * blur) ** 2))
+            basis = np.stack([texture / texture[0], np.full_like(f, mean[-1])], 1) / mean[:, None]
+            weights = np.linalg.lstsq(basis, np.ones_like(f), rcond=None)[0].clip(0)
+            error = float(((basis @ weights - 1) ** 2).sum())
+            if error < best[0]:
+                best = (error, float(blur), float(np.sqrt(weights[1] * mean[-1])))
+    return best[1], min(best[2], 0.1)
+
+
+def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
+    """Find the largest square of an image that no box reaches into.
+
+    In the chessboard metric a pixel's distance d to the nearest occupied pixel is the radius of
+    the largest free square about it, of side 2 d - 1.
+
+    Args:
+        boxes: float (N, 4), x0, y0, x1, y1 in px; may reach out of the image.
+        width: of the image in px.
+        height: of the image in px.
+
+    Returns:
+        left, top and side in px; the side is 0 where nothing is free.
+    """
+    # A frame of occupied pixels: the square ends at the border.
+    free = np.pad(np.ones((height, width), np.uint8), 1)
+    for x0, y0, x1, y1 in boxes:
+        left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
+        right, bottom = max(int(np.ceil(x1)), 0), max(int(np.ceil(y1)), 0)
+        free[1 + top : 1 + min(bottom, height), 1 + left : 1 + min(right, width)] = 0
+    distance = cv2.distanceTransform(free, cv2.DIST_C, 3)
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    radius = int(distance[row, column])
+    if radius == 0:
+        return 0, 0, 0
+    # Four neighbours, each the centre of such a square, are the middle of one of side 2 d.
+    full = distance == radius
+    middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
+    if not middle.any():
+        return int(column) - radius, int(row) - radius, 2 * radius - 1
+    row, column = np.unravel_index(int(middle.argmax()), middle.shape)
+    return int(column) - radius, int(row) - radius, 2 * radius
+
+
+def cut_blank_windows(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    output: str | os.PathLike,
+    min_size: int = 256,
+    margin: int = 25,
+) -> tuple[list[Path], list[str]]:
+    """Write the largest particle-free square of each image as a PNG.
+
+    Args:
+        json_file: COCO JSON whose particles are all annotated.
+        image_root: its image folder.
+        output: folder of the PNGs.
+        min_size: least side in px; images without such a square are left out.
+        margin: px kept free around each particle, for its halo.
+
+    Returns:
+        the files written, and the images left out.
+
+    Raises:
+        UserError: the data set cannot be used, or no image has such a square.
+    """
+    if min_size < 1 or margin < 0:
+        raise UserError(f"--min-size {min_size} and --margin {margin} must be above 0 px.")
+    written, without, taken = [], [], set()
+    for image in tqdm(load_instances(json_file, image_root), desc="Cutting", disable=None):
+        boxes = np.array([a["bbox"] for a in image["annotations"]], float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes += (-margin, -margin, margin, margin)
+        x, y, side = largest_free_square(boxes, image["width"], image["height"])
+        if side < min_size:
+            without.append(image["file_name"])
+            continue
+        pixels = read_image(image["file_name"], expected_size=(image["width"], image["height"]))
+        path = _free_name(Path(image["file_name"]), image_root, Path(output), f"{x}_{y}", taken)
+        _, encoded = cv2.imencode(".png", pixels[y : y + side, x : x + side])
+        with atomic_write(path, "wb") as file:
+            file.write(encoded.tobytes())
+        written.append(path)
+        taken.add(path)
+    if not written:
+        raise UserError(
+            f"No image of {json_file} has a square of {min_size} px without a particle; lower "
+            "--min-size or --margin."
+        )
+    return written, without
+
+
+def _free_name(
+    image: Path, root: str | os.PathLike, output: Path, place: str, taken: set[Path]
+) -> Path:
+    """Name of a square, in the folder that the image has below its root; unlike all others."""
+    folder = output / os.path.relpath(image.parent, root)
+    path = folder / f"{image.stem}_{place}.png"
+    return path if path not in taken else folder / f"{image.stem}_{image.suffix[1:]}_{place}.png"

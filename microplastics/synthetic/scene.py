@@ -1,0 +1,497 @@
+"""One picture: a filter, what lies on it, and the annotations."""
+
+import dataclasses
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+from shapely.geometry import MultiPolygon, Polygon, box
+
+from microplastics.structures.rle import counts_of_runs, encode_counts, runs_of_crop
+from microplastics.synthetic.camera import (
+    Scene,
+    draw_scale_bar,
+    expose,
+    generator,
+    jpeg_quality,
+    plan_scale_bar,
+    scratch,
+    soil_lens,
+)
+from microplastics.synthetic.filters import (
+    Blanks,
+    enclose_bubbles,
+    photographed_filter,
+    render_filter,
+    scatter_debris,
+    shed_fibers,
+)
+from microplastics.synthetic.particles import (
+    BEAD,
+    BEAD_CATEGORIES,
+    CATEGORIES,
+    FIBER,
+    FILM,
+    FRAGMENT,
+    MAKERS,
+    Particle,
+    bead_diameter,
+    make_bead,
+    opened,
+    paint,
+    paint_bead,
+    sphere_look,
+)
+from microplastics.utils.errors import UserError
+
+# Particles on one picture at most, whatever its size and preset.
+MAX_PARTICLES = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What pictures of one kind have in common.
+
+    Attributes:
+        about: what it is for, in a few words.
+        filters: how often each filter of :mod:`.background` is drawn; the shares add up to 1.
+        mix: how often each kind of particle is drawn, lowest layer first; they add up to 1.
+        particles_per_256: particles on 256 x 256 px (median); 0 gives none at all.
+        spread: standard deviation of the logarithm of their number.
+        empty_share: share of the pictures without a particle.
+        scale_bar_share: share of the pictures with a burnt-in scale bar.
+        dirt: factor on the amount of natural debris, scratches and the filter's own loose fibres.
+        bubbles: air bubbles on 256 x 256 px (mean).
+        crossing: share of the fibres that are laid across another one.
+        touching: share of the other particles that are set against another one.
+        max_overlap: share of a particle that another may cover, neither being a fibre.
+        max_crossing: share of a particle that another of its kind may cover.
+        min_visible: share of a particle that must be left uncovered by all that lie on it.
+        min_contrast: least colour difference (0 to 1) along most of a particle's contour.
+        blur: range of the lens's blur, standard deviation in px.
+    """
+
+    about: str
+    filters: Mapping[str, float]
+    mix: Mapping[int, float]
+    particles_per_256: float = 6.5
+    spread: float = 0.5
+    empty_share: float = 0.05
+    scale_bar_share: float = 0.35
+    dirt: float = 1.0
+    bubbles: float = 0.12
+    crossing: float = 0.25
+    touching: float = 0.0
+    max_overlap: float = 0.06
+    max_crossing: float = 0.3
+    min_visible: float = 0.6
+    min_contrast: float = 0.13
+    blur: tuple[float, float] = (0.35, 0.95)
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """The COCO categories: the project's three, or the single one of beads."""
+        return BEAD_CATEGORIES if BEAD in self.mix else CATEGORIES
+
+    def category_id(self, kind: int) -> int:
+        """The COCO category id of a kind of particle."""
+        return 1 if kind == BEAD else kind
+
+
+_FILTERS = {
+    "glass_fiber": 0.28,
+    "cellulose": 0.28,
+    "polycarbonate": 0.20,
+    "nylon_mesh": 0.10,
+    "dark_polycarbonate": 0.14,
+}
+_BEAD_FILTERS = {
+    "gold_membrane": 0.34,
+    "clear_membrane": 0.18,
+    "black_membrane": 0.30,
+    "glowing_membrane": 0.18,
+}
+_MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "default": Preset("every filter, moderately laden", _FILTERS, _MIX),
+        "glass-filter": Preset(
+            "glass fibre mats, mostly fibres",
+            {"glass_fiber": 1.0},
+            {FILM: 0.16, FRAGMENT: 0.26, FIBER: 0.58},
+        ),
+        "cellulose": Preset(
+            "cellulose ester felt with stains and printed grids",
+            {"cellulose": 1.0},
+            {FILM: 0.2, FRAGMENT: 0.3, FIBER: 0.5},
+            dirt=1.3,
+        ),
+        "darkfield": Preset(
+            "dark membranes on which particles shine",
+            {"dark_polycarbonate": 1.0},
+            _MIX,
+            particles_per_256=8.0,
+        ),
+        "dense": Preset(
+            "five times as many particles, touching and crossing",
+            _FILTERS,
+            {FILM: 0.13, FRAGMENT: 0.37, FIBER: 0.5},
+            particles_per_256=32.0,
+            spread=0.25,
+            empty_share=0.0,
+            crossing=0.5,
+            touching=0.5,
+            max_overlap=0.12,
+            max_crossing=0.4,
+            min_visible=0.5,
+        ),
+        "blank": Preset(
+            "filters without a particle, but with all else: for false positives",
+            _FILTERS,
+            _MIX,
+            particles_per_256=0.0,
+            dirt=3.0,
+            bubbles=0.6,
+        ),
+        "beads": Preset(
+            "calibration spheres of one diameter a picture, bright and dark field",
+            _BEAD_FILTERS,
+            {BEAD: 1.0},
+            particles_per_256=4.5,
+            spread=0.6,
+            scale_bar_share=0.0,
+            dirt=0.25,
+            bubbles=0.0,
+            touching=0.45,
+            min_contrast=0.035,
+            blur=(0.8, 2.4),
+        ),
+    }
+)
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"There is no preset '{name}': choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] | None:
+    """Annotate a particle: its whole body inside the frame, also where another lies on it.
+
+    One simple outline becomes a polygon; an outline with holes or in several pieces becomes RLE,
+    rasterised ring by ring by pycocotools. ``area`` and ``bbox`` are those of the mask.
+
+    Args:
+        particle: the particle, in px of the image.
+        size: side of the image in px.
+        um_per_px: micrometres per pixel.
+
+    Returns:
+        A COCO annotation without ids, with ``truth`` (see :meth:`Particle.truth`) and
+        ``touches_edge``: the frame cuts the particle or its mask meets the border, so that
+        ``truth`` goes beyond what is seen. None where no pixel of it is inside the frame.
+    """
+    left, top, right, bottom = particle.outline.bounds
+    cut = min(left, top) < 0 or max(right, bottom) > size
+    shape = particle.outline
+    if cut:
+        # A tube cut at a flat angle leaves a wedge, whose tip no pixel of the mask would show.
+        shape = opened(shape.intersection(box(0, 0, size, size)))
+    pieces = _pieces(shape)
+    if not pieces:
+        return None
+    if len(pieces) == 1 and not pieces[0].interiors:
+        segmentation: Any = [_ring(pieces[0].exterior)]
+        rle = mask_util.frPyObjects(segmentation, size, size)[0]
+    else:
+        rle = _rings_to_rle(pieces, size)
+        segmentation = {"size": [size, size], "counts": rle["counts"].decode("ascii")}
+    area = int(mask_util.area(rle))
+    if area == 0:
+        return None
+    x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
+    meets = min(x, y) <= 0 or x + width >= size or y + height >= size
+    return {
+        "category_id": particle.category_id,
+        "segmentation": segmentation,
+        "area": area,
+        "bbox": [x, y, width, height],
+        "iscrowd": 0,
+        "touches_edge": bool(cut or meets),
+        "truth": {k: float(f"{v:.8g}") for k, v in particle.truth(um_per_px).items()},
+    }
+
+
+def _pieces(shape) -> list[Polygon]:
+    """The polygons of a shape, without the points and lines that clipping can leave."""
+    parts = getattr(shape, "geoms", [shape])
+    return [
+        p
+        for part in parts
+        for p in (part.geoms if isinstance(part, MultiPolygon) else [part])
+        if isinstance(p, Polygon) and p.area > 0.5
+    ]
+
+
+def _ring(ring) -> list[float]:
+    # A hundredth of a pixel is finer than the fifth to which pycocotools rounds.
+    points = np.round(np.asarray(ring.coords)[:-1], 2)
+    return points[(points != np.roll(points, 1, axis=0)).any(axis=1)].ravel().tolist()
+
+
+def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
+    """Rasterise polygons with holes inside the box that holds them, as full-frame RLE."""
+    bounds = np.array([piece.bounds for piece in pieces])
+    x, y = (int(v) for v in bounds[:, :2].min(0))
+    right, bottom = (min(int(v) + 2, size) for v in bounds[:, 2:].max(0))
+    mask = np.zeros((bottom - y, right - x), np.uint8)
+    for piece in pieces:
+        left, top, right, bottom = (int(v) for v in piece.bounds)
+        width, height = min(right + 2, size) - left, min(bottom + 2, size) - top
+        window = np.zeros((height, width), np.uint8)
+        for ring, value in [(piece.exterior, 1)] + [(hole, 0) for hole in piece.interiors]:
+            points = np.reshape(_ring(ring), (-1, 2)) - (left, top)
+            rle = mask_util.frPyObjects([points.ravel().tolist()], height, width)[0]
+            window[mask_util.decode(rle) > 0] = value
+        mask[top - y : top - y + height, left - x : left - x + width] |= window
+    runs = counts_of_runs(*runs_of_crop(mask, (x, y), size), size * size)
+    return {"size": [size, size], "counts": encode_counts(runs)}
+
+
+# Share of a particle's pixels that lie inside the frame at least, and how many.
+_MIN_INSIDE, _MIN_AREA_PX = 0.4, 60
+# Share of a picture that beads cover at most.
+_MAX_BEAD_COVER = 0.28
+# Squares by which neighbours are looked up, in px.
+_CELL = 128
+
+
+def render_image(
+    seed: tuple[int | str, ...],
+    size: int,
+    um_per_px: float,
+    preset: Preset = PRESETS["default"],
+    blanks: Blanks | None = None,
+) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
+    """Draw one photograph of a filter, with annotations that are exact.
+
+    The picture depends on the arguments alone: the same ones give the same bytes, in any process
+    of the same machine and library versions. Each part (filter, particles, camera, …) has a
+    random stream of its own.
+
+    Args:
+        seed: key of the picture, such as ``(seed, "train", index)``.
+        size: side in px, at least 64.
+        um_per_px: micrometres per pixel.
+        preset: what is drawn.
+        blanks: photographs of empty filters that take the place of the drawn filter with its
+            dirt, light and camera; None draws the filter.
+
+    Returns:
+        image: uint8 (size, size, 3), BGR, as the camera gives it before JPEG.
+        record: COCO image entry without ``id`` and ``file_name``: ``width``, ``height``,
+            ``um_per_px``, ``filter``, ``jpeg_quality`` and, where one is burnt in, ``scale_bar``
+            with ``um``, ``px`` (drawn length, whole pixels) and ``bbox``; ``background`` names
+            the photograph under the particles.
+        annotations: COCO annotations without ``id`` and ``image_id``, see
+            :func:`microplastics.synthetic.masks.annotate`.
+    """
+    if blanks is None:
+        scene, camera = render_filter(seed, size, preset.filters), None
+    else:
+        scene, camera = photographed_filter(seed, size, blanks)
+    rng = generator(*seed, "optics")
+    record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
+    record["jpeg_quality"] = jpeg_quality(rng)
+    has_bar = rng.random() < preset.scale_bar_share
+    bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
+    if camera is None:
+        scatter_debris(generator(*seed, "debris"), scene, preset.dirt)
+        enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
+        shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
+        scratch(rng, scene, preset.dirt)
+    annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
+    if camera is None:
+        soil_lens(rng, scene)
+        image = expose(rng, scene, preset.blur)
+    else:
+        image = camera.retake(rng, scene)
+        record["background"] = camera.name
+    if bar is not None:
+        draw_scale_bar(image, bar)
+        record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
+    return image, record, annotations
+
+
+def _count(rng: np.random.Generator, size: int, preset: Preset) -> int:
+    """How many particles: log-normal about a density, with some pictures empty."""
+    if rng.random() < preset.empty_share or not preset.particles_per_256:
+        return 0
+    median = max(preset.particles_per_256 * (size / 256) ** 2, 1.0)
+    return int(np.clip(round(rng.lognormal(np.log(median), preset.spread)), 1, MAX_PARTICLES))
+
+
+def _lay_particles(
+    rng: np.random.Generator, scene: Scene, um_per_px: float, bar: dict | None, preset: Preset
+) -> list[dict[str, Any]]:
+    """Make, place and paint the particles: films lowest, then fragments, fibres across all.
+
+    One that in six places finds no room, or no colour that stands out, is neither drawn nor
+    annotated: what is annotated can be seen, and what is drawn is annotated.
+    """
+    size = scene.canvas.shape[0]
+    number = _count(rng, size, preset)
+    kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
+    makers, painters, room = _hands(rng, preset, size)
+    ground = Ground(size, bar, preset)
+    annotations = []
+    for kind in sorted(kinds[:room], key=list(preset.mix).index):
+        particle = makers[kind](rng, size)
+        for _ in range(6):
+            placed = place(rng, particle, ground)
+            annotation = annotate(placed, size, um_per_px)
+            if annotation is None or not ground.has_room(placed, annotation):
+                continue
+            if painters[kind](rng, placed, scene, min_contrast=preset.min_contrast):
+                ground.take(placed, annotation)
+                annotation["category_id"] = preset.category_id(placed.category_id)
+                annotations.append(annotation)
+                break
+    return annotations
+
+
+def _hands(rng: np.random.Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
+    """What makes and what paints each kind, and for how many there is room.
+
+    The beads of a picture are of one batch; large ones are fewer.
+    """
+    makers, painters = dict(MAKERS), dict.fromkeys(MAKERS, paint)
+    room = MAX_PARTICLES
+    if BEAD in preset.mix:
+        diameter = bead_diameter(rng)
+        look = sphere_look(rng, diameter)
+        makers[BEAD] = functools.partial(make_bead, diameter=diameter)
+        painters[BEAD] = functools.partial(paint_bead, look=look)
+        room = max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)
+    return makers, painters, room
+
+
+def place(rng: np.random.Generator, particle: Particle, ground: "Ground") -> Particle:
+    """Move a particle somewhere, or across or against one that is there already.
+
+    Args:
+        rng: where the numbers come from.
+        particle: about the origin.
+        ground: what lies where.
+    """
+    preset = ground.preset
+    if particle.category_id == FIBER:
+        if ground.fibers and rng.random() < preset.crossing:
+            other = ground.fibers[rng.integers(len(ground.fibers))].core
+            target = other[rng.integers(len(other))]
+            return particle.moved(*(target - particle.core[rng.integers(len(particle.core))]))
+    elif ground.compact and preset.touching and rng.random() < preset.touching:
+        other = ground.compact[rng.integers(len(ground.compact))]
+        return _set_against(rng, particle, other)
+    return particle.moved(*rng.uniform(0.0, ground.size, 2))
+
+
+def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) -> Particle:
+    """Move a particle up to another one from a random side until they touch."""
+    angle = rng.uniform(0, 2 * np.pi)
+    toward = np.array([np.cos(angle), np.sin(angle)])
+    reach = sum(
+        np.hypot(*np.ptp(np.reshape(p.outline.bounds, (2, 2)), axis=0)) for p in (particle, other)
+    )
+    center = np.mean(np.reshape(other.outline.bounds, (2, 2)), axis=0)
+    placed = particle.moved(*(center + reach * toward))
+    for _ in range(12):
+        # No step goes farther than the gap: the outlines cannot pass through each other.
+        gap = placed.outline.distance(other.outline)
+        if gap < 0.3:
+            break
+        placed = placed.moved(*(-gap * toward))
+    return placed
+
+
+class Ground:
+    """What lies where: decides whether one more particle has room."""
+
+    def __init__(self, size: int, bar: dict | None, preset: Preset):
+        self.size, self.preset = size, preset
+        self.fibers: list[Particle] = []
+        self.compact: list[Particle] = []
+        self.bar = None
+        if bar is not None:
+            x, y, width, height = bar["bbox"]
+            self.bar = box(x - 4, y - 4, x + width + 4, y + height + 4)
+        # Of each particle: itself, its pixels inside the frame, how many of them are covered.
+        self._laid: list[tuple[Particle, float, float]] = []
+        # Numbers of the particles whose boxes meet each square of _CELL px.
+        self._cells: dict[tuple[int, int], set[int]] = defaultdict(set)
+
+    def has_room(self, particle: Particle, annotation: dict[str, Any]) -> bool:
+        """Whether it is seen well enough and leaves those below it well enough seen.
+
+        Args:
+            particle: where it is to lie.
+            annotation: its annotation, of which ``area`` counts.
+        """
+        area = annotation["area"]
+        inside = area / particle.outline.area
+        if area < _MIN_AREA_PX or inside < _MIN_INSIDE:
+            return False
+        if self.bar is not None and particle.outline.intersection(self.bar).area > 0.05 * area:
+            return False
+        for number in self._near(particle):
+            other, other_area, covered = self._laid[number]
+            shared = _shared_area(particle, other)
+            both_compact = FIBER not in (particle.category_id, other.category_id)
+            if both_compact and shared > self.preset.max_overlap * min(area, other_area):
+                return False
+            if (
+                shared > self.preset.max_crossing * area
+                and particle.category_id == other.category_id
+            ):
+                return False
+            if covered + shared > (1 - self.preset.min_visible) * other_area:
+                return False
+        return True
+
+    def take(self, particle: Particle, annotation: dict[str, Any]) -> None:
+        """Note a painted particle."""
+        for number in self._near(particle):
+            other, area, covered = self._laid[number]
+            self._laid[number] = other, area, covered + _shared_area(particle, other)
+        for cell in _cells(particle):
+            self._cells[cell].add(len(self._laid))
+        self._laid.append((particle, annotation["area"], 0.0))
+        (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
+
+    def _near(self, particle: Particle) -> set[int]:
+        """Numbers of the particles that may share pixels with one."""
+        return set().union(*(self._cells[cell] for cell in _cells(particle) if cell in self._cells))
+
+
+def _cells(particle: Particle) -> list[tuple[int, int]]:
+    """The squares of _CELL px that a particle's box meets."""
+    left, top, right, bottom = (math.floor(v / _CELL) for v in particle.outline.bounds)
+    return [(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)]
+
+
+def _shared_area(one: Particle, other: Particle) -> float:
+    a, b = one.outline.bounds, other.outline.bounds
+    if a[0] > b[2] or b[0] > a[2] or a[1] > b[3] or b[1] > a[3]:
+        return 0.0
+    return one.outline.intersection(other.outline).area

@@ -1,0 +1,1 @@
+"""Shared utilities: errors, files, processes."""

@@ -1,0 +1,638 @@
+"""Pictures of particles: annotations, predictions, and both beside the photograph."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from contourpy import FillType, contour_generator
+from detectron2.data import Metadata
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+from matplotlib.patches import Circle, PathPatch
+from matplotlib.path import Path as OutlinePath
+from PIL import Image, ImageDraw, ImageFont
+
+from microplastics.data.catalog import class_colors
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
+
+# Sides of a picture in px: smaller images are enlarged, larger ones made smaller.
+MIN_SIDE, MAX_SIDE = 800, 4000
+# In px of a picture of 1000 px; they grow with the picture up to this factor.
+_LINE, _HALO, _FONT, _RING, _RING_BELOW = 1.9, 3.8, 13.0, 7.0, 6.0
+_GROWTH = 1.6
+_FILL_ALPHA, _HALO_ALPHA = 0.15, 0.75
+_OUTLINE_POINTS = 48
+# Rows of the photograph.
+_STRIP = 256
+
+
+def picture_scale(height: int, width: int, max_side: int = MAX_SIDE) -> float:
+    """Choose the picture's size for an image: a whole factor up, so that pixels stay squares.
+
+    Args:
+        height: of the image, in px.
+        width: of the image, in px.
+        max_side: longer side that the picture may have at most, in px.
+
+    Returns:
+        px of the picture for each px of the image.
+    """
+    longer = max(height, width)
+    return max_side / longer if longer > max_side else float(math.ceil(MIN_SIDE / longer))
+
+
+def resize(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resize a photograph to the size of its picture: pixels stay squares, or are averaged.
+
+    Args:
+        image: (H, W, 3) uint8.
+        scale: px of the picture for each px of the image.
+    """
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return cv2.resize(image, size, interpolation=method)
+
+
+class ParticleVisualizer(Visualizer):
+    """Visualizer whose pictures leave the particles to be seen.
+
+    - The colours are those of the classes, the same in every picture and on both Detectron2
+      builds; fills are faint, outlines thin, with a white rim that sets them off from any ground.
+    - Masks are drawn along the borders of their pixels, with their holes, each from its own crop.
+      No mask is too small: what would be a dot in the picture gets a ring.
+    - Labels are small and stand beside their particles, where they cover least. With a single
+      class the label is the score alone.
+
+    All other methods are Detectron2's own; coordinates are those of the image.
+    """
+
+    def __init__(
+        self,
+        img_rgb: np.ndarray,
+        metadata: Metadata | None = None,
+        scale: float | None = None,
+        labels: bool = True,
+    ):
+        """
+        Args:
+            img_rgb: (H, W, 3) uint8, RGB.
+            metadata: of the data set; ``thing_classes`` and ``thing_colors`` are used.
+            scale: px of the picture for each px of the image; :func:`picture_scale` if ``None``.
+            labels: write classes and scores beside the particles.
+        """
+        height, width = img_rgb.shape[:2]
+        scale = picture_scale(height, width) if scale is None else scale
+        # Matplotlib shrinks by leaving out pixels, which turns the weave of a filter into moiré.
+        picture = resize(img_rgb, scale) if scale < 1 else img_rgb
+        super().__init__(picture, metadata, max(scale, 1.0), ColorMode.SEGMENTATION)
+        self.output.height, self.output.width, self.output.scale = height, width, scale
+        self._show_in_strips(picture)
+        # Points of Matplotlib for a unit of the drawing.
+        self._unit = float(np.clip(max(height, width) * scale / 1000, 1, _GROWTH))
+        self._points = self._unit * 72 / self.output.dpi
+        self._default_font_size = _FONT * self._points / scale
+        self._labels = labels
+        self._class_names = list(self.metadata.get("thing_classes", None) or ())
+        self._colors = self.metadata.get("thing_colors", None) or class_colors(self._class_names)
+
+    def _show_in_strips(self, picture: np.ndarray) -> None:
+        """Show the photograph in strips: Matplotlib takes 120 bytes for each pixel of an image."""
+        ax, height, width = self.output.ax, self.output.height, self.output.width
+        ax.images[0].remove()
+        edges = (
+            np.linspace(0, len(picture), math.ceil(len(picture) / _STRIP) + 1).round().astype(int)
+        )
+        for top, bottom in zip(edges[:-1], edges[1:], strict=True):
+            rows = bottom * height / len(picture), top * height / len(picture)
+            ax.imshow(picture[top:bottom], extent=(0, width, *rows), interpolation="nearest")
+        ax.set(xlim=(0, width), ylim=(height, 0))
+
+    def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
+        """Draw the annotations of one image in Detectron2's data set format.
+
+        Crowds are dashed.
+
+        Args:
+            dic: with ``annotations`` (``segmentation`` as polygons, RLE or bitmap, if any).
+        """
+        annotations = dic.get("annotations") or []
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        masks = [a.get("segmentation") for a in annotations]
+        return self.draw_particles(
+            boxes,
+            [a["category_id"] for a in annotations],
+            masks if any(mask is not None for mask in masks) else None,
+            dashed=[bool(a.get("iscrowd", 0)) for a in annotations],
+        )
+
+    def draw_instance_predictions(
+        self, predictions: Instances, jittering: bool = False
+    ) -> VisImage:
+        """Draw the predictions of one image.
+
+        Args:
+            predictions: ``pred_boxes`` in px of the image, ``pred_classes``, and if there are any
+                ``scores`` and ``pred_masks`` (:class:`CropMasks` or an (N, H, W) tensor).
+            jittering: only there for Detectron2's signature; colours are those of the classes.
+        """
+        return self.draw_particles(
+            predictions.pred_boxes,
+            predictions.pred_classes.tolist(),
+            predictions.pred_masks if predictions.has("pred_masks") else None,
+            scores=predictions.scores.tolist() if predictions.has("scores") else None,
+        )
+
+    def draw_particles(
+        self,
+        boxes: Boxes | Sequence[Sequence[float]],
+        classes: Sequence[int],
+        masks: Any = None,
+        *,
+        scores: Sequence[float] | None = None,
+        dashed: Sequence[bool] | None = None,
+    ) -> VisImage:
+        """Draw N particles, the largest first.
+
+        Args:
+            boxes: (N, 4) x0, y0, x1, y1 in px of the image.
+            classes: N contiguous class numbers.
+            masks: what :func:`mask_paths` takes; boxes are drawn without.
+            scores: N scores in [0, 1].
+            dashed: N; True draws the outline dashed.
+        """
+        boxes = boxes.tensor.detach().cpu().numpy() if isinstance(boxes, Boxes) else boxes
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        count = len(boxes)
+        size = self.output.height, self.output.width
+        paths = [None] * count if masks is None else mask_paths(masks, size)
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+        order = np.argsort(-areas, kind="stable").tolist()
+        outlines = [np.zeros((0, 2))] * count
+        for index in order:
+            path, is_dashed = paths[index], bool(dashed and dashed[index])
+            if path is None:  # no mask, or one without a pixel: the box is all there is
+                path, is_dashed = _box_path(boxes[index]), is_dashed or masks is not None
+            filled = paths[index] is not None
+            color = self.class_color(classes[index])
+            outlines[index] = self._draw_path(path, color, filled, is_dashed)
+        if self._labels:
+            texts = self._texts(classes, scores, dashed)
+            self._draw_labels(order, outlines, texts, classes)
+        return self.output
+
+    def class_color(self, number: int) -> tuple[float, float, float]:
+        """RGB in [0, 1] of a class number."""
+        red, green, blue = (
+            self._colors[number % len(self._colors)] if self._colors else (213, 94, 0)
+        )
+        return red / 255, green / 255, blue / 255
+
+    def _draw_path(self, path: OutlinePath, color, filled: bool, dashed: bool) -> np.ndarray:
+        """Draw one outline, and give the points that its label should not cover."""
+        ax, scale = self.output.ax, self.output.scale
+        style = (0, (4, 3)) if dashed else "-"
+        halo = {"edgecolor": (1, 1, 1, _HALO_ALPHA), "linewidth": _HALO * self._points}
+        line = {"edgecolor": color, "linewidth": _LINE * self._points, "linestyle": style}
+        x0, y0, x1, y1 = path.get_extents().extents
+        if max(x1 - x0, y1 - y0) * scale < _RING_BELOW * self._unit:
+            center, radius = ((x0 + x1) / 2, (y0 + y1) / 2), _RING * self._unit / scale
+            ax.add_patch(Circle(center, radius, fill=False, **halo))
+            ax.add_patch(Circle(center, radius, fill=False, **line))
+            line["linewidth"] /= 2
+            outline = center + radius * LabelPlacer.DIRECTIONS
+        else:
+            ax.add_patch(PathPatch(path, fill=False, **halo))
+            outline = outline_points(path)
+        face = (*color, _FILL_ALPHA) if filled else "none"
+        ax.add_patch(PathPatch(path, facecolor=face, **line))
+        return outline
+
+    def _texts(self, classes, scores, dashed) -> list[str]:
+        texts = []
+        for index, number in enumerate(classes):
+            words = []
+            if len(self._class_names) > 1 and number < len(self._class_names):
+                words.append(self._class_names[number])
+            elif not self._class_names:
+                words.append(str(number))
+            if scores is not None:
+                words.append(f"{100 * scores[index]:.0f}%")
+            if dashed is not None and dashed[index]:
+                words.append("crowd")
+            texts.append(" ".join(words))
+        return texts
+
+    def _draw_labels(self, order, outlines, texts, classes) -> None:
+        unit = self._unit / self.output.scale
+        placer = LabelPlacer(self.output.width, self.output.height, outlines)
+        # The smallest first: large ones have more room around them.
+        for index in reversed(order):
+            if not texts[index]:
+                continue
+            size = (0.6 * len(texts[index]) + 0.3) * _FONT * unit, 1.3 * _FONT * unit
+            position = placer.place(outlines[index], size, 3 * unit)
+            color = self._change_color_brightness(self.class_color(classes[index]), 0.7)
+            self.draw_text(texts[index], position, color=color, horizontal_alignment="left")
+
+
+class LabelPlacer:
+    """Finds for each label the place at the outline of its particle where it covers least."""
+
+    _ANGLES = np.arange(16) * (np.pi / 8)
+    # Straight up first: among equally good places the first is taken.
+    DIRECTIONS = np.stack([np.sin(_ANGLES), -np.cos(_ANGLES)], axis=1)
+
+    def __init__(self, width: float, height: float, outlines: Sequence[np.ndarray]):
+        """
+        Args:
+            width: of the image.
+            height: of the image.
+            outlines: for each particle (M, 2) points x, y that are better not covered.
+        """
+        self._frame = np.array([width, height], dtype=np.float64)
+        self._outlines = np.concatenate([np.zeros((0, 2)), *outlines])
+        self._labels = np.zeros((0, 4))
+
+    def place(
+        self, outline: np.ndarray, size: tuple[float, float], gap: float
+    ) -> tuple[float, float]:
+        """Place one label.
+
+        Args:
+            outline: (M, 2) points of its particle, at least one.
+            size: width and height of the label.
+            gap: between label and particle.
+
+        Returns:
+            Top left corner of the label, inside the image wherever the label fits into it.
+        """
+        size = np.asarray(size)
+        # Only what lies in the image can be pointed at.
+        anchors = outline.clip(0, self._frame)
+        extreme = anchors[(anchors @ self.DIRECTIONS.T).argmax(axis=0)]
+        with np.errstate(divide="ignore"):
+            reach = (size / 2 / np.abs(self.DIRECTIONS)).min(axis=1) + gap
+        centers = extreme + self.DIRECTIONS * reach[:, None]
+        corners = (centers - size / 2).clip(0, np.maximum(self._frame - size, 0))
+        labels = np.concatenate([corners, corners + size], axis=1)
+        covered = (
+            (self._outlines > corners[:, None]) & (self._outlines < labels[:, None, 2:])
+        ).all(axis=2)
+        # Two labels on each other cannot be read at all.
+        shared = _overlaps(labels, self._labels).sum(axis=1) / size.prod()
+        moved = np.abs(corners + size / 2 - centers).max(axis=1) / size.max()
+        best = int(np.argmin(covered.sum(axis=1) + 100 * shared + 10 * moved))
+        self._labels = np.concatenate([self._labels, labels[best : best + 1]])
+        return float(corners[best, 0]), float(corners[best, 1])
+
+
+def outline_points(path: OutlinePath, count: int = _OUTLINE_POINTS) -> np.ndarray:
+    """(count, 2) points at even steps along the outline of a particle."""
+    points = np.concatenate([p for p in path.to_polygons(closed_only=False) if len(p)])
+    steps = np.hypot(*np.diff(points, axis=0).T)
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    at = np.linspace(0, along[-1], count)
+    return np.stack([np.interp(at, along, points[:, i]) for i in (0, 1)], axis=1)
+
+
+def mask_paths(masks: Any, image_size: tuple[int, int]) -> list[OutlinePath | None]:
+    """Outline masks of any kind; full-frame bitmaps are made for none that has not come as one.
+
+    Args:
+        masks: :class:`CropMasks`, ``PolygonMasks``, ``BitMasks``, an (N, H, W) tensor or array, or
+            a list with a COCO segmentation (polygons or RLE), an (H, W) bitmap or ``None`` for
+            each particle.
+        image_size: height and width in px.
+
+    Returns:
+        For each mask its outline in px of the image, filled by the non-zero rule; ``None`` for a
+        mask without a pixel.
+
+    Raises:
+        ValueError: a segmentation is malformed or of another size.
+    """
+    if isinstance(masks, PolygonMasks):
+        masks = masks.polygons
+    elif isinstance(masks, BitMasks):
+        masks = masks.tensor
+    if hasattr(masks, "shape"):
+        masks = CropMasks.from_bitmasks(masks)
+    if isinstance(masks, CropMasks):
+        return [crop_path(*pair) for pair in zip(masks.crops, masks.offsets, strict=True)]
+    return [_segmentation_path(mask, image_size) for mask in masks]
+
+
+def crop_path(crop: np.ndarray, offset: Sequence[int]) -> OutlinePath | None:
+    """Outline a mask between its pixels and their neighbours, holes included.
+
+    Args:
+        crop: (h, w) bool.
+        offset: x0 and y0 of the crop in px of the image.
+    """
+    if not crop.any():
+        return None
+    # Padded, so that the outline closes; a pixel's value stands at its centre.
+    padded = np.pad(crop, 1).astype(np.float64)
+    x = np.arange(padded.shape[1]) + (offset[0] - 0.5)
+    y = np.arange(padded.shape[0]) + (offset[1] - 0.5)
+    outlines = contour_generator(x, y, padded, fill_type=FillType.OuterCode)
+    points, codes = outlines.filled(0.5, 2.0)
+    return OutlinePath(np.concatenate(points), np.concatenate(codes))
+
+
+def _segmentation_path(mask: Any, image_size: tuple[int, int]) -> OutlinePath | None:
+    if mask is None:
+        return None
+    if isinstance(mask, dict):
+        return mask_paths(CropMasks.from_rles([mask], image_size), image_size)[0]
+    if isinstance(mask, np.ndarray) and mask.ndim == 2:
+        return mask_paths(mask[None], image_size)[0]
+    parts = [_closed(np.asarray(part, dtype=np.float64).reshape(-1, 2)) for part in mask]
+    return OutlinePath.make_compound_path(*parts) if parts else None
+
+
+def _closed(points: np.ndarray) -> OutlinePath:
+    """A closed polygon that turns the same way as every other: overlapping parts stay filled."""
+    x, y = points.T
+    if np.dot(x, np.roll(y, -1)) < np.dot(np.roll(x, -1), y):
+        points = points[::-1]
+    return OutlinePath(np.concatenate([points, points[:1]]), closed=True)
+
+
+def _box_path(box: Sequence[float]) -> OutlinePath:
+    x0, y0, x1, y1 = box
+    return _closed(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
+
+
+def _overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(N, M) areas shared by two sets of boxes."""
+    start = np.maximum(one[:, None, :2], other[None, :, :2])
+    end = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    return (end - start).clip(min=0).prod(axis=2)
+
+
+_INK, _PAPER, _GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+_GAP = 8
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with the words above it.
+
+    Attributes:
+        picture: (H, W, 3) uint8 RGB.
+        title: first line.
+        legend: name, count and RGB (0–255) of each class, written below the title.
+        note: grey words below the title, where no legend stands.
+    """
+
+    picture: np.ndarray
+    title: str = ""
+    legend: Sequence[tuple[str, int, Sequence[int]]] = ()
+    note: str = ""
+
+
+def draw_photograph(image: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """Show the photograph alone, at the size of the drawings.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        scale: px of the picture for each px of the image; by ``picture_scale`` if ``None``.
+
+    Returns:
+        (H·scale, W·scale, 3) uint8 RGB.
+    """
+    return resize(image, picture_scale(*image.shape[:2]) if scale is None else scale)
+
+
+def draw_instances(
+    image: np.ndarray,
+    annotations: dict[str, Any] | Sequence[dict[str, Any]] | Instances,
+    metadata: Metadata | None = None,
+    scale: float | None = None,
+    labels: bool = True,
+) -> np.ndarray:
+    """Draw true particles.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        annotations: a data set dict, its ``annotations``, or mapped ``Instances`` with
+            ``gt_boxes``, ``gt_classes`` and, if there are any, ``gt_masks`` (``PolygonMasks``,
+            ``BitMasks`` or ``CropMasks``).
+        metadata: of the data set: class names and colours.
+        scale: px of the picture for each px of the image; by ``picture_scale`` if ``None``.
+        labels: write the classes beside the particles.
+
+    Returns:
+        (H·scale, W·scale, 3) uint8 RGB.
+    """
+    visualizer = ParticleVisualizer(image, metadata, scale, labels)
+    if isinstance(annotations, Instances):
+        masks = annotations.gt_masks if annotations.has("gt_masks") else None
+        classes = annotations.gt_classes.tolist()
+        return visualizer.draw_particles(annotations.gt_boxes, classes, masks).get_image()
+    if not isinstance(annotations, dict):
+        annotations = {"annotations": list(annotations)}
+    return visualizer.draw_dataset_dict(annotations).get_image()
+
+
+def draw_predictions(
+    image: np.ndarray,
+    predictions: Instances,
+    metadata: Metadata | None = None,
+    scale: float | None = None,
+    labels: bool = True,
+) -> np.ndarray:
+    """Draw predicted particles with their scores.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        predictions: as a Detectron2 model returns them: ``pred_boxes``, ``pred_classes``,
+            ``scores``, and if there are any ``pred_masks`` (``CropMasks`` or (N, H, W) tensor).
+        metadata: of the data set: class names and colours.
+        scale: px of the picture for each px of the image; by ``picture_scale`` if ``None``.
+        labels: write classes and scores beside the particles.
+
+    Returns:
+        (H·scale, W·scale, 3) uint8 RGB.
+    """
+    visualizer = ParticleVisualizer(image, metadata, scale, labels)
+    return visualizer.draw_instance_predictions(predictions.to("cpu")).get_image()
+
+
+def class_legend(
+    classes: Sequence[int], metadata: Metadata | None
+) -> list[tuple[str, int, Sequence[int]]]:
+    """Count the particles of each class, for a :class:`Panel`.
+
+    Args:
+        classes: contiguous class number of each particle.
+        metadata: of the data set; every class of it is listed.
+    """
+    names = list((metadata.get("thing_classes", None) if metadata else None) or ())
+    names += [str(number) for number in range(len(names), max(classes, default=-1) + 1)]
+    colors = (metadata.get("thing_colors", None) if metadata else None) or class_colors(names)
+    counts = Counter(classes)
+    return [
+        (name, counts[number], colors[number % len(colors)]) for number, name in enumerate(names)
+    ]
+
+
+def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
+    """Set panels in a row, each below its caption.
+
+    Args:
+        panels: with pictures of the same height.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: there is no panel.
+    """
+    if not panels:
+        raise ValueError("There is no panel to set")
+    captions = [_caption(panel) for panel in panels]
+    top = max(caption.height for caption in captions)
+    height = top + max(panel.picture.shape[0] for panel in panels)
+    width = sum(panel.picture.shape[1] for panel in panels) + _GAP * (len(panels) - 1)
+    page = Image.new("RGB", (width, height), _PAPER)
+    left = 0
+    for panel, caption in zip(panels, captions, strict=True):
+        page.paste(caption, (left, 0))
+        page.paste(Image.fromarray(panel.picture), (left, top))
+        left += panel.picture.shape[1] + _GAP
+    return np.asarray(page)
+
+
+def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
+    """Write a picture whole or not at all; the suffix decides the format.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        path: ``.jpg`` (full colour resolution, for the sake of the outlines) or ``.png``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    options = {
+        ".jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
+        ".png": {"format": "PNG"},
+    }
+    if suffix not in options:
+        raise UserError(f"Pictures are written as .jpg or .png, not as {path}; change its name.")
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(picture).save(file, **options[suffix])
+
+
+def picture_names(paths: Sequence[str]) -> list[str]:
+    """Choose a file name for the picture of each image, no two alike on any file system.
+
+    Args:
+        paths: of the images.
+
+    Returns:
+        The images' names with ``.jpg`` as suffix. Where two would be the same, the later one
+        gets its folder in front; where that does not help, a number behind.
+    """
+    names: list[str] = []
+    used: set[str] = set()
+    for path in map(Path, paths):
+        stem, folder = path.stem or "image", path.parent.name
+        candidates = [stem, f"{folder}_{stem}" if folder else stem]
+        number = 2
+        while candidates and candidates[0].casefold() in used:
+            candidates.pop(0)
+            if not candidates:
+                candidates.append(f"{stem}_{number}")
+                number += 1
+        used.add(candidates[0].casefold())
+        names.append(f"{candidates[0]}.jpg")
+    return names
+
+
+def show_picture(picture: np.ndarray, title: str) -> None:
+    """Show a picture in a window and wait until it is closed.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        title: of the window.
+
+    Raises:
+        UserError: there is no desktop to show it on.
+    """
+    import matplotlib.pyplot as plt  # chooses a window system, which nothing else here needs
+
+    # get_backend falls back to one that cannot show anything.
+    if plt.get_backend().lower() in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
+        raise UserError("--show needs a desktop, and there is none here; use --output-dir instead.")
+    figure = plt.figure(num=title, figsize=(12, 12 * picture.shape[0] / picture.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.imshow(picture)
+    plt.show()
+    plt.close(figure)
+
+
+def _caption(panel: Panel) -> Image.Image:
+    width = panel.picture.shape[1]
+    size = max(12, min(26, width // 40))
+    line, margin = round(1.5 * size), size // 2
+    total = sum(count for _, count, _ in panel.legend)
+    title = f"{panel.title}: {total}" if panel.legend else panel.title
+    words, rows = _wrapped(panel.legend, size, width - 2 * margin)
+    rows = 1 + max(rows, bool(panel.note))
+    image = Image.new("RGB", (width, rows * line + margin), _PAPER)
+    draw = ImageDraw.Draw(image)
+    bold, plain = _font(size, "DejaVuSans-Bold.ttf"), _font(size)
+    title = _shortened(title, bold, width - 2 * margin)
+    draw.text((margin, margin // 2), title, _INK, bold)
+    if not panel.legend:
+        note = _shortened(panel.note, plain, width - 2 * margin)
+        draw.text((margin, margin // 2 + line - size // 8), note, _GREY, plain)
+    for x, row, text, color in words:
+        top = margin // 2 + (1 + row) * line
+        draw.rectangle((margin + x, top, margin + x + size, top + size), fill=tuple(color))
+        draw.text((margin + x + 1.4 * size, top - size // 8), text, _INK, plain)
+    return image
+
+
+def _wrapped(legend, size: int, width: float) -> tuple[list, int]:
+    """Place legend entries in rows: ``(x, row, text, color)`` each, and the number of rows."""
+    font, placed, x, row = _font(size), [], 0.0, 0
+    for name, count, color in legend:
+        text = _shortened(f"{name} {count}", font, width - 1.4 * size)
+        step = font.getlength(text) + 2.6 * size
+        if x and x + step - size > width:
+            x, row = 0.0, row + 1
+        placed.append((x, row, text, color))
+        x += step
+    return placed, row + 1 if placed else 0
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Leave out the middle of a text that is too long."""
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        short = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :]
+        if font.getlength(short) <= width:
+            return short
+    return ""
+
+
+@lru_cache(maxsize=16)
+def _font(size: int, name: str = "DejaVuSans.ttf") -> ImageFont.FreeTypeFont:
+    # Matplotlib brings this font everywhere; it knows most scripts of class names.
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)

@@ -1,0 +1,175 @@
+"""Names of output files: readable, safe on every file system, and never two alike."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from microplastics.calibration import Calibration
+from microplastics.data.catalog import class_colors
+from microplastics.roi.region import Region
+from microplastics.structures.particles import Particles
+
+
+class ImageSource(Protocol):
+    """What an overlay asks of a photograph; ``ImageRegions`` gives it."""
+
+    width: int
+    height: int
+
+    def overview(self, max_side: int) -> tuple[np.ndarray, float]:
+        """Give the whole image, (h, w, 3) uint8 BGR with no side above ``max_side``, and how many
+        px of the image one px of it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """The finished result of one image.
+
+    Attributes:
+        particles: N particles in px of the image.
+        table: N rows in the same order, the columns of ``particles.csv``.
+        class_names: of the model or data set, in order: they give category ids (from 1), colours
+            and ROI groups.
+        calibration: of the image, if there is one.
+        image: the photograph; only overlays look at it.
+        region: where particles count; overlays show its outline.
+    """
+
+    particles: Particles
+    table: pd.DataFrame
+    class_names: Sequence[str]
+    calibration: Calibration | None = None
+    image: ImageSource | None = None
+    region: Region | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.particles) != len(self.table):
+            raise ValueError(f"{len(self.particles)} particles, but {len(self.table)} rows")
+        unknown = set(self.particles.classes) - set(self.class_names)
+        if unknown:
+            raise ValueError(f"Classes {sorted(unknown)} are not among {list(self.class_names)}")
+
+    @functools.cached_property
+    def class_numbers(self) -> list[int]:
+        """Number from 0 of each particle's class."""
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        return [numbers[name] for name in self.particles.classes]
+
+    @functools.cached_property
+    def colors(self) -> list[list[int]]:
+        """RGB in 0–255 of each class."""
+        return class_colors(self.class_names)
+
+
+ImageWriter = Callable[[ImageResult, Path], dict[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One output format.
+
+    Attributes:
+        name: what ``--formats`` calls it.
+        files: below the output folder, with ``{}`` for the name of the image; a format without it
+            has one file for the whole run.
+        write: writes the file of one image, whole or not at all, and counts what it had to leave
+            out by name; None for a format of the whole run (``write_run``).
+        needs_image: whether it looks at the photograph.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    write: ImageWriter | None = None
+    needs_image: bool = False
+
+
+_SEPARATOR = "__"
+# What Windows, macOS or a shell's careless user stumbles over.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Underscores that would be read as the separator.
+_AMBIGUOUS = re.compile(r"^_+|_+$|_{2,}")
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])( *\.|$)", re.I)
+# Bytes; file systems take 255, and a suffix and the mark of a temporary file come on top.
+_MAX_BYTES, _HASH_DIGITS = 160, 32
+
+
+def output_name(image: str) -> str:
+    """Give the stem of an image's output files.
+
+    Folders come in front, joined by ``__``: ``a/x.jpg`` gives ``a__x.jpg``. The image's own
+    suffix stays, so that ``x.jpg`` and ``x.png`` do not meet. What is unsafe in a file's name is
+    written as ``%`` and its hexadecimal number. Different names give different stems; a stem too
+    long is cut and gets ``~`` and a part of the name's SHA-256.
+
+    Args:
+        image: name of the image in the run.
+    """
+    stem = _SEPARATOR.join(_encode(part) for part in image.split("/"))
+    if _DEVICE.match(stem):
+        stem = _escape(stem[0]) + stem[1:]
+    stem = stem or "%"
+    if len(stem.encode()) > _MAX_BYTES:
+        kept = stem.encode()[: _MAX_BYTES - _HASH_DIGITS - 1].decode(errors="ignore")
+        stem = f"{kept}~{_digest(image, _HASH_DIGITS)}"
+    return stem
+
+
+def output_names(images: Sequence[str]) -> dict[str, str]:
+    """:func:`output_name` of every image of a run, distinct where case or accents do not count.
+
+    Names that differ in upper and lower case alone, or in how an accent is encoded, meet on the
+    disks of Windows and macOS: each of them gets ``~`` and a part of its SHA-256.
+
+    Args:
+        images: names of the images, each once; the order does not matter.
+    """
+    stems = {image: output_name(image) for image in images}
+    folded = {image: _fold(stem) for image, stem in stems.items()}
+    times = Counter(folded.values())
+    return {
+        image: f"{stem}~{_digest(image, 8)}" if times[folded[image]] > 1 else stem
+        for image, stem in stems.items()
+    }
+
+
+def printable(name: str) -> str:
+    """Make a file's name one that tables and pictures can hold.
+
+    Bytes that are no UTF-8 become ``\\udc80``, line feeds ``\\n``, other control characters
+    ``\\x07``.
+    """
+    escaped = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _encode(part: str) -> str:
+    part = _UNSAFE.sub(lambda match: _escape(match[0]), part)
+    part = _AMBIGUOUS.sub(lambda match: _escape(match[0]), part)
+    # Hidden files, "..", and the dots and blanks that Windows drops at the end.
+    if part[:1] in (".", " "):
+        part = _escape(part[0]) + part[1:]
+    if part[-1:] in (".", " "):
+        part = part[:-1] + _escape(part[-1])
+    return part
+
+
+def _escape(text: str) -> str:
+    return "".join(f"%{ord(c):02X}" if ord(c) < 256 else f"%u{ord(c):04X}" for c in text)
+
+
+def _fold(stem: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
+
+
+def _digest(image: str, digits: int) -> str:
+    return hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:digits]

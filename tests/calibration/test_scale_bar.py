@@ -1,0 +1,168 @@
+import cv2
+import numpy as np
+import pytest
+from scale_bar_pictures import as_jpeg, draw_bar, draw_style, reader
+
+from microplastics.calibration.scale_bar import find_scale_bar, find_scale_bars
+from microplastics.synthetic.scene import PRESETS, render_image
+from microplastics.utils.errors import UserError
+
+NAMES = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
+
+
+def found(image):
+    return find_scale_bars(reader(image), image.shape[1], image.shape[0])
+
+
+@pytest.fixture(scope="module")
+def grounds():
+    """Rendered filters without a bar, of all kinds."""
+    import dataclasses
+
+    presets = [dataclasses.replace(PRESETS[name], scale_bar_share=0.0) for name in NAMES]
+    return [
+        render_image((11, "grounds", i), 320, 2.0, presets[i % len(presets)])[0] for i in range(14)
+    ]
+
+
+def plain_style(**changes):
+    style = draw_style(np.random.default_rng(0), 400, 300)
+    style |= {"px": 120.0, "thick": 4.0, "whole": True, "ticks": "none", "tick": 2, "ink": "black"}
+    style |= {"text": "750 µm", "font": "dejavu", "font_px": 18, "place": "above"}
+    style |= {"plate": "none", "outline": 0, "corner": "se", "margin": 12}
+    return style | changes
+
+
+@pytest.mark.parametrize("ink, ground", [("black", 180), ("white", 60), ("yellow", 40)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ticks": "both"},
+        {"ticks": "up", "tick": 1},
+        {"ticks": "down", "tick": 3},
+        {"place": "below", "corner": "nw"},
+        {"place": "left", "corner": "sw"},
+        {"place": "right", "corner": "ne"},
+        {"plate": "solid"},
+        {"plate": "translucent"},
+        {"outline": 1},
+        {"outline": 2, "ticks": "both"},
+        {"font": "hershey", "corner": "s"},
+        {"font": "pillow", "corner": "n"},
+        {"text": ""},
+        {"thick": 2.0},
+        {"thick": 10.0},
+        {"px": 100.5, "thick": 3.6, "whole": False},
+    ],
+)
+def test_every_way_of_drawing(ink, ground, changes):
+    drawn = draw_bar(np.full((300, 400, 3), ground, np.uint8), plain_style(ink=ink, **changes))
+    (bar,) = found(drawn.image)
+    assert bar.px == pytest.approx(drawn.px, abs=0.05)
+    assert bar.polarity == ("dark" if ink == "black" else "light")
+    x, y, w, h = bar.box
+    assert x <= drawn.x and drawn.x + drawn.px <= x + w
+    assert y <= drawn.y and drawn.y + drawn.thick <= y + h
+    assert (bar.text_box is None) == (drawn.text_box is None)
+    # Nothing of what was drawn is left outside the boxes.
+    rest = drawn.image.copy()
+    for x, y, w, h in bar.boxes:
+        rest[y : y + h, x : x + w] = ground
+    if changes.get("plate") != "translucent":
+        assert (rest == ground).all()
+
+
+def test_a_solid_box_is_masked_with_its_bar():
+    image = np.full((300, 400, 3), 120, np.uint8)
+    drawn = draw_bar(image, plain_style(ink="white", plate="solid"))
+    assert found(drawn.image)[0].plate_box is not None
+    drawn = draw_bar(image, plain_style(ink="white"))
+    assert found(drawn.image)[0].plate_box is None
+
+
+def test_bars_on_rendered_filters(grounds):
+    rng = np.random.default_rng(5)
+    exact = missed = several = 0
+    while exact + missed + several < 30:
+        ground = grounds[rng.integers(len(grounds))]
+        drawn = draw_bar(ground, draw_style(rng, 320, 320))
+        if drawn is None:
+            continue
+        quality = int(rng.choice([0, 60, 75, 85, 95]))
+        bars = found(as_jpeg(drawn.image, quality) if quality else drawn.image)
+        if len(bars) == 1:
+            # A wrong scale would be worse than none: there must be no such bar.
+            assert abs(bars[0].px - drawn.px) <= 1.0, drawn.style
+        exact, missed, several = (
+            exact + (len(bars) == 1),
+            missed + (not bars),
+            several + (len(bars) > 1),
+        )
+    assert exact >= 25
+
+
+@pytest.mark.parametrize("quality", [None, 85])
+def test_filters_without_a_bar(grounds, quality):
+    for image in grounds:
+        assert found(image if quality is None else as_jpeg(image, quality)) == []
+
+
+def test_straight_fibres_and_grids_are_no_bars():
+    rng = np.random.default_rng(1)
+    image = np.full((400, 400, 3), 190.0)
+    for y in range(20, 400, 90):
+        image[y : y + 3] = 60
+        image[:, y : y + 3] = 60
+    cv2.line(image, (60, 350), (180, 351), (40, 40, 40), 5, cv2.LINE_AA)
+    cv2.ellipse(image, (200, 900), (600, 530), 0, 0, 360, (20, 20, 20), 6, cv2.LINE_AA)
+    image = cv2.GaussianBlur(image, (0, 0), 0.8) + rng.normal(0, 4, image.shape)
+    assert found(np.clip(image, 0, 255).astype(np.uint8)) == []
+
+
+def test_none_and_two_say_so():
+    image = np.full((300, 400, 3), 180, np.uint8)
+    with pytest.raises(UserError, match="^x.png shows no scale bar .* --um-per-px or in a CSV"):
+        find_scale_bar(reader(image), 400, 300, "x.png")
+    one = draw_bar(image, plain_style())
+    two = draw_bar(one.image, plain_style(corner="nw", px=80.0))
+    words = r"^x.png shows 2 things .* \(80.0 px at \(.*\) and 120.0 px at \(.*\)\): give"
+    with pytest.raises(UserError, match=words):
+        find_scale_bar(reader(two.image), 400, 300, "x.png")
+    assert find_scale_bar(reader(one.image), 400, 300).px == 120.0
+
+
+def test_a_bar_cut_by_the_border_is_none():
+    image = np.full((300, 400, 3), 180, np.uint8)
+    image[280:285, 300:] = 0
+    assert found(image) == []
+
+
+def test_a_mosaic_is_read_along_its_borders_alone():
+    width, height = 5000, 4000
+    small = draw_bar(
+        np.full((300, 900, 3), 180, np.uint8), plain_style(px=600.0, thick=9.0, font_px=40)
+    ).image
+    largest = 0
+
+    def read(x0, y0, x1, y1):
+        nonlocal largest
+        largest = max(largest, (x1 - x0) * (y1 - y0))
+        window = np.full((y1 - y0, x1 - x0, 3), 180, np.uint8)
+        if x1 == width and y1 == height:
+            window[-300:, -900:] = small
+        return window
+
+    (bar,) = find_scale_bars(read, width, height)
+    assert bar.px == 600.0
+    assert bar.box[0] > 4000 and bar.box[1] > 3500
+    assert largest <= 0.3 * width * height
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 400), (400, 3), (16, 16), (30, 1000)])
+@pytest.mark.parametrize("fill", ["black", "white", "noise"])
+def test_odd_pictures(shape, fill):
+    image = {"black": np.zeros, "white": lambda s, d: np.full(s, 255, d)}.get(
+        fill, lambda s, d: np.random.default_rng(0).integers(0, 256, s).astype(d)
+    )((*shape, 3), np.uint8)
+    assert found(image) == []

@@ -1,0 +1,60 @@
+"""Which figures of counting training may watch, and in which direction."""
+
+import pytest
+
+from microplastics.data.loader import check_datasets
+from microplastics.engine.events import check_metric_names, known_metrics
+from microplastics.engine.hooks import Improvement
+from microplastics.utils.errors import UserError
+
+WATCH = "SOLVER.BEST_CHECKPOINT.METRIC"
+
+
+@pytest.mark.parametrize(
+    ("metric", "minimise"),
+    [
+        ("counting/F1", False),
+        ("counting/F1_tol1-Fiber", False),
+        ("counting/recall", False),
+        ("counting/count_MAE", True),
+        ("a/b/counting/count_MAE-Film", True),
+        ("counting/feret_max_MAE-Fiber", True),
+        ("segm/AP-counting_MAE", False),
+    ],
+)
+def test_errors_are_minimised_and_scores_maximised(metric, minimise):
+    assert Improvement(metric).minimise is minimise
+
+
+def test_counting_can_be_watched(tiny_cfg):
+    cfg = check_datasets(tiny_cfg(WATCH, "counting/F1-Fiber"))
+    check_metric_names(cfg)
+    known = known_metrics(cfg)
+    assert {"counting/F1", "counting/count_MAE-Film", "counting/F1_tol2"} <= set(known)
+    assert not any("length" in name or "count_error" in name for name in known)
+    measured = check_datasets(tiny_cfg("TEST.COUNTING.SIZES", "always"))
+    assert "counting/length_MAE-Fiber" in known_metrics(measured)
+    off = check_datasets(tiny_cfg("TEST.COUNTING.ENABLED", False, WATCH, "counting/F1"))
+    with pytest.raises(UserError, match="METRIC is counting/F1, which no evaluation"):
+        check_metric_names(off)
+    signed = check_datasets(tiny_cfg(WATCH, "counting/count_error"))
+    with pytest.raises(UserError, match="METRIC is counting/count_error, which no evaluation"):
+        check_metric_names(signed)
+
+
+def test_every_known_figure_is_there(tiny_cfg):
+    from microplastics.engine import Trainer
+    from microplastics.engine.hooks import flatten_results
+
+    cfg = check_datasets(tiny_cfg("TEST.COUNTING.SIZES", "always"))
+    metrics = flatten_results(Trainer.test(cfg, Trainer.build_model(cfg)))
+    known = {name for name in known_metrics(cfg) if name.startswith("counting/")}
+    assert known and known <= set(metrics)
+
+
+def test_sizes_is_one_of_three(tiny_cfg):
+    from microplastics.engine import Trainer
+
+    cfg = check_datasets(tiny_cfg("TEST.COUNTING.SIZES", "sometimes"))
+    with pytest.raises(UserError, match="'sometimes'; use always, eval_only or never"):
+        Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])

@@ -1,0 +1,215 @@
+"""A model made fast gives the same features, in fp32 and nearly so in bf16."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from torch import nn
+
+from microplastics.inference.detector import Detector, inference_copy
+
+
+@pytest.fixture(scope="module")
+def build():
+    """Builds a small seeded Mask R-CNN whose norms have statistics of their own."""
+
+    def make(*opts):
+        cfg = get_cfg()
+        cfg.merge_from_list(
+            [
+                *("MODEL.DEVICE", "cpu", "MODEL.MASK_ON", True),
+                *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+                *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+                *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+                *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+                *("MODEL.FPN.OUT_CHANNELS", 16),
+                *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]),
+                *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+                *("MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 60),
+                *("MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
+                *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"]),
+                *("MODEL.ROI_HEADS.NUM_CLASSES", 3),
+                *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1),
+                *("MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7),
+                *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+                *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
+                *opts,
+            ]
+        )
+        torch.manual_seed(1)
+        model = build_model(cfg).eval()
+        for module in model.modules():
+            if isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+                with torch.no_grad():
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.uniform_(-0.5, 0.5)
+                    module.running_mean.normal_()
+                    module.running_var.uniform_(0.5, 20)
+        return model
+
+    return make
+
+
+def picture(height=96, width=128):
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_norms_are_folded_into_the_convolutions_of_a_copy(build, norm):
+    model = build("MODEL.RESNETS.NORM", norm)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast = inference_copy(model)
+    norms = [m for m in fast.modules() if isinstance(m, (FrozenBatchNorm2d, nn.BatchNorm2d))]
+    assert norms == [] and not any(p.requires_grad for p in fast.parameters())
+    image = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        theirs, ours = model.backbone(image), fast.backbone(image)
+    for name, feature in theirs.items():
+        scale = feature.abs().max()
+        assert (ours[name] - feature).abs().max() < 1e-5 * scale
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_norm_without_weights_and_a_convolution_with_bias_fold_too():
+    conv = Conv2d(3, 4, 3, bias=True, norm=nn.BatchNorm2d(4, affine=False))
+    conv.norm.running_mean.normal_()
+    conv.norm.running_var.uniform_(0.5, 2)
+    image = torch.randn(1, 3, 8, 8)
+    expected = conv.eval()(image)
+    torch.testing.assert_close(inference_copy(conv)(image), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_other_norms_and_foreign_convolutions_stay():
+    class Own(Conv2d):
+        def forward(self, x):
+            return self.norm(super(Conv2d, self).forward(x)) * 2
+
+    own = Own(3, 4, 1, norm=nn.BatchNorm2d(4))
+    grouped = Conv2d(4, 4, 1, norm=nn.GroupNorm(2, 4))
+    fast = inference_copy(nn.Sequential(own, grouped).eval())
+    assert isinstance(fast[0].norm, nn.BatchNorm2d) and isinstance(fast[1].norm, nn.GroupNorm)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_bf16_keeps_scores_and_boxes_in_fp32(build, norm):
+    model = build("MODEL.RESNETS.NORM", norm)
+    fast = inference_copy(model, "bf16")
+    assert fast.backbone.fpn_output2.weight.dtype == torch.bfloat16
+    assert fast.roi_heads.box_predictor.cls_score.weight.dtype == torch.float32
+    assert fast.proposal_generator.rpn_head.anchor_deltas.weight.dtype == torch.float32
+    image = picture()
+    (found,) = Detector(fast, [0.05] * 3)([image], [(96, 128)])
+    assert len(found)
+    for value in (found.pred_boxes.tensor, found.scores, found.pred_masks):
+        assert value.dtype == torch.float32
+    with torch.no_grad():
+        theirs, ours = (m.backbone(image[None].float()) for m in (model, fast))
+    for name, feature in theirs.items():
+        difference = (ours[name].float() - feature).abs().mean()
+        assert 0 < difference < 0.03 * feature.abs().mean()
+
+
+def test_an_unknown_precision_is_an_error(build):
+    with pytest.raises(ValueError, match="'int8' is not one of fp32, bf16"):
+        inference_copy(nn.Conv2d(3, 3, 1), "int8")
+
+
+HEADS = {
+    "standard": (),
+    "cascade": (
+        *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ),
+    "one level": (
+        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+        *("MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.OUT_FEATURES", ["res4"]),
+        *("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64]]),
+        *("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
+        *("MODEL.ROI_MASK_HEAD.NUM_CONV", 0),
+    ),
+    "retina": (
+        *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 3),
+        *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+        *("MODEL.RETINANET.IN_FEATURES", ["p3", "p4", "p5"], "MODEL.RETINANET.NUM_CONVS", 1),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32]]),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("threshold", [0.05, 0.35, 0.999])
+def test_cutting_before_the_masks_is_cutting_after(build, heads, threshold):
+    model = build(*HEADS[heads])
+    inputs = [{"image": picture(96, 128), "height": 96, "width": 128}]
+    with torch.no_grad():
+        if heads == "retina":
+            (expected,) = (output["instances"] for output in model(inputs))
+        else:
+            (expected,) = model.inference(inputs, do_postprocess=False)
+    expected = expected[expected.scores > threshold]
+    detector = Detector(model, [threshold] * 3)
+    (found,) = detector([inputs[0]["image"]], [(96, 128)])
+    assert detector.staged == (heads != "retina")
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    if heads != "retina":
+        torch.testing.assert_close(found.pred_masks, expected.pred_masks, rtol=1e-4, atol=1e-6)
+
+
+def test_each_class_has_its_threshold(build):
+    model = build()
+    image = picture()
+    (all_found,) = Detector(model, [0.0] * 3)([image], [(96, 128)])
+    thresholds = [0.0, float(all_found.scores.median()), 1.0]
+    (found,) = Detector(model, thresholds)([image], [(96, 128)])
+    keep = all_found.scores > torch.tensor(thresholds)[all_found.pred_classes]
+    assert 0 < keep.sum() < len(all_found)
+    assert torch.equal(found.scores, all_found.scores[keep])
+
+
+@pytest.mark.parametrize("heads", ["standard", "cascade", "one level"])
+def test_dense_lifts_the_caps_and_puts_them_back(build, heads):
+    caps = (*("TEST.DETECTIONS_PER_IMAGE", 5), *("MODEL.RPN.POST_NMS_TOPK_TEST", 10))
+    caps += ("MODEL.RPN.PRE_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    model = build(*HEADS[heads], *caps)
+    detector = Detector(model, [0.0] * 3)
+    images = [picture(96, 128), picture(96, 128)]
+    capped = detector(images, [(96, 128)] * 2)
+    dense = detector(images, [(96, 128)] * 2, dense=True)
+    again = detector(images, [(96, 128)] * 2)
+    for first, more, last in zip(capped, dense, again, strict=True):
+        assert len(first) == 5 and len(more) > 30
+        assert len(more.pred_masks) == len(more)
+        assert torch.equal(first.scores, last.scores)
+
+
+def test_dense_finds_what_caps_out_of_the_way_find(build):
+    caps = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
+    plenty = ("MODEL.RPN.POST_NMS_TOPK_TEST", 128, "MODEL.RPN.PRE_NMS_TOPK_TEST", 256)
+    lifted = ("TEST.DETECTIONS_PER_IMAGE", -1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3)
+    image = picture()
+    detector = Detector(build(*caps, *lifted), [0.3] * 3)
+    (found,) = detector([image], [(96, 128)], dense=True)
+    (expected,) = Detector(build(*plenty, *lifted), [0.3] * 3)([image], [(96, 128)])
+    assert len(found) == len(expected) > 100
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(found.pred_masks, expected.pred_masks, rtol=1e-4, atol=1e-6)
+    assert detector.windows_cut_short == 1
+
+
+def test_dense_leaves_caps_that_are_not_in_the_way(build):
+    model = build()
+    detector = Detector(model, [1.0] * 3)
+    calls = []
+    hook = model.proposal_generator.register_forward_hook(lambda *_: calls.append(1))
+    (found,) = detector([picture()], [(96, 128)], dense=True)
+    hook.remove()
+    assert len(found) == 0 and len(calls) == 1 and detector.windows_cut_short == 0
+    assert found.pred_masks.shape[0] == 0

@@ -1,0 +1,255 @@
+"""Folders of pictures of a data set, of batches and of results."""
+
+import json
+import math
+import shutil
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from conftest import dataset_entry
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from microplastics.utils.errors import UserError
+from microplastics.visualization import galleries
+from microplastics.visualization.galleries import (
+    draw_annotations,
+    draw_batches,
+    draw_results,
+    read_results,
+    results_by_image,
+    results_to_instances,
+)
+
+
+@pytest.fixture
+def entry(rendered):
+    return dataset_entry(rendered, "val")
+
+
+@pytest.fixture
+def truth(rendered):
+    """The JSON of the validation images."""
+    return json.loads((rendered / "annotations" / "instances_val.json").read_text())
+
+
+@pytest.fixture
+def results(truth, tmp_path):
+    """Writes results that repeat the truth with the given scores."""
+
+    def write(*scores, **changes):
+        annotations = truth["annotations"]
+        found = [
+            {key: a[key] for key in ("image_id", "category_id", "bbox", "segmentation")}
+            | {"score": score}
+            | changes
+            for a, score in zip(annotations * 9, scores, strict=False)
+        ]
+        path = tmp_path / "coco_instances_results.json"
+        path.write_text(json.dumps(found))
+        return path
+
+    return write
+
+
+def test_every_image_of_the_training_sets_is_drawn(tiny_cfg, rendered, tmp_path, capsys):
+    entries = repr((dataset_entry(rendered, "val"), dataset_entry(rendered, "test")))
+    assert draw_annotations(tiny_cfg("DATASETS.TRAIN", entries), tmp_path / "new") == 6
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == [f"test_{i:06d}.jpg" for i in range(2)] + [f"val_{i:06d}.jpg" for i in range(4)]
+    assert "6/6" in capsys.readouterr().err
+    picture = np.asarray(Image.open(tmp_path / "new" / names[0]))
+    assert picture.shape[1] == 864  # 9 × 96 px
+
+
+def test_batches_are_those_that_training_sees(tiny_cfg, tmp_path):
+    cfg = tiny_cfg("INPUT.MIN_SIZE_TRAIN", "(64,)")
+    count = draw_batches(cfg, tmp_path / "new")
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert len(names) == count <= 8
+    assert [name[:6] for name in names] == [f"{i:06d}" for i in range(count)]
+    assert Image.open(tmp_path / "new" / names[0]).width == 832  # 13 × 64 px
+    other = draw_batches(cfg, tmp_path / "limited", limit=3)
+    assert other == 3 and len(list((tmp_path / "limited").iterdir())) == 3
+    for path in (tmp_path / "limited").iterdir():
+        assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
+
+
+def test_rle_annotations_are_drawn_in_batches_too(tiny_cfg, rendered, truth, tmp_path):
+    import pycocotools.mask as mask_util
+
+    for annotation in truth["annotations"][::2]:
+        image = next(i for i in truth["images"] if i["id"] == annotation["image_id"])
+        if isinstance(annotation["segmentation"], list):
+            size = image["height"], image["width"]
+            rle = mask_util.merge(mask_util.frPyObjects(annotation["segmentation"], *size))
+            annotation["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+    (tmp_path / "rle.json").write_text(json.dumps(truth))
+    cfg = tiny_cfg("DATASETS.TRAIN", repr((f"{tmp_path}/rle.json:{rendered}/val",)))
+    assert draw_batches(cfg, tmp_path / "new", limit=4) == 4
+    assert draw_annotations(cfg, tmp_path / "new", limit=2) == 2
+
+
+def test_showing_writes_nothing(tiny_cfg, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(galleries, "show_picture", lambda picture, title: shown.append(title))
+    draw_annotations(tiny_cfg(), tmp_path / "new", limit=2, show=True)
+    assert shown == ["train_000000.jpg", "train_000001.jpg"] and not (tmp_path / "new").exists()
+
+
+def test_no_training_set_is_a_sentence(tiny_cfg, tmp_path):
+    with pytest.raises(UserError, match="DATASETS.TRAIN is empty; give --config-file"):
+        draw_annotations(tiny_cfg("DATASETS.TRAIN", "()"), tmp_path)
+
+
+def test_photograph_truth_and_prediction_stand_side_by_side(entry, results, truth, tmp_path):
+    count = len(truth["annotations"])
+    done = draw_results(results(*[0.9] * count), entry, tmp_path / "new")
+    assert (done.pictures, done.drawn, done.predictions, done.best_score) == (4, count, count, 0.9)
+    picture = np.asarray(Image.open(tmp_path / "new" / "val_000000.jpg")).astype(int)
+    assert picture.shape[1] == 3 * 864 + 2 * 8
+    side = picture[-864:]
+    photograph, drawn_truth, predicted = (side[:, x : x + 864] for x in (0, 872, 1744))
+    outline = np.abs(photograph - drawn_truth).max(axis=2) > 60
+    assert outline.any()
+    # Predictions equal to the truth have its outlines, but for rounding to pixels (9 of these).
+    changed = (np.abs(photograph - predicted).max(axis=2) > 60).astype(np.uint8)
+    assert cv2.dilate(changed, np.ones((13, 13)))[outline].mean() > 0.85
+
+
+def test_the_threshold_keeps_what_reaches_it(entry, results, tmp_path):
+    path = results(0.5, 0.3, 0.7)
+    assert draw_results(path, entry, tmp_path / "a", limit=1).drawn == 2
+    assert draw_results(path, entry, tmp_path / "b", 0.71, limit=1).drawn == 0
+
+
+def test_no_prediction_at_all_still_shows_the_truth(entry, results, tmp_path):
+    done = draw_results(results(), entry, tmp_path / "new", limit=2)
+    assert done.pictures == 2 and done.predictions == 0 and math.isnan(done.best_score)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"image_id": 99}, "image id 99"),
+        ({"category_id": 9}, "category 9 is predicted"),
+        ({"segmentation": {"size": [5, 5], "counts": "55"}}, r"\(image val_0.*mask does not fit"),
+    ],
+)
+def test_results_of_another_data_set_are_refused(entry, results, tmp_path, change, words):
+    with pytest.raises(UserError, match=f"results.json and data set .*{words}.*--dataset"):
+        draw_results(results(0.9, 0.9, **change), entry, tmp_path / "new")
+
+
+def test_an_unknown_data_set_is_refused(results, tmp_path):
+    with pytest.raises(UserError, match="No data set 'microplastics_vall'.*'microplastics_val'"):
+        draw_results(results(), "microplastics_vall", tmp_path)
+
+
+def test_a_missing_image_is_named(rendered, results, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(rendered, copy)
+    (copy / "val" / "val_000000.jpg").unlink()
+    with pytest.raises(UserError, match="val_000000.jpg"):
+        draw_results(results(), dataset_entry(copy, "val"), tmp_path / "new")
+
+
+def test_colours_are_those_of_the_metadata(entry, results, tmp_path):
+    draw_results(results(), entry, tmp_path / "new", limit=1)
+    picture = np.asarray(Image.open(tmp_path / "new" / "val_000000.jpg")).astype(int)
+    caption = picture[: picture.shape[0] - 864]
+    for color in MetadataCatalog.get(entry).thing_colors:
+        assert (np.abs(caption - color).max(axis=2) < 12).any()
+
+
+GOOD = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
+SIZE = (10, 20)
+
+
+def rle(size=SIZE):
+    mask = np.zeros(size, np.uint8, order="F")
+    mask[2:6, 1:4] = 1
+    encoded = mask_util.encode(mask)
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "Cannot read"),
+        ("", "No JSON in"),
+        ("[{", "No JSON in"),
+        (b"\xff\xfe\xfa", "No JSON in"),
+        ("[" * 100_000, "No JSON in"),
+        ("[1" + "0" * 5000 + "]", "No JSON in"),
+        ("{}", "holds no list of predictions"),
+        ([GOOD, 3], "number 2 of .* is not a JSON object"),
+        ([{**GOOD, "image_id": None}], "lacks an image_id"),
+        ([{**GOOD, "category_id": 1.5}], "lacks a category_id"),
+        ([{**GOOD, "score": float("nan")}], "no number as score"),
+        ([{**GOOD, "score": "0.5"}], "no number as score"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], "no four numbers as bbox"),
+        ([{**GOOD, "bbox": [1, 2, 3, 10**400]}], "no four numbers as bbox"),
+        ([{**GOOD, "bbox": [1, 2, -3, 4]}], "negative size"),
+        ([{k: v for k, v in GOOD.items() if k != "bbox"}], "neither bbox nor segmentation"),
+    ],
+)
+def test_a_file_that_is_no_list_of_predictions_is_refused(tmp_path, content, words):
+    path = tmp_path / "results.json"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=f"{words}(.|\n)*coco_instances_results.json that an"):
+        read_results(path)
+
+
+def test_predictions_for_other_images_are_refused():
+    dicts = [{"image_id": 1}, {"image_id": 7}]
+    assert results_by_image([GOOD], dicts, "") == {1: [GOOD], 7: []}
+    with pytest.raises(
+        UserError, match="a and b do not belong together: 2 pred.*image id 8.*--data"
+    ):
+        results_by_image([GOOD] + [{**GOOD, "image_id": 8}] * 2, dicts, "a and b")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"category_id": 4}, "category 4 is predicted, and the data set has 1, 2"),
+        ({"segmentation": rle((20, 20))}, r"RLE of size \[20, 20\] in an image of size \[10, 20\]"),
+        ({"segmentation": {"size": [10, 20], "counts": "!!"}}, "does not fit"),
+        ({"segmentation": [[1, 2]]}, "at least 3 points"),
+        ({"segmentation": 3}, "does not fit"),
+        ({"bbox": [30, 2, 3, 4]}, "outside the image of 20 x 10 px"),
+        ({"bbox": [-9, 2, 3, 4]}, "outside the image"),
+    ],
+)
+def test_what_does_not_fit_the_data_set_is_refused(change, words):
+    with pytest.raises(UserError, match=f"do not belong together: .*{words}"):
+        results_to_instances([{**GOOD, **change}], SIZE, {1: 0, 2: 1}, "x")
+
+
+def test_some_with_and_some_without_masks_are_refused():
+    with pytest.raises(UserError, match="some predictions have masks, others not"):
+        results_to_instances([GOOD, {**GOOD, "segmentation": rle()}], SIZE, {2: 1}, "x")
+
+
+def test_instances_have_contiguous_classes_cut_boxes_and_crop_masks():
+    polygon = [[15, 5, 19, 5, 19, 9]]
+    given = [
+        {**GOOD, "bbox": [-1, 2, 30, 4], "segmentation": rle()},
+        {"image_id": 1, "category_id": 1, "score": 1, "segmentation": polygon},
+    ]
+    instances = results_to_instances(given, SIZE, {1: 0, 2: 1}, "x")
+    assert instances.pred_classes.tolist() == [1, 0] and instances.scores.tolist() == [0.5, 1]
+    assert instances.pred_boxes.tensor[0].tolist() == [0, 2, 20, 6]
+    assert instances.pred_masks.area()[0] == 12
+    assert instances[instances.scores >= 0.6].pred_boxes.tensor.tolist() == [[16, 5, 19, 8]]
+
+
+def test_boxes_alone_and_nothing_at_all_are_fine():
+    assert not results_to_instances([GOOD], SIZE, {2: 0}, "x").has("pred_masks")
+    assert len(results_to_instances([], SIZE, {2: 0}, "x")) == 0
