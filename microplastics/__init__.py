@@ -9,8 +9,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# fvcore, which Detectron2 imports, calls torch.jit.script: nothing that a user could mend.
-warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+# Raised by Detectron2 and fvcore with today's torch and timm; users cannot fix them.
+for _message, _category in (
+    (r"`torch\.jit\.script` is deprecated", FutureWarning),
+    (r"torch\.meshgrid: in an upcoming release", UserWarning),
+    (r"Importing from timm\.models\.layers is deprecated", FutureWarning),
+):
+    warnings.filterwarnings("ignore", _message, _category)
 
 from microplastics.config import add_microplastics_config, get_cfg, load_config
 from microplastics.data.catalog import register_builtin, register_microplastics_instances

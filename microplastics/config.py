@@ -1,12 +1,12 @@
 """Every config key that the project adds to Detectron2, in one place."""
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_get_cfg
 
+from microplastics import model_zoo
 from microplastics.utils.errors import UserError
 
 
@@ -213,7 +213,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML and apply trailing ``KEY VALUE`` pairs.
 
     Args:
-        config_file: path of a yacs YAML; empty for the defaults alone.
+        config_file: path of a yacs YAML, or a name of :mod:`microplastics.model_zoo` such as
+            ``r50``; empty for the defaults.
         opts: alternating keys and values, as Detectron2's argument parser collects them.
 
     Returns:
@@ -224,9 +225,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     if config_file:
-        if not os.path.isfile(config_file):
-            raise UserError(f"There is no config file {config_file}; {_config_hint(config_file)}.")
-        _merge(cfg, config_file, lambda: cfg.merge_from_file(config_file))
+        path = model_zoo.config_file(config_file)
+        _merge(cfg, config_file, lambda: cfg.merge_from_file(path))
     opts = [str(opt) for opt in opts]
     if len(opts) % 2:
         raise UserError(
@@ -266,12 +266,3 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
-
-
-def _config_hint(config_file: str) -> str:
-    folder = os.path.dirname(config_file) or "."
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    names = sorted(name for name in names if name.endswith(".yaml"))
-    if names:
-        return f"{folder} holds {', '.join(names)}"
-    return "the project's own lie in configs/"

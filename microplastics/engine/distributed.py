@@ -16,7 +16,6 @@ from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.cli import report
-from microplastics.compat import create_local_process_group, destroy_process_groups
 from microplastics.utils.errors import UserError
 
 
@@ -126,11 +125,22 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         world_size = dist.get_world_size()
-        create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         comm.synchronize()
         return main(args)
     finally:
-        destroy_process_groups()
+        _destroy_process_groups()
+
+
+def _destroy_process_groups() -> None:
+    """End ``torch.distributed`` and drop the groups that ``detectron2.utils.comm`` keeps.
+
+    A gloo group that is still referenced when Python ends takes its threads down with an abort,
+    after a training that went well.
+    """
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
 
 
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

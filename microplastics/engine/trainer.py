@@ -22,7 +22,6 @@ from detectron2.utils.events import EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from microplastics.compat import after_backward
 from microplastics.data.loader import TrainLoader, ValidationLoader, check_datasets, training_dicts
 from microplastics.engine.checkpoint import (
     FINAL,
@@ -312,7 +311,7 @@ class Trainer(DefaultTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         if self.grad_scaler is None:
             total.backward()
-            after_backward(self)
+            self.after_backward()
             norm = clip_gradients(self.cfg, self.model)
             if norm is not None and not math.isfinite(norm):
                 files = [item["file_name"] for item in batch]
@@ -320,7 +319,7 @@ class Trainer(DefaultTrainer):
             self.optimizer.step()
         else:
             self.grad_scaler.scale(total).backward()
-            after_backward(self)
+            self.after_backward()
             self.grad_scaler.unscale_(self.optimizer)
             clip_gradients(self.cfg, self.model)
             self.grad_scaler.step(self.optimizer)

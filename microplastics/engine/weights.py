@@ -15,7 +15,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from microplastics.compat import drop_cell_anchors
 from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -190,8 +189,6 @@ def load_into(
     incompatible = _copy_what_fits(model, checkpoint, source)
     missing = list(incompatible.missing_keys)
     surplus = list(incompatible.unexpected_keys)
-    drop_cell_anchors(missing)
-    drop_cell_anchors(surplus)
     reshaped = {name for name, _, _ in incompatible.incorrect_shapes}
     shapes = {
         name: f"{name} is {tuple(theirs)} there and {tuple(ours)} here"
@@ -210,7 +207,6 @@ def load_into(
     problems += [f"{name} is unknown here" for name in surplus]
     _refuse_misfits(source, problems, allow)
     left = sorted(reshaped | set(incompatible.missing_keys) - set(shapes))
-    left = [name for name in left if "anchor_generator.cell_anchors" not in name]
     if left:
         logger.warning(
             "%d parameters are not in %s or of another shape there and keep their "

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import detectron2
 import numpy as np
 import torch
 import torchvision
@@ -32,7 +33,6 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 import microplastics
-from microplastics.compat import detectron2_build
 from microplastics.inference.postprocess import postprocess
 from microplastics.inference.predictor import Predictions, Predictor
 from microplastics.synthetic import render_image
@@ -67,7 +67,7 @@ def why_not_exportable(model: nn.Module) -> str | None:
                 return f"{type(level).__name__} in place of ROIAlign"
     if heads.keypoint_on:
         return "keypoints"
-    if getattr(model.backbone, "padding_constraints", {}).get("square_size"):
+    if model.backbone.padding_constraints.get("square_size"):
         return "inputs padded to a square"
     return None
 
@@ -163,7 +163,7 @@ class ExportNetwork(nn.Module):
         levels = [features[name] for name in heads.box_in_features]
         logits, deltas = predictor(heads.box_head(_pool(heads.box_pooler, levels, proposals)))
         found = predictor.box2box_transform.apply_deltas(deltas, proposals)
-        if getattr(predictor, "use_sigmoid_ce", False):  # Detectron2 main alone
+        if predictor.use_sigmoid_ce:
             probabilities = logits.sigmoid()
         else:
             probabilities = logits.softmax(dim=-1)
@@ -250,7 +250,7 @@ def describe(
         "file": file_name,
         "format": file_format,
         "microplastics": microplastics.__version__,
-        "detectron2": detectron2_build(),
+        "detectron2": detectron2.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS),

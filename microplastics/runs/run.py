@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import numpy as np
 import pandas as pd
 import torch
@@ -29,7 +30,6 @@ from tqdm import tqdm
 import microplastics
 from microplastics.calibration import Calibration
 from microplastics.calibration.sources import check_scale, read_calibration_csv
-from microplastics.compat import detectron2_build
 from microplastics.config import load_config
 from microplastics.data.segmentation import read_json
 from microplastics.data.tiling import Tiling, choose_tiling
@@ -331,7 +331,7 @@ class Run:
     ) -> None:
         data = {
             "microplastics": microplastics.__version__,
-            "detectron2": detectron2_build(),
+            "detectron2": detectron2.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "command": shlex.join(sys.argv),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import cv2
+import detectron2
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,7 +21,6 @@ from support import ROOT, TINY
 from support import barred_image as image
 
 import microplastics
-from microplastics.compat import detectron2_build
 from microplastics.config import load_config
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.engine.trainer import Trainer
@@ -150,7 +150,7 @@ def test_description(exported, predictor):
     assert inside == {key: value for key, value in about.items() if key != "file_sha256"}
     assert (about["file"], about["format"]) == (path.name, file_format)
     assert about["microplastics"] == microplastics.__version__
-    assert about["detectron2"] == detectron2_build()
+    assert about["detectron2"] == detectron2.__version__
     assert about["torchvision"] == torchvision.__version__
     weights = open(predictor.cfg.MODEL.WEIGHTS, "rb").read()
     assert about["checkpoint_sha256"] == hashlib.sha256(weights).hexdigest()

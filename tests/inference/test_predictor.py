@@ -1,5 +1,6 @@
 """Predictor beside Detectron2's DefaultPredictor, and what strangers put into checkpoints."""
 
+import functools
 import threading
 
 import cv2
@@ -27,6 +28,13 @@ from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
 NAMES = ["Fiber", "Fragment", "Film"]
+# Config keys that came to Detectron2 after release 0.5.
+KEYS_AFTER_0_5 = (
+    *("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"),
+    *("MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES"),
+    *("DATALOADER.REPEAT_SQRT", "SOLVER.BASE_LR_END", "SOLVER.NUM_DECAYS"),
+    "SOLVER.RESCALE_INTERVAL",
+)
 # Thin: a checkpoint of half a megabyte.
 OPTS = (
     *("DATASETS.TEST", "()", "INPUT.MAX_SIZE_TEST", "160"),
@@ -340,17 +348,34 @@ def test_a_hostile_checkpoint_ends_in_a_sentence(altered, info, words):
         Predictor.from_checkpoint(path)
 
 
-def test_the_config_of_detectron2_main_is_read_by_both_builds(model_path, altered):
+def test_the_config_of_a_newer_detectron2_is_read(model_path, altered):
     config = yaml.safe_load(torch.load(model_path, weights_only=True)["microplastics"]["config"])
     config["FLOAT32_PRECISION"] = ""
-    config["MODEL"]["ROI_BOX_HEAD"]["USE_SIGMOID_CE"] = False
     path = altered(config=yaml.safe_dump(config))
     assert len(Predictor.from_checkpoint(path)(image(96, 96)))
-    if "FLOAT32_PRECISION" not in microplastics.get_cfg():
-        # 0.5 cannot do what this asks for.
-        config["MODEL"]["ROI_BOX_HEAD"]["USE_SIGMOID_CE"] = True
-        with pytest.raises(UserError, match="sets MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE, which is not"):
-            Predictor.from_checkpoint(altered(config=yaml.safe_dump(config)))
+    config["FLOAT99_PRECISION"] = ""
+    with pytest.raises(UserError, match="FLOAT99_PRECISION"):
+        Predictor.from_checkpoint(altered(config=yaml.safe_dump(config)))
+
+
+def test_a_checkpoint_written_on_detectron2_0_5_loads(model_path, tmp_path):
+    checkpoint = torch.load(model_path, weights_only=True)
+    config = yaml.safe_load(checkpoint["microplastics"]["config"])
+    config.pop("FLOAT32_PRECISION", None)
+    for key in KEYS_AFTER_0_5:
+        *parents, last = key.split(".")
+        del functools.reduce(dict.__getitem__, parents, config)[last]
+    config["SOLVER"]["WEIGHT_DECAY_BIAS"] = 1e-4
+    checkpoint["microplastics"] |= {"config": yaml.safe_dump(config), "detectron2": "0.5"}
+    for level in range(5):
+        buffer = f"proposal_generator.anchor_generator.cell_anchors.{level}"
+        checkpoint["model"][buffer] = torch.zeros(3, 4)
+    torch.save(checkpoint, tmp_path / "old.pth")
+    picture = image(96, 96)
+    old = Predictor.from_checkpoint(str(tmp_path / "old.pth"))
+    new = Predictor.from_checkpoint(model_path)
+    assert old.cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is False
+    assert torch.equal(old(picture).scores, new(picture).scores) and len(new(picture))
 
 
 def test_the_limit_on_pixels_is_not_the_checkpoints(altered, model_path):
