@@ -59,7 +59,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q $(PYTEST_ARGS)
 
 demo: $(STAMP)
-	$(RUN) tools/demo.py --output output/demo
+	$(BIN)/microplastics demo --output output/demo
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

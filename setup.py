@@ -79,6 +79,10 @@ INSTALL_REQUIRES = [
     "jinja2>=3",
     # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.
     "pyyaml>=5.1",
+    # The commands; the oldest that they were tested with.
+    "click>=8.5",
+    # when_imported, which registers the data sets as soon as Detectron2 is imported.
+    "wrapt>=1.16",
     # The oldest that the measures were tested with, like that of the next one.
     "scipy>=1.15",
     "scikit-image>=0.25",
@@ -115,5 +119,6 @@ setup(
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
     python_requires=">=3.10,<3.14",
     install_requires=INSTALL_REQUIRES,
+    entry_points={"console_scripts": ["microplastics = microplastics.cli:main"]},
     extras_require=EXTRAS_REQUIRE,
 )

@@ -129,11 +129,11 @@ def _add_counting(cfg: CfgNode) -> None:
     counting.ENABLED = True
     # A detection counts as a particle from this score on.
     counting.SCORE_THRESH = 0.5
-    # One number for each class instead. Where empty, --eval-only takes those that
-    # tools/choose_threshold.py stored in the checkpoint, if any.
+    # One number for each class instead. Where empty, evaluation takes those that
+    # microplastics thresholds stored in the checkpoint, if any.
     counting.CLASS_SCORE_THRESH = []
     # A detection counts no more where a better-scored one covers more than this share of it; 1
-    # counts all. tools/predict.py does the same; AP knows nothing of it.
+    # counts all. microplastics predict does the same; AP knows nothing of it.
     counting.MAX_OVERLAP = 0.5
     # Errors of length, Feret diameter and area, and counts by size class, take about 1 ms a
     # particle: "eval_only", "always" (in training's evaluations too) or "never".

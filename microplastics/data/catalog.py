@@ -229,7 +229,7 @@ def _load(name: str) -> list[dict]:
         family, split = _BUILTIN[name]
         folder = os.path.dirname(os.path.dirname(metadata.json_file))
         if family == "microplastics_synthetic":
-            mend = f"render it with: python tools/make_synthetic.py --output {folder}"
+            mend = f"render it with: microplastics render dataset --output {folder}"
         else:
             mend = (
                 f"put the images in {metadata.image_root} and the annotations there, or set "
@@ -251,3 +251,7 @@ def _keep_attributes(metadata: InstancesMetadata, earlier: Metadata) -> None:
                 f"The metadata of data set {metadata.name!r} already says that {key} is "
                 f"{value!r}, not {metadata.__dict__[key]!r}; choose another name."
             )
+
+
+# As Detectron2's own builtin.py does, when detectron2.data is imported (microplastics/__init__.py).
+register_builtin()

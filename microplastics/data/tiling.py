@@ -198,7 +198,7 @@ def _mask(annotation: dict[str, Any], size: tuple[int, int], file_name: str) -> 
 def _mask_error(file_name: str, error: Exception) -> UserError:
     return UserError(
         f"An annotation of {file_name} has a mask that cannot be used ({error}); run "
-        "tools/check_dataset.py on its JSON."
+        "microplastics check on its JSON."
     )
 
 

@@ -97,7 +97,7 @@ _MAX_CHARACTERS = 1_000_000
 _MAX_VALUES = 100_000
 _MEND = "name a config with --config-file, or use another checkpoint"
 _CHOOSE = (
-    "choose them anew with tools/choose_threshold.py, or give others: --confidence-threshold, in "
+    "choose them anew with microplastics thresholds, or give others: --confidence-threshold, in "
     "evaluation TEST.COUNTING.CLASS_SCORE_THRESH"
 )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +96,7 @@ def _check_num_gpus(args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-gpus {args.num_gpus} on {args.num_machines} machine(s) needs CUDA, and there "
             "is no GPU here; use --num-gpus 0 for one CPU process, or torchrun "
-            f"--nproc_per_node=N {sys.argv[0]} … for several."
+            "--nproc_per_node=N -m microplastics … for several."
         )
     if args.num_gpus > max(there, 1):
         raise UserError(
@@ -108,6 +107,12 @@ def _check_num_gpus(args: argparse.Namespace) -> None:
         raise UserError(
             f"--machine-rank {args.machine_rank} must lie between 0 and --num-machines "
             f"{args.num_machines} minus 1."
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError(
+            "--dist-url is missing; expected tcp://HOST:PORT of the first machine for several "
+            "machines.",
+            code="option_missing",
         )
 
 

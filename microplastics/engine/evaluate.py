@@ -84,7 +84,7 @@ def read_own_checkpoint(path: str, class_names: Sequence[str]) -> dict[str, Any]
     if not isinstance(info, dict) or "class_names" not in info:
         raise UserError(
             f"{path} carries no class names, so thresholds cannot be stored in it; use a .pth "
-            "that tools/train_net.py wrote."
+            "that microplastics train wrote."
         )
     if list(info["class_names"]) != list(class_names):
         raise UserError(
@@ -133,7 +133,7 @@ _FIGURES = (
 
 
 def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
-    """A copy of the config whose MODEL.WEIGHTS is what ``--eval-only`` scores.
+    """A copy of the config whose MODEL.WEIGHTS is what an evaluation scores.
 
     ``model_best.pth`` of OUTPUT_DIR, unless MODEL.WEIGHTS was given on the command line; where
     there is none, MODEL.WEIGHTS of the config file.
@@ -149,7 +149,7 @@ def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
         cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = best, ""
     if not cfg.MODEL.WEIGHTS:
         raise UserError(
-            f"--eval-only has no weights to score: {best} is not there and MODEL.WEIGHTS is "
+            f"There are no weights to score: {best} does not exist and MODEL.WEIGHTS is "
             "empty; train first, or add MODEL.WEIGHTS path/to/model.pth."
         )
     cfg.freeze()

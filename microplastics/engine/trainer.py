@@ -150,7 +150,9 @@ class Trainer(DefaultTrainer):
         cfg = check_datasets(cfg, ("TRAIN", "TEST") if cfg.DATASETS.TEST else ("TRAIN",))
         check_metric_names(cfg)
         if cfg.TEST.AUG.ENABLED:
-            logger.warning("TEST.AUG is scored by --eval-only; evaluations in training go without.")
+            logger.warning(
+                "TEST.AUG is scored by microplastics evaluate; evaluations in training go without."
+            )
         self.data_loader = self.build_train_loader(cfg)
         self.seed = getattr(self.data_loader, "seed", max(cfg.SEED, 0))
         cfg, self.schedule = resolve_schedule(cfg, _num_images(cfg, self.data_loader))

@@ -931,7 +931,7 @@ def _circle_of(name: str, image_size: tuple[int, int], image: np.ndarray) -> Reg
     except NoCircleError as error:
         raise UserError(
             f"{name} {error}; run this image by itself with a mask or GeoJSON as --region, and put "
-            "the runs together by tools/measure.py --merge-runs."
+            "the runs together by microplastics measure --merge-runs."
         ) from error
     # Both sides of the shrunk image are rounded to whole px.
     down, across = (full / part for full, part in zip(image_size, image.shape, strict=False))

@@ -1,4 +1,4 @@
-"""``tools/measure.py``: from given masks to the same tables as ``tools/predict.py`` makes."""
+"""``microplastics measure``: from given masks to the tables of ``microplastics predict``."""
 
 import argparse
 import contextlib
@@ -445,10 +445,10 @@ class PredictOptions:
 
 
 def predict_run(args: argparse.Namespace) -> int:
-    """Do what the command line of ``tools/predict.py`` says, in each of its processes.
+    """Do what the command line of ``microplastics predict`` says, in each of its processes.
 
     Args:
-        args: of :func:`microplastics.inference.arguments.parse_predict`.
+        args: options of the command ``predict``, in ``microplastics/cli/predict.py``.
 
     Returns:
         0, or 3 where images failed.
@@ -781,7 +781,7 @@ def _failed(runs: Sequence[str]) -> dict[str, int]:
                 failed[run] = len(pd.read_csv(path, dtype=str))
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"Cannot read {path} ({error}); take it as the tools wrote it."
+                    f"Cannot read {path} ({error}); take it as microplastics wrote it."
                 ) from error
     return failed
 
@@ -793,16 +793,18 @@ def _classes(runs: Sequence[str]) -> list[str]:
         record = read_json(path) if path.is_file() else {}
         listed = record.get("class_names", [])
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise UserError(f"{path} has class names that are none; take it as the tools wrote it.")
+            raise UserError(
+                f"{path} has class names that are none; take it as microplastics wrote it."
+            )
         names.update(dict.fromkeys(listed))
     return list(names)
 
 
 def measure_run(args: argparse.Namespace) -> int:
-    """Do what the command line of ``tools/measure.py`` says.
+    """Do what the command line of ``microplastics measure`` says.
 
     Args:
-        args: of :func:`microplastics.inference.arguments.parse_measure`.
+        args: options of the command ``measure``, in ``microplastics/cli/predict.py``.
 
     Returns:
         0, or 3 where images failed.

@@ -130,7 +130,9 @@ def test_builtin_names(tmp_path, monkeypatch):
     _write(folder / "annotations/instances_val.json", folder / "val")
     assert len(DatasetCatalog.get("microplastics_val")) == 1
     assert metadata.thing_classes == ["Foam", "Fiber"]
-    with pytest.raises(UserError, match="make_synthetic.py --output .*/microplastics_synthetic"):
+    with pytest.raises(
+        UserError, match="microplastics render dataset --output .*/microplastics_synthetic"
+    ):
         DatasetCatalog.get("microplastics_synthetic_train")
 
 

@@ -68,7 +68,7 @@ class Written:
 
     @property
     def entry(self) -> str:
-        """``JSON:IMAGES`` for ``DATASETS.TRAIN`` and the tools."""
+        """``JSON:IMAGES`` for ``DATASETS.TRAIN`` and the commands."""
         return f"{self.json_file}:{self.image_root}"
 
     def counts(self) -> dict[str, Any]:
@@ -481,7 +481,7 @@ def describe_conversion(conversion: Conversion) -> str:
     lines += [f"{one.split}: {one.entry}" for one in conversion.written]
     whole = [one for one in conversion.written if one.split == "all"]
     lines += [
-        f"Not split yet: python tools/split_dataset.py --input {one.json_file} --images "
+        f"Not split yet: microplastics split --input {one.json_file} --images "
         f"{one.image_root} --output SPLITS"
         for one in whole
     ]
@@ -543,7 +543,7 @@ def export_dataset(
     """Export a COCO JSON, or a folder with several splits, and write ``export.json``.
 
     Args:
-        path: JSON, or folder of a data set, as ``tools/convert_dataset.py`` writes it or another
+        path: JSON, or folder of a data set, as ``microplastics convert`` writes it or another
             COCO export.
         output: folder that is new, empty, or was left by a killed run of the same export.
         format: one of ``FORMATS``.

@@ -25,10 +25,10 @@ def photos(tmp_path):
     return folder
 
 
-def test_every_image_below_a_folder_is_a_blank(tool_here, photos, tmp_path):
+def test_every_image_below_a_folder_is_a_blank(cli, photos, tmp_path):
     (photos / "notes.txt").write_text("washed twice")
     options = ("--input", photos, "--from", "blanks", "--output", tmp_path / "set")
-    done = tool_here("convert_dataset", *options)
+    done = cli("convert", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split() == ["all", "2", "2", "0", "0", "0"]
     assert "whose images count as blank: notes.txt" in done.stdout
@@ -55,14 +55,14 @@ def test_training_mixes_them_in(tiny_cfg, rendered, photos, tmp_path):
         check_datasets(tiny_cfg(*sets))
 
 
-def test_classes_and_splits(tool_here, photos, tmp_path):
+def test_classes_and_splits(cli, photos, tmp_path):
     (photos / "filter 2").rename(photos / "train")
     options = ("--input", photos, "--from", "blanks", "--output", tmp_path / "set")
-    done = tool_here("convert_dataset", *options)
+    done = cli("convert", *options)
     assert done.returncode == 2 and "a.png lies beside the folders of the splits" in done.stderr
     (photos / "valid").mkdir()
     (photos / "a.png").rename(photos / "valid/a.png")
-    done = tool_here("convert_dataset", *options, "--classes", "Bead, Fiber", "--copy")
+    done = cli("convert", *options, "--classes", "Bead, Fiber", "--copy")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split() == ["split", "images", "blank", "Bead", "Fiber"]
     for split, name in (("train", "b.tif"), ("val", "a.png")):
@@ -100,8 +100,8 @@ def test_broken_images_stop_or_are_listed(photos, tmp_path):
         ([], "(blanks for images without a particle)"),
     ],
 )
-def test_what_does_not_fit_is_a_sentence(tool_here, photos, tmp_path, options, words):
-    result = tool_here("convert_dataset", "--input", photos, "--output", tmp_path / "set", *options)
+def test_what_does_not_fit_is_a_sentence(cli, photos, tmp_path, options, words):
+    result = cli("convert", "--input", photos, "--output", tmp_path / "set", *options)
     assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "set").exists()
 
