@@ -21,12 +21,13 @@ CHECK_PYTHON = import sys; v = sys.version_info[:2]; \
 	+ sys.executable + " is %d.%d: name another one, as in make PYTHON=python3.12" % v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test demo docs lint format clean
 
 help:
 	@echo "make demo    render particles, train, evaluate, then find, measure and count particles"
 	@echo "make test    run the tests"
 	@echo "make setup   only the environment ($(VENV)): Python packages, Detectron2, this package"
+	@echo "make docs    build the documentation (output/site/index.html)"
 	@echo "make lint    check the style; make format fixes it"
 	@echo "make clean   remove caches and build files (not $(VENV), not output)"
 
@@ -60,6 +61,11 @@ test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/microplastics demo --output output/demo
+
+# A warning of the build is an error.
+docs: $(STAMP)
+	$(RUN) -m mkdocs build --quiet --strict
+	@echo "output/site/index.html"
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

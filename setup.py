@@ -99,6 +99,7 @@ EXTRAS_REQUIRE = {
         "nbformat",
         "ipykernel",
     ],
+    "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0", "mkdocs-click>=0.9"],
     # The oldest that the export was tested with.
     "export": ["onnx>=1.23", "onnxruntime>=1.23"],
     "wandb": ["wandb"],
