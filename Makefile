@@ -64,7 +64,7 @@ demo: $(STAMP)
 
 # A warning of the build is an error.
 docs: $(STAMP)
-	$(RUN) -m mkdocs build --quiet --strict
+	$(RUN) -m sphinx -q -W --keep-going -b html docs output/site
 	@echo "output/site/index.html"
 
 lint: $(STAMP)

@@ -99,7 +99,7 @@ EXTRAS_REQUIRE = {
         "nbformat",
         "ipykernel",
     ],
-    "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0", "mkdocs-click>=0.9"],
+    "docs": ["sphinx>=8", "myst-parser>=4", "sphinx-click>=6", "furo"],
     # The oldest that the export was tested with.
     "export": ["onnx>=1.23", "onnxruntime>=1.23"],
     "wandb": ["wandb"],

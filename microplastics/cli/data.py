@@ -352,7 +352,7 @@ def render() -> None:
 def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -> None:
     """Render photographs of filters with fibres, fragments and films, or with beads.
 
-    Writes DIR/{train,val,test}/*.jpg and DIR/annotations/instances_{train,val,test}.json.
+    Writes images to DIR/train, DIR/val and DIR/test, and instances_SPLIT.json to DIR/annotations.
 
     \b
     microplastics render dataset --output data/rendered --train 400 --val 60 --test 24
