@@ -32,25 +32,31 @@ from microplastics.utils.io import read_json
 
 logger = logging.getLogger(__name__)
 
-_FIELD = "lacks a field or has one of the wrong type", "correct it or export it again"
+_FIELD = "lacks a field or has one of the wrong type", "correct or export it again"
 _OUTLINE = "outline it again or delete it"
 # code: (what is wrong, how to fix it)
 ERRORS = {
     "not_an_object": ("is not a JSON object", "export the file again"),
     "image_field": _FIELD,
     "image_duplicate": ("has the id of another image", "give every image its own id"),
-    "file_name": ("has a file_name outside the image folder", "make it relative, without .."),
+    "file_name": (
+        "has a file_name outside the image folder",
+        "write it relative to that folder, without ..",
+    ),
     "category_field": _FIELD,
-    "category_duplicate": ("has the id of another category", "give every category its own id"),
-    "category_same_name": ("has the name of another used category", "merge them or rename one"),
+    "category_duplicate": ("has the id of another category", "give every one its own id"),
+    "category_same_name": ("has the name of another used category", "merge the two or rename one"),
     "annotation_field": _FIELD,
     "box_field": _FIELD,
     "area_field": _FIELD,
-    "annotation_zero": ("has id 0, whose match pycocotools loses", "number them from 1"),
-    "annotation_duplicate": ("has the id of another annotation", "give every one its own id"),
+    "annotation_zero": ("has id 0, whose match pycocotools loses", "number the annotations from 1"),
+    "annotation_duplicate": (
+        "has the id of another annotation",
+        "give every annotation its own id",
+    ),
     "no_image": ("belongs to an image not in the file", "add the image or delete the annotation"),
     "no_category": ("has a category not in the file", "add the category or correct category_id"),
-    "ignore": ("has ignore set, which Detectron2 refuses", "set iscrowd to 1 or delete it"),
+    "ignore": ("has ignore set, which Detectron2 refuses", "set iscrowd to 1 instead or delete it"),
     "segmentation_empty": ("has an empty segmentation", "outline the particle or delete it"),
     "segmentation_type": (
         "has a segmentation that is neither polygons nor RLE",
@@ -65,18 +71,18 @@ ERRORS = {
     "polygon_numbers": ("has a polygon with coordinates that are not finite numbers", _OUTLINE),
     "polygon_outside": (
         "has its polygon wholly outside the image",
-        "check that it belongs to this image, and the width and height of the image",
+        "check that it belongs to this image and that width and height are right",
     ),
     "outline_long": ("has an outline of impossible length", _OUTLINE),
     "zero_area": ("has a segmentation of zero area", _OUTLINE),
     "rle_size": (
         "has an RLE of another size than its image",
-        "export the mask at the size of the image, as [height, width]",
+        "export the mask at the image's size, as [height, width]",
     ),
     "rle_counts": ("has a malformed RLE", "export the annotation again"),
-    "rle_empty": ("has an RLE without a pixel", _OUTLINE),
+    "rle_empty": ("has an RLE without a pixel", "delete it or outline it again"),
     "image_file": ("cannot be used", "correct the file"),
-    "image_missing": ("has no file", "copy the image there or correct the image folder"),
+    "image_missing": ("has no file", "copy the images there or correct the image folder"),
     "image_size": ("has another size than its file", "correct the JSON or the file"),
 }
 WARNINGS = {

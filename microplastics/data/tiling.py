@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 
 from microplastics.data.augmentation.mixing import box_polygon
 from microplastics.data.images import image_size, read_image
-from microplastics.data.large_images import ImageRegions, open_regions
+from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.rle import rle_bbox
 from microplastics.utils.errors import UserError
@@ -241,7 +241,7 @@ class WindowReader:
         self._kept = images
         self._max_pixels = max_pixels
         self._images: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._open: OrderedDict[str, tuple[ImageRegions, contextlib.ExitStack]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[ImageReader, contextlib.ExitStack]] = OrderedDict()
 
     def read(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
         """Read a window.
@@ -278,7 +278,7 @@ class WindowReader:
         """The whole image, read only, if it is one of those kept."""
         return self._images.get(path)
 
-    def _regions(self, path: str, full_size: tuple[int, int]) -> ImageRegions | None:
+    def _regions(self, path: str, full_size: tuple[int, int]) -> ImageReader | None:
         """The open TIFF; None for every other file, and for one whose size is another."""
         if os.path.splitext(path)[1].lower() not in (".tif", ".tiff", ".btf"):
             return None
@@ -287,7 +287,7 @@ class WindowReader:
             if image_size(path, self._max_pixels) != tuple(full_size):
                 return None
             stack = contextlib.ExitStack()
-            regions = stack.enter_context(open_regions(path, max_pixels=self._max_pixels))
+            regions = stack.enter_context(open_reader(path, max_pixels=self._max_pixels))
             self._open[path] = regions, stack
             if len(self._open) > self._kept:
                 self._open.popitem(last=False)[1][1].close()
