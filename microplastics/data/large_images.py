@@ -59,7 +59,7 @@ _MAX_PAGES = 10_000
 _BLOCK = 512
 # Values from which the percentiles of a 32 or 64-bit image are computed.
 _SAMPLED_VALUES = 4_000_000
-_BAND_BYTES = 32 << 20
+_BAND_BYTES = 12 << 20
 
 _YCBCR, _ASSOCIATED_ALPHA = 6, 1
 _NONE, _JPEG = 1, 7

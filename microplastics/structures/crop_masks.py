@@ -347,6 +347,22 @@ class CropMasks(BitMasks):
             for counts in self._counts
         ]
 
+    def clip(self, x: int, y: int, width: int, height: int) -> "CropMasks":
+        """Cut the masks to a window of the image, which becomes their image.
+
+        Args:
+            x, y: upper left px of the window.
+            width, height: of the window, in px.
+        """
+        crops, offsets = [], []
+        for crop, (x0, y0) in zip(self.crops, self.offsets.tolist(), strict=True):
+            left, top = max(x, x0), max(y, y0)
+            right, bottom = max(x + width, left), max(y + height, top)
+            part = crop[max(top - y0, 0) : bottom - y0, max(left - x0, 0) : right - x0]
+            crops.append(part if part.size else np.zeros((0, 0), dtype=bool))
+            offsets.append((left - x, top - y) if part.size else (0, 0))
+        return CropMasks(crops, offsets, (height, width))
+
     def affine(self, matrix: np.ndarray, output_size: Sequence[int]) -> "CropMasks":
         """Warp each mask into another image, and clip it there.
 

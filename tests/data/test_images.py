@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import user_error
 
-from microplastics.data.images import image_header, image_size, read_image, to_uint8
+from microplastics.data.images import ImageCache, image_header, image_size, read_image, to_uint8
 from microplastics.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -247,3 +247,10 @@ def test_damaged_bytes_never_end_in_anything_but_a_sentence(tmp_path, kind, data
             read(path, max_pixels=10**6)
         except UserError as error:
             assert str(path) in str(error)
+
+
+def test_the_cache_keeps_to_its_limit():
+    cache = ImageCache(100)
+    cache.put("a", np.zeros(60, np.uint8))
+    cache.put("b", np.zeros(60, np.uint8))
+    assert cache.get("a") is not None and cache.get("b") is None

@@ -274,6 +274,16 @@ def test_affine_is_exact_for_flips_turns_and_shifts(name, seed):
     assert np.array_equal(result.to_bitmasks().numpy(), expected(full))
 
 
+@given(SEEDS, st.data())
+@settings(max_examples=60, deadline=None)
+def test_clip_is_a_window_of_the_frame(seed, data):
+    full = random_masks(seed)
+    x0, y0 = data.draw(st.integers(0, 49)), data.draw(st.integers(0, 39))
+    x1, y1 = data.draw(st.integers(x0 + 1, 50)), data.draw(st.integers(y0 + 1, 40))
+    clipped = CropMasks.from_bitmasks(full).clip(x0, y0, x1 - x0, y1 - y0)
+    assert np.array_equal(clipped.to_bitmasks().numpy(), full[:, y0:y1, x0:x1])
+
+
 @given(st.floats(0.3, 3.3), st.floats(0.3, 3.3), st.integers(0, 1))
 @settings(deadline=None)
 def test_affine_scales_a_rectangle(sx, sy, flip):
