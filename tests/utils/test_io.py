@@ -1,5 +1,3 @@
-"""microplastics/utils/io.py."""
-
 import errno
 import os
 
@@ -24,12 +22,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "not writable")]
 )
-def test_disk_errors_name_the_file_and_the_mend(tmp_path, monkeypatch, number, words):
+def test_disk_errors_name_the_file_and_the_fix(tmp_path, monkeypatch, number, words):
     def fail(_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=f"model.json.*{words}"):
+    with user_error("not_writable", "model.json", words):
         write_json(tmp_path / "model.json", {})
     assert os.listdir(tmp_path) == []
 
