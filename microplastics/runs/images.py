@@ -23,7 +23,7 @@ from microplastics.calibration.sources import (
 )
 from microplastics.data.coco import check_content, class_names, load_instances
 from microplastics.data.formats.masks import instance_rles, read_label_image
-from microplastics.data.large_images import ImageRegions, open_regions
+from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.data.segmentation import read_json
 from microplastics.roi.region import Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
@@ -241,7 +241,7 @@ _ON_BAR = 0.5
 
 
 class ArrayImage:
-    """An image in memory, read as :class:`microplastics.data.large_images.ImageRegions` is."""
+    """An image in memory, read as :class:`microplastics.data.large_images.ImageReader` is."""
 
     def __init__(self, pixels: np.ndarray):
         """
@@ -267,7 +267,7 @@ class ArrayImage:
 class PaintedRegions:
     """An image whose boxes are painted over in the colour of what surrounds them."""
 
-    def __init__(self, regions: ImageRegions | ArrayImage, boxes: Sequence[Box]):
+    def __init__(self, regions: ImageReader | ArrayImage, boxes: Sequence[Box]):
         """
         Args:
             regions: the image.
@@ -311,7 +311,7 @@ class Opened:
     """
 
     image: InputImage
-    regions: ImageRegions | ArrayImage | None
+    regions: ImageReader | ArrayImage | None
     calibration: Calibration | None
     boxes: list[Box]
     notes: list[str]
@@ -347,7 +347,7 @@ class Opener:
             UserError: it cannot be read, or its scale or region cannot be told.
         """
         options = self._options
-        with open_regions(
+        with open_reader(
             image.path, max_pixels=options.max_pixels, allow_large=options.allow_large
         ) as regions:
             calibration, boxes, notes = self.scale(image.path, regions)
@@ -363,7 +363,7 @@ class Opener:
             yield Opened(image, regions, calibration, boxes, notes, region)
 
     def scale(
-        self, path: str, regions: ImageRegions | None = None
+        self, path: str, regions: ImageReader | None = None
     ) -> tuple[Calibration | None, list[Box], list[str]]:
         """The scale of an image, as :func:`resolve_calibration` gives it.
 
@@ -388,7 +388,7 @@ class Opener:
         )
 
     def region(
-        self, name: str, size: tuple[int, int], regions: ImageRegions | None = None
+        self, name: str, size: tuple[int, int], regions: ImageReader | None = None
     ) -> Region | None:
         """Where particles of an image count; None is everywhere.
 

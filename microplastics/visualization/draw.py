@@ -323,7 +323,7 @@ def mask_paths(masks: Any, image_size: tuple[int, int]) -> list[OutlinePath | No
     """
     if isinstance(masks, PolygonMasks):
         masks = masks.polygons
-    elif isinstance(masks, BitMasks):
+    elif isinstance(masks, BitMasks) and not isinstance(masks, CropMasks):
         masks = masks.tensor
     if hasattr(masks, "shape"):
         masks = CropMasks.from_bitmasks(masks)
