@@ -46,62 +46,6 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) 
     return cv2.warpAffine(grid, scale, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
-def plane_noise(key: int, left: int, top: int, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Draw a window of an endless smooth random field: windows that overlap agree.
-
-    Knots ``cell`` pixels apart, each from a hash of its place, joined by bicubic convolution
-    (Keys 1981, with OpenCV's a = -0.75).
-
-    Args:
-        key: what tells fields apart, 0 to 2^63.
-        left, top: of the window, in px; they may be negative.
-        shape: (height, width) of the window in px.
-        cell: size of the structures in px.
-
-    Returns:
-        float32 (height, width), mean 0, standard deviation about 0.6 to 1.
-    """
-    first_row, rows = _knot_weights(top, shape[0], cell)
-    first_column, columns = _knot_weights(left, shape[1], cell)
-    knots = _hashed_normals(key, first_row, first_column, rows.shape[1], columns.shape[1])
-    return rows @ knots @ columns.T
-
-
-def _knot_weights(start: int, count: int, cell: float) -> tuple[int, np.ndarray]:
-    """First knot along an axis, and the weight of each for each pixel, float32 (count, knots)."""
-    place = (start + 0.5 + np.arange(count)) / cell
-    below = np.floor(place).astype(np.int64)
-    part = place - below
-    first = int(below[0]) - 1
-    weights = np.zeros((count, int(below[-1]) + 3 - first), np.float32)
-    pixels, a = np.arange(count), -0.75
-    for tap in range(-1, 3):
-        off = np.abs(part - tap)
-        near = ((a + 2) * off - (a + 3)) * off**2 + 1
-        far = a * (((off - 5) * off + 8) * off - 4)
-        weights[pixels, below + tap - first] = np.where(off <= 1, near, far)
-    return first, weights
-
-
-def _hashed_normals(key: int, top: int, left: int, rows: int, columns: int) -> np.ndarray:
-    """Standard normal numbers, float32 (rows, columns), each a function of its place alone."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    y = (np.arange(top, top + rows, dtype=np.int64).astype(np.uint64))[:, None]
-    x = (np.arange(left, left + columns, dtype=np.int64).astype(np.uint64))[None]
-    bits = _mixed(_mixed(y + np.uint64(key * 0x9E3779B97F4A7C15 & mask)) + x)
-    radius = np.sqrt(-2 * np.log(((bits >> np.uint64(32)).astype(np.float64) + 0.5) / 2**32))
-    angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2 * np.pi / 2**32)
-    return (radius * np.cos(angle)).astype(np.float32)
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """Spread each bit of uint64 numbers over all of them (splitmix64: Steele et al. 2014)."""
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
-
-
 def fractal_noise(
     rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
 ) -> np.ndarray:
@@ -159,8 +103,6 @@ class Scene:
         dark: whether particles shine on a dark ground.
         cover: float32 (size, size), how much of each pixel of a photographed filter particles
             cover; None on a rendered one.
-        origin: (x, y) of the canvas in a larger picture that is drawn in pieces, which then agree
-            where they meet; None where the canvas is the picture.
     """
 
     canvas: np.ndarray
@@ -168,7 +110,6 @@ class Scene:
     filter: str
     dark: bool
     cover: np.ndarray | None = None
-    origin: tuple[int, int] | None = None
 
 
 _BAR_STEPS = (1, 2, 2.5, 5, 7.5)

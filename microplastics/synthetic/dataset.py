@@ -74,18 +74,7 @@ class Settings:
                 raise UserError(f"--{split} is {count}: give the number of images, 0 or more.")
         if not sum(self.counts.values()):
             raise UserError("There is nothing to render: give at least one split an image.")
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise UserError(
-                f"--size is {self.size}: give a side between {MIN_SIZE} and {MAX_SIZE} px."
-            )
-        # Written so that NaN fails it too.
-        if not _MIN_UM_PER_PX <= self.um_per_px <= _MAX_UM_PER_PX:
-            raise UserError(
-                f"--um-per-px is {self.um_per_px:g}: give micrometres per pixel between "
-                f"{_MIN_UM_PER_PX:g} and {_MAX_UM_PER_PX:g}."
-            )
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}: give 0 or more.")
+        check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
         find_preset(self.preset)
 
     def manifest(self) -> dict[str, Any]:
@@ -100,6 +89,23 @@ class Settings:
             "preset": self.preset,
             "backgrounds": blanks and {"images": len(blanks.files), "sha256": blanks.sha256},
         }
+
+
+def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed: int) -> None:
+    """Raise UserError for a size (within ``limits``, px), scale or seed that is out of range."""
+    if not limits[0] <= size <= limits[1]:
+        raise UserError(
+            f"--size is {size}; expected {limits[0]} to {limits[1]} px.", code="option_invalid"
+        )
+    # Written so that NaN fails it too.
+    if not _MIN_UM_PER_PX <= um_per_px <= _MAX_UM_PER_PX:
+        raise UserError(
+            f"--um-per-px is {um_per_px:g}; expected micrometres per pixel between "
+            f"{_MIN_UM_PER_PX:g} and {_MAX_UM_PER_PX:g}.",
+            code="option_invalid",
+        )
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; expected 0 or more.", code="option_invalid")
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:

@@ -23,47 +23,34 @@ from microplastics.utils.io import atomic_write
 DARK_FILTERS = ("dark_polycarbonate", "black_membrane", "glowing_membrane")
 
 
-def render_filter(key: tuple[int | str, ...], size: int, shares: Mapping[str, float]) -> Scene:
+def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, float]) -> Scene:
     """Draw an empty filter.
 
     Args:
         key: key of the picture's random stream.
         size: side of the picture in px.
-        shares: how often each filter is drawn; they add up to 1.
+        filters: frequency of each filter; they add up to 1.
 
     Returns:
         The scene, lit evenly; light, optics and camera come later.
     """
     rng = generator(*key, "filter")
-    kind, light, gray, color = bare_filter(rng, size, shares)
-    canvas = gray[..., None] * color
-    scene = Scene(np.clip(canvas, 0, 1.1).astype(np.float32), light, kind, kind in DARK_FILTERS)
-    if kind in ("glass_fiber", "cellulose") and rng.random() < 0.45:
+    scene = bare_filter(rng, size, filters)
+    if scene.filter in ("glass_fiber", "cellulose") and rng.random() < 0.45:
         _stain(rng, scene.canvas)
-    if kind in ("cellulose", "polycarbonate") and rng.random() < 0.25:
+    if scene.filter in ("cellulose", "polycarbonate") and rng.random() < 0.25:
         _printed_grid(rng, scene.canvas)
     return scene
 
 
-def bare_filter(
-    rng: np.random.Generator, size: int, shares: Mapping[str, float]
-) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the texture of a filter, without stains and print.
-
-    Args:
-        rng: where the numbers come from.
-        size: side of the picture in px.
-        shares: how often each filter is drawn; they add up to 1.
-
-    Returns:
-        Name of the filter, direction of the light (see :class:`Scene`), float (size, size)
-        brightness, and float32 (3,) colour, BGR, that it is multiplied by.
-    """
-    kind = str(rng.choice(list(shares), p=list(shares.values())))
+def bare_filter(rng: np.random.Generator, size: int, filters: Mapping[str, float]) -> Scene:
+    """Draw the texture of a filter, without stains and print; see :func:`render_filter`."""
+    kind = str(rng.choice(list(filters), p=list(filters.values())))
     angle = rng.uniform(0, 2 * np.pi)
     light = np.array([math.cos(angle), math.sin(angle)])
     gray, color = _DRAW[kind](rng, size, light)
-    return kind, light, gray, np.asarray(color, np.float32)
+    canvas = np.clip(gray[..., None] * np.asarray(color, np.float32), 0, 1.1).astype(np.float32)
+    return Scene(canvas, light, kind, kind in DARK_FILTERS)
 
 
 def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):
@@ -230,24 +217,13 @@ def _printed_grid(rng: np.random.Generator, canvas: np.ndarray) -> None:
     canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
 
 
-def scatter_debris(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Scatter natural matter over a scene: little on a clean filter, much on a dirty one.
-
-    Args:
-        rng: where the numbers come from.
-        scene: changed in place.
-        amount: factor on all of it.
-    """
-    scatter_dirt(rng, scene, amount * draw_dirt(rng))
-
-
 def draw_dirt(rng: np.random.Generator) -> float:
     """Draw how dirty a filter is: log-normal, mostly below 1."""
     return rng.lognormal(-0.35, 0.8)
 
 
-def scatter_dirt(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
-    """Scatter natural matter as densely as told.
+def scatter_debris(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
+    """Scatter natural matter over a scene.
 
     Args:
         rng: where the numbers come from.

@@ -13,7 +13,6 @@ from microplastics.synthetic.camera import (
     Scene,
     fractal_noise,
     lognormal,
-    plane_noise,
     relief,
     smooth_noise,
 )
@@ -365,11 +364,6 @@ class Crop:
     def fill(self, canvas: np.ndarray, points: np.ndarray, value) -> None:
         cv2.fillPoly(canvas, [self.fixed(points)], value, shift=4)
 
-    def holds(self, points: np.ndarray, margin: float) -> np.ndarray:
-        """Which points lie in the window or within ``margin`` px of it, bool (N,)."""
-        off = points - self.origin
-        return ((off > -margin) & (off < np.array(self.shape[::-1]) + margin)).all(1)
-
     def reduce(self, canvas: np.ndarray) -> np.ndarray:
         small = cv2.resize(canvas, self.shape[::-1], interpolation=cv2.INTER_AREA)
         return small.astype(np.float32) / 255
@@ -502,11 +496,8 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
     canvas = crop.canvas(2)
     # The colour drifts along a fibre: dye, twist and depth are not even.
     drift = 1 + rng.uniform(0.02, 0.13) * _wander(rng, len(line))
-    near = crop.holds(line, beyond + 2)
     for start in range(0, len(line) - 1, 3):
         part = slice(start, start + 4)
-        if not near[part].any():
-            continue
         towards = float(normal[part].mean(0) @ scene.light)
         values = _tube_profile(across, towards, name == "transparent", scene.dark)
         values = [(min(int(t * drift[start]), 255), a) for t, a in values]
@@ -515,11 +506,7 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
             crop.fill(canvas, np.concatenate([lines[:, strip], lines[::-1, strip + 1]]), value)
     tone, alpha = np.moveaxis(crop.reduce(canvas), 2, 0)
     depth, cell = rng.uniform(0.02, 0.07), rng.uniform(1.5, 5)
-    if scene.origin is None:
-        grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
-    else:
-        left, top = crop.left + scene.origin[0], crop.top + scene.origin[1]
-        grain = 1 + depth * plane_noise(int(rng.integers(2**63)), left, top, crop.shape, cell)
+    grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
     return _glossy(color, 2 * tone * grain, 0.45), alpha
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import shapely
 from pycocotools import mask as mask_util
 from shapely.geometry import MultiPolygon, Polygon, box
 
@@ -25,6 +26,7 @@ from microplastics.synthetic.camera import (
 )
 from microplastics.synthetic.filters import (
     Blanks,
+    draw_dirt,
     enclose_bubbles,
     photographed_filter,
     render_filter,
@@ -317,7 +319,8 @@ def render_image(
     has_bar = rng.random() < preset.scale_bar_share
     bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
     if camera is None:
-        scatter_debris(generator(*seed, "debris"), scene, preset.dirt)
+        rng_debris = generator(*seed, "debris")
+        scatter_debris(rng_debris, scene, preset.dirt * draw_dirt(rng_debris))
         enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
         shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
         scratch(rng, scene, preset.dirt)
@@ -358,17 +361,47 @@ def _lay_particles(
     annotations = []
     for kind in sorted(kinds[:room], key=list(preset.mix).index):
         particle = makers[kind](rng, size)
-        for _ in range(6):
-            placed = place(rng, particle, ground)
-            annotation = annotate(placed, size, um_per_px)
-            if annotation is None or not ground.has_room(placed, annotation):
-                continue
-            if painters[kind](rng, placed, scene, min_contrast=preset.min_contrast):
-                ground.take(placed, annotation)
-                annotation["category_id"] = preset.category_id(placed.category_id)
-                annotations.append(annotation)
-                break
-    return annotations
+        annotations.append(lay(rng, particle, scene, ground, um_per_px, painters[kind]))
+    return [annotation for annotation in annotations if annotation is not None]
+
+
+def lay(
+    rng: np.random.Generator,
+    particle: Particle,
+    scene: Scene,
+    ground: "Ground",
+    um_per_px: float,
+    painter: Callable[..., bool],
+    places: int = 6,
+) -> dict[str, Any] | None:
+    """Place, paint and annotate a particle.
+
+    Args:
+        rng: source of random numbers.
+        particle: about the origin.
+        scene: painted in place.
+        ground: what lies where, changed in place.
+        um_per_px: micrometres per pixel.
+        painter: :func:`.particles.paint` or :func:`.particles.paint_bead`.
+        places: number of places tried.
+
+    Returns:
+        Its annotation, see :func:`annotate`; None, and nothing is painted, if every place tried
+        lacks room or a colour that stands out.
+    """
+    preset = ground.preset
+    for _ in range(places):
+        placed = place(rng, particle, ground)
+        if ground.disc is not None and not ground.disc.contains(placed.outline):
+            continue
+        annotation = annotate(placed, ground.size, um_per_px)
+        if annotation is None or not ground.has_room(placed, annotation):
+            continue
+        if painter(rng, placed, scene, min_contrast=preset.min_contrast):
+            ground.take(placed, annotation)
+            annotation["category_id"] = preset.category_id(placed.category_id)
+            return annotation
+    return None
 
 
 def _hands(rng: np.random.Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
@@ -428,8 +461,9 @@ def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) 
 class Ground:
     """What lies where: decides whether one more particle has room."""
 
-    def __init__(self, size: int, bar: dict | None, preset: Preset):
-        self.size, self.preset = size, preset
+    def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
+        self.size, self.preset, self.disc = size, preset, disc
+        shapely.prepare(disc)
         self.fibers: list[Particle] = []
         self.compact: list[Particle] = []
         self.bar = None
