@@ -15,7 +15,14 @@ from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
 from microplastics.data.images import read_image
-from microplastics.synthetic.camera import Scene, fractal_noise, generator, relief, smooth_noise
+from microplastics.synthetic.camera import (
+    Scene,
+    draw_hairline,
+    fractal_noise,
+    generator,
+    relief,
+    smooth_noise,
+)
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
@@ -280,16 +287,12 @@ def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> 
         heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
         steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
         points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
-        low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
-        high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
-        if (high <= low).any():
+        window, line = draw_hairline(scene, points)
+        if not line.size:
             continue
-        line = np.zeros((high - low)[::-1], np.uint8)
-        fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
-        cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
-        soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.6, 0.9))
+        soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.6, 0.9))
         shade = rng.uniform(0.5, 1.2) * relief(soft, scene.light) - rng.uniform(0.0, 0.14) * soft
-        scene.canvas[low[1] : high[1], low[0] : high[0]] += shade[..., None]
+        window += shade[..., None]
 
 
 def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:
@@ -370,17 +373,12 @@ def _thread(rng: np.random.Generator, scene: Scene) -> None:
     heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.35, 16))
     steps = span / 16 * np.stack([np.cos(heading), np.sin(heading)], 1)
     points = np.concatenate([[start], start + np.cumsum(steps, 0)])
-    low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
-    high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
-    if (high <= low).any():
+    window, line = draw_hairline(scene, points)
+    if not line.size:
         return
-    line = np.zeros((high - low)[::-1], np.uint8)
-    fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
-    cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
-    soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.5, 0.8))
+    soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.5, 0.8))
     soft *= np.clip(0.8 + 0.4 * smooth_noise(rng, soft.shape, 6), 0, 1.2)
     color = np.array([0.30, 0.40, 0.50]) * rng.uniform(0.7, 1.2)
-    window = scene.canvas[low[1] : high[1], low[0] : high[0]]
     _blend(window, np.clip(rng.uniform(0.4, 0.75) * soft, 0, 1), color)
 
 

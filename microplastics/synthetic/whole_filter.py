@@ -396,7 +396,7 @@ def _photograph(settings: FilterSettings, canvas: np.ndarray) -> np.ndarray:
     """Light the scene and photograph it with one camera, uint8 (size, size, 3), RGB."""
     rng = generator(settings.seed, "camera")
     camera = draw_camera(rng, find_preset(settings.preset).blur)
-    camera = dataclasses.replace(camera, demosaic=draw_demosaic(rng))
+    demosaic = draw_demosaic(rng)
     light = _Light(settings.seed, settings.size)
     image = np.empty(canvas.shape, np.uint8)
     noise, drawn = np.empty((0, settings.size, 3), np.float32), 0
@@ -407,7 +407,7 @@ def _photograph(settings: FilterSettings, canvas: np.ndarray) -> np.ndarray:
         old = noise[len(noise) - (drawn - padded.start) :]
         new = rng.standard_normal((padded.stop - drawn, *strip.shape[1:]), dtype=np.float32)
         noise, drawn = np.concatenate([old, new]), padded.stop
-        taken = camera.sense(strip, noise)[..., ::-1]
+        taken = camera.sense(strip, noise, demosaic)[..., ::-1]
         image[rows] = taken[rows.start - padded.start :][: rows.stop - rows.start]
     return image
 
