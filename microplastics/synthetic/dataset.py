@@ -87,7 +87,7 @@ class Settings:
             "um_per_px": self.um_per_px,
             "seed": self.seed,
             "preset": self.preset,
-            "backgrounds": blanks and {"images": len(blanks.files), "sha256": blanks.sha256},
+            "backgrounds": blanks and {"images": len(blanks.files), "bytes": blanks.bytes},
         }
 
 
