@@ -1,13 +1,13 @@
-"""Rendered data sets on the disk: photographs, COCO annotations and a manifest."""
+"""Rendered data sets on disk."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 from tqdm import tqdm
@@ -18,45 +18,20 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_error, write_json
 from microplastics.utils.system import available_processors, map_in_processes
 
-# Goes up whenever the same parameters would give another picture.
+# Must be raised whenever the same parameters give another picture.
 RENDERER_VERSION = 2
 MANIFEST = "synthetic.json"
-JOURNAL = "synthetic.journal"
+# Folder with a JSON file per finished image, while a data set is incomplete.
+UNFINISHED = "unfinished"
 MIN_SIZE, MAX_SIZE = 64, 8192
 _MIN_UM_PER_PX, _MAX_UM_PER_PX = 1e-6, 1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendered:
-    """One image that is on the disk.
-
-    Attributes:
-        split: its split.
-        index: its number in the split, from 0.
-        length: bytes of its file.
-        record: its COCO image entry without ``id``.
-        annotations: its COCO annotations without ``id`` and ``image_id``.
-    """
-
-    split: str
-    index: int
-    length: int
-    record: dict[str, Any]
-    annotations: list[dict[str, Any]]
+# Starting a process costs a few seconds: smaller jobs are rendered without.
+_PIXELS_WORTH_A_PROCESS = 100 * 512 * 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a data set is rendered from.
-
-    Attributes:
-        counts: images per split.
-        size: side of the images in px.
-        um_per_px: micrometres per pixel.
-        seed: 0 or more.
-        preset: name of one of :data:`.presets.PRESETS`.
-        blanks: photographs that are the ground, or None.
-    """
+    """Parameters of a data set, see :func:`render_dataset`."""
 
     counts: dict[str, int]
     size: int
@@ -66,19 +41,29 @@ class Settings:
     blanks: Blanks | None
 
     def check(self) -> None:
-        """Raise UserError for what cannot be rendered."""
+        """Raise UserError for parameters that cannot be rendered."""
         for split, count in self.counts.items():
             if not re.fullmatch(r"[A-Za-z0-9_]+", split):
-                raise UserError(f"'{split}' cannot name a split: use letters, digits and '_'.")
+                raise UserError(
+                    f"'{split}' is not a name of a split; expected letters, digits and '_'.",
+                    code="option_invalid",
+                )
             if count < 0:
-                raise UserError(f"--{split} is {count}: give the number of images, 0 or more.")
+                raise UserError(
+                    f"--{split} is {count}; expected a number of images, 0 or more.",
+                    code="option_invalid",
+                )
         if not sum(self.counts.values()):
-            raise UserError("There is nothing to render: give at least one split an image.")
+            raise UserError(
+                f"The number of images of {' and '.join(self.counts) or 'all splits'} is 0; "
+                "expected at least one image.",
+                code="option_invalid",
+            )
         check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
         find_preset(self.preset)
 
     def manifest(self) -> dict[str, Any]:
-        """What the data set's bytes depend on, as JSON."""
+        """Return everything that the data set's bytes depend on, as JSON."""
         blanks = self.blanks
         return {
             "renderer_version": RENDERER_VERSION,
@@ -89,6 +74,63 @@ class Settings:
             "preset": self.preset,
             "backgrounds": blanks and {"images": len(blanks.files), "bytes": blanks.bytes},
         }
+
+
+def render_dataset(
+    output: str | os.PathLike,
+    counts: dict[str, int],
+    size: int = 512,
+    um_per_px: float = 4.0,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+    preset: str = "default",
+    backgrounds: str | os.PathLike | None = None,
+) -> dict[str, Path]:
+    """Render a data set: ``output/SPLIT/*.jpg`` and ``output/annotations/instances_SPLIT.json``.
+
+    The bytes of an image depend only on (seed, split, index, size, um_per_px, preset, content of
+    backgrounds). A complete data set is kept, an interrupted one is continued, and one with fewer
+    images is rendered again in place.
+
+    Args:
+        output: folder of the data set.
+        counts: images per split, such as ``{"train": 240, "val": 60, "test": 60}``.
+        size: side of the images in px, 64 to 8192.
+        um_per_px: micrometres per pixel.
+        seed: 0 or more.
+        workers: processes; None uses all processors for large jobs.
+        progress: whether to show a progress bar on stderr, if it is a terminal.
+        preset: name in :data:`microplastics.synthetic.scene.PRESETS`.
+        backgrounds: folder with photographs of empty filters, which replace the preset's filters;
+            None draws those.
+
+    Returns:
+        Path of the annotation file of each split.
+
+    Raises:
+        UserError: a parameter is invalid, a background cannot be read, or ``output`` cannot be
+            written or holds other data.
+    """
+    settings = Settings(dict(counts), size, float(um_per_px), seed, preset, None)
+    settings.check()
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}; expected 1 or more.", code="option_invalid")
+    root = Path(output)
+    if backgrounds is not None:
+        _check_apart(root, Path(backgrounds))
+        settings = dataclasses.replace(settings, blanks=find_blanks(backgrounds))
+    paths = {split: root / "annotations" / f"instances_{split}.json" for split in counts}
+    if not _is_complete(root, settings):
+        if settings.blanks is not None:
+            check_blanks(settings.blanks, size, progress)
+        _claim(root, settings)
+        write_json(root / MANIFEST, {**settings.manifest(), "complete": False}, indent=1)
+        files = _render(root, settings, workers, progress)
+        done = {**settings.manifest(), "complete": True, "files": files}
+        write_json(root / MANIFEST, done, indent=1)
+    _discard_notes(root)
+    return paths
 
 
 def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed: int) -> None:
@@ -108,31 +150,37 @@ def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed:
         raise UserError(f"--seed is {seed}; expected 0 or more.", code="option_invalid")
 
 
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """Read the manifest of a data set; None where there is none.
+def _check_apart(root: Path, backgrounds: Path) -> None:
+    """Refuse to render into the folder of backgrounds, whose pictures would become backgrounds."""
+    root, backgrounds = root.resolve(), backgrounds.resolve()
+    if root == backgrounds or backgrounds in root.parents:
+        raise UserError(
+            f"--output {root} is inside the folder of backgrounds; choose another --output.",
+            code="option_conflict",
+        )
 
-    Raises:
-        UserError: it is damaged.
-    """
-    path = root / MANIFEST
+
+def _read_manifest(root: Path) -> dict[str, Any] | None:
+    """Read the manifest of a data set; None if it does not exist."""
+    path, data = root / MANIFEST, None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): delete it or choose another --output."
-        ) from error
+    except (OSError, ValueError, RecursionError):
+        pass  # the check below reports it
     counts = data.get("counts") if isinstance(data, dict) else None
-    whole = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
-    if not whole or not isinstance(data.get("files", {}), dict):
-        raise UserError(f"{path} is not a manifest: delete it or choose another --output.")
+    valid = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
+    if not valid or not isinstance(data.get("files", {}), dict):
+        raise UserError(
+            f"{path} is damaged; delete it or choose another --output.", code="file_invalid"
+        )
     return data
 
 
-def is_complete(root: Path, settings: Settings) -> bool:
-    """Whether the folder holds this data set, every file with the size that was written."""
-    manifest = read_manifest(root)
+def _is_complete(root: Path, settings: Settings) -> bool:
+    """Whether the folder holds this data set, with every file at its recorded size."""
+    manifest = _read_manifest(root)
     if manifest is None or not manifest.get("complete"):
         return False
     if any(manifest.get(name) != value for name, value in settings.manifest().items()):
@@ -143,9 +191,9 @@ def is_complete(root: Path, settings: Settings) -> bool:
     return False
 
 
-def claim(root: Path, settings: Settings) -> None:
-    """Make the folders; refuse to overwrite what another command or other settings wrote."""
-    manifest, ours = read_manifest(root), settings.manifest()
+def _claim(root: Path, settings: Settings) -> None:
+    """Make the folders; refuse to overwrite files of other commands or settings."""
+    manifest, ours = _read_manifest(root), settings.manifest()
     if manifest is not None:
         counts = manifest.pop("counts")
         other = [
@@ -156,8 +204,9 @@ def claim(root: Path, settings: Settings) -> None:
         other += [f"{n} {s} images" for s, n in counts.items() if n > settings.counts.get(s, 0)]
         if other:
             raise UserError(
-                f"{root} holds another rendering ({', '.join(other)}): "
-                "delete it or choose another --output."
+                f"{root} holds another rendering ({', '.join(other)}); delete it or choose "
+                "another --output.",
+                code="output_exists",
             )
     for split in settings.counts:
         folder, json_file = root / split, root / "annotations" / f"instances_{split}.json"
@@ -165,245 +214,86 @@ def claim(root: Path, settings: Settings) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if manifest is None and (any(folder.iterdir()) or json_file.exists()):
                 raise UserError(
-                    f"{root} holds data of split '{split}' that this command did not write: "
-                    "choose another --output."
+                    f"{root} holds data of split '{split}' that this command did not write; "
+                    "choose another --output.",
+                    code="output_exists",
                 )
-            # What a killed run left half written.
+            # Temporary files of a killed run.
             for leftover in folder.glob(f".{split}_*.jpg.*"):
                 leftover.unlink()
         except OSError as error:
             raise write_error(folder, error) from error
     if manifest is None:
-        # Nobody knows which settings it belongs to.
-        Journal(root).discard()
+        # Their settings are unknown.
+        _discard_notes(root)
 
 
-class Journal:
-    """The images of a run as they are written, one line of JSON each, for a run that goes on.
-
-    An image's file is whole on the disk before its line is written, and a line counts only where
-    it is whole and the file has the length that it says.
-    """
-
-    def __init__(self, root: Path):
-        self._root, self._path = root, root / JOURNAL
-        self._file: IO[bytes] | None = None
-
-    def resume(self, settings: Settings) -> dict[tuple[str, int], Rendered]:
-        """Read what an earlier run of the same settings finished, and cut off a damaged end.
-
-        Returns:
-            By (split, index). What follows a damaged line is not used.
-        """
-        kept, whole = {}, 0
-        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
-            for line in file:
-                rendered = _parse(line)
-                if rendered is None:
-                    break
-                whole += len(line)
-                if self._has(rendered) and rendered.index < settings.counts.get(rendered.split, 0):
-                    kept[rendered.split, rendered.index] = rendered
-            with open(self._path, "r+b") as writable:
-                writable.truncate(whole)
-        return kept
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator["Journal"]:
-        """Append in a ``with`` block; its file is closed at the end, and stays."""
-        try:
-            self._file = open(self._path, "ab")
-        except OSError as error:
-            raise write_error(self._path, error) from error
-        with self._file:
-            yield self
-
-    def add(self, rendered: Rendered) -> None:
-        """Note an image that is on the disk."""
-        line = json.dumps(dataclasses.asdict(rendered)).encode() + b"\n"
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise write_error(self._path, error) from error
-
-    def discard(self) -> None:
-        """Delete the journal, if there is one."""
-        self._path.unlink(missing_ok=True)
-
-    def _has(self, rendered: Rendered) -> bool:
-        try:
-            path = image_path(self._root, rendered.split, rendered.index)
-            return path.stat().st_size == rendered.length
-        except OSError:
-            return False
+def _discard_notes(root: Path) -> None:
+    if (root / UNFINISHED).is_dir():
+        shutil.rmtree(root / UNFINISHED)
 
 
-def image_path(root: Path, split: str, index: int) -> Path:
-    """Where an image lies."""
-    return root / split / f"{split}_{index:06d}.jpg"
-
-
-def _parse(line: bytes) -> Rendered | None:
-    """A line of the journal; None where it is damaged."""
-    try:
-        rendered = Rendered(**json.loads(line))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    kinds = {"split": str, "index": int, "length": int, "record": dict, "annotations": list}
-    sound = all(type(getattr(rendered, name)) is kind for name, kind in kinds.items())
-    return rendered if sound and line.endswith(b"\n") else None
-
-
-# Starting a process costs a few seconds: fewer pixels than this are rendered without.
-_PIXELS_WORTH_A_PROCESS = 100 * 512 * 512
-
-
-def render_dataset(
-    output: str | os.PathLike,
-    counts: dict[str, int],
-    size: int = 512,
-    um_per_px: float = 4.0,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: bool = True,
-    preset: str = "default",
-    backgrounds: str | os.PathLike | None = None,
-) -> dict[str, Path]:
-    """Render a data set: ``output/SPLIT/*.jpg`` and ``output/annotations/instances_SPLIT.json``.
-
-    An image depends on (seed, split, index, size, um_per_px, preset, content of backgrounds)
-    alone: the number of workers and of further images changes no byte of it. A folder that
-    already holds this very data set is left as it is; where rendering was interrupted it goes on;
-    one that holds fewer images of it is rendered again in place.
-
-    Args:
-        output: folder of the data set.
-        counts: images per split, such as ``{"train": 240, "val": 60, "test": 60}``.
-        size: side of the images in px, 64 to 8192.
-        um_per_px: micrometres per pixel.
-        seed: 0 or more.
-        workers: processes; None takes the processors there are, or none for a small job.
-        progress: whether to show a progress bar on stderr, where that is a terminal.
-        preset: name of one of :data:`microplastics.synthetic.presets.PRESETS`.
-        backgrounds: folder with photographs of empty filters, which then take the place of the
-            preset's filters; None draws those.
-
-    Returns:
-        Path of the annotation file of each split.
-
-    Raises:
-        UserError: a parameter makes no sense, a background cannot be read, ``output`` cannot be
-            written, or it holds other data that would be overwritten.
-    """
-    settings = Settings(dict(counts), size, float(um_per_px), seed, preset, None)
-    settings.check()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}: give the number of processes, 1 or more.")
-    root = Path(output)
-    if backgrounds is not None:
-        _keep_apart(root, Path(backgrounds))
-        settings = dataclasses.replace(settings, blanks=find_blanks(backgrounds))
-    paths = {split: root / "annotations" / f"instances_{split}.json" for split in counts}
-    journal = Journal(root)
-    if is_complete(root, settings):
-        journal.discard()
-        return paths
-    if settings.blanks is not None:
-        check_blanks(settings.blanks, size, progress)
-    claim(root, settings)
-    write_json(root / MANIFEST, {**settings.manifest(), "complete": False}, indent=1)
-    images = _render(root, settings, workers, progress, journal)
-    files = _write_annotations(root, settings, paths, images)
-    write_json(root / MANIFEST, {**settings.manifest(), "complete": True, "files": files}, indent=1)
-    journal.discard()
-    return paths
-
-
-def _write_annotations(
-    root: Path,
-    settings: Settings,
-    paths: dict[str, Path],
-    images: dict[tuple[str, int], Rendered],
-) -> dict[str, int]:
-    """Write the annotation files; length in bytes of every file of the data set by its path."""
-    files: dict[str, int] = {}
-    for split, path in paths.items():
-        coco = _empty_coco(settings)
-        for index in range(settings.counts[split]):
-            rendered = images[split, index]
-            _append(coco, rendered)
-            files[f"{split}/{rendered.record['file_name']}"] = rendered.length
-        write_json(path, coco)
-        files[path.relative_to(root).as_posix()] = path.stat().st_size
-    return files
-
-
-def _keep_apart(root: Path, backgrounds: Path) -> None:
-    """Refuse to render into the folder of backgrounds: its pictures would become some."""
-    root, backgrounds = root.resolve(), backgrounds.resolve()
-    if root == backgrounds or backgrounds in root.parents:
-        raise UserError(
-            f"--output {root} lies in the folder of backgrounds: choose another --output."
-        )
-
-
-def _render(
-    root: Path, settings: Settings, workers: int | None, progress: bool, journal: Journal
-) -> dict[tuple[str, int], Rendered]:
-    """Render what an earlier run left to do; all images by (split, index)."""
-    images = journal.resume(settings)
-    wanted = [(split, i) for split, count in settings.counts.items() for i in range(count)]
-    tasks = [(str(root), *key, settings) for key in wanted if key not in images]
-    bar = tqdm(
-        map_in_processes(_render_to_file, tasks, _processes(workers, settings, len(tasks))),
-        total=len(wanted),
-        initial=len(images),
+def _render(root: Path, settings: Settings, workers: int | None, progress: bool) -> dict[str, int]:
+    """Render all images and write the annotations; return path -> bytes of every file."""
+    tasks = [(root, s, i, settings) for s, count in settings.counts.items() for i in range(count)]
+    if workers is None:
+        small = len(tasks) * settings.size**2 < _PIXELS_WORTH_A_PROCESS
+        workers = 1 if small else available_processors()
+    rendered = tqdm(
+        map_in_processes(_render_to_file, tasks, min(workers, len(tasks))),
+        total=len(tasks),
         desc="Rendering",
         unit="image",
         disable=None if progress else True,
     )
-    with journal.open():
-        for rendered in bar:
-            journal.add(rendered)
-            images[rendered.split, rendered.index] = rendered
-    return images
+    files, sets = {}, {split: _empty_coco(settings) for split in settings.counts}
+    for (_, split, _, _), (length, record, annotations) in zip(tasks, rendered, strict=True):
+        coco = sets[split]
+        image_id, first = len(coco["images"]) + 1, len(coco["annotations"]) + 1
+        coco["images"].append({"id": image_id, **record})
+        for number, annotation in enumerate(annotations, start=first):
+            coco["annotations"].append({"id": number, "image_id": image_id, **annotation})
+        files[f"{split}/{record['file_name']}"] = length
+    for split, coco in sets.items():
+        name = f"annotations/instances_{split}.json"
+        write_json(root / name, coco)
+        files[name] = (root / name).stat().st_size
+    return files
 
 
-def _processes(workers: int | None, settings: Settings, images: int) -> int:
-    if workers is None:
-        small = images * settings.size**2 < _PIXELS_WORTH_A_PROCESS
-        workers = 1 if small else available_processors()
-    return max(min(workers, images), 1)
+def _empty_coco(settings: Settings) -> dict[str, Any]:
+    info = {
+        "description": "Rendered photographs of filters with microplastics (not real samples)",
+        **settings.manifest(),
+    }
+    categories = find_preset(settings.preset).categories
+    return {"info": info, "images": [], "annotations": [], "categories": categories}
 
 
-def _render_to_file(task: tuple[str, str, int, Settings]) -> Rendered:
+def _render_to_file(
+    task: tuple[Path, str, int, Settings],
+) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+    """Render an image to disk, unless an interrupted run has finished it.
+
+    Returns:
+        Length of its file in bytes, its COCO image entry and its annotations without ids.
+    """
     root, split, index, settings = task
+    path = root / split / f"{split}_{index:06d}.jpg"
+    note = root / UNFINISHED / f"{path.stem}.json"
+    # Both files are written whole or not at all, the note last.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        length, record, annotations = json.loads(note.read_text(encoding="utf-8"))
+        if path.stat().st_size == length:
+            return length, record, annotations
     key = (settings.seed, split, index)
     image, record, annotations = render_image(
         key, settings.size, settings.um_per_px, find_preset(settings.preset), settings.blanks
     )
     quality = [cv2.IMWRITE_JPEG_QUALITY, record["jpeg_quality"]]
-    _, encoded = cv2.imencode(".jpg", image, quality)
-    path = image_path(Path(root), split, index)
+    encoded = cv2.imencode(".jpg", image, quality)[1].tobytes()
     with atomic_write(path, "wb") as file:
-        file.write(encoded.tobytes())
-    record = {"file_name": path.name, **record}
-    return Rendered(split, index, encoded.size, record, annotations)
-
-
-def _empty_coco(settings: Settings) -> dict[str, Any]:
-    about = {
-        "description": "Rendered photographs of filters with microplastics (not real samples)",
-        **settings.manifest(),
-    }
-    categories = find_preset(settings.preset).categories
-    return {"info": about, "images": [], "annotations": [], "categories": categories}
-
-
-def _append(coco: dict[str, Any], rendered: Rendered) -> None:
-    image_id = len(coco["images"]) + 1
-    coco["images"].append({"id": image_id, **rendered.record})
-    for annotation in rendered.annotations:
-        number = len(coco["annotations"]) + 1
-        coco["annotations"].append({"id": number, "image_id": image_id, **annotation})
+        file.write(encoded)
+    done = len(encoded), {"file_name": path.name, **record}, annotations
+    write_json(note, done)
+    return done
