@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 
-def generator(*key: int | str) -> np.random.Generator:
+def generator(*key: int | str) -> Generator:
     """Make the counter-based generator of a key.
 
     Keys that differ in one entry give independent streams: an image depends on its own key, not
@@ -23,10 +24,10 @@ def generator(*key: int | str) -> np.random.Generator:
         key: integers >= 0, and words, which are replaced by their CRC-32.
     """
     entropy = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in key]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    return Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
+def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
     """Draw a smooth random field.
 
     Args:
@@ -49,7 +50,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) 
 
 
 def fractal_noise(
-    rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
+    rng: Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
 ) -> np.ndarray:
     """Sum :func:`smooth_noise` over scales and normalise it.
 
@@ -85,9 +86,7 @@ def relief(height: np.ndarray, light: np.ndarray) -> np.ndarray:
     return -(dx * float(light[0]) + dy * float(light[1]))
 
 
-def lognormal(
-    rng: np.random.Generator, median: float, sigma: float, low: float, high: float
-) -> float:
+def lognormal(rng: Generator, median: float, sigma: float, low: float, high: float) -> float:
     """Draw a log-normal number, clipped to [low, high] (to low if low > high)."""
     return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
 
@@ -113,7 +112,7 @@ class Scene:
 
 
 def expose(
-    rng: np.random.Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
+    rng: Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
 ) -> np.ndarray:
     """Photograph a scene: uneven light, lens and camera.
 
@@ -172,25 +171,25 @@ class Camera:
         return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def draw_camera(rng: np.random.Generator, blur_range: tuple[float, float]) -> Camera:
+def draw_camera(rng: Generator, blur_range: tuple[float, float]) -> Camera:
     """Draw a camera with a lens of a blur in ``blur_range`` (px)."""
     blur = rng.uniform(*blur_range)
     sharpening = rng.uniform(0.2, 0.6) if rng.random() < 0.3 else 0.0
     return Camera(blur, sharpening, rng.uniform(0.008, 0.03), rng.uniform(0.003, 0.01))
 
 
-def draw_demosaic(rng: np.random.Generator) -> bool:
+def draw_demosaic(rng: Generator) -> bool:
     """Draw whether a camera has a colour filter array."""
     return bool(rng.random() < 0.7)
 
 
-def draw_cast(rng: np.random.Generator) -> np.ndarray:
+def draw_cast(rng: Generator) -> np.ndarray:
     """Draw the colour of a lamp as the camera balances it, float64 (3,), BGR, about 1."""
     cast = np.array([(1, 1, 1), (0.84, 0.95, 1.03), (1.04, 1.0, 0.93), (0.95, 1.02, 0.98)])
     return cast[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])] + rng.normal(0, 0.015, 3)
 
 
-def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
+def _illumination(rng: Generator, size: int) -> np.ndarray:
     """Draw the light over the field, float32 (size, size, 3): a lamp, vignetting, a cast."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
@@ -202,7 +201,7 @@ def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
     return light[..., None] * draw_cast(rng).astype(np.float32)
 
 
-def scratch(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
+def scratch(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
     """Draw scratches of the filter: hair-fine, nearly straight lines, lighter or darker.
 
     Args:
@@ -243,7 +242,7 @@ def draw_hairline(scene: Scene, points: np.ndarray) -> tuple[np.ndarray, np.ndar
     return window, line.astype(np.float32) / 255
 
 
-def soil_lens(rng: np.random.Generator, scene: Scene) -> None:
+def soil_lens(rng: Generator, scene: Scene) -> None:
     """Put dust on the camera: faint grey discs far out of focus."""
     size = scene.canvas.shape[0]
     veil = np.zeros((size, size), np.uint8)
@@ -255,7 +254,7 @@ def soil_lens(rng: np.random.Generator, scene: Scene) -> None:
         scene.canvas *= 1 - rng.uniform(0.03, 0.08) * soft[..., None]
 
 
-def plan_scale_bar(rng: np.random.Generator, size: int, um_per_px: float) -> dict | None:
+def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
     """Choose a scale bar: a round number of micrometres over an eighth to a third of the width.
 
     Args:
@@ -349,6 +348,6 @@ def _text_mask(text: str, font_px: int) -> np.ndarray:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def jpeg_quality(rng: np.random.Generator) -> int:
+def jpeg_quality(rng: Generator) -> int:
     """Draw the JPEG quality of a camera or an export."""
     return int(rng.integers(84, 98))

@@ -43,22 +43,11 @@ class Settings:
     def check(self) -> None:
         """Raise UserError for parameters that cannot be rendered."""
         for split, count in self.counts.items():
-            if not re.fullmatch(r"[A-Za-z0-9_]+", split):
-                raise UserError(
-                    f"'{split}' is not a name of a split; expected letters, digits and '_'.",
-                    code="option_invalid",
-                )
-            if count < 0:
-                raise UserError(
-                    f"--{split} is {count}; expected a number of images, 0 or more.",
-                    code="option_invalid",
-                )
-        if not sum(self.counts.values()):
-            raise UserError(
-                f"The number of images of {' and '.join(self.counts) or 'all splits'} is 0; "
-                "expected at least one image.",
-                code="option_invalid",
-            )
+            named = re.fullmatch(r"[A-Za-z0-9_]+", split) is not None
+            check_option(named, "A split", f"'{split}'", "letters, digits and '_'")
+            check_option(count >= 0, f"--{split}", count, "a number of images, 0 or more")
+        total = sum(self.counts.values())
+        check_option(total > 0, "The number of images of all splits", total, "1 or more")
         check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
         find_preset(self.preset)
 
@@ -114,8 +103,7 @@ def render_dataset(
     """
     settings = Settings(dict(counts), size, float(um_per_px), seed, preset, None)
     settings.check()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}; expected 1 or more.", code="option_invalid")
+    check_option(workers is None or workers > 0, "--workers", workers, "1 or more")
     root = Path(output)
     if backgrounds is not None:
         _check_apart(root, Path(backgrounds))
@@ -135,19 +123,18 @@ def render_dataset(
 
 def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed: int) -> None:
     """Raise UserError for a size (within ``limits``, px), scale or seed that is out of range."""
-    if not limits[0] <= size <= limits[1]:
-        raise UserError(
-            f"--size is {size}; expected {limits[0]} to {limits[1]} px.", code="option_invalid"
-        )
-    # Written so that NaN fails it too.
-    if not _MIN_UM_PER_PX <= um_per_px <= _MAX_UM_PER_PX:
-        raise UserError(
-            f"--um-per-px is {um_per_px:g}; expected micrometres per pixel between "
-            f"{_MIN_UM_PER_PX:g} and {_MAX_UM_PER_PX:g}.",
-            code="option_invalid",
-        )
-    if seed < 0:
-        raise UserError(f"--seed is {seed}; expected 0 or more.", code="option_invalid")
+    low, high = limits
+    check_option(low <= size <= high, "--size", size, f"{low} to {high} px")
+    low, high = _MIN_UM_PER_PX, _MAX_UM_PER_PX
+    valid = low <= um_per_px <= high  # False for NaN
+    check_option(valid, "--um-per-px", f"{um_per_px:g}", f"{low:g} to {high:g} µm per pixel")
+    check_option(seed >= 0, "--seed", seed, "0 or more")
+
+
+def check_option(valid: bool, option: str, value: object, expected: str) -> None:
+    """Raise UserError for an option with an invalid value."""
+    if not valid:
+        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
 
 
 def _check_apart(root: Path, backgrounds: Path) -> None:

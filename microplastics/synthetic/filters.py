@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
@@ -61,7 +62,7 @@ def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, f
     return scene
 
 
-def bare_filter(rng: np.random.Generator, size: int, filters: Mapping[str, float]) -> Scene:
+def bare_filter(rng: Generator, size: int, filters: Mapping[str, float]) -> Scene:
     """Draw the texture of a filter, without stains and print, see :func:`render_filter`."""
     kind = str(rng.choice(list(filters), p=list(filters.values())))
     angle = rng.uniform(0, 2 * np.pi)
@@ -71,7 +72,7 @@ def bare_filter(rng: np.random.Generator, size: int, filters: Mapping[str, float
     return Scene(canvas, light, kind, kind in DARK_FILTERS)
 
 
-def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):
+def _glass_fiber(rng: Generator, size: int, light: np.ndarray):
     """Draw a mat of fine glass fibres: layers of thin threads, the deeper ones blurred."""
     height = np.zeros((size, size), np.float32)
     for blur, weight in ((2.2, 1.0), (1.1, 0.8), (0.0, 0.5)):
@@ -96,7 +97,7 @@ def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.97, 0.99, 1.0), 0.012)
 
 
-def _cellulose(rng: np.random.Generator, size: int, light: np.ndarray):
+def _cellulose(rng: Generator, size: int, light: np.ndarray):
     """Draw a felt of mixed cellulose esters: fine sponge with pores."""
     shape = (size, size)
     sponge = fractal_noise(rng, shape, (2.2, 4.5, 9), 0.7)
@@ -107,20 +108,20 @@ def _cellulose(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.93, 0.98, 1.0), 0.02)
 
 
-def _polycarbonate(rng: np.random.Generator, size: int, light: np.ndarray):
+def _polycarbonate(rng: Generator, size: int, light: np.ndarray):
     """Draw a smooth track-etched membrane: round pores of one size, a few of them doublets."""
     gray = _track_etched(rng, size, light, rng.uniform(0.03, 0.09))
     gray += rng.uniform(0.55, 0.78)
     return gray, rng.choice([(0.93, 0.99, 1.0), (1.0, 1.0, 0.95), (0.8, 0.93, 1.0)])
 
 
-def _dark_polycarbonate(rng: np.random.Generator, size: int, light: np.ndarray):
+def _dark_polycarbonate(rng: Generator, size: int, light: np.ndarray):
     """Draw a track-etched membrane black or in dark field, with glimmering pores."""
     gray = rng.uniform(0.07, 0.15) - _track_etched(rng, size, light, rng.uniform(0.03, 0.07))
     return gray, rng.choice([(0.85, 0.95, 1.0), (1.0, 0.97, 0.93), (0.75, 0.9, 1.0)])
 
 
-def _track_etched(rng: np.random.Generator, size: int, light: np.ndarray, depth: float):
+def _track_etched(rng: Generator, size: int, light: np.ndarray, depth: float):
     """Draw the grey values of pores (below 0) and faint unevenness (about 0)."""
     count = int(size * size / rng.uniform(90, 420))
     pores = np.zeros((size, size), np.float32)
@@ -132,7 +133,7 @@ def _track_etched(rng: np.random.Generator, size: int, light: np.ndarray, depth:
     return 0.012 * uneven - depth * pores - 1.2 * depth * relief(-pores, light)
 
 
-def _nylon_mesh(rng: np.random.Generator, size: int, light: np.ndarray):
+def _nylon_mesh(rng: Generator, size: int, light: np.ndarray):
     """Draw a plain weave of threads over and under each other, holes between them."""
     pitch, angle = rng.uniform(7, 12), rng.uniform(0, np.pi / 2)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
@@ -151,7 +152,7 @@ def _nylon_mesh(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.95, 0.98, 1.0), 0.02)
 
 
-def _gold_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+def _gold_membrane(rng: Generator, size: int, light: np.ndarray):
     """Draw a gold-coated membrane at high magnification: brown to orange, grained, clouded."""
     grain = fractal_noise(rng, (size, size), (2.0, 3.5, 7), 0.7)
     clouds = fractal_noise(rng, (size, size), (size / 3, size / 8), 0.6)
@@ -162,7 +163,7 @@ def _gold_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, np.array([0.35, 0.66, 1.0]) + rng.normal(0, (0.06, 0.04, 0.01))
 
 
-def _clear_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+def _clear_membrane(rng: Generator, size: int, light: np.ndarray):
     """Draw a bare membrane with its grain out of focus: an even blue-grey haze."""
     haze = fractal_noise(rng, (size, size), (size / 3, size / 9, 6), 0.4)
     gray = rng.uniform(0.55, 0.74) + rng.uniform(0.004, 0.012) * haze
@@ -171,7 +172,7 @@ def _clear_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.97, 1.0, 0.93), 0.02)
 
 
-def _black_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+def _black_membrane(rng: Generator, size: int, light: np.ndarray):
     """Draw a dark field: black, with a faint brown glimmer of the membrane's pores."""
     glimmer = np.clip(fractal_noise(rng, (size, size), (2.5, 5), 0.7) - 0.6, 0, 2)
     clouds = np.clip(1 + 0.7 * fractal_noise(rng, (size, size), (size / 3,)), 0, 3)
@@ -179,7 +180,7 @@ def _black_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, np.array([0.35, 0.6, 1.0]) + rng.normal(0, 0.08, 3)
 
 
-def _glowing_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
+def _glowing_membrane(rng: Generator, size: int, light: np.ndarray):
     """Draw a dark field filled with light scattered by the membrane: olive, soft, clouded."""
     clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 14), 0.6)
     grain = fractal_noise(rng, (size, size), (3.0, 6), 0.7)
@@ -187,7 +188,7 @@ def _glowing_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.choice([(0.55, 0.9, 1.0), (0.42, 0.8, 1.0), (0.75, 0.98, 1.0)])
 
 
-def _holes(rng: np.random.Generator, size: int) -> np.ndarray:
+def _holes(rng: Generator, size: int) -> np.ndarray:
     """Draw coarse pores, 0 to 1: soft discs of one size."""
     pores = np.zeros((size, size), np.float32)
     where = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
@@ -209,7 +210,7 @@ _DRAW = {
 }
 
 
-def _stain(rng: np.random.Generator, canvas: np.ndarray) -> None:
+def _stain(rng: Generator, canvas: np.ndarray) -> None:
     """Let silt discolour parts of the filter: soft brown clouds with a grainy edge."""
     shape = canvas.shape[:2]
     cloud = fractal_noise(rng, shape, (max(shape) / 3, max(shape) / 8, 6, 2.5), 0.45)
@@ -218,7 +219,7 @@ def _stain(rng: np.random.Generator, canvas: np.ndarray) -> None:
     canvas *= 1 - amount[..., None] * (1 - tint)
 
 
-def _printed_grid(rng: np.random.Generator, canvas: np.ndarray) -> None:
+def _printed_grid(rng: Generator, canvas: np.ndarray) -> None:
     """Print the grid of counting filters: straight lines of ink soaked into the felt."""
     size = canvas.shape[0]
     pitch = max(rng.uniform(0.55, 1.3) * size, 180)
@@ -235,12 +236,12 @@ def _printed_grid(rng: np.random.Generator, canvas: np.ndarray) -> None:
     canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
 
 
-def draw_dirt(rng: np.random.Generator) -> float:
+def draw_dirt(rng: Generator) -> float:
     """Draw the dirtiness of a filter: log-normal, mostly below 1."""
     return rng.lognormal(-0.35, 0.8)
 
 
-def scatter_debris(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
+def scatter_debris(rng: Generator, scene: Scene, dirt: float) -> None:
     """Scatter natural matter over a scene.
 
     Args:
@@ -255,7 +256,7 @@ def scatter_debris(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
             draw(rng, scene)
 
 
-def enclose_bubbles(rng: np.random.Generator, scene: Scene, mean: float) -> None:
+def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
     """Enclose air bubbles: round, colourless, a broad rim about a bright middle.
 
     The rim is dark in bright field, and a thin bright ring in dark field.
@@ -280,7 +281,7 @@ def enclose_bubbles(rng: np.random.Generator, scene: Scene, mean: float) -> None
             window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
 
 
-def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
+def shed_fibers(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
     """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief.
 
     Args:
@@ -303,7 +304,7 @@ def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> 
         window += shade[..., None]
 
 
-def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:
+def _specks(rng: Generator, scene: Scene, count: int) -> None:
     """Draw dots of 1 to 3 px: soot, silt, dust."""
     size = scene.canvas.shape[0]
     for sigma in (0.55, 0.9):
@@ -318,7 +319,7 @@ def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:
             scene.canvas *= 1 - 0.75 * np.minimum(dots, 1)[..., None] * (1 - tint)
 
 
-def _window(rng: np.random.Generator, scene: Scene, span: float):
+def _window(rng: Generator, scene: Scene, span: float):
     """Choose a square of the canvas; return it with x and y of its pixels about its middle."""
     size, half = scene.canvas.shape[0], int(span / 2) + 4
     x, y = rng.uniform(0, size), rng.uniform(0, size)
@@ -332,7 +333,7 @@ def _blend(window: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> None:
     window += alpha[..., None] * (color - window)
 
 
-def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
+def _blob(rng: Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
     """Compute each pixel's depth in px inside an irregular round outline; below 0 outside."""
     angle, turn = np.arctan2(y, x), rng.uniform(0, np.pi)
     stretch = rng.uniform(1.0, 1.7)
@@ -345,7 +346,7 @@ def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: float,
     return radius * (1 + wobble) - np.hypot(u, v)
 
 
-def _grain(rng: np.random.Generator, scene: Scene) -> None:
+def _grain(rng: Generator, scene: Scene) -> None:
     """Draw a mineral grain: small, rounded, glassy, with a dark rim and a spark of light."""
     radius = rng.uniform(1.8, 4.2)
     window, x, y = _window(rng, scene, 5 * radius)
@@ -361,7 +362,7 @@ def _grain(rng: np.random.Generator, scene: Scene) -> None:
     _blend(window, 0.62 * alpha, np.clip(color * tone[..., None], 0, 1))
 
 
-def _flake(rng: np.random.Generator, scene: Scene) -> None:
+def _flake(rng: Generator, scene: Scene) -> None:
     """Draw a flake of organic matter: soft, mottled, brown, transparent at its edge."""
     radius = rng.uniform(4, 11)
     window, x, y = _window(rng, scene, 5 * radius)
@@ -374,7 +375,7 @@ def _flake(rng: np.random.Generator, scene: Scene) -> None:
     _blend(window, alpha, color * mottle[..., None])
 
 
-def _thread(rng: np.random.Generator, scene: Scene) -> None:
+def _thread(rng: Generator, scene: Scene) -> None:
     """Draw an organic thread: thinner than any fibre here, dull brown, uneven, fading out."""
     size, span = scene.canvas.shape[0], rng.uniform(18, 70)
     start = rng.uniform(0, size, 2)
@@ -390,7 +391,7 @@ def _thread(rng: np.random.Generator, scene: Scene) -> None:
     _blend(window, np.clip(rng.uniform(0.4, 0.75) * soft, 0, 1), color)
 
 
-def _pollen(rng: np.random.Generator, scene: Scene) -> None:
+def _pollen(rng: Generator, scene: Scene) -> None:
     """Draw a pollen grain or spore: a small even yellow-brown ball."""
     radius = rng.uniform(3.0, 5.0)
     window, x, y = _window(rng, scene, 3 * radius)
@@ -514,7 +515,7 @@ class Photograph:
     blur: float
     noise: float
 
-    def retake(self, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+    def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
         """Add the drawn particles, with blur and noise, to the photograph.
 
         Args:

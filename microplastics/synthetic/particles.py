@@ -8,6 +8,7 @@ import math
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from shapely import affinity
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 from shapely.geometry.base import BaseGeometry
@@ -184,7 +185,7 @@ def feret_diameters(points: np.ndarray) -> tuple[float, float]:
     return float(np.hypot(*apart.T).max()), float(np.ptp(reach, axis=0).min())
 
 
-def make_fiber(rng: np.random.Generator, size: int) -> Particle:
+def make_fiber(rng: Generator, size: int) -> Particle:
     """Draw a fibre around the origin: a tube of 3 to 10 px around a smooth curve.
 
     Half of them are nearly straight, most others curl, a few are coiled; some are far longer.
@@ -200,14 +201,14 @@ def make_fiber(rng: np.random.Generator, size: int) -> Particle:
     return _curled_tube(rng, int(style), width, min(length, longest))
 
 
-def make_long_fiber(rng: np.random.Generator, length: float) -> Particle:
+def make_long_fiber(rng: Generator, length: float) -> Particle:
     """Draw a fibre of a given length in px around the origin: a thread of 5 to 10 px."""
     width = lognormal(rng, 7.0, 0.2, 5.0, 10.0)
     style = int(rng.choice(3, p=[0.4, 0.5, 0.1]))
     return _curled_tube(rng, style, width, length, waves=4 + int(length / 300))
 
 
-def make_fragment(rng: np.random.Generator, size: int) -> Particle:
+def make_fragment(rng: Generator, size: int) -> Particle:
     """Draw a fragment around the origin: an angular chip with broken edges.
 
     Args:
@@ -229,7 +230,7 @@ def make_fragment(rng: np.random.Generator, size: int) -> Particle:
             return particle
 
 
-def make_film(rng: np.random.Generator, size: int) -> Particle:
+def make_film(rng: Generator, size: int) -> Particle:
     """Draw a film around the origin: a large soft outline, often cut straight somewhere.
 
     Args:
@@ -259,7 +260,7 @@ def make_film(rng: np.random.Generator, size: int) -> Particle:
             return particle
 
 
-def make_bead(rng: np.random.Generator, size: int, diameter: float | None = None) -> Particle:
+def make_bead(rng: Generator, size: int, diameter: float | None = None) -> Particle:
     """Draw a bead around the origin: a sphere, seen as a disc.
 
     Args:
@@ -272,7 +273,7 @@ def make_bead(rng: np.random.Generator, size: int, diameter: float | None = None
     return Particle(BEAD, outline, np.zeros((1, 2)), radius)
 
 
-def bead_diameter(rng: np.random.Generator) -> float:
+def bead_diameter(rng: Generator) -> float:
     """Draw the diameter of a batch of beads in px: two thirds of the batches are small."""
     if rng.random() < 0.65:
         return lognormal(rng, 25, 0.25, 16, 42)
@@ -282,7 +283,7 @@ def bead_diameter(rng: np.random.Generator) -> float:
 MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: make_bead}
 
 
-def paint(rng: np.random.Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
+def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
     """Paint a particle onto the scene in a colour that stands out from the ground.
 
     Args:
@@ -335,7 +336,7 @@ def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarra
     return float(np.percentile(np.sqrt((difference**2).mean(1)), 30))
 
 
-def sphere_look(rng: np.random.Generator, diameter: float) -> SphereLook:
+def sphere_look(rng: Generator, diameter: float) -> SphereLook:
     """Draw the look of beads of a diameter in px: only large ones scatter mainly from the rim."""
     large = diameter > 46
     return SphereLook(
@@ -352,7 +353,7 @@ def sphere_look(rng: np.random.Generator, diameter: float) -> SphereLook:
 
 
 def paint_bead(
-    rng: np.random.Generator,
+    rng: Generator,
     bead: Particle,
     scene: Scene,
     look: SphereLook,
@@ -391,7 +392,7 @@ def paint_bead(
 
 
 def _curled_tube(
-    rng: np.random.Generator, style: int, width: float, length: float, waves: int = 4
+    rng: Generator, style: int, width: float, length: float, waves: int = 4
 ) -> Particle:
     """Draw a tube about a smooth curve: nearly straight (style 0), curled (1) or coiled (2)."""
     count = max(int((length - width) / 2.0), 8)
@@ -429,7 +430,7 @@ def _polygon_particle(category_id: int, points: np.ndarray, span: float) -> Part
     return Particle(category_id, outline, np.asarray(outline.exterior.coords)[:-1])
 
 
-def _broken(rng: np.random.Generator, points: np.ndarray, amount: float) -> np.ndarray:
+def _broken(rng: Generator, points: np.ndarray, amount: float) -> np.ndarray:
     """Break each long edge twice (midpoint displacement)."""
     for _ in range(2):
         following = np.roll(points, -1, axis=0)
@@ -444,7 +445,7 @@ def _broken(rng: np.random.Generator, points: np.ndarray, amount: float) -> np.n
     return points
 
 
-def _rotation(rng: np.random.Generator) -> np.ndarray:
+def _rotation(rng: Generator) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
@@ -487,7 +488,7 @@ class _Crop:
 
 
 def _composite(
-    rng: np.random.Generator,
+    rng: Generator,
     particle: Particle,
     scene: Scene,
     below: np.ndarray,
@@ -514,7 +515,7 @@ def _composite(
     return shaded * (1 - alpha[..., None]) + color, alpha
 
 
-def _bgr(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
+def _bgr(rng: Generator, rgb: tuple[int, int, int]) -> np.ndarray:
     color = np.array(rgb[::-1], np.float32) / 255
     # Weathering bleaches: part of the colour gives way to its own grey, a little lighter.
     faded = rng.beta(1.2, 3.0)
@@ -523,13 +524,13 @@ def _bgr(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
     return np.clip(color, 0.03, 1).astype(np.float32)
 
 
-def _pick(rng: np.random.Generator, particle: Particle, scene: Scene) -> tuple[str, np.ndarray]:
+def _pick(rng: Generator, particle: Particle, scene: Scene) -> tuple[str, np.ndarray]:
     names = (_ON_DARK if scene.dark else _ON_BRIGHT)[particle.category_id]
     name = str(rng.choice(names))
     return name, _bgr(rng, _COLORS[name])
 
 
-def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: _Crop):
+def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop):
     """Draw a fibre: darker rims, a highlight along the side that faces the light.
 
     The tube is drawn as short quadrilaterals, strip by strip, so that its later part lies on top
@@ -565,13 +566,13 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: _Crop):
     return _glossy(color, 2 * tone * grain, 0.45), alpha
 
 
-def _wander(rng: np.random.Generator, count: int) -> np.ndarray:
+def _wander(rng: Generator, count: int) -> np.ndarray:
     """Draw smooth random numbers about 0, float64 (count,)."""
     knots = rng.standard_normal(max(count // 8, 2) + 2)
     return np.interp(np.linspace(0, len(knots) - 1, count), np.arange(len(knots)), knots)
 
 
-def _warped(rng: np.random.Generator, field: np.ndarray, reach: float, cell: float) -> np.ndarray:
+def _warped(rng: Generator, field: np.ndarray, reach: float, cell: float) -> np.ndarray:
     """Bend a field's straight lines by random shifts of about ``reach`` px."""
     rows, columns = np.mgrid[: field.shape[0], : field.shape[1]].astype(np.float32)
     x = columns + reach * smooth_noise(rng, field.shape, cell)
@@ -602,7 +603,7 @@ def _glossy(color: np.ndarray, tone: np.ndarray, gloss: float) -> np.ndarray:
     return np.clip(color * np.minimum(tone, 1.1)[..., None] + shine[..., None], 0, 1.05)
 
 
-def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: _Crop):
+def _facets(rng: Generator, fragment: Particle, scene: Scene, crop: _Crop):
     """Draw a chip: flat faces from its corners to a ridge or plateau, each lit differently."""
     _, color = _pick(rng, fragment, scene)
     outline = fragment.core
@@ -639,9 +640,7 @@ def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: _C
     return _glossy(color, tone, 0.55), np.full(crop.shape, 0.985, np.float32)
 
 
-def _sheet(
-    rng: np.random.Generator, film: Particle, scene: Scene, crop: _Crop, coverage: np.ndarray
-):
+def _sheet(rng: Generator, film: Particle, scene: Scene, crop: _Crop, coverage: np.ndarray):
     """Draw a film: tinted, transparent, with a darker edge, wrinkles and folds."""
     tints = _FILM_ON_DARK if scene.dark else _FILM_ON_BRIGHT
     color = _bgr(rng, tints[rng.integers(len(tints))])
@@ -677,7 +676,7 @@ def _sheet(
     return _glossy(color, tone + sheen, 0.7), np.clip(alpha + 0.3 * sheen, 0, 0.93)
 
 
-def _crumple(rng: np.random.Generator, shape: tuple[int, int], span: float) -> np.ndarray:
+def _crumple(rng: Generator, shape: tuple[int, int], span: float) -> np.ndarray:
     """Draw the height of a crumpled sheet: sharp creases of slow waves, stretched one way."""
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 3.5)
     cell = span * rng.uniform(0.14, 0.3)
@@ -698,7 +697,7 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _refracting(
-    rng: np.random.Generator,
+    rng: Generator,
     below: np.ndarray,
     polar: tuple[np.ndarray, np.ndarray],
     coverage: np.ndarray,
@@ -726,7 +725,7 @@ def _refracting(
 
 
 def _scattering(
-    rng: np.random.Generator,
+    rng: Generator,
     below: np.ndarray,
     polar: tuple[np.ndarray, np.ndarray],
     coverage: np.ndarray,

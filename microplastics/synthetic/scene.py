@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from numpy.random import Generator
 from pycocotools import mask as mask_util
 from shapely.geometry import MultiPolygon, Polygon, box
 
@@ -194,7 +195,7 @@ def find_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise UserError(
-            f"--preset {name} is unknown; expected one of {', '.join(PRESETS)}.",
+            f"--preset is {name}; expected one of {', '.join(PRESETS)}.",
             code="option_invalid",
         )
     return PRESETS[name]
@@ -340,7 +341,7 @@ def render_image(
     return image, record, annotations
 
 
-def _count(rng: np.random.Generator, size: int, preset: Preset) -> int:
+def _count(rng: Generator, size: int, preset: Preset) -> int:
     """Draw the number of particles: log-normal about a density, with some pictures empty."""
     if rng.random() < preset.empty_fraction or not preset.particles_per_256:
         return 0
@@ -349,7 +350,7 @@ def _count(rng: np.random.Generator, size: int, preset: Preset) -> int:
 
 
 def _lay_particles(
-    rng: np.random.Generator, scene: Scene, um_per_px: float, bar: dict | None, preset: Preset
+    rng: Generator, scene: Scene, um_per_px: float, bar: dict | None, preset: Preset
 ) -> list[dict[str, Any]]:
     """Make, place and paint the particles: films lowest, then fragments, fibres across all."""
     size = scene.canvas.shape[0]
@@ -365,7 +366,7 @@ def _lay_particles(
 
 
 def lay(
-    rng: np.random.Generator,
+    rng: Generator,
     particle: Particle,
     scene: Scene,
     ground: "Ground",
@@ -402,9 +403,7 @@ def lay(
     return None
 
 
-def _makers_and_painters(
-    rng: np.random.Generator, preset: Preset, size: int
-) -> tuple[dict, dict, int]:
+def _makers_and_painters(rng: Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
     """Return a maker and a painter for each kind, and the maximum number of particles.
 
     The beads of a picture are of one batch; large ones are fewer.
@@ -420,7 +419,7 @@ def _makers_and_painters(
     return makers, painters, room
 
 
-def place(rng: np.random.Generator, particle: Particle, ground: "Ground") -> Particle:
+def place(rng: Generator, particle: Particle, ground: "Ground") -> Particle:
     """Move a particle from the origin to a random place, or across or against an earlier one."""
     preset = ground.preset
     if particle.category_id == FIBER:
@@ -434,7 +433,7 @@ def place(rng: np.random.Generator, particle: Particle, ground: "Ground") -> Par
     return particle.moved(*rng.uniform(0.0, ground.size, 2))
 
 
-def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) -> Particle:
+def _set_against(rng: Generator, particle: Particle, other: Particle) -> Particle:
     """Move a particle towards another one from a random side until they touch."""
     angle = rng.uniform(0, 2 * np.pi)
     toward = np.array([np.cos(angle), np.sin(angle)])

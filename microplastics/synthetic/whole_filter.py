@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import shapely
 import tifffile
+from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.synthetic.camera import (
@@ -25,7 +26,7 @@ from microplastics.synthetic.camera import (
     scratch,
     smooth_noise,
 )
-from microplastics.synthetic.dataset import RENDERER_VERSION, check_parameters
+from microplastics.synthetic.dataset import RENDERER_VERSION, check_option, check_parameters
 from microplastics.synthetic.filters import (
     bare_filter,
     draw_dirt,
@@ -95,28 +96,15 @@ class FilterSettings:
     def check(self) -> None:
         """Raise UserError for parameters that cannot be rendered."""
         check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
-        if self.particles is not None and not 0 <= self.particles <= MAX_PARTICLES:
-            raise UserError(
-                f"--particles is {self.particles}; expected 0 to {MAX_PARTICLES}.",
-                code="option_invalid",
-            )
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise UserError(
-                f"--jpeg-quality is {self.jpeg_quality}; expected 1 to 100.", code="option_invalid"
-            )
-        if BEAD in find_preset(self.preset).mix:
-            raise UserError(
-                f"--preset {self.preset} cannot be used for whole filters; expected a preset of "
-                "fibres, fragments and films.",
-                code="option_invalid",
-            )
-        fit = filters_of(self.preset)
-        if self.filter_name is not None and self.filter_name not in fit:
-            raise UserError(
-                f"--filter {self.filter_name} is not available for whole filters of --preset "
-                f"{self.preset}; expected one of {', '.join(fit)}.",
-                code="option_invalid",
-            )
+        number = self.particles or 0
+        quality = 100 if self.jpeg_quality is None else self.jpeg_quality
+        check_option(0 <= number <= MAX_PARTICLES, "--particles", number, f"0 to {MAX_PARTICLES}")
+        check_option(1 <= quality <= 100, "--jpeg-quality", quality, "1 to 100")
+        plain = BEAD not in find_preset(self.preset).mix
+        check_option(plain, "--preset", self.preset, "a preset of fibres, fragments and films")
+        fit = [None, *filters_of(self.preset)]
+        expected = f"one of {', '.join(fit[1:])} for --preset {self.preset}"
+        check_option(self.filter_name in fit, "--filter", self.filter_name, expected)
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that the file's bytes depend on, as JSON."""
@@ -175,14 +163,9 @@ def render_mosaic(
     settings.check()
     if workers is None:
         workers = available_processors() if size**2 >= _PIXELS_WORTH_A_PROCESS else 1
-    if workers < 1:
-        raise UserError(f"--workers is {workers}; expected 1 or more.", code="option_invalid")
+    check_option(workers > 0, "--workers", workers, "1 or more")
     path = Path(output)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise UserError(
-            f"--output {path} is not a TIFF; expected a name that ends in .tif.",
-            code="option_invalid",
-        )
+    check_option(path.suffix.lower() in (".tif", ".tiff"), "--output", path, "a name in .tif")
     annotations = path.with_suffix(".json")
     if _is_complete(path, annotations, settings):
         return annotations
@@ -192,11 +175,11 @@ def render_mosaic(
     image = _photograph(settings, scene.canvas)
     with atomic_write(path, "wb") as file:
         _write_tiff(file, image, settings)
-        length = file.seek(0, os.SEEK_END)
+        place = {k: np.round(v, 2).tolist() for k, v in dataclasses.asdict(membrane).items()}
+        fields = {"file_name": path.name, "filter": scene.filter, "membrane": place}
+        info = {"particles_wanted": settings.count(membrane), "bytes": file.seek(0, os.SEEK_END)}
         # Renamed first: an annotation file without its image is rendered again.
-        write_json(
-            annotations, _coco(settings, scene.filter, membrane, (path.name, length), entries)
-        )
+        write_json(annotations, _coco(settings, fields, info, entries))
     return annotations
 
 
@@ -297,7 +280,7 @@ def _strips(size: int) -> Iterator[slice]:
         yield slice(top, min(top + _ROWS, size))
 
 
-def _coarse_noise(rng: np.random.Generator, size: int, cell: float) -> np.ndarray:
+def _coarse_noise(rng: Generator, size: int, cell: float) -> np.ndarray:
     """Draw slow changes over the picture, at a coarse resolution."""
     side = size // _COARSE + 2
     return smooth_noise(rng, (side, side), cell / _COARSE)
@@ -483,37 +466,14 @@ def _write_tiff(file: IO[bytes], image: np.ndarray, settings: FilterSettings) ->
 
 
 def _coco(
-    settings: FilterSettings,
-    filter_name: str,
-    membrane: Membrane,
-    file: tuple[str, int],
-    entries: list[dict[str, Any]],
+    settings: FilterSettings, image: dict[str, Any], info: dict[str, Any], entries: list[dict]
 ) -> dict[str, Any]:
-    """Build the annotation file; ``file`` is the TIFF's name and length in bytes."""
-    image = {
-        "id": 1,
-        "file_name": file[0],
-        "width": settings.size,
-        "height": settings.size,
-        "um_per_px": settings.um_per_px,
-        "filter": filter_name,
-        "membrane": {
-            "center": [round(v, 2) for v in membrane.center],
-            "radius": round(membrane.radius, 2),
-            "deposit_radius": round(membrane.deposit_radius, 2),
-        },
-    }
-    info = {
-        "description": "Rendered photograph of a whole filter with microplastics (no real sample)",
-        **settings.manifest(),
-        "particles_wanted": settings.count(membrane),
-        "bytes": file[1],
-    }
-    annotations = [{"id": i, "image_id": 1, **entry} for i, entry in enumerate(entries, start=1)]
-    categories = find_preset(settings.preset).categories
+    """Build the annotation file from additional fields and the annotations without ids."""
+    image |= {"width": settings.size, "height": settings.size, "um_per_px": settings.um_per_px}
+    description = "Rendered photograph of a whole filter with microplastics (no real sample)"
     return {
-        "info": info,
-        "images": [image],
-        "annotations": annotations,
-        "categories": categories,
+        "info": {"description": description, **settings.manifest(), **info},
+        "images": [{"id": 1, **image}],
+        "annotations": [{"id": i, "image_id": 1, **e} for i, e in enumerate(entries, start=1)],
+        "categories": find_preset(settings.preset).categories,
     }

@@ -62,7 +62,7 @@ def test_a_preset_on_backgrounds(tmp_path, cli):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--preset", "mud"], "--preset mud is unknown; expected one of default, glass-filter"),
+        (["--preset", "mud"], "--preset is mud; expected one of default, glass-filter"),
         (["--backgrounds", "empty"], "--backgrounds .*empty contains no image; put blank"),
         (["--backgrounds", "broken"], "broken/one.jpg is empty"),
     ],

@@ -115,7 +115,7 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
         ({"size": 63}, "--size is 63"),
         ({"size": 9000}, "8192 px"),
         ({"counts": {"train": -1}}, "--train is -1"),
-        ({"counts": {"train": 0, "val": 0}}, "train and val"),
+        ({"counts": {"train": 0, "val": 0}}, "all splits"),
         ({"counts": {"../up": 1}}, "'../up'"),
         ({"um_per_px": 0.0}, "--um-per-px is 0"),
         ({"um_per_px": math.nan}, "--um-per-px is nan"),
@@ -123,7 +123,7 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
         ({"um_per_px": math.inf}, "--um-per-px is inf"),
         ({"seed": -1}, "--seed is -1"),
         ({"workers": 0}, "--workers is 0"),
-        ({"preset": "mud"}, "--preset mud"),
+        ({"preset": "mud"}, "--preset is mud"),
     ],
 )
 def test_nonsense_is_refused(tmp_path, change, name):

@@ -140,6 +140,7 @@ def test_a_stopped_run_leaves_nothing_and_a_lost_image_is_rendered_again(
         ({"seed": -1}, "option_invalid", "--seed"),
         ({"particles": -1}, "option_invalid", "--particles"),
         ({"jpeg_quality": 101}, "option_invalid", "--jpeg-quality"),
+        ({"jpeg_quality": 0}, "option_invalid", "--jpeg-quality"),
         ({"preset": "beads"}, "option_invalid", "beads"),
         ({"preset": "mud"}, "option_invalid", "mud"),
         ({"filter_name": "nylon_mesh"}, "option_invalid", "nylon_mesh"),
