@@ -20,5 +20,5 @@ def test_says_what_found_no_room(cli, tmp_path):
 
 def test_errors_are_one_line(cli, tmp_path):
     done = cli("render", "filter", "--output", tmp_path / "filter.tif", "--filter", "wool")
-    assert done.returncode == 2 and "no whole filter 'wool'" in done.stderr
+    assert done.returncode == 2 and "--filter is wool; expected one of glass_fiber" in done.stderr
     assert "Traceback" not in done.stderr
