@@ -34,8 +34,7 @@ from microplastics.config import load_config
 from microplastics.data.segmentation import read_json
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
-from microplastics.engine.evaluate import choose_weights
-from microplastics.engine.weights import sha256_of
+from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.postprocess import drop_duplicates
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_mosaic
