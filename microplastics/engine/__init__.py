@@ -7,7 +7,7 @@ from typing import Any
 _MODULES = {
     "Trainer": "microplastics.engine.trainer",
     "argument_parser": "microplastics.engine.distributed",
-    "evaluate": "microplastics.engine.evaluate",
+    "evaluate": "microplastics.engine.scoring",
     "launch": "microplastics.engine.distributed",
     "setup": "microplastics.engine.defaults",
 }

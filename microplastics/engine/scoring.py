@@ -1,4 +1,4 @@
-"""Choosing score thresholds: a checkpoint scored once on validation images, then written anew."""
+"""Scores and score thresholds of a checkpoint."""
 
 import csv
 import dataclasses
