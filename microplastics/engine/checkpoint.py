@@ -22,7 +22,7 @@ from microplastics.config import get_cfg, load_config
 from microplastics.data.loader import TrainLoader
 from microplastics.engine.distributed import unwrap
 from microplastics.engine.solver import amp_dtype, load_optimizer_state, optimizer_state
-from microplastics.engine.weights import BEST, fetch_weights, load_into, read_weights
+from microplastics.engine.weights import fetch_weights, load_into, read_weights
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_error
 
