@@ -86,8 +86,8 @@ class _WithoutMemory(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func in self._FACTORIES:
-            kwargs.setdefault("device", "meta")
+        if func in self._FACTORIES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
         return func(*args, **kwargs)
 
 
