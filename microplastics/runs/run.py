@@ -460,6 +460,12 @@ def predict_run(args: argparse.Namespace) -> int:
     check_output_dir(options.output)
     setup_logger(options.output, distributed_rank=comm.get_rank(), name="microplastics")
     predictor = make_predictor(args)
+    if not predictor.has_masks:
+        raise UserError(
+            f"{predictor.cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; expected "
+            "a model with masks.",
+            code="checkpoint_mismatch",
+        )
     max_overlap = args.max_overlap
     if max_overlap is None:
         max_overlap = predictor.cfg.TEST.COUNTING.MAX_OVERLAP
