@@ -53,7 +53,11 @@ def _add_data(cfg: CfgNode) -> None:
 
 
 def _add_model(cfg: CfgNode) -> None:
-    """Weights and memory order."""
+    """Weights, memory order and the keys of PointRend."""
+    # Imported here: it brings PointRend's heads into Detectron2's registries, and all of modeling.
+    from detectron2.projects.point_rend import add_pointrend_config
+
+    add_pointrend_config(cfg)
     # Demand this sha256 of the file behind MODEL.WEIGHTS; empty demands nothing.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # Prefixes of parameter names that may be missing, surplus or of another shape in
@@ -118,6 +122,10 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
     # Predicted masks of at least this score make up the union that semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
+    # Proposals that RPN may pass on for one tile of a large image, before and after its NMS.
+    # Beyond MODEL.RPN.POST_NMS_TOPK_TEST they are looked at only while detections are found;
+    # heads other than StandardROIHeads look at all. Detections of a tile are not capped.
+    cfg.TEST.TILE_TOPK = 2000
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
     _add_counting(cfg)

@@ -109,7 +109,7 @@ def thresholds(config_file: str, opts: list[str], weights: str, metric: str, out
     from detectron2.utils.logger import setup_logger
 
     from microplastics.config import load_config
-    from microplastics.engine.evaluate import choose_and_store
+    from microplastics.engine.scoring import choose_and_store
 
     cfg = load_config(config_file, opts)
     cfg.freeze()

@@ -24,6 +24,7 @@ from microplastics.data.catalog import resolve_datasets
 from microplastics.data.coco import check_instances
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.data.tiling import tile_dicts
+from microplastics.modeling.interface import num_classes
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import available_processors, seeded
 
@@ -191,7 +192,7 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                 check_instances(
                     json_file,
                     metadata.image_root,
-                    cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                    num_classes(cfg),
                     training=split == "TRAIN" and not blanks,
                     max_pixels=cfg.INPUT.MAX_PIXELS,
                 )

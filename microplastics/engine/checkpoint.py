@@ -253,7 +253,6 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
 
 
-BEST = "model_best"
 FINAL = "model_final"
 _PERIODIC = re.compile(r"^model_(\d{7,})\.pth$")
 
@@ -383,7 +382,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
                     raise
                 logger.warning("%s Going back to %s.", error, paths[number + 1])
                 continue
-            load_into(self.model, checkpoint, path, new_classes=False)
+            load_into(self.model, checkpoint, path)
             self.trainer.load_state_dict(checkpoint["trainer"])
             return path
         return None
@@ -392,7 +391,8 @@ class TrainingCheckpointer(DetectionCheckpointer):
         """Load MODEL.WEIGHTS under the rules of the config; empty leaves the model as it is.
 
         Args:
-            new_classes: see :func:`microplastics.engine.weights.load_into`.
+            new_classes: for training; see ``fine_tune`` of
+                :func:`microplastics.engine.weights.load_into`.
         """
         cfg = self._cfg
         if not cfg.MODEL.WEIGHTS:
@@ -405,7 +405,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
             cfg.MODEL.WEIGHTS,
             # An evaluation must never score what was left at its initialisation.
             allow=cfg.MODEL.WEIGHTS_ALLOW_MISMATCH if new_classes else (),
-            new_classes=new_classes,
+            fine_tune=cfg if new_classes else None,
         )
 
 

@@ -58,7 +58,8 @@ from microplastics.engine.solver import (
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
-from microplastics.evaluation.validation import validate
+from microplastics.evaluation.validation import loss_names, validate
+from microplastics.modeling.interface import check_architecture
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seed_all
 
@@ -148,7 +149,6 @@ class Trainer(DefaultTrainer):
             setup_logger(name="microplastics")
         cfg = DefaultTrainer.auto_scale_workers(resolve_device(cfg), comm.get_world_size())
         cfg = check_datasets(cfg, ("TRAIN", "TEST") if cfg.DATASETS.TEST else ("TRAIN",))
-        check_metric_names(cfg)
         if cfg.TEST.AUG.ENABLED:
             logger.warning(
                 "TEST.AUG is scored by microplastics evaluate; evaluations in training go without."
@@ -162,6 +162,7 @@ class Trainer(DefaultTrainer):
         seed_all(self.seed)
         model = self.build_model(cfg)
         model.train()
+        check_metric_names(cfg, lambda: self._loss_names(cfg, model))
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self._base_lrs = list(self.scheduler.base_lrs)
@@ -181,6 +182,9 @@ class Trainer(DefaultTrainer):
         self._stop_reason: str | None = None
         self._batches: Iterator | None = None
         self.register_hooks(self.build_hooks())
+
+    def _loss_names(self, cfg: CfgNode, model: nn.Module) -> list[str]:
+        return loss_names(model, self.build_test_loader(cfg, cfg.DATASETS.TEST[0]), cfg)
 
     # Starting and resuming
 
@@ -371,6 +375,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
+        check_architecture(cfg)
         model = build_model(cfg)
         if amp_dtype(cfg) is not None:
             keep_boxes_fp32(model)

@@ -34,8 +34,7 @@ from microplastics.config import load_config
 from microplastics.data.segmentation import read_json
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
-from microplastics.engine.evaluate import choose_weights
-from microplastics.engine.weights import sha256_of
+from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.postprocess import drop_duplicates
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_mosaic
@@ -461,6 +460,12 @@ def predict_run(args: argparse.Namespace) -> int:
     check_output_dir(options.output)
     setup_logger(options.output, distributed_rank=comm.get_rank(), name="microplastics")
     predictor = make_predictor(args)
+    if not predictor.has_masks:
+        raise UserError(
+            f"{predictor.cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; expected "
+            "a model with masks.",
+            code="checkpoint_mismatch",
+        )
     max_overlap = args.max_overlap
     if max_overlap is None:
         max_overlap = predictor.cfg.TEST.COUNTING.MAX_OVERLAP

@@ -152,7 +152,7 @@ def test_two_processes_share_the_images(cli_process, weights, photographs, tmp_p
     ("arguments", "words"),
     [
         ((), "Name a checkpoint with --weights"),
-        (("--weights", "nowhere.pth"), "There is no weights file nowhere.pth"),
+        (("--weights", "nowhere.pth"), "weights file nowhere.pth"),
         (("--weights", "W", "--tile", "9"), "--tile 9 is too small"),
         (("--weights", "W", "--confidence-threshold", "2"), "give one from 0 to 1"),
         (("--weights", "W", "--blanks", "*.gif"), "--blanks *.gif matches none of the images"),

@@ -117,8 +117,8 @@ def test_the_checkpoint_itself_is_written_without_output(checkpoint, opts, tmp_p
 
 
 MISTAKES = {
-    "no weights": (["MODEL.WEIGHTS", ""], "There are no weights to score"),
-    "gone": (["--weights", "gone.pth"], "There is no weights file gone.pth"),
+    "no weights": (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+    "gone": (["--weights", "gone.pth"], "weights file gone.pth"),
     "name": (["--output", "a.pkl"], "A checkpoint's name ends in .pth, unlike a.pkl"),
     "classes": (["DATASETS.TEST", ""], "MODEL.ROI_HEADS.NUM_CLASSES is 3"),
     "masks": (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON is False"),

@@ -105,14 +105,11 @@ MISTAKES = {
         [*QUICK, "DATASETS.TRAIN", "('microplastics_trian',)"],
         "microplastics_train",
     ),
-    "eval of nothing": ([*QUICK, "--eval-only"], "There are no weights to score"),
-    "random weights": (
-        [*QUICK, "--eval-only", "MODEL.WEIGHTS", ""],
-        "There are no weights to score",
-    ),
+    "eval of nothing": ([*QUICK, "--eval-only"], "MODEL.WEIGHTS is empty"),
+    "random weights": ([*QUICK, "--eval-only", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
     "no such weights": (
         [*QUICK, "--eval-only", "MODEL.WEIGHTS", "gone.pth"],
-        "There is no weights file gone.pth",
+        "weights file gone.pth",
     ),
     "too many GPUs": ([*QUICK, "--num-gpus", "64"], "--num-gpus 64"),
     "metric": (

@@ -113,7 +113,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tiny_cfg, monke
 
 
 def test_class_names_with_slashes_have_their_row():
-    from microplastics.engine.evaluate import per_class_table
+    from microplastics.engine.scoring import per_class_table
 
     metrics = {"segm/AP": 1.0, "segm/AP50": 2.0, "segm/AP-PE/PP": 3.0, "segm/AP50-PE/PP": 4.0}
     (row,) = per_class_table({"segm/AP": 3.0, "segm/AP50": 4.0}, ["Bead"])

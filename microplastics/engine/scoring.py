@@ -1,4 +1,4 @@
-"""Choosing score thresholds: a checkpoint scored once on validation images, then written anew."""
+"""Scores and score thresholds of a checkpoint."""
 
 import csv
 import dataclasses
@@ -21,7 +21,6 @@ from tabulate import tabulate
 
 from microplastics.data.loader import check_datasets
 from microplastics.engine.checkpoint import (
-    BEST,
     SCORE_THRESHOLDS,
     TrainingCheckpointer,
     score_thresholds_of,
@@ -29,7 +28,7 @@ from microplastics.engine.checkpoint import (
 from microplastics.engine.defaults import check_output_dir, resolve_device
 from microplastics.engine.hooks import flatten_results
 from microplastics.engine.trainer import Trainer
-from microplastics.engine.weights import fetch_weights, read_weights, sha256_of
+from microplastics.engine.weights import choose_weights, fetch_weights, read_weights, sha256_of
 from microplastics.evaluation.counting import (
     CURVES_FILE,
     CountingEvaluator,
@@ -130,30 +129,6 @@ _FIGURES = (
     *("count_true", "count_predicted", "count_error_pct", "F1", "F1_tol1", "F1_tol2"),
     *("length_bias", "length_MAE", "area_MAPE"),
 )
-
-
-def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
-    """A copy of the config whose MODEL.WEIGHTS is what an evaluation scores.
-
-    ``model_best.pth`` of OUTPUT_DIR, unless MODEL.WEIGHTS was given on the command line; where
-    there is none, MODEL.WEIGHTS of the config file.
-
-    Raises:
-        UserError: there are no weights, and random ones would be scored.
-    """
-    best = os.path.join(cfg.OUTPUT_DIR, f"{BEST}.pth")
-    cfg = cfg.clone()
-    cfg.defrost()
-    if not weights_given and os.path.isfile(best):
-        # A demanded sha256 was that of the file which training started from.
-        cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = best, ""
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError(
-            f"There are no weights to score: {best} does not exist and MODEL.WEIGHTS is "
-            "empty; train first, or add MODEL.WEIGHTS path/to/model.pth."
-        )
-    cfg.freeze()
-    return cfg
 
 
 def evaluate(cfg: CfgNode, weights_given: bool = False, trainer_class=Trainer) -> OrderedDict:

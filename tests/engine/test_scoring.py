@@ -1,6 +1,5 @@
-"""microplastics/engine/evaluate.py."""
+"""microplastics/engine/scoring.py."""
 
-import importlib
 import json
 import zipfile
 
@@ -13,8 +12,9 @@ from support import dataset_entry
 from microplastics.data.images import read_image
 from microplastics.data.loader import check_datasets
 from microplastics.engine import Trainer
+from microplastics.engine import scoring as module
 from microplastics.engine.checkpoint import TrainingCheckpointer
-from microplastics.engine.evaluate import (
+from microplastics.engine.scoring import (
     _test_with_augmentation,
     choose_and_store,
     read_own_checkpoint,
@@ -52,8 +52,6 @@ def test_test_time_augmentation_sees_16_bit_images_as_prediction_does(
         assert torch.equal(item["image"], expected)
 
 
-# The package's function of that name hides the module.
-module = importlib.import_module("microplastics.engine.evaluate")
 NAMES = ["Fiber", "Film"]
 
 
