@@ -7,7 +7,7 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.base import Notes, ReadOptions
 from microplastics.utils.errors import UserError
 
 HOSTILE = [
@@ -71,12 +71,12 @@ def check_reader(module, path, documents, seed):
     path.unlink(missing_ok=True)  # writing over a file makes some file systems wait for the disk
     path.write_bytes(content)
     target = rng.choice([path, path.parent])
-    module.looks_like(target)
+    module.detect(target)
     width = rng.choice([None, 3.0])
     options = ReadOptions(skip_broken=rng.random() < 0.5, line_width=width)
-    notes = Notes(NOTES)
+    notes = Notes()
     try:
-        sources = module.open_dataset(target, options, notes)
+        sources = module.read(target, options, notes)
         for source in sources.values():
             for record in source.records():
                 assert (source.image_root / record.file_name).is_file()

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from support import user_error
 
 from microplastics.data.formats import coco
-from microplastics.data.formats.base import NOTES, Notes, ReadOptions
-from microplastics.utils.errors import UserError
+from microplastics.data.formats.base import Notes, ReadOptions
 
 SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]
 
@@ -49,9 +49,9 @@ def document(**fields):
 
 def read(path, **options):
     """Split -> records, split -> source, and the notes."""
-    notes = Notes(NOTES)
-    assert coco.looks_like(path)
-    sources = coco.open_dataset(path, ReadOptions(**options), notes)
+    notes = Notes()
+    assert coco.detect(path)
+    sources = coco.read(path, ReadOptions(**options), notes)
     return {split: list(source.records()) for split, source in sources.items()}, sources, notes
 
 
@@ -176,7 +176,7 @@ def test_a_used_placeholder_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "mended"),
+    ("name", "fixed"),
     [
         ("images/90fb-a.png", 0),
         ("images\\90fb-a.png", 1),
@@ -188,7 +188,7 @@ def test_a_used_placeholder_stays(tmp_path):
         ("C:\\lab\\90fb-a.png", 1),
     ],
 )
-def test_label_studio(tmp_path, name, mended):
+def test_label_studio(tmp_path, name, fixed):
     image(tmp_path / "images" / "90fb-a.png")
     write(
         tmp_path / "result.json",
@@ -205,7 +205,7 @@ def test_label_studio(tmp_path, name, mended):
         tmp_path / "images" / "90fb-a.png"
     )
     assert record.instances[0].category == "Fiber" and sources["all"].classes == ["Fiber", "Film"]
-    assert notes.count("file_name_mended") == len(notes) == mended
+    assert notes.count("file_name_fixed") == len(notes) == fixed
 
 
 def test_detectron2(tmp_path):
@@ -290,51 +290,50 @@ def test_polygon_without_its_brackets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "place"),
     [
-        ({"images": []}, "an empty list 'images'"),
-        ({"categories": None}, "no list 'categories'"),
-        ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "file_name 'a.x00.png'"),
-        ({"images": document()["images"] * 2}, "image 2 has the id 1 of another one"),
-        ({"images": [{"id": 1, "file_name": "a.png", "width": -4, "height": 3}]}, "is -4 x 3 px"),
-        ({"categories": [{"id": 1, "name": ""}]}, "category 1 has the name ''"),
-        ({"categories": document()["categories"] * 2}, "category 2 has the id 1 of another one"),
+        ({"images": []}, "'images'"),
+        ({"categories": None}, "'categories'"),
+        ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "image 1"),
+        ({"images": document()["images"] * 2}, "image 2 has the id 1"),
+        ({"images": [{"id": 1, "file_name": "a.png", "width": -4, "height": 3}]}, "-4 x 3 px"),
+        ({"categories": [{"id": 1, "name": ""}]}, "category 1"),
+        ({"categories": document()["categories"] * 2}, "category 2 has the id 1"),
     ],
 )
-def test_errors_name_the_place(tmp_path, fields, words):
-    with pytest.raises(UserError, match=words):
+def test_errors_name_the_place(tmp_path, fields, place):
+    with user_error("annotations_invalid", "a.json", place):
         read_one(tmp_path, **fields)
 
 
 def test_several_files_for_one_split(tmp_path):
     for name in ("one.json", "two.json"):
         write(tmp_path / name, document())
-    with pytest.raises(UserError, match="one.json and two.json; give the one that is meant"):
+    with user_error("name_clash", "one.json", "two.json"):
         read(tmp_path)
 
 
-def test_images_that_are_nowhere(tmp_path):
+def test_missing_images(tmp_path):
     write(tmp_path / "a.json", document())
-    with pytest.raises(UserError, match="say where they are with --images"):
+    with user_error("image_missing", "a.json", "--images"):
         read(tmp_path)
-    with pytest.raises(UserError, match="correct --images"):
+    with user_error("file_missing", tmp_path / "none"):
         read(tmp_path, images=tmp_path / "none")
 
 
-def test_open_json(tmp_path):
+def test_known_image_folders(tmp_path):
     image(tmp_path / "photos" / "a.png")
     write(tmp_path / "a.json", document())
-    source = coco.open_json(tmp_path / "a.json", tmp_path / "photos", ReadOptions(), Notes(NOTES))
+    roots = {"all": tmp_path / "photos"}
+    source = coco.read(tmp_path / "a.json", ReadOptions(), Notes(), roots)["all"]
     assert source.num_images == 1 and len(list(source.records())[0].instances) == 1
-    with pytest.raises(UserError, match="does not exist"):
-        coco.open_json(tmp_path / "a.json", tmp_path / "none", ReadOptions(), Notes(NOTES))
 
 
 def test_notes_are_made_once(tmp_path):
     image(tmp_path / "a.png")
     write(tmp_path / "a.json", document(annotations=[annotation(1, 1, 1, segmentation=[])]))
-    notes = Notes(NOTES)
-    source = coco.open_dataset(tmp_path, ReadOptions(), notes)["all"]
+    notes = Notes()
+    source = coco.read(tmp_path, ReadOptions(), notes)["all"]
     assert list(source.records()) == list(source.records()) and notes.count("box_only") == 1
 
 

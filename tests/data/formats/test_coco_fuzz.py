@@ -11,7 +11,7 @@ import pytest
 from format_fuzz import check_cases
 
 from microplastics.data.formats import coco, convert
-from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.base import Notes, ReadOptions
 from microplastics.utils.errors import UserError
 
 SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]
@@ -89,11 +89,11 @@ def mutated_and_read(folder, seed):
     text = json.dumps(content).encode(rng.choice(ENCODINGS), errors="surrogatepass")[:cut]
     path = folder / "in" / "a.json"
     path.write_bytes(text)
-    coco.looks_like(path)
-    notes = Notes(NOTES)
+    coco.detect(path)
+    notes = Notes()
     options = ReadOptions(skip_broken=rng.random() < 0.5)
     try:
-        sources = coco.open_dataset(path, options, notes)
+        sources = coco.read(path, options, notes)
         if rng.random() < 0.75:  # writing takes longer than reading
             return "read" if list(sources["all"].records()) else "error"
         (written,) = convert.write_dataset(sources, folder / "out", notes, options=options)

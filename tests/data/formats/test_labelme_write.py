@@ -2,14 +2,13 @@ import json
 
 import numpy as np
 import pycocotools.mask as mask_util
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import user_error
 
 from microplastics.data.formats import labelme
 from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
-from microplastics.utils.errors import UserError
 
 
 def _coco_records():
@@ -33,8 +32,8 @@ def _coco_records():
 def test_nothing_is_lost_in_the_round_trip(tmp_path):
     records = _coco_records()
     source = Source(tmp_path / "in", ["Fiber", "Film"], lambda: iter(records), 2)
-    notes = Notes(NOTES)
-    paths = labelme.write_dataset({"train": source}, tmp_path / "out", notes)
+    notes = Notes()
+    paths = labelme.write({"train": source}, tmp_path / "out", notes)
     assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == [
         "train/sub/a.json",
         "train/sub/a.tif.json",
@@ -42,8 +41,8 @@ def test_nothing_is_lost_in_the_round_trip(tmp_path):
     assert [line.split(":")[0] for line in notes.lines()] == [f"1 x {NOTES['parts_split']}"]
     for record in records:
         Image.new("RGB", (64, 48)).save(tmp_path / "out/train" / record.file_name)
-    notes = Notes(NOTES)
-    back = labelme.open_dataset(tmp_path / "out", ReadOptions(), notes)["train"]
+    notes = Notes()
+    back = labelme.read(tmp_path / "out", ReadOptions(), notes)["train"]
     first, second = back.records()
     assert back.classes == ["Fiber", "Film"] and notes.count("group_joined") == 1
     assert (first.file_name, second.file_name) == ("sub/a.png", "sub/a.tif")
@@ -60,7 +59,7 @@ def test_any_mask_survives_the_round_trip(seed, height, width, share):
     blob = np.random.default_rng(seed).random((height, width)) < share
     rle = mask_util.encode(np.asfortranarray(blob))
     instance = Instance("A", {"size": [height, width], "counts": rle["counts"].decode()}, "0")
-    notes = Notes(NOTES)
+    notes = Notes()
     document = labelme._document(ImageRecord("a.png", width, height, [instance]), notes)
     if not blob.any():
         assert document["shapes"] == [] and notes.count("instance_lost") == 1
@@ -69,14 +68,14 @@ def test_any_mask_survives_the_round_trip(seed, height, width, share):
 
 
 def test_what_labelme_cannot_hold_is_noted(tmp_path):
-    extra = {"label": "x", "flags": [1], "deep": {"a": {"b": {}}}}
+    extra = {"label": "x", "flags": [1], "long": "x" * 5000}
     broken = Instance("A", {"size": [48, 64], "counts": "zz"}, "1")
     record = ImageRecord(
         "a.png", 64, 48, [Instance("A", [[1, 1, 9, 1, 9, 9]], "0", 0, extra), broken]
     )
-    notes = Notes(NOTES)
+    notes = Notes()
     source = Source(tmp_path, ["A"], lambda: iter([record]))
-    (path,) = labelme.write_dataset({"all": source}, tmp_path, notes)
+    (path,) = labelme.write({"all": source}, tmp_path, notes)
     (shape,) = json.loads(path.read_text())["shapes"]
     assert notes.count("extra_lost") == 3 and notes.count("instance_lost") == 1
     assert shape["label"] == "A" and shape["flags"] == {}
@@ -85,6 +84,6 @@ def test_what_labelme_cannot_hold_is_noted(tmp_path):
 def test_a_name_that_leaves_the_folder_is_not_written(tmp_path):
     record = ImageRecord("../a.png", 64, 48)
     source = Source(tmp_path, [], lambda: iter([record]))
-    with pytest.raises(UserError, match="leaves its folder"):
-        labelme.write_dataset({"all": source}, tmp_path / "out", Notes(NOTES))
+    with user_error("annotations_invalid", "'../a.png'"):
+        labelme.write({"all": source}, tmp_path / "out", Notes())
     assert not (tmp_path / "a.json").exists()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microplastics.data.formats import masks
-from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.base import Notes, ReadOptions
 from microplastics.utils.errors import UserError
 
 # Damaged files make Pillow and tifffile warn of nearly anything.
@@ -132,7 +132,7 @@ def _remove_fuzz_folder():
 
 def _read_or_user_error(folder, skip_broken):
     try:
-        for source in masks.open_dataset(folder, ReadOptions(skip_broken), Notes(NOTES)).values():
+        for source in masks.read(folder, ReadOptions(skip_broken), Notes()).values():
             for record in source.records():
                 for instance in record.instances:
                     assert mask_util.area(instance.segmentation) > 0
