@@ -106,7 +106,6 @@ class _Reader(layout.FileReader):
             for each in results
             if isinstance(each, dict)
         ]
-        claimed = list(dict.fromkeys(size for size in claimed if None not in size))
         record = self.image(name, task.where, notes, claimed=claimed)
         if record is None:
             return None

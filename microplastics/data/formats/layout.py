@@ -48,13 +48,6 @@ _OWN_FIELDS = frozenset(
 )
 
 
-class ImageSizeError(UserError):
-    """The size of an image differs from its annotations."""
-
-    def __init__(self, message: str):
-        super().__init__(message, code="image_size")
-
-
 # Names
 
 
@@ -387,25 +380,25 @@ def _is_absolute(name: str) -> bool:
     return re.match(r"[/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
-def checked_size(
-    path: Path, options: ReadOptions, claimed: Sequence[Any] = (None, None)
-) -> tuple[int, int]:
+def checked_size(path: Path, options: ReadOptions, *claimed: Sequence[Any]) -> tuple[int, int]:
     """Return width and height of an image by its header.
 
     Args:
         path: the image.
         options: limit of the pixels.
-        claimed: width and height by its annotations; ignored unless positive numbers.
+        claimed: widths and heights by its annotations; ignored unless positive numbers.
 
     Raises:
-        UserError: the image cannot be read.
-        ImageSizeError: its size differs from the claimed one.
+        UserError: the image cannot be read, or has another size than claimed (``image_size``).
     """
     size, rotated = image_header(path, options.max_pixels)
-    if all(type(side) in (int, float) and 0 < side < 2**31 for side in claimed):
-        expected = (round(claimed[0]), round(claimed[1]))
-        if size != expected:
-            raise ImageSizeError(f"{path} {size_mismatch(size, expected, rotated)}.")
+    for sides in claimed:
+        if all(type(side) in (int, float) and 0 < side < 2**31 for side in sides):
+            expected = (round(sides[0]), round(sides[1]))
+            if size != expected:
+                raise UserError(
+                    f"{path} {size_mismatch(size, expected, rotated)}.", code="image_size"
+                )
     return size
 
 
@@ -415,8 +408,8 @@ def skip_or_raise(
     """Note something broken if it is to be skipped, else raise the error.
 
     Args:
-        error: what is wrong; an :class:`ImageSizeError` is noted as ``image_size``.
-        code: of the note.
+        error: what is wrong.
+        code: of the note; the error's own is used if it is ``image_size``.
         where: place of the note.
         options: whether to skip.
         notes: takes the note.
@@ -562,12 +555,11 @@ class FileReader(ABC):
             code = "label_broken"
             self._take(found, where)
             code = "image_broken"
-            for size in claimed or [(None, None)]:
-                width, height = checked_size(self._finder.root / found, self.options, size)
+            size = checked_size(self._finder.root / found, self.options, *claimed)
         except UserError as error:
             skip_or_raise(error, code, where, self.options, notes)
             return None
-        return ImageRecord(found, width, height)
+        return ImageRecord(found, *size)
 
     def leave_out(self, name: Any, where: str, notes: Notes) -> None:
         """Note an image that nobody has annotated, whether it is there or not."""

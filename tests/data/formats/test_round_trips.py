@@ -122,7 +122,7 @@ def round_trip(folder, format, **options):
 @pytest.mark.parametrize("polygons", [False, True])
 @pytest.mark.parametrize("format", FORMATS)
 def test_random_particles(format, polygons):
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=10)  # each takes a tenth of a second
     @given(segmentations().filter(len), segmentations())
     def check(first, second):
         folder = Path(tempfile.mkdtemp())

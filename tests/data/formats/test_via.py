@@ -281,9 +281,9 @@ def test_detect(folder):
         assert not via.detect(path)
 
 
-def test_a_million_points_take_no_time(folder):
+def test_many_points_take_no_time(folder):
     rng = np.random.default_rng(0)
-    xs, ys = (rng.random((2, 10**6)) * 48).tolist()
+    xs, ys = (rng.random((2, 2 * 10**5)) * 48).tolist()
     many = {"all_points_x": xs, "all_points_y": ys}
     line = {"name": "polyline", "all_points_x": xs[:21_000], "all_points_y": ys[:21_000]}
     regions = [_region({"name": "polygon", **many}, c="A"), _region(line, c="A")]
