@@ -19,7 +19,7 @@ from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.shapes import Segmentation, ShapeError, measured_segmentation
-from microplastics.structures import rle as runs
+from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
@@ -252,9 +252,8 @@ def _parts(instance: Instance) -> Iterator[dict[str, Any]]:
             pairs = [[x, y] for x, y in zip(flat[::2], flat[1::2], strict=True)]
             yield {"points": pairs, "shape_type": "polygon", "mask": None}
         return
-    size = instance.segmentation["size"]
-    counts = runs.check_counts(runs.decode_counts(instance.segmentation["counts"]), tuple(size))
-    crop, x0, y0 = runs.crop_of_runs(*runs.runs_of_counts(counts), size[0])
+    mask = CropMasks.from_rles([instance.segmentation])
+    (crop,), ((x0, y0),) = mask.crops, mask.offsets
     if not crop.size:
         raise ValueError("a mask without a pixel")
     png = io.BytesIO()

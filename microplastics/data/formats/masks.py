@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import tifffile
 from PIL import Image
 
@@ -43,6 +42,7 @@ from microplastics.data.images import (
 )
 from microplastics.data.segmentation import SegmentationError, measure
 from microplastics.structures import rle as runs
+from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
@@ -69,7 +69,6 @@ _SNIFFED_FILES = 200
 _PLAIN_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F")
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")
 _VOID, _VOID_COLOUR = 255, [224, 224, 192]  # border of the objects in Pascal VOC
-_WHITE_IS_ZERO = 0
 _COMPRESSION = "zlib"  # which every TIFF reader knows, unlike zstd
 _TOO_MANY = (
     f"has more than {MAX_INSTANCES} particles, like a photograph or noise; expected a label image "
@@ -563,7 +562,7 @@ def read_label_image(
                 code="image_invalid",
             )
         if image is None or image.format == "TIFF":
-            array = _read_tiff(path, max_pixels, image)
+            array = _read_tiff(path, max_pixels)
         elif is_deep_png(image):
             array = decode_with_opencv(path)
         else:
@@ -639,7 +638,7 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
     return array
 
 
-def _read_tiff(path: str, max_pixels: int | None, image: Image.Image | None) -> np.ndarray:
+def _read_tiff(path: str, max_pixels: int | None) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.pages) > 1:
             raise ValueError(f"it has {len(tiff.pages)} pages; save each as a separate file")
@@ -650,16 +649,7 @@ def _read_tiff(path: str, max_pixels: int | None, image: Image.Image | None) -> 
         ends = [sum(each) for each in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends, default=0) > os.path.getsize(path):
             raise ValueError("the file ends before its pixels do")
-        try:
-            array = page.asarray()
-        except ValueError:
-            # Without the package imagecodecs tifffile has no LZW; Pillow has.
-            if image is None:
-                raise
-            array = _read_pillow(image)
-            if image.mode in ("1", "L") and page.photometric == _WHITE_IS_ZERO:
-                array = (255 if image.mode == "L" else 1) - array.astype(np.uint8)
-            return array
+        array = page.asarray()
         if array.ndim == 3 and int(page.planarconfig) == 2:
             array = array.transpose(1, 2, 0)
         if array.shape[:2] != (page.imagelength, page.imagewidth):
@@ -758,40 +748,35 @@ def _label_image(
             "for a label image: cut it into smaller ones.",
             code="image_too_large",
         )
-    labels = np.zeros((height, width), dtype=np.int32)
-    areas = [0]
+    numbers, segmentations = [], []
     for number, instance in enumerate(record.instances, 1):
-        crop, x0, y0 = _crop(instance, height, width, notes)
-        labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = number
-        areas.append(int(np.count_nonzero(crop)))
         for key in instance.extra:
             notes.add("extra_lost", instance.where, show(key))
+        try:
+            measured = measure(instance.segmentation, height, width)
+        except SegmentationError as error:
+            notes.add("instance_lost", instance.where, error.detail or error.code)
+            continue
+        if measured.subpixel:
+            notes.add("instance_lost", instance.where, "no pixel")
+        else:
+            numbers.append(number)
+            segmentations.append(measured.segmentation)
     for key in record.extra:
         notes.add("extra_lost", record.file_name, show(key))
+    crops = CropMasks.from_coco(segmentations, (height, width))
+    labels = np.zeros((height, width), dtype=np.int32)
+    for number, crop, (x0, y0) in zip(numbers, crops.crops, crops.offsets, strict=True):
+        labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = number
+    shown = np.bincount(labels.reshape(-1), minlength=len(record.instances) + 1).tolist()
     rows = []
-    shown = np.bincount(labels.reshape(-1), minlength=len(areas)).tolist()
-    for number, instance in enumerate(record.instances, 1):
-        if shown[number] < areas[number]:
-            detail = f"{areas[number] - shown[number]} of {areas[number]} px"
+    for number, area in zip(numbers, map(int, crops.area()), strict=True):
+        instance = record.instances[number - 1]
+        if shown[number] < area:
+            detail = f"{area - shown[number]} of {area} px"
             notes.add("overlap_lost", instance.where, detail)
         if shown[number]:
             rows.append((number, instance.category, instance.iscrowd))
-        elif areas[number]:
+        else:
             notes.add("instance_lost", instance.where, "covered by later ones")
     return labels, rows
-
-
-def _crop(instance: Instance, height: int, width: int, notes: Notes) -> tuple[np.ndarray, int, int]:
-    """Return the pixels of an instance in its box, x0 and y0; none, and a note, if it has none."""
-    try:
-        measured = measure(instance.segmentation, height, width)
-    except SegmentationError as error:
-        notes.add("instance_lost", instance.where, error.detail or error.code)
-        return np.zeros((0, 0), bool), 0, 0
-    if measured.subpixel:
-        notes.add("instance_lost", instance.where, "no pixel")
-    mask = measured.segmentation
-    if isinstance(mask, list):
-        rles = mask_util.frPyObjects(mask, height, width)
-        mask = rles[0] if len(rles) == 1 else mask_util.merge(rles)
-    return runs.crop_of_runs(*runs.runs_of_counts(runs.decode_counts(mask["counts"])), height)
