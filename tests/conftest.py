@@ -8,9 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.logger import setup_logger
+from hypothesis import settings
 from support import ROOT, TINY, dataset_entry
 
 from microplastics.cli import main
+
+# Few examples at a desk; more in CI, which sets CI=true.
+_SAME = {"deadline": None, "derandomize": True, "database": None}
+settings.register_profile("dev", max_examples=25, **_SAME)
+settings.register_profile("ci", max_examples=100, **_SAME)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 
 @pytest.fixture
