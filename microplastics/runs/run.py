@@ -462,8 +462,8 @@ def predict_run(args: argparse.Namespace) -> int:
     predictor = make_predictor(args)
     if not predictor.has_masks:
         raise UserError(
-            f"{predictor.cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; expected "
-            "a model with masks.",
+            f"{predictor.cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; "
+            "expected a model with masks.",
             code="checkpoint_mismatch",
         )
     max_overlap = args.max_overlap
