@@ -23,12 +23,11 @@ from microplastics.data.splits.groups import (
     groups_by_similarity,
     groups_from_csv,
     listed,
-    read_text,
     roboflow_original,
 )
 from microplastics.data.splits.similarity import Components
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_json
+from microplastics.utils.io import read_text, write_json
 
 _SWAP_SAMPLE = 256  # groups whose swaps are all tried at once
 _IDLE_ROUNDS = 4  # of other samples, before the search for swaps ends
