@@ -511,13 +511,13 @@ def _class_table(datasets: Sequence[DatasetSummary], names: Sequence[str]) -> di
 def _fit_table(fit: ModelFit | None) -> dict[str, Any] | None:
     if fit is None:
         return None
-    names = list(dict.fromkeys([*fit.no_anchor_share, *fit.small_share, *fit.mask_iou]))
+    names = list(dict.fromkeys([*fit.no_anchor, *fit.small, *fit.mask_iou]))
     sizes = sorted({size for by_size in fit.mask_iou.values() for size in by_size})
     rows = [
         {
             "name": name,
-            "no_anchor": fit.no_anchor_share.get(name),
-            "small": fit.small_share.get(name),
+            "no_anchor": fit.no_anchor.get(name),
+            "small": fit.small.get(name),
             "iou": [fit.mask_iou.get(name, {}).get(size) for size in sizes],
         }
         for name in names

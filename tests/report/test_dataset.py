@@ -33,7 +33,7 @@ def save(path, width=120, height=90, color=(40, 50, 60)):
 
 
 def finding(*examples, severity="warning", code="odd", count=3, **more):
-    words = {"what": "odd things", "consequence": "Worse AP.", "mend": "Mend them."}
+    words = {"what": "odd things", "consequence": "Worse AP.", "fix": "Fix them."}
     return Finding(code, severity, **{**words, **more}, count=count, examples=list(examples))
 
 
@@ -94,9 +94,9 @@ def test_the_page_holds_everything_in_words(tmp_path):
     assert "Not ready for training: 1 problem in 2 places, and 1 warning in 3 places." in text
     order = [text.index(words) for words in ("2 broken things", "3 odd things", "1 thing to know")]
     assert order == sorted(order)
-    for words in ("Worse AP.", "Mend them.", "annotation 4 of image 2", "train.json", "Foam"):
+    for words in ("Worse AP.", "Fix them.", "annotation 4 of image 2", "train.json", "Foam"):
         assert words in text
-    assert text.count("mended by --fix") == 1
+    assert text.count("repaired by --fix") == 1
     assert "Fiber 25.0 % 50.0 % 0.712 0.800 0.900" in text
     assert "Masks looked at: 77" in text
     assert "µm of 2 particles; 2 without a value are left out." in text
@@ -136,7 +136,7 @@ def test_the_json_is_strict(tmp_path):
     assert data["datasets"][0]["size_px"] == [None, None]
     assert data["datasets"][0]["um_per_px"] == [2.0, None]
     assert data["findings"][0]["examples"][0]["box"] == [0.0, None, 1, 2]
-    assert data["model_fit"]["no_anchor_share"] == {"all": None}
+    assert data["model_fit"]["no_anchor"] == {"all": None}
     assert data["model_fit"]["mask_iou"] == {"all": {"28": 0.5}}
 
 
@@ -226,7 +226,7 @@ ORANGE, BLUE = (213, 94, 0), (0, 114, 178)
 
 
 def finding_doctor_pictures(*examples):
-    return Finding("odd", "warning", "odd things", "Worse AP.", "Mend them.", 3, list(examples))
+    return Finding("odd", "warning", "odd things", "Worse AP.", "Fix them.", 3, list(examples))
 
 
 def summary_doctor_pictures(**more):

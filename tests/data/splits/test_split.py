@@ -19,7 +19,8 @@ def names(count):
 
 def cost(counts, assignment, fractions):
     parts = counts / counts.sum(axis=0)
-    loads = [parts[np.array(assignment) == s].sum(axis=0) - part for s, part in enumerate(fractions)]
+    chosen = np.array(assignment)
+    loads = [parts[chosen == s].sum(axis=0) - wanted for s, wanted in enumerate(fractions)]
     return float(np.square(loads).sum())
 
 
