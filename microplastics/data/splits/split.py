@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -285,7 +285,12 @@ def split(
     counts = np.asarray(class_counts, np.float64)
     if len(set(groups)) != len(groups) or counts.ndim != 2 or len(counts) != len(groups):
         raise ValueError(f"expected unique groups and as many rows of counts, got {len(groups)}")
-    _check_enough(groups, len(fractions), "splits")
+    if len(groups) < len(fractions):
+        raise UserError(
+            f"The {len(groups)} groups are fewer than the {len(fractions)} splits, and a group is "
+            "never divided; ask for fewer splits or form smaller groups.",
+            code="split_impossible",
+        )
     # By name, so that the order of the input has no influence.
     order = np.array(sorted(range(len(groups)), key=groups.__getitem__), np.int64)
     parts, rng = _parts(counts[order]), np.random.default_rng(seed)
@@ -299,18 +304,6 @@ def split(
     assignment = np.empty(len(groups), np.int64)
     assignment[order] = best.assignment
     return assignment
-
-
-def folds(groups: Sequence[str], class_counts: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Assign every group to one of ``count`` equal folds; see :func:`split`.
-
-    Raises:
-        UserError: fewer than 2 folds, or fewer groups than folds.
-    """
-    if count < 2:
-        raise UserError(f"--folds is {count}; expected 2 or more.", code="option_invalid")
-    _check_enough(groups, count, "folds")
-    return split(groups, class_counts, [1 / count] * count, seed)
 
 
 def check_fractions(fractions: Sequence[float]) -> np.ndarray:
@@ -347,15 +340,6 @@ def deviation(
     loads = np.zeros((len(fractions), parts.shape[1]))
     np.add.at(loads, assignment, parts)
     return float(np.abs(loads - np.asarray(fractions)[:, None]).max(initial=0.0))
-
-
-def _check_enough(groups: Sequence[str], count: int, word: str) -> None:
-    if count > len(groups):
-        raise UserError(
-            f"The number of groups, {len(groups)}, is below the number of {word}, {count}, and a "
-            f"group is never divided; ask for fewer {word} or form smaller groups.",
-            code="split_impossible",
-        )
 
 
 def _parts(counts: np.ndarray) -> np.ndarray:
@@ -471,8 +455,7 @@ def _renumber(data: dict[str, Any], images: int, annotations: int, prefix: str) 
 
 
 def _check_unique(file_names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    twice = [name for name in file_names if name in seen or seen.add(name)]
+    twice = [name for name, count in Counter(file_names).items() if count > 1]
     if twice:
         raise UserError(
             f"The annotation files list {len(twice)} images more than once ({listed(twice)}); "
@@ -505,18 +488,24 @@ def _divide(
     table = np.zeros((len(names), kinds.shape[1]), np.int64)
     np.add.at(table, rows, kinds)
     if options.folds is not None:
-        chosen = folds(names.tolist(), table, options.folds, options.seed)
+        if not 2 <= options.folds <= len(names):
+            raise UserError(
+                f"--folds is {options.folds}; expected 2 to {len(names)}, the number of groups, "
+                "since a group is never divided.",
+                code="split_impossible",
+            )
         parts = [f"fold{k + 1}" for k in range(options.folds)]
-        return parts, [1 / options.folds] * options.folds, chosen[rows]
-    fractions = check_fractions(options.shares or DEFAULT_SHARES)
-    if not 2 <= len(fractions) <= len(SPLITS):
-        raise UserError(
-            f"--shares has {len(fractions)} numbers; expected two (train, val) or three (train, "
-            "val, test).",
-            code="option_invalid",
-        )
-    chosen = split(names.tolist(), table, fractions, options.seed)
-    return list(SPLITS[: len(fractions)]), fractions, chosen[rows]
+        fractions = [1 / options.folds] * options.folds
+    else:
+        fractions = options.shares or DEFAULT_SHARES
+        if not 2 <= len(fractions) <= len(SPLITS):
+            raise UserError(
+                f"--shares has {len(fractions)} numbers; expected two (train, val) or three "
+                "(train, val, test).",
+                code="option_invalid",
+            )
+        parts = list(SPLITS[: len(fractions)])
+    return parts, fractions, split(names.tolist(), table, fractions, options.seed)[rows]
 
 
 def _groups(source: Source, options: SplitOptions, notes: list[str]) -> list[str]:

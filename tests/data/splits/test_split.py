@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import user_error
 
-from microplastics.data.splits.split import check_fractions, deviation, folds, split
+from microplastics.data.splits.split import check_fractions, deviation, split
 
 FRACTIONS = (0.7, 0.15, 0.15)
 
@@ -63,7 +63,7 @@ def test_classes_and_blanks_are_divided():
     counts[::6, 2] = 1
     counts[50:] = 0
     counts[50:, 3] = 1
-    assignment = folds(names(60), counts, 5, seed=1)
+    assignment = split(names(60), counts, [0.2] * 5, seed=1)
     loads = np.stack([counts[assignment == k].sum(axis=0) for k in range(5)])
     assert loads[:, 3].tolist() == [2] * 5 and loads[:, 0].tolist() == [50] * 5
     assert np.ptp(loads[:, 1]) <= 4 and np.ptp(loads[:, 2]) <= 1
@@ -106,9 +106,5 @@ def test_fractions_that_do_not_add_up(fractions):
 def test_too_few_groups():
     with user_error("split_impossible", "2", "3"):
         split(names(2), np.ones((2, 1)), FRACTIONS, 0)
-    with user_error("split_impossible", "2", "1000000000"):
-        folds(names(2), np.ones((2, 1)), 10**9, 0)
-    with user_error("option_invalid", "--folds"):
-        folds(names(2), np.ones((2, 1)), 1, 0)
     with pytest.raises(ValueError, match="unique"):
         split(["a", "a"], np.ones((2, 1)), (0.5, 0.5), 0)
