@@ -3,13 +3,15 @@
 import base64
 import io
 import itertools
+import json
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from operator import itemgetter
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -111,7 +113,9 @@ def write_report(diagnosis: Diagnosis, folder: Path) -> Path:
     folder = Path(folder)
     page = folder / "report.html"
     html = render_report(diagnosis)
-    write_json(folder / "report.json", _strict(diagnosis.to_dict()), indent=1)
+    text = json.dumps(diagnosis.to_dict(), default=np.generic.item)
+    finite = json.loads(text, parse_constant=lambda constant: None)
+    write_json(folder / "report.json", finite, indent=1)
     with atomic_write(page, "wb") as file:
         # JSON may contain half a surrogate pair, which UTF-8 cannot.
         file.write(html.encode("utf-8", "replace"))
@@ -155,29 +159,17 @@ def verdict(diagnosis: Diagnosis) -> str:
     if problems:
         return f"Not ready for training: {problems}{f', and {warnings}' if warnings else ''}."
     if not _has_images(diagnosis):
-        return "There is no image to train on."
+        return "The data set has no image to train on."
     if warnings:
         return f"It can be trained on, but look at {warnings} first."
     return "Clean: nothing stands in the way of training."
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Shorten paths to the last parts that tell them apart.
-
-    Args:
-        paths: of files; repeated paths stay whole.
-
-    Returns:
-        For each path its name, preceded by as many folders as are needed.
-    """
-    parts = [PurePath(path).parts or (path,) for path in paths]
-    names = []
-    for own in parts:
-        length = 1
-        while length < len(own) and sum(p[-length:] == own[-length:] for p in parts) > 1:
-            length += 1
-        names.append(str(PurePath(*own[-length:])))
-    return names
+    """Shorten paths of files to the part below their common folder."""
+    full = list(map(os.path.abspath, paths))
+    common = os.path.commonpath(map(os.path.dirname, full)) if full else ""
+    return [os.path.relpath(path, common) for path in full]
 
 
 def draw_places(findings: Sequence[Finding], max_bytes: int = PLACES_BYTES) -> list[list[Place]]:
@@ -453,17 +445,6 @@ def _class_names(datasets: Sequence[DatasetSummary]) -> list[str]:
         counts.update(dict.fromkeys(dataset.class_of, 0))
         counts.update(dataset.classes)
     return [name for name, _ in counts.most_common()]
-
-
-def _strict(value: Any) -> Any:
-    """Plain values with ``None`` for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(text: Any, limit: int = _TEXT_LIMIT) -> str:

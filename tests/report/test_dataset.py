@@ -154,8 +154,8 @@ def test_half_a_surrogate_pair_is_written(tmp_path):
         (["info"], [summary()], "Clean: nothing stands in the way of training."),
         (["warning"], [summary()], "It can be trained on, but look at 1 warning in 3 places first"),
         (["problem", "problem"], [summary()], "Not ready for training: 2 problems in 6 places."),
-        ([], [], "There is no image to train on."),
-        (["warning"], [summary(num_images=0)], "There is no image to train on."),
+        ([], [], "The data set has no image to train on."),
+        (["warning"], [summary(num_images=0)], "The data set has no image to train on."),
     ],
 )
 def test_the_verdict(severities, datasets, words):
@@ -171,7 +171,7 @@ def test_an_empty_diagnosis_is_reported(tmp_path):
     assert "img" not in page.tags
     bare = DatasetSummary("a.json", "images")
     page = Page(render_report(Diagnosis([bare], [], ModelFit("quick.yaml"))))
-    assert "There is no particle to compare it with." in page.text
+    assert "The data set has no particle to compare it with." in page.text
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -202,10 +202,10 @@ def test_long_texts_are_shortened():
     assert len(re.sub(r"base64,[\w+/=]+", "", html)) < 30_000
 
 
-def test_files_are_told_apart_by_the_ends_of_their_paths():
-    paths = ["/a/train/ann.json", "/a/test/ann.json", "/a/other.json", ""]
-    assert short_names(paths) == ["train/ann.json", "test/ann.json", "other.json", "."]
-    assert short_names(["/a/b.json"] * 2) == ["/a/b.json"] * 2
+def test_names_of_files_are_short():
+    paths = ["/a/train/ann.json", "/a/test/ann.json", "/a/other.json"]
+    assert short_names(paths) == ["train/ann.json", "test/ann.json", "other.json"]
+    assert short_names(["/a/b.json"] * 2) == ["b.json"] * 2 and short_names([]) == []
 
 
 def test_pictures_or_reasons_are_in_the_page(tmp_path):
