@@ -47,7 +47,7 @@ _ANCHOR_SHAPES = (
     ((1.0, 2**0.5), (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)),
 )
 _TRIED = 2**13  # boxes
-_WORTH_A_CHANGE = 0.01  # fraction of the boxes
+_WORTH_A_CHANGE = 0.02  # fraction of the boxes
 
 
 @dataclass(frozen=True)
