@@ -119,7 +119,6 @@ def diagnose(
     group_regex: str | None = None,
     workers: int | None = None,
     max_pixels: int | None = None,
-    progress: bool = True,
 ) -> Diagnosis:
     """Find everything that is wrong or odd in a data set.
 
@@ -135,7 +134,6 @@ def diagnose(
             (see ``data.splits.groups.group_of``), or None.
         workers: processes that decode; by default one a processor, or none for a small job.
         max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
-        progress: whether to show progress on stderr, if it is a terminal.
 
     Raises:
         UserError: a file or folder does not exist, or an argument is invalid.
@@ -154,7 +152,7 @@ def diagnose(
         for dataset in datasets:
             check_polygons(dataset, collector)
             check_overlaps(dataset, collector)
-        images = inspect_images(datasets, collector, workers, max_pixels, progress)
+        images = inspect_images(datasets, collector, workers, max_pixels)
         check_unlisted(datasets, collector)
         check_duplicates(images, collector)
         check_groups(images, group_regex, collector)
@@ -333,7 +331,6 @@ def inspect_images(
     collector: Collector,
     workers: int | None,
     max_pixels: int | None,
-    progress: bool,
 ) -> list[CheckedImage]:
     """Decode every image once and find problems of its file.
 
@@ -342,7 +339,6 @@ def inspect_images(
         collector: takes the findings.
         workers: processes; by default one a processor, or none for a small job.
         max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
-        progress: whether to show a bar on stderr, if it is a terminal.
     """
     entries = [
         (dataset, image, os.path.join(dataset.summary.image_root, image["file_name"]))
@@ -357,7 +353,7 @@ def inspect_images(
         for key, (dataset, image, _) in zip(keys, entries, strict=True)
     }
     results = map_in_processes(inspect_file, list(tasks.values()), _processes(workers, tasks))
-    bar = tqdm(results, "Decoding", len(tasks), unit="image", disable=None if progress else True)
+    bar = tqdm(results, "Decoding", len(tasks), unit="image", disable=None)
     facts = dict(zip(tasks, bar, strict=True))
     images = [CheckedImage(*entry, facts[key]) for key, entry in zip(keys, entries, strict=True)]
     for image in images:

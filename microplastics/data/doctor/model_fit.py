@@ -211,7 +211,6 @@ def measure_fit(
     config_file: str,
     dataset_dicts: Sequence[dict[str, Any]],
     class_names: Sequence[str],
-    seed: int = 0,
 ) -> tuple[ModelFit, list[Finding]]:
     """Measure how well a model of this config can see the particles of a data set.
 
@@ -225,7 +224,6 @@ def measure_fit(
         dataset_dicts: as from :func:`microplastics.data.coco.load_instances`; several files with
             the same classes may follow each other.
         class_names: by contiguous id.
-        seed: of the drawing.
 
     Returns:
         The figures, and the findings ``no_anchor``, ``too_small`` and ``mask_resolution``, if
@@ -242,7 +240,7 @@ def measure_fit(
     if not len(particles.label):
         return fit, []
     anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
-    masks = _measure_masks(particles, sorted({*MASK_SIZES, fit.mask_size}), seed)
+    masks = _measure_masks(particles, sorted({*MASK_SIZES, fit.mask_size}))
     fit.sampled = len(masks.row)
     labels, names = particles.label, list(class_names)
     fit.no_anchor = _means(anchor_iou < ANCHOR_IOU, labels, names)
@@ -357,8 +355,8 @@ def _collect(cfg: CfgNode, dataset_dicts: Sequence[dict[str, Any]]) -> _Particle
     return _Particles(dataset_dicts, *table[:, :3].T, boxes, table[:, 3:5], table[:, 5:])
 
 
-def _measure_masks(particles: _Particles, mask_sizes: Sequence[int], seed: int) -> _Masks:
-    index, weight = _draw(particles.label, np.random.default_rng(seed))
+def _measure_masks(particles: _Particles, mask_sizes: Sequence[int]) -> _Masks:
+    index, weight = _draw(particles.label)
     width, iou = np.zeros(len(index)), np.zeros((len(mask_sizes), len(index)))
     by_image = defaultdict(list)
     for row, image in enumerate(particles.image[index].tolist()):
@@ -375,9 +373,9 @@ def _measure_masks(particles: _Particles, mask_sizes: Sequence[int], seed: int) 
     return _Masks(index, weight, width, dict(zip(mask_sizes, iou, strict=True)))
 
 
-def _draw(labels: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _draw(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of at most MAX_PER_CLASS particles a class, and the number that each represents."""
-    drawn, weights = [], []
+    random, drawn, weights = np.random.default_rng(0), [], []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         kept = random.permutation(rows)[:MAX_PER_CLASS]

@@ -202,17 +202,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(show(name) for name in names[:EXAMPLES]) + more
 
 
-def groups_by_similarity(
-    image_paths: Sequence[str | os.PathLike],
-    max_pixels: int | None = None,
-    workers: int | None = None,
-) -> list[int]:
+def groups_by_similarity(image_paths: Sequence[str | os.PathLike]) -> list[int]:
     """Group copies of one photograph, by :func:`~.similarity.find_duplicates`.
 
     Args:
         image_paths: image files; each is decoded once, in parallel.
-        max_pixels: as in :func:`microplastics.data.images.read_image`.
-        workers: threads; by default one a processor, at most 8.
 
     Returns:
         for each image the index of the first image of its group.
@@ -222,9 +216,9 @@ def groups_by_similarity(
     """
 
     def take(path: str | os.PathLike) -> Fingerprint:
-        return fingerprint(read_image(path, max_pixels=max_pixels))
+        return fingerprint(read_image(path))
 
-    with ThreadPoolExecutor(workers or min(8, available_processors())) as pool:
+    with ThreadPoolExecutor(min(8, available_processors())) as pool:
         try:
             taken = pool.map(take, image_paths)
             bar = tqdm(taken, "reading images", len(image_paths), unit="image", disable=None)

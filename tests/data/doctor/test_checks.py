@@ -73,7 +73,7 @@ def check(tmp_path):
             ],
         }
         (tmp_path / "a.json").write_text(json.dumps(content))
-        return diagnose([tmp_path / "a.json"], [tmp_path], workers=1, progress=False, **options)
+        return diagnose([tmp_path / "a.json"], [tmp_path], workers=1, **options)
 
     return call
 
@@ -205,7 +205,7 @@ def test_facts_of_a_file(tmp_path):
 def test_in_processes_as_in_one(rendered):
     files = [rendered / f"annotations/instances_{split}.json" for split in ("train", "val")]
     roots = [rendered / "train", rendered / "val"]
-    one, two = (diagnose(files, roots, workers=w, progress=False) for w in (1, 2))
+    one, two = (diagnose(files, roots, workers=w) for w in (1, 2))
     assert one == two
 
 

@@ -94,10 +94,10 @@ def _mutate(data, content):
 
 
 def _diagnose(path, root):
-    return diagnose([path], [root], workers=1, progress=False)
+    return diagnose([path], [root], workers=1)
 
 
-@settings(max_examples=500, **SETTINGS)
+@settings(max_examples=200, **SETTINGS)
 @given(st.data())
 def test_hostile_values(root, data):
     content = _valid()
@@ -123,7 +123,7 @@ def test_hostile_values(root, data):
     assert changes.entries == []
 
 
-@settings(max_examples=100, **SETTINGS)
+@settings(max_examples=50, **SETTINGS)
 @given(st.data())
 def test_hostile_bytes(root, data):
     content = bytearray(json.dumps(_valid()).encode())

@@ -84,7 +84,7 @@ class CleanSet:
         if self.content is not None:
             files[0].write_bytes(self.content)
         roots = [self.folder / path.stem.partition("_")[2] for path in files]
-        return diagnose(files, roots, workers=1, progress=False, **options)
+        return diagnose(files, roots, workers=1, **options)
 
 
 plant("not_json")(lambda s: setattr(s, "content", json.dumps(s.train).encode()[:-9]))
