@@ -35,11 +35,12 @@ from microplastics.data.doctor.findings import (
 )
 from microplastics.data.doctor.model_fit import measure_fit
 from microplastics.data.images import read_image
-from microplastics.data.segmentation import NUMBERS, mask_points, read_json
+from microplastics.data.segmentation import NUMBERS, mask_points
 from microplastics.data.splits.groups import compile_pattern, group_of, roboflow_original
 from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
 from microplastics.modeling.interface import num_classes
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 from microplastics.utils.system import available_processors, map_in_processes
 
 OVERLAP = 0.9  # IoU

@@ -39,10 +39,9 @@ from microplastics.data.segmentation import (
     Measured,
     SegmentationError,
     measure,
-    read_json,
 )
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_json
+from microplastics.utils.io import read_json, write_json
 
 _SLIVER = 0.01  # px²; covers no pixel
 _HOLES = 200  # of one polygon; each needs two cuts through it

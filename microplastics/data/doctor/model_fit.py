@@ -236,7 +236,8 @@ def measure_fit(
     """
     grid = AnchorGrid.from_config(cfg, config_file)
     particles = _collect(cfg, dataset_dicts)
-    fit = ModelFit(config_file, mask_size=mask_size(cfg) or ModelFit.mask_size)
+    side = mask_size(cfg)
+    fit = ModelFit(config_file, mask_size=side or ModelFit.mask_size)
     if not len(particles.label):
         return fit, []
     anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
@@ -251,7 +252,7 @@ def measure_fit(
     findings = (
         _no_anchor(cfg, grid, particles, anchor_iou, fit),
         _too_small(cfg, particles, masks, fit),
-        _mask_resolution(cfg, particles, masks, fit),
+        _mask_resolution(cfg, particles, masks, fit) if side else None,
     )
     return fit, [finding for finding in findings if finding is not None]
 
@@ -465,18 +466,20 @@ def _mask_resolution(
 ) -> Finding | None:
     size = fit.mask_size
     means = {name: by_size[size] for name, by_size in fit.mask_iou.items()}
-    if mask_size(cfg) is None or min(means.values()) >= WARNING_IOU:
+    if min(means.values()) >= WARNING_IOU:
         return None
     fixes = []
     larger = [other for other in masks.iou if other > size]
     lowest = {other: min(by[other] for by in fit.mask_iou.values()) for other in larger}
     enough = [other for other in larger if lowest[other] >= WARNING_IOU]
     for other in (enough or larger[-1:])[:1]:
+        how = "Use a larger mask head"
+        if size == 2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION:
+            how = f"Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION {other // 2}"
         after = ", ".join(f"{name} {by_size[other]:.2f}" for name, by_size in fit.mask_iou.items())
         fixes.append(
-            f"Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION {other // 2}: masks of {other} x {other} "
-            f"keep a mean IoU of {after}, for {(other / size) ** 2:.0f} times the time of the mask "
-            "head."
+            f"{how}: masks of {other} x {other} keep a mean IoU of {after}, for "
+            f"{(other / size) ** 2:.0f} times the time of the mask head."
         )
     if not enough:
         fixes.append(

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from tabulate import tabulate
 from tqdm import tqdm
 
-from microplastics.data.coco import check_instances, contiguous_ids, read_json, show
+from microplastics.data.coco import check_instances, show
 from microplastics.data.formats.layout import place_image
 from microplastics.data.splits.groups import (
     NameIndex,
@@ -29,7 +29,7 @@ from microplastics.data.splits.groups import (
     roboflow_original,
 )
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_text, write_json
+from microplastics.utils.io import read_json, read_text, write_json
 
 DEFAULT_SHARES = (0.7, 0.15, 0.15)
 SPLITS = ("train", "val", "test")
@@ -203,8 +203,8 @@ def read_source(json_files: Sequence[str], image_roots: Sequence[str]) -> Source
     first, classes = None, {}
     images, annotations, names, inputs = [], [], [], []
     for json_file, root in zip(json_files, roots, strict=True):
-        check_instances(json_file, root)
-        data, of_file = read_json(json_file), _class_names(json_file)
+        checked, data = check_instances(json_file, root), read_json(json_file)
+        of_file = {category["id"]: category["name"] for category in checked.categories}
         if first is None:
             first, classes = data, of_file
         elif of_file != classes:
@@ -436,12 +436,6 @@ class _Search:
         self._put(first, splits[1])
         self._put(second, splits[0])
         return True
-
-
-def _class_names(json_file: str) -> dict[int, str]:
-    """Class names by category id, in the order of the contiguous ids."""
-    names = {category["id"]: category["name"] for category in read_json(json_file)["categories"]}
-    return {id_: names[id_] for id_ in contiguous_ids(json_file)}
 
 
 def _renumber(data: dict[str, Any], images: int, annotations: int, prefix: str) -> None:
