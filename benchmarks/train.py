@@ -176,6 +176,7 @@ def _all_hooks(cfg: CfgNode) -> CfgNode:
     for hook in ("PLATEAU", "EARLY_STOPPING", "BEST_CHECKPOINT"):
         cfg.SOLVER[hook].ENABLED = True
     cfg.SOLVER.MAX_EPOCHS = cfg.TEST.EVAL_PERIOD = 0
+    cfg.SOLVER.ADAPT_THREADS = False  # it would change the other contestants' threads too
     cfg.TEST.EVAL_PERIOD_EPOCHS = cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS = 0.0
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = _NEVER
     cfg.freeze()
