@@ -1,7 +1,8 @@
-"""Hooks that decide by the validation: when to lower the LR, what to keep, when to stop.
+"""Hooks of training.
 
-All of them see the same broadcast results on every rank, so that every rank decides alike, and
-all of them keep their state in the checkpoint.
+Those that decide by the validation (when to lower the LR, what to keep, when to stop) see the same
+broadcast results on every rank, so that every rank decides alike, and keep their state in the
+checkpoint.
 """
 
 import logging
