@@ -45,8 +45,9 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
     _sampling(options, names, told=True)
     if options.edge == "weight" and options.region is not None:
         raise UserError(
-            "--edge weight makes up for the border of a rectangle, which --region has none of; "
-            "leave one of them out."
+            "--edge weight cannot be combined with --region (it corrects for a rectangular image "
+            "border); leave out one of them.",
+            code="option_conflict",
         )
     blanks = blank_names(names, options.blanks)
     if options.group_by is not None:
@@ -107,7 +108,9 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     for name in names:
         row = _row_of(table, name)
         if row not in table:
-            raise UserError(f"{group_by} names no group of {name}; add a row for it.")
+            raise UserError(
+                f"{group_by} has no group for {name}; add a row for it.", code="table_invalid"
+            )
         groups[name] = table[row]
     return groups
 
@@ -134,7 +137,8 @@ def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
         ]
         if not matches:
             raise UserError(
-                f"--blanks {pattern} matches none of the images; give names or globs of theirs."
+                f"--blanks {pattern} matches no image; give image names or glob patterns.",
+                code="input_empty",
             )
         found.update(dict.fromkeys(matches))
     return list(found)
@@ -144,9 +148,13 @@ def _sampling(options: RunOptions, names: Sequence[str], told: bool = False) -> 
     """What was filtered; ``names`` are those of the images, ``told`` whether to warn."""
     if options.sampled_volume is None:
         if options.counted_fraction != 1:
-            raise UserError("--counted-fraction needs --sampled-volume; give both.")
+            raise UserError(
+                "--counted-fraction needs --sampled-volume; give both.", code="option_missing"
+            )
         if options.filter_area_mm2 is not None:
-            raise UserError("--filter-area-mm2 needs --sampled-volume; give both.")
+            raise UserError(
+                "--filter-area-mm2 needs --sampled-volume; give both.", code="option_missing"
+            )
         return None
     return Sampling(
         _liters(options, names, told), options.counted_fraction, options.filter_area_mm2
@@ -169,16 +177,19 @@ def _liters(options: RunOptions, names: Sequence[str], told: bool) -> float | di
     owners: dict[str, str] = {}
     for sample, key in keys.items():
         if key not in table:
-            raise UserError(f"{volume} has no volume of {sample}; add a row for it.")
+            raise UserError(
+                f"{volume} has no volume for {sample}; add a row for it.", code="table_invalid"
+            )
         other = owners.setdefault(key, sample)
         if other != sample:
             raise UserError(
-                f"{volume}: {key} may be {other} or {sample}; write both with their folders."
+                f"{volume}: {key} may be {other} or {sample}; write both with their folders.",
+                code="table_invalid",
             )
         try:
             liters[sample] = parse_volume(table[key])
         except UserError as error:
-            raise UserError(f"{volume}, {key}: {error}") from error
+            raise UserError(f"{volume}, {key}: {error}", code="table_invalid") from error
     unused = [key for key in table if key not in owners]
     if unused and told:
         logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
