@@ -1,7 +1,6 @@
 """Conversion of data sets to COCO, and their export to other formats."""
 
 import difflib
-import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -138,22 +137,7 @@ def convert_dataset(
     """
     path, output, options = Path(path), Path(output), options or ReadOptions()
     _check_output(path, output)
-    if options.line_width is not None and not 0 < options.line_width < 1e4:
-        raise UserError(
-            f"--line-width is {options.line_width}; give a width in px above 0.",
-            code="option_invalid",
-        )
-    if options.classes is not None and format != "blanks":
-        raise UserError(
-            "--classes is only for blanks; use --categories, or --from blanks.",
-            code="option_conflict",
-        )
-    if categories is not None and format == "blanks":
-        raise UserError(
-            "--categories does not fit to blanks, which have no classes; give the classes of the "
-            "data set with --classes.",
-            code="option_conflict",
-        )
+    _check_options(options, categories, format)
     renamed = None if categories is None else parse_categories(categories)
     notes = Notes()
     name, sources = open_dataset(path, options, notes, format)
@@ -210,11 +194,7 @@ def write_dataset(
             data.
     """
     output, options = Path(output), options or ReadOptions()
-    if place not in layout.PLACES:
-        raise UserError(
-            f"The place of images is {place!r}; expected one of {', '.join(layout.PLACES)}.",
-            code="option_invalid",
-        )
+    _check_choice("place of images", place, layout.PLACES)
     renamed = _renamed(sources, categories or {}, notes)
     names = list(dict.fromkeys(name for name in renamed.values() if name))
     if not verbatim and set(names) <= set(PROJECT_CLASSES):
@@ -233,11 +213,9 @@ def write_dataset(
     _claim_conversion(output, manifest)
     written = []
     for split, source in sources.items():
-        stream = _Usable(split, source, options, notes, polygons)
         root = source.image_root if place == "keep" else output / split
-        if place != "keep":
-            stream.place_into(root, place)
         one = Written(split, root, output / "annotations" / f"instances_{split}.json")
+        stream = _Usable(one, source, place, options, notes, polygons)
         _CocoWriter(one, renamed, names, notes).write(stream.records())
         if one.num_images:
             written.append(one)
@@ -275,12 +253,8 @@ def export_dataset(
             output cannot be written or has something else.
     """
     path, output, options = Path(path), Path(output), options or ReadOptions()
-    for what, value, known in (("format", format, FORMATS), ("place", place, EXPORT_PLACES)):
-        if value not in known:
-            raise UserError(
-                f"The {what} of an export is {value!r}; expected one of {', '.join(known)}.",
-                code="format_unknown" if what == "format" else "option_invalid",
-            )
+    _check_choice("format", format, FORMATS, "format_unknown")
+    _check_choice("place of images", place, EXPORT_PLACES)
     if not path.exists():
         raise UserError(f"{path} does not exist; correct --input.", code="file_missing")
     _check_output(path, output)
@@ -296,16 +270,9 @@ def export_dataset(
     }
     _claim_export(output, manifest)
     if format == "coco":
+        how = {"options": options, "verbatim": True, "polygons": polygons}
         coco_place = "keep" if place == "none" else place
-        splits = write_dataset(
-            sources,
-            output,
-            notes,
-            place=coco_place,
-            options=options,
-            verbatim=True,
-            polygons=polygons,
-        )
+        splits = write_dataset(sources, output, notes, place=coco_place, **how)
         for one in splits:
             one.instances = {name: count for name, count in one.instances.items() if count}
         num_files = len(splits)
@@ -313,11 +280,9 @@ def export_dataset(
         splits, streams = [], {}
         for split, source in sources.items():
             one = Written(split, output / _IMAGE_FOLDERS[format].format(split))
-            stream = _Usable(split, source, options, notes, polygons, checked=place != "none")
-            if place != "none":
-                stream.place_into(one.image_root, place)
+            stream = _Usable(one, source, place, options, notes, polygons)
             splits.append(one)
-            streams[split] = replace(source, records=functools.partial(stream.records, one))
+            streams[split] = replace(source, records=stream.counted)
         num_files = len(_WRITERS[format](streams, output, notes))
     counts = {one.split: one.counts() for one in splits}
     manifest |= {"splits": counts, "complete": True, "notes": notes.as_dict()}
@@ -418,6 +383,26 @@ def _renamed(
     return renamed
 
 
+def _check_choice(what: str, value: str, known: tuple, code: str = "option_invalid") -> None:
+    if value not in known:
+        raise UserError(f"The {what} is {value!r}; expected one of {', '.join(known)}.", code=code)
+
+
+def _check_options(options: ReadOptions, categories: str | None, format: str | None) -> None:
+    width = options.line_width
+    if width is not None and not 0 < width < 1e4:
+        raise UserError(
+            f"--line-width is {width}; give a width in px above 0.", code="option_invalid"
+        )
+    words = ""
+    if options.classes is not None and format != "blanks":
+        words = "--classes is only for blanks; use --categories, or --from blanks"
+    elif categories is not None and format == "blanks":
+        words = "--categories does not fit to blanks, which have no classes; use --classes"
+    if words:
+        raise UserError(f"{words}.", code="option_conflict")
+
+
 def _check_output(path: Path, output: Path) -> None:
     if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
         raise UserError(
@@ -455,7 +440,7 @@ def _claim_export(output: Path, manifest: dict[str, Any]) -> None:
         if found.get("complete"):
             words = "holds an export; delete it"
         elif found != claimed:
-            words = "was begun otherwise (with another input or option); delete it"
+            words = "was begun otherwise, with another input or option; delete it"
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         words = "exists and is not empty; empty it"
     if words:
@@ -496,27 +481,33 @@ def _check_not_empty(written: list[Written], notes: Notes, may_be_blank: bool) -
 
 
 class _Usable:
-    """The records of one split whose images can be used, which are put into place."""
+    """The records of one split whose images can be used, which are copied or linked.
+
+    ``place`` is one of ``layout.PLACES`` or ``EXPORT_PLACES``; with ``"none"`` the images are not
+    looked at.
+    """
 
     def __init__(
         self,
-        split: str,
+        written: Written,
         source: Source,
+        place: str,
         options: ReadOptions,
         notes: Notes,
         polygons: bool,
-        checked: bool = True,
     ):
-        self._split, self._source, self._options, self._notes = split, source, options, notes
-        self._polygons, self._checked = polygons, checked
-        self._target, self._place = None, ""
+        self._written, self._source, self._place = written, source, place
+        self._options, self._notes, self._polygons = options, notes, polygons
+        self._split = written.split
 
-    def place_into(self, target: Path, place: str) -> None:
-        """Copy or link the images into a folder."""
-        self._target, self._place = target, place
+    def counted(self) -> Iterator[ImageRecord]:
+        """Yield the records and count them."""
+        for record in self.records():
+            self._written.count([instance.category for instance in record.instances])
+            yield record
 
-    def records(self, written: Written | None = None) -> Iterator[ImageRecord]:
-        """Yield the records, and count them in ``written``.
+    def records(self) -> Iterator[ImageRecord]:
+        """Yield the records.
 
         Raises:
             UserError: at the end, with the number of images that cannot be used.
@@ -527,9 +518,10 @@ class _Usable:
             source.records(), self._split, source.num_images, unit="image", disable=None
         ):
             name = self._checked_name(record, seen)
+            image = source.image_root / name
             try:
-                if self._checked:
-                    self._check_file(source.image_root / name, record)
+                if self._place != "none":
+                    self._check_file(image, record)
             except UserError as error:
                 words = str(error).rstrip(".")
                 if self._options.skip_broken:
@@ -541,12 +533,10 @@ class _Usable:
                 continue
             seen[name] = record.file_name
             record.file_name = name
-            if self._target is not None:
-                layout.place_image(source.image_root / name, self._target / name, self._place)
+            if self._place in ("copy", "link"):
+                layout.place_image(image, self._written.image_root / name, self._place)
             if self._polygons:
                 record.instances = list(self._outlined(record))
-            if written is not None:
-                written.count([instance.category for instance in record.instances])
             yield record
         if bad:
             more = "; …" if len(bad) > _EXAMPLES else ""

@@ -37,7 +37,7 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio's prefix of uploaded 
 _MAX_NAME = 4096
 _MAX_PARTS = 16
 _MAX_TEXT = 1 << 26  # bytes
-_MAX_EXTRA = 4096  # characters of one further field as JSON
+_MAX_EXTRA = 4096  # bytes of one further field as JSON
 _SNIFFED_BYTES = 1 << 16
 _SNIFFED_FILES = 20
 _DETAIL = 300
@@ -426,7 +426,7 @@ def extra_fields(
     notes: Notes,
     code: str = "field_unknown",
 ) -> dict[str, Any]:
-    """Return the fields that are not known and at most 4,096 characters of JSON; note the others.
+    """Return the fields that are not known and at most 4,096 bytes of JSON; note the others.
 
     Args:
         fields: of an image or annotation.
