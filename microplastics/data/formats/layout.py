@@ -67,22 +67,18 @@ def safe_name(name: object, where: str) -> str:
     """Return a file name without ``.`` and doubled slashes, checked to stay in its folder.
 
     Args:
-        name: relative to the image folder, with ``/``.
+        name: unchecked.
         where: its place, for the message.
 
     Raises:
-        UserError: it is not text, is absolute, names a drive or contains ``..``.
+        UserError: it is not printable text, is absolute, names a drive or contains ``..``.
     """
-    if not is_printable(name) or len(name) > _MAX_NAME:
-        raise UserError(
-            f"{where} has the file name {show(name)}; expected printable text.",
-            code="annotations_invalid",
-        )
-    parts = re.split(r"[/\\]", name)
+    printable = is_printable(name) and len(name) <= _MAX_NAME
+    parts = re.split(r"[/\\]", name) if printable else [""]
     if not parts[0] or _DRIVE.match(name) or ".." in parts:
         raise UserError(
-            f"{where} has the file name {show(name)}, which leaves the image folder; expected a "
-            "path relative to that folder, without ..",
+            f"{where} has the file name {show(name)}; expected a path within the image folder, "
+            "without ..",
             code="annotations_invalid",
         )
     return str(PurePosixPath(name))
@@ -132,7 +128,7 @@ def _candidates(name: str) -> Iterator[str]:
 
 
 def split_of(name: str) -> str:
-    """Return the split that a file's or folder's name contains: ``instances_val2017`` is val."""
+    """Return the split that a name contains: ``instances_val2017`` is val."""
     words = re.split(r"[^a-z]+", name.lower())
     named = {SPLITS[word] for word in words if word in SPLITS}
     return named.pop() if len(named) == 1 else "all"
@@ -286,14 +282,11 @@ def read_text(path: Path) -> str:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not {error.encoding} text (byte {error.start}); save it as UTF-8.",
-            code="file_invalid",
-        ) from error
+        words = f"is not {error.encoding} text (byte {error.start}); save it as UTF-8"
+        raise UserError(f"{path} {words}.", code="file_invalid") from error
     except OSError as error:
-        raise UserError(
-            f"Cannot read {path}: {error.strerror}; correct the path.", code="file_invalid"
-        ) from error
+        words = f"cannot be read ({error.strerror}); correct the path"
+        raise UserError(f"{path} {words}.", code="file_invalid") from error
 
 
 # Images
@@ -306,12 +299,8 @@ class ImageFinder:
         root: folder of the images; nothing outside of it is read.
     """
 
-    def __init__(self, root: Path, given: bool = False):
-        """
-        Args:
-            root: folder of the images.
-            given: look in ``root`` only, not beside the annotation file.
-        """
+    def __init__(self, root: Path, given: bool):
+        # A given root is looked in without regard to the place of the annotation file.
         self.root, self._given = root, given
         self._absolute = os.path.abspath(root)
         self._by_name: dict[str, list[str]] | None = None
@@ -405,14 +394,9 @@ def checked_size(path: Path, options: ReadOptions, *claimed: Sequence[Any]) -> t
 def skip_or_raise(
     error: UserError, code: str, where: str, options: ReadOptions, notes: Notes
 ) -> None:
-    """Note something broken if it is to be skipped, else raise the error.
+    """Raise an error, or note it if ``options.skip_broken``.
 
-    Args:
-        error: what is wrong.
-        code: of the note; the error's own is used if it is ``image_size``.
-        where: place of the note.
-        options: whether to skip.
-        notes: takes the note.
+    The code of the note is ``image_size`` if the error's is, otherwise ``code``.
     """
     if not options.skip_broken:
         raise error
@@ -426,14 +410,9 @@ def extra_fields(
     notes: Notes,
     code: str = "field_unknown",
 ) -> dict[str, Any]:
-    """Return the fields that are not known and at most 4,096 bytes of JSON; note the others.
+    """Return the further fields of an image or annotation: not known, and at most 4,096 bytes.
 
-    Args:
-        fields: of an image or annotation.
-        known: names that are used otherwise.
-        where: place of the notes.
-        notes: takes ``code`` for each field left out.
-        code: of the notes.
+    ``notes`` takes ``code`` for each other field.
     """
     extra = {}
     for key, value in fields.items():
@@ -475,15 +454,7 @@ class FileReader(ABC):
     meaning = ""
 
     def __init__(self, path: Path, split: str, options: ReadOptions):
-        """
-        Args:
-            path: a file, or a folder of files.
-            split: name of the split.
-            options: how to read.
-
-        Raises:
-            UserError: there is no annotation file.
-        """
+        """Open a file, or a folder of files, which must not be empty."""
         self.options = options
         self.order: dict[str, None] = {}
         self._root = path if path.is_dir() else path.parent
@@ -529,21 +500,18 @@ class FileReader(ABC):
         claimed: Sequence[Sequence[Any]] = (),
         hint: str = "",
     ) -> ImageRecord | None:
-        """Find an image and check its size.
+        """Find an image and check its size; None, with a note, if it is to be skipped.
 
         Args:
             name: as the file has it.
             where: place of its annotations, for messages.
-            notes: takes the note if it is left out.
+            notes: takes the note.
             other: a second name that the image may have.
             claimed: widths and heights by its annotations.
             hint: what to do if it is missing.
 
-        Returns:
-            the image without instances, or None if it is left out.
-
         Raises:
-            UserError: it is missing, broken, or annotated twice, and not to be skipped.
+            UserError: it is missing, broken, of another size, or annotated twice.
         """
         code = "image_missing"
         try:
