@@ -10,7 +10,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from microplastics import __version__
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import coco, labelme, layout, masks, yolo
 from microplastics.data.formats.base import (
     ImageRecord,
@@ -37,7 +37,6 @@ _IMAGE_FIELDS = frozenset(("id", "file_name", "width", "height"))
 _ANNOTATION_FIELDS = frozenset(
     ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore")
 )
-_NOTES = {"image_missing": "image_missing", "image_size": "image_size"}  # by the code of an error
 _EXAMPLES = 5
 _MAX_CLASSES = 10_000
 
@@ -371,7 +370,7 @@ def _renamed(
             )
     renamed = {name: categories.get(name, name) for name in classes}
     for name in renamed.values():
-        if name and not layout.is_printable(name):
+        if name and not is_printable(name):
             raise UserError(
                 f"{show(name)} is not a class name; rename it with --categories.",
                 code="option_invalid",
@@ -523,11 +522,10 @@ class _Usable:
                 if self._place != "none":
                     self._check_file(image, record)
             except UserError as error:
-                words = str(error).rstrip(".")
                 if self._options.skip_broken:
-                    self._notes.add(_NOTES.get(error.code, "image_broken"), name, words)
+                    layout.skip_or_raise(error, name, self._options, self._notes)
                 else:
-                    bad.append(words)
+                    bad.append(str(error).rstrip("."))
                 continue
             if bad:  # nothing will be written; go on to count the others
                 continue

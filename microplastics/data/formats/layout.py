@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
 from microplastics.data.images import image_header, size_mismatch
 from microplastics.data.segmentation import read_json
@@ -31,7 +31,6 @@ SPLITS = {  # by the names of files and folders
 MANIFESTS = ("conversion.json", "export.json")  # written by convert
 PLACES = ("keep", "copy", "link")
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio's prefix of uploaded files
 _MAX_NAME = 4096
@@ -41,6 +40,11 @@ _MAX_EXTRA = 4096  # bytes of one further field as JSON
 _SNIFFED_BYTES = 1 << 16
 _SNIFFED_FILES = 20
 _DETAIL = 300
+_NOTE_CODES = {  # of errors about images
+    **{"image_missing": "image_missing", "file_missing": "image_missing"},
+    **{"image_size": "image_size", "image_invalid": "image_broken"},
+    "image_too_large": "image_broken",
+}
 # Fields of a COCO image or annotation that an extra field must not replace.
 _OWN_FIELDS = frozenset(
     ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
@@ -49,11 +53,6 @@ _OWN_FIELDS = frozenset(
 
 
 # Names
-
-
-def is_printable(text: object) -> bool:
-    """Return whether a value is text that is not blank and has no control characters."""
-    return isinstance(text, str) and bool(text.strip()) and not _UNPRINTABLE.search(text)
 
 
 def class_name(value: Any) -> str | None:
@@ -73,9 +72,7 @@ def safe_name(name: object, where: str) -> str:
     Raises:
         UserError: it is not printable text, is absolute, names a drive or contains ``..``.
     """
-    printable = is_printable(name) and len(name) <= _MAX_NAME
-    parts = re.split(r"[/\\]", name) if printable else [""]
-    if not parts[0] or _DRIVE.match(name) or ".." in parts:
+    if not is_safe_name(name) or len(name) > _MAX_NAME:
         raise UserError(
             f"{where} has the file name {show(name)}; expected a path within the image folder, "
             "without ..",
@@ -392,15 +389,13 @@ def checked_size(path: Path, options: ReadOptions, *claimed: Sequence[Any]) -> t
 
 
 def skip_or_raise(
-    error: UserError, code: str, where: str, options: ReadOptions, notes: Notes
+    error: UserError, where: str, options: ReadOptions, notes: Notes, code: str = ""
 ) -> None:
-    """Raise an error, or note it if ``options.skip_broken``.
-
-    The code of the note is ``image_size`` if the error's is, otherwise ``code``.
-    """
+    """Raise an error, or note it if ``options.skip_broken``, by default as its own code says."""
     if not options.skip_broken:
         raise error
-    notes.add("image_size" if error.code == "image_size" else code, where, str(error)[:_DETAIL])
+    code = code or _NOTE_CODES.get(error.code, "label_broken")
+    notes.add(code, where, str(error)[:_DETAIL])
 
 
 def extra_fields(
@@ -513,19 +508,16 @@ class FileReader(ABC):
         Raises:
             UserError: it is missing, broken, of another size, or annotated twice.
         """
-        code = "image_missing"
         try:
             try:
                 found = self._finder.find(name, self._folder, other)
             except UserError as error:
                 words = f"{where}: {str(error).rstrip('.')}{hint and f'; {hint}'}."
                 raise UserError(words, code=error.code) from error
-            code = "label_broken"
             self._take(found, where)
-            code = "image_broken"
             size = checked_size(self._finder.root / found, self.options, *claimed)
         except UserError as error:
-            skip_or_raise(error, code, where, self.options, notes)
+            skip_or_raise(error, where, self.options, notes)
             return None
         return ImageRecord(found, *size)
 
@@ -552,7 +544,7 @@ class FileReader(ABC):
                     raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
                 yield from self.records(read_json(path, self.content, self.meaning), where, notes)
             except UserError as error:
-                skip_or_raise(error, "label_broken", where, self.options, notes)
+                skip_or_raise(error, where, self.options, notes, "label_broken")
         if self._whole:
             for name in list_files(self._finder.root):
                 if name not in self._seen:

@@ -1,4 +1,4 @@
-"""Out and back: random particles from COCO to each format and again to COCO."""
+"""Round trips of random particles from COCO through each format."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def _check_notes(notes, shapes, format, polygons):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_a_format_cannot_hold_is_listed(tmp_path, format):
+def test_losses_are_listed(tmp_path, format):
     ring = np.zeros((HEIGHT, WIDTH), bool)
     ring[4:20, 4:20] = True
     ring[8:12, 8:12] = False
