@@ -384,8 +384,8 @@ def test_nothing_is_lost_in_the_round_trip(tmp_path):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
-def test_any_mask_survives_the_round_trip(seed, height, width, share):
-    blob = np.random.default_rng(seed).random((height, width)) < share
+def test_any_mask_survives_the_round_trip(seed, height, width, fraction):
+    blob = np.random.default_rng(seed).random((height, width)) < fraction
     rle = mask_util.encode(np.asfortranarray(blob))
     instance = Instance("A", {"size": [height, width], "counts": rle["counts"].decode()}, "0")
     notes = Notes()

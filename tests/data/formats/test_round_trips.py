@@ -143,7 +143,7 @@ def _compare(before, after, format, polygons):
     for name, expected in before.items():
         assert [each[0] for each in after[name]] == [each[0] for each in expected]
         for (_, old, old_shape), (_, new, new_shape) in zip(expected, after[name], strict=True):
-            # Every format holds every pixel: YOLO's ten digits leave eighths of a pixel alone.
+            # Every format holds every pixel: YOLO's ten digits keep eighths of a pixel.
             assert np.array_equal(old, new)
             if format in ("coco", "labelme") and not polygons:
                 assert old_shape == new_shape
