@@ -125,8 +125,8 @@ def _track_etched(rng: Generator, size: int, light: np.ndarray, depth: float):
     """Draw the grey values of pores (below 0) and faint unevenness (about 0)."""
     count = int(size * size / rng.uniform(90, 420))
     pores = np.zeros((size, size), np.float32)
-    where = rng.integers(0, size, (2, count))
-    np.add.at(pores, tuple(where), rng.uniform(0.6, 1.0, count).astype(np.float32))
+    spots = rng.integers(0, size, (2, count))
+    np.add.at(pores, tuple(spots), rng.uniform(0.6, 1.0, count).astype(np.float32))
     sigma = rng.uniform(0.8, 1.3)
     pores = np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1.6)
     uneven = fractal_noise(rng, pores.shape, (90, 30, 3), 0.5)
@@ -191,8 +191,8 @@ def _glowing_membrane(rng: Generator, size: int, light: np.ndarray):
 def _holes(rng: Generator, size: int) -> np.ndarray:
     """Draw coarse pores, 0 to 1: soft discs of one size."""
     pores = np.zeros((size, size), np.float32)
-    where = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
-    pores[tuple(where)] = 1
+    spots = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
+    pores[tuple(spots)] = 1
     sigma = rng.uniform(1.0, 2.4)
     return np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1)
 
@@ -309,8 +309,8 @@ def _specks(rng: Generator, scene: Scene, count: int) -> None:
     size = scene.canvas.shape[0]
     for sigma in (0.55, 0.9):
         dots = np.zeros((size, size), np.float32)
-        where = rng.integers(0, size, (2, max(count // 2, 0)))
-        dots[tuple(where)] = rng.uniform(0.15, 1.0, where.shape[1])
+        spots = rng.integers(0, size, (2, max(count // 2, 0)))
+        dots[tuple(spots)] = rng.uniform(0.15, 1.0, spots.shape[1])
         dots = cv2.GaussianBlur(dots, (0, 0), sigma) * (5.5 * sigma**2)
         if scene.dark:
             scene.canvas += 0.25 * np.minimum(dots, 1)[..., None]

@@ -26,7 +26,7 @@ from microplastics.synthetic.camera import (
     scratch,
     smooth_noise,
 )
-from microplastics.synthetic.dataset import RENDERER_VERSION, check_option, check_parameters
+from microplastics.synthetic.dataset import check_option, check_parameters
 from microplastics.synthetic.filters import (
     bare_filter,
     draw_dirt,
@@ -40,6 +40,8 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_json
 from microplastics.utils.system import available_processors, map_in_processes
 
+# Must be raised whenever the same parameters give another picture.
+_VERSION = 3
 MIN_SIZE, MAX_SIZE = 1024, 10_000
 MAX_PARTICLES = 50_000
 # Side in px of the tiles of the TIFF, and of the smallest copy in its pyramid.
@@ -108,7 +110,7 @@ class FilterSettings:
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that the file's bytes depend on, as JSON."""
-        return {"renderer_version": RENDERER_VERSION, **dataclasses.asdict(self)}
+        return {"renderer_version": _VERSION, **dataclasses.asdict(self)}
 
     def count(self, membrane: Membrane) -> int:
         """Return the number of particles to lay."""
