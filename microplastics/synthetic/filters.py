@@ -42,6 +42,61 @@ _cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
 _logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Blanks:
+    """Photographs of empty filters.
+
+    Attributes:
+        root: their folder.
+        files: their paths below it with ``/``, sorted.
+        bytes: total size of the files.
+    """
+
+    root: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A photographed filter, with the camera that drawn particles must look taken by.
+
+    Attributes:
+        name: its path below its folder.
+        pixels: float32 (size, size, 3), BGR, 0 to 1: the piece under the particles.
+        light: float32, broadcast against it: factor from the evenly lit scene to the photograph.
+        blur: standard deviation of the lens's blur in px.
+        noise: standard deviation of the noise of a channel, 0 to 1.
+    """
+
+    name: str
+    pixels: np.ndarray
+    light: np.ndarray
+    blur: float
+    noise: float
+
+    def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
+        """Add the drawn particles, with blur and noise, to the photograph.
+
+        Args:
+            scene: the finished scene on the photograph.
+
+        Returns:
+            uint8 (size, size, 3), BGR.
+        """
+        drawn = scene.canvas * self.light - self.pixels
+        cover = scene.cover
+        if self.blur > 0.3:
+            drawn = cv2.GaussianBlur(drawn, (0, 0), self.blur)
+            cover = cv2.GaussianBlur(cover, (0, 0), self.blur)
+        # A particle hides the photograph's noise below it, and gets as much of its own.
+        noise = cv2.GaussianBlur(rng.standard_normal(drawn.shape, dtype=np.float32), (0, 0), 0.6)
+        noise *= self.noise / max(float(noise.std()), 1e-6)
+        hidden = np.sqrt(np.clip(1 - (1 - cover) ** 2, 0, 1))
+        image = self.pixels + drawn + noise * hidden[..., None]
+        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
 def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, float]) -> Scene:
     """Draw an empty filter.
 
@@ -70,6 +125,306 @@ def bare_filter(rng: Generator, size: int, filters: Mapping[str, float]) -> Scen
     gray, color = _DRAW[kind](rng, size, light)
     canvas = np.clip(gray[..., None] * np.asarray(color, np.float32), 0, 1.1).astype(np.float32)
     return Scene(canvas, light, kind, kind in DARK_FILTERS)
+
+
+def draw_dirt(rng: Generator) -> float:
+    """Draw the dirtiness of a filter: log-normal, mostly below 1."""
+    return rng.lognormal(-0.35, 0.8)
+
+
+def scatter_debris(rng: Generator, scene: Scene, dirt: float) -> None:
+    """Scatter natural matter over a scene.
+
+    Args:
+        scene: changed in place.
+        dirt: density, see :func:`draw_dirt`.
+    """
+    size = scene.canvas.shape[0]
+    dirt = dirt * (size / 256) ** 2
+    _specks(rng, scene, int(min(14 * dirt, 4000)))
+    for draw, mean in ((_grain, 2.5), (_flake, 1.0), (_thread, 0.9), (_pollen, 0.35)):
+        for _ in range(min(int(rng.poisson(mean * dirt)), 400)):
+            draw(rng, scene)
+
+
+def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
+    """Enclose air bubbles: round, colourless, a broad rim about a bright middle.
+
+    The rim is dark in bright field, and a thin bright ring in dark field.
+
+    Args:
+        scene: changed in place.
+        mean: mean number on 256 x 256 px.
+    """
+    size = scene.canvas.shape[0]
+    for _ in range(min(int(rng.poisson(mean * (size / 256) ** 2)), 400)):
+        radius = rng.uniform(5, 15)
+        window, x, y = _window(rng, scene, 3 * radius)
+        r = np.hypot(x, y) / radius
+        rim = rng.uniform(0.72, 0.86)
+        shade = np.exp(-(((r - rim) / (0.55 * (1 - rim))) ** 2)) * np.clip((1 - r) * radius, 0, 1)
+        # The lamp is mirrored on the side that faces it.
+        spot = np.hypot(x / radius - 0.4 * scene.light[0], y / radius - 0.4 * scene.light[1])
+        shine = np.exp(-((spot / 0.16) ** 2)) + (0.35 * np.exp(-((r / 0.4) ** 2)))
+        if scene.dark:
+            window += (0.45 * shade + 0.4 * shine)[..., None].astype(np.float32)
+        else:
+            window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
+
+
+def shed_fibers(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief.
+
+    Args:
+        scene: changed in place; filters without fibres are not changed.
+        amount: factor on their number.
+    """
+    if scene.filter not in ("glass_fiber", "cellulose"):
+        return
+    size = scene.canvas.shape[0]
+    for _ in range(min(int(rng.poisson(0.5 * amount * (size / 256) ** 2)), 400)):
+        count, reach = 12, rng.uniform(40, 170)
+        heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
+        steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
+        points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
+        window, line = draw_hairline(scene, points)
+        if not line.size:
+            continue
+        soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.6, 0.9))
+        shade = rng.uniform(0.5, 1.2) * relief(soft, scene.light) - rng.uniform(0.0, 0.14) * soft
+        window += shade[..., None]
+
+
+def find_blanks(folder: str | os.PathLike) -> Blanks:
+    """Find the images in a folder and its sub-folders, by their suffix.
+
+    Hidden files and folders are skipped; other files are named in a warning.
+
+    Args:
+        folder: folder of JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or PPM files.
+
+    Raises:
+        UserError: the folder does not exist, cannot be read or contains no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(
+            f"--backgrounds {root} is not a folder; expected a folder of blank images.",
+            code="file_missing",
+        )
+    names, others, total = [], [], 0
+    try:
+        for at, folders, files in os.walk(root, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (Path(at, name) for name in files if not name.startswith(".")):
+                name = path.relative_to(root).as_posix()
+                if path.suffix.lower() in _SUFFIXES and path.is_file():
+                    names.append(name)
+                    total += path.stat().st_size
+                else:
+                    others.append(name)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or root} cannot be read ({error.strerror}); change its permissions "
+            "or move it out of the folder of backgrounds.",
+            code="file_invalid",
+        ) from error
+    if not names:
+        raise UserError(
+            f"--backgrounds {root} contains no image; put blank filter images there.",
+            code="input_empty",
+        )
+    if others:
+        _logger.warning(
+            "%d files in %s are not images and are ignored, such as %s.",
+            *(len(others), root, min(others)),
+        )
+    return Blanks(os.fspath(root), tuple(sorted(names)), total)
+
+
+def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
+    """Decode every photograph once.
+
+    Args:
+        blanks: the photographs.
+        size: side in px of the pictures to be rendered.
+        progress: whether to show a progress bar on stderr, if it is a terminal.
+
+    Raises:
+        UserError: a photograph cannot be read, or has a side below half of ``size``.
+    """
+    for name in tqdm(
+        blanks.files, desc="Checking backgrounds", unit="image", disable=None if progress else True
+    ):
+        path = Path(blanks.root, name)
+        height, width = read_image(path).shape[:2]
+        # A smaller one would show its mirror image more often than itself.
+        if 2 * min(height, width) < size:
+            raise UserError(
+                f"{path} is {width} x {height} px; expected at least half of --size {size} on "
+                "each side.",
+                code="image_size",
+            )
+
+
+def photographed_filter(
+    key: tuple[int | str, ...], size: int, blanks: Blanks
+) -> tuple[Scene, Photograph]:
+    """Take a random piece of a random photograph as an empty filter.
+
+    It is turned by right angles, mirrored and made up to 8 % brighter or darker at random; a
+    photograph smaller than the picture is continued by its mirror image.
+
+    Args:
+        key: key of the picture's random stream.
+        size: side of the picture in px.
+        blanks: the photographs.
+
+    Returns:
+        The scene, evenly lit, and the photograph that finishes it.
+    """
+    rng = generator(*key, "background")
+    name = blanks.files[rng.integers(len(blanks.files))]
+    image = _decoded(os.path.join(blanks.root, name))
+    short = [max(size - side, 0) for side in image.shape[:2]]
+    if any(short):
+        edges = (short[0] // 2, -(-short[0] // 2), short[1] // 2, -(-short[1] // 2))
+        image = cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT_101)
+    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
+    piece = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
+    if rng.random() < 0.5:
+        piece = piece[:, ::-1]
+    photograph = np.ascontiguousarray(piece, np.float32) / 255
+    photograph = np.clip(photograph * np.float32(rng.uniform(0.92, 1.08)), 0, 1)
+    blur, noise = camera_of(photograph[..., 1])
+    dark = float(np.median(photograph.mean(2))) < _DARK_BELOW
+    lamp = _light(photograph, dark)
+    angle = rng.uniform(0, 2 * np.pi)
+    direction = np.array([np.cos(angle), np.sin(angle)])
+    cover = np.zeros((size, size), np.float32)
+    scene = Scene(photograph / lamp, direction, "photograph", dark, cover)
+    return scene, Photograph(name, photograph, lamp, blur, noise)
+
+
+def camera_of(gray: np.ndarray) -> tuple[float, float]:
+    """Estimate blur and noise from the spectrum of a photograph.
+
+    Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n,
+    a natural texture (Field 1987) with the lens's Gaussian blur s and white noise n.
+
+    Args:
+        gray: float32 (H, W), 0 to 1.
+
+    Returns:
+        (standard deviation of the blur in px, 0.3 to 4; of the noise, 0 to 0.1).
+    """
+    height, width = (min(side, 512) for side in gray.shape)
+    window = np.hanning(height)[:, None] * np.hanning(width)[None]
+    part = (gray[:height, :width] - gray[:height, :width].mean()) * window
+    power = np.abs(np.fft.rfft2(part)) ** 2 / (window**2).sum()
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    bins = np.minimum((radius * 80).astype(int), 41)
+    counts = np.bincount(bins.ravel(), minlength=42)
+    mean = np.bincount(bins.ravel(), power.ravel(), minlength=42) / np.maximum(counts, 1)
+    # The lowest frequencies are the lamp; only the spectrum's corners go beyond 0.5.
+    f, mean = (np.arange(4, 40) + 0.5) / 80, np.maximum(mean[4:40], 1e-9)
+    best = (np.inf, 0.6, 0.0)
+    for exponent in (1.0, 1.5, 2.0):
+        for blur in np.linspace(0.3, 4.0, 38):
+            texture = f**-exponent * np.exp(-((2 * np.pi * f * blur) ** 2))
+            basis = np.stack([texture / texture[0], np.full_like(f, mean[-1])], 1) / mean[:, None]
+            weights = np.linalg.lstsq(basis, np.ones_like(f), rcond=None)[0].clip(0)
+            error = float(((basis @ weights - 1) ** 2).sum())
+            if error < best[0]:
+                best = (error, float(blur), float(np.sqrt(weights[1] * mean[-1])))
+    return best[1], min(best[2], 0.1)
+
+
+def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
+    """Find the largest square of an image that overlaps no box.
+
+    A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free
+    square of side 2 d - 1.
+
+    Args:
+        boxes: float (N, 4), x0, y0, x1, y1 in px; may reach out of the image.
+        width: of the image in px.
+        height: of the image in px.
+
+    Returns:
+        left, top and side in px; the side is 0 if no pixel is free.
+    """
+    # A frame of occupied pixels: the square ends at the border.
+    free = np.pad(np.ones((height, width), np.uint8), 1)
+    for x0, y0, x1, y1 in boxes:
+        left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
+        right, bottom = max(int(np.ceil(x1)), 0), max(int(np.ceil(y1)), 0)
+        free[1 + top : 1 + min(bottom, height), 1 + left : 1 + min(right, width)] = 0
+    distance = cv2.distanceTransform(free, cv2.DIST_C, 3)
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    radius = int(distance[row, column])
+    if radius == 0:
+        return 0, 0, 0
+    # Four adjacent centres of such squares are the middle of a square of side 2 d.
+    full = distance == radius
+    middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
+    if not middle.any():
+        return int(column) - radius, int(row) - radius, 2 * radius - 1
+    row, column = np.unravel_index(int(middle.argmax()), middle.shape)
+    return int(column) - radius, int(row) - radius, 2 * radius
+
+
+def cut_blank_windows(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    output: str | os.PathLike,
+    min_size: int = 256,
+    margin: int = 25,
+) -> tuple[list[Path], list[str]]:
+    """Write the largest particle-free square of each image as a PNG.
+
+    Args:
+        json_file: COCO JSON whose particles are all annotated.
+        image_root: its image folder.
+        output: folder of the PNGs.
+        min_size: smallest side in px; images without such a square are skipped.
+        margin: px kept free around each particle, for its halo.
+
+    Returns:
+        The files written, and the images skipped.
+
+    Raises:
+        UserError: the data set cannot be used, or no image has such a square.
+    """
+    if min_size < 1 or margin < 0:
+        raise UserError(
+            f"--min-size {min_size} or --margin {margin} is too small; expected at least 1 and "
+            "0 px.",
+            code="option_invalid",
+        )
+    written, without, taken = [], [], set()
+    for image in tqdm(load_instances(json_file, image_root), desc="Cutting", disable=None):
+        boxes = np.array([a["bbox"] for a in image["annotations"]], float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes += (-margin, -margin, margin, margin)
+        x, y, side = largest_free_square(boxes, image["width"], image["height"])
+        if side < min_size:
+            without.append(image["file_name"])
+            continue
+        pixels = read_image(image["file_name"], expected_size=(image["width"], image["height"]))
+        path = _free_name(Path(image["file_name"]), image_root, Path(output), f"{x}_{y}", taken)
+        _, encoded = cv2.imencode(".png", pixels[y : y + side, x : x + side])
+        with atomic_write(path, "wb") as file:
+            file.write(encoded.tobytes())
+        written.append(path)
+        taken.add(path)
+    if not written:
+        raise UserError(
+            f"{json_file} has no image with a particle-free square of {min_size} px; lower "
+            "--min-size or --margin.",
+            code="input_empty",
+        )
+    return written, without
 
 
 def _glass_fiber(rng: Generator, size: int, light: np.ndarray):
@@ -236,74 +591,6 @@ def _printed_grid(rng: Generator, canvas: np.ndarray) -> None:
     canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
 
 
-def draw_dirt(rng: Generator) -> float:
-    """Draw the dirtiness of a filter: log-normal, mostly below 1."""
-    return rng.lognormal(-0.35, 0.8)
-
-
-def scatter_debris(rng: Generator, scene: Scene, dirt: float) -> None:
-    """Scatter natural matter over a scene.
-
-    Args:
-        scene: changed in place.
-        dirt: density, see :func:`draw_dirt`.
-    """
-    size = scene.canvas.shape[0]
-    dirt = dirt * (size / 256) ** 2
-    _specks(rng, scene, int(min(14 * dirt, 4000)))
-    for draw, mean in ((_grain, 2.5), (_flake, 1.0), (_thread, 0.9), (_pollen, 0.35)):
-        for _ in range(min(int(rng.poisson(mean * dirt)), 400)):
-            draw(rng, scene)
-
-
-def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
-    """Enclose air bubbles: round, colourless, a broad rim about a bright middle.
-
-    The rim is dark in bright field, and a thin bright ring in dark field.
-
-    Args:
-        scene: changed in place.
-        mean: mean number on 256 x 256 px.
-    """
-    size = scene.canvas.shape[0]
-    for _ in range(min(int(rng.poisson(mean * (size / 256) ** 2)), 400)):
-        radius = rng.uniform(5, 15)
-        window, x, y = _window(rng, scene, 3 * radius)
-        r = np.hypot(x, y) / radius
-        rim = rng.uniform(0.72, 0.86)
-        shade = np.exp(-(((r - rim) / (0.55 * (1 - rim))) ** 2)) * np.clip((1 - r) * radius, 0, 1)
-        # The lamp is mirrored on the side that faces it.
-        spot = np.hypot(x / radius - 0.4 * scene.light[0], y / radius - 0.4 * scene.light[1])
-        shine = np.exp(-((spot / 0.16) ** 2)) + (0.35 * np.exp(-((r / 0.4) ** 2)))
-        if scene.dark:
-            window += (0.45 * shade + 0.4 * shine)[..., None].astype(np.float32)
-        else:
-            window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
-
-
-def shed_fibers(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief.
-
-    Args:
-        scene: changed in place; filters without fibres are not changed.
-        amount: factor on their number.
-    """
-    if scene.filter not in ("glass_fiber", "cellulose"):
-        return
-    size = scene.canvas.shape[0]
-    for _ in range(min(int(rng.poisson(0.5 * amount * (size / 256) ** 2)), 400)):
-        count, reach = 12, rng.uniform(40, 170)
-        heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
-        steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
-        points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
-        window, line = draw_hairline(scene, points)
-        if not line.size:
-            continue
-        soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.6, 0.9))
-        shade = rng.uniform(0.5, 1.2) * relief(soft, scene.light) - rng.uniform(0.0, 0.14) * soft
-        window += shade[..., None]
-
-
 def _specks(rng: Generator, scene: Scene, count: int) -> None:
     """Draw dots of 1 to 3 px: soot, silt, dust."""
     size = scene.canvas.shape[0]
@@ -406,174 +693,8 @@ def _pollen(rng: Generator, scene: Scene) -> None:
     _blend(window, 0.8 * alpha, np.clip(color * tone[..., None], 0, 1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Blanks:
-    """Photographs of empty filters.
-
-    Attributes:
-        root: their folder.
-        files: their paths below it with ``/``, sorted.
-        bytes: total size of the files.
-    """
-
-    root: str
-    files: tuple[str, ...]
-    bytes: int
-
-
-def find_blanks(folder: str | os.PathLike) -> Blanks:
-    """Find the images in a folder and its sub-folders, by their suffix.
-
-    Hidden files and folders are skipped; other files are named in a warning.
-
-    Args:
-        folder: folder of JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or PPM files.
-
-    Raises:
-        UserError: the folder does not exist, cannot be read or contains no image.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(
-            f"--backgrounds {root} is not a folder; expected a folder of blank images.",
-            code="file_missing",
-        )
-    names, others, total = [], [], 0
-    try:
-        for at, folders, files in os.walk(root, onerror=_raise):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for path in (Path(at, name) for name in files if not name.startswith(".")):
-                name = path.relative_to(root).as_posix()
-                if path.suffix.lower() in _SUFFIXES and path.is_file():
-                    names.append(name)
-                    total += path.stat().st_size
-                else:
-                    others.append(name)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or root} cannot be read ({error.strerror}); change its permissions "
-            "or move it out of the folder of backgrounds.",
-            code="file_invalid",
-        ) from error
-    if not names:
-        raise UserError(
-            f"--backgrounds {root} contains no image; put blank filter images there.",
-            code="input_empty",
-        )
-    if others:
-        _logger.warning(
-            "%d files in %s are not images and are ignored, such as %s.",
-            *(len(others), root, min(others)),
-        )
-    return Blanks(os.fspath(root), tuple(sorted(names)), total)
-
-
 def _raise(error: OSError) -> None:
     raise error
-
-
-def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
-    """Decode every photograph once.
-
-    Args:
-        blanks: the photographs.
-        size: side in px of the pictures to be rendered.
-        progress: whether to show a progress bar on stderr, if it is a terminal.
-
-    Raises:
-        UserError: a photograph cannot be read, or has a side below half of ``size``.
-    """
-    for name in tqdm(
-        blanks.files, desc="Checking backgrounds", unit="image", disable=None if progress else True
-    ):
-        path = Path(blanks.root, name)
-        height, width = read_image(path).shape[:2]
-        # A smaller one would show its mirror image more often than itself.
-        if 2 * min(height, width) < size:
-            raise UserError(
-                f"{path} is {width} x {height} px; expected at least half of --size {size} on "
-                "each side.",
-                code="image_size",
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Photograph:
-    """A photographed filter, with the camera that drawn particles must look taken by.
-
-    Attributes:
-        name: its path below its folder.
-        pixels: float32 (size, size, 3), BGR, 0 to 1: the piece under the particles.
-        light: float32, broadcast against it: factor from the evenly lit scene to the photograph.
-        blur: standard deviation of the lens's blur in px.
-        noise: standard deviation of the noise of a channel, 0 to 1.
-    """
-
-    name: str
-    pixels: np.ndarray
-    light: np.ndarray
-    blur: float
-    noise: float
-
-    def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
-        """Add the drawn particles, with blur and noise, to the photograph.
-
-        Args:
-            scene: the finished scene on the photograph.
-
-        Returns:
-            uint8 (size, size, 3), BGR.
-        """
-        drawn = scene.canvas * self.light - self.pixels
-        cover = scene.cover
-        if self.blur > 0.3:
-            drawn = cv2.GaussianBlur(drawn, (0, 0), self.blur)
-            cover = cv2.GaussianBlur(cover, (0, 0), self.blur)
-        # A particle hides the photograph's noise below it, and gets as much of its own.
-        noise = cv2.GaussianBlur(rng.standard_normal(drawn.shape, dtype=np.float32), (0, 0), 0.6)
-        noise *= self.noise / max(float(noise.std()), 1e-6)
-        hidden = np.sqrt(np.clip(1 - (1 - cover) ** 2, 0, 1))
-        image = self.pixels + drawn + noise * hidden[..., None]
-        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
-def photographed_filter(
-    key: tuple[int | str, ...], size: int, blanks: Blanks
-) -> tuple[Scene, Photograph]:
-    """Take a random piece of a random photograph as an empty filter.
-
-    It is turned by right angles, mirrored and made up to 8 % brighter or darker at random; a
-    photograph smaller than the picture is continued by its mirror image.
-
-    Args:
-        key: key of the picture's random stream.
-        size: side of the picture in px.
-        blanks: the photographs.
-
-    Returns:
-        The scene, evenly lit, and the photograph that finishes it.
-    """
-    rng = generator(*key, "background")
-    name = blanks.files[rng.integers(len(blanks.files))]
-    image = _decoded(os.path.join(blanks.root, name))
-    short = [max(size - side, 0) for side in image.shape[:2]]
-    if any(short):
-        edges = (short[0] // 2, -(-short[0] // 2), short[1] // 2, -(-short[1] // 2))
-        image = cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT_101)
-    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
-    piece = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
-    if rng.random() < 0.5:
-        piece = piece[:, ::-1]
-    photograph = np.ascontiguousarray(piece, np.float32) / 255
-    photograph = np.clip(photograph * np.float32(rng.uniform(0.92, 1.08)), 0, 1)
-    blur, noise = camera_of(photograph[..., 1])
-    dark = float(np.median(photograph.mean(2))) < _DARK_BELOW
-    lamp = _light(photograph, dark)
-    angle = rng.uniform(0, 2 * np.pi)
-    direction = np.array([np.cos(angle), np.sin(angle)])
-    cover = np.zeros((size, size), np.float32)
-    scene = Scene(photograph / lamp, direction, "photograph", dark, cover)
-    return scene, Photograph(name, photograph, lamp, blur, noise)
 
 
 def _decoded(path: str) -> np.ndarray:
@@ -597,127 +718,6 @@ def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
     level = np.maximum(small.mean(2, keepdims=True), 0.02)
     lamp = level / _PLAIN_LEVEL * np.sqrt(np.maximum(small / level, 0.02))
     return cv2.resize(lamp.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
-
-
-def camera_of(gray: np.ndarray) -> tuple[float, float]:
-    """Estimate blur and noise from the spectrum of a photograph.
-
-    Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n,
-    a natural texture (Field 1987) with the lens's Gaussian blur s and white noise n.
-
-    Args:
-        gray: float32 (H, W), 0 to 1.
-
-    Returns:
-        (standard deviation of the blur in px, 0.3 to 4; of the noise, 0 to 0.1).
-    """
-    height, width = (min(side, 512) for side in gray.shape)
-    window = np.hanning(height)[:, None] * np.hanning(width)[None]
-    part = (gray[:height, :width] - gray[:height, :width].mean()) * window
-    power = np.abs(np.fft.rfft2(part)) ** 2 / (window**2).sum()
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    bins = np.minimum((radius * 80).astype(int), 41)
-    counts = np.bincount(bins.ravel(), minlength=42)
-    mean = np.bincount(bins.ravel(), power.ravel(), minlength=42) / np.maximum(counts, 1)
-    # The lowest frequencies are the lamp; only the spectrum's corners go beyond 0.5.
-    f, mean = (np.arange(4, 40) + 0.5) / 80, np.maximum(mean[4:40], 1e-9)
-    best = (np.inf, 0.6, 0.0)
-    for exponent in (1.0, 1.5, 2.0):
-        for blur in np.linspace(0.3, 4.0, 38):
-            texture = f**-exponent * np.exp(-((2 * np.pi * f * blur) ** 2))
-            basis = np.stack([texture / texture[0], np.full_like(f, mean[-1])], 1) / mean[:, None]
-            weights = np.linalg.lstsq(basis, np.ones_like(f), rcond=None)[0].clip(0)
-            error = float(((basis @ weights - 1) ** 2).sum())
-            if error < best[0]:
-                best = (error, float(blur), float(np.sqrt(weights[1] * mean[-1])))
-    return best[1], min(best[2], 0.1)
-
-
-def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
-    """Find the largest square of an image that overlaps no box.
-
-    A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free
-    square of side 2 d - 1.
-
-    Args:
-        boxes: float (N, 4), x0, y0, x1, y1 in px; may reach out of the image.
-        width: of the image in px.
-        height: of the image in px.
-
-    Returns:
-        left, top and side in px; the side is 0 if no pixel is free.
-    """
-    # A frame of occupied pixels: the square ends at the border.
-    free = np.pad(np.ones((height, width), np.uint8), 1)
-    for x0, y0, x1, y1 in boxes:
-        left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
-        right, bottom = max(int(np.ceil(x1)), 0), max(int(np.ceil(y1)), 0)
-        free[1 + top : 1 + min(bottom, height), 1 + left : 1 + min(right, width)] = 0
-    distance = cv2.distanceTransform(free, cv2.DIST_C, 3)
-    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
-    radius = int(distance[row, column])
-    if radius == 0:
-        return 0, 0, 0
-    # Four adjacent centres of such squares are the middle of a square of side 2 d.
-    full = distance == radius
-    middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
-    if not middle.any():
-        return int(column) - radius, int(row) - radius, 2 * radius - 1
-    row, column = np.unravel_index(int(middle.argmax()), middle.shape)
-    return int(column) - radius, int(row) - radius, 2 * radius
-
-
-def cut_blank_windows(
-    json_file: str | os.PathLike,
-    image_root: str | os.PathLike,
-    output: str | os.PathLike,
-    min_size: int = 256,
-    margin: int = 25,
-) -> tuple[list[Path], list[str]]:
-    """Write the largest particle-free square of each image as a PNG.
-
-    Args:
-        json_file: COCO JSON whose particles are all annotated.
-        image_root: its image folder.
-        output: folder of the PNGs.
-        min_size: smallest side in px; images without such a square are skipped.
-        margin: px kept free around each particle, for its halo.
-
-    Returns:
-        The files written, and the images skipped.
-
-    Raises:
-        UserError: the data set cannot be used, or no image has such a square.
-    """
-    if min_size < 1 or margin < 0:
-        raise UserError(
-            f"--min-size {min_size} or --margin {margin} is too small; expected at least 1 and "
-            "0 px.",
-            code="option_invalid",
-        )
-    written, without, taken = [], [], set()
-    for image in tqdm(load_instances(json_file, image_root), desc="Cutting", disable=None):
-        boxes = np.array([a["bbox"] for a in image["annotations"]], float).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        boxes += (-margin, -margin, margin, margin)
-        x, y, side = largest_free_square(boxes, image["width"], image["height"])
-        if side < min_size:
-            without.append(image["file_name"])
-            continue
-        pixels = read_image(image["file_name"], expected_size=(image["width"], image["height"]))
-        path = _free_name(Path(image["file_name"]), image_root, Path(output), f"{x}_{y}", taken)
-        _, encoded = cv2.imencode(".png", pixels[y : y + side, x : x + side])
-        with atomic_write(path, "wb") as file:
-            file.write(encoded.tobytes())
-        written.append(path)
-        taken.add(path)
-    if not written:
-        raise UserError(
-            f"{json_file} has no image with a particle-free square of {min_size} px; lower "
-            "--min-size or --margin.",
-            code="input_empty",
-        )
-    return written, without
 
 
 def _free_name(
