@@ -6,7 +6,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,6 @@ class Preset:
     """Parameters of one kind of picture.
 
     Attributes:
-        about: purpose, in a few words.
         filters: frequency of each filter of :mod:`.filters`; they add up to 1.
         mix: frequency of each kind of particle, lowest layer first; they add up to 1.
         particles_per_256: particles on 256 x 256 px (median); 0 for blanks.
@@ -84,7 +82,6 @@ class Preset:
         blur: range of the lens's blur, standard deviation in px.
     """
 
-    about: str
     filters: Mapping[str, float]
     mix: Mapping[int, float]
     particles_per_256: float = 6.5
@@ -125,62 +122,37 @@ _BEAD_FILTERS = {
     "glowing_membrane": 0.18,
 }
 _MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "default": Preset("every filter, moderately laden", _FILTERS, _MIX),
-        "glass-filter": Preset(
-            "glass fibre mats, mostly fibres",
-            {"glass_fiber": 1.0},
-            {FILM: 0.16, FRAGMENT: 0.26, FIBER: 0.58},
-        ),
-        "cellulose": Preset(
-            "cellulose ester felt with stains and printed grids",
-            {"cellulose": 1.0},
-            {FILM: 0.2, FRAGMENT: 0.3, FIBER: 0.5},
-            dirt=1.3,
-        ),
-        "darkfield": Preset(
-            "dark membranes on which particles shine",
-            {"dark_polycarbonate": 1.0},
-            _MIX,
-            particles_per_256=8.0,
-        ),
-        "dense": Preset(
-            "five times as many particles, touching and crossing",
-            _FILTERS,
-            {FILM: 0.13, FRAGMENT: 0.37, FIBER: 0.5},
-            particles_per_256=32.0,
-            spread=0.25,
-            empty_fraction=0.0,
-            crossing=0.5,
-            touching=0.5,
-            max_overlap=0.12,
-            max_crossing=0.4,
-            min_visible=0.5,
-        ),
-        "blank": Preset(
-            "filters with dirt and without particles: for false positives",
-            _FILTERS,
-            _MIX,
-            particles_per_256=0.0,
-            dirt=3.0,
-            bubbles=0.6,
-        ),
-        "beads": Preset(
-            "calibration spheres of one diameter per picture, bright and dark field",
-            _BEAD_FILTERS,
-            {BEAD: 1.0},
-            particles_per_256=4.5,
-            spread=0.6,
-            scale_bar_fraction=0.0,
-            dirt=0.25,
-            bubbles=0.0,
-            touching=0.45,
-            min_contrast=0.035,
-            blur=(0.8, 2.4),
-        ),
-    }
-)
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset(_FILTERS, _MIX),
+    "glass-filter": Preset({"glass_fiber": 1.0}, {FILM: 0.16, FRAGMENT: 0.26, FIBER: 0.58}),
+    "cellulose": Preset({"cellulose": 1.0}, {FILM: 0.2, FRAGMENT: 0.3, FIBER: 0.5}, dirt=1.3),
+    "darkfield": Preset({"dark_polycarbonate": 1.0}, _MIX, particles_per_256=8.0),
+    "dense": Preset(
+        _FILTERS,
+        {FILM: 0.13, FRAGMENT: 0.37, FIBER: 0.5},
+        particles_per_256=32.0,
+        spread=0.25,
+        empty_fraction=0.0,
+        crossing=0.5,
+        touching=0.5,
+        max_overlap=0.12,
+        max_crossing=0.4,
+        min_visible=0.5,
+    ),
+    "blank": Preset(_FILTERS, _MIX, particles_per_256=0.0, dirt=3.0, bubbles=0.6),
+    "beads": Preset(
+        _BEAD_FILTERS,
+        {BEAD: 1.0},
+        particles_per_256=4.5,
+        spread=0.6,
+        scale_bar_fraction=0.0,
+        dirt=0.25,
+        bubbles=0.0,
+        touching=0.45,
+        min_contrast=0.035,
+        blur=(0.8, 2.4),
+    ),
+}
 
 
 def find_preset(name: str) -> Preset:

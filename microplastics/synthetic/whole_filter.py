@@ -167,7 +167,8 @@ def render_mosaic(
         workers = available_processors() if size**2 >= _PIXELS_WORTH_A_PROCESS else 1
     check_option(workers > 0, "--workers", workers, "1 or more")
     path = Path(output)
-    check_option(path.suffix.lower() in (".tif", ".tiff"), "--output", path, "a name in .tif")
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+    check_option(is_tiff, "--output", path, "a name that ends in .tif")
     annotations = path.with_suffix(".json")
     if _is_complete(path, annotations, settings):
         return annotations
