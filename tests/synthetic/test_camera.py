@@ -15,7 +15,7 @@ from microplastics.synthetic.camera import (
 from microplastics.synthetic.particles import contour_contrast
 
 
-def test_contrast_is_that_of_the_rim():
+def test_contrast_is_measured_on_the_rim():
     below = np.zeros((20, 20, 3), np.float32)
     coverage = np.zeros((20, 20), np.float32)
     coverage[4:16, 4:16] = 1

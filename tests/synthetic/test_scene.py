@@ -148,7 +148,7 @@ def test_annotation_of_a_square_is_exact():
     assert annotation["truth"]["area_um2"] == 120
 
 
-def test_truth_is_whole_where_the_frame_cuts():
+def test_truth_is_whole_if_the_frame_cuts():
     annotation = annotate(straight_fiber(40, 3, x=-20, y=30), 64, 1.0)
     assert annotation["touches_edge"] and annotation["truth"]["length_um"] == 46
     assert annotation["area"] == pytest.approx(20 * 6 + 4.5 * math.pi, abs=3)
@@ -181,7 +181,7 @@ def wedge(length):
     return Particle(FIBER, LineString(core).buffer(3, quad_segs=16), core, 3.0)
 
 
-def test_no_tip_thinner_than_a_pixel_is_left_where_the_frame_cuts():
+def test_the_frame_leaves_no_tip_thinner_than_a_pixel():
     annotation = annotate(wedge(18), 256, 1.0)
     points = np.reshape(annotation["segmentation"][0], (-1, 2))
     x, y, width, height = annotation["bbox"]
@@ -223,7 +223,7 @@ def test_a_preset_makes_sense(preset):
     assert ids == list(range(1, len(ids) + 1))
 
 
-def test_ids_are_those_of_the_project():
+def test_category_ids():
     kinds = [FIBER, FRAGMENT, FILM, BEAD]
     assert [find_preset("dense").category_id(kind) for kind in kinds[:3]] == [1, 2, 3]
     assert find_preset("beads").category_id(BEAD) == 1
