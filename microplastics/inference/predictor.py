@@ -284,6 +284,11 @@ class Predictor:
             logger.warning("This processor has no bf16 instructions; fp32 is faster here.")
         self.mask_threshold, self.batch_size = float(mask_threshold), batch_size
         self.precision = precision
+        if cfg.TEST.TILE_TOPK < 1:
+            raise UserError(
+                f"TEST.TILE_TOPK is {cfg.TEST.TILE_TOPK}; expected 1 or more.",
+                code="config_invalid",
+            )
         self._read = InputReader(self.cfg)
         model = _build(self.cfg, checkpoint, source).eval()
         load_into(model, checkpoint, source)

@@ -293,6 +293,7 @@ def test_names_without_any_in_the_checkpoint(predictor, model_path, tmp_path):
         ({"opts": ("MODEL.ROI_HEADS.NAME", "Nope")}, "config_invalid", "Nope"),
         ({"opts": ("MODEL.ROI_BOX_HEAD.FC_DIM", "9000000")}, "checkpoint_mismatch", "parameters"),
         ({"opts": ("INPUT.FORMAT", "L")}, "config_invalid", "INPUT.FORMAT"),
+        ({"opts": ("TEST.TILE_TOPK", "0")}, "config_invalid", "TEST.TILE_TOPK"),
     ],
 )
 def test_wrong_arguments_are_named(model_path, arguments, code, name):
