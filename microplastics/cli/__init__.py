@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave the process with its exit code, as :func:`run` does.
 
     Args:
-        arguments: of the command line, without the program; those of this process if None.
+        arguments: of the command line, without the program; of this process if None.
     """
     complete = f"_{PROGRAM.upper()}_COMPLETE"
     if os.environ.get(complete):

@@ -26,7 +26,7 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
     """Do the main job on rendered filters: render, train, evaluate, predict, measure.
 
     Each step is a command that also works by itself; it is printed before it runs. A demo that
-    was stopped goes on where it was.
+    was stopped continues where it was.
     """
     folder = Path(output).absolute()
     data = folder / "datasets" / "microplastics_synthetic"

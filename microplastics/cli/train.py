@@ -15,7 +15,7 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
         args: of Detectron2's ``default_argument_parser``.
 
     Returns:
-        the exit code: 0, or that of the signal that stopped training.
+        the exit code: 0, or 128 + the signal that stopped training.
     """
     from microplastics.engine import Trainer, evaluate, setup
 
@@ -58,7 +58,7 @@ def train(**given: Any) -> Any:
 )
 @processes
 def evaluate(weights: str | None, opts: list[str], **given: Any) -> Any:
-    """Score a model on annotated images, those of DATASETS.TEST.
+    """Score a model on the annotated images of DATASETS.TEST.
 
     Writes metrics.json, tables and pictures into OUTPUT_DIR/inference (docs/counting.md).
 
@@ -99,7 +99,7 @@ def evaluate(weights: str | None, opts: list[str], **given: Any) -> Any:
     help="Write a copy, and leave the checkpoint as it is.",
 )
 def thresholds(config_file: str, opts: list[str], weights: str, metric: str, output: str) -> None:
-    """Choose the score threshold of each class on validation images, those of DATASETS.TEST.
+    """Choose the score threshold of each class on the images of DATASETS.TEST.
 
     The thresholds are stored in the checkpoint; evaluate, predict and export use them.
 

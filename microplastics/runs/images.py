@@ -32,7 +32,7 @@ from microplastics.utils.errors import UserError
 from microplastics.writers import ANNOTATIONS_FILE, FORMATS
 from microplastics.writers.base import printable
 
-# What the summary alone depends on, and what decides whether an image is read at all: a run may go
+# What only the summary depends on, and what decides whether an image is read at all: a run may go
 # on with others.
 _OF_THE_RUN = frozenset(
     ("edge", "group_by", "sampled_volume", "counted_fraction", "filter_area_mm2", "blanks")
@@ -54,15 +54,15 @@ class RunOptions:
         size_classes: name of a set of size classes, or their bounds in µm.
         min_size: particles of a smaller largest Feret diameter are not counted, in µm, or in px
             without a calibration.
-        region: where particles count: ``circle``, a file or a folder, as
+        region: region of interest: ``circle``, a file or a folder, as
             :class:`microplastics.roi.region.RegionSource` takes it; everywhere if
             None.
         edge: what becomes of particles that touch the image's border: count, exclude or weight.
         group_by: what sums images of one sample: ``folder``, a CSV (image, group) or a regex.
         sampled_volume: that was filtered, as ``2 L`` or ``0.5 m3``, for each sample; or a CSV
             (sample, volume).
-        counted_fraction: share of the filter that the images of a sample show.
-        filter_area_mm2: area of the filter on which particles lie, in place of that share.
+        counted_fraction: fraction of the filter that the images of a sample show.
+        filter_area_mm2: area of the filter that carries particles; replaces that fraction.
         blanks: images, by name or glob, that are procedural blanks.
         allow_large: lift the limit on the pixels of a file that must be decoded whole.
         max_pixels: that limit.
@@ -94,7 +94,7 @@ class RunOptions:
         return {name: value for name, value in self.as_dict().items() if name not in _OF_THE_RUN}
 
     def as_dict(self) -> dict[str, Any]:
-        """All options that results depend on, those of the summary too."""
+        """All options that results depend on, the summary's included."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -121,10 +121,10 @@ class InputImage:
     """One image of a run.
 
     Attributes:
-        path: where it lies.
+        path: of the file.
         name: what every output calls it, with ``/`` between folders; unique within a run.
-        masks_path: the file of its given masks, where each image has one of its own.
-        region_path: the file that tells where its particles count.
+        masks_path: file of its given masks, if each image has its own.
+        region_path: file of its region of interest.
     """
 
     path: str
@@ -141,11 +141,11 @@ def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
     are named by their path below the folder that holds all of them.
 
     Args:
-        inputs: of the command line; a glob that the shell left alone is expanded here.
+        inputs: of the command line; globs that the shell did not expand are expanded.
         exclude: a folder whose images are none: the output of the run.
 
     Returns:
-        The images in the order of the inputs, those of a folder by name.
+        The images in the order of the inputs, sorted by name within a folder.
 
     Raises:
         UserError: an input is missing, or names no image.
@@ -173,7 +173,7 @@ def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether a file name ends as that of an image and is not hidden."""
+    """Whether a file name has an image's suffix and is not hidden."""
     name = os.path.basename(os.fspath(path))
     return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS and not name.startswith(".")
 
@@ -310,16 +310,16 @@ class PaintedRegions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class RunImage:
     """What is known of an image before its particles are.
 
     Attributes:
         image: which one.
-        regions: its pixels; None where there is no photograph, as of masks alone.
+        regions: its pixels; None without a photograph (masks only).
         calibration: its scale, or None.
-        boxes: x, y, width and height in px of what is no particle: the scale bar and its text.
+        boxes: x, y, width and height in px of the scale bar and its text.
         notes: what of the file was not used, such as a word on its scale, and why.
-        region: where particles count; None is everywhere.
+        region: region of interest; None is the whole image.
     """
 
     image: InputImage
@@ -330,14 +330,14 @@ class Opened:
     region: Region | None = None
 
 
-class Opener:
+class ImageOpener:
     """Opens images by the options of a run."""
 
     def __init__(self, options: RunOptions, region_source: RegionSource | None = None):
         """
         Args:
             options: of the run.
-            region_source: where particles count; None is everywhere.
+            region_source: regions of interest; None is the whole image.
 
         Raises:
             UserError: the calibration table cannot be read.
@@ -349,14 +349,14 @@ class Opener:
             self.table = read_calibration_csv(options.calibration)
 
     @contextlib.contextmanager
-    def open(self, image: InputImage) -> Iterator[Opened]:
+    def open(self, image: InputImage) -> Iterator[RunImage]:
         """Open one image; it is closed when the block ends.
 
         Args:
             image: which one.
 
         Raises:
-            UserError: it cannot be read, or its scale or region cannot be told.
+            UserError: it cannot be read, or its scale or region cannot be determined.
         """
         options = self._options
         with open_reader(
@@ -372,7 +372,7 @@ class Opener:
                 )
                 notes = [*notes, f"{regions.other_pages} more pages were not looked at"]
             region = self.region(image.name, (regions.height, regions.width), regions)
-            yield Opened(image, regions, calibration, boxes, notes, region)
+            yield RunImage(image, regions, calibration, boxes, notes, region)
 
     def scale(
         self, path: str, regions: ImageReader | None = None
@@ -381,11 +381,11 @@ class Opener:
 
         Args:
             path: of the image; without a photograph its name.
-            regions: its pixels; None where there is no photograph, and so neither metadata nor a
+            regions: its pixels; None without a photograph, and so without metadata or a
                 scale bar.
 
         Raises:
-            UserError: sources disagree, or one of them is no scale.
+            UserError: sources disagree, or one of them is invalid.
         """
         options = self._options
         return resolve_calibration(
@@ -407,10 +407,10 @@ class Opener:
         Args:
             name: of the image.
             size: its height and width in px.
-            regions: its pixels; None where there is no photograph.
+            regions: its pixels; None without a photograph.
 
         Raises:
-            UserError: it cannot be told.
+            UserError: it cannot be determined.
         """
         if self._region_source is None:
             return None
@@ -422,10 +422,10 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
 
     Args:
         particles: of an image.
-        boxes: x, y, width and height in px of what is no particle.
+        boxes: x, y, width and height in px of the scale bar and its text.
 
     Returns:
-        The other particles, numbered anew, and how many were left out.
+        The other particles, renumbered, and the number left out.
     """
     kept = [
         number
@@ -451,7 +451,7 @@ def within(
     Args:
         particles: of an image.
         table: their measures, a row each.
-        region: where particles count; None is everywhere.
+        region: region of interest; None is the whole image.
 
     Returns:
         The other particles and their rows.
@@ -485,7 +485,7 @@ def _lies_on(mask: np.ndarray, x: int, y: int, box: Box) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class GivenImage:
+class MaskedImage:
     """One image whose masks are given.
 
     Attributes:
@@ -501,7 +501,7 @@ class GivenImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class MaskSource:
     """All that ``--masks`` names.
 
     Attributes:
@@ -509,17 +509,17 @@ class Given:
         class_names: in order.
     """
 
-    images: list[GivenImage]
+    images: list[MaskedImage]
     class_names: list[str]
 
 
-def read_given(
+def read_masks(
     masks: Sequence[str],
     images: str | None = None,
     dataset: str | None = None,
     class_name: str = "Particle",
     min_score: float = 0.0,
-) -> Given:
+) -> MaskSource:
     """Read masks of any of the kinds that ``microplastics measure`` takes.
 
     Args:
@@ -551,7 +551,7 @@ def read_given(
 
 def _read(
     masks: Sequence[str], images: str | None, dataset: str | None, class_name: str, min_score: float
-) -> Given:
+) -> MaskSource:
     if not any(path.lower().endswith(".json") for path in masks):
         return _from_label_images(masks, images, class_name)
     if len(masks) > 1:
@@ -564,13 +564,13 @@ def _read(
     return _from_annotations(path, images)
 
 
-def _from_annotations(path: str, images: str | None) -> Given:
+def _from_annotations(path: str, images: str | None) -> MaskSource:
     names = class_names(path)
     given = []
     for item in load_instances(path, ""):
         image = _photograph(item["file_name"], images, path)
-        given.append(GivenImage(image, path, _loader(image.name, item, names)))
-    return Given(given, names)
+        given.append(MaskedImage(image, path, _loader(image.name, item, names)))
+    return MaskSource(given, names)
 
 
 def _loader(name: str, item: dict[str, Any], names: Sequence[str]) -> Callable:
@@ -587,7 +587,9 @@ def _loader(name: str, item: dict[str, Any], names: Sequence[str]) -> Callable:
     return load
 
 
-def _from_results(path: str, images: str | None, dataset: str | None, min_score: float) -> Given:
+def _from_results(
+    path: str, images: str | None, dataset: str | None, min_score: float
+) -> MaskSource:
     dataset = dataset or os.path.join(os.path.dirname(path), ANNOTATIONS_FILE)
     if not os.path.isfile(dataset):
         raise UserError(
@@ -605,8 +607,8 @@ def _from_results(path: str, images: str | None, dataset: str | None, min_score:
         image = _photograph(entry["file_name"], images, dataset)
         size = (entry["height"], entry["width"])
         load = _result_loader(image.name, size, results[image_id], names, min_score, path)
-        given.append(GivenImage(image, path, load))
-    return Given(given, list(names.values()))
+        given.append(MaskedImage(image, path, load))
+    return MaskSource(given, list(names.values()))
 
 
 def _named(
@@ -675,7 +677,7 @@ def _result_loader(
     return load
 
 
-def _from_label_images(masks: Sequence[str], images: str | None, class_name: str) -> Given:
+def _from_label_images(masks: Sequence[str], images: str | None, class_name: str) -> MaskSource:
     given = []
     for file in find_images(masks):
         name, path = file.name, ""
@@ -683,8 +685,8 @@ def _from_label_images(masks: Sequence[str], images: str | None, class_name: str
             path = _beside(file.name, images)
             name = printable(Path(os.path.relpath(path, images)).as_posix())
         load = _label_loader(name, file.path, class_name)
-        given.append(GivenImage(InputImage(path, name, file.path), file.path, load))
-    return Given(given, [class_name])
+        given.append(MaskedImage(InputImage(path, name, file.path), file.path, load))
+    return MaskSource(given, [class_name])
 
 
 def _label_loader(name: str, path: str, class_name: str) -> Callable:

@@ -48,14 +48,14 @@ from microplastics.measurement.table import (
 from microplastics.roi.region import CIRCLE, RegionSource
 from microplastics.runs.images import (
     ArrayImage,
-    GivenImage,
+    ImageOpener,
     InputImage,
-    Opened,
-    Opener,
+    MaskedImage,
     PaintedRegions,
+    RunImage,
     RunOptions,
     find_images,
-    read_given,
+    read_masks,
     run_options,
     within,
     without_boxes,
@@ -107,7 +107,7 @@ class Run:
     Attributes:
         images: all of the run.
         options: of it.
-        region_source: where particles count; None is everywhere.
+        region_source: regions of interest; None is the whole image.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Run:
         forget_image(self._output, self._names[image.name])
 
     def finish(
-        self, opened: Opened, particles: Particles, record: dict[str, Any], start: float
+        self, opened: RunImage, particles: Particles, record: dict[str, Any], start: float
     ) -> None:
         """Measure the particles of one image, write its files and keep it.
 
@@ -272,7 +272,7 @@ class Run:
         """Write the files of the whole run, on one process after all have done their images.
 
         Returns:
-            0, or 3 where images failed.
+            0, or 3 if images failed.
 
         Raises:
             UserError: not one image was finished, or a file cannot be written.
@@ -351,7 +351,7 @@ class Run:
 
 
 def write_summaries(output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None) -> None:
-    """Write summary.csv, and samples.csv where images are summed."""
+    """Write summary.csv, and samples.csv if images are summed."""
     write_csv(summary, output / SUMMARY_FILE)
     if samples is not None:
         write_csv(samples, output / SAMPLES_FILE)
@@ -362,7 +362,7 @@ def write_summaries(output: Path, summary: pd.DataFrame, samples: pd.DataFrame |
 def print_summary(
     output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None, classes: Sequence[str]
 ) -> None:
-    """Print how many particles were found, and where everything lies."""
+    """Print the number of particles found and the output folder."""
     shown = summary if samples is None else samples
     median = next((c for c in ("feret_max_p50_um", "feret_max_p50_px") if c in shown), None)
     columns = {shown.columns[0]: shown.columns[0], "count": "particles"}
@@ -404,7 +404,7 @@ def _images_of(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def image_in_memory(opened: Opened, pixels: Any) -> Opened:
+def image_in_memory(opened: RunImage, pixels: Any) -> RunImage:
     """The same image with all its pixels in memory, its file closed."""
     return dataclasses.replace(opened, regions=ArrayImage(pixels))
 
@@ -414,7 +414,7 @@ def _time(seconds: float) -> str:
 
 
 DEFAULT_THRESHOLD = 0.5
-"""Least score of a particle where neither the command line nor the checkpoint has one."""
+"""Lowest score of a particle if neither the command line nor the checkpoint has one."""
 
 # Images whose files are written while the model is at work on the next ones.
 _BEHIND = 3
@@ -451,7 +451,7 @@ def predict_run(args: argparse.Namespace) -> int:
         args: options of the command ``predict``, in ``microplastics/cli/predict.py``.
 
     Returns:
-        0, or 3 where images failed.
+        0, or 3 if images failed.
 
     Raises:
         UserError: an argument is wrong, the model cannot be loaded, or no image was finished.
@@ -475,10 +475,10 @@ def predict_run(args: argparse.Namespace) -> int:
             f"--max-overlap is {max_overlap:g}; expected 0 to 1.", code="option_invalid"
         )
     how = PredictOptions(args.tile, args.overlap, args.largest, args.coarse, args.join, max_overlap)
-    # Wrong numbers are told now, not once for each image.
+    # Wrong numbers are reported once, not for each image.
     choose_tiling(predictor.cfg, (1, 1), **how.tiling())
     options = dataclasses.replace(options, max_pixels=predictor.cfg.INPUT.MAX_PIXELS)
-    about = about_predictor(predictor, how)
+    about = predictor_metadata(predictor, how)
     settings = {key: value for key, value in about.items() if key not in ("checkpoint", "device")}
     settings.update(config_settings(predictor.cfg))
     run = Run(images, options, predictor.class_names, about, settings)
@@ -513,7 +513,7 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(choose_weights(cfg, weights_given=bool(args.weights)), **more)
 
 
-def about_predictor(predictor: Predictor, how: PredictOptions) -> dict[str, Any]:
+def predictor_metadata(predictor: Predictor, how: PredictOptions) -> dict[str, Any]:
     """What run.json says of the model, plain values."""
     return {
         "checkpoint": os.path.abspath(predictor.cfg.MODEL.WEIGHTS),
@@ -558,11 +558,11 @@ def predict_images(
         run: takes the particles.
         how: of what is not the model's.
     """
-    opener, mosaics = Opener(run.options, run.region_source), []
+    opener, mosaics = ImageOpener(run.options, run.region_source), []
     quiet = None if comm.is_main_process() else True
     with (
         tqdm(total=len(images), desc="Images", unit="image", disable=quiet) as progress,
-        Behind(progress.update) as behind,
+        BackgroundWriter(progress.update) as behind,
     ):
         for opened, predictions, start in _whole(predictor, images, run, opener, how, mosaics):
             behind.submit(
@@ -575,7 +575,7 @@ def predict_images(
             progress.update()
 
 
-def _tiling_of(predictor: Predictor, opened: Opened, how: PredictOptions) -> Tiling | None:
+def _tiling_of(predictor: Predictor, opened: RunImage, how: PredictOptions) -> Tiling | None:
     return choose_tiling(
         predictor.cfg,
         (opened.regions.height, opened.regions.width),
@@ -588,12 +588,12 @@ def _whole(
     predictor: Predictor,
     images: Iterable[InputImage],
     run: Run,
-    opener: Opener,
+    opener: ImageOpener,
     how: PredictOptions,
     mosaics: list[InputImage],
-) -> Iterator[tuple[Opened, Any, float]]:
+) -> Iterator[tuple[RunImage, Any, float]]:
     """Predictions of the images that are not cut; the others are listed in ``mosaics``."""
-    order: deque[tuple[Opened, float]] = deque()
+    order: deque[tuple[RunImage, float]] = deque()
 
     def pixels() -> Iterator[np.ndarray]:
         for image in images:
@@ -619,7 +619,7 @@ def _whole(
         except WriteError:
             raise
         except Exception as error:
-            # Such as an image too large for the memory: which one it was shows each alone.
+            # Such as an image too large for memory: running each separately shows which.
             logger.warning("%s; trying the images of that batch one by one.", _first_line(error))
             again = bool(order)
         while order and again:
@@ -629,7 +629,7 @@ def _whole(
                 yield opened, predictions, start
 
 
-def _painted(held: Opened) -> np.ndarray:
+def _painted(held: RunImage) -> np.ndarray:
     size = (held.regions.width, held.regions.height)
     return PaintedRegions(held.regions, held.boxes).read(0, 0, *size)
 
@@ -642,7 +642,7 @@ def _finish_whole(
     predictor: Predictor,
     run: Run,
     max_overlap: float,
-    opened: Opened,
+    opened: RunImage,
     predictions: Any,
     start: float,
 ) -> None:
@@ -660,7 +660,7 @@ def _one_mosaic(
     predictor: Predictor,
     image: InputImage,
     run: Run,
-    opener: Opener,
+    opener: ImageOpener,
     how: PredictOptions,
     quiet: bool | None,
 ) -> None:
@@ -689,7 +689,7 @@ def _one_mosaic(
         run.finish(opened, particles, record, start)
 
 
-class Behind:
+class BackgroundWriter:
     """Finishes images in a thread while the model is at work on the next; a few at a time."""
 
     def __init__(self, done: Callable[[], Any]):
@@ -713,7 +713,7 @@ class Behind:
         self._waiting.popleft().result()
         self._done()
 
-    def __enter__(self) -> "Behind":
+    def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(self, error_type: type | None, *_: Any) -> None:
@@ -731,18 +731,18 @@ _SAME = (*_OF_MODEL, "min_score")
 
 
 def merge_into(runs: Sequence[str], options: RunOptions) -> int:
-    """Write the tables of several finished runs, and count them anew by the options.
+    """Write the tables of several finished runs, and count them again by the options.
 
     Args:
         runs: their folders.
         options: of the summary, and the folder for the new tables.
 
     Returns:
-        0, or 3 where images failed in one of the runs.
+        0, or 3 if images failed in one of the runs.
 
     Raises:
         UserError: the runs do not go together, the folder is one of them, or an option is for
-            images alone.
+            images only.
     """
     for name in _OF_IMAGES:
         if getattr(options, name):
@@ -782,7 +782,7 @@ def merge_into(runs: Sequence[str], options: RunOptions) -> int:
     write_json(output / RUN_FILE, about, indent=1)
     print_summary(output, *summaries, classes)
     for run, number in failed.items():
-        print(f"{counted(number, 'image')} failed in {run}, without a share in the counts")
+        print(f"{counted(number, 'image')} failed in {run} and are not counted")
     return SOME_FAILED if failed else 0
 
 
@@ -822,7 +822,7 @@ def measure_run(args: argparse.Namespace) -> int:
         args: options of the command ``measure``, in ``microplastics/cli/predict.py``.
 
     Returns:
-        0, or 3 where images failed.
+        0, or 3 if images failed.
 
     Raises:
         UserError: an argument is wrong, the masks cannot be read, or no image was finished.
@@ -842,7 +842,7 @@ def measure_run(args: argparse.Namespace) -> int:
         )
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
-    given = read_given(args.masks, args.images, args.dataset, args.class_name, args.min_score)
+    given = read_masks(args.masks, args.images, args.dataset, args.class_name, args.min_score)
     masks = {
         path: sha256_of(path) for path in dict.fromkeys(each.masks_file for each in given.images)
     }
@@ -852,7 +852,7 @@ def measure_run(args: argparse.Namespace) -> int:
     settings = {"masks_sha256": whole, "min_score": args.min_score}
     run = Run([each.image for each in given.images], options, given.class_names, about, settings)
     left = {image.name: image for image in run.begin()}
-    opener = Opener(options, run.region_source)
+    opener = ImageOpener(options, run.region_source)
     todo = [
         dataclasses.replace(each, image=left[each.image.name])
         for each in given.images
@@ -864,7 +864,7 @@ def measure_run(args: argparse.Namespace) -> int:
     return run.end()
 
 
-def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
+def _measure_one(given: MaskedImage, run: Run, opener: ImageOpener) -> None:
     start = time.perf_counter()
     particles, left_out = given.load()
     with _opened(given, opener, particles.image_size) as opened:
@@ -883,7 +883,7 @@ def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
 
 
 @contextlib.contextmanager
-def _opened(given: GivenImage, opener: Opener, size: tuple[int, int]) -> Iterator[Opened]:
+def _opened(given: MaskedImage, opener: ImageOpener, size: tuple[int, int]) -> Iterator[RunImage]:
     if given.image.path:
         with opener.open(given.image) as opened:
             # Masks that are given are particles, wherever they lie.
@@ -891,4 +891,4 @@ def _opened(given: GivenImage, opener: Opener, size: tuple[int, int]) -> Iterato
         return
     calibration, boxes, notes = opener.scale(given.image.name)
     region = opener.region(given.image.name, tuple(size))
-    yield Opened(given.image, None, calibration, boxes, notes, region)
+    yield RunImage(given.image, None, calibration, boxes, notes, region)

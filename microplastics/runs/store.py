@@ -74,7 +74,7 @@ _SHOWN = 80  # characters of a setting in an error
 class RunStore:
     """The folder ``OUTPUT/parts``: a settings file, and one part for each finished image.
 
-    Several processes may share it, each with images of its own.
+    Several processes may share it, each with its own images.
     """
 
     def __init__(self, output: str | os.PathLike, settings: dict[str, Any]):
@@ -92,7 +92,7 @@ class RunStore:
         """Begin a run in the folder, or go on with the one that lies there.
 
         Args:
-            resume: go on, where there is something to go on with.
+            resume: continue a run if there is one.
             overwrite: forget what is finished, and delete its files.
 
         Raises:
@@ -193,7 +193,7 @@ class RunStore:
 
 
 def files_state(image: InputImage) -> list[list[int] | None]:
-    """Size in bytes and time of change in ns of an image's files; None where there is none."""
+    """Size in bytes and modification time in ns of an image's files; None for missing ones."""
     found: list[list[int] | None] = []
     for path in (image.path, image.masks_path, image.region_path):
         try:

@@ -1,4 +1,4 @@
-"""Putting the tables of finished runs together."""
+"""Summaries of runs: samples, blanks, merged runs."""
 
 import fnmatch
 import json
@@ -42,7 +42,7 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
         UserError: names the option, the image without a group, or the group of blanks and samples.
     """
     parse_size_classes(options.size_classes)
-    _sampling(options, names, told=True)
+    _sampling(options, names, warn=True)
     if options.edge == "weight" and options.region is not None:
         raise UserError(
             "--edge weight cannot be combined with --region (it corrects for a rectangular image "
@@ -63,15 +63,15 @@ def make_summaries(
     Args:
         table: of all particles.
         images: all images, as ``measurement.table.images_table`` gives them.
-        classes: that have columns even where none was found.
+        classes: classes with columns, found or not.
         options: of the run.
 
     Returns:
         a row for each image, and with ``group_by`` a row for each sample. Concentrations are
-        those of samples where images are summed.
+        of samples if images are summed.
 
     Raises:
-        UserError: an image has no group, or a blank is no image.
+        UserError: an image has no group, or a blank is not an image of the run.
     """
     names = images["image"].tolist()
     common: dict[str, Any] = {
@@ -144,8 +144,14 @@ def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _sampling(options: RunOptions, names: Sequence[str], told: bool = False) -> Sampling | None:
-    """What was filtered; ``names`` are those of the images, ``told`` whether to warn."""
+def _sampling(options: RunOptions, names: Sequence[str], warn: bool = False) -> Sampling | None:
+    """Sampling given by the options.
+
+    Args:
+        options: of the run.
+        names: of the images.
+        warn: warn of volumes that no sample uses.
+    """
     if options.sampled_volume is None:
         if options.counted_fraction != 1:
             raise UserError(
@@ -157,12 +163,12 @@ def _sampling(options: RunOptions, names: Sequence[str], told: bool = False) -> 
             )
         return None
     return Sampling(
-        _liters(options, names, told), options.counted_fraction, options.filter_area_mm2
+        _liters(options, names, warn), options.counted_fraction, options.filter_area_mm2
     )
 
 
-def _liters(options: RunOptions, names: Sequence[str], told: bool) -> float | dict[str, float]:
-    """One volume for all samples, or that of each by the table's name for it."""
+def _liters(options: RunOptions, names: Sequence[str], warn: bool) -> float | dict[str, float]:
+    """Litres of all samples, or of each sample by name."""
     volume = options.sampled_volume
     if not volume.lower().endswith(".csv"):
         return parse_volume(volume)
@@ -191,7 +197,7 @@ def _liters(options: RunOptions, names: Sequence[str], told: bool) -> float | di
         except UserError as error:
             raise UserError(f"{volume}, {key}: {error}", code="table_invalid") from error
     unused = [key for key in table if key not in owners]
-    if unused and told:
+    if unused and warn:
         logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
     return liters
 

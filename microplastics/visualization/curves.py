@@ -232,7 +232,7 @@ def read_counting_curves(path: str | os.PathLike) -> dict[str, dict[str, list[fl
     """Read ``counting_curves.csv``.
 
     Returns:
-        For each class, and for ``all``, its columns; NaN where a cell is empty.
+        Columns of each class and of ``all``; NaN for empty cells.
 
     Raises:
         UserError: the file is missing or is not such a table.

@@ -66,14 +66,14 @@ def resize(image: np.ndarray, scale: float) -> np.ndarray:
 class ParticleVisualizer(Visualizer):
     """Visualizer whose pictures leave the particles to be seen.
 
-    - The colours are those of the classes, the same in every picture and on both Detectron2
-      builds; fills are faint, outlines thin, with a white rim that sets them off from any ground.
+    - Colours are by class, the same in every picture; fills are faint, outlines thin, with a white
+      rim that sets them off from any ground.
     - Masks are drawn along the borders of their pixels, with their holes, each from its own crop.
       No mask is too small: what would be a dot in the picture gets a ring.
-    - Labels are small and stand beside their particles, where they cover least. With a single
-      class the label is the score alone.
+    - Labels are small and stand beside their particles, covering little. With a single class
+      the label is only the score.
 
-    All other methods are Detectron2's own; coordinates are those of the image.
+    All other methods are Detectron2's own; coordinates are px of the image.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ParticleVisualizer(Visualizer):
         Args:
             predictions: ``pred_boxes`` in px of the image, ``pred_classes``, and if there are any
                 ``scores`` and ``pred_masks`` (:class:`CropMasks` or an (N, H, W) tensor).
-            jittering: only there for Detectron2's signature; colours are those of the classes.
+            jittering: ignored, part of Detectron2's signature; colours are by class.
         """
         return self.draw_particles(
             predictions.pred_boxes,
@@ -246,7 +246,7 @@ class ParticleVisualizer(Visualizer):
 
 
 class LabelPlacer:
-    """Finds for each label the place at the outline of its particle where it covers least."""
+    """Places each label at the outline of its particle, covering little."""
 
     _ANGLES = np.arange(16) * (np.pi / 8)
     # Straight up first: among equally good places the first is taken.
@@ -393,7 +393,7 @@ class Panel:
         picture: (H, W, 3) uint8 RGB.
         title: first line.
         legend: name, count and RGB (0–255) of each class, written below the title.
-        note: grey words below the title, where no legend stands.
+        note: grey text below the title if there is no legend.
     """
 
     picture: np.ndarray
@@ -403,7 +403,7 @@ class Panel:
 
 
 def draw_photograph(image: np.ndarray, scale: float | None = None) -> np.ndarray:
-    """Show the photograph alone, at the size of the drawings.
+    """Show the photograph without particles, at the size of the drawings.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -501,7 +501,7 @@ def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
         ValueError: there is no panel.
     """
     if not panels:
-        raise ValueError("There is no panel to set")
+        raise ValueError("There are no panels")
     captions = [_caption(panel) for panel in panels]
     top = max(caption.height for caption in captions)
     height = top + max(panel.picture.shape[0] for panel in panels)
@@ -547,7 +547,7 @@ def picture_names(paths: Sequence[str]) -> list[str]:
 
     Returns:
         The images' names with ``.jpg`` as suffix. Where two would be the same, the later one
-        gets its folder in front; where that does not help, a number behind.
+        gets its folder in front, or else a number behind.
     """
     names: list[str] = []
     used: set[str] = set()
@@ -573,7 +573,7 @@ def show_picture(picture: np.ndarray, title: str) -> None:
         title: of the window.
 
     Raises:
-        UserError: there is no desktop to show it on.
+        UserError: the machine has no desktop.
     """
     import matplotlib.pyplot as plt  # chooses a window system, which nothing else here needs
 

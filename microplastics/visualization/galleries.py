@@ -126,7 +126,7 @@ def results_to_instances(
 
     Returns:
         ``scores``, ``pred_classes``, ``pred_boxes`` (cut at the image's border), and
-        ``pred_masks`` (``CropMasks``) where the results have masks.
+        ``pred_masks`` (``CropMasks``) if the results have masks.
 
     Raises:
         UserError: a category, a box or a mask does not fit the data set.
@@ -170,7 +170,7 @@ def results_to_instances(
 
 
 def _corners(results: Sequence[dict[str, Any]], masks: CropMasks | None) -> np.ndarray:
-    """(N, 4) x0, y0, x1, y1 in px of each result's box, or of its mask where it has no box."""
+    """(N, 4) x0, y0, x1, y1 in px of each result's box, or of its mask without a box."""
     boxes = np.zeros((len(results), 4))
     for index, result in enumerate(results):
         if "bbox" in result:
@@ -239,7 +239,7 @@ def draw_annotations(
     Args:
         cfg: the config.
         output_dir: folder for the pictures.
-        limit: draw the first so many; all if ``None``.
+        limit: number of images to draw; all if ``None``.
         show: show them in a window instead.
 
     Returns:
@@ -276,7 +276,7 @@ def draw_batches(
     Args:
         cfg: the config.
         output_dir: folder for the pictures; their names begin with the place in that order.
-        limit: draw the first so many; one epoch if ``None``.
+        limit: number of images to draw; one epoch if ``None``.
         show: show them in a window instead.
 
     Returns:
@@ -316,7 +316,7 @@ def draw_results(
         dataset: a registered data set, or ``path/to.json:path/to/images``.
         output_dir: folder for the pictures.
         threshold: least score of the predictions that are drawn.
-        limit: draw the first so many images; all if ``None``.
+        limit: number of images to draw; all if ``None``.
 
     Returns:
         What was drawn.
@@ -418,7 +418,7 @@ def draw_augmentations(
 ) -> dict[str, int]:
     """Draw the training image with most particles as each augmentation of INPUT.AUG makes it.
 
-    Each is switched on alone, with the config's own values; nothing is flipped.
+    Each is switched on by itself, with the config's values; nothing is flipped.
 
     Args:
         cfg: a config with DATASETS.TRAIN.

@@ -41,7 +41,7 @@ class ImageResult:
             and ROI groups.
         calibration: of the image, if there is one.
         image: the photograph; only overlays look at it.
-        region: where particles count; overlays show its outline.
+        region: region of interest; overlays show its outline.
     """
 
     particles: Particles

@@ -65,7 +65,7 @@ class Numerals:
 
 
 class NumberPlacer:
-    """Finds for each number a place at the outline of its particle where it covers little."""
+    """Places each number at the outline of its particle, covering little."""
 
     _ANGLES = np.arange(8) * (np.pi / 4)
     # Straight up first: among equally good places the first is taken.
@@ -95,7 +95,7 @@ class NumberPlacer:
             gap: between number and particle, in px.
 
         Returns:
-            x and y of its upper left corner; None where it would lie on another number.
+            x and y of its upper left corner; None if it would cover another number.
         """
         size = np.array([shape[-1], shape[-2]], dtype=np.float64)
         anchors = outline.clip(0, self._frame)
@@ -137,12 +137,12 @@ MAX_SIDE = 3000
 # In px of a picture of 1000 px; they grow with the picture up to this factor.
 _LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 15.0, 6.0, 6.0, 2.0
 _GROWTH = 1.6
-# Below so many px of the picture a px of the image, lines are thin, not to cover thin fibres.
+# Below this scale (px of the picture per px of the image) lines are thin, to show thin fibres.
 _THIN_BELOW = 0.75
-# Points that are no farther from a straight line do not show, in px of the picture.
+# Tolerance of simplified outlines, in px of the picture.
 _TOLERANCE = 0.35
-# Numbers shrink, down to a least size in px, where they would cover more of the picture.
-_LARGEST_SHARE, _LEAST_FONT = 0.12, 12
+# Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
+_LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
 # Characters of a name in the caption.
 _NAME_LENGTH = 100
 # Parts of a pixel that OpenCV draws to, as a power of two.
@@ -156,15 +156,15 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
 
     Small images are enlarged by a whole factor, those above :data:`MAX_SIDE` px are shown as a
     thumbnail, on which lines keep their size. Outlines have the colours of the
-    classes, numbers are those of the column ``particle``; what would be a dot gets a ring.
+    classes, numbers are the column ``particle``; a particle that would be a dot gets a ring.
 
     Args:
         result: of the image, with ``image``.
         path: of the PNG.
 
     Returns:
-        ``overlay_numbers_left_out``: numbers for which there was no room beside those of other
-        particles; only where not 0.
+        ``overlay_numbers_left_out``: numbers without room beside the numbers of other particles;
+        only if not 0.
 
     Raises:
         UserError: the file cannot be written.
@@ -228,7 +228,7 @@ def _draw(result: ImageResult, picture: np.ndarray, scale: np.ndarray) -> int:
 
 
 def _draw_region(region: Region, picture: np.ndarray, scale: np.ndarray) -> None:
-    """Outline where particles count."""
+    """Outline the region of interest."""
     unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
     points = [
         np.round((line * scale - 0.5) * 2**_SHIFT).astype(np.int32) for line in region.outlines()
@@ -239,10 +239,10 @@ def _draw_region(region: Region, picture: np.ndarray, scale: np.ndarray) -> None
 
 def _font_size(numbers: np.ndarray, picture: np.ndarray, usual: float) -> int:
     characters = sum(len(str(number)) for number in numbers.tolist())
-    share = characters * (0.7 * usual) * (1.1 * usual) / (picture.shape[0] * picture.shape[1])
-    if share <= _LARGEST_SHARE:
+    fraction = characters * (0.7 * usual) * (1.1 * usual) / (picture.shape[0] * picture.shape[1])
+    if fraction <= _LARGEST_FRACTION:
         return round(usual)
-    return max(_LEAST_FONT, round(usual * math.sqrt(_LARGEST_SHARE / share)))
+    return max(_LEAST_FONT, round(usual * math.sqrt(_LARGEST_FRACTION / fraction)))
 
 
 def _outline(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:

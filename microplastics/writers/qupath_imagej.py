@@ -25,10 +25,10 @@ Ring = np.ndarray
 def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[list[Ring]]:
     """Outline a mask so that the polygons hold exactly its pixels.
 
-    Every polygon is valid in the sense of OGC Simple Features: pixels that touch at a corner alone
-    are two polygons (4-connected), no ring meets itself, and holes touch other rings in single
-    points at most. :func:`microplastics.data.segmentation.mask_to_polygons` keeps such pixels in
-    one ring and joins holes to it, as COCO needs it.
+    Every polygon is valid in the sense of OGC Simple Features: pixels that touch only at a
+    corner are two polygons (4-connected), no ring meets itself, and holes touch other rings in
+    single points at most. :func:`microplastics.data.segmentation.mask_to_polygons` keeps such
+    pixels in one ring and joins holes to it, as COCO needs it.
 
     Args:
         mask: (h, w) bool, with at least one pixel.
@@ -166,7 +166,7 @@ def _provenance(result: ImageResult) -> dict[str, Any]:
 
 
 def _measurements(table: pd.DataFrame) -> tuple[list, list]:
-    """Numbers and texts of the table, column by column, None where there is none."""
+    """Numbers and texts of the table by column; None for missing ones."""
     numbers, texts = [], []
     for column in table.columns.difference(_NO_MEASUREMENT, sort=False):
         values = table[column]

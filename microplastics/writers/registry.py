@@ -74,7 +74,7 @@ def write_image(
     Args:
         result: of the image.
         output: folder of the run.
-        formats: names of ``FORMATS``; those of the whole run are passed over.
+        formats: names of ``FORMATS``; formats of the whole run are skipped.
         name: stem of the files, by :func:`output_names`.
 
     Returns:
@@ -102,7 +102,7 @@ def write_run(
     Args:
         parts: in the order of the images, which gives the image ids (from 1).
         output: folder of the run.
-        formats: names of ``FORMATS``; those of single images are passed over.
+        formats: names of ``FORMATS``; formats of single images are skipped.
         class_names: of the model or data set, in order.
 
     Raises:

@@ -26,7 +26,7 @@ from microplastics.writers.base import ImageResult
 # An image without a calibration, or without a particle, must not change the type of a column.
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 _COLUMNS = {name: _ARROW[kind] for name, kind in table_columns(um=True, px=True).items()}
-# A scale is written as it is, every other number with so many significant digits.
+# Significant digits of all numbers but scales, which are written exactly.
 _EXACT = frozenset(("um_per_px",))
 _DIGITS = 6
 _ROWS_OF_A_GROUP = 100_000
@@ -165,7 +165,7 @@ def _number(value: float | None) -> str:
 
 
 _LARGEST_LABEL = 2**31 - 1
-# Beyond every scanner: a size that a stranger's file claims must not fill the disk.
+# Beyond every scanner: a size that an untrusted file claims must not fill the disk.
 _MOST_PIXELS = 40_000_000_000
 # Strips, which every reader knows (ImageJ no tiles), up to this side; tiles above.
 _LARGEST_STRIPED = 4096
@@ -189,10 +189,10 @@ def write_labels(result: ImageResult, path: Path) -> dict[str, int]:
     Returns:
         ``label_pixels_hidden``, how many pixels of particles lie under another one, and
         ``label_particles_hidden``, how many particles lie wholly under others and are not in the
-        file; both only where not 0.
+        file; both only if not 0.
 
     Raises:
-        UserError: a particle's number is no positive int32, the image is absurdly large, or the
+        UserError: a particle's number is not a positive int32, the image is too large, or the
             file cannot be written.
     """
     particles = result.particles

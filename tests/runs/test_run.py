@@ -11,7 +11,7 @@ import pytest
 from support import user_error
 
 from microplastics.inference.predictor import Predictions
-from microplastics.runs.images import Opener, RunOptions, find_images
+from microplastics.runs.images import ImageOpener, RunOptions, find_images
 from microplastics.runs.run import Run, predict_images
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError, WriteError
@@ -45,7 +45,7 @@ def make(folder, tmp_path):
 
 
 def finish(run, image):
-    with Opener(run.options).open(image) as opened:
+    with ImageOpener(run.options).open(image) as opened:
         run.finish(opened, dataclasses.replace(FOUND, image=image.name), {}, 0.0)
 
 
