@@ -32,58 +32,39 @@ from microplastics.utils.io import read_json
 
 logger = logging.getLogger(__name__)
 
-_FIELD = "lacks a field or has one of the wrong type", "correct or export it again"
-_OUTLINE = "outline it again or delete it"
-# code: (what is wrong, how to fix it)
+_FIELD = "lacks a field or has one of the wrong type"
+# How an entry is described by the error that refuses a file; the doctor explains each code.
 ERRORS = {
-    "not_an_object": ("is not a JSON object", "export the file again"),
+    "not_an_object": "is not a JSON object",
     "image_field": _FIELD,
-    "image_duplicate": ("has the id of another image", "give every image its own id"),
-    "file_name": (
-        "has a file_name outside the image folder",
-        "write it relative to that folder, without ..",
-    ),
+    "image_duplicate": "has the id of another image",
+    "file_name": "has a file_name outside the image folder",
     "category_field": _FIELD,
-    "category_duplicate": ("has the id of another category", "give every one its own id"),
-    "category_same_name": ("has the name of another used category", "merge the two or rename one"),
+    "category_duplicate": "has the id of another category",
+    "category_same_name": "has the name of another used category",
     "annotation_field": _FIELD,
     "box_field": _FIELD,
     "area_field": _FIELD,
-    "annotation_zero": ("has id 0, whose match pycocotools loses", "number the annotations from 1"),
-    "annotation_duplicate": (
-        "has the id of another annotation",
-        "give every annotation its own id",
-    ),
-    "no_image": ("belongs to an image not in the file", "add the image or delete the annotation"),
-    "no_category": ("has a category not in the file", "add the category or correct category_id"),
-    "ignore": ("has ignore set, which Detectron2 refuses", "set iscrowd to 1 instead or delete it"),
-    "segmentation_empty": ("has an empty segmentation", "outline the particle or delete it"),
-    "segmentation_type": (
-        "has a segmentation that is neither polygons nor RLE",
-        "export as COCO instance segmentation",
-    ),
-    "polygon_flat": (
-        "has a segmentation of bare numbers",
-        "write it as a list of polygons: [[x0, y0, x1, y1, ...]]",
-    ),
-    "polygon_points": ("has a polygon of fewer than 3 points", _OUTLINE),
-    "polygon_odd": ("has a polygon with an odd number of coordinates", _OUTLINE),
-    "polygon_numbers": ("has a polygon with coordinates that are not finite numbers", _OUTLINE),
-    "polygon_outside": (
-        "has its polygon wholly outside the image",
-        "check that it belongs to this image and that width and height are right",
-    ),
-    "outline_long": ("has an outline of impossible length", _OUTLINE),
-    "zero_area": ("has a segmentation of zero area", _OUTLINE),
-    "rle_size": (
-        "has an RLE of another size than its image",
-        "export the mask at the image's size, as [height, width]",
-    ),
-    "rle_counts": ("has a malformed RLE", "export the annotation again"),
-    "rle_empty": ("has an RLE without a pixel", "delete it or outline it again"),
-    "image_file": ("cannot be used", "correct the file"),
-    "image_missing": ("has no file", "copy the images there or correct the image folder"),
-    "image_size": ("has another size than its file", "correct the JSON or the file"),
+    "annotation_zero": "has id 0, whose match pycocotools loses",
+    "annotation_duplicate": "has the id of another annotation",
+    "no_image": "belongs to an image not in the file",
+    "no_category": "has a category not in the file",
+    "ignore": "has ignore set, which Detectron2 refuses",
+    "segmentation_empty": "has an empty segmentation",
+    "segmentation_type": "has a segmentation that is neither polygons nor RLE",
+    "polygon_flat": "has a segmentation of bare numbers",
+    "polygon_points": "has a polygon of fewer than 3 points",
+    "polygon_odd": "has a polygon with an odd number of coordinates",
+    "polygon_numbers": "has a polygon with coordinates that are not finite numbers",
+    "polygon_outside": "has its polygon wholly outside the image",
+    "outline_long": "has an outline of impossible length",
+    "zero_area": "has a segmentation of zero area",
+    "rle_size": "has an RLE of another size than its image",
+    "rle_counts": "has a malformed RLE",
+    "rle_empty": "has an RLE without a pixel",
+    "image_file": "cannot be used",
+    "image_missing": "has no file",
+    "image_size": "has another size than its file",
 }
 WARNINGS = {
     "area_missing": "annotations without area; it is computed from the mask",
@@ -191,12 +172,12 @@ class Findings:
         if not self.errors:
             return
         first = next(iter(self.errors.values()))
-        (place, detail), (what, fix) = first.places[0], ERRORS[first.code]
-        message = f"{json_file}: {place} {what}{f' ({detail})' if detail else ''}; {fix}"
+        place, detail = first.places[0]
+        message = f"{json_file}: {place} {ERRORS[first.code]}{f' ({detail})' if detail else ''}"
+        kinds = ", ".join(f"{tally.count} {tally.code}" for tally in self.errors.values())
         total = sum(tally.count for tally in self.errors.values())
-        if total > 1:
-            kinds = ", ".join(f"{tally.count} {tally.code}" for tally in self.errors.values())
-            message += f"; `microplastics check` lists all {total} problems ({kinds})"
+        message += "; correct it, as `microplastics check` explains"
+        message += f" for all {total} problems ({kinds})" if total > 1 else ""
         raise UserError(f"{message}.", code=_ERROR_CODES.get(first.code, "annotations_invalid"))
 
     @staticmethod

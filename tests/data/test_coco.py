@@ -332,7 +332,7 @@ def test_content_that_is_refused(root, change, code):
     data = _valid()
     change(data)
     assert next(iter(coco.examine(data).findings.errors)) == code
-    with user_error("annotations_invalid", root / "a.json", coco.ERRORS[code][0]):
+    with user_error("annotations_invalid", root / "a.json", coco.ERRORS[code]):
         _check(root, data)
 
 
@@ -393,7 +393,7 @@ def test_many_errors_are_counted_by_kind(root):
         _check(root, data)
     assert str(raised.value).endswith(
         "a.json: annotation 1 of image 1 ('a.jpg') has a polygon of fewer than 3 points (2 "
-        "points); outline it again or delete it; `microplastics check` lists all 10 problems (8 "
+        "points); correct it, as `microplastics check` explains for all 10 problems (8 "
         "polygon_points, 1 no_image, 1 annotation_zero)."
     )
 

@@ -296,7 +296,7 @@ def measured_segmentation(
     try:
         measured = measure(segmentation, height, width)
     except SegmentationError as error:
-        detail = error.detail or ERRORS[error.code][0]
+        detail = error.detail or ERRORS[error.code]
         notes.add(_NOTES.get(error.code, "shape_broken"), where, detail)
         return None
     if measured.clipped:
