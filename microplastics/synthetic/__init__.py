@@ -1,4 +1,4 @@
-"""Rendered photographs of filters, with exact COCO annotations and true measures in µm."""
+"""Rendered photographs of filters with exact annotations."""
 
 from microplastics.synthetic.dataset import RENDERER_VERSION, render_dataset
 from microplastics.synthetic.scene import PRESETS, render_image

@@ -136,8 +136,8 @@ def render_mosaic(
 
     The TIFF has tiles of 512 px, the scale in its resolution tags, and smaller copies as SubIFDs.
     Equal arguments give equal bytes, with any number of ``workers``. Both files are written
-    completely or not at all; existing files of the same rendering are kept. Memory: 9 bytes per
-    pixel (0.9 GB at 10,000 px) besides the libraries.
+    completely or not at all; existing files of the same rendering are kept. Memory: 11 bytes per
+    pixel (1.1 GB at 10,000 px) besides the libraries.
 
     Args:
         output: path of the TIFF; the annotations are written beside it, with the suffix ``.json``.
