@@ -1,8 +1,8 @@
-"""Finding the scale bar that a microscope's software has burnt into a photograph.
+"""Detection of burnt-in scale bars.
 
-A bar is told from fibres, printed grids and the filter's rim by being drawn: one colour, straight
-to a fraction of a pixel, with upright ends, mostly with a line of text at it. Where a picture
-shows none or several, that is said: a wrong scale would falsify every size in the table.
+A bar differs from fibres, printed grids and the filter's rim in that it is drawn: one colour,
+straight to a fraction of a pixel, with upright ends, mostly with a line of text at it. A picture
+with none or several is an error: a wrong scale would falsify every size in the table.
 """
 
 import dataclasses
@@ -13,44 +13,71 @@ import numpy as np
 
 from microplastics.utils.errors import UserError
 
+Box = tuple[int, int, int, int]
+Read = Callable[[int, int, int, int], np.ndarray]
+
 # Grey levels that count as ink: pure ink first, then ink that JPEG, a half-covered row or a
 # translucent stroke has lightened.
-INK_LEVELS = (14, 45, 80)
+_INK_LEVELS = (14, 45, 80)
 _MIN_CONTRAST = 18.0  # along the bar, in grey levels
 _MIN_MEDIAN_CONTRAST = 40.0
 _MIN_END_CONTRAST = 28.0  # at its ends, which decide the length
 _REACH = 3  # px beyond an edge in which the ground shows
-_MAX_TICK = 10  # px, width of an end tick at most
+_MAX_TICK = 10  # px, largest width of an end tick
+
+_MIN_LETTER = 5  # px, height of legible digits
+_SPACE = 1.3  # heights, largest space between two words of a line
+_PLATE_TOLERANCE = 14  # grey levels that JPEG moves an even box
+_MAX_PLATE = 0.3  # fraction of the picture: anything larger is its ground
+
+# Larger pictures are searched only along their borders.
+_WHOLE_PIXELS = 16_000_000
+_BAND = 1024  # px, depth of the bands along the upper and lower border of a larger one
+_SIDE = 2048  # px, width of the bands along its sides
+_OVERLAP = 256
+_MARGIN = 0.3  # fraction of the height or width from a border in which bars lie
+
+_FIX = "give its scale by --um-per-px or in a CSV with --calibration instead of --scale-bar-um"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stroke:
-    """A horizontal bar as :func:`measure_stroke` found it, in px of the plane.
+class ScaleBar:
+    """A burnt-in scale bar.
 
     Attributes:
-        x0: left end, sub-pixel; pixel 0 reaches from 0 to 1.
-        x1: right end.
-        y0: first row of the bar without its ticks.
-        y1: row after its last.
-        top: first row of bar and end ticks.
-        bottom: row after their last.
-        ink: grey level of the ink.
-        contrast: grey levels between ink and ground, the median along the bar.
-        spread: standard deviation of the ink's grey level.
-        above: grey level of the ground above, the median along the bar.
-        below: grey level of the ground below.
+        px: length from outer end to outer end in px, sub-pixel where the ends are anti-aliased.
+        box: (x, y, width, height) in px around the bar with its ticks and its outline.
+        text_box: the same around its text, if it has one.
+        plate_box: the same around the even box behind both, if there is one.
+        polarity: ``"dark"`` or ``"light"``: the ink against its ground.
     """
 
-    x0: float
+    px: float
+    box: Box
+    text_box: Box | None
+    plate_box: Box | None
+    polarity: str
+
+    @property
+    def boxes(self) -> list[Box]:
+        """All boxes, none of which holds a particle."""
+        return [box for box in (self.box, self.text_box, self.plate_box) if box is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stroke:
+    """A horizontal bar in px of its plane, and its grey levels."""
+
+    x0: float  # left end, sub-pixel; pixel 0 reaches from 0 to 1
     x1: float
-    y0: int
-    y1: int
-    top: int
+    y0: int  # first row of the bar without its ticks
+    y1: int  # row after its last
+    top: int  # first row of bar and end ticks
     bottom: int
     ink: float
-    contrast: float
-    spread: float
-    above: float
+    contrast: float  # between ink and ground, the median along the bar
+    spread: float  # standard deviation of the ink
+    above: float  # the ground above, the median along the bar
     below: float
 
     @property
@@ -64,437 +91,9 @@ class Stroke:
         return self.y1 - self.y0
 
 
-def find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[Stroke]:
-    """Find the drawn horizontal bars of a plane.
-
-    Args:
-        plane: uint8 (H, W), ink is dark.
-        shortest: px, least length.
-        longest: px, greatest length.
-
-    Returns:
-        The bars; one that shows at several grey levels of ink comes once for each.
-    """
-    found = []
-    for level in INK_LEVELS:
-        for box in _dark_boxes(plane, level, shortest, longest):
-            stroke = measure_stroke(plane, *box)
-            if stroke is not None:
-                found.append(stroke)
-    return found
-
-
-def _dark_boxes(
-    plane: np.ndarray, level: int, shortest: int, longest: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (x, y, w, h) of what stays of the ink when only long horizontal runs are kept."""
-    mask = (plane <= level).view(np.uint8)
-    # OpenCV shifts what it opens by an even kernel.
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, shortest | 1), np.uint8))
-    if not mask.any():
-        return
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    x, y, w, h, area = stats[1:].T
-    kept = (w >= shortest) & (w <= longest) & (w >= 3 * h) & (area >= 0.85 * w * h)
-    kept &= (x > 0) & (y > 0) & (x + w < plane.shape[1]) & (y + h < plane.shape[0])
-    for index in np.flatnonzero(kept):
-        yield int(x[index]), int(y[index]), int(w[index]), int(h[index])
-
-
-def measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> Stroke | None:
-    """Hold a dark box to what a drawn bar is, and measure it.
-
-    Args:
-        plane: uint8 (H, W), ink is dark.
-        x: left column of the box.
-        y: upper row.
-        w: columns.
-        h: rows.
-
-    Returns:
-        The bar, or None where the box holds none.
-    """
-    ink, spread = _ink(plane[y : y + h, x + 2 : x + w - 2])
-    if spread > 12.0:
-        return None
-    above, below = _ground(plane, x, y, w, -1), _ground(plane, x, y + h - 1, w, 1)
-    contrast = np.minimum(above, below) - ink
-    ticks = _tick_width(contrast >= _MIN_CONTRAST)
-    if ticks is None:
-        return None
-    middle = slice(max(ticks, 1), w - max(ticks, 1))
-    median = float(np.median(contrast[middle]))
-    if median < _MIN_MEDIAN_CONTRAST:
-        return None
-    if not _is_straight(plane, (x, y, w, h), ink, above, below, middle):
-        return None
-    # Rows that the bar covers in part would pass for a paler end.
-    full = np.median(plane[y : y + h, x : x + w], axis=1) <= ink + 0.1 * median
-    if not full.any():
-        return None
-    ends = _ends(plane[y : y + h][full].astype(np.float32), x, w, ink)
-    if ends is None:
-        return None
-    limit = ink + 0.6 * median
-    wide = max(ticks, 1)
-    columns = slice(x, x + wide), slice(x + w - wide, x + w)
-    up, down = (
-        [_tick_height(plane, column, row, step, limit) for column in columns]
-        for row, step in ((y - 1, -1), (y + h, 1))
-    )
-    if ticks and not (_alike(*up) and _alike(*down)):
-        return None
-    # Hair-fine ticks leave the ground visible, and still belong to the bar.
-    top = y - max(up) if _alike(*up) else y
-    bottom = y + h + (max(down) if _alike(*down) else 0)
-    if max(y - top, bottom - y - h) > 2 * h + 8:
-        return None
-    grounds = float(np.median(above[middle])), float(np.median(below[middle]))
-    return Stroke(*ends, y, y + h, top, bottom, ink, median, spread, *grounds)
-
-
-def _ink(core: np.ndarray) -> tuple[float, float]:
-    """Grey level of the ink and its standard deviation, taken from the darkest row."""
-    rows = core[np.argsort(core.mean(1))[: max(1, len(core) // 2)]]
-    return float(np.median(rows)), float(rows.std())
-
-
-def _ground(plane: np.ndarray, x: int, row: int, w: int, step: int) -> np.ndarray:
-    """The lightest of the few pixels beyond an edge, float32 (w,), for each column."""
-    rows = [row + step * d for d in range(1, _REACH + 1)]
-    rows = [r for r in rows if 0 <= r < len(plane)]
-    return plane[rows, x : x + w].max(0).astype(np.float32)
-
-
-def _tick_width(free: np.ndarray) -> int | None:
-    """Columns of the ticks at either end; 0 without ticks, None where the bar is not free.
-
-    Args:
-        free: bool (w,), the columns with ground above and below.
-    """
-    clear = np.flatnonzero(free)
-    if clear.size < 0.6 * free.size:
-        return None
-    left, right = int(clear[0]), int(free.size - 1 - clear[-1])
-    if abs(left - right) > 1 or max(left, right) > min(_MAX_TICK, free.size // 6):
-        return None
-    inner = free[left : free.size - right]
-    # Where the ground is as dark as the ink near an end, the end cannot be told.
-    edge = max(3, inner.size // 25)
-    if inner.mean() < 0.97 or not (inner[:edge].all() and inner[-edge:].all()):
-        return None
-    return max(left, right)
-
-
-def _alike(left: int | None, right: int | None) -> bool:
-    """Whether two ticks are drawn alike: a dark particle at one end makes no tick."""
-    if left is None or right is None or (left > 0) != (right > 0):
-        return False
-    return abs(left - right) <= max(2, 0.5 * max(left, right))
-
-
-def _tick_height(
-    plane: np.ndarray, columns: slice, row: int, step: int, limit: float
-) -> int | None:
-    """Rows that a tick reaches beyond the bar, its grey under ``limit``; None if it has no end."""
-    for height in range(max(16, plane.shape[0] // 12)):
-        at = row + step * height
-        if not 0 <= at < len(plane):
-            return None
-        if plane[at, columns].min() > limit:
-            return height
-    return None
-
-
-def _is_straight(
-    plane: np.ndarray,
-    box: tuple[int, int, int, int],
-    ink: float,
-    above: np.ndarray,
-    below: np.ndarray,
-    middle: slice,
-) -> bool:
-    """Whether both edges keep to one height, to a fraction of a pixel, from end to end."""
-    x, y, w, h = box
-    half = (h + 1) // 2
-    upper = plane[max(y - 2, 0) : y + half, x : x + w].astype(np.float32)
-    lower = plane[y + h - half : y + h + 2, x : x + w].astype(np.float32)
-    for part, ground in ((upper, above), (lower, below)):
-        part, ground = part[:, middle], ground[middle]
-        strong = ground - ink >= _MIN_CONTRAST
-        part, ground = part[:, strong], ground[strong]
-        if part.shape[1] < 8:
-            return False
-        covered = np.clip((ground - part) / (ground - ink), 0, 1).sum(0)
-        at = np.arange(covered.size) - covered.size / 2
-        slope = float(at @ (covered - covered.mean()) / (at @ at))
-        # A mean over pieces of the length: noise of the ground averages out, a bend does not.
-        pieces = np.array([piece.mean() for piece in np.array_split(covered, 8)])
-        if abs(slope) * w > 0.6 or np.ptp(pieces) > 0.8 or covered.std() > 0.55:
-            return False
-    return True
-
-
-def _ends(rows: np.ndarray, x: int, w: int, ink: float) -> tuple[float, float] | None:
-    """Sub-pixel ends of a bar from its rows, float32 (n, W); None where they are not upright."""
-    mean = rows.mean(0)
-    right, left = _end(mean[x + w - 3 :], ink), _end(mean[: x + 3][::-1], ink)
-    if left is None or right is None:
-        return None
-    upright = 0
-    for row in rows:
-        one = _end(row[x + w - 3 :], ink), _end(row[: x + 3][::-1], ink)
-        upright += None not in one and max(abs(one[0] - right), abs(one[1] - left)) <= 0.8
-    if upright < 0.7 * len(rows):
-        return None
-    return x + 3 - left, x + w - 3 + right
-
-
-def _end(profile: np.ndarray, ink: float) -> float | None:
-    """How far ink reaches along a profile that begins in it; None where it does not end sharply.
-
-    The covered parts of the pixels are added up: exact where a pixel's grey level is the mean
-    over its area, as anti-aliasing makes it.
-    """
-    window = profile[:12]
-    for start in range(2, min(6, window.size - 2)):
-        ground = float(window[start : start + 3].max())
-        if ground - ink >= _MIN_END_CONTRAST and window[start] - ink > 0.5 * (ground - ink):
-            break
-    else:
-        return None
-    covered = np.clip((ground - window) / (ground - ink), 0, 1)
-    full = int(np.argmax(covered < 0.85))
-    total = float(covered[:full].sum())
-    for share, before in zip(covered[full : full + 4], covered[full - 1 :], strict=False):
-        # Where it rises again the ground's own texture has begun.
-        if share < 0.15 or share > before + 0.05:
-            return total
-        total += float(share)
-    return None
-
-
-Box = tuple[int, int, int, int]
-
-_MIN_HEIGHT = 5  # px, of digits that can be read
-_SPACE = 1.3  # heights, between two words of a line at most
-
-
-def find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box | None:
-    """Find the line of letters above, below or beside a bar.
-
-    Letters are upright specks of the bar's own ink, of like height and on one line. Nothing is
-    read: the length comes from the user.
-
-    Args:
-        plane: uint8 (H, W), ink is dark.
-        bar: (x, y, w, h) of the bar with its ticks.
-        ink: grey level of the bar.
-        contrast: grey levels between the bar and its ground.
-
-    Returns:
-        (x, y, w, h) around the letters, or None where there is no such line.
-    """
-    x, y, w, h = bar
-    height, width = plane.shape
-    tall = int(min(max(0.14 * height, 24), max(0.6 * w, 24), 200))
-    x0, x1 = max(0, x - 8 * tall), min(width, x + w + 8 * tall)
-    y0, y1 = max(0, y - 3 * tall), min(height, y + h + 3 * tall)
-    window = plane[y0:y1, x0:x1]
-    mask = (window < ink + 0.5 * contrast).astype(np.uint8)
-    mask[max(y - y0 - 1, 0) : y + h - y0 + 1, max(x - x0 - 1, 0) : x + w - x0 + 1] = 0
-    letters = _letters(mask, window < ink + 0.3 * contrast, tall)
-    found = []
-    for line in _lines(letters):
-        line = line + np.array([x0, y0, 0, 0])
-        distance = _distance(line, bar)
-        if distance is not None:
-            # Two particles side by side look like two letters, seldom like three.
-            few = _large(line).shape[0] < 3
-            found.append((few, distance, len(found), line))
-    if not found:
-        return None
-    best = min(found)[3]
-    left, top = best[:, :2].min(0)
-    right, bottom = (best[:, :2] + best[:, 2:]).max(0)
-    return int(left), int(top), int(right - left), int(bottom - top)
-
-
-def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
-    """Boxes (n, 4) of the specks of a mask that are shaped like letters, dots included.
-
-    Args:
-        mask: uint8 (H, W), what is dark.
-        pure: bool (H, W), what is of the bar's own ink.
-        tall: px, height of a letter at most.
-    """
-    number, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    x, y, w, h, area = stats[1:].T
-    kept = (h <= tall) & (w <= 5 * tall) & (area >= 2) & (area >= 0.12 * w * h)
-    # What the window cuts is a part of something larger.
-    kept &= (x > 0) & (y > 0) & (x + w < mask.shape[1]) & (y + h < mask.shape[0])
-    # A speck of the ground is as dark as the ink in few of its pixels.
-    inked = np.bincount(labels[pure], minlength=number)[1:]
-    kept &= inked >= 0.2 * area
-    boxes = stats[1:, :4][kept]
-    return boxes[np.argsort(-boxes[:, 3])][:4000].astype(int)
-
-
-def _lines(boxes: np.ndarray) -> list[np.ndarray]:
-    """Group the boxes (n, 4), tallest first, into lines of text."""
-    lines = []
-    taken = np.zeros(len(boxes), bool)
-    for seed in range(len(boxes)):
-        height = boxes[seed, 3]
-        if height < _MIN_HEIGHT:
-            break
-        if taken[seed]:
-            continue
-        near = _same_line(boxes, boxes[seed]) & ~taken
-        members = _chain(boxes, near, seed, _SPACE * height)
-        line = boxes[members]
-        if _is_text(line, height):
-            taken[members] = True
-            lines.append(line)
-    return lines
-
-
-def _same_line(boxes: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """Boxes whose rows keep to those of the seed, a descender aside."""
-    top, height = seed[1], seed[3]
-    bottoms = boxes[:, 1] + boxes[:, 3]
-    inside = (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
-    return inside & (bottoms >= top + 0.3 * height)
-
-
-def _chain(boxes: np.ndarray, near: np.ndarray, seed: int, space: float) -> list[int]:
-    """Indices of the boxes that follow each other from the seed with no gap over ``space``."""
-    members = [seed]
-    left, right = boxes[seed, 0], boxes[seed, 0] + boxes[seed, 2]
-    order = np.flatnonzero(near)
-    order = order[np.argsort(boxes[order, 0])]
-    for index in order[boxes[order, 0] >= left]:
-        if index != seed and boxes[index, 0] - right <= space:
-            members.append(int(index))
-            right = max(right, boxes[index, 0] + boxes[index, 2])
-    for index in order[boxes[order, 0] < left][::-1]:
-        if left - (boxes[index, 0] + boxes[index, 2]) <= space:
-            members.append(int(index))
-            left = min(left, boxes[index, 0])
-    return members
-
-
-def _large(line: np.ndarray) -> np.ndarray:
-    """The letters of a line without its dots."""
-    return line[line[:, 3] >= 0.5 * line[:, 3].max()]
-
-
-def _is_text(line: np.ndarray, height: int) -> bool:
-    """Whether boxes are a number with its unit: two letters at least, wider than high."""
-    width = (line[:, 0] + line[:, 2]).max() - line[:, 0].min()
-    return len(_large(line)) >= 2 and 1.1 * height <= width <= 14 * height
-
-
-def _distance(line: np.ndarray, bar: Box) -> float | None:
-    """Gap in px between a line of text and its bar; None where it does not belong to it."""
-    x, y, w, h = bar
-    left, top = line[:, :2].min(0)
-    right, bottom = (line[:, :2] + line[:, 2:]).max(0)
-    height = line[:, 3].max()
-    across = max(x - right, left - (x + w), 0)
-    along = max(y - bottom, top - (y + h), 0)
-    if across == 0:
-        centred = abs((left + right) / 2 - (x + w / 2)) <= max(w, right - left) / 2
-        return float(along) if centred and along <= 1.8 * height + 4 else None
-    beside = top - 0.6 * height <= y + h / 2 <= bottom + 0.6 * height
-    return float(across) if beside and across <= 2.2 * height + 4 else None
-
-
-_TOLERANCE = 14  # grey levels that JPEG moves an even box
-_MAX_SHARE = 0.3  # of the picture: what is larger is its ground
-
-
-def find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
-    """Find the even rectangle in which a bar lies.
-
-    Args:
-        plane: uint8 (H, W).
-        bar: (x, y, w, h) of the bar with its ticks.
-        text: the same of its text, or None.
-
-    Returns:
-        (x, y, w, h) of the rectangle, or None where the ground is not one.
-    """
-    x, y, w, h = bar
-    height, width = plane.shape
-    seeds = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
-    seeds += [(x + w // 4, y - 3), (x + 3 * w // 4, y + h + 2), (x + w + 2, y + h // 2)]
-    levels = [int(plane[v, u]) for u, v in seeds if 0 <= u < width and 0 <= v < height]
-    if not levels:
-        return None
-    level = float(np.median(levels))
-    even = (np.abs(plane.astype(np.float32) - level) <= _TOLERANCE).astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(even, connectivity=4)
-    inside = [labels[v, u] for u, v in seeds if 0 <= u < width and 0 <= v < height]
-    inside = [label for label in inside if label]
-    if not inside:
-        return None
-    label = max(set(inside), key=inside.count)
-    left, top, wide, high, area = (int(v) for v in stats[label])
-    if wide * high > _MAX_SHARE * plane.size or not _holds((left, top, wide, high), bar):
-        return None
-    # Bar and letters are holes in it; the rest of the rectangle must be full, sides included.
-    holes = sum(box[2] * box[3] for box in (bar, text) if box is not None)
-    region = labels[top : top + high, left : left + wide] == label
-    sides = [region[0].mean(), region[-1].mean(), region[:, 0].mean(), region[:, -1].mean()]
-    if area < 0.93 * wide * high - holes or min(sides) < 0.8:
-        return None
-    return left, top, wide, high
-
-
-def _holds(outer: Box, inner: Box) -> bool:
-    right, bottom = inner[0] + inner[2], inner[1] + inner[3]
-    across = outer[0] <= inner[0] and right <= outer[0] + outer[2]
-    return across and outer[1] <= inner[1] and bottom <= outer[1] + outer[3]
-
-
-Read = Callable[[int, int, int, int], np.ndarray]
-
-# Larger pictures are searched along their borders alone.
-_WHOLE_PIXELS = 16_000_000
-_BAND = 1024  # px, depth of the bands along the upper and lower border of a larger one
-_SIDE = 2048  # px, width of the bands along its sides
-_OVERLAP = 256
-_MARGIN = 0.3  # share of the height or width from a border in which bars lie
-
-
-@dataclasses.dataclass(frozen=True)
-class ScaleBar:
-    """A burnt-in scale bar.
-
-    Attributes:
-        px: length from outer end to outer end in px, sub-pixel where the ends are anti-aliased.
-        box: (x, y, width, height) in px around the bar with its ticks and its outline.
-        text_box: the same around its text, or None where it has none.
-        plate_box: the same around the even box behind both, or None where there is none.
-        polarity: ``"dark"`` or ``"light"``: the ink against its ground.
-    """
-
-    px: float
-    box: Box
-    text_box: Box | None
-    plate_box: Box | None
-    polarity: str
-
-    @property
-    def boxes(self) -> list[Box]:
-        """All boxes that hold no particle."""
-        return [box for box in (self.box, self.text_box, self.plate_box) if box is not None]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    stroke: Stroke
+    stroke: _Stroke
     text: Box | None
     plate: Box | None
     polarity: str
@@ -504,7 +103,7 @@ class _Candidate:
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """Better finds of one bar rank higher; JPEG keeps the detail of the grey image alone."""
+        """Better finds of one bar rank higher; JPEG keeps only the grey image's detail."""
         sharp = self.grey and self.stroke.contrast >= 60
         return self.text is not None, sharp, self.stroke.contrast
 
@@ -527,25 +126,22 @@ def find_scale_bar(read: Read, width: int, height: int, name: str = "The image")
         read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
         width: of the picture, px.
         height: of the picture, px.
-        name: the picture's name, for the words of the error.
+        name: the picture's name, for the error.
 
     Returns:
         The bar.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: there is none, or more than one.
     """
     bars = find_scale_bars(read, width, height)
     if not bars:
-        raise UserError(
-            f"{name} shows no scale bar that can be told for certain: give its scale by "
-            "--um-per-px or in a CSV with --calibration instead of --scale-bar-um."
-        )
+        raise UserError(f"{name} shows no clear scale bar; {_FIX}.", code="scale_missing")
     if len(bars) > 1:
         places = " and ".join(f"{b.px:.1f} px at ({b.box[0]}, {b.box[1]})" for b in bars[:3])
         raise UserError(
-            f"{name} shows {len(bars)} things that may be its scale bar ({places}): give its "
-            "scale by --um-per-px or in a CSV with --calibration instead of --scale-bar-um."
+            f"{name} shows {len(bars)} possible scale bars ({places}); {_FIX}.",
+            code="scale_invalid",
         )
     return bars[0]
 
@@ -553,7 +149,7 @@ def find_scale_bar(read: Read, width: int, height: int, name: str = "The image")
 def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
     """Find the horizontal scale bars of a picture.
 
-    Pictures over 16 megapixels are searched along their borders alone, one band after the other.
+    Pictures over 16 megapixels are searched only along their borders, band by band.
 
     Args:
         read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
@@ -561,14 +157,14 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
         height: of the picture, px.
 
     Returns:
-        What may be a scale bar, from left to right: none, one, or several.
+        Whatever may be a scale bar, from left to right.
     """
     shortest = int(min(max(24, 0.04 * width), 100))
     found = []
     for x0, y0, x1, y1 in _windows(width, height):
         image = read(x0, y0, x1, y1)
         for plane, polarity, grey in _planes(image):
-            for stroke in find_strokes(plane, shortest, int(0.75 * width)):
+            for stroke in _find_strokes(plane, shortest, int(0.75 * width)):
                 found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
     found = [c for c in found if _near_border(c, width, height)]
     bars = _without_outlines(_without_repeats(found))
@@ -606,16 +202,16 @@ def _planes(image: np.ndarray) -> Iterator[tuple[np.ndarray, str, bool]]:
 
 
 def _candidate(
-    plane: np.ndarray, stroke: Stroke, polarity: str, grey: bool, x: int, y: int
+    plane: np.ndarray, stroke: _Stroke, polarity: str, grey: bool, x: int, y: int
 ) -> _Candidate:
     box = _pixels(stroke)
-    text = find_text(plane, box, stroke.ink, stroke.contrast)
-    plate = find_plate(plane, box, text)
+    text = _find_text(plane, box, stroke.ink, stroke.contrast)
+    plate = _find_plate(plane, box, text)
     text, plate = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (text, plate))
     return _Candidate(stroke, text, plate, polarity, grey, x, y)
 
 
-def _pixels(stroke: Stroke) -> Box:
+def _pixels(stroke: _Stroke) -> Box:
     """(x, y, w, h) of whole pixels around a bar with its ticks."""
     x0, x1 = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
     return x0, stroke.top, x1 - x0, stroke.bottom - stroke.top
@@ -683,7 +279,7 @@ def _is_around(outer: _Candidate, inner: _Candidate) -> bool:
     return x1 - x0 > u1 - u0 and level <= 14
 
 
-def _is_clear(stroke: Stroke, width: int, has_text: bool) -> bool:
+def _is_clear(stroke: _Stroke, width: int, has_text: bool) -> bool:
     """Whether a stroke is drawn clearly enough for a bar, without text all the more."""
     # A line of an outline, or the gap between two ticks, has the bar on one side.
     if abs(stroke.above - stroke.below) > 60:
@@ -718,3 +314,342 @@ def _grown(box: Box, by: int, width: int, height: int) -> Box:
     x0, y0 = max(box[0] - by, 0), max(box[1] - by, 0)
     x1, y1 = min(box[0] + box[2] + by, width), min(box[1] + box[3] + by, height)
     return x0, y0, x1 - x0, y1 - y0
+
+
+def _find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[_Stroke]:
+    """Find the drawn horizontal bars of a plane."""
+    found = []
+    for level in _INK_LEVELS:
+        for box in _dark_boxes(plane, level, shortest, longest):
+            stroke = _measure_stroke(plane, *box)
+            if stroke is not None:
+                found.append(stroke)
+    return found
+
+
+def _dark_boxes(
+    plane: np.ndarray, level: int, shortest: int, longest: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (x, y, w, h) of what stays of the ink when only long horizontal runs are kept."""
+    mask = (plane <= level).view(np.uint8)
+    # OpenCV shifts what it opens by an even kernel.
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, shortest | 1), np.uint8))
+    if not mask.any():
+        return
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    x, y, w, h, area = stats[1:].T
+    kept = (w >= shortest) & (w <= longest) & (w >= 3 * h) & (area >= 0.85 * w * h)
+    kept &= (x > 0) & (y > 0) & (x + w < plane.shape[1]) & (y + h < plane.shape[0])
+    for index in np.flatnonzero(kept):
+        yield int(x[index]), int(y[index]), int(w[index]), int(h[index])
+
+
+def _measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> _Stroke | None:
+    """Measure the bar that a dark box holds, if it is drawn as one."""
+    ink, spread = _ink(plane[y : y + h, x + 2 : x + w - 2])
+    if spread > 12.0:
+        return None
+    above, below = _ground(plane, x, y, w, -1), _ground(plane, x, y + h - 1, w, 1)
+    contrast = np.minimum(above, below) - ink
+    ticks = _tick_width(contrast >= _MIN_CONTRAST)
+    if ticks is None:
+        return None
+    middle = slice(max(ticks, 1), w - max(ticks, 1))
+    median = float(np.median(contrast[middle]))
+    if median < _MIN_MEDIAN_CONTRAST:
+        return None
+    if not _is_straight(plane, (x, y, w, h), ink, above, below, middle):
+        return None
+    # Rows that the bar covers in part would pass for a paler end.
+    full = np.median(plane[y : y + h, x : x + w], axis=1) <= ink + 0.1 * median
+    if not full.any():
+        return None
+    ends = _ends(plane[y : y + h][full].astype(np.float32), x, w, ink)
+    rows = _with_ticks(plane, (x, y, w, h), ticks, ink + 0.6 * median)
+    if ends is None or rows is None:
+        return None
+    grounds = float(np.median(above[middle])), float(np.median(below[middle]))
+    return _Stroke(*ends, y, y + h, *rows, ink, median, spread, *grounds)
+
+
+def _ink(core: np.ndarray) -> tuple[float, float]:
+    """Grey level of the ink and its standard deviation, taken from the darkest row."""
+    rows = core[np.argsort(core.mean(1))[: max(1, len(core) // 2)]]
+    return float(np.median(rows)), float(rows.std())
+
+
+def _ground(plane: np.ndarray, x: int, row: int, w: int, step: int) -> np.ndarray:
+    """The lightest of the few pixels beyond an edge in each column, float32 (w,)."""
+    rows = [row + step * d for d in range(1, _REACH + 1)]
+    rows = [r for r in rows if 0 <= r < len(plane)]
+    return plane[rows, x : x + w].max(0).astype(np.float32)
+
+
+def _tick_width(free: np.ndarray) -> int | None:
+    """Columns of the ticks at either end; 0 without, None if particles touch the bar."""
+    clear = np.flatnonzero(free)
+    if clear.size < 0.6 * free.size:
+        return None
+    left, right = int(clear[0]), int(free.size - 1 - clear[-1])
+    if abs(left - right) > 1 or max(left, right) > min(_MAX_TICK, free.size // 6):
+        return None
+    inner = free[left : free.size - right]
+    # Near an end the ground must be lighter than the ink, or the end is not certain.
+    edge = max(3, inner.size // 25)
+    if inner.mean() < 0.97 or not (inner[:edge].all() and inner[-edge:].all()):
+        return None
+    return max(left, right)
+
+
+def _with_ticks(plane: np.ndarray, box: Box, ticks: int, limit: float) -> tuple[int, int] | None:
+    """First row of a bar with its ticks and the row after the last; None if they differ."""
+    x, y, w, h = box
+    wide = max(ticks, 1)
+    columns = slice(x, x + wide), slice(x + w - wide, x + w)
+    up, down = (
+        [_tick_height(plane, column, row, step, limit) for column in columns]
+        for row, step in ((y - 1, -1), (y + h, 1))
+    )
+    if ticks and not (_alike(*up) and _alike(*down)):
+        return None
+    # Hair-fine ticks leave the ground visible, and still belong to the bar.
+    above, below = (max(heights) if _alike(*heights) else 0 for heights in (up, down))
+    return (y - above, y + h + below) if max(above, below) <= 2 * h + 8 else None
+
+
+def _alike(left: int | None, right: int | None) -> bool:
+    """Whether two ticks are drawn alike; a dark particle at one end is not a tick."""
+    if left is None or right is None or (left > 0) != (right > 0):
+        return False
+    return abs(left - right) <= max(2, 0.5 * max(left, right))
+
+
+def _tick_height(
+    plane: np.ndarray, columns: slice, row: int, step: int, limit: float
+) -> int | None:
+    """Rows that a tick reaches beyond the bar, its grey under ``limit``; None if it has no end."""
+    for height in range(max(16, plane.shape[0] // 12)):
+        at = row + step * height
+        if not 0 <= at < len(plane):
+            return None
+        if plane[at, columns].min() > limit:
+            return height
+    return None
+
+
+def _is_straight(
+    plane: np.ndarray,
+    box: tuple[int, int, int, int],
+    ink: float,
+    above: np.ndarray,
+    below: np.ndarray,
+    middle: slice,
+) -> bool:
+    """Whether both edges keep to one height, to a fraction of a pixel, from end to end."""
+    x, y, w, h = box
+    half = (h + 1) // 2
+    upper = plane[max(y - 2, 0) : y + half, x : x + w].astype(np.float32)
+    lower = plane[y + h - half : y + h + 2, x : x + w].astype(np.float32)
+    for part, ground in ((upper, above), (lower, below)):
+        part, ground = part[:, middle], ground[middle]
+        strong = ground - ink >= _MIN_CONTRAST
+        part, ground = part[:, strong], ground[strong]
+        if part.shape[1] < 8:
+            return False
+        covered = np.clip((ground - part) / (ground - ink), 0, 1).sum(0)
+        at = np.arange(covered.size) - covered.size / 2
+        slope = float(at @ (covered - covered.mean()) / (at @ at))
+        # A mean over pieces of the length: noise of the ground averages out, a bend does not.
+        pieces = np.array([piece.mean() for piece in np.array_split(covered, 8)])
+        if abs(slope) * w > 0.6 or np.ptp(pieces) > 0.8 or covered.std() > 0.55:
+            return False
+    return True
+
+
+def _ends(rows: np.ndarray, x: int, w: int, ink: float) -> tuple[float, float] | None:
+    """Sub-pixel ends of a bar from its rows, float32 (n, W); None if they are not upright."""
+    mean = rows.mean(0)
+    right, left = _end(mean[x + w - 3 :], ink), _end(mean[: x + 3][::-1], ink)
+    if left is None or right is None:
+        return None
+    upright = 0
+    for row in rows:
+        one = _end(row[x + w - 3 :], ink), _end(row[: x + 3][::-1], ink)
+        upright += None not in one and max(abs(one[0] - right), abs(one[1] - left)) <= 0.8
+    if upright < 0.7 * len(rows):
+        return None
+    return x + 3 - left, x + w - 3 + right
+
+
+def _end(profile: np.ndarray, ink: float) -> float | None:
+    """How far ink reaches along a profile that begins in it; None if it does not end sharply.
+
+    The covered parts of the pixels are added up: exact if a pixel's grey level is the mean over
+    its area, as anti-aliasing makes it.
+    """
+    window = profile[:12]
+    for start in range(2, min(6, window.size - 2)):
+        ground = float(window[start : start + 3].max())
+        if ground - ink >= _MIN_END_CONTRAST and window[start] - ink > 0.5 * (ground - ink):
+            break
+    else:
+        return None
+    covered = np.clip((ground - window) / (ground - ink), 0, 1)
+    full = int(np.argmax(covered < 0.85))
+    total = float(covered[:full].sum())
+    for part, before in zip(covered[full : full + 4], covered[full - 1 :], strict=False):
+        # If it rises again the ground's own texture has begun.
+        if part < 0.15 or part > before + 0.05:
+            return total
+        total += float(part)
+    return None
+
+
+def _find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box | None:
+    """Find the line of letters above, below or beside a bar.
+
+    Letters are upright specks of the bar's own ink, of similar height and on one line. They are
+    not read: the length comes from the user.
+    """
+    x, y, w, h = bar
+    height, width = plane.shape
+    tall = int(min(max(0.14 * height, 24), max(0.6 * w, 24), 200))
+    x0, x1 = max(0, x - 8 * tall), min(width, x + w + 8 * tall)
+    y0, y1 = max(0, y - 3 * tall), min(height, y + h + 3 * tall)
+    window = plane[y0:y1, x0:x1]
+    mask = (window < ink + 0.5 * contrast).astype(np.uint8)
+    mask[max(y - y0 - 1, 0) : y + h - y0 + 1, max(x - x0 - 1, 0) : x + w - x0 + 1] = 0
+    letters = _letters(mask, window < ink + 0.3 * contrast, tall)
+    found = []
+    for line in _lines(letters):
+        line = line + np.array([x0, y0, 0, 0])
+        distance = _distance(line, bar)
+        if distance is not None:
+            # Two particles side by side look like two letters, seldom like three.
+            few = _large(line).shape[0] < 3
+            found.append((few, distance, len(found), line))
+    if not found:
+        return None
+    best = min(found)[3]
+    left, top = best[:, :2].min(0)
+    right, bottom = (best[:, :2] + best[:, 2:]).max(0)
+    return int(left), int(top), int(right - left), int(bottom - top)
+
+
+def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
+    """Boxes (n, 4) of the specks of a mask that are shaped like letters, dots included."""
+    number, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    x, y, w, h, area = stats[1:].T
+    kept = (h <= tall) & (w <= 5 * tall) & (area >= 2) & (area >= 0.12 * w * h)
+    # What the window cuts is a part of something larger.
+    kept &= (x > 0) & (y > 0) & (x + w < mask.shape[1]) & (y + h < mask.shape[0])
+    # A speck of the ground is as dark as the ink in few of its pixels.
+    inked = np.bincount(labels[pure], minlength=number)[1:]
+    kept &= inked >= 0.2 * area
+    boxes = stats[1:, :4][kept]
+    return boxes[np.argsort(-boxes[:, 3])][:4000].astype(int)
+
+
+def _lines(boxes: np.ndarray) -> list[np.ndarray]:
+    """Group the boxes (n, 4), tallest first, into lines of text."""
+    lines = []
+    taken = np.zeros(len(boxes), bool)
+    for seed in range(len(boxes)):
+        height = boxes[seed, 3]
+        if height < _MIN_LETTER:
+            break
+        if taken[seed]:
+            continue
+        near = _same_line(boxes, boxes[seed]) & ~taken
+        members = _chain(boxes, near, seed, _SPACE * height)
+        line = boxes[members]
+        if _is_text(line, height):
+            taken[members] = True
+            lines.append(line)
+    return lines
+
+
+def _same_line(boxes: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    """Boxes whose rows keep to those of the seed, a descender aside."""
+    top, height = seed[1], seed[3]
+    bottoms = boxes[:, 1] + boxes[:, 3]
+    inside = (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
+    return inside & (bottoms >= top + 0.3 * height)
+
+
+def _chain(boxes: np.ndarray, near: np.ndarray, seed: int, space: float) -> list[int]:
+    """Indices of the boxes that follow each other from the seed with no gap over ``space``."""
+    members = [seed]
+    left, right = boxes[seed, 0], boxes[seed, 0] + boxes[seed, 2]
+    order = np.flatnonzero(near)
+    order = order[np.argsort(boxes[order, 0])]
+    for index in order[boxes[order, 0] >= left]:
+        if index != seed and boxes[index, 0] - right <= space:
+            members.append(int(index))
+            right = max(right, boxes[index, 0] + boxes[index, 2])
+    for index in order[boxes[order, 0] < left][::-1]:
+        if left - (boxes[index, 0] + boxes[index, 2]) <= space:
+            members.append(int(index))
+            left = min(left, boxes[index, 0])
+    return members
+
+
+def _large(line: np.ndarray) -> np.ndarray:
+    """The letters of a line without its dots."""
+    return line[line[:, 3] >= 0.5 * line[:, 3].max()]
+
+
+def _is_text(line: np.ndarray, height: int) -> bool:
+    """Whether boxes are a number with its unit: two letters at least, wider than high."""
+    width = (line[:, 0] + line[:, 2]).max() - line[:, 0].min()
+    return len(_large(line)) >= 2 and 1.1 * height <= width <= 14 * height
+
+
+def _distance(line: np.ndarray, bar: Box) -> float | None:
+    """Gap in px between a line of text and its bar; None if it does not belong to it."""
+    x, y, w, h = bar
+    left, top = line[:, :2].min(0)
+    right, bottom = (line[:, :2] + line[:, 2:]).max(0)
+    height = line[:, 3].max()
+    across = max(x - right, left - (x + w), 0)
+    along = max(y - bottom, top - (y + h), 0)
+    if across == 0:
+        centred = abs((left + right) / 2 - (x + w / 2)) <= max(w, right - left) / 2
+        return float(along) if centred and along <= 1.8 * height + 4 else None
+    beside = top - 0.6 * height <= y + h / 2 <= bottom + 0.6 * height
+    return float(across) if beside and across <= 2.2 * height + 4 else None
+
+
+def _find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
+    """Find the even rectangle in which a bar lies."""
+    x, y, w, h = bar
+    height, width = plane.shape
+    seeds = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
+    seeds += [(x + w // 4, y - 3), (x + 3 * w // 4, y + h + 2), (x + w + 2, y + h // 2)]
+    levels = [int(plane[v, u]) for u, v in seeds if 0 <= u < width and 0 <= v < height]
+    if not levels:
+        return None
+    level = float(np.median(levels))
+    even = (np.abs(plane.astype(np.float32) - level) <= _PLATE_TOLERANCE).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(even, connectivity=4)
+    inside = [labels[v, u] for u, v in seeds if 0 <= u < width and 0 <= v < height]
+    inside = [label for label in inside if label]
+    if not inside:
+        return None
+    label = max(set(inside), key=inside.count)
+    left, top, wide, high, area = (int(v) for v in stats[label])
+    if wide * high > _MAX_PLATE * plane.size or not _holds((left, top, wide, high), bar):
+        return None
+    # Bar and letters are holes in it; the rest of the rectangle must be full, sides included.
+    holes = sum(box[2] * box[3] for box in (bar, text) if box is not None)
+    region = labels[top : top + high, left : left + wide] == label
+    sides = [region[0].mean(), region[-1].mean(), region[:, 0].mean(), region[:, -1].mean()]
+    if area < 0.93 * wide * high - holes or min(sides) < 0.8:
+        return None
+    return left, top, wide, high
+
+
+def _holds(outer: Box, inner: Box) -> bool:
+    right, bottom = inner[0] + inner[2], inner[1] + inner[3]
+    across = outer[0] <= inner[0] and right <= outer[0] + outer[2]
+    return across and outer[1] <= inner[1] and bottom <= outer[1] + outer[3]
