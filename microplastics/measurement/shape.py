@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from skimage.color import deltaE_ciede2000
 
-from microplastics.measurement.centerline import Centerline, measure_centerline, median
+from microplastics.measurement.centerline import Centerline, measure_centerline
 from microplastics.measurement.outline import crofton_perimeter, measure_hull, with_border
 
 # CIE L*, a*, b* under D65 of sRGB colours. A name has as many entries as its dark, muted and
@@ -54,7 +54,7 @@ def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:
     """
     scaled = pixels.reshape(1, -1, 3).astype(np.float32) / 255
     lightness, a, b = cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0].T
-    return median(lightness), median(a), median(b)
+    return float(np.median(lightness)), float(np.median(a)), float(np.median(b))
 
 
 def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:
