@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import math
 import os
 import zipfile
@@ -28,13 +29,11 @@ from microplastics.utils.errors import UserError
 CIRCLE = "circle"
 # Side of the grid on which masks are kept, in cells.
 MAX_GRID = 4096
-
 _GEOJSON, _ROIS = frozenset((".geojson", ".json")), frozenset((".roi", ".zip"))
 _MASKS = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
 _KINDS = "a mask image (PNG, TIFF, BMP, GIF, PGM), GeoJSON or ImageJ ROIs (.roi, .zip)"
 # Part of the fingerprint of "circle": raise it when the finder may give another circle.
 _CIRCLE_VERSION = 1
-
 # Limits on untrusted files: bytes, ROIs in a zip, points in all, px from the origin.
 _MAX_BYTES, _MAX_ROIS, _MAX_POINTS, _FARTHEST = 256 << 20, 10_000, 2_000_000, 1e7
 # Limit on (length of all outlines)² / area of their box, to which crossings are proportional;
@@ -45,16 +44,14 @@ _CURVE_POINTS = 1024  # of a circle or an oval
 _BESIDE = np.array([1.0, math.sqrt(2)]) * 1e-7
 # Side of the grid on which a mask is outlined, in cells, and corners that make it coarser.
 _OUTLINE_SIDE, _MAX_CORNERS = 1024, 100_000
-
 _NO_LIMIT = 1 << 62  # pixels: a mask in a TIFF is read piece by piece
 _PIECE = 1 << 24  # bytes of an uncompressed TIFF at a time
 # TIFF: none, LZW, deflate (two codes), PackBits, LZMA, Zstandard; grey (two codes), RGB, palette,
 # mask.
 _LOSSLESS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
 _PHOTOMETRICS = frozenset((0, 1, 2, 3, 4))
-_MAX_CHANNELS, _MAX_LEVELS = 4, 64
+_MAX_CHANNELS = 4
 _TRANSPARENT = "is transparent in places; draw the region in white on black without transparency"
-
 Overview = Callable[[int], tuple[np.ndarray, float]]
 
 
@@ -123,31 +120,20 @@ class Region:
         return Region(_Outlines(geometry, image_size), image_size, source)
 
     @staticmethod
-    def from_mask(
-        mask: np.ndarray,
-        image_size: tuple[int, int],
-        source: str,
-        *,
-        step: int = 1,
-        full_size: tuple[int, int] | None = None,
-    ) -> "Region":
+    def from_mask(mask: np.ndarray, image_size: tuple[int, int], source: str) -> "Region":
         """Take the pixels of a mask, scaled to the image by the nearest neighbour.
 
         Args:
-            mask: (h, w) bool, at most 4096 a side; of a mask that was shrunk, the number of px
-                inside of each cell. Its aspect ratio is not checked.
+            mask: (h, w) bool, at most 4096 a side. Its aspect ratio is not checked.
             image_size: (height, width) of the image in px.
             source: where it came from, in words.
-            step: px of the mask along a cell before it was shrunk.
-            full_size: (height, width) of the mask before that in px.
 
         Raises:
             UserError: no pixel is inside.
         """
         if max(mask.shape) > MAX_GRID:
             raise ValueError(f"a mask of {mask.shape}, larger than {MAX_GRID} a side")
-        cells = _Cells(mask, step, full_size or mask.shape)
-        return Region(_Mask(cells, image_size), image_size, source)
+        return Region(_Mask(_Cells(mask, 1, mask.shape), image_size), image_size, source)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Tell which points lie inside.
@@ -275,401 +261,6 @@ class _Mask:
         )
         corners = np.column_stack([x_of[xs], y_of[ys]]).astype(np.float64)
         return [corners[[*ring, ring[0]]] for ring in outline_rings(partners)]
-
-
-def _majority(cells: _Cells) -> np.ndarray:
-    """The cells of which at least half is inside, (h, w) bool."""
-    return cells.counts * np.int32(2) >= np.multiply.outer(*cells.sides())
-
-
-def _shrunk(mask: np.ndarray, side: int) -> _Cells:
-    """Count the px of a mask in cells, at most ``side`` of them along its longer side."""
-    cells = _empty_cells(mask.shape, side)
-    _add_pixels(cells, mask, 0, 0)
-    return cells
-
-
-def _empty_cells(full_size: tuple[int, int], side: int) -> _Cells:
-    step = max(1, -(-max(full_size) // side))
-    return _Cells(np.zeros([-(-full // step) for full in full_size], np.int32), step, full_size)
-
-
-def _add_pixels(cells: _Cells, inside: np.ndarray, x0: int, y0: int) -> None:
-    """Add the px of a piece at (x0, y0) to the cells that they lie in."""
-    rows, columns = (
-        (start + np.arange(side)) // cells.step
-        for start, side in zip((y0, x0), inside.shape, strict=True)
-    )
-    top, left = (np.flatnonzero(np.diff(places, prepend=-1)) for places in (rows, columns))
-    sums = np.add.reduceat(inside, top, axis=0, dtype=np.int32)
-    sums = np.add.reduceat(sums, left, axis=1)
-    cells.counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += sums
-
-
-# Polygons
-
-
-def _united(
-    polygons: Sequence[Polygon], image_size: tuple[int, int], source: str
-) -> shapely.MultiPolygon:
-    """The union of polygons within the image."""
-    _check_points(polygons, source)
-    try:
-        valid = shapely.is_valid(polygons)
-        if len(polygons) > 1 or not valid.all():
-            _check_tangle(polygons, source)
-        parts = [
-            polygon if is_valid else _untangled(polygon)
-            for polygon, is_valid in zip(polygons, valid, strict=True)
-        ]
-        whole = parts[0] if len(parts) == 1 else shapely.union_all(parts)
-        frame = shapely.box(0, 0, image_size[1], image_size[0])
-        return _surfaces(whole if frame.covers(whole) else whole & frame)
-    except ShapelyError as error:
-        raise _invalid(
-            source,
-            f"has outlines that cannot be combined ({error}); draw them again, or give "
-            "the region as a mask image",
-        ) from error
-
-
-def _check_points(polygons: Sequence[Polygon], source: str) -> None:
-    points = shapely.get_coordinates(polygons)
-    # Written so that NaN fails it too.
-    if not (np.abs(points) <= _FARTHEST).all():
-        raise _invalid(
-            source, "has a coordinate that is not a place in an image; give coordinates in px"
-        )
-    if len(points) > _MAX_POINTS:
-        raise _invalid(
-            source,
-            f"has {len(points)} points; expected at most {_MAX_POINTS}: simplify its "
-            "outline, or give the region as a mask image",
-        )
-
-
-def _check_tangle(polygons: Sequence[Polygon], source: str) -> None:
-    left, top, right, bottom = shapely.total_bounds(polygons)
-    box = max(right - left, 1) * max(bottom - top, 1)
-    if shapely.length(polygons).sum() ** 2 > _MAX_TANGLE * box:
-        raise _invalid(
-            source,
-            "has too many long outlines to be combined; simplify them, or give the "
-            "region as a mask image",
-        )
-
-
-def _untangled(polygon: Polygon) -> BaseGeometry:
-    """A polygon whose outlines cross themselves or each other, filled even-odd."""
-    holes = shapely.union_all([_even_odd(hole) for hole in polygon.interiors])
-    return _even_odd(polygon.exterior) - holes
-
-
-def _even_odd(*rings: BaseGeometry) -> BaseGeometry:
-    """What closed lines enclose an odd number of times."""
-    faces = shapely.get_parts(shapely.polygonize(shapely.get_parts(shapely.union_all(rings))))
-    places = shapely.get_coordinates(shapely.point_on_surface(faces))
-    odd = np.zeros(len(faces), dtype=bool)
-    for ring in shapely.polygons(rings):
-        shapely.prepare(ring)
-        odd ^= shapely.contains_xy(ring, places)  # counts crossings of a ray
-    return shapely.coverage_union_all(faces[odd])
-
-
-def _surfaces(geometry: BaseGeometry) -> shapely.MultiPolygon:
-    """A geometry without its points and lines."""
-    parts = shapely.get_parts(geometry)
-    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
-        parts = shapely.get_parts(parts)
-    areal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
-    return shapely.MultiPolygon(list(parts[areal & ~shapely.is_empty(parts)]))
-
-
-def _ellipse(center: tuple[float, float], across: float, down: float) -> Polygon:
-    """An ellipse of two radii, as large as its outline's many corners can make it."""
-    angle = np.linspace(0, 2 * np.pi, _CURVE_POINTS, endpoint=False)
-    # Corners a little outside, so that the area is that of the ellipse.
-    scale = math.sqrt(2 * np.pi / _CURVE_POINTS / math.sin(2 * np.pi / _CURVE_POINTS))
-    ring = np.column_stack([np.cos(angle), np.sin(angle)]) * scale
-    return Polygon(ring * (across, down) + center)
-
-
-def read_polygons(path: str) -> list[Polygon]:
-    """Read the polygons of a GeoJSON or ROI file.
-
-    Args:
-        path: the file; its suffix tells the kind.
-
-    Returns:
-        at least one polygon, in px; they may cross themselves and each other.
-
-    Raises:
-        UserError: the file is missing, broken, or holds something that has no area.
-    """
-    try:
-        size = os.path.getsize(path)
-        if size > _MAX_BYTES:
-            raise _invalid(path, "is too large for an outline; simplify it, or give a mask image")
-        is_geojson = Path(path).suffix.lower() in _GEOJSON
-        polygons = _read_geojson(path) if is_geojson else _read_rois(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not polygons:
-        raise _invalid(path, "has no outline; draw the region and export it again")
-    return polygons
-
-
-def _read_geojson(path: str) -> list[Polygon]:
-    """All polygons of a GeoJSON document, as QuPath exports it."""
-    meant = "GeoJSON; export the region from QuPath as GeoJSON"
-    waiting: list[Any] = [read_json(path, (dict, list), meant)]
-    polygons: list[Polygon] = []
-    while waiting:
-        item = waiting.pop()
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind == "FeatureCollection":
-            item = item.get("features")
-        elif kind == "GeometryCollection":
-            item = item.get("geometries")
-        if isinstance(item, list):
-            waiting += reversed(item)
-        elif kind == "Feature":
-            waiting.append(item.get("geometry"))
-        elif kind in ("Polygon", "MultiPolygon"):
-            try:
-                polygons += shapely.get_parts(shapely.force_2d(shape(item))).tolist()
-            # Malformed coordinates make NumPy and Shapely raise nearly anything.
-            except Exception as error:
-                raise _invalid(
-                    path,
-                    f"has a {kind} whose coordinates are not lists of at least 3 points, "
-                    f"each of x and y ({error}); export it again",
-                ) from error
-        else:
-            raise _invalid(
-                path,
-                f"has {show(kind or item)} in place of a Polygon or MultiPolygon; outline "
-                "the region as an area and export it again",
-            )
-    return [polygon for polygon in polygons if not polygon.is_empty]
-
-
-def _read_rois(path: str) -> list[Polygon]:
-    content = Path(path).read_bytes()
-    if content[:4] == b"Iout":
-        return _roi_polygons(content, path)
-    polygons: list[Polygon] = []
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
-            if len(entries) > _MAX_ROIS or sum(e.file_size for e in entries) > _MAX_BYTES:
-                raise _invalid(
-                    path, "has too many or too large ROIs for a region; give it as a mask image"
-                )
-            for entry in entries:
-                where = f"{path}, {show(entry.filename)}"
-                if entry.flag_bits & 1:
-                    raise UserError(
-                        f"{where} is encrypted; save the ROIs without a password.",
-                        code="file_invalid",
-                    )
-                with archive.open(entry) as file:  # the size in the head may be false
-                    polygons += _roi_polygons(file.read(entry.file_size), where)
-    except UserError:
-        raise
-    # Each compression method has errors of its own, OSError among them.
-    except Exception as error:
-        raise _damaged(path, error) from error
-    return polygons
-
-
-def _roi_polygons(content: bytes, where: str) -> list[Polygon]:
-    try:
-        roi = ImagejRoi.frombytes(content)
-        kind = roi.roitype
-        if roi.composite:
-            rings = [ring for ring in roi.coordinates(multi=True) if len(ring) > 2]
-            return _composite(rings, where)
-        if kind in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
-            return [_framed(roi)]
-        if kind in (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED):
-            return [Polygon(roi.coordinates())]
-    except UserError:
-        raise
-    except NotImplementedError as error:
-        raise _invalid(
-            where,
-            "has curves, which cannot be read; in ImageJ use Edit > Selection > "
-            "Interpolate, or save a mask",
-        ) from error
-    # Untrusted bytes make roifile raise nearly anything.
-    except Exception as error:
-        raise _damaged(where, error) from error
-    raise _invalid(where, f"is a {kind.name.lower()}, which has no area; outline the region")
-
-
-def _composite(rings: list[np.ndarray], where: str) -> list[Polygon]:
-    """The areas that an odd number of rings enclose."""
-    polygons = [Polygon(ring) for ring in rings]
-    _check_points(polygons, where)
-    if not polygons:
-        return []
-    _check_tangle(polygons, where)
-    try:
-        return list(_surfaces(_even_odd(*(polygon.exterior for polygon in polygons))).geoms)
-    except ShapelyError as error:
-        raise _damaged(where, error) from error
-
-
-def _framed(roi: ImagejRoi) -> Polygon:
-    """A rectangle, with round corners or not, or an oval."""
-    x, y, width, height = roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top
-    if roi.subpixelrect:
-        x, y, width, height = roi.xd, roi.yd, roi.widthd, roi.heightd
-    if roi.roitype == ROI_TYPE.OVAL:
-        return _ellipse((x + width / 2, y + height / 2), width / 2, height / 2)
-    arc = max(min(roi.rounded_rect_arc_size, width, height), 0) / 2
-    core = shapely.box(x + arc, y + arc, x + width - arc, y + height - arc)
-    return core.buffer(arc, quad_segs=32) if arc else core
-
-
-def _invalid(thing: str, problem: str) -> UserError:
-    return UserError(f"{thing} {problem}.", code="region_invalid")
-
-
-def _damaged(where: str, error: Exception) -> UserError:
-    words = str(error) or type(error).__name__
-    return UserError(f"{where} is damaged ({words}); save the ROIs again.", code="file_invalid")
-
-
-def _unreadable(path: str, error: OSError) -> UserError:
-    words = error.strerror or error
-    return UserError(f"{path} is not readable ({words}); correct the path.", code="file_missing")
-
-
-# Masks
-
-
-def read_mask(path: str) -> _Cells:
-    """Read a mask image; pixels that are not 0 are inside.
-
-    Args:
-        path: PNG, TIFF, BMP, GIF or PGM.
-
-    Returns:
-        its pixels, counted in at most 4096 cells a side.
-
-    Raises:
-        UserError: it is missing, broken, too large, or its pixels are not a plain mask.
-    """
-    with open_image(path, _NO_LIMIT) as image:
-        is_tiff = image is None or image.format == "TIFF"
-        if not is_tiff:
-            _check_picture(path, image)
-    if is_tiff:
-        cells = _read_tiff(path)
-    else:
-        cells = _shrunk(read_label_image(path)[0] != 0, MAX_GRID)
-    if not cells.counts.any():
-        raise _invalid(path, "has no pixel that is not 0; draw the region in white on black")
-    return cells
-
-
-def _check_picture(path: str, image: Image.Image) -> None:
-    """Refuse a mask, not a TIFF, whose inside is ambiguous."""
-    problem = ""
-    if image.width * image.height > MAX_PIXELS:
-        problem = f"is {image.width} x {image.height} px; shrink it, or save it as a TIFF"
-    elif getattr(image, "n_frames", 1) > 1:
-        problem = f"has {image.n_frames} frames; save only the one that counts"
-    elif "A" in image.getbands() or "transparency" in image.info:
-        alpha = image if "A" in image.getbands() else image.convert("RGBA")
-        if alpha.getchannel("A").getextrema()[0] < 255:
-            problem = _TRANSPARENT
-    elif (image.getexif().get(EXIF_ORIENTATION) or 1) != 1:
-        problem = "is turned by a tag; save it upright without the tag"
-    if problem:
-        raise _invalid(path, problem)
-
-
-def _read_tiff(path: str) -> _Cells:
-    """Count the stored values of a TIFF that are not 0, read piece by piece."""
-    import tifffile  # slow to import and seldom needed
-
-    with reading(path), tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        problem = _tiff_problem(tiff, page)
-        if problem:
-            raise _invalid(path, problem)
-        cells = _empty_cells((page.imagelength, page.imagewidth), MAX_GRID)
-        colors = page.samplesperpixel - len(page.extrasamples)
-        for values, x0, y0 in _tiff_pieces(path, tiff, page):
-            if (values[:, :, colors:] != 2**page.bitspersample - 1).any():
-                raise _invalid(path, _TRANSPARENT)
-            values = values[:, :, :colors]
-            if values.dtype.kind in "if":
-                with np.errstate(invalid="ignore"):
-                    whole = (values >= 0) & (values == np.rint(values)) & (values < np.inf)
-                if not whole.all():  # False for NaN
-                    raise _invalid(
-                        path,
-                        "has pixels that are negative, fractional or NaN; save a mask of 0 "
-                        "and 255",
-                    )
-            _add_pixels(cells, (values != 0).any(axis=2), x0, y0)
-    return cells
-
-
-def _tiff_pieces(path: str, tiff: Any, page: Any) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Pieces of a page, (h, w, samples), and the place of each: x and y in px."""
-    import tifffile
-
-    height, width = page.imagelength, page.imagewidth
-    if page.is_memmappable and page.planarconfig == 1:
-        pixels = tifffile.memmap(path, page=0, mode="r").reshape(height, width, -1)
-        rows = max(1, _PIECE // max(pixels[0].nbytes, 1))
-        for y0 in range(0, height, rows):
-            yield np.asarray(pixels[y0 : y0 + rows]), 0, y0
-        return
-    for values, (_, _, y0, x0, _), _ in page.segments(maxworkers=1):
-        if values is not None:  # a tile that was left out is 0
-            piece = values[0, : height - y0, : width - x0]
-            yield piece, x0, y0
-
-
-def _tiff_problem(tiff: Any, page: Any) -> str:
-    """Why the first page of a TIFF is not a mask, and the fix; empty if it is one."""
-    for index in range(1, _MAX_LEVELS):
-        try:
-            other = tiff.pages[index]
-        except IndexError:
-            break
-        if not other.is_reduced:
-            return "has several pages; save only the one that counts"
-    else:
-        return "has too many pages; save only the one that counts"
-    if int(page.compression) not in _LOSSLESS:
-        return "is compressed with loss or in a rare way; save it with LZW or deflate"
-    if (
-        page.dtype is None
-        or page.dtype.kind not in "buif"
-        or page.imagedepth != 1
-        or not isinstance(page.bitspersample, int)
-        or (page.planarconfig != 1 and page.samplesperpixel > 1)
-    ):
-        return "is a rare kind of TIFF; save it as grey of 8 bits"
-    if int(page.photometric) not in _PHOTOMETRICS or page.samplesperpixel > _MAX_CHANNELS:
-        return "is not grey, RGB or a palette; save it as grey of 8 bits"
-    if page.extrasamples and page.dtype.kind != "u":
-        return "has a channel beside its colours; save it as grey of 8 bits"
-    if (page.tags.valueof(EXIF_ORIENTATION) or 1) != 1:
-        return "is turned by a tag; save it upright without the tag"
-    rows, columns = min(page.rowsperstrip, page.imagelength), page.imagewidth
-    if page.is_tiled:
-        rows, columns = page.tilelength, page.tilewidth
-    if not page.is_memmappable and rows * columns > MAX_PIXELS:
-        return "has strips or tiles that are too large; save it with tiles of 256 px"
-    return ""
 
 
 # Files
@@ -830,14 +421,12 @@ class RegionSource:
         source = path.relative_to(self._path).as_posix() if self._folder else path.name
         if self._content is None or self._content[0] != path:
             is_mask = path.suffix.lower() in _MASKS
-            self._content = path, read_mask(str(path)) if is_mask else read_polygons(str(path))
+            self._content = path, _read_mask(str(path)) if is_mask else _read_polygons(str(path))
         content = self._content[1]
         if not isinstance(content, _Cells):
             return Region.from_polygons(content, image_size, source)
         _check_fit(str(path), content.full_size, name, image_size)
-        return Region.from_mask(
-            content.counts, image_size, source, step=content.step, full_size=content.full_size
-        )
+        return Region(_Mask(content, image_size), image_size, source)
 
 
 def _is_known(path: Path) -> bool:
@@ -897,3 +486,371 @@ def _check_fit(path: str, mask: tuple[int, int], name: str, image: tuple[int, in
             "same aspect ratio.",
             code="image_size",
         )
+
+
+def _majority(cells: _Cells) -> np.ndarray:
+    """The cells of which at least half is inside, (h, w) bool."""
+    return cells.counts * np.int32(2) >= np.multiply.outer(*cells.sides())
+
+
+def _shrunk(mask: np.ndarray, side: int) -> _Cells:
+    """Count the px of a mask in cells, at most ``side`` of them along its longer side."""
+    cells = _empty_cells(mask.shape, side)
+    _add_pixels(cells, mask, 0, 0)
+    return cells
+
+
+def _empty_cells(full_size: tuple[int, int], side: int) -> _Cells:
+    step = max(1, -(-max(full_size) // side))
+    return _Cells(np.zeros([-(-full // step) for full in full_size], np.int32), step, full_size)
+
+
+def _add_pixels(cells: _Cells, inside: np.ndarray, x0: int, y0: int) -> None:
+    """Add the px of a piece at (x0, y0) to the cells that they lie in."""
+    rows, columns = (
+        (start + np.arange(side)) // cells.step
+        for start, side in zip((y0, x0), inside.shape, strict=True)
+    )
+    top, left = (np.flatnonzero(np.diff(places, prepend=-1)) for places in (rows, columns))
+    sums = np.add.reduceat(inside, top, axis=0, dtype=np.int32)
+    sums = np.add.reduceat(sums, left, axis=1)
+    cells.counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += sums
+
+
+# Polygons
+
+
+def _united(
+    polygons: Sequence[Polygon], image_size: tuple[int, int], source: str
+) -> shapely.MultiPolygon:
+    """The union of polygons within the image."""
+    _check_points(polygons, source)
+    try:
+        valid = shapely.is_valid(polygons)
+        if len(polygons) > 1 or not valid.all():
+            _check_tangle(polygons, source)
+        parts = [
+            polygon if is_valid else _untangled(polygon)
+            for polygon, is_valid in zip(polygons, valid, strict=True)
+        ]
+        whole = parts[0] if len(parts) == 1 else shapely.union_all(parts)
+        frame = shapely.box(0, 0, image_size[1], image_size[0])
+        return _surfaces(whole if frame.covers(whole) else whole & frame)
+    except ShapelyError as error:
+        raise _invalid(
+            source,
+            f"has outlines that cannot be combined ({error}); draw them again, or give "
+            "the region as a mask image",
+        ) from error
+
+
+def _check_points(polygons: Sequence[Polygon], source: str) -> None:
+    points = shapely.get_coordinates(polygons)
+    # Written so that NaN fails it too.
+    if not (np.abs(points) <= _FARTHEST).all():
+        raise _invalid(
+            source, "has a coordinate that is not a place in an image; give coordinates in px"
+        )
+    if len(points) > _MAX_POINTS:
+        raise _invalid(
+            source,
+            f"has {len(points)} points; expected at most {_MAX_POINTS}: simplify its "
+            "outline, or give the region as a mask image",
+        )
+
+
+def _check_tangle(polygons: Sequence[Polygon], source: str) -> None:
+    left, top, right, bottom = shapely.total_bounds(polygons)
+    box = max(right - left, 1) * max(bottom - top, 1)
+    if shapely.length(polygons).sum() ** 2 > _MAX_TANGLE * box:
+        raise _invalid(
+            source,
+            "has too many long outlines to be combined; simplify them, or give the "
+            "region as a mask image",
+        )
+
+
+def _untangled(polygon: Polygon) -> BaseGeometry:
+    """A polygon whose outlines cross themselves or each other, filled even-odd."""
+    holes = shapely.union_all([_even_odd(hole) for hole in polygon.interiors])
+    return _even_odd(polygon.exterior) - holes
+
+
+def _even_odd(*rings: BaseGeometry) -> BaseGeometry:
+    """What closed lines enclose an odd number of times."""
+    faces = shapely.get_parts(shapely.polygonize(shapely.get_parts(shapely.union_all(rings))))
+    places = shapely.get_coordinates(shapely.point_on_surface(faces))
+    odd = np.zeros(len(faces), dtype=bool)
+    for ring in shapely.polygons(rings):
+        shapely.prepare(ring)
+        odd ^= shapely.contains_xy(ring, places)  # counts crossings of a ray
+    return shapely.coverage_union_all(faces[odd])
+
+
+def _surfaces(geometry: BaseGeometry) -> shapely.MultiPolygon:
+    """A geometry without its points and lines."""
+    parts = shapely.get_parts(geometry)
+    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
+        parts = shapely.get_parts(parts)
+    areal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
+    return shapely.MultiPolygon(list(parts[areal & ~shapely.is_empty(parts)]))
+
+
+def _ellipse(center: tuple[float, float], across: float, down: float) -> Polygon:
+    """An ellipse of two radii, as large as its outline's many corners can make it."""
+    angle = np.linspace(0, 2 * np.pi, _CURVE_POINTS, endpoint=False)
+    # Corners a little outside, so that the area is that of the ellipse.
+    scale = math.sqrt(2 * np.pi / _CURVE_POINTS / math.sin(2 * np.pi / _CURVE_POINTS))
+    ring = np.column_stack([np.cos(angle), np.sin(angle)]) * scale
+    return Polygon(ring * (across, down) + center)
+
+
+def _read_polygons(path: str) -> list[Polygon]:
+    """Read the polygons of a GeoJSON or ROI file."""
+    try:
+        size = os.path.getsize(path)
+        if size > _MAX_BYTES:
+            raise _invalid(path, "is too large for an outline; simplify it, or give a mask image")
+        is_geojson = Path(path).suffix.lower() in _GEOJSON
+        polygons = _read_geojson(path) if is_geojson else _read_rois(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not polygons:
+        raise _invalid(path, "has no outline; draw the region and export it again")
+    return polygons
+
+
+def _read_geojson(path: str) -> list[Polygon]:
+    """All polygons of a GeoJSON document, as QuPath exports it."""
+    meant = "GeoJSON; export the region from QuPath as GeoJSON"
+    waiting: list[Any] = [read_json(path, (dict, list), meant)]
+    polygons: list[Polygon] = []
+    while waiting:
+        item = waiting.pop()
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "FeatureCollection":
+            item = item.get("features")
+        elif kind == "GeometryCollection":
+            item = item.get("geometries")
+        if isinstance(item, list):
+            waiting += reversed(item)
+        elif kind == "Feature":
+            waiting.append(item.get("geometry"))
+        elif kind in ("Polygon", "MultiPolygon"):
+            try:
+                polygons += shapely.get_parts(shapely.force_2d(shape(item))).tolist()
+            # Malformed coordinates make NumPy and Shapely raise nearly anything.
+            except Exception as error:
+                raise _invalid(
+                    path,
+                    f"has a {kind} whose coordinates are not lists of at least 3 points, "
+                    f"each of x and y ({error}); export it again",
+                ) from error
+        else:
+            raise _invalid(
+                path,
+                f"has {show(kind or item)} in place of a Polygon or MultiPolygon; outline "
+                "the region as an area and export it again",
+            )
+    return [polygon for polygon in polygons if not polygon.is_empty]
+
+
+def _read_rois(path: str) -> list[Polygon]:
+    content = Path(path).read_bytes()
+    if content[:4] == b"Iout":
+        return _roi_polygons(content, path)
+    polygons: list[Polygon] = []
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
+            if len(entries) > _MAX_ROIS or sum(e.file_size for e in entries) > _MAX_BYTES:
+                raise _invalid(
+                    path, "has too many or too large ROIs for a region; give it as a mask image"
+                )
+            for entry in entries:
+                where = f"{path}, {show(entry.filename)}"
+                if entry.flag_bits & 1:
+                    raise UserError(
+                        f"{where} is encrypted; save the ROIs without a password.",
+                        code="file_invalid",
+                    )
+                with archive.open(entry) as file:  # the size in the head may be false
+                    polygons += _roi_polygons(file.read(entry.file_size), where)
+    except UserError:
+        raise
+    # Each compression method has errors of its own, OSError among them.
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return polygons
+
+
+def _roi_polygons(content: bytes, where: str) -> list[Polygon]:
+    try:
+        roi = ImagejRoi.frombytes(content)
+        kind = roi.roitype
+        if roi.composite:
+            rings = [ring for ring in roi.coordinates(multi=True) if len(ring) > 2]
+            return _composite(rings, where)
+        if kind in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
+            return [_framed(roi)]
+        if kind in (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED):
+            return [Polygon(roi.coordinates())]
+    except UserError:
+        raise
+    except NotImplementedError as error:
+        raise _invalid(
+            where,
+            "has curves, which cannot be read; in ImageJ use Edit > Selection > "
+            "Interpolate, or save a mask",
+        ) from error
+    # Untrusted bytes make roifile raise nearly anything.
+    except Exception as error:
+        raise _damaged(where, error) from error
+    raise _invalid(where, f"is a {kind.name.lower()}, which has no area; outline the region")
+
+
+def _composite(rings: list[np.ndarray], where: str) -> list[Polygon]:
+    """The areas that an odd number of rings enclose."""
+    polygons = [Polygon(ring) for ring in rings]
+    _check_points(polygons, where)
+    if not polygons:
+        return []
+    _check_tangle(polygons, where)
+    try:
+        return list(_surfaces(_even_odd(*(polygon.exterior for polygon in polygons))).geoms)
+    except ShapelyError as error:
+        raise _damaged(where, error) from error
+
+
+def _framed(roi: ImagejRoi) -> Polygon:
+    """A rectangle, with round corners or not, or an oval."""
+    x, y, width, height = roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top
+    if roi.subpixelrect:
+        x, y, width, height = roi.xd, roi.yd, roi.widthd, roi.heightd
+    if roi.roitype == ROI_TYPE.OVAL:
+        return _ellipse((x + width / 2, y + height / 2), width / 2, height / 2)
+    arc = max(min(roi.rounded_rect_arc_size, width, height), 0) / 2
+    core = shapely.box(x + arc, y + arc, x + width - arc, y + height - arc)
+    return core.buffer(arc, quad_segs=32) if arc else core
+
+
+# Masks
+
+
+def _read_mask(path: str) -> _Cells:
+    """Read a mask image; pixels that are not 0 are inside."""
+    with open_image(path, _NO_LIMIT) as image:
+        is_tiff = image is None or image.format == "TIFF"
+        if not is_tiff:
+            _check_picture(path, image)
+    if is_tiff:
+        cells = _read_tiff(path)
+    else:
+        cells = _shrunk(read_label_image(path)[0] != 0, MAX_GRID)
+    if not cells.counts.any():
+        raise _invalid(path, "has no pixel that is not 0; draw the region in white on black")
+    return cells
+
+
+def _check_picture(path: str, image: Image.Image) -> None:
+    """Refuse a mask, not a TIFF, whose inside is ambiguous."""
+    problem = ""
+    if image.width * image.height > MAX_PIXELS:
+        problem = f"is {image.width} x {image.height} px; shrink it, or save it as a TIFF"
+    elif getattr(image, "n_frames", 1) > 1:
+        problem = f"has {image.n_frames} frames; save only the one that counts"
+    elif "A" in image.getbands() or "transparency" in image.info:
+        alpha = image if "A" in image.getbands() else image.convert("RGBA")
+        if alpha.getchannel("A").getextrema()[0] < 255:
+            problem = _TRANSPARENT
+    elif (image.getexif().get(EXIF_ORIENTATION) or 1) != 1:
+        problem = "is turned by a tag; save it upright without the tag"
+    if problem:
+        raise _invalid(path, problem)
+
+
+def _read_tiff(path: str) -> _Cells:
+    """Count the stored values of a TIFF that are not 0, read piece by piece."""
+    import tifffile  # slow to import and seldom needed
+
+    with reading(path), tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        problem = _tiff_problem(tiff, page)
+        if problem:
+            raise _invalid(path, problem)
+        cells = _empty_cells((page.imagelength, page.imagewidth), MAX_GRID)
+        colors = page.samplesperpixel - len(page.extrasamples)
+        for values, x0, y0 in _tiff_pieces(path, tiff, page):
+            if (values[:, :, colors:] != 2**page.bitspersample - 1).any():
+                raise _invalid(path, _TRANSPARENT)
+            values = values[:, :, :colors]
+            if values.dtype.kind in "if":
+                with np.errstate(invalid="ignore"):
+                    whole = (values >= 0) & (values == np.rint(values)) & (values < np.inf)
+                if not whole.all():  # False for NaN
+                    raise _invalid(
+                        path,
+                        "has pixels that are negative, fractional or NaN; save a mask of 0 "
+                        "and 255",
+                    )
+            _add_pixels(cells, (values != 0).any(axis=2), x0, y0)
+    return cells
+
+
+def _tiff_pieces(path: str, tiff: Any, page: Any) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Pieces of a page, (h, w, samples), and the place of each: x and y in px."""
+    import tifffile
+
+    height, width = page.imagelength, page.imagewidth
+    if page.is_memmappable and page.planarconfig == 1:
+        pixels = tifffile.memmap(path, page=0, mode="r").reshape(height, width, -1)
+        rows = max(1, _PIECE // max(pixels[0].nbytes, 1))
+        for y0 in range(0, height, rows):
+            yield np.asarray(pixels[y0 : y0 + rows]), 0, y0
+        return
+    for values, (_, _, y0, x0, _), _ in page.segments(maxworkers=1):
+        if values is not None:  # a tile that was left out is 0
+            piece = values[0, : height - y0, : width - x0]
+            yield piece, x0, y0
+
+
+def _tiff_problem(tiff: Any, page: Any) -> str:
+    """Why the first page of a TIFF is not a mask, and the fix; empty if it is one."""
+    if not all(other.is_reduced for other in itertools.islice(tiff.pages, 1, None)):
+        return "has several pages; save only the one that counts"
+    if int(page.compression) not in _LOSSLESS:
+        return "is compressed with loss or in a rare way; save it with LZW or deflate"
+    if (
+        page.dtype is None
+        or page.dtype.kind not in "buif"
+        or page.imagedepth != 1
+        or not isinstance(page.bitspersample, int)
+        or (page.planarconfig != 1 and page.samplesperpixel > 1)
+    ):
+        return "is a rare kind of TIFF; save it as grey of 8 bits"
+    if int(page.photometric) not in _PHOTOMETRICS or page.samplesperpixel > _MAX_CHANNELS:
+        return "is not grey, RGB or a palette; save it as grey of 8 bits"
+    if page.extrasamples and page.dtype.kind != "u":
+        return "has a channel beside its colours; save it as grey of 8 bits"
+    if (page.tags.valueof(EXIF_ORIENTATION) or 1) != 1:
+        return "is turned by a tag; save it upright without the tag"
+    rows, columns = min(page.rowsperstrip, page.imagelength), page.imagewidth
+    if page.is_tiled:
+        rows, columns = page.tilelength, page.tilewidth
+    if not page.is_memmappable and rows * columns > MAX_PIXELS:
+        return "has strips or tiles that are too large; save it with tiles of 256 px"
+    return ""
+
+
+def _invalid(thing: str, problem: str) -> UserError:
+    return UserError(f"{thing} {problem}.", code="region_invalid")
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    words = str(error) or type(error).__name__
+    return UserError(f"{where} is damaged ({words}); save the ROIs again.", code="file_invalid")
+
+
+def _unreadable(path: str, error: OSError) -> UserError:
+    words = error.strerror or error
+    return UserError(f"{path} is not readable ({words}); correct the path.", code="file_missing")

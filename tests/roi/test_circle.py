@@ -1,3 +1,5 @@
+"""microplastics/roi/circle.py."""
+
 import cv2
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_a_pressed_line_bounds_the_deposit():
     assert found(image) == pytest.approx((258.6, 211.3, 172.4), abs=1.0)
 
 
-def test_an_edge_of_colour_alone():
+def test_an_edge_only_of_colour():
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     inside = np.hypot(x - 255.3, y - 205.8) < 150.4
     lab = np.full((HEIGHT, WIDTH, 3), (140, 128, 128), np.uint8)
