@@ -11,8 +11,7 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 PIP := $(RUN) -m pip --disable-pip-version-check
-NEEDS := requirements.txt setup.py pyproject.toml \
-	tools/install_detectron2.py tools/detectron2_mends.py
+NEEDS := requirements.txt setup.py pyproject.toml tools/install_detectron2.py
 # The environment is ready for these very files, in this very folder: the stamp's name says which.
 KEY := $(shell { cat $(NEEDS); pwd; } | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.microplastics-$(KEY)
@@ -22,18 +21,20 @@ CHECK_PYTHON = import sys; v = sys.version_info[:2]; \
 	+ sys.executable + " is %d.%d: name another one, as in make PYTHON=python3.12" % v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test demo docs lint format clean
 
 help:
 	@echo "make demo    render particles, train, evaluate, then find, measure and count particles"
 	@echo "make test    run the tests"
-	@echo "make setup   the environment alone ($(VENV)): Python packages, Detectron2, this package"
-	@echo "make lint    check the style; make format mends it"
+	@echo "make setup   only the environment ($(VENV)): Python packages, Detectron2, this package"
+	@echo "make docs    build the documentation (output/site/index.html)"
+	@echo "make lint    check the style; make format fixes it"
 	@echo "make clean   remove caches and build files (not $(VENV), not output)"
 
 setup: $(STAMP)
 	@echo "$(VENV) is ready"
 
+# pip's -qq prints errors but no warnings, such as those about missing local indexes.
 # Every step can be done again, and the stamp comes last: what was interrupted goes on next time.
 $(STAMP):
 	@command -v $(PYTHON) >/dev/null || \
@@ -42,14 +43,14 @@ $(STAMP):
 	@test -x $(RUN) || $(PYTHON) -c '$(CHECK_PYTHON)'
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(RUN) -c '$(CHECK_PYTHON)'
-	$(PIP) install --quiet $$(grep -E '^(setuptools|wheel)==' requirements.txt)
-	@# A compiled Detectron2 works with the torch that it was built against alone: that one stays.
+	$(PIP) install -qq $$(grep -E '^(setuptools|wheel)==' requirements.txt)
+	@# A compiled Detectron2 works only with the torch that it was built against, which stays.
 	@if $(RUN) -c 'import torch, detectron2._C' 2>/dev/null; \
 		then grep -vE '^torch(vision)?==' requirements.txt; else cat requirements.txt; \
 		fi > $(VENV)/requirements.txt
-	$(PIP) install --quiet --no-build-isolation -r $(VENV)/requirements.txt
+	$(PIP) install -qq --no-build-isolation -r $(VENV)/requirements.txt
 	$(RUN) tools/install_detectron2.py
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.microplastics-*
 	@touch $@
 
@@ -59,7 +60,12 @@ test: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -q $(PYTEST_ARGS)
 
 demo: $(STAMP)
-	$(RUN) tools/demo.py --output output/demo
+	$(BIN)/microplastics demo --output output/demo
+
+# A warning of the build is an error.
+docs: $(STAMP)
+	$(RUN) -m sphinx -q -W --keep-going -b html docs output/site
+	@echo "output/site/index.html"
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -1,7 +1,7 @@
 """Packaging of microplastics; exact versions are in requirements.txt.
 
 Detectron2 is not among the requirements: it is not on PyPI under its name. A usable one is kept,
-else tools/install_detectron2.py installs release 0.5. Nothing here imports torch.
+else tools/install_detectron2.py installs one (docs/detectron2.md). Nothing here imports torch.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+CONFIGS = "microplastics.model_zoo.configs"
 
 
 def read_version() -> str:
@@ -29,7 +30,7 @@ def read_readme() -> str:
 
 INSTALL_REQUIRES = [
     # 2.4 is the first whose torch.load reads every checkpoint written here with weights_only;
-    # 2.3 brought torch.amp.GradScaler, which the mended Detectron2 uses.
+    # 2.3 brought torch.amp.GradScaler, which training uses.
     "torch>=2.4",
     # The release that belongs to torch 2.4; its ROIAlign and NMS are the ones that are used.
     "torchvision>=0.19",
@@ -45,7 +46,7 @@ INSTALL_REQUIRES = [
     "faster-coco-eval>=1.8",
     # Detectron2's own bound: fvcore may break between minor versions.
     "fvcore>=0.1.5,<0.1.6",
-    # Detectron2's own lower bound; it also asks for <0.1.10, and 0.1.10 works on both builds.
+    # Detectron2's own lower bound; it also asks for <0.1.10, and 0.1.10 works.
     "iopath>=0.1.7,<0.1.11",
     # Detectron2's own bounds, like those of the next ones.
     "omegaconf>=2.1,<2.4",
@@ -58,8 +59,11 @@ INSTALL_REQUIRES = [
     "tensorboard",
     # The first that brings contourpy, by which outlines of masks are drawn.
     "matplotlib>=3.6",
-    # CfgNode.merge_from_file and clone as Detectron2 uses them; its own bound is 0.1.6.
-    "yacs>=0.1.6",
+    # Detectron2's own bound.
+    "yacs>=0.1.8",
+    # The ViT, MViT and Swin backbones; Detectron2 imports it as timm.models.layers, the old name of
+    # timm.layers, which 1.0 still has.
+    "timm>=1.0,<2",
     # 2.0 brought affinity and unions over arrays of geometries, with which particles are drawn.
     "shapely>=2.0",
     # The last for Python 3.10, and so the oldest that requirements.txt pins.
@@ -75,6 +79,10 @@ INSTALL_REQUIRES = [
     "jinja2>=3",
     # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.
     "pyyaml>=5.1",
+    # The commands; the oldest that they were tested with.
+    "click>=8.5",
+    # when_imported, which registers the data sets as soon as Detectron2 is imported.
+    "wrapt>=1.16",
     # The oldest that the measures were tested with, like that of the next one.
     "scipy>=1.15",
     "scikit-image>=0.25",
@@ -91,6 +99,7 @@ EXTRAS_REQUIRE = {
         "nbformat",
         "ipykernel",
     ],
+    "docs": ["sphinx>=8", "myst-parser>=4", "sphinx-click>=6", "furo"],
     # The oldest that the export was tested with.
     "export": ["onnx>=1.23", "onnxruntime>=1.23"],
     "wandb": ["wandb"],
@@ -104,10 +113,13 @@ setup(
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["microplastics", "microplastics.*"]),
-    package_data={"microplastics.report": ["templates/*.j2"]},
+    packages=[*find_packages(include=["microplastics", "microplastics.*"]), CONFIGS],
+    # configs/ is where people see and edit the configs; a wheel carries them inside the package.
+    package_dir={CONFIGS: "configs"},
+    package_data={"microplastics.report": ["templates/*.j2"], CONFIGS: ["*.yaml"]},
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
     python_requires=">=3.10,<3.14",
     install_requires=INSTALL_REQUIRES,
+    entry_points={"console_scripts": ["microplastics = microplastics.cli:main"]},
     extras_require=EXTRAS_REQUIRE,
 )

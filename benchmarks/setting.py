@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
@@ -20,7 +21,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from microplastics.compat import detectron2_build
 from microplastics.config import load_config
 from microplastics.data.images import read_image
 from microplastics.data.loader import check_datasets
@@ -252,7 +252,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
     compiled = importlib.util.find_spec("detectron2._C") is not None
     row = {
         "Machine": f"{_processor()}, {cores()} cores, {torch.get_num_threads()} threads",
-        "Software": f"torch {torch.__version__}, Detectron2 {detectron2_build()} "
+        "Software": f"torch {torch.__version__}, Detectron2 {detectron2.__version__} "
         f"({'with' if compiled else 'without'} compiled ops), "
         f"pycocotools {importlib.metadata.version('pycocotools')}, "
         f"faster-coco-eval {_version('faster-coco-eval')}",

@@ -62,7 +62,7 @@ class _Stepped:
         return {"iteration": seconds / iterations}
 
     def _loop(self, iterations: int) -> None:
-        # The body of TrainerBase.train, in both builds.
+        # The body of TrainerBase.train.
         for _ in range(iterations):
             self.trainer.before_step()
             self.trainer.run_step()

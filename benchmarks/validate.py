@@ -1,7 +1,6 @@
 """Our validation pass (loss, AP, semantic figures) against Detectron2's evaluation alone."""
 
 import contextlib
-import inspect
 import io
 import json
 from collections.abc import Sequence
@@ -35,8 +34,6 @@ from microplastics.evaluation.coco import RESULTS_FILE
 TARGET = 1.4
 PLAIN, OURS = "Detectron2, AP alone", "ours: loss, AP, semantic"
 TWO_PASSES = "Detectron2, then a loss pass"
-# Detectron2 0.5 evaluates the first 100 detections of an image, whatever is asked for.
-_OWN_CAP = "max_dets_per_image" in inspect.signature(COCOEvaluator).parameters
 
 
 def benchmark(
@@ -128,19 +125,14 @@ def _one_cap(
     report.checks += [
         compare_predictions(*predictions, what=f"predictions at a cap of {cap}"),
         Check(f"validation loss of all turns, cap {cap}", len(losses) == 1, str(sorted(losses))),
+        compare_figures(results[OURS], results[PLAIN], what=f"figures at a cap of {cap}"),
     ]
-    if cap <= 100 or _OWN_CAP:
-        report.checks.append(
-            compare_figures(results[OURS], results[PLAIN], what=f"figures at a cap of {cap}")
-        )
-    else:
-        report.notes.append(f"this Detectron2 evaluates 100 detections an image, ours {cap}")
 
 
 def _evaluate(cfg: CfgNode, model: nn.Module, folder: Path) -> dict[str, Any]:
     """Detectron2's evaluation, as its ``train_net.py`` has it."""
     cap = cfg.TEST.DETECTIONS_PER_IMAGE
-    options = {"max_dets_per_image": cap} if cap > 100 and _OWN_CAP else {}
+    options = {"max_dets_per_image": cap} if cap > 100 else {}
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     evaluator = COCOEvaluator(cfg.DATASETS.TEST[0], tasks, False, str(folder), **options)
     # pycocotools prints its tables instead of logging them.

@@ -1,38 +1,51 @@
 """Counting and measuring microplastics with Detectron2.
 
-Importing the package registers its data sets (lazily: nothing is read) in Detectron2's
-``DatasetCatalog`` and ``MetadataCatalog``.
+Importing the package reads neither torch nor Detectron2. As soon as ``detectron2.data`` is
+imported, before or after this package, its data sets are registered in ``DatasetCatalog`` and
+``MetadataCatalog`` (lazily: no file is read).
 """
 
+import importlib
 import warnings
+from types import ModuleType
 from typing import Any
+
+import wrapt
+
+from microplastics.utils.errors import UserError
 
 __version__ = "0.1.0"
 
-# fvcore, which Detectron2 imports, calls torch.jit.script: nothing that a user could mend.
-warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+# Raised by Detectron2 and fvcore with today's torch and timm; users cannot fix them.
+for _message, _category in (
+    (r"`torch\.jit\.script` is deprecated", FutureWarning),
+    (r"torch\.meshgrid: in an upcoming release", UserWarning),
+    (r"Importing from timm\.models\.layers is deprecated", FutureWarning),
+):
+    warnings.filterwarnings("ignore", _message, _category)
 
-from microplastics.config import add_microplastics_config, get_cfg, load_config
-from microplastics.data.catalog import register_builtin, register_microplastics_instances
-from microplastics.utils.errors import UserError
+_HOME = {
+    "Predictions": "microplastics.inference",
+    "Predictor": "microplastics.inference",
+    "add_microplastics_config": "microplastics.config",
+    "get_cfg": "microplastics.config",
+    "load_config": "microplastics.config",
+    "register_microplastics_instances": "microplastics.data.catalog",
+}
 
-register_builtin()
+__all__ = ["UserError", "__version__", *_HOME]
 
-__all__ = [
-    "Predictions",
-    "Predictor",
-    "UserError",
-    "add_microplastics_config",
-    "get_cfg",
-    "load_config",
-    "register_microplastics_instances",
-]
+
+@wrapt.when_imported("detectron2.data")
+def _register_datasets(_: ModuleType) -> None:
+    importlib.import_module("microplastics.data.catalog")
 
 
 def __getattr__(name: str) -> Any:
-    # Read on first use: training and the data tools need no predictor.
-    if name in ("Predictions", "Predictor"):
-        from microplastics import inference
-
-        return getattr(inference, name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,12 +1,12 @@
 """Every config key that the project adds to Detectron2, in one place."""
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_get_cfg
 
+from microplastics import model_zoo
 from microplastics.utils.errors import UserError
 
 
@@ -53,7 +53,11 @@ def _add_data(cfg: CfgNode) -> None:
 
 
 def _add_model(cfg: CfgNode) -> None:
-    """Weights and memory order."""
+    """Weights, memory order and the keys of PointRend."""
+    # Imported here: it brings PointRend's heads into Detectron2's registries, and all of modeling.
+    from detectron2.projects.point_rend import add_pointrend_config
+
+    add_pointrend_config(cfg)
     # Demand this sha256 of the file behind MODEL.WEIGHTS; empty demands nothing.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # Prefixes of parameter names that may be missing, surplus or of another shape in
@@ -118,6 +122,10 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
     # Predicted masks of at least this score make up the union that semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
+    # Proposals that RPN may pass on for one tile of a large image, before and after its NMS.
+    # Beyond MODEL.RPN.POST_NMS_TOPK_TEST they are looked at only while detections are found;
+    # heads other than StandardROIHeads look at all. Detections of a tile are not capped.
+    cfg.TEST.TILE_TOPK = 2000
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
     _add_counting(cfg)
@@ -129,11 +137,11 @@ def _add_counting(cfg: CfgNode) -> None:
     counting.ENABLED = True
     # A detection counts as a particle from this score on.
     counting.SCORE_THRESH = 0.5
-    # One number for each class instead. Where empty, --eval-only takes those that
-    # tools/choose_threshold.py stored in the checkpoint, if any.
+    # One number for each class instead. Where empty, evaluation takes those that
+    # microplastics thresholds stored in the checkpoint, if any.
     counting.CLASS_SCORE_THRESH = []
     # A detection counts no more where a better-scored one covers more than this share of it; 1
-    # counts all. tools/predict.py does the same; AP knows nothing of it.
+    # counts all. microplastics predict does the same; AP knows nothing of it.
     counting.MAX_OVERLAP = 0.5
     # Errors of length, Feret diameter and area, and counts by size class, take about 1 ms a
     # particle: "eval_only", "always" (in training's evaluations too) or "never".
@@ -213,7 +221,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML and apply trailing ``KEY VALUE`` pairs.
 
     Args:
-        config_file: path of a yacs YAML; empty for the defaults alone.
+        config_file: path of a yacs YAML, or a name of :mod:`microplastics.model_zoo` such as
+            ``r50``; empty for the defaults.
         opts: alternating keys and values, as Detectron2's argument parser collects them.
 
     Returns:
@@ -224,9 +233,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     if config_file:
-        if not os.path.isfile(config_file):
-            raise UserError(f"There is no config file {config_file}; {_config_hint(config_file)}.")
-        _merge(cfg, config_file, lambda: cfg.merge_from_file(config_file))
+        path = model_zoo.config_file(config_file)
+        _merge(cfg, config_file, lambda: cfg.merge_from_file(path))
     opts = [str(opt) for opt in opts]
     if len(opts) % 2:
         raise UserError(
@@ -266,12 +274,3 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
-
-
-def _config_hint(config_file: str) -> str:
-    folder = os.path.dirname(config_file) or "."
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    names = sorted(name for name in names if name.endswith(".yaml"))
-    if names:
-        return f"{folder} holds {', '.join(names)}"
-    return "the project's own lie in configs/"

@@ -2,14 +2,22 @@
 
 import logging
 import os
-import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.logger import setup_logger
+from hypothesis import settings
 from support import ROOT, TINY, dataset_entry
+
+from microplastics.cli import main
+
+# Few examples at a desk; more in CI, which sets CI=true.
+_SAME = {"deadline": None, "derandomize": True, "database": None}
+settings.register_profile("dev", max_examples=25, **_SAME)
+settings.register_profile("ci", max_examples=100, **_SAME)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 
 @pytest.fixture
@@ -59,28 +67,33 @@ def tiny_cfg(tiny_opts, tmp_path):
     return build
 
 
+def _run(command, env=None, cwd=ROOT, timeout=300, launcher=()):
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 @pytest.fixture
 def tool():
-    """Runs a tool of the project: ``tool("train_net", "--eval-only", …)``."""
-
-    def call(name, *arguments, env=None, cwd=ROOT, timeout=300, launcher=()):
-        command = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py")]
-        return subprocess.run(
-            [*command, *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    return call
+    """Runs a script of tools/: ``tool("train_net", "--eval-only", …)``."""
+    return lambda name, *arguments, **how: _run([ROOT / "tools" / f"{name}.py", *arguments], **how)
 
 
 @pytest.fixture
-def tool_here(monkeypatch, capfd):
-    """Runs a tool of the project in this process, which saves its imports."""
+def cli_process():
+    """Runs a command in a process of its own: ``cli_process("predict", "--weights", …)``."""
+    return lambda *arguments, **how: _run(["-m", "microplastics", *arguments], **how)
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    """Runs a command in this process, which saves its imports: ``cli("predict", …)``."""
 
     def forget_loggers():
         # Their handlers hold the output stream of the test that made them.
@@ -88,13 +101,11 @@ def tool_here(monkeypatch, capfd):
         for logger in ("detectron2", "fvcore", "microplastics"):
             logging.getLogger(logger).handlers.clear()
 
-    def call(name, *arguments):
-        path = str(ROOT / "tools" / f"{name}.py")
+    def call(*arguments):
         forget_loggers()
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(path, run_name="__main__")
+            main([str(argument) for argument in arguments])
         printed = capfd.readouterr()
         forget_loggers()
         return SimpleNamespace(returncode=end.value.code, stdout=printed.out, stderr=printed.err)

@@ -87,8 +87,6 @@ def test_adding_the_keys_changes_none_of_detectron2s():
 @pytest.mark.parametrize(
     ("config", "opts", "words"),
     [
-        ("configs/nope.yaml", [], ["configs/nope.yaml", "microplastics_r50.yaml"]),
-        ("nowhere/nope.yaml", [], ["nowhere/nope.yaml", "configs/"]),
         ("", ["SOLVER.BASE_RL", "1"], ["SOLVER.BASE_RL", "did you mean SOLVER.BASE_LR"]),
         ("", ["SOLVER.BASE_LR"], ["KEY VALUE", "SOLVER.BASE_LR"]),
         ("", ["SOLVER.BASE_LR", "fast"], ["command line", "BASE_LR"]),

@@ -1,4 +1,4 @@
-"""Registering data sets in Detectron2's catalogs: lazily, idempotently, by name or by path."""
+"""Registration of data sets in Detectron2's catalogs, lazy and idempotent."""
 
 import difflib
 import functools
@@ -34,17 +34,16 @@ _JSON_AND_IMAGES = re.compile(r"(?P<json>.+\.json)(?::(?P<images>.+))?", re.IGNO
 
 
 class InstancesMetadata(Metadata):
-    """Detectron2 ``Metadata`` whose classes are read from the JSON when first asked for.
+    """Detectron2 ``Metadata`` whose classes are read from the JSON at first access.
 
-    ``json_file``, ``image_root`` and ``evaluator_type`` are there from the registration on;
+    ``json_file``, ``image_root`` and ``evaluator_type`` are set at registration;
     ``thing_classes``, ``thing_colors`` and ``thing_dataset_id_to_contiguous_id`` come from the
-    JSON, so that they are there for a notebook before ``DatasetCatalog.get``, and importing the
-    package reads nothing. While the JSON of a built-in data set is not there yet, its classes
-    are Fiber, Fragment and Film.
+    JSON, even before ``DatasetCatalog.get``, and importing the package reads nothing. As long as
+    the JSON of a built-in data set does not exist, its classes are Fiber, Fragment and Film.
     """
 
     def __getattr__(self, key: str) -> Any:
-        """Fill in the class attributes from the JSON (called for missing attributes alone)."""
+        """Read the class attributes from the JSON (called only for missing attributes)."""
         if key not in _LAZY_KEYS or "json_file" not in self.__dict__:
             return super().__getattr__(key)
         if self.name in _BUILTIN and not os.path.exists(self.json_file):
@@ -55,14 +54,14 @@ class InstancesMetadata(Metadata):
         return self.__dict__[key]
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Set as Detectron2 does; a first value is not compared with that of the JSON."""
+        """Set as Detectron2 does; a first value is not compared with the JSON."""
         if key in _LAZY_KEYS and key not in self.__dict__:
             object.__setattr__(self, key, value)
         else:
             super().__setattr__(key, value)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all attributes, those of the classes included once the JSON exists."""
+        """Return all attributes, including the classes if the JSON exists."""
         if os.path.exists(self.json_file):
             return {**{key: getattr(self, key) for key in _LAZY_KEYS}, **self.__dict__}
         return super().as_dict()
@@ -71,8 +70,8 @@ class InstancesMetadata(Metadata):
         """Read the classes from the JSON.
 
         Raises:
-            UserError: the JSON is missing or broken, or its classes are no longer those that
-                were read or set before.
+            UserError: the JSON is missing or broken, or ``classes_mismatch`` if its classes differ
+                from those read or set before.
         """
         names, ids = coco.class_names(self.json_file), coco.contiguous_ids(self.json_file)
         for key, value in _class_attributes(names, ids).items():
@@ -80,16 +79,17 @@ class InstancesMetadata(Metadata):
             if known != value and key != "thing_colors":
                 raise UserError(
                     f"The classes of {self.json_file} are {names} ({ids}), but {key} of data set "
-                    f"{self.name!r} is {known}; start Python anew after changing the JSON, and do "
-                    f"not set {key} by hand."
+                    f"{self.name!r} is {known}; restart Python after changing the JSON, and do not "
+                    f"set {key} yourself.",
+                    code="classes_mismatch",
                 )
 
 
 def register_microplastics_instances(name: str, json_file: str, image_root: str) -> None:
     """Register COCO instances under ``name`` in ``DatasetCatalog`` and ``MetadataCatalog``.
 
-    Nothing is read until ``DatasetCatalog.get(name)`` or an attribute of the classes is asked
-    for. Registering the same paths again does nothing.
+    Nothing is read until ``DatasetCatalog.get(name)`` or a class attribute is accessed.
+    Registering the same paths again does nothing.
 
     Args:
         name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -97,7 +97,7 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
         image_root: folder that ``file_name`` of the JSON is relative to.
 
     Raises:
-        UserError: the name already stands for other paths, or was registered by other code.
+        UserError: ``dataset_conflict``, the name is registered for other paths or by other code.
     """
     json_file, image_root = (
         os.path.expanduser(os.fspath(path)) for path in (json_file, image_root)
@@ -106,19 +106,21 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
         known = MetadataCatalog.get(name)
         if not isinstance(known, InstancesMetadata):
             raise UserError(
-                f"The data set name {name!r} is already registered by other code; choose another."
+                f"The data set name {name!r} is registered by other code; choose another.",
+                code="dataset_conflict",
             )
         if _same_path(known.json_file, json_file) and _same_path(known.image_root, image_root):
             return
         raise UserError(
-            f"The data set name {name!r} is already registered for {known.json_file} with images "
-            f"in {known.image_root}, not for {json_file} with images in {image_root}; choose "
-            "another name."
+            f"The data set name {name!r} is registered for {known.json_file} with images in "
+            f"{known.image_root}, not for {json_file} with images in {image_root}; choose another "
+            "name.",
+            code="dataset_conflict",
         )
     metadata = InstancesMetadata(
         name=name, json_file=json_file, image_root=image_root, evaluator_type="coco"
     )
-    if name in MetadataCatalog:  # somebody's attributes, set before the registration
+    if name in MetadataCatalog:  # attributes set before the registration
         _keep_attributes(metadata, MetadataCatalog.get(name))
     MetadataCatalog[name] = metadata
     DatasetCatalog.register(name, functools.partial(_load, name))
@@ -127,13 +129,12 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
 def register_builtin(root: str | os.PathLike | None = None) -> None:
     """Register ``microplastics_{train,val,test}`` and ``microplastics_synthetic_{…}``.
 
-    The files lie in ``root/microplastics/{train,val,test}/`` and
-    ``root/microplastics/annotations/instances_{train,val,test}.json``, and the rendered ones
-    likewise in ``root/microplastics_synthetic/``. Calling it with another root moves the names
-    there.
+    The files are in ``root/microplastics/{train,val,test}/`` and
+    ``root/microplastics/annotations/instances_{train,val,test}.json``, the rendered ones likewise
+    in ``root/microplastics_synthetic/``. A later call with another root moves the names there.
 
     Args:
-        root: folder of the data sets; ``$DETECTRON2_DATASETS``, or else ``datasets``, if None.
+        root: folder of the data sets; ``$DETECTRON2_DATASETS`` or ``datasets`` if None.
     """
     if root is None:
         root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
@@ -144,7 +145,7 @@ def register_builtin(root: str | os.PathLike | None = None) -> None:
         if name in DatasetCatalog:
             known = MetadataCatalog.get(name)
             if not isinstance(known, InstancesMetadata):
-                logger.warning("Data set %r is registered by other code and left as it is.", name)
+                logger.warning("Data set %r is registered by other code; it stays as it is.", name)
                 continue
             if not (known.json_file == json_file and known.image_root == image_root):
                 DatasetCatalog.pop(name)
@@ -153,19 +154,19 @@ def register_builtin(root: str | os.PathLike | None = None) -> None:
 
 
 def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
-    """Turn the entries of ``DATASETS.TRAIN`` or ``DATASETS.TEST`` into registered names.
+    """Register the entries of ``DATASETS.TRAIN`` or ``DATASETS.TEST`` that are paths.
 
-    An entry is a registered name, or ``path/to.json:path/to/images``, or ``path/to.json`` with
-    the images beside it; a path is registered under the entry itself.
+    An entry is a registered name, ``path/to.json:path/to/images``, or ``path/to.json`` with the
+    images in its folder; a path is registered under the entry itself.
 
     Args:
         names: entries, or one entry.
 
     Returns:
-        the entries, each of them registered.
+        The entries.
 
     Raises:
-        UserError: an entry is neither a registered name nor an existing JSON and folder.
+        UserError: ``dataset_unknown``, or ``file_missing``.
     """
     entries = (names,) if isinstance(names, str) else tuple(names)
     for entry in entries:
@@ -175,34 +176,40 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _split_entry(entry: str) -> tuple[str, str]:
-    """Return the JSON and the image root of an entry that is no registered name."""
+    """Return the JSON and the image root of an entry that is not a registered name."""
     match = _JSON_AND_IMAGES.fullmatch(entry)
     if match is None:
         close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise UserError(
-            f"No data set {entry!r}: give a registered name or path/to.json:path/to/images.{hint}"
+            f"The data set {entry!r} is unknown; expected a registered name or "
+            f"path/to.json:path/to/images.{hint}",
+            code="dataset_unknown",
         )
     json_file = os.path.expanduser(match["json"])
     image_root = os.path.expanduser(match["images"] or os.path.dirname(json_file) or ".")
     if not os.path.isfile(json_file):
-        raise UserError(f"No data set {entry!r}: {json_file} does not exist; correct the path.")
+        raise UserError(
+            f"The file {json_file} of data set {entry!r} does not exist; correct the path.",
+            code="file_missing",
+        )
     if not os.path.isdir(image_root):
         raise UserError(
-            f"No data set {entry!r}: the image folder {image_root} does not exist; correct the "
-            "path after the colon."
+            f"The image folder {image_root} of data set {entry!r} does not exist; correct the path "
+            "after the colon.",
+            code="file_missing",
         )
     return json_file, image_root
 
 
 def class_colors(names: Sequence[str]) -> list[list[int]]:
-    """Choose one colour a class, distinct for the colour-blind, fixed for the default classes.
+    """Choose one colour per class, colour-blind safe, and fixed for the default classes.
 
     Args:
         names: class names in order.
 
     Returns:
-        RGB in 0–255 for each name; after seven classes the colours return, ever darker.
+        RGB in 0–255 for each name; after seven classes the colours repeat, darker each time.
     """
     fixed = dict(zip(DEFAULT_CLASSES, _PALETTE, strict=False))
     free = [color for color in _PALETTE if color not in {fixed[n] for n in names if n in fixed}]
@@ -223,19 +230,21 @@ def _class_attributes(names: Sequence[str], ids: dict[int, int]) -> dict[str, An
 
 
 def _load(name: str) -> list[dict]:
-    """Load a registered data set: the function that ``DatasetCatalog`` calls."""
+    """Load a registered data set, for ``DatasetCatalog``."""
     metadata = MetadataCatalog.get(name)
     if name in _BUILTIN and not os.path.exists(metadata.json_file):
         family, split = _BUILTIN[name]
         folder = os.path.dirname(os.path.dirname(metadata.json_file))
         if family == "microplastics_synthetic":
-            mend = f"render it with: python tools/make_synthetic.py --output {folder}"
+            fix = f"render it with: microplastics render dataset --output {folder}"
         else:
-            mend = (
+            fix = (
                 f"put the images in {metadata.image_root} and the annotations there, or set "
-                f"DETECTRON2_DATASETS to the folder that holds {family}/"
+                f"DETECTRON2_DATASETS to the folder of {family}/"
             )
-        raise UserError(f"Data set {name!r} has no {metadata.json_file}; {mend}.")
+        raise UserError(
+            f"Data set {name!r} has no {metadata.json_file}; {fix}.", code="file_missing"
+        )
     metadata.fill()
     return coco.load_instances(metadata.json_file, metadata.image_root)
 
@@ -248,6 +257,11 @@ def _keep_attributes(metadata: InstancesMetadata, earlier: Metadata) -> None:
     for key, value in earlier.as_dict().items():
         if metadata.__dict__.setdefault(key, value) != value:
             raise UserError(
-                f"The metadata of data set {metadata.name!r} already says that {key} is "
-                f"{value!r}, not {metadata.__dict__[key]!r}; choose another name."
+                f"The metadata of data set {metadata.name!r} has {key} {value!r}, not "
+                f"{metadata.__dict__[key]!r}; choose another name.",
+                code="dataset_conflict",
             )
+
+
+# As Detectron2's own builtin.py does, when detectron2.data is imported (microplastics/__init__.py).
+register_builtin()

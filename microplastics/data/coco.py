@@ -1,22 +1,21 @@
-"""COCO instance JSON: checked, as Detectron2 data set dicts, and as ground truth of evaluation.
+"""Loading and checking of COCO instance JSON.
 
-A file is parsed and checked once a process and kept until it changes. ``coco_check`` says what
-is refused and what is mended with a warning.
+A file is parsed and checked once per process and kept until it changes. Errors are refused;
+oddities are corrected and logged.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
 import re
 import reprlib
-import threading
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from detectron2.data.catalog import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 
@@ -27,47 +26,36 @@ from microplastics.data.segmentation import (
     Measured,
     SegmentationError,
     measure,
-    read_json,
 )
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 
-# code: (what is wrong, how to mend it)
+logger = logging.getLogger(__name__)
+
+_FIELD = "lacks a field or has one of the wrong type", "correct or export it again"
+_OUTLINE = "outline it again or delete it"
+# code: (what is wrong, how to fix it)
 ERRORS = {
     "not_an_object": ("is not a JSON object", "export the file again"),
-    "image_field": ("lacks a field or has one of the wrong type", "correct or export it again"),
-    "image_duplicate": ("has an id that another image has", "give every image its own id"),
+    "image_field": _FIELD,
+    "image_duplicate": ("has the id of another image", "give every image its own id"),
     "file_name": (
-        "has a file_name that leaves the image folder",
+        "has a file_name outside the image folder",
         "write it relative to that folder, without ..",
     ),
-    "category_field": ("lacks a field or has one of the wrong type", "correct or export it again"),
-    "category_duplicate": ("has an id that another category has", "give every one its own id"),
-    "category_same_name": (
-        "has the name of another category, and both are used",
-        "merge the two or rename one",
-    ),
-    "annotation_field": (
-        "lacks a field or has one of the wrong type",
-        "correct or export it again",
-    ),
-    "box_field": ("lacks a field or has one of the wrong type", "correct or export it again"),
-    "area_field": ("lacks a field or has one of the wrong type", "correct or export it again"),
-    "annotation_zero": (
-        "has id 0, which makes pycocotools lose its match",
-        "number the annotations from 1",
-    ),
+    "category_field": _FIELD,
+    "category_duplicate": ("has the id of another category", "give every one its own id"),
+    "category_same_name": ("has the name of another used category", "merge the two or rename one"),
+    "annotation_field": _FIELD,
+    "box_field": _FIELD,
+    "area_field": _FIELD,
+    "annotation_zero": ("has id 0, whose match pycocotools loses", "number the annotations from 1"),
     "annotation_duplicate": (
-        "has an id that another annotation has",
+        "has the id of another annotation",
         "give every annotation its own id",
     ),
-    "no_image": (
-        "belongs to an image that is not in the file",
-        "add the image or delete the annotation",
-    ),
-    "no_category": (
-        "is of a category that is not in the file",
-        "add the category or correct category_id",
-    ),
+    "no_image": ("belongs to an image not in the file", "add the image or delete the annotation"),
+    "no_category": ("has a category not in the file", "add the category or correct category_id"),
     "ignore": ("has ignore set, which Detectron2 refuses", "set iscrowd to 1 instead or delete it"),
     "segmentation_empty": ("has an empty segmentation", "outline the particle or delete it"),
     "segmentation_type": (
@@ -78,172 +66,493 @@ ERRORS = {
         "has a segmentation of bare numbers",
         "write it as a list of polygons: [[x0, y0, x1, y1, ...]]",
     ),
-    "polygon_points": ("has a polygon of fewer than 3 points", "outline it again or delete it"),
-    "polygon_odd": (
-        "has a polygon with an odd number of coordinates",
-        "outline it again or delete it",
-    ),
-    "polygon_numbers": (
-        "has a polygon with coordinates that are not finite numbers",
-        "outline it again or delete it",
-    ),
+    "polygon_points": ("has a polygon of fewer than 3 points", _OUTLINE),
+    "polygon_odd": ("has a polygon with an odd number of coordinates", _OUTLINE),
+    "polygon_numbers": ("has a polygon with coordinates that are not finite numbers", _OUTLINE),
     "polygon_outside": (
         "has its polygon wholly outside the image",
         "check that it belongs to this image and that width and height are right",
     ),
-    "outline_long": ("has an outline of impossible length", "outline it again or delete it"),
-    "zero_area": ("has a segmentation of zero area", "outline it again or delete it"),
+    "outline_long": ("has an outline of impossible length", _OUTLINE),
+    "zero_area": ("has a segmentation of zero area", _OUTLINE),
     "rle_size": (
         "has an RLE of another size than its image",
         "export the mask at the image's size, as [height, width]",
     ),
     "rle_counts": ("has a malformed RLE", "export the annotation again"),
-    "rle_empty": ("has an RLE without a single pixel", "delete it or outline it again"),
+    "rle_empty": ("has an RLE without a pixel", "delete it or outline it again"),
     "image_file": ("cannot be used", "correct the file"),
     "image_missing": ("has no file", "copy the images there or correct the image folder"),
-    "image_size": ("is of another size than its file", "correct the JSON or the file"),
+    "image_size": ("has another size than its file", "correct the JSON or the file"),
 }
 WARNINGS = {
     "area_missing": "annotations without area; it is computed from the mask",
-    "area_of_box": "annotations whose area is that of the box; the mask's is used",
-    "area_differs": "annotations whose area is not that of the mask; the mask's is used",
+    "area_of_box": "annotations whose area is that of the box; the area of the mask is used",
+    "area_differs": "annotations whose area differs from their mask; that of the mask is used",
     "iscrowd_missing": "annotations without iscrowd; taken as 0",
-    "bbox_differs": "boxes that differ from their mask by over 2 px; the mask's are used",
-    "bbox_xyxy": "boxes written as x0, y0, x1, y1; those of the masks are used",
-    "polygon_clipped": "polygons reach out of the image; they are cut at its border",
+    "bbox_differs": "boxes that differ from their mask by over 2 px; boxes of the masks are used",
+    "bbox_xyxy": "boxes written as x0, y0, x1, y1; boxes of the masks are used",
+    "polygon_clipped": "polygons that leave the image; they are clipped at its border",
     "subpixel": "annotations whose mask has no pixel; they can never be matched",
     "crowd": "annotations with iscrowd 1; training skips them, evaluation ignores them",
     "keypoints": "annotations with keypoints, which are not used",
-    "annotation_twice": "annotations repeat another's image, box and category",
-    "image_twice": "images name a file that another names",
+    "annotation_twice": "annotations that repeat another's image, box and category",
+    "image_twice": "images that name the file of another",
     "image_blank": "images without annotations",
-    "category_placeholder": "unused placeholder categories are left out",
+    "category_placeholder": "unused placeholder categories; they are left out",
     "category_unused": "categories without annotations",
 }
 EXAMPLES = 5
+ID_LIMIT = 2**53  # evaluation keeps ids as float64
+_PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_BOX_TOLERANCE = 2.0
+_AREA_TOLERANCE = 0.2  # of the mask's area
+_AREA_TOLERANCE_PX = 10.0
+_CACHED_FILES = 8
+_ERROR_CODES = {"image_missing": "image_missing", "image_size": "image_size"}
+_ERROR_CODES["image_file"] = "image_invalid"
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 120
 
 
-@dataclass
-class Finding:
-    """How often one kind of problem was found, and the first few places.
-
-    Attributes:
-        code: a key of ``ERRORS`` or ``WARNINGS``.
-        count: how often.
-        places: the first few, each with its detail in words.
-    """
-
-    code: str
-    count: int = 0
-    places: list[tuple["Place", str]] = field(default_factory=list)
-
-    @property
-    def examples(self) -> list[str]:
-        """The first few places in words."""
-        return [
-            f"{place.short()}{f' ({detail})' if detail else ''}" for place, detail in self.places
-        ]
-
-    def __str__(self) -> str:
-        words = WARNINGS.get(self.code) or ERRORS[self.code][0]
-        more = "; …" if self.count > len(self.places) else ""
-        return f"{self.count} x {words}: {'; '.join(self.examples)}{more}"
+def show(value: Any) -> str:
+    """Quote an untrusted value, shortened and printable."""
+    return _REPR.repr(value)
 
 
-class Findings:
-    """Collects errors and warnings by kind; the words are made for the first few alone."""
-
-    def __init__(self) -> None:
-        self.errors: dict[str, Finding] = {}
-        self.warnings: dict[str, Finding] = {}
-        self._first = ""
-
-    def error(self, code: str, where: "Place", detail: str = "") -> None:
-        """Count one error of a kind in ``ERRORS``."""
-        finding = self.errors.setdefault(code, Finding(code))
-        what, mend = ERRORS[code]
-        if not self._first:
-            self._first = f"{where} {what}{f' ({detail})' if detail else ''}: {mend}"
-        self._count(finding, where, detail)
-
-    def warn(self, code: str, where: "Place", detail: str = "") -> None:
-        """Count one oddity of a kind in ``WARNINGS``."""
-        self._count(self.warnings.setdefault(code, Finding(code)), where, detail)
-
-    def raise_errors(self, json_file: str) -> None:
-        """Raise a :class:`UserError` that names the first error and counts all by kind."""
-        if not self.errors:
-            return
-        total = sum(finding.count for finding in self.errors.values())
-        message = f"{json_file}: {self._first}."
-        if total > 1:
-            message += f" {total - 1} more problems:" if total > 2 else " One more problem:"
-            kinds = list(self.errors.values())
-            for finding in kinds[:EXAMPLES]:
-                message += f"\n  {finding}"
-            if len(kinds) > EXAMPLES:
-                message += f"\n  and {len(kinds) - EXAMPLES} other kinds"
-        raise UserError(message)
-
-    @staticmethod
-    def _count(finding: Finding, where: "Place", detail: str) -> None:
-        finding.count += 1
-        if len(finding.places) < EXAMPLES:
-            finding.places.append((where, detail))
-
-
-class Place:
-    """Where something is wrong, put into words only when it is printed.
+class Place(NamedTuple):
+    """An entry of a COCO JSON, described only if it is printed.
 
     Attributes:
         kind: ``"image"``, ``"category"`` or ``"annotation"``.
         index: position in its list of the JSON, from 0.
-        entry: what stands there.
+        entry: its content.
         image: the checked image that an annotation belongs to, or None.
     """
 
-    __slots__ = ("kind", "index", "entry", "image")
-
-    def __init__(self, kind: str, index: int, entry: Any, image: dict | None = None):
-        self.kind, self.index, self.entry, self.image = kind, index, entry, image
+    kind: str
+    index: int
+    entry: Any
+    image: dict | None = None
 
     def short(self) -> str:
-        """Words for a list of several places."""
-        kind, index, entry, image = self.kind, self.index, self.entry, self.image
-        id_ = entry.get("id") if isinstance(entry, dict) else None
-        words = f"{kind} {show(id_)}" if id_ is not None else f"{kind} number {index + 1}"
-        if kind != "annotation" and isinstance(entry, dict):
-            name = entry.get("file_name" if kind == "image" else "name")
+        """Describe the entry without its image's file name."""
+        id_ = self.entry.get("id") if isinstance(self.entry, dict) else None
+        words = f"{self.kind} {show(id_)}" if id_ is not None else f"{self.kind} #{self.index + 1}"
+        if self.kind != "annotation" and isinstance(self.entry, dict):
+            name = self.entry.get("file_name" if self.kind == "image" else "name")
             words += f" ({show(name)})" if name is not None else ""
-        elif image is not None:
-            words += f" of image {image['id']}"
+        elif self.image is not None:
+            words += f" of image {self.image['id']}"
         return words
 
     def __str__(self) -> str:
-        image = self.image
-        return self.short() + (f" ({show(image['file_name'])})" if image is not None else "")
+        return self.short() + (f" ({show(self.image['file_name'])})" if self.image else "")
 
 
-def show(value: Any) -> str:
-    """Quote a stranger's value, shortened and printable."""
-    return _REPR.repr(value)
+@dataclass
+class Tally:
+    """Number of problems of one kind, with the first few places.
+
+    Attributes:
+        code: a key of ``ERRORS`` or ``WARNINGS``.
+        count: number of problems.
+        places: the first few, each with a detail in words.
+    """
+
+    code: str
+    count: int = 0
+    places: list[tuple[Place, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        places = [place.short() + (f" ({words})" if words else "") for place, words in self.places]
+        more = "; …" if self.count > len(places) else ""
+        return f"{self.count} x {WARNINGS[self.code]}: {'; '.join(places)}{more}"
 
 
-ID_LIMIT = 2**53  # evaluation keeps ids as float64
-_PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+class Findings:
+    """Counts of errors and warnings by code."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, Tally] = {}
+        self.warnings: dict[str, Tally] = {}
+
+    def error(self, code: str, place: Place, detail: str = "") -> None:
+        """Count an error of a kind in ``ERRORS``."""
+        self._count(self.errors, code, place, detail)
+
+    def warn(self, code: str, place: Place, detail: str = "") -> None:
+        """Count an oddity of a kind in ``WARNINGS``."""
+        self._count(self.warnings, code, place, detail)
+
+    def raise_errors(self, json_file: str) -> None:
+        """Raise a :class:`UserError` that names the first error and counts all by code."""
+        if not self.errors:
+            return
+        first = next(iter(self.errors.values()))
+        (place, detail), (what, fix) = first.places[0], ERRORS[first.code]
+        message = f"{json_file}: {place} {what}{f' ({detail})' if detail else ''}; {fix}"
+        total = sum(tally.count for tally in self.errors.values())
+        if total > 1:
+            kinds = ", ".join(f"{tally.count} {tally.code}" for tally in self.errors.values())
+            message += f"; `microplastics check` lists all {total} problems ({kinds})"
+        raise UserError(f"{message}.", code=_ERROR_CODES.get(first.code, "annotations_invalid"))
+
+    @staticmethod
+    def _count(tallies: dict[str, Tally], code: str, place: Place, detail: str) -> None:
+        tally = tallies.setdefault(code, Tally(code))
+        tally.count += 1
+        if len(tally.places) < EXAMPLES:
+            tally.places.append((place, detail))
+
+
+@dataclass
+class CheckedInstances:
+    """The usable content of a COCO JSON; every value has its right type.
+
+    Attributes:
+        images: dicts of id, file_name, height, width; by ascending id.
+        categories: dicts of id, name, supercategory; by ascending id, without placeholders.
+        annotations: dicts of id, image_id, category_id, bbox, area, iscrowd, segmentation, in
+            the order of the file; area and segmentation as measured by ``segmentation.measure``.
+        warnings: oddities by code.
+        logged: the warnings were logged.
+    """
+
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    warnings: list[Tally]
+    logged: bool = False
+
+    @property
+    def num_images(self) -> int:
+        """Number of images in the JSON."""
+        return len(self.images)
+
+    @property
+    def num_annotations(self) -> int:
+        """Number of annotations in the JSON."""
+        return len(self.annotations)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by contiguous id."""
+        return [category["name"] for category in self.categories]
+
+    @property
+    def contiguous_ids(self) -> dict[int, int]:
+        """Contiguous id (from 0, by ascending id) of each category id."""
+        return {category["id"]: index for index, category in enumerate(self.categories)}
+
+    @property
+    def instances_per_class(self) -> dict[str, int]:
+        """Number of annotations of each class, including crowds."""
+        counts = Counter(annotation["category_id"] for annotation in self.annotations)
+        return {c["name"]: counts[c["id"]] for c in self.categories}
+
+
+class MeasuredEntry(NamedTuple):
+    """An annotation of the JSON, its checked image, its measured mask, and if it is a repeat."""
+
+    index: int
+    entry: dict[str, Any]
+    image: dict[str, Any]
+    measured: Measured
+    repeated: bool
+
+
+@dataclass
+class Examined:
+    """Result of checking a JSON, sound or not.
+
+    Attributes:
+        findings: errors and oddities.
+        images: by id, as in :class:`CheckedInstances`; one without a usable size has the key
+            ``invalid``, and ``file_name`` may be anything (see :func:`is_safe_name`).
+        categories: as in :class:`CheckedInstances`.
+        annotations: the sound ones, as in :class:`CheckedInstances`.
+        measured: every annotation whose segmentation can be measured.
+        image_indices: image id -> position in the JSON.
+    """
+
+    findings: Findings
+    images: dict[int, dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    measured: list[MeasuredEntry]
+    image_indices: dict[int, int]
+
+
+def check_instances(
+    json_file: str,
+    image_root: str,
+    num_classes: int | None = None,
+    *,
+    training: bool = False,
+    max_pixels: int | None = None,
+) -> CheckedInstances:
+    """Check the JSON of a data set and the header of every image.
+
+    Oddities are logged, one line per kind, once for each state of the file.
+
+    Args:
+        json_file: COCO instance JSON.
+        image_root: folder that its ``file_name`` are relative to.
+        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``, or None to skip this check.
+        training: also refuse a data set without an annotation to learn from.
+        max_pixels: images of more pixels are refused; Pillow's limit of 178,956,970 if None.
+
+    Returns:
+        The content, which must not be changed.
+
+    Raises:
+        UserError: ``annotations_invalid``, ``image_missing``, ``image_size``, … naming the first
+            error and the number of errors of each kind; ``classes_mismatch``; ``dataset_empty``.
+    """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    checked = _checked(json_file)
+    _log_warnings(json_file, checked)
+    names = checked.classes
+    if num_classes is not None and len(names) != num_classes:
+        raise UserError(
+            f"{json_file} has {len(names)} classes ({', '.join(names)}) but "
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set MODEL.ROI_HEADS.NUM_CLASSES "
+            f"{len(names)} or correct the categories of the JSON.",
+            code="classes_mismatch",
+        )
+    if training and all(annotation["iscrowd"] for annotation in checked.annotations):
+        raise UserError(
+            f"{json_file} has no annotation to train on (none, or only with iscrowd 1); annotate "
+            "some of its images, or, if these are blank images, list it after a data set with "
+            "annotations and set DATALOADER.FILTER_EMPTY_ANNOTATIONS False.",
+            code="dataset_empty",
+        )
+    _check_files(json_file, checked.images, image_root, max_pixels)
+    return checked
+
+
+def load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
+    """Load a COCO JSON as Detectron2 data set dicts, as ``load_coco_json`` does.
+
+    In addition, ``area`` and ``iscrowd`` may be missing, boxes that differ from their mask by
+    more than 2 px are replaced, polygons are clipped at the image's border, Roboflow's
+    placeholder category is left out, and category ids are always made contiguous. Nothing else
+    is left out: an entry that cannot be used is an error.
+
+    Args:
+        json_file: COCO instance JSON.
+        image_root: folder that its ``file_name`` are relative to.
+
+    Returns:
+        For each image, by ascending id: ``file_name``, ``height``, ``width``, ``image_id``,
+        ``annotations`` with ``bbox`` (XYWH, px), ``bbox_mode``, ``segmentation`` (polygons in px
+        or compressed RLE of the whole image), ``category_id`` (from 0, by ascending id of the
+        JSON), ``iscrowd``, ``id``.
+
+    Raises:
+        UserError: the JSON cannot be used.
+    """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    checked = _checked(json_file)
+    _log_warnings(json_file, checked)
+    ids = checked.contiguous_ids
+    by_image = defaultdict(list)
+    for annotation in checked.annotations:
+        by_image[annotation["image_id"]].append(
+            {
+                "id": annotation["id"],
+                "iscrowd": annotation["iscrowd"],
+                "bbox": list(annotation["bbox"]),
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": ids[annotation["category_id"]],
+                "segmentation": _copied(annotation["segmentation"]),
+            }
+        )
+    return [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": by_image[image["id"]],
+        }
+        for image in checked.images
+    ]
+
+
+def coco_api(json_file: str) -> COCO:
+    """Return the checked content as an indexed ``pycocotools`` object, without its prints.
+
+    Categories, boxes and segmentations are as in :func:`load_instances`, with the ids of the
+    JSON. ``area`` is the number of pixels of the mask, from which evaluators tell small, medium
+    and large; ``iscrowd`` is 0 if it was missing. ``dataset`` can be written as JSON.
+
+    Args:
+        json_file: COCO instance JSON.
+
+    Raises:
+        UserError: the JSON cannot be used.
+    """
+    checked = _checked(os.fspath(json_file))
+    annotations = []
+    for annotation in checked.annotations:
+        segmentation = _copied(annotation["segmentation"])
+        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
+            segmentation["counts"] = segmentation["counts"].decode("ascii")
+        annotations.append(
+            {**annotation, "bbox": list(annotation["bbox"]), "segmentation": segmentation}
+        )
+    api = COCO()
+    api.dataset = {
+        "info": {},
+        "images": [dict(image) for image in checked.images],
+        "categories": [dict(category) for category in checked.categories],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        api.createIndex()
+    return api
+
+
+def class_names(json_file: str) -> list[str]:
+    """Return the class names of a COCO JSON by contiguous id.
+
+    Raises:
+        UserError: the JSON cannot be used.
+    """
+    return _checked(os.fspath(json_file)).classes
+
+
+def contiguous_ids(json_file: str) -> dict[int, int]:
+    """Return the contiguous id (from 0, by ascending id) of each category id of a COCO JSON.
+
+    Raises:
+        UserError: the JSON cannot be used.
+    """
+    return _checked(os.fspath(json_file)).contiguous_ids
+
+
+def _checked(json_file: str) -> CheckedInstances:
+    """Parse and check a JSON, or return the kept result, which must not be changed."""
+    try:
+        status = os.stat(json_file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"Cannot read {json_file}: {reason}; correct the path.", code="file_missing"
+        ) from error
+    return _parsed(json_file, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@functools.lru_cache(maxsize=_CACHED_FILES)
+def _parsed(json_file: str, _state: tuple[int, ...]) -> CheckedInstances:
+    return check_content(json_file, read_json(json_file))
+
+
+def _log_warnings(json_file: str, checked: CheckedInstances) -> None:
+    if not checked.logged:
+        checked.logged = True
+        for tally in checked.warnings:
+            logger.warning("%s: %s", json_file, tally)
+
+
+def _copied(segmentation: list | dict) -> list | dict:
+    """Copy a segmentation, so that changes by a caller do not reach the cache."""
+    if isinstance(segmentation, dict):
+        return dict(segmentation)
+    return [list(polygon) for polygon in segmentation]
+
+
+def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
+    """Check the content of a JSON, without its image files.
+
+    Args:
+        json_file: its path, for the messages.
+        data: its content; it is not changed.
+
+    Raises:
+        UserError: ``annotations_invalid``, naming the first error and counting all by kind.
+    """
+    problem = structure_problem(data)
+    if problem:
+        raise UserError(f"{json_file} {problem}.", code="annotations_invalid")
+    examined = examine(data)
+    examined.findings.raise_errors(json_file)
+    return CheckedInstances(
+        sorted(examined.images.values(), key=lambda image: image["id"]),
+        examined.categories,
+        examined.annotations,
+        list(examined.findings.warnings.values()),
+    )
+
+
+def structure_problem(data: dict[str, Any]) -> str | None:
+    """Describe a JSON object that lacks one of the three lists of COCO; None if it has them."""
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data.get(key), list):
+            words = f"has no list {key!r}" if key not in data else f"has {key!r} that is not a list"
+            return (
+                f"{words}; export as COCO instance segmentation (images, annotations, categories)"
+            )
+        if not data[key] and key != "annotations":
+            return f"has an empty list {key!r}; export the data set again"
+    return None
+
+
+def examine(data: dict[str, Any]) -> Examined:
+    """Find all errors and oddities in a JSON that has the three lists of COCO.
+
+    Args:
+        data: content of the JSON, for which :func:`structure_problem` is None; not changed.
+    """
+    findings = Findings()
+    images, indices = check_images(data["images"], findings)
+    categories = check_categories(data["categories"], findings)
+    annotations, measured = _check_annotations(data["annotations"], images, categories, findings)
+    # Even a broken annotation shows that its category is not a placeholder and that its image
+    # is not blank.
+    used = {key_of(entry.get("category_id")) for entry in objects_of(data["annotations"])}
+    categories = drop_placeholders(categories, used, findings)
+    annotated = {key_of(entry.get("image_id")) for entry in objects_of(data["annotations"])}
+    for image in images.values():
+        if image["id"] not in annotated:
+            findings.warn("image_blank", Place("image", indices[image["id"]], image))
+    return Examined(findings, images, categories, annotations, measured, indices)
+
+
+def objects_of(entries: list) -> Iterator[dict]:
+    """Yield the entries of an untrusted list that are JSON objects."""
+    return (entry for entry in entries if isinstance(entry, dict))
 
 
 def is_id(value: Any) -> bool:
-    """Whether a stranger's value can be an id."""
+    """Return whether an untrusted value can be an id."""
     return type(value) is int and 0 <= value < ID_LIMIT
 
 
-def field_error(entry: dict, key: str, wanted: str) -> str:
-    """Words for a field that is missing or of the wrong type."""
-    return f"{key} is {show(entry[key])}, not {wanted}" if key in entry else f"no {key}"
+def key_of(value: Any) -> int | None:
+    """Return an untrusted value if it can be an id, else None."""
+    return value if is_id(value) else None
+
+
+def field_error(entry: dict, key: str, expected: str) -> str:
+    """Describe a field that is missing or has the wrong type."""
+    return f"{key} is {show(entry[key])}; expected {expected}" if key in entry else f"no {key}"
+
+
+def is_printable(value: Any) -> bool:
+    """Return whether a value is text that is not blank and has no control characters."""
+    return isinstance(value, str) and bool(value.strip()) and not _UNPRINTABLE.search(value)
+
+
+def is_safe_name(value: Any) -> bool:
+    """Return whether an untrusted value names a file inside the image folder."""
+    if not is_printable(value):
+        return False
+    parts = re.split(r"[/\\]", value)
+    return bool(parts[0]) and not re.match(r"[A-Za-z]:", value) and ".." not in parts
 
 
 def check_images(
@@ -255,54 +564,45 @@ def check_images(
     names: set[str] = set()
     for index, entry in enumerate(entries):
         place = Place("image", index, entry)
-        if not isinstance(entry, dict):
-            findings.error("not_an_object", place)
-            continue
-        if not is_id(entry.get("id")):
-            findings.error("image_field", place, field_error(entry, "id", "an integer from 0"))
-            continue
-        if entry["id"] in images:
-            findings.error("image_duplicate", place)
+        if not _check_entry(place, images, findings):
             continue
         image = {key: entry.get(key) for key in ("id", "file_name", "height", "width")}
-        images[image["id"]] = image
-        indices[image["id"]] = index
-        for key in ("width", "height"):
-            if type(image[key]) is not int or image[key] < 1:
-                wanted = "a positive integer"
-                findings.error("image_field", place, field_error(entry, key, wanted))
-                image["invalid"] = True
-        if "invalid" not in image and image["width"] * image["height"] >= _PIXEL_LIMIT:
-            size = f"{show(image['width'])} x {show(image['height'])} px is too large"
-            findings.error("image_field", place, size)
+        images[image["id"]], indices[image["id"]] = image, index
+        problems = [
+            field_error(entry, key, "a positive integer")
+            for key in ("width", "height")
+            if type(image[key]) is not int or image[key] < 1
+        ]
+        if not problems and image["width"] * image["height"] >= _PIXEL_LIMIT:
+            problems = [f"{show(image['width'])} x {show(image['height'])} px is too large"]
+        for problem in problems:
+            findings.error("image_field", place, problem)
             image["invalid"] = True
-        _check_file_name(entry, place, findings)
-        if isinstance(image["file_name"], str):
-            name = image["file_name"] and os.path.normpath(image["file_name"])  # ./a is a
+        name = image["file_name"]
+        if not is_printable(name):
+            findings.error("image_field", place, field_error(entry, "file_name", "a file name"))
+        elif not is_safe_name(name):
+            findings.error("file_name", place)
+        if isinstance(name, str):
+            name = name and os.path.normpath(name)  # ./a is a
             if name in names:
                 findings.warn("image_twice", place)
             names.add(name)
     return images, indices
 
 
-def _check_file_name(entry: dict, place: Place, findings: Findings) -> None:
-    name = entry.get("file_name")
-    if not _is_name(name):
-        findings.error("image_field", place, field_error(entry, "file_name", "a file's name"))
-    elif not is_safe_name(name):
-        findings.error("file_name", place)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and not _UNPRINTABLE.search(value)
-
-
-def is_safe_name(value: Any) -> bool:
-    """Whether a stranger's value names a file that lies within the image folder."""
-    if not _is_name(value):
-        return False
-    parts = re.split(r"[/\\]", value)
-    return bool(parts[0]) and not re.match(r"[A-Za-z]:", value) and ".." not in parts
+def _check_entry(place: Place, known: dict[int, Any], findings: Findings) -> bool:
+    """Check that an image or category is an object with an id of its own."""
+    if not isinstance(place.entry, dict):
+        findings.error("not_an_object", place)
+    elif not is_id(place.entry.get("id")):
+        problem = field_error(place.entry, "id", "an integer from 0")
+        findings.error(f"{place.kind}_field", place, problem)
+    elif place.entry["id"] in known:
+        findings.error(f"{place.kind}_duplicate", place)
+    else:
+        return True
+    return False
 
 
 def check_categories(entries: list, findings: Findings) -> dict[int, dict[str, Any]]:
@@ -310,31 +610,23 @@ def check_categories(entries: list, findings: Findings) -> dict[int, dict[str, A
     categories: dict[int, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
         place = Place("category", index, entry)
-        if not isinstance(entry, dict):
-            findings.error("not_an_object", place)
-        elif not is_id(entry.get("id")):
-            findings.error("category_field", place, field_error(entry, "id", "an integer from 0"))
-        elif entry["id"] in categories:
-            findings.error("category_duplicate", place)
-        else:
-            name, group = entry.get("name"), entry.get("supercategory")
-            if not _is_name(name):
-                findings.error("category_field", place, field_error(entry, "name", "a name"))
-                name = ""
-            categories[entry["id"]] = {
-                "id": entry["id"],
-                "name": name,
-                "supercategory": group if isinstance(group, str) else "",
-            }
+        if not _check_entry(place, categories, findings):
+            continue
+        name, group = entry.get("name"), entry.get("supercategory")
+        if not is_printable(name):
+            findings.error("category_field", place, field_error(entry, "name", "a name"))
+            name = ""
+        group = group if isinstance(group, str) else ""
+        categories[entry["id"]] = {"id": entry["id"], "name": name, "supercategory": group}
     return dict(sorted(categories.items()))
 
 
 def drop_placeholders(
     categories: dict[int, dict[str, Any]], used: set[int], findings: Findings
 ) -> list[dict[str, Any]]:
-    """Leave out what Roboflow puts at id 0, whichever of the splits is read.
+    """Leave out the placeholder that Roboflow writes at id 0, in every split alike.
 
-    That is an unused category with the name of another one, or with the name that is the
+    It is an unused category with the name of another one, or with the name that is the
     supercategory of all others while its own is "none".
     """
     by_name = defaultdict(list)
@@ -360,140 +652,15 @@ def drop_placeholders(
     return [category for category in categories.values() if category["id"] not in dropped]
 
 
-_BOX_TOLERANCE = 2.0
-_AREA_TOLERANCE = 0.2  # of the mask's area
-_AREA_TOLERANCE_PX = 10.0
-
-
-@dataclass
-class CheckedInstances:
-    """The usable content of a COCO JSON; every value is of its right type.
-
-    Attributes:
-        images: dicts of id, file_name, height, width; by ascending id.
-        categories: dicts of id, name, supercategory; by ascending id, placeholders left out.
-        annotations: dicts of id, image_id, category_id, bbox, area, iscrowd, segmentation, in
-            the order of the file; area and segmentation as ``coco_load.measure`` gives them.
-        warnings: what was odd, by kind.
-        logged: the warnings were logged.
-    """
-
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    warnings: list[Finding]
-    logged: bool = False
-
-
-@dataclass
-class Examined:
-    """Everything that the check made of a JSON, sound or not.
-
-    Attributes:
-        findings: what is wrong and what is odd.
-        images: by id, as in :class:`CheckedInstances`; one without a usable size has the key
-            ``invalid``, and ``file_name`` may be anything (``coco_entries.is_safe_name``).
-        categories: as in :class:`CheckedInstances`.
-        annotations: the sound ones, as in :class:`CheckedInstances`.
-        measured: every annotation whose segmentation can be measured.
-        image_indices: image id -> position in the JSON.
-    """
-
-    findings: Findings
-    images: dict[int, dict[str, Any]]
-    categories: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    measured: list["MeasuredEntry"]
-    image_indices: dict[int, int]
-
-
-class MeasuredEntry(NamedTuple):
-    """An annotation as it stands in the JSON, its checked image, and its measured mask."""
-
-    index: int
-    entry: dict[str, Any]
-    image: dict[str, Any]
-    measured: Measured
-    repeated: bool
-
-
-def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
-    """Check the JSON itself, without looking at the image files.
-
-    Args:
-        json_file: its path, for the messages.
-        data: its content; it is not changed.
-
-    Raises:
-        UserError: naming the first error and how many more there are of which kind.
-    """
-    problem = structure_problem(data)
-    if problem:
-        raise UserError(f"{json_file} {problem}.")
-    examined = examine(data)
-    examined.findings.raise_errors(json_file)
-    return CheckedInstances(
-        sorted(examined.images.values(), key=lambda image: image["id"]),
-        examined.categories,
-        examined.annotations,
-        list(examined.findings.warnings.values()),
-    )
-
-
-def structure_problem(data: dict[str, Any]) -> str | None:
-    """Words (what; mend) for a JSON object that lacks the three lists of COCO, or None."""
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data.get(key), list):
-            words = f"has no list {key!r}" if key not in data else f"has {key!r} that is no list"
-            return (
-                f"{words}; export as COCO instance segmentation (images, annotations, categories)"
-            )
-        if not data[key] and key != "annotations":
-            return f"has an empty list {key!r}; export the data set again"
-    return None
-
-
-def examine(data: dict[str, Any]) -> Examined:
-    """Find everything that is wrong or odd in a JSON that holds the three lists of COCO.
-
-    Args:
-        data: content of the JSON, for which :func:`structure_problem` is None; not changed.
-    """
-    findings = Findings()
-    images, indices = check_images(data["images"], findings)
-    categories = check_categories(data["categories"], findings)
-    annotations, measured = _check_annotations(data["annotations"], images, categories, findings)
-    # An annotation that is broken shows all the same that its category is no placeholder, and
-    # that its image is no blank.
-    used = {key_of(entry.get("category_id")) for entry in objects_of(data["annotations"])}
-    categories = drop_placeholders(categories, used, findings)
-    annotated = {key_of(entry.get("image_id")) for entry in objects_of(data["annotations"])}
-    for image in images.values():
-        if image["id"] not in annotated:
-            findings.warn("image_blank", Place("image", indices[image["id"]], image))
-    return Examined(findings, images, categories, annotations, measured, indices)
-
-
-def objects_of(entries: list) -> Iterator[dict]:
-    """The entries of a stranger's list that are JSON objects."""
-    return (entry for entry in entries if isinstance(entry, dict))
-
-
-def key_of(value: Any) -> int | None:
-    """A stranger's value if it can be an id, else None."""
-    return value if is_id(value) else None
-
-
-def check_files(
+def _check_files(
     json_file: str, images: Iterable[dict[str, Any]], image_root: str, max_pixels: int | None
 ) -> None:
-    """Check that every image is there, and is of its size by its header.
-
-    Raises:
-        UserError: naming the first error and how many more there are of which kind.
-    """
+    """Check that every image exists and that its header has the size of the JSON."""
     if not os.path.isdir(image_root):
-        raise UserError(f"The image folder {image_root} of {json_file} does not exist; correct it.")
+        raise UserError(
+            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
+            code="file_missing",
+        )
     findings = Findings()
     for index, image in enumerate(images):
         problem = file_problem(image, image_root, max_pixels)
@@ -513,7 +680,7 @@ def file_problem(
         max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
 
     Returns:
-        (code in ``ERRORS``, detail in words), or None where all is well.
+        (code in ``ERRORS``, detail in words), or None.
     """
     path = os.path.join(image_root, image["file_name"])
     if not os.path.exists(path):
@@ -543,10 +710,8 @@ def _check_annotations(
             continue
         image = images.get(key_of(entry.get("image_id")))
         place = Place("annotation", index, entry, image)
-        unique = _check_id(entry, place, ids, findings)
-        if image is None:
-            _no_image(entry, place, findings)
-        sound = _check_fields(entry, place, categories, findings)
+        sound = _check_annotation_id(place, ids, findings)
+        sound &= _check_fields(place, categories, findings)
         if image is None or "invalid" in image:
             continue
         try:
@@ -557,69 +722,22 @@ def _check_annotations(
         except SegmentationError as error:
             findings.error(error.code, place, error.detail)
             continue
-        box = _check_box(entry.get("bbox"), measured.box, place, findings)
-        _warn_oddities(entry, measured, place, findings)
         repeated = is_repeated(entry, measured, seen)
-        if repeated:
-            findings.warn("annotation_twice", place)
+        box = _warn_oddities(place, measured, repeated, findings)
         every.append(MeasuredEntry(index, entry, image, measured, repeated))
-        if sound and unique:
-            annotations.append(
-                {
-                    "id": entry["id"],
-                    "image_id": entry["image_id"],
-                    "category_id": entry["category_id"],
-                    "bbox": box,
-                    "area": measured.area,
-                    "iscrowd": entry.get("iscrowd") or 0,
-                    "segmentation": measured.segmentation,
-                }
-            )
+        if sound:
+            annotation = {key: entry[key] for key in ("id", "image_id", "category_id")}
+            annotation |= {"bbox": box, "area": measured.area, "iscrowd": entry.get("iscrowd") or 0}
+            annotations.append({**annotation, "segmentation": measured.segmentation})
     return annotations, every
 
 
-def _no_image(entry: dict, place: Place, findings: Findings) -> None:
-    image_id = entry.get("image_id")
-    if is_id(image_id):
-        findings.error("no_image", place, f"image_id {show(image_id)}")
-    else:
-        findings.error("annotation_field", place, field_error(entry, "image_id", "an image's id"))
-
-
-def is_repeated(entry: dict, measured: Measured, seen: dict[tuple, Any]) -> bool:
-    """Whether an earlier annotation has this one's image, category, iscrowd and segmentation.
-
-    Args:
-        entry: the annotation, of a usable ``image_id``.
-        measured: its mask.
-        seen: what the earlier calls keep; begin with an empty one.
-    """
-    category, segmentation = key_of(entry.get("category_id")), measured.segmentation
-    crowd = show(entry.get("iscrowd") or 0)
-    key = (entry["image_id"], category, crowd, measured.box, measured.area)
-    # Only for those that agree so far is the whole outline hashed.
-    known = seen.setdefault(key, segmentation)
-    if known is segmentation:
-        return False
-    if not isinstance(known, set):
-        known = seen[key] = {_hashable(known)}
-    outline = _hashable(segmentation)
-    repeated = outline in known
-    known.add(outline)
-    return repeated
-
-
-def _hashable(segmentation: list | dict) -> tuple:
-    if isinstance(segmentation, dict):
-        return tuple(segmentation["size"]), segmentation["counts"]
-    return tuple(map(tuple, segmentation))
-
-
-def _check_id(entry: dict, place: Place, ids: set[int], findings: Findings) -> bool:
+def _check_annotation_id(place: Place, ids: set[int], findings: Findings) -> bool:
     """Check the id of an annotation against the earlier ``ids``; return whether it is sound."""
-    id_ = entry.get("id")
+    id_ = place.entry.get("id")
     if not is_id(id_):
-        findings.error("annotation_field", place, field_error(entry, "id", "an integer from 1"))
+        problem = field_error(place.entry, "id", "an integer from 1")
+        findings.error("annotation_field", place, problem)
         return False
     if id_ in ids or id_ == 0:
         findings.error("annotation_duplicate" if id_ in ids else "annotation_zero", place)
@@ -628,35 +746,8 @@ def _check_id(entry: dict, place: Place, ids: set[int], findings: Findings) -> b
     return True
 
 
-def _check_fields(
-    entry: dict, place: Place, categories: dict[int, dict[str, Any]], findings: Findings
-) -> bool:
-    """Check what is neither an id nor the segmentation; return whether it is sound."""
-    problems = []
-    category_id, box = entry.get("category_id"), entry.get("bbox")
-    area, crowd = entry.get("area"), entry.get("iscrowd")
-    if not is_id(category_id):
-        problem = field_error(entry, "category_id", "a category's id")
-        problems.append(("annotation_field", problem))
-    elif category_id not in categories:
-        problems.append(("no_category", f"category_id {show(category_id)}"))
-    if not is_box(box):
-        problem = field_error(entry, "bbox", "[x, y, width, height] in px")
-        problems.append(("box_field", problem))
-    if area is not None and not _is_area(area):
-        problem = field_error(entry, "area", "a number of pixels")
-        problems.append(("area_field", problem))
-    if crowd is not None and not (type(crowd) is int and crowd in (0, 1)):
-        problems.append(("annotation_field", field_error(entry, "iscrowd", "0 or 1")))
-    if entry.get("ignore"):
-        problems.append(("ignore", ""))
-    for code, detail in problems:
-        findings.error(code, place, detail)
-    return not problems
-
-
 def is_box(value: Any) -> bool:
-    """Whether a stranger's value is four finite numbers of sensible size."""
+    """Return whether an untrusted value is four finite numbers of sensible size."""
     return type(value) is list and len(value) == 4 and all(map(_is_number, value))
 
 
@@ -669,16 +760,64 @@ def _is_number(value: Any) -> bool:
     return type(value) in NUMBERS and -COORDINATE_LIMIT <= value <= COORDINATE_LIMIT
 
 
-def _check_box(box: Any, true: tuple[float, ...], place: Place, findings: Findings) -> list[float]:
-    """Return the annotated box, or that of the mask (x, y, width, height) where they differ."""
-    code = box_oddity(box, true) if is_box(box) else None
-    if code:
+# key of an annotation: (code in ERRORS, check, what is expected)
+_FIELDS = {
+    "image_id": ("annotation_field", is_id, "the id of an image"),
+    "category_id": ("annotation_field", is_id, "the id of a category"),
+    "bbox": ("box_field", is_box, "[x, y, width, height] in px"),
+    "area": ("area_field", lambda v: v is None or _is_area(v), "a number of pixels"),
+    "iscrowd": (
+        "annotation_field",
+        lambda v: v is None or (type(v) is int and v in (0, 1)),
+        "0 or 1",
+    ),
+}
+
+
+def _check_fields(place: Place, categories: dict[int, dict[str, Any]], findings: Findings) -> bool:
+    """Check all fields but the id and the segmentation; return whether they are sound."""
+    entry = place.entry
+    problems = [
+        (code, field_error(entry, key, expected))
+        for key, (code, is_valid, expected) in _FIELDS.items()
+        if not is_valid(entry.get(key))
+    ]
+    if place.image is None and is_id(entry.get("image_id")):
+        problems.append(("no_image", f"image_id {show(entry['image_id'])}"))
+    if is_id(entry.get("category_id")) and entry["category_id"] not in categories:
+        problems.append(("no_category", f"category_id {show(entry['category_id'])}"))
+    if entry.get("ignore"):
+        problems.append(("ignore", ""))
+    for code, detail in problems:
+        findings.error(code, place, detail)
+    return not problems
+
+
+def _warn_oddities(
+    place: Place, measured: Measured, repeated: bool, findings: Findings
+) -> list[float]:
+    """Count the oddities of an annotation; return its box, or that of its mask if they differ."""
+    entry = place.entry
+    box = entry["bbox"] if is_box(entry.get("bbox")) else None
+    differs = box_oddity(box, measured.box) if box else None
+    area = area_oddity(entry, measured.area)
+    codes = [
+        differs,
+        area if area != "area_field" else None,  # an error, counted with the other fields
+        "iscrowd_missing" if entry.get("iscrowd") is None else None,
+        "crowd" if entry.get("iscrowd") == 1 else None,
+        "polygon_clipped" if measured.clipped else None,
+        "subpixel" if measured.subpixel else None,
+        "keypoints" if entry.get("keypoints") else None,
+        "annotation_twice" if repeated else None,
+    ]
+    for code in filter(None, codes):
         findings.warn(code, place)
-    return box if is_box(box) and not code else list(true)
+    return list(measured.box) if differs or not box else box
 
 
 def box_oddity(box: list[float], true: tuple[float, ...]) -> str | None:
-    """Code in ``WARNINGS`` for a box that is not that of the mask, or None.
+    """Return the code in ``WARNINGS`` for a box that differs from its mask, or None.
 
     Args:
         box: as annotated, four numbers.
@@ -696,7 +835,7 @@ def _close(one: Iterable[float], other: Iterable[float]) -> bool:
 
 
 def area_oddity(entry: dict, true: float) -> str | None:
-    """Code in ``WARNINGS`` or ``ERRORS`` for an area that is not that of the mask, or None.
+    """Return the code in ``WARNINGS`` or ``ERRORS`` for an area unlike its mask's, or None.
 
     Args:
         entry: the annotation.
@@ -713,287 +852,30 @@ def area_oddity(entry: dict, true: float) -> str | None:
     return "area_of_box" if abs(area - box_area) <= 1e-3 * abs(box_area) else "area_differs"
 
 
-def _warn_oddities(entry: dict, measured: Measured, place: Place, findings: Findings) -> None:
-    code = area_oddity(entry, measured.area)
-    if code and code != "area_field":  # that is an error, reported with the other fields
-        findings.warn(code, place)
-    if entry.get("iscrowd") is None:
-        findings.warn("iscrowd_missing", place)
-    elif entry["iscrowd"] == 1:
-        findings.warn("crowd", place)
-    if measured.clipped:
-        findings.warn("polygon_clipped", place)
-    if measured.subpixel:
-        findings.warn("subpixel", place)
-    if entry.get("keypoints"):
-        findings.warn("keypoints", place)
-
-
-__all__ = [
-    "Report",
-    "check_instances",
-    "class_names",
-    "coco_api",
-    "coco_ground_truth",
-    "contiguous_ids",
-    "load_instances",
-    "read_json",
-]
-
-logger = logging.getLogger(__name__)
-
-_CACHED_FILES = 8
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`check_instances` found in a data set that can be used.
-
-    Attributes:
-        json_file: the COCO JSON.
-        image_root: its image folder.
-        num_images: images in the JSON.
-        num_annotations: annotations in the JSON.
-        classes: class names by contiguous id.
-        instances_per_class: annotations of each class, crowds included.
-        warnings: oddities: ``code``, ``count``, ``examples`` of the first few places.
-    """
-
-    json_file: str
-    image_root: str
-    num_images: int
-    num_annotations: int
-    classes: list[str]
-    instances_per_class: dict[str, int]
-    warnings: list[Finding]
-
-
-def check_instances(
-    json_file: str,
-    image_root: str,
-    num_classes: int | None = None,
-    *,
-    training: bool = False,
-    max_pixels: int | None = None,
-) -> Report:
-    """Check a data set before it is used: the JSON, and the header of every image.
-
-    Oddities are logged, one line a kind, once for each state of the file.
+def is_repeated(entry: dict, measured: Measured, seen: dict[tuple, Any]) -> bool:
+    """Return whether an earlier annotation has the same image, category, iscrowd and mask.
 
     Args:
-        json_file: COCO instance JSON.
-        image_root: folder that its ``file_name`` are relative to.
-        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``, or None not to compare it.
-        training: also refuse a data set in which no image has an annotation to learn from.
-        max_pixels: images of more pixels are refused; Pillow's bound of 178,956,970 if None.
-
-    Raises:
-        UserError: naming file, annotation and mend of the first error, and the number of errors
-            of each kind.
+        entry: the annotation, with a usable ``image_id``.
+        measured: its mask.
+        seen: state kept between calls; start with an empty dict.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    checked = _checked(json_file)
-    _log_warnings(json_file, checked)
-    names = [category["name"] for category in checked.categories]
-    if num_classes is not None and len(names) != num_classes:
-        raise UserError(
-            f"{json_file} has {len(names)} classes ({', '.join(names)}) but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set MODEL.ROI_HEADS.NUM_CLASSES "
-            f"{len(names)} or correct the categories of the JSON."
-        )
-    if training and all(annotation["iscrowd"] for annotation in checked.annotations):
-        raise UserError(
-            f"{json_file} has no annotation to train on (none at all, or all with iscrowd 1); "
-            "annotate some of its images, or, where they are blanks, name it after a set with "
-            "particles and set DATALOADER.FILTER_EMPTY_ANNOTATIONS False."
-        )
-    check_files(json_file, checked.images, image_root, max_pixels)
-    counts = Counter(annotation["category_id"] for annotation in checked.annotations)
-    return Report(
-        json_file=json_file,
-        image_root=image_root,
-        num_images=len(checked.images),
-        num_annotations=len(checked.annotations),
-        classes=names,
-        instances_per_class={c["name"]: counts[c["id"]] for c in checked.categories},
-        warnings=list(checked.warnings),
-    )
+    category, segmentation = key_of(entry.get("category_id")), measured.segmentation
+    crowd = show(entry.get("iscrowd") or 0)
+    key = (entry["image_id"], category, crowd, measured.box, measured.area)
+    # The outline is hashed only if all the rest agrees.
+    known = seen.setdefault(key, segmentation)
+    if known is segmentation:
+        return False
+    if not isinstance(known, set):
+        known = seen[key] = {_hashable(known)}
+    outline = _hashable(segmentation)
+    repeated = outline in known
+    known.add(outline)
+    return repeated
 
 
-def load_instances(
-    json_file: str, image_root: str, dataset_name: str | None = None
-) -> list[dict[str, Any]]:
-    """Load a COCO JSON as Detectron2 data set dicts, as ``load_coco_json`` does.
-
-    Unlike there, ``area`` and ``iscrowd`` may be missing, boxes that differ from their mask by
-    more than 2 px are those of the mask, polygons end at the image's border, Roboflow's
-    placeholder category is left out, and category ids are always contiguous. Nothing else is
-    left out: what cannot be used is an error.
-
-    Args:
-        json_file: COCO instance JSON.
-        image_root: folder that its ``file_name`` are relative to.
-        dataset_name: puts ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` into the
-            metadata of this data set, if given.
-
-    Returns:
-        For each image, by ascending id: ``file_name``, ``height``, ``width``, ``image_id``,
-        ``annotations`` with ``bbox`` (XYWH, px), ``bbox_mode``, ``segmentation`` (polygons in px
-        or compressed RLE of the whole image), ``category_id`` (from 0, by ascending id of the
-        JSON), ``iscrowd``, ``id``.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    checked = _checked(json_file)
-    _log_warnings(json_file, checked)
-    ids = {category["id"]: index for index, category in enumerate(checked.categories)}
-    if dataset_name is not None:
-        _set_metadata(dataset_name, json_file, [c["name"] for c in checked.categories], ids)
-    by_image = defaultdict(list)
-    for annotation in checked.annotations:
-        by_image[annotation["image_id"]].append(
-            {
-                "id": annotation["id"],
-                "iscrowd": annotation["iscrowd"],
-                "bbox": list(annotation["bbox"]),
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": ids[annotation["category_id"]],
-                "segmentation": _copied(annotation["segmentation"]),
-            }
-        )
-    return [
-        {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": by_image[image["id"]],
-        }
-        for image in checked.images
-    ]
-
-
-def coco_ground_truth(json_file: str) -> dict[str, Any]:
-    """Return a COCO dict for evaluation, with nothing that makes an evaluator stumble.
-
-    Categories, boxes and segmentations are those of :func:`load_instances`, with the ids of the
-    JSON. ``area`` is the number of pixels of the mask, so that small, medium and large are told
-    by mask; ``iscrowd`` is 0 where it was missing.
-
-    Args:
-        json_file: COCO instance JSON.
-
-    Returns:
-        dict with ``info``, ``images``, ``categories``, ``annotations``; it can be written as
-        JSON.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    checked = _checked(os.fspath(json_file))
-    annotations = []
-    for annotation in checked.annotations:
-        segmentation = _copied(annotation["segmentation"])
-        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
-            segmentation["counts"] = segmentation["counts"].decode("ascii")
-        annotations.append(
-            {**annotation, "bbox": list(annotation["bbox"]), "segmentation": segmentation}
-        )
-    return {
-        "info": {},
-        "images": [dict(image) for image in checked.images],
-        "categories": [dict(category) for category in checked.categories],
-        "annotations": annotations,
-    }
-
-
-def coco_api(json_file: str) -> COCO:
-    """Return :func:`coco_ground_truth` as an indexed ``pycocotools`` object, without its prints.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    api = COCO()
-    api.dataset = coco_ground_truth(json_file)
-    with contextlib.redirect_stdout(io.StringIO()):
-        api.createIndex()
-    return api
-
-
-def class_names(json_file: str) -> list[str]:
-    """Return the class names of a COCO JSON by contiguous id.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    return [category["name"] for category in _checked(os.fspath(json_file)).categories]
-
-
-def contiguous_ids(json_file: str) -> dict[int, int]:
-    """Return the contiguous id (from 0, by ascending id) of each category id of a COCO JSON.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    categories = _checked(os.fspath(json_file)).categories
-    return {category["id"]: index for index, category in enumerate(categories)}
-
-
-# Path -> (state of the file, content); the latest used last.
-_cache: OrderedDict[str, tuple[tuple[int, ...], CheckedInstances]] = OrderedDict()
-_cache_lock = threading.Lock()
-
-
-def _checked(json_file: str) -> CheckedInstances:
-    """Parse and check a JSON, or return what was kept of it. The result must not be changed."""
-    key = os.path.abspath(json_file)
-    state = _file_state(json_file)
-    with _cache_lock:
-        if key in _cache and _cache[key][0] == state:
-            _cache.move_to_end(key)
-            return _cache[key][1]
-    checked = check_content(json_file, read_json(json_file))
-    with _cache_lock:
-        # Of two states of one file only the newer is kept; broken files are not kept at all.
-        _cache[key] = (state, checked)
-        _cache.move_to_end(key)
-        while len(_cache) > _CACHED_FILES:
-            _cache.popitem(last=False)
-    return checked
-
-
-def _file_state(json_file: str) -> tuple[int, ...]:
-    try:
-        status = os.stat(json_file)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"Cannot read {json_file}: {reason}; correct the path.") from error
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _log_warnings(json_file: str, checked: CheckedInstances) -> None:
-    if not checked.logged:
-        checked.logged = True
-        for finding in checked.warnings:
-            logger.warning("%s: %s", json_file, finding)
-
-
-def _copied(segmentation: list | dict) -> list | dict:
-    """Copy a segmentation, so that a caller's changes do not reach what is kept."""
+def _hashable(segmentation: list | dict) -> tuple:
     if isinstance(segmentation, dict):
-        return dict(segmentation)
-    return [list(polygon) for polygon in segmentation]
-
-
-def _set_metadata(name: str, json_file: str, classes: list[str], ids: dict[int, int]) -> None:
-    metadata = MetadataCatalog.get(name)
-    try:
-        metadata.set(thing_classes=classes, thing_dataset_id_to_contiguous_id=ids)
-    except AssertionError as error:
-        raise UserError(
-            f"The classes of {json_file} are {classes}, but the metadata of data set {name!r} "
-            "already says otherwise; choose another name, or start Python anew after changing "
-            "the JSON."
-        ) from error
+        return tuple(segmentation["size"]), segmentation["counts"]
+    return tuple(map(tuple, segmentation))

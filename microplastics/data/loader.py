@@ -1,9 +1,8 @@
-"""Training and validation loaders that both Detectron2 builds share."""
+"""Training and validation loaders."""
 
 import ctypes
 import itertools
 import logging
-import os
 import signal
 import sys
 from collections import Counter
@@ -25,18 +24,19 @@ from microplastics.data.catalog import resolve_datasets
 from microplastics.data.coco import check_instances
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.data.tiling import tile_dicts
+from microplastics.modeling.interface import num_classes
 from microplastics.utils.errors import UserError
-from microplastics.utils.system import seeded
+from microplastics.utils.system import available_processors, seeded
 
 logger = logging.getLogger(__name__)
 
 
 class BatchStream(Sampler[list[tuple[int, int]]]):
-    """Infinite stream of batches that can start anywhere.
+    """Infinite, resumable stream of batches.
 
-    Images of like orientation share a batch, as in Detectron2's
-    ``AspectRatioGroupedDataset``, but grouped by what the data set says of their sizes, before
-    anything is read: skipping to batch k costs microseconds a batch.
+    Batches have images of one orientation, as in Detectron2's ``AspectRatioGroupedDataset``, but
+    grouped by the sizes in the data set, before anything is read: skipping a batch takes
+    microseconds.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         Args:
             sampler: infinite stream of data set indices, the same at each iteration (Detectron2's
                 ``TrainingSampler`` with a seed).
-            groups: group number of each image; ``None`` puts all into one.
-            batch_size: images per batch on this process.
-            start: number of batches that are skipped.
+            groups: group of each image; None puts all into one.
+            batch_size: images per batch of this process.
+            start: number of batches to skip.
         """
         self._sampler = sampler
         self._groups = groups
@@ -70,16 +70,16 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                 buckets[group] = []
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Lists of ``(index in the data set, position in the stream)``."""
+        """Yield lists of ``(index in the data set, position in the stream)``."""
         return itertools.islice(self._batches(), self._start, None)
 
 
 def set_factors(
     sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]
 ) -> torch.Tensor:
-    """How often an epoch shows each image, so that the sets are drawn in proportion to weights.
+    """Return repeat factors that draw the data sets in proportion to weights.
 
-    An epoch stays as long as that of the plain concatenation.
+    An epoch has as many images as all sets together.
 
     Args:
         sizes: images of each set.
@@ -87,17 +87,18 @@ def set_factors(
         names: of the sets, for the log.
 
     Returns:
-        float32 (N,), the sets one after the other; the sum is N.
+        float32 (N,), number of times that an epoch shows each image of the concatenated sets; the
+        sum is N.
     """
     total, parts = sum(sizes), []
     weights = [weight / max(weights) for weight in weights]  # huge ones would sum to infinity
     for size, weight, name in zip(sizes, weights, names, strict=True):
-        share = weight / sum(weights)
-        factor = share * total / size
+        fraction = weight / sum(weights)
+        factor = fraction * total / size
         logger.info(
             "%s: %.1f %% of the images drawn, each of its %d %.3g times an epoch.",
             name,
-            100 * share,
+            100 * fraction,
             size,
             factor,
         )
@@ -108,19 +109,19 @@ def set_factors(
 def repeat_factors(
     dataset_dicts: list[dict[str, Any]], threshold: float, class_names: Sequence[str]
 ) -> torch.Tensor:
-    """How often an epoch shows each image, so that rare classes are seen more often.
+    """Return repeat factors that show rare classes more often.
 
-    That is Detectron2's ``RepeatFactorTrainingSampler`` after LVIS (Gupta, Dollar and Girshick
-    2019, appendix B.2): with f the share of images that hold a class, an image is repeated
-    max(1, sqrt(threshold / f)) times for the rarest class on it; a blank comes once.
+    As Detectron2's ``RepeatFactorTrainingSampler`` after LVIS (Gupta, Dollar and Girshick 2019,
+    appendix B.2): with f the fraction of images that have a class, an image is repeated
+    max(1, sqrt(threshold / f)) times for its rarest class; a blank image is shown once.
 
     Args:
         dataset_dicts: the images in Detectron2's data set format.
-        threshold: share of images below which a class is repeated.
-        class_names: by contiguous id, for the printed table.
+        threshold: fraction of images below which a class is repeated.
+        class_names: by contiguous id, for the log.
 
     Returns:
-        float32 (N,).
+        float32 (N,), number of times that an epoch shows each image.
     """
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         dataset_dicts, threshold
@@ -130,20 +131,20 @@ def repeat_factors(
     )
     rows = []
     for index, name in enumerate(class_names):
-        share = holding[index] / len(dataset_dicts)
-        repeat = max(1.0, (threshold / share) ** 0.5) if share else None
-        rows.append((name, holding[index], f"{100 * share:.1f} %", repeat))
+        fraction = holding[index] / len(dataset_dicts)
+        repeat = max(1.0, (threshold / fraction) ** 0.5) if fraction else None
+        rows.append((name, holding[index], f"{100 * fraction:.1f} %", repeat))
     logger.info(
         "Repeat factors at DATALOADER.REPEAT_THRESHOLD %g (an epoch shows %.0f images for %d):\n%s",
         threshold,
         factors.sum(),
         len(dataset_dicts),
-        tabulate(rows, headers=["class", "images", "share", "repeat factor"], floatfmt=".2f"),
+        tabulate(rows, headers=["class", "images", "fraction", "repeat factor"], floatfmt=".2f"),
     )
     if bool((factors == 1).all()):
         logger.warning(
             "No image is repeated: every class is on more than %g of the images; raise "
-            "DATALOADER.REPEAT_THRESHOLD above the share of the rarest class.",
+            "DATALOADER.REPEAT_THRESHOLD above the fraction of the rarest class.",
             threshold,
         )
     return factors
@@ -156,7 +157,7 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> CfgNode:
-    """Register ``JSON:IMAGES`` entries of the config and check every JSON it names.
+    """Register the ``JSON:IMAGES`` entries of the config and check every JSON.
 
     Args:
         cfg: the config; it is not changed.
@@ -166,7 +167,8 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
         A copy whose data sets are all registered names.
 
     Raises:
-        UserError: a data set is unknown, missing, broken or has other classes than the config.
+        UserError: a data set is unknown, missing or broken, ``classes_mismatch``, or
+            ``config_invalid``.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -174,22 +176,23 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
         names = resolve_datasets(cfg.DATASETS[split])
         if not names:
             raise UserError(
-                f"DATASETS.{split} is empty; name a data set or write path/to.json:path/to/images."
+                f"DATASETS.{split} is empty; expected a data set or path/to.json:path/to/images.",
+                code="config_invalid",
             )
         cfg.DATASETS[split] = names
         for number, name in enumerate(names):
             DatasetCatalog.get(name)
             metadata = MetadataCatalog.get(name)
             json_file = metadata.get("json_file")
-            if json_file is None:  # registered by other code, which answers for it
+            if json_file is None:  # registered by other code, which is responsible for it
                 continue
-            # A set of blanks may follow one with particles.
+            # A set of blank images may follow one with particles.
             blanks = number > 0 and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
             if comm.is_main_process():
                 check_instances(
                     json_file,
                     metadata.image_root,
-                    cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                    num_classes(cfg),
                     training=split == "TRAIN" and not blanks,
                     max_pixels=cfg.INPUT.MAX_PIXELS,
                 )
@@ -210,7 +213,8 @@ def _check_same_classes(cfg: CfgNode) -> None:
         if classes != first:
             raise UserError(
                 f"Data sets {names[0]} and {name} differ in their classes: {first} and {classes}; "
-                "give both JSON files the same categories with the same ids."
+                "give both JSON files the same categories with the same ids.",
+                code="classes_mismatch",
             )
 
 
@@ -219,19 +223,21 @@ def _check_weights(cfg: CfgNode) -> None:
     if weights and len(weights) != len(names):
         raise UserError(
             f"DATASETS.TRAIN_WEIGHTS has {len(weights)} numbers for {len(names)} data sets in "
-            "DATASETS.TRAIN; give one weight for each."
+            "DATASETS.TRAIN; expected one for each.",
+            code="config_invalid",
         )
     for weight in weights:
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not number or not 0 < weight < float("inf"):
             raise UserError(
-                f"DATASETS.TRAIN_WEIGHTS holds {weight!r}; give numbers above 0, and leave out a "
-                "data set that is not to be seen."
+                f"DATASETS.TRAIN_WEIGHTS contains {weight!r}; expected numbers above 0 (remove a "
+                "data set that is not used).",
+                code="config_invalid",
             )
 
 
 class _Mapped(Dataset):
-    """Maps data set dicts, each with randomness of its own position in the stream."""
+    """Maps data set dicts, each seeded by its position in the stream."""
 
     def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper, seed_key: tuple):
         self._dicts = dataset_dicts
@@ -247,7 +253,7 @@ class _Mapped(Dataset):
             with seeded(*self._seed_key, position):
                 return self._mapper(self._dicts[index])
         except UserError as error:
-            # Raised by the main process: DataLoader would bury the sentence in a traceback.
+            # Raised by the main process: DataLoader would hide the sentence in a traceback.
             return error
 
 
@@ -256,8 +262,8 @@ def _collate(batch: list) -> list:
 
 
 def _init_worker(_worker_id: int) -> None:
-    # The main process decides when to stop: a worker that dies of Ctrl-C first would take the
-    # checkpoint with it.
+    # Only the main process reacts to signals: a worker that dies first would prevent the last
+    # checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
@@ -266,22 +272,20 @@ def _init_worker(_worker_id: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """Let the kernel end this worker when the main process is killed (Linux alone).
+    """Ask the kernel to kill this worker when its parent dies (Linux only).
 
-    A worker that is blocked writing a batch into a pipe that it holds open itself would never
-    notice.
+    A worker blocked in writing a batch to a pipe would never notice.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def effective_workers(configured: int) -> int:
-    """``DATALOADER.NUM_WORKERS`` cut to the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // max(1, comm.get_local_size()))
-    if configured > share:
-        logger.info("DATALOADER.NUM_WORKERS %d cut to the %d cores here.", configured, share)
-    return min(configured, share)
+    """Return ``DATALOADER.NUM_WORKERS``, limited to this process's processors."""
+    limit = max(1, available_processors() // max(1, comm.get_local_size()))
+    if configured > limit:
+        logger.info("DATALOADER.NUM_WORKERS %d limited to %d processors.", configured, limit)
+    return min(configured, limit)
 
 
 def _raise_errors(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
@@ -293,24 +297,28 @@ def _raise_errors(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
 
 
 class TrainLoader:
-    """Endless batches for training that can start at any iteration.
+    """Infinite training batches that can start at any iteration.
 
-    Iterating yields lists of mapped dicts. Batch k depends on the seed, the rank and k alone.
+    Iterating yields lists of mapped dicts. Batch k depends only on the seed, the rank and k.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Mapper | None = None, seed: int | None = None):
         """
         Args:
             cfg: a config whose data sets are registered (:func:`check_datasets`).
-            mapper: what turns a data set dict into model input; the project's own by default.
+            mapper: maps a data set dict to the input of the model; the project's own by default.
             seed: seed of order and augmentation, the same on every rank; ``cfg.SEED`` by
-                default, or a random one where that is negative.
+                default, or a random one if that is negative.
+
+        Raises:
+            UserError: ``config_invalid`` or ``dataset_empty``.
         """
         world_size = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
             raise UserError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared evenly by "
-                f"{world_size} processes; set it to a multiple of {world_size}."
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
+                f"{world_size} processes.",
+                code="config_invalid",
             )
         if seed is None:
             seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -329,33 +337,34 @@ class TrainLoader:
 
         self._factors = self._repeat_factors()
         if getattr(self._mapper, "mixes", False):
-            # Drawn like the images themselves: a large set must not crowd out a small one.
+            # Drawn like the images: a large set must not crowd out a small one.
             self._mapper.partners = self.dataset_dicts
             if self._factors is not None:
                 self._mapper.partner_weights = self._factors.double().numpy()
 
     @property
     def images_per_epoch(self) -> float:
-        """Images that one pass of the sampler shows, on all ranks together."""
+        """Number of images in one pass of the sampler, over all ranks."""
         if self._factors is None:
             return float(len(self.dataset_dicts))
         return float(self._factors.double().sum())
 
     @property
     def image_side(self) -> int:
-        """Median of the shorter sides of the training images, or of their windows, in px.
+        """Median of the shorter sides of the training images or windows, in px.
 
-        It tells a predictor how large the network is used to see things.
+        Prediction tiles large images by it, so that particles have their size of training.
         """
         return int(np.median([min(d["width"], d["height"]) for d in self.dataset_dicts]))
 
     def _repeat_factors(self) -> torch.Tensor | None:
-        """How often an epoch shows each image, float32 (N,); None where each comes once."""
+        """Return how often an epoch shows each image, float32 (N,); None if each once."""
         name = self._cfg.DATALOADER.SAMPLER_TRAIN
         if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
             raise UserError(
-                f"DATALOADER.SAMPLER_TRAIN {name} is not known here; use TrainingSampler or "
-                "RepeatFactorTrainingSampler."
+                f"DATALOADER.SAMPLER_TRAIN is {name}; expected TrainingSampler or "
+                "RepeatFactorTrainingSampler.",
+                code="config_invalid",
             )
         factors = None
         if self._cfg.DATASETS.TRAIN_WEIGHTS:
@@ -374,7 +383,7 @@ class TrainLoader:
         return RepeatFactorTrainingSampler(self._factors, seed=self.seed)
 
     def iterate(self, start_iter: int = 0) -> Iterator[list[dict[str, Any]]]:
-        """Batches from iteration ``start_iter`` on.
+        """Return the batches from iteration ``start_iter`` on.
 
         Raises:
             UserError: an image of the batch cannot be read.
@@ -394,18 +403,18 @@ class TrainLoader:
 
 
 def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The images that training will see, after the filter of empty ones.
+    """Return the images or windows of training, after the filter of empty ones.
 
     Raises:
-        UserError: none is left.
+        UserError: ``dataset_empty``.
     """
     return _training_sets(cfg)[0]
 
 
 def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
-    """The images of all training sets one after the other, and how many each set has."""
+    """Return the images of all training sets concatenated, and the size of each set."""
     names = list(cfg.DATASETS.TRAIN)
-    # The filter tells no set from another: with weights each is loaded by itself.
+    # The filter merges the sets: with weights each is loaded separately.
     groups = [[name] for name in names] if cfg.DATASETS.TRAIN_WEIGHTS else [names]
     dicts, sizes = [], []
     for group in groups:
@@ -414,9 +423,10 @@ def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
             part = _tiled(part, cfg)
             if not part:
                 raise UserError(
-                    f"No window of {', '.join(group)} is left to train on: none holds a particle, "
-                    f"and INPUT.TILE.EMPTY_SHARE is {cfg.INPUT.TILE.EMPTY_SHARE}; raise it, or "
-                    "leave the data set out."
+                    f"{', '.join(group)} has no window to train on: none has a particle, and "
+                    f"INPUT.TILE.EMPTY_SHARE is {cfg.INPUT.TILE.EMPTY_SHARE}; raise it, or remove "
+                    "the data set.",
+                    code="dataset_empty",
                 )
         dicts += part
         sizes.append(len(part))
@@ -424,7 +434,7 @@ def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _tiled(dicts: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
-    """Windows of the images. Their blanks are chosen by EMPTY_SHARE, not by the filter."""
+    """Return the windows of the images; empty ones are chosen by EMPTY_SHARE, not the filter."""
     node = cfg.INPUT.TILE
     limits = cfg.INPUT.MIN_VISIBLE_SHARE, cfg.INPUT.MIN_MASK_PIXELS
     return tile_dicts(dicts, node.SIZE, node.OVERLAP, *limits, node.EMPTY_SHARE)
@@ -435,13 +445,14 @@ def _filtered_dicts(names: list[str], filter_empty: bool) -> list[dict[str, Any]
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:
         raise UserError(
-            f"{', '.join(names)} has no annotated image to train on; annotate some, "
-            "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on blanks too."
+            f"{', '.join(names)} has no annotated image to train on; annotate some, or set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False to include blank images.",
+            code="dataset_empty",
         ) from error
 
 
 class _Shard(Dataset):
-    """Every ``world_size``-th image, so that no rank gets the last images alone."""
+    """Every ``world_size``-th image, so that ranks have equal numbers and kinds of images."""
 
     def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper):
         self._dicts = dataset_dicts[comm.get_rank() :: comm.get_world_size()]
@@ -465,7 +476,7 @@ class ValidationLoader:
         Args:
             cfg: the config.
             dataset_name: a registered data set.
-            mapper: the project's own for validation by default (annotations kept).
+            mapper: the project's own for validation by default, which keeps annotations.
         """
         self.dataset_name = dataset_name
         dicts = DatasetCatalog.get(dataset_name)

@@ -1,7 +1,6 @@
-"""From a Detectron2 data set dict to what the model takes."""
+"""Dataset mapper: from a Detectron2 data set dict to the input of a model."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
 from microplastics.data import augmentation
 from microplastics.data.augmentation import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
-from microplastics.data.images import read_image
+from microplastics.data.images import ImageCache, read_image
 from microplastics.data.tiling import Window, WindowReader
 from microplastics.structures.crop_masks import CropMasks
 
@@ -22,23 +21,24 @@ logger = logging.getLogger(__name__)
 
 
 class MicroplasticsDatasetMapper:
-    """Detectron2's ``DatasetMapper`` for strangers' images and for any mixture of masks.
+    """Detectron2's ``DatasetMapper`` for any image file and any mixture of masks.
 
     - Images are read by :func:`microplastics.data.images.read_image`: 16-bit, grey, CMYK, alpha
-      and EXIF rotation come out as 8-bit BGR, broken files as a sentence. A data set dict with a
-      ``window`` (:mod:`microplastics.data.tiling`) is that part of its image.
-    - An image whose instances are all polygons gets ``PolygonMasks``; where one is RLE, or an
-      augmentation cuts, all become ``CropMasks``. No instance is ever decoded to the full frame.
+      and EXIF rotation become 8-bit BGR, broken files an error of one sentence. A data set dict
+      with a ``window`` (:mod:`microplastics.data.tiling`) is that part of its image.
+    - An image with only polygons gets ``PolygonMasks``. If ``mask_format`` is ``"bitmask"``, an
+      instance is RLE or an augmentation cuts, all masks become ``CropMasks``, which are
+      ``BitMasks`` without full frames.
     - Particles of which too little is left are dropped and counted.
     - Validation keeps the annotations, which the validation loss needs.
 
     All randomness comes from numpy's global generator.
 
     Attributes:
-        partners: data set dicts that copy-paste and mosaic draw from; whoever builds the mapper
-            sets them. Without any, both are off.
-        partner_weights: (N,) float64, how often each of them is drawn relative to the others;
-            None draws all equally often.
+        partners: data set dicts that copy-paste and mosaic draw from, set by the loader. If it is
+            empty, both are off.
+        partner_weights: (N,) float64, relative frequency of each of them; None draws all equally
+            often.
     """
 
     @configurable
@@ -49,10 +49,11 @@ class MicroplasticsDatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         use_instance_mask: bool = True,
+        mask_format: str = "polygon",
         recompute_boxes: bool = False,
         max_pixels: int | None = None,
         cache_bytes: int = 0,
-        min_visible_share: float = 0.0,
+        min_visible_fraction: float = 0.0,
         min_mask_pixels: int = 1,
         mosaic: Mosaic | None = None,
         mosaic_prob: float = 0.0,
@@ -63,26 +64,29 @@ class MicroplasticsDatasetMapper:
         Args:
             is_train: training (images without instances left are still returned).
             augmentations: Detectron2 augmentations, applied in order. They see the image in BGR
-                order, and the particles' boxes where ``recompute_boxes`` is set.
-            image_format: ``"BGR"`` or ``"RGB"``: what the model gets.
+                order, and the boxes of the particles if ``recompute_boxes`` is set.
+            image_format: ``"BGR"`` or ``"RGB"``, the channel order of the model.
             use_instance_mask: give the instances ``gt_masks``.
-            recompute_boxes: augmentations cut particles off: boxes are made tight around what is
-                left of the masks. Set wherever images are mixed.
-            max_pixels: refuse larger images.
-            cache_bytes: keep decoded images up to so many bytes in this process.
-            min_visible_share: drop a particle of which less is left; with ``recompute_boxes``.
-            min_mask_pixels: drop a particle of fewer pixels, or px² of polygon.
-            mosaic, mosaic_prob: how, and for which share of the images.
+            mask_format: ``"polygon"``, or ``"bitmask"`` for heads that need ``BitMasks``
+                (PointRend).
+            recompute_boxes: augmentations cut particles: boxes are fitted to the rest of the
+                masks. Always set if images are mixed.
+            max_pixels: larger images are refused.
+            cache_bytes: keep decoded images up to this many bytes in this process.
+            min_visible_fraction: drop particles of which less is left; with ``recompute_boxes``.
+            min_mask_pixels: drop particles of fewer pixels, or px² of polygon.
+            mosaic, mosaic_prob: the mosaic, and its probability for an image.
             copy_paste, copy_paste_prob: likewise; after the mosaic.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
+        self.mask_format = mask_format
         self.mixes = mosaic_prob > 0 or copy_paste_prob > 0
         self.recompute_boxes = recompute_boxes or self.mixes
         self.max_pixels = max_pixels
-        self.min_visible_share = min_visible_share
+        self.min_visible_fraction = min_visible_fraction
         self.min_mask_pixels = min_mask_pixels
         self.partners: Sequence[dict[str, Any]] = ()
         self.partner_weights: np.ndarray | None = None
@@ -100,19 +104,21 @@ class MicroplasticsDatasetMapper:
             "is_train": is_train,
             "image_format": cfg.INPUT.FORMAT,
             "use_instance_mask": cfg.MODEL.MASK_ON,
+            "mask_format": cfg.INPUT.MASK_FORMAT,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
         if not is_train:
+            augmentation.check_augmentation(cfg)
             return {"augmentations": augmentation.build_validation(cfg), **common}
         workers = max(1, cfg.DATALOADER.NUM_WORKERS)
-        # Plain flips and sizes keep every particle, as Detectron2 does.
+        # Flips and resizing keep every particle, as in Detectron2.
         limits = augmentation.is_augmented(cfg)
         aug = cfg.INPUT.AUG
         return {
             "augmentations": augmentation.build_augmentations(cfg),
             "recompute_boxes": augmentation.clips(cfg),
             "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // workers,
-            "min_visible_share": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
+            "min_visible_fraction": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
             "min_mask_pixels": cfg.INPUT.MIN_MASK_PIXELS if limits else 1,
             "mosaic": Mosaic(tuple(aug.MOSAIC.SCALE)),
             "mosaic_prob": aug.MOSAIC.PROB,
@@ -128,12 +134,11 @@ class MicroplasticsDatasetMapper:
 
         Returns:
             The same with ``image`` (3, H, W) uint8 tensor and ``instances`` in place of
-            ``annotations``; ``dropped_instances``, the number of particles that were dropped
-            since too little of them was left, and ``outside_instances``, of those wholly out of
-            view.
+            ``annotations``; ``dropped_instances``, the number of particles of which too little
+            was left, and ``outside_instances``, the number of those wholly out of view.
 
         Raises:
-            UserError: the image cannot be read or is of another size than announced.
+            UserError: the image cannot be read, or its size differs from the annotations.
         """
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
         image = self._read(dataset_dict)
@@ -142,7 +147,7 @@ class MicroplasticsDatasetMapper:
             self.augmentations(aug_input)
         elif self.recompute_boxes:
             sample = self._mix(Sample.from_annotations(image, _particles(dataset_dict)))
-            # Out of view in a mosaic: nothing is to be cropped around or painted over there.
+            # Without particles that a mosaic hides: nothing to crop around or paint over.
             boxes = sample.masks[sample.masks.nonempty()].get_bounding_boxes().tensor.numpy()
             aug_input = T.AugInput(sample.image, boxes=boxes)
             transforms = self.augmentations(aug_input)
@@ -164,7 +169,7 @@ class MicroplasticsDatasetMapper:
         planes = torch.empty(3, *image.shape[:2], dtype=torch.uint8)
         order = (2, 1, 0) if self.image_format == "RGB" else (0, 1, 2)
         if image.flags.c_contiguous:
-            # A third of the time that numpy takes to turn the axes.
+            # A third of the time of numpy's transpose.
             cv2.split(image, [planes[channel].numpy() for channel in order])
         else:
             for channel, plane in zip(order, planes.numpy(), strict=True):
@@ -200,8 +205,8 @@ class MicroplasticsDatasetMapper:
         if not self.partners:
             if not self._warned:
                 logger.warning(
-                    "Copy-paste and mosaic are off: the mapper was given no other images to draw "
-                    "from (MicroplasticsDatasetMapper.partners)."
+                    "Copy-paste and mosaic are off: MicroplasticsDatasetMapper.partners is empty, "
+                    "from which they draw other images."
                 )
                 self._warned = True
             return sample
@@ -229,7 +234,7 @@ class MicroplasticsDatasetMapper:
         transforms: T.TransformList,
         size_after: tuple[int, int],
     ) -> None:
-        """Transform masks and keep those of which enough is left, with boxes tight around them."""
+        """Transform masks; keep those of which enough is left, with tight boxes."""
         masks, whole = sample.masks, sample.whole
         outside = np.zeros(len(masks), dtype=bool)
         for part, size in _frames(transforms, size_after):
@@ -238,9 +243,9 @@ class MicroplasticsDatasetMapper:
             masks = masks.affine(matrix, size)
             whole = whole * abs(np.linalg.det(matrix[:, :2]))
         area = masks.area().numpy()
-        keep = area >= np.maximum(self.min_mask_pixels, self.min_visible_share * whole)
+        keep = area >= np.maximum(self.min_mask_pixels, self.min_visible_fraction * whole)
         keep &= area > 0
-        # Without a pixel from the start: too small to be a particle.
+        # Without a pixel before the transforms: too small, not out of view.
         outside &= ~keep & (whole > 0)
         mapped["dropped_instances"] = int((~keep & ~outside).sum())
         mapped["outside_instances"] = int(outside.sum())
@@ -267,7 +272,7 @@ class MicroplasticsDatasetMapper:
         instances.gt_classes = torch.as_tensor(classes, dtype=torch.int64)
         if self.use_instance_mask:
             segmentations = [a["segmentation"] for a in annotations]
-            if all(isinstance(s, list) for s in segmentations):
+            if self.mask_format == "polygon" and all(isinstance(s, list) for s in segmentations):
                 instances.gt_masks = _transform_polygons(segmentations, transforms)
             else:
                 masks = CropMasks.from_coco(segmentations, size_before)
@@ -275,7 +280,7 @@ class MicroplasticsDatasetMapper:
         return instances
 
     def _large_enough(self, instances: Instances) -> torch.Tensor:
-        """Which instances are not empty and have the pixels they need: (N,) bool."""
+        """Return which instances are not empty and have enough pixels: (N,) bool."""
         keep = instances.gt_boxes.nonempty(threshold=1e-5)
         if instances.has("gt_masks"):
             keep &= instances.gt_masks.nonempty()
@@ -284,30 +289,11 @@ class MicroplasticsDatasetMapper:
         return keep
 
 
-class ImageCache:
-    """Decoded images up to a number of bytes; what does not fit any more is read again."""
-
-    def __init__(self, max_bytes: int):
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._images: OrderedDict[str, np.ndarray] = OrderedDict()
-
-    def get(self, path: str) -> np.ndarray | None:
-        return self._images.get(path)
-
-    def put(self, path: str, image: np.ndarray) -> None:
-        # Epochs visit every image once: evicting would keep the cache cold for all of them.
-        if self._bytes + image.nbytes <= self._max_bytes:
-            image.setflags(write=False)
-            self._images[path] = image
-            self._bytes += image.nbytes
-
-
 def affine_matrix(transforms: T.TransformList) -> np.ndarray:
-    """The 2×3 matrix of a list of affine transforms, in continuous pixel coordinates.
+    """Return the 2×3 matrix of a list of affine transforms, in continuous pixel coordinates.
 
     All geometric augmentations here and in Detectron2 (resize, flip, crop, rotation, shear) are
-    affine, so three points tell them whole.
+    affine, so three points define them.
     """
     origin, right, down = transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     return np.stack([right - origin, down - origin, origin], axis=1)
@@ -316,10 +302,10 @@ def affine_matrix(transforms: T.TransformList) -> np.ndarray:
 def _frames(
     transforms: T.TransformList, size_after: tuple[int, int]
 ) -> Iterator[tuple[T.TransformList, tuple[int, int]]]:
-    """Transforms up to each crop and up to the end, each with the (height, width) after it.
+    """Yield the transforms up to each crop and up to the end, with the (height, width) after them.
 
-    A turn shows places beyond the window of a crop before it. The image has no particles there
-    any more, and the masks must end with it.
+    A rotation after a crop shows places outside the crop. The image has no particles there, so the
+    masks must end at the crop.
     """
     part: list[T.Transform] = []
     for transform in transforms.transforms:
@@ -336,7 +322,7 @@ def _particles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """(N, 4) x0, y0, x1, y1 in px, float64."""
+    """Return (N, 4) x0, y0, x1, y1 in px, float64."""
     modes = {a["bbox_mode"] for a in annotations}
     if len(modes) == 1:  # one conversion for all of them
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
@@ -346,7 +332,7 @@ def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _out_of_view(masks: CropMasks, matrix: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
-    """Whether each mask has no pixel, or its transformed box misses the new image: (N,) bool."""
+    """Return whether each mask is empty, or its transformed box misses the image: (N,) bool."""
     boxes = masks.get_bounding_boxes().tensor.numpy().astype(np.float64)
     corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ matrix[:, :2].T + matrix[:, 2]
     start, end = corners.min(axis=1), corners.max(axis=1)
@@ -360,7 +346,7 @@ def _transform_polygons(
     polygons = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for s in segmentations for p in s]
     if not polygons:
         return PolygonMasks([])
-    # One call for all points: a transform's overhead per polygon costs more than its arithmetic.
+    # One call for all points: the overhead of a transform per polygon exceeds its arithmetic.
     points = transforms.apply_coords(np.concatenate(polygons))
     pieces = iter(np.split(points, np.cumsum([len(p) for p in polygons])[:-1]))
     return PolygonMasks([[next(pieces).reshape(-1) for _ in s] for s in segmentations])

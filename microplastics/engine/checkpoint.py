@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a change of the Detectron2 build."""
+"""Checkpoints that survive a kill and a full disk."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import detectron2
 import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
@@ -17,7 +18,6 @@ from detectron2.utils import comm
 from torch import nn
 
 import microplastics
-from microplastics.compat import detectron2_build
 from microplastics.config import get_cfg, load_config
 from microplastics.data.loader import TrainLoader
 from microplastics.engine.distributed import unwrap
@@ -82,7 +82,7 @@ def _hook_state(hook: HookBase) -> dict[str, Any]:
 
 def _circumstances(trainer) -> dict[str, Any]:
     return {
-        "Detectron2 build": detectron2_build(),
+        "Detectron2 build": detectron2.__version__,
         "torch": torch.__version__.split("+")[0],
         "number of processes": comm.get_world_size(),
         "device": torch.device(trainer.cfg.MODEL.DEVICE).type,
@@ -97,25 +97,16 @@ _MAX_CHARACTERS = 1_000_000
 _MAX_VALUES = 100_000
 _MEND = "name a config with --config-file, or use another checkpoint"
 _CHOOSE = (
-    "choose them anew with tools/choose_threshold.py, or give others: --confidence-threshold, in "
+    "choose them anew with microplastics thresholds, or give others: --confidence-threshold, in "
     "evaluation TEST.COUNTING.CLASS_SCORE_THRESH"
 )
 
 SCORE_THRESHOLDS = "score_thresholds"
 """Key of the score thresholds in what a checkpoint says of itself."""
 
-# Keys that Detectron2 main has and 0.5 has not, with the values that mean what 0.5 does.
-_MAIN_ONLY = {
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
-    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
-    "DATALOADER.REPEAT_SQRT": True,
-    "SOLVER.BASE_LR_END": 0.0,
-    "SOLVER.NUM_DECAYS": 3,
-    "SOLVER.RESCALE_INTERVAL": False,
-    "FLOAT32_PRECISION": "",
-}
+# Key that a newer Detectron2 main writes and the one from PyPI (April 2024) does not know, with the
+# value that changes nothing.
+_NEWER_KEY, _NEUTRAL_VALUE = "FLOAT32_PRECISION", ""
 
 
 def config_of(info: Mapping[str, Any], path: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -138,7 +129,8 @@ def config_of(info: Mapping[str, Any], path: str, opts: Sequence[str] = ()) -> C
     if "_BASE_" in table:
         raise UserError(f"The config in {path} names a _BASE_ outside of it; {_MEND}.")
     cfg = get_cfg()
-    _drop_keys_of_main(table, cfg)
+    if _NEWER_KEY not in cfg and table.get(_NEWER_KEY) == _NEUTRAL_VALUE:
+        del table[_NEWER_KEY]
     if isinstance(table.get("INPUT"), dict):
         # What guards the reader against bombs is the reader's own to lift.
         table["INPUT"].pop("MAX_PIXELS", None)
@@ -257,23 +249,10 @@ def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _drop_keys_of_main(table: dict[str, Any], cfg: CfgNode) -> None:
-    """Take out of a config of Detectron2 main what means the same when 0.5 leaves it out."""
-    for key, value in _MAIN_ONLY.items():
-        *sections, last = key.split(".")
-        theirs, ours = table, cfg
-        for section in sections:
-            theirs = theirs.get(section) if isinstance(theirs, dict) else None
-            ours = ours[section]
-        if last not in ours and isinstance(theirs, dict) and theirs.get(last) == value:
-            del theirs[last]
-
-
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
 
 
-BEST = "model_best"
 FINAL = "model_final"
 _PERIODIC = re.compile(r"^model_(\d{7,})\.pth$")
 
@@ -328,7 +307,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), **extra}
         data["microplastics"] = {
             "version": microplastics.__version__,
-            "detectron2": detectron2_build(),
+            "detectron2": detectron2.__version__,
             "class_names": self._class_names,
             "config": self._cfg.dump(),
             "training_side": self._training_side,
@@ -403,7 +382,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
                     raise
                 logger.warning("%s Going back to %s.", error, paths[number + 1])
                 continue
-            load_into(self.model, checkpoint, path, new_classes=False)
+            load_into(self.model, checkpoint, path)
             self.trainer.load_state_dict(checkpoint["trainer"])
             return path
         return None
@@ -412,7 +391,8 @@ class TrainingCheckpointer(DetectionCheckpointer):
         """Load MODEL.WEIGHTS under the rules of the config; empty leaves the model as it is.
 
         Args:
-            new_classes: see :func:`microplastics.engine.weights.load_into`.
+            new_classes: for training; see ``fine_tune`` of
+                :func:`microplastics.engine.weights.load_into`.
         """
         cfg = self._cfg
         if not cfg.MODEL.WEIGHTS:
@@ -425,7 +405,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
             cfg.MODEL.WEIGHTS,
             # An evaluation must never score what was left at its initialisation.
             allow=cfg.MODEL.WEIGHTS_ALLOW_MISMATCH if new_classes else (),
-            new_classes=new_classes,
+            fine_tune=cfg if new_classes else None,
         )
 
 

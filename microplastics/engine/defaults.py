@@ -13,6 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from microplastics.config import load_config
 from microplastics.engine.checkpoint import refuse_second_training
+from microplastics.model_zoo import config_file
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import write_error
 
@@ -81,5 +82,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         refuse_second_training(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="microplastics")
     cfg = resolve_device(cfg)
-    default_setup(cfg, args)
+    # Detectron2 logs the file's text, and knows no names.
+    path = args.config_file and config_file(args.config_file)
+    default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": path}))
     return cfg

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.cli import report
-from microplastics.compat import create_local_process_group, destroy_process_groups
 from microplastics.utils.errors import UserError
 
 
@@ -98,7 +96,7 @@ def _check_num_gpus(args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-gpus {args.num_gpus} on {args.num_machines} machine(s) needs CUDA, and there "
             "is no GPU here; use --num-gpus 0 for one CPU process, or torchrun "
-            f"--nproc_per_node=N {sys.argv[0]} … for several."
+            "--nproc_per_node=N -m microplastics … for several."
         )
     if args.num_gpus > max(there, 1):
         raise UserError(
@@ -109,6 +107,12 @@ def _check_num_gpus(args: argparse.Namespace) -> None:
         raise UserError(
             f"--machine-rank {args.machine_rank} must lie between 0 and --num-machines "
             f"{args.num_machines} minus 1."
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError(
+            "--dist-url is missing; expected tcp://HOST:PORT of the first machine for several "
+            "machines.",
+            code="option_missing",
         )
 
 
@@ -126,11 +130,22 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         world_size = dist.get_world_size()
-        create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         comm.synchronize()
         return main(args)
     finally:
-        destroy_process_groups()
+        _destroy_process_groups()
+
+
+def _destroy_process_groups() -> None:
+    """End ``torch.distributed`` and drop the groups that ``detectron2.utils.comm`` keeps.
+
+    A gloo group that is still referenced when Python ends takes its threads down with an abort,
+    after a training that went well.
+    """
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
 
 
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

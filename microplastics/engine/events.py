@@ -1,10 +1,10 @@
-"""Where the numbers of a training go."""
+"""Losses, metric names and event writers of a training."""
 
 import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,22 +26,29 @@ from microplastics.evaluation.image_metrics import blank_images
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_LOSSES = (
-    "total_loss",
-    "loss_rpn_cls",
-    "loss_rpn_loc",
-    "loss_cls",
-    "loss_box_reg",
-    "loss_mask",
-)
+# Of Mask R-CNN; those of other models are learnt from the model.
+_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask")
+_WATCHERS = ("PLATEAU", "EARLY_STOPPING", "BEST_CHECKPOINT")
 
 
-def known_metrics(cfg: CfgNode) -> list[str]:
-    """Flattened names that the project's evaluation of this config yields."""
+def known_metrics(cfg: CfgNode, losses: Sequence[str] = _LOSSES) -> list[str]:
+    """Name the metrics, flattened, that an evaluation under a config yields.
+
+    Args:
+        cfg: the config.
+        losses: names of the model's losses.
+    """
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    names = [f"{t}/{ap}" for t in tasks for ap in _AP]
+    names = []
+    if cfg.TEST.VAL_LOSS.ENABLED:
+        names += [f"validation/{name}" for name in ("total_loss", *losses)]
+    names += [f"{t}/{ap}" for t in tasks for ap in _AP]
     names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
     if cfg.MODEL.MASK_ON:
         names += ["semantic/IoU_best", "semantic/IoU", "semantic/Dice"]
@@ -51,13 +58,11 @@ def known_metrics(cfg: CfgNode) -> list[str]:
     if any(json_file is not None and blank_images(json_file) for json_file in json_files):
         names += ["blank/FP_per_image", "blank/images_with_FP"]
         names += [f"blank/FP_per_image-{name}" for name in classes]
-    if cfg.TEST.VAL_LOSS.ENABLED:
-        names = [f"validation/{name}" for name in _LOSSES] + names
     return names
 
 
 def _counting_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
-    """Figures of counting for which more, or less, is better."""
+    """Name the figures of counting for which more, or less, is better."""
     if not cfg.TEST.COUNTING.ENABLED:
         return []
     figures = [*MAXIMISED, *MINIMISED]
@@ -67,31 +72,44 @@ def _counting_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
     return [f"counting/{figure}{suffix}" for suffix in suffixes for figure in figures]
 
 
-def check_metric_names(cfg: CfgNode) -> None:
+def check_metric_names(cfg: CfgNode, loss_names: Callable[[], Sequence[str]] | None = None) -> None:
     """Refuse a metric that no evaluation will yield before training, not an epoch later.
 
+    Args:
+        cfg: the config.
+        loss_names: learns the names of the model's losses, as
+            :func:`microplastics.evaluation.validation.loss_names` does; called on all ranks, and
+            only if a loss is watched that Mask R-CNN does not have.
+
     Raises:
-        UserError: names the key, the metric and the choices.
+        UserError: option_conflict (there is nothing to evaluate on), metric_unknown.
     """
-    known = known_metrics(cfg) if cfg.DATASETS.TEST else []
-    for key in ("PLATEAU", "EARLY_STOPPING", "BEST_CHECKPOINT"):
-        settings = cfg.SOLVER[key]
-        if not cfg.DATASETS.TEST:
-            # The best checkpoint is on by default; the others were asked for.
-            if settings.ENABLED and key != "BEST_CHECKPOINT":
-                raise UserError(
-                    f"SOLVER.{key} watches the evaluation, but DATASETS.TEST is empty; name a "
-                    f"validation set, or set SOLVER.{key}.ENABLED False."
-                )
-            continue
-        # With several test sets a metric may be preceded by the name of one.
-        if settings.ENABLED and not any(
-            settings.METRIC == n or settings.METRIC.endswith(f"/{n}") for n in known
-        ):
+    watched = {key: cfg.SOLVER[key].METRIC for key in _WATCHERS if cfg.SOLVER[key].ENABLED}
+    if not cfg.DATASETS.TEST:
+        # The best checkpoint is on by default; the others were asked for.
+        for key in watched.keys() - {"BEST_CHECKPOINT"}:
             raise UserError(
-                f"SOLVER.{key}.METRIC is {settings.METRIC}, which no evaluation of this config "
-                f"yields; choose one of {', '.join(known)}."
+                f"DATASETS.TEST is empty, but SOLVER.{key} needs its evaluation; name a validation "
+                f"set, or set SOLVER.{key}.ENABLED False.",
+                code="option_conflict",
             )
+        return
+    known = known_metrics(cfg)
+    foreign = [m for m in watched.values() if "validation/" in m and not _is_known(m, known)]
+    if foreign and cfg.TEST.VAL_LOSS.ENABLED and loss_names is not None:
+        known = known_metrics(cfg, loss_names() or _LOSSES)
+    for key, metric in watched.items():
+        if not _is_known(metric, known):
+            raise UserError(
+                f"SOLVER.{key}.METRIC is {metric}; expected one that this config's evaluation "
+                f"yields: {', '.join(known)}.",
+                code="metric_unknown",
+            )
+
+
+def _is_known(metric: str, known: Sequence[str]) -> bool:
+    # With several test sets a metric may be preceded by the name of one.
+    return any(metric == name or metric.endswith(f"/{name}") for name in known)
 
 
 def write_losses(
@@ -106,10 +124,10 @@ def write_losses(
         losses: scalar tensors by name.
         data_time: seconds that the batch took to arrive.
         batch: the batch, for the message.
-        checkpointer: tells the newest checkpoint, for the message.
+        checkpointer: knows the newest checkpoint, for the message.
 
     Raises:
-        UserError: a loss is not finite on any rank.
+        UserError: training_failed; a loss is not finite on a rank.
     """
     names = list(losses)
     # One transfer for all of them; each .item() would wait for the device by itself.
@@ -121,8 +139,13 @@ def write_losses(
         rows = torch.stack(gathered)
     values = rows.cpu()
     storage = get_event_storage()
-    if not torch.isfinite(values).all():
-        _refuse_loss(names, values, storage.iter, batch, checkpointer)
+    finite = torch.isfinite(values).all(dim=0)
+    if not finite.all():
+        broken = [name for name, fine in zip(names, finite, strict=True) if not fine]
+        files = [item["file_name"] for item in batch]
+        if comm.get_world_size() > 1:
+            files = [name for group in comm.all_gather(files) for name in group]
+        raise divergence(" and ".join(broken), storage.iter, files, checkpointer)
     if comm.is_main_process():
         means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
         storage.put_scalar("data_time", data_time)
@@ -132,41 +155,28 @@ def write_losses(
 
 
 def _write_dropped(batch: list[dict[str, Any]], storage: EventStorage) -> None:
-    """Particles of this rank's batch that augmentations left too little of, where there are any."""
+    """Count the particles of this rank's batch that augmentations left too little of, if any."""
     dropped = sum(item.get("dropped_instances", 0) for item in batch)
     if dropped or "dropped_instances" in storage.histories():
         storage.put_scalar("dropped_instances", dropped)
 
 
-def _refuse_loss(names, values, iteration, batch, checkpointer) -> None:
-    finite = torch.isfinite(values).all(dim=0)
-    broken = [name for name, fine in zip(names, finite, strict=True) if not fine]
-    files = [item["file_name"] for item in batch]
-    if comm.get_world_size() > 1:
-        files = [name for group in comm.all_gather(files) for name in group]
-    raise divergence(" and ".join(broken), iteration, files, checkpointer)
-
-
 def divergence(what: str, iteration: int, files: list[str], checkpointer: Any) -> UserError:
-    """The sentence for a training whose numbers have left the finite.
+    """Make the error of a training whose numbers are not finite any more.
 
     Args:
         what: what became infinite or NaN.
         iteration: when.
         files: images of that batch.
-        checkpointer: tells the newest checkpoint.
+        checkpointer: knows the newest checkpoint.
     """
     last = (checkpointer.resumable() or ["none yet"])[0]
     return UserError(
         f"{what} became infinite or NaN at iteration {iteration} with the images "
-        f"{', '.join(files)}; last checkpoint: {last}. Lower SOLVER.BASE_LR, or look at the "
-        "annotations of these images."
+        f"{', '.join(files)}; last checkpoint: {last}. Lower SOLVER.BASE_LR, or check the "
+        "annotations of these images.",
+        code="training_failed",
     )
-
-
-logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.json"
 
 
 class _NewScalars:
@@ -193,10 +203,7 @@ class WandbWriter(EventWriter):
         try:
             import wandb
         except ImportError as error:
-            raise UserError(
-                "WRITERS.WANDB.ENABLED needs the package wandb; run pip install wandb, or switch "
-                "it off."
-            ) from error
+            raise _not_installed("WANDB", "wandb") from error
         settings = cfg.WRITERS.WANDB
         self._run = wandb.init(
             project=settings.PROJECT,
@@ -221,10 +228,7 @@ class MlflowWriter(EventWriter):
         try:
             import mlflow
         except ImportError as error:
-            raise UserError(
-                "WRITERS.MLFLOW.ENABLED needs the package mlflow; run pip install mlflow, or "
-                "switch it off."
-            ) from error
+            raise _not_installed("MLFLOW", "mlflow") from error
         settings = cfg.WRITERS.MLFLOW
         if settings.TRACKING_URI:
             mlflow.set_tracking_uri(settings.TRACKING_URI)
@@ -244,8 +248,16 @@ class MlflowWriter(EventWriter):
         self._mlflow.end_run()
 
 
+def _not_installed(section: str, package: str) -> UserError:
+    return UserError(
+        f"The package {package} is not installed, but WRITERS.{section}.ENABLED needs it; run pip "
+        f"install {package}, or set the key False.",
+        code="dependency_missing",
+    )
+
+
 def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
-    """Terminal with ETA, ``metrics.json``, TensorBoard, and what WRITERS asks for."""
+    """Build the terminal (with ETA), ``metrics.json``, TensorBoard and those of WRITERS."""
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     writers: list[EventWriter] = [
         CommonMetricPrinter(max_iter),

@@ -15,7 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from microplastics.engine.checkpoint import BEST
+from microplastics.engine.weights import BEST
 from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,6 @@ from detectron2.utils.events import EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from microplastics.compat import after_backward
 from microplastics.data.loader import TrainLoader, ValidationLoader, check_datasets, training_dicts
 from microplastics.engine.checkpoint import (
     FINAL,
@@ -59,7 +58,8 @@ from microplastics.engine.solver import (
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
-from microplastics.evaluation.validation import validate
+from microplastics.evaluation.validation import loss_names, validate
+from microplastics.modeling.interface import check_architecture
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seed_all
 
@@ -149,9 +149,10 @@ class Trainer(DefaultTrainer):
             setup_logger(name="microplastics")
         cfg = DefaultTrainer.auto_scale_workers(resolve_device(cfg), comm.get_world_size())
         cfg = check_datasets(cfg, ("TRAIN", "TEST") if cfg.DATASETS.TEST else ("TRAIN",))
-        check_metric_names(cfg)
         if cfg.TEST.AUG.ENABLED:
-            logger.warning("TEST.AUG is scored by --eval-only; evaluations in training go without.")
+            logger.warning(
+                "TEST.AUG is scored by microplastics evaluate; evaluations in training go without."
+            )
         self.data_loader = self.build_train_loader(cfg)
         self.seed = getattr(self.data_loader, "seed", max(cfg.SEED, 0))
         cfg, self.schedule = resolve_schedule(cfg, _num_images(cfg, self.data_loader))
@@ -161,6 +162,7 @@ class Trainer(DefaultTrainer):
         seed_all(self.seed)
         model = self.build_model(cfg)
         model.train()
+        check_metric_names(cfg, lambda: self._loss_names(cfg, model))
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self._base_lrs = list(self.scheduler.base_lrs)
@@ -180,6 +182,9 @@ class Trainer(DefaultTrainer):
         self._stop_reason: str | None = None
         self._batches: Iterator | None = None
         self.register_hooks(self.build_hooks())
+
+    def _loss_names(self, cfg: CfgNode, model: nn.Module) -> list[str]:
+        return loss_names(model, self.build_test_loader(cfg, cfg.DATASETS.TEST[0]), cfg)
 
     # Starting and resuming
 
@@ -312,7 +317,7 @@ class Trainer(DefaultTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         if self.grad_scaler is None:
             total.backward()
-            after_backward(self)
+            self.after_backward()
             norm = clip_gradients(self.cfg, self.model)
             if norm is not None and not math.isfinite(norm):
                 files = [item["file_name"] for item in batch]
@@ -320,7 +325,7 @@ class Trainer(DefaultTrainer):
             self.optimizer.step()
         else:
             self.grad_scaler.scale(total).backward()
-            after_backward(self)
+            self.after_backward()
             self.grad_scaler.unscale_(self.optimizer)
             clip_gradients(self.cfg, self.model)
             self.grad_scaler.step(self.optimizer)
@@ -370,6 +375,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
+        check_architecture(cfg)
         model = build_model(cfg)
         if amp_dtype(cfg) is not None:
             keep_boxes_fp32(model)

@@ -14,87 +14,125 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import detectron2
 import numpy as np
 import torch
 import torchvision
 from detectron2.config import CfgNode
-from detectron2.layers import ROIAlign
-from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, Instances
 from torch import nn
-from torch.nn import functional as F
-from torchvision.ops import nms
 
 import microplastics
-from microplastics.compat import detectron2_build
 from microplastics.inference.postprocess import postprocess
 from microplastics.inference.predictor import Predictions, Predictor
+from microplastics.modeling.interface import is_staged
 from microplastics.synthetic import render_image
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
+ABOUT_KEY = "microplastics"
+"""Key of the description in an ONNX file's ``metadata_props``."""
+ABOUT_FILE = "microplastics.json"
+"""Name of the description among a TorchScript file's ``_extra_files``."""
 
-def why_not_exportable(model: nn.Module) -> str | None:
-    """Name the part of a model that :class:`ExportNetwork` does not know; ``None`` if none."""
-    if type(model) is not GeneralizedRCNN:
-        return f"the architecture {type(model).__name__}"
-    rpn, heads = model.proposal_generator, model.roi_heads
-    parts = [
-        (rpn, RPN),
-        (getattr(rpn, "anchor_generator", None), DefaultAnchorGenerator),
-        (heads, StandardROIHeads),
-        (getattr(heads, "box_predictor", None), FastRCNNOutputLayers),
-    ]
-    for part, known in parts:
-        if type(part) is not known:
-            return f"{type(part).__name__} in place of {known.__name__}"
-    poolers = [heads.box_pooler]
-    if heads.mask_on:
-        if not isinstance(heads.mask_head, BaseMaskRCNNHead):
-            return f"the mask head {type(heads.mask_head).__name__}"
-        poolers.append(heads.mask_pooler)
-    for pooler in poolers:
-        if not isinstance(pooler, ROIPooler):
-            return f"the pooler {type(pooler).__name__}"
-        for level in pooler.level_poolers:
-            if not isinstance(level, ROIAlign):
-                return f"{type(level).__name__} in place of ROIAlign"
-    if heads.keypoint_on:
-        return "keypoints"
-    if getattr(model.backbone, "padding_constraints", {}).get("square_size"):
-        return "inputs padded to a square"
-    return None
+_SUFFIXES = {"onnx": (".onnx",), "torchscript": (".ts", ".pt", ".torchscript")}
+FORMATS = tuple(_SUFFIXES)
+
+# Ten times what untrained networks, whose sums are large, show of rounding.
+BOX_TOLERANCE, SCORE_TOLERANCE, PIXEL_TOLERANCE = 2e-2, 1e-3, 1e-2
+# Fraction of detections that rounding may put on the other side of a threshold or of NMS.
+_STRAYS = 0.02
+_RENDERED_SIDES = (64, 1024)
+
+# The first with RoIAlign's half-pixel rule is 16; torch 2.4 and later write 17.
+_OPSET = 17
+_SIDES = (32, 8192)
+_TRACE_SIDE = 512
+# Rendered pictures among which one with a detection is sought.
+_EXAMPLES = 4
+_PROTOBUF_LIMIT = 2 * 10**9
+# The one by torch.export, the default from torch 2.9 on, stops at Detectron2's convolutions, which
+# ask whether their input is empty while its size is unknown.
+_TRACING_EXPORTER = (
+    {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+)
+
+Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""Takes a (3, H, W) uint8 tensor and gives the outputs of :class:`ExportNetwork`."""
+
+
+def export_model(
+    predictor: Predictor,
+    output: str | os.PathLike,
+    file_format: str,
+    size: Sequence[int] | None = None,
+    dynamic: bool = False,
+) -> dict[str, Any]:
+    """Write a model as one file, and its description as a JSON of the same stem.
+
+    The file holds everything from the resized uint8 image to boxes, scores, classes and the
+    probabilities of the masks; docs/export.md explains the steps before and after. It is written
+    only if it finds on rendered pictures what the predictor finds.
+
+    Args:
+        predictor: fp32 and on the CPU; its score thresholds become part of the file.
+        output: ``.onnx``; ``.ts``, ``.pt`` or ``.torchscript``.
+        file_format: ``"onnx"`` or ``"torchscript"``.
+        size: height and width in px of the network's input. An ONNX file with a size takes no
+            other, unless ``dynamic``; TorchScript is only traced with it.
+        dynamic: any size of input, as without ``size``.
+
+    Returns:
+        The content of the JSON.
+
+    Raises:
+        UserError: export_unsupported (the model, or the exported model finds something else),
+            option_invalid, output_exists, dependency_missing, not_writable.
+    """
+    output = Path(output)
+    _check_arguments(output, file_format, size, predictor)
+    fixed = file_format == "onnx" and size is not None and not dynamic
+    traced_size = tuple(size) if size is not None else _default_size(predictor.cfg)
+    network = _network(predictor)
+    example, mask_side = _example(network, predictor, traced_size)
+    about = describe(
+        predictor,
+        mask_side,
+        output.name,
+        file_format,
+        traced_size if fixed else None,
+    )
+    if file_format == "onnx":
+        exported = _Onnx(network, example, [each["name"] for each in about["outputs"]], fixed)
+    else:
+        exported = _TorchScript(network, example)
+    sizes = [traced_size] if fixed else [traced_size, _other_size(traced_size)]
+    about["check"] = check_exported(exported, predictor, sizes)
+    content = exported.content(about)
+    about["file_sha256"] = hashlib.sha256(content).hexdigest()
+    # The model is renamed first: if that fails, no JSON is left behind.
+    with atomic_write(output.with_suffix(".json")) as beside:
+        json.dump(about, beside, indent=2)
+        with atomic_write(output, "wb") as file:
+            file.write(content)
+    return about
 
 
 class ExportNetwork(nn.Module):
-    """From one resized image to its detections, as Detectron2's ``GeneralizedRCNN`` finds them.
-
-    Normalises, pads, detects, and cuts by score before the mask head. The sums are Detectron2's
-    on either of its builds; sizes of the image and numbers of boxes are never turned into Python
-    numbers, so that a trace holds for others. NMS runs for each level and class on its own, which
-    torchvision does for many boxes only and for few by shifting them apart.
-    """
+    """Detectron2's own inference from one resized image to tensors, cut by score before masks."""
 
     def __init__(self, model: nn.Module, score_thresholds: torch.Tensor):
         """
         Args:
-            model: in evaluation mode, one without :func:`why_not_exportable`.
+            model: in evaluation mode, and staged (:func:`interface.is_staged`).
             score_thresholds: (K,) float32; a detection is scored above its class's.
         """
         super().__init__()
-        self.backbone = model.backbone
-        self.rpn = model.proposal_generator
-        self.heads = model.roi_heads
-        self.register_buffer("mean", model.pixel_mean.clone())
-        self.register_buffer("std", model.pixel_std.clone())
+        self.model = model
         self.register_buffer("thresholds", score_thresholds)
-        self.divisor = max(1, model.backbone.size_divisibility)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
@@ -109,123 +147,27 @@ class ExportNetwork(nn.Module):
                 head.
             size: (2,) int64, H and W.
         """
-        height, width = _tensor(image.shape[1]), _tensor(image.shape[2])
-        size = torch.stack([height, width])
-        # Counted on the image's own device: what is moved there is moved to the trace's device.
-        across = torch.ones_like(image[0, 0], dtype=torch.float32).sum()
-        down = torch.ones_like(image[0, :, 0], dtype=torch.float32).sum()
-        limits = torch.stack([across, down, across, down])
-        pixels = (image.float() - self.mean) / self.std
-        padding = [0, (-width) % self.divisor, 0, (-height) % self.divisor]
-        features = self.backbone(F.pad(pixels, padding)[None])
-        boxes = self._propose([features[name] for name in self.rpn.in_features], limits)
-        boxes, scores, classes = self._detect(features, boxes, limits)
-        if not self.heads.mask_on:
-            return boxes, scores, classes, size
-        levels = [features[name] for name in self.heads.mask_in_features]
-        logits = self.heads.mask_head.layers(_pool(self.heads.mask_pooler, levels, boxes))
-        if logits.shape[1] != 1:
-            chosen = classes[:, None, None, None].expand(-1, 1, logits.shape[2], logits.shape[3])
-            logits = logits.gather(1, chosen)
-        return boxes, scores, classes, logits.sigmoid(), size
-
-    def _propose(self, features: list[torch.Tensor], limits: torch.Tensor) -> torch.Tensor:
-        """Boxes (P, 4) worth a look, by RPN."""
-        rpn = self.rpn
-        boxes, scores = [], []
-        all_logits, all_deltas = rpn.rpn_head(features)
-        generator = rpn.anchor_generator
-        for feature, logits, deltas, cells, stride in zip(
-            features, all_logits, all_deltas, generator.cell_anchors, generator.strides, strict=True
-        ):
-            anchors = _anchors(feature, cells, stride, generator.offset)
-            logits = logits[0].permute(1, 2, 0).flatten()
-            count = torch.clamp(_tensor(logits.shape[0]), max=rpn.pre_nms_topk[False])
-            best, chosen = logits.topk(count)
-            deltas = deltas[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4)
-            found = rpn.box2box_transform.apply_deltas(deltas[chosen], anchors[chosen])
-            finite = torch.isfinite(found).all(dim=1) & torch.isfinite(best)
-            found, best = _clip(found[finite], limits), best[finite]
-            sides = found[:, 2:] - found[:, :2]
-            large = (sides > rpn.min_box_size).all(dim=1)
-            found, best = found[large], best[large]
-            kept = nms(found, best, rpn.nms_thresh)
-            boxes.append(found[kept])
-            scores.append(best[kept])
-        order = torch.cat(scores).argsort(descending=True)
-        return torch.cat(boxes)[order[: rpn.post_nms_topk[False]]]
-
-    def _detect(
-        self, features: dict[str, torch.Tensor], proposals: torch.Tensor, limits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes, scores and classes above their thresholds, by the box head."""
-        heads, predictor = self.heads, self.heads.box_predictor
-        levels = [features[name] for name in heads.box_in_features]
-        logits, deltas = predictor(heads.box_head(_pool(heads.box_pooler, levels, proposals)))
-        found = predictor.box2box_transform.apply_deltas(deltas, proposals)
-        if getattr(predictor, "use_sigmoid_ce", False):  # Detectron2 main alone
-            probabilities = logits.sigmoid()
+        images = self.model.preprocess_image([{"image": image}])
+        features = self.model.backbone(images.tensor)
+        proposals, _ = self.model.proposal_generator(images, features, None)
+        heads = self.model.roi_heads
+        if isinstance(heads, StandardROIHeads):
+            found = self._above(heads._forward_box(features, proposals)[0])
+            (found,) = heads.forward_with_given_boxes(features, [found])
         else:
-            probabilities = logits.softmax(dim=-1)
-        finite = torch.isfinite(found).all(dim=1) & torch.isfinite(probabilities).all(dim=1)
-        boxes, scores, classes = [], [], []
-        for number in range(len(self.thresholds)):
-            score = probabilities[:, number]
-            high = finite & (score > predictor.test_score_thresh)
-            first = 4 * number if found.shape[1] > 4 else 0
-            of_class, score = _clip(found[high, first : first + 4], limits), score[high]
-            kept = nms(of_class, score, predictor.test_nms_thresh)
-            boxes.append(of_class[kept])
-            scores.append(score[kept])
-            classes.append(torch.full_like(kept, number))
-        score = torch.cat(scores)
-        order = score.argsort(descending=True)
-        if predictor.test_topk_per_image >= 0:
-            order = order[: predictor.test_topk_per_image]
-        box, score, label = torch.cat(boxes)[order], score[order], torch.cat(classes)[order]
-        above = score > self.thresholds[label]
-        return box[above], score[above], label[above]
+            found = self._above(heads(images, features, proposals, None)[0][0])
+        masks = [found.pred_masks] if found.has("pred_masks") else []
+        # Within a trace it is a tensor already, and must stay what was traced.
+        size = images.image_sizes[0]
+        size = size if isinstance(size, torch.Tensor) else torch.tensor(size)
+        return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks, size
 
-
-def _tensor(side: int | torch.Tensor) -> torch.Tensor:
-    # Within a trace sides are tensors already, and must stay what was traced.
-    return side if isinstance(side, torch.Tensor) else torch.tensor(side)
-
-
-def _anchors(
-    feature: torch.Tensor, cells: torch.Tensor, stride: int, offset: float
-) -> torch.Tensor:
-    # Running sums of ones: torch.arange would write the device of the trace into it.
-    x = (torch.ones_like(feature[0, 0, 0]).cumsum(0) - 1 + offset) * stride
-    y = (torch.ones_like(feature[0, 0, :, 0]).cumsum(0) - 1 + offset) * stride
-    x, y = x[None] + 0 * y[:, None], y[:, None] + 0 * x[None]
-    return (torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4) + cells).reshape(-1, 4)
-
-
-def _clip(boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def _pool(pooler: ROIPooler, features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
-    """Detectron2's ``ROIPooler`` for one image; boxes keep their order."""
-    rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
-    if len(features) == 1:
-        return pooler.level_poolers[0](features[0], rois)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    size = (sides[:, 0] * sides[:, 1]).sqrt()
-    level = (pooler.canonical_level + torch.log2(size / pooler.canonical_box_size + 1e-8)).floor()
-    level = level.clamp(pooler.min_level, pooler.max_level) - pooler.min_level
-    parts, order = [], []
-    for number, (align, feature) in enumerate(zip(pooler.level_poolers, features, strict=True)):
-        chosen = (level == number).nonzero()[:, 0]
-        parts.append(align(feature, rois[chosen]))
-        order.append(chosen)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+    def _above(self, found: Instances) -> Instances:
+        return found[found.scores > self.thresholds[found.pred_classes]]
 
 
 def describe(
     predictor: Predictor,
-    network: ExportNetwork,
     mask_side: int | None,
     file_name: str,
     file_format: str,
@@ -234,8 +176,7 @@ def describe(
     """Describe an exported model field by field, as docs/export.md explains.
 
     Args:
-        predictor: whose model it is.
-        network: the exported module.
+        predictor: the predictor that was exported.
         mask_side: M of its M x M masks; None without masks.
         file_name: of the exported file, without its folder.
         file_format: ``"onnx"`` or ``"torchscript"``.
@@ -244,13 +185,13 @@ def describe(
     Returns:
         Plain values.
     """
-    cfg = predictor.cfg
+    cfg, model = predictor.cfg, predictor.model
     height, width = size or ("height", "width")
     return {
         "file": file_name,
         "format": file_format,
         "microplastics": microplastics.__version__,
-        "detectron2": detectron2_build(),
+        "detectron2": detectron2.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "checkpoint": os.path.basename(cfg.MODEL.WEIGHTS),
@@ -259,7 +200,7 @@ def describe(
         "score_thresholds": dict(
             zip(predictor.class_names, predictor.score_thresholds.tolist(), strict=True)
         ),
-        "detections_per_image": network.heads.box_predictor.test_topk_per_image,
+        "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "input": {
             "name": "image",
             "dtype": "uint8",
@@ -273,20 +214,21 @@ def describe(
             "interpolation": "Pillow BILINEAR",
         },
         "inside_the_model": {
-            "pixel_mean": network.mean.flatten().tolist(),
-            "pixel_std": network.std.flatten().tolist(),
-            "padding": {"multiple_of": network.divisor, "value": 0, "sides": "right, bottom"},
+            "pixel_mean": model.pixel_mean.flatten().tolist(),
+            "pixel_std": model.pixel_std.flatten().tolist(),
+            "padding": {
+                "multiple_of": max(1, model.backbone.size_divisibility),
+                "value": 0,
+                "sides": "right, bottom",
+            },
             "score_thresholds": True,
         },
         "outputs": _outputs(mask_side),
-        "masks": _pasting(predictor.mask_threshold) if mask_side else None,
-    }
-
-
-def _pasting(threshold: float) -> dict[str, Any]:
-    return {
-        "threshold": threshold,
-        "paste": "microplastics.structures.crop_masks.CropMasks.paste",
+        "masks": mask_side
+        and {
+            "threshold": predictor.mask_threshold,
+            "paste": "microplastics.structures.crop_masks.CropMasks.paste",
+        },
     }
 
 
@@ -305,32 +247,22 @@ def _outputs(mask_side: int | None) -> list[dict[str, Any]]:
     ]
 
 
-Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
-"""Takes a (3, H, W) uint8 tensor and gives the outputs of ``ExportNetwork``."""
-
-# Ten times what untrained networks, whose sums are large, show of rounding.
-BOX_TOLERANCE, SCORE_TOLERANCE, PIXEL_TOLERANCE = 2e-2, 1e-3, 1e-2
-# Detections that rounding puts on the other side of a threshold or of NMS.
-_STRAYS = 0.02
-_RENDERED_SIDES = (64, 1024)
-
-
 def check_exported(
     run: Runner, predictor: Predictor, sizes: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
-    """Run an exported model and its predictor on pictures of particles.
+    """Compare an exported model with its predictor on rendered pictures.
 
     Args:
         run: the exported model.
-        predictor: it.
+        predictor: the predictor that was exported.
         sizes: height and width in px of the pictures, which are not resized.
 
     Returns:
-        The number of pictures and of detections, of detections that only one of the two has,
-        and the largest differences of the others.
+        The numbers of pictures, of detections and of detections that only one of the two has, and
+        the largest differences of the others.
 
     Raises:
-        UserError: they do not find the same.
+        UserError: export_unsupported; they do not find the same.
     """
     report = {"pictures": len(sizes), "detections": 0, "unmatched": 0}
     report |= {"boxes_px": 0.0, "scores": 0.0, "mask_pixels_share": 0.0}
@@ -348,8 +280,9 @@ def check_exported(
     ):
         figures = ", ".join(f"{name} {value:g}" for name, value in report.items())
         raise UserError(
-            f"The exported model does not find what the model finds ({figures}), so nothing was "
-            "written; try the other --format."
+            f"The exported model differs from the checkpoint ({figures}) and was not written; try "
+            "the other --format.",
+            code="export_unsupported",
         )
     return report
 
@@ -357,7 +290,7 @@ def check_exported(
 def to_predictions(
     outputs: Sequence[torch.Tensor], image_size: tuple[int, int], mask_threshold: float = 0.5
 ) -> Predictions:
-    """Bring the outputs of an exported model onto the image, as :class:`Predictor` does.
+    """Bring the outputs of an exported model onto the image, like :class:`Predictor`.
 
     Args:
         outputs: of ``ExportNetwork``, with masks or without.
@@ -374,7 +307,7 @@ def to_predictions(
 
 
 def render_picture(number: int, size: tuple[int, int]) -> np.ndarray:
-    """Particles on a filter, uint8 BGR (H, W, 3); each number is another one."""
+    """Render particles on a filter, uint8 BGR (H, W, 3); each number gives another picture."""
     side = min(max(*size, _RENDERED_SIDES[0]), _RENDERED_SIDES[1])
     picture = render_image(("export", number), side, um_per_px=2.0)[0]
     repeats = (-(-size[0] // side), -(-size[1] // side), 1)
@@ -382,7 +315,7 @@ def render_picture(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def network_input(image: np.ndarray, channels: str) -> torch.Tensor:
-    """Make a BGR image (H, W, 3) of the network's size its input, (3, H, W).
+    """Turn a BGR image (H, W, 3) of the network's size into its input, (3, H, W).
 
     Args:
         image: uint8.
@@ -393,7 +326,7 @@ def network_input(image: np.ndarray, channels: str) -> torch.Tensor:
 
 
 def _compare(found: Predictions, expected: Predictions, report: dict[str, Any]) -> None:
-    """Pair detections of one class by their boxes, and add what differs to the report."""
+    """Pair detections of a class by their boxes, and add their differences to the report."""
     report["detections"] += len(expected)
     boxes, others = found.pred_boxes.tensor, expected.pred_boxes.tensor
     apart = (boxes[:, None] - others[None]).abs().amax(dim=2)
@@ -415,112 +348,47 @@ def _compare(found: Predictions, expected: Predictions, report: dict[str, Any]) 
             (mine,), (theirs,) = found.pred_masks[row], expected.pred_masks[column]
             differing += int(np.count_nonzero(mine != theirs))
             pixels += int(np.count_nonzero(theirs))
-        share = differing / max(pixels, 1)
-        report["mask_pixels_share"] = max(report["mask_pixels_share"], share)
-
-
-ABOUT_KEY = "microplastics"
-"""Where an ONNX file keeps its description: ``metadata_props`` of the model."""
-ABOUT_FILE = "microplastics.json"
-"""Where a TorchScript file keeps it: one of ``_extra_files``."""
-
-_SUFFIXES = {"onnx": (".onnx",), "torchscript": (".ts", ".pt", ".torchscript")}
-FORMATS = tuple(_SUFFIXES)
-
-# The first with RoIAlign's half-pixel rule is 16; torch 2.4 and later write 17.
-_OPSET = 17
-_SIDES = (32, 8192)
-_TRACE_SIDE = 512
-_PROTOBUF_LIMIT = 2 * 10**9
-# The one by torch.export, the default from torch 2.9 on, stops at Detectron2's convolutions, which
-# ask whether their input is empty while its size is unknown.
-_TRACING_EXPORTER = (
-    {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-)
-
-
-def export_model(
-    predictor: Predictor,
-    output: str | os.PathLike,
-    file_format: str,
-    size: Sequence[int] | None = None,
-    dynamic: bool = False,
-) -> dict[str, Any]:
-    """Write a model as one file, and what one needs to use it as a JSON of the same stem.
-
-    The file holds everything from the resized uint8 image to boxes, scores, classes and the
-    probabilities of the masks: see docs/export.md for what comes before and after. It is run once
-    beside the predictor on rendered pictures, and not written unless both find the same.
-
-    Args:
-        predictor: fp32 and on the CPU; its score thresholds become part of the file.
-        output: ``.onnx``; ``.ts``, ``.pt`` or ``.torchscript``.
-        file_format: ``"onnx"`` or ``"torchscript"``.
-        size: height and width in px of the network's input. An ONNX file with a size takes no
-            other, unless ``dynamic``; for TorchScript it is only the one that is traced with.
-        dynamic: any size of input, as without ``size``.
-
-    Returns:
-        What the JSON holds.
-
-    Raises:
-        UserError: the model or an argument does not fit, something is not installed, the exported
-            model finds something else, or a file cannot be written.
-    """
-    output = Path(output)
-    _check_arguments(output, file_format, size, predictor)
-    fixed = file_format == "onnx" and size is not None and not dynamic
-    traced_size = tuple(size) if size is not None else _default_size(predictor.cfg)
-    network = _network(predictor)
-    example = network_input(render_picture(0, traced_size), predictor.cfg.INPUT.FORMAT)
-    with torch.no_grad():
-        outputs = network(example)
-    about = describe(
-        predictor,
-        network,
-        outputs[-2].shape[-1] if network.heads.mask_on else None,
-        output.name,
-        file_format,
-        traced_size if fixed else None,
-    )
-    if file_format == "onnx":
-        exported = _Onnx(network, example, [each["name"] for each in about["outputs"]], fixed)
-    else:
-        exported = _TorchScript(network, example)
-    sizes = [traced_size] if fixed else [traced_size, _other_size(traced_size)]
-    about["check"] = check_exported(exported, predictor, sizes)
-    content = exported.content(about)
-    about["file_sha256"] = hashlib.sha256(content).hexdigest()
-    # The model takes its name first: what can go wrong there leaves no JSON behind.
-    with atomic_write(output.with_suffix(".json")) as beside:
-        json.dump(about, beside, indent=2)
-        with atomic_write(output, "wb") as file:
-            file.write(content)
-    return about
+        fraction = differing / max(pixels, 1)
+        report["mask_pixels_share"] = max(report["mask_pixels_share"], fraction)
 
 
 def _check_arguments(
     output: Path, file_format: str, size: Sequence[int] | None, predictor: Predictor
 ) -> None:
     if file_format not in _SUFFIXES:
-        raise UserError(f"The format is {file_format!r}; use {' or '.join(FORMATS)}.")
+        raise UserError(
+            f"The format is {file_format!r}; expected {' or '.join(FORMATS)}.",
+            code="option_invalid",
+        )
     suffixes = _SUFFIXES[file_format]
     if output.suffix not in suffixes:
         raise UserError(
-            f"With --format {file_format} the name ends in {' or '.join(suffixes)}, unlike "
-            f"{output}."
+            f"The output is {output}; expected a name that ends in {' or '.join(suffixes)} with "
+            f"--format {file_format}.",
+            code="option_invalid",
         )
     if size is not None and not all(_SIDES[0] <= side <= _SIDES[1] for side in size):
         raise UserError(
-            f"The size is {' x '.join(map(str, size))} px; each side is {_SIDES[0]} to "
-            f"{_SIDES[1]} px."
+            f"The size is {' x '.join(map(str, size))} px; expected sides from {_SIDES[0]} to "
+            f"{_SIDES[1]} px.",
+            code="option_invalid",
         )
     if output.exists() and _is_same(output, predictor.cfg.MODEL.WEIGHTS):
-        raise UserError(f"{output} is the checkpoint itself; choose another --output.")
+        raise UserError(
+            f"{output} is the checkpoint itself; choose another --output.", code="output_exists"
+        )
     if predictor.precision != "fp32" or torch.device(predictor.cfg.MODEL.DEVICE).type != "cpu":
-        raise UserError("Models are exported from the CPU in fp32; set MODEL.DEVICE to cpu.")
+        raise UserError(
+            f"The model is {predictor.precision} on {predictor.cfg.MODEL.DEVICE}; expected fp32 on "
+            "the CPU (MODEL.DEVICE cpu).",
+            code="export_unsupported",
+        )
     if predictor.mask_threshold != 0.5:
-        raise UserError("Masks are pasted outside of the file, by its reader; leave 0.5 here.")
+        raise UserError(
+            f"The mask threshold is {predictor.mask_threshold}; expected 0.5, since masks are "
+            "pasted by the reader of the file.",
+            code="option_invalid",
+        )
     _check_beside(output)
 
 
@@ -535,7 +403,10 @@ def _check_beside(output: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         owner = None
     if owner != output.name:
-        raise UserError(f"{beside} belongs to something else; choose another name for --output.")
+        raise UserError(
+            f"{beside} belongs to another file; choose another name for --output.",
+            code="output_exists",
+        )
 
 
 def _is_same(path: Path, other: str) -> bool:
@@ -549,7 +420,9 @@ def _installed(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"ONNX export needs {name} ({error}); install it with: pip install onnx onnxruntime"
+            f"The package {name} is not available ({error}), but ONNX export needs it; run pip "
+            "install onnx onnxruntime.",
+            code="dependency_missing",
         ) from error
 
 
@@ -563,44 +436,72 @@ def _other_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _network(predictor: Predictor) -> ExportNetwork:
-    model = predictor.model
-    reason = why_not_exportable(model)
-    if reason is not None:
+    architecture = predictor.cfg.MODEL.META_ARCHITECTURE
+    if not is_staged(predictor.model):
         raise UserError(
-            f"The model has {reason}, which cannot be exported; use a GeneralizedRCNN with RPN, "
-            "StandardROIHeads and ROIAlign."
+            f"The architecture is {architecture}; expected a GeneralizedRCNN with RPN.",
+            code="export_unsupported",
+        )
+    if predictor.model.backbone.padding_constraints.get("square_size"):
+        raise UserError(
+            f"The backbone {predictor.cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected "
+            "padding to a multiple of some pixels.",
+            code="export_unsupported",
         )
     # Constants of the file: in plain order, and without inference mode's marks.
-    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    model = copy.deepcopy(predictor.model).to(memory_format=torch.contiguous_format)
     thresholds = torch.tensor(predictor.score_thresholds, dtype=torch.float32)
     return ExportNetwork(model, thresholds).eval().requires_grad_(False)
 
 
+def _example(
+    network: ExportNetwork, predictor: Predictor, size: tuple[int, int]
+) -> tuple[torch.Tensor, int | None]:
+    """Choose an input to trace with, and learn the side of the masks (None without masks)."""
+    for number in range(_EXAMPLES):
+        example = network_input(render_picture(number, size), predictor.cfg.INPUT.FORMAT)
+        with torch.no_grad():
+            outputs = network(example)
+        if len(outputs[0]):
+            break
+    else:
+        head = getattr(predictor.model.roi_heads, "mask_head", None)
+        if predictor.has_masks and not isinstance(head, BaseMaskRCNNHead):
+            raise UserError(
+                f"The model finds nothing on rendered pictures, without which its "
+                f"{type(head).__name__} cannot be traced; lower --confidence-threshold.",
+                code="export_unsupported",
+            )
+    return example, outputs[3].shape[-1] if predictor.has_masks else None
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without the tracer's warnings: what it warns of is what the check looks at."""
+    """Silence the tracer's warnings: the check looks at what it warns of."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextlib.contextmanager
-def _tracing(mend: str) -> Iterator[None]:
-    """Turn what a tracer says of a layer that it cannot follow into a sentence."""
+def _tracing(fix: str) -> Iterator[None]:
+    """Trace Detectron2's code, whose ``len`` must stay a tensor; name what cannot be traced."""
     try:
-        with _silence():
+        with _silence(), patch_builtin_len():
             yield
-    except RuntimeError as error:
+    except Exception as error:
+        # The network has run without a trace: what fails now is the tracer or the exporter.
         words = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
             f"A layer of the model cannot be exported with torch {torch.__version__} "
-            f"({type(error).__name__}: {words}); {mend}."
+            f"({type(error).__name__}: {words}); {fix}.",
+            code="export_unsupported",
         ) from error
 
 
 class _TorchScript:
     def __init__(self, network: ExportNetwork, example: torch.Tensor):
-        with _tracing("report the config to the project"):
+        with _tracing("try --format onnx"):
             self._script = torch.jit.trace(network, example, check_trace=False)
 
     def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -622,7 +523,8 @@ class _Onnx:
         weights = [*network.parameters(), *network.buffers()]
         if sum(tensor.numel() * tensor.element_size() for tensor in weights) > _PROTOBUF_LIMIT:
             raise UserError(
-                "The weights exceed the 2 GB of an ONNX file; use --format torchscript."
+                "The weights exceed the 2 GB of an ONNX file; use --format torchscript.",
+                code="export_unsupported",
             )
         axes = {name: {0: "detections"} for name in outputs if name != "size"}
         if not fixed:

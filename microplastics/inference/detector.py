@@ -1,4 +1,4 @@
-"""One batch through a Detectron2 model: scores cut before the mask head, caps lifted on demand."""
+"""Batches of images through a Detectron2 model."""
 
 import contextlib
 import copy
@@ -8,26 +8,37 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
+from detectron2.modeling import FPN, ResNet
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import ImageList, Instances
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from microplastics.utils.errors import UserError
+from microplastics.modeling.interface import is_staged
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16")
+
+Features = dict[str, torch.Tensor]
+
+# What the heads take at a time. It bounds the memory of crowded tiles, and it is faster: larger
+# tensors than these (26 MB in R50) come as fresh pages from the system each time. Measured for
+# 1000 proposals and 100 detections of R50 on the CPU: a tenth less time than in one piece.
+_MASK_CHUNK = 64
+_BOX_CHUNK = 512
 
 
 def inference_copy(model: nn.Module, precision: str = "fp32") -> nn.Module:
     """Copy a model and make the copy fast; it can no longer be trained.
 
-    Batch norms, frozen or in evaluation mode, are folded into their convolutions
-    (``w' = w g / sqrt(var + eps)``, ``b' = (b - mean) g / sqrt(var + eps) + beta``, in float64),
-    and convolutions are kept in NHWC order. In bf16 the weights of the backbone and the heads
-    are bf16 too, except for the last layer of the RPN and of the box head, so that scores,
-    objectness and box coordinates stay fp32.
+    Batch norms of Detectron2's ``Conv2d``, frozen or in evaluation mode, are folded into their
+    convolutions (``w' = w g / sqrt(var + eps)``, ``b' = (b - mean) g / sqrt(var + eps) + beta``,
+    in float64), and convolutions are kept in NHWC order. In bf16 the parts that are known to keep
+    their accuracy get bf16 weights: ResNets with or without FPN, the RPN's and the box head's
+    layers but the last, Mask R-CNN's mask heads. Scores, objectness and box coordinates stay fp32.
 
     Args:
         model: a Detectron2 model; it is not changed.
@@ -42,7 +53,7 @@ def inference_copy(model: nn.Module, precision: str = "fp32") -> nn.Module:
         ValueError: the precision is unknown.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"Precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"Precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
         for module in model.modules():
@@ -73,8 +84,11 @@ def _fold(conv: Conv2d) -> None:
 
 
 def _use_bf16(model: nn.Module) -> None:
-    if hasattr(model, "backbone"):
-        _cast(model.backbone)
+    backbone = getattr(model, "backbone", None)
+    if isinstance(getattr(backbone, "bottom_up", backbone), ResNet) and isinstance(
+        backbone, (FPN, ResNet)
+    ):
+        _cast(backbone)
     rpn_head = getattr(getattr(model, "proposal_generator", None), "rpn_head", None)
     if isinstance(rpn_head, StandardRPNHead):
         _cast(rpn_head.conv)
@@ -84,7 +98,7 @@ def _use_bf16(model: nn.Module) -> None:
     if isinstance(heads, StandardROIHeads):
         _cast(heads.box_head)
         _cast(heads.box_predictor, torch.float32)
-        if heads.mask_on:
+        if heads.mask_on and isinstance(heads.mask_head, BaseMaskRCNNHead):
             _cast(heads.mask_head)
             predictor = getattr(heads.mask_head, "predictor", None)
             if isinstance(predictor, nn.Module):
@@ -117,51 +131,43 @@ def _inputs_in(dtype: torch.dtype):
     return cast
 
 
-logger = logging.getLogger(__name__)
-
-Features = dict[str, torch.Tensor]
-
-# The caps of the config are raised to at most so many times themselves.
-_MAX_GROWTH = 16
-# What the heads take at a time. It bounds the memory of crowded windows, and it is faster: larger
-# tensors than these (26 MB in R50) come as fresh pages from the system each time. Measured for
-# 1000 proposals and 100 detections of R50 on the CPU: a tenth less time than in one piece.
-_MASK_CHUNK = 64
-_BOX_CHUNK = 512
-
-
 class Detector:
-    """Runs a model on batches; the results are those of Detectron2's own inference.
+    """Runs a model on batches, with the results of Detectron2's own inference.
 
-    Masks are predicted for those detections alone that are scored above their class's threshold.
-    A model whose ``inference`` is not ``GeneralizedRCNN``'s is run as it is and cut afterwards.
+    Masks are predicted only for detections scored above their class's threshold. A model that is
+    not staged is run as it is, and its detections are cut afterwards.
 
     Attributes:
         model: the model.
-        staged: masks come as the mask head's probabilities, boxes in px of the network's input;
-            else all is pasted and scaled already, as :meth:`__call__`'s ``sizes`` say.
-        windows_cut_short: windows on which the caps were still in the way when they had been
-            raised as far as they go.
+        staged: the results are raw, see :func:`microplastics.modeling.interface.is_staged`.
+        windows_cut_short: tiles that may hold more particles than the caps let through.
     """
 
-    def __init__(self, model: nn.Module, score_thresholds: Sequence[float]):
+    def __init__(
+        self,
+        model: nn.Module,
+        score_thresholds: Sequence[float],
+        *,
+        tile_topk: int = 2000,
+        detections_per_image: int = 100,
+    ):
         """
         Args:
             model: in evaluation mode; of :func:`inference_copy` or plain.
             score_thresholds: for each class; detections must be scored above it.
+            tile_topk: TEST.TILE_TOPK.
+            detections_per_image: TEST.DETECTIONS_PER_IMAGE, the cap that a model which is not
+                staged keeps on tiles.
         """
         self.model = model
-        generator = getattr(model, "proposal_generator", None)
-        self.staged = (
-            isinstance(model, GeneralizedRCNN)
-            and type(model).inference is GeneralizedRCNN.inference
-            and isinstance(generator, RPN)
-        )
+        self.staged = is_staged(model)
         self.windows_cut_short = 0
+        self._tile_topk = tile_topk
+        self._detections_per_image = detections_per_image
+        if self.staged:
+            self._proposal_cap = min(tile_topk, model.proposal_generator.post_nms_topk[False])
         self._thresholds = torch.tensor(list(score_thresholds), dtype=torch.float32)
         self._lock = threading.Lock()
-        parameter = next(model.parameters())
-        self._device = parameter.device
         convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
         self._channels_last = any(
             w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
@@ -181,29 +187,23 @@ class Detector:
         Args:
             images: (C, H, W) tensors in the channel order of INPUT.FORMAT, 0 to 255.
             sizes: height and width in px of each image before it was resized.
-            dense: raise the caps on proposals where they are in the way, and have none on
-                detections; see :meth:`_detect_all`.
+            dense: the images are tiles: TEST.TILE_TOPK proposals, and no cap on detections.
 
         Returns:
-            Raw ``Instances`` on the model's device, best score first.
-
-        Raises:
-            UserError: ``dense`` with a model whose caps are not known.
+            ``Instances`` on the model's device, best score first.
         """
         with self._lock, torch.inference_mode():
             if self.staged:
                 return self._staged(images, dense)
-            if dense:
-                raise UserError(
-                    f"{type(self.model).__name__} has caps on its detections that cannot be "
-                    "lifted for the windows of a large image; use a GeneralizedRCNN."
-                )
             inputs = [
                 {"image": image, "height": height, "width": width}
                 for image, (height, width) in zip(images, sizes, strict=True)
             ]
-            outputs = [output["instances"] for output in self.model(inputs)]
-            return [instances[self._above(instances)] for instances in outputs]
+            found = [output["instances"] for output in self.model(inputs)]
+            if dense:
+                full = (len(each) >= self._detections_per_image for each in found)
+                self._note_cut_short(sum(full))
+            return [each[self._above(each)] for each in found]
 
     def _staged(self, images: Sequence[torch.Tensor], dense: bool) -> list[Instances]:
         batch = self.model.preprocess_image([{"image": image} for image in images])
@@ -213,19 +213,19 @@ class Detector:
         # ROIAlign reads box coordinates in the features' type and wants NCHW order: both are
         # given to it once for both heads.
         pooled = {name: f.contiguous() for name, f in _in_fp32(features).items()}
-        if dense:
-            found = self._detect_all(batch, features, pooled)
-        else:
-            found, _ = self._detect(batch, features, pooled)
+        with self._tile_caps() if dense else contextlib.nullcontext():
+            proposals, _ = self.model.proposal_generator(batch, features, None)
+            found = self._boxes(batch, pooled, proposals, dense)
+        found = [each[self._above(each)] for each in found]
         heads = self.model.roi_heads
         if not isinstance(heads, StandardROIHeads):
             return found
-        step = max(1, _MASK_CHUNK // len(found))
-        if max(map(len, found)) <= _MASK_CHUNK:
+        step, longest = max(1, _MASK_CHUNK // len(found)), max(map(len, found))
+        if longest <= _MASK_CHUNK:
             return heads.forward_with_given_boxes(pooled, found)
         parts = [
             heads.forward_with_given_boxes(pooled, [each[start : start + step] for each in found])
-            for start in range(0, max(map(len, found)), step)
+            for start in range(0, longest, step)
         ]
         return [Instances.cat(list(of_image)) for of_image in zip(*parts, strict=True)]
 
@@ -233,139 +233,72 @@ class Detector:
         thresholds = self._thresholds.to(instances.scores.device)
         return instances.scores > thresholds[instances.pred_classes]
 
-    def _detect(
-        self, batch: ImageList, features: Features, pooled: Features
-    ) -> tuple[list[Instances], list[torch.Tensor | None]]:
-        """Detections above their thresholds, and the objectness that each was proposed with."""
-        proposals, _ = self.model.proposal_generator(batch, features, None)
-        found, kept = self._boxes(batch, pooled, proposals)
-        results, objectness = [], []
-        for number, instances in enumerate(found):
-            above = self._above(instances)
-            results.append(instances[above])
-            logits = None
-            if kept is not None:
-                logits = proposals[number].objectness_logits[kept[number][above]]
-            objectness.append(logits)
-        return results, objectness
-
     def _boxes(
-        self, batch: ImageList, pooled: Features, proposals: list[Instances]
-    ) -> tuple[list[Instances], list[torch.Tensor] | None]:
-        """Boxes of all proposals, and the number of the proposal of each where that is known."""
+        self, batch: ImageList, pooled: Features, proposals: list[Instances], dense: bool
+    ) -> list[Instances]:
         heads = self.model.roi_heads
         if not isinstance(heads, StandardROIHeads):
-            return heads(batch, pooled, proposals, None)[0], None
-        if type(heads)._forward_box is not StandardROIHeads._forward_box:
-            return heads._forward_box(pooled, proposals), None
-        levels = [pooled[name] for name in heads.box_in_features]
-        boxes = [each.proposal_boxes for each in proposals]
-        chunks = [boxes]
-        if len(boxes) == 1 and len(boxes[0]) > _BOX_CHUNK:
-            chunks = [
-                [boxes[0][start : start + _BOX_CHUNK]]
-                for start in range(0, len(boxes[0]), _BOX_CHUNK)
-            ]
-        parts = [
-            heads.box_predictor(heads.box_head(heads.box_pooler(levels, chunk))) for chunk in chunks
-        ]
-        predictions = parts[0]
-        if len(parts) > 1:
-            predictions = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return heads.box_predictor.inference(predictions, proposals)
-
-    def _detect_all(
-        self, batch: ImageList, features: Features, pooled: Features
-    ) -> list[Instances]:
-        """Detect without losing anything to the caps.
-
-        There is no cap on detections. Those on proposals are in the way of an image where a
-        detection was proposed with no more objectness than something that was cut off: it is
-        detected again with the caps doubled, until that is no longer so or until doubling finds
-        nothing new.
-        """
-        with self._caps(1), self._cut_off() as cut:
-            found, objectness = self._detect(batch, features, pooled)
-        limits = list(cut)
-        for number in range(len(found)):
-            growth, logits, limit = 1, objectness[number], limits[number]
-            alone = {name: f[number : number + 1] for name, f in features.items()}
-            alone_pooled = {name: f[number : number + 1] for name, f in pooled.items()}
-            image = ImageList(batch.tensor[number : number + 1], [batch.image_sizes[number]])
-            while _in_the_way(logits, limit):
-                if growth == _MAX_GROWTH:
-                    self._tell_cut_short()
-                    break
-                growth *= 2
-                with self._caps(growth), self._cut_off() as cut:
-                    (again,), (logits,) = self._detect(image, alone, alone_pooled)
-                (limit,) = cut
-                nothing_new = len(again) <= len(found[number])
-                found[number] = again
-                if nothing_new:
-                    break
+            found = heads(batch, pooled, proposals, None)[0]
+        elif type(heads)._forward_box is StandardROIHeads._forward_box and len(proposals) == 1:
+            return [self._boxes_in_chunks(pooled, proposals[0], dense)]
+        else:
+            found = heads._forward_box(pooled, proposals)
+        if dense:
+            self._note_cut_short(sum(len(each) >= self._tile_topk for each in proposals))
         return found
 
-    def _tell_cut_short(self) -> None:
-        self.windows_cut_short += 1
-        if self.windows_cut_short == 1:
+    def _boxes_in_chunks(self, pooled: Features, proposals: Instances, dense: bool) -> Instances:
+        """Detect boxes of one image by the standard box head.
+
+        Proposals of a tile beyond the config's own cap are looked at, by falling objectness, as
+        long as the last quarter of that cap had a detection.
+        """
+        heads, predictor = self.model.roi_heads, self.model.roi_heads.box_predictor
+        levels = [pooled[name] for name in heads.box_in_features]
+        enough = self._proposal_cap if dense else len(proposals)
+        step = min(_BOX_CHUNK, -(-enough // 4)) if dense else _BOX_CHUNK
+        parts, done = [], 0
+        while not parts or done < len(proposals):
+            chunk = proposals[done : done + step]
+            done += step
+            boxes = heads.box_pooler(levels, [chunk.proposal_boxes])
+            parts.append(predictor(heads.box_head(boxes)))
+            if dense and done >= enough and not self._any_above(parts[-1], chunk):
+                break
+        else:
+            self._note_cut_short(dense and len(proposals) >= self._tile_topk)
+        predictions = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return predictor.inference(predictions, [proposals[:done]])[0][0]
+
+    def _any_above(self, predictions: tuple[torch.Tensor, ...], proposals: Instances) -> bool:
+        (scores,) = self.model.roi_heads.box_predictor.predict_probs(predictions, [proposals])
+        return bool((scores[:, :-1] > self._thresholds.to(scores.device)).any())
+
+    def _note_cut_short(self, tiles: int) -> None:
+        if tiles and not self.windows_cut_short:
             logger.warning(
-                "A window holds more particles than %d times MODEL.RPN.POST_NMS_TOPK_TEST "
-                "proposals can find: use a smaller --tile.",
-                _MAX_GROWTH,
+                "A tile may hold more particles than the model can report (TEST.TILE_TOPK is %d); "
+                "use a smaller --tile.",
+                self._tile_topk,
             )
+        self.windows_cut_short += int(tiles)
 
     @contextlib.contextmanager
-    def _caps(self, growth: int) -> Iterator[None]:
-        """Caps on proposals ``growth`` times those of the config, and none on detections."""
+    def _tile_caps(self) -> Iterator[None]:
+        """Let RPN pass TEST.TILE_TOPK proposals, and the heads all detections."""
         rpn = self.model.proposal_generator
         predictors = getattr(self.model.roi_heads, "box_predictor", ())
         predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
         before = rpn.pre_nms_topk, rpn.post_nms_topk, [p.test_topk_per_image for p in predictors]
+        rpn.pre_nms_topk = rpn.post_nms_topk = {False: self._tile_topk}
+        for predictor in predictors:
+            predictor.test_topk_per_image = -1
         try:
-            rpn.pre_nms_topk = {key: growth * value for key, value in before[0].items()}
-            rpn.post_nms_topk = {key: growth * value for key, value in before[1].items()}
-            for predictor in predictors:
-                predictor.test_topk_per_image = -1
             yield
         finally:
             rpn.pre_nms_topk, rpn.post_nms_topk = before[:2]
             for predictor, cap in zip(predictors, before[2], strict=True):
                 predictor.test_topk_per_image = cap
-
-    @contextlib.contextmanager
-    def _cut_off(self) -> Iterator[list[torch.Tensor]]:
-        """Fills a list with the highest objectness that was cut off, for each image."""
-        rpn, limits = self.model.proposal_generator, []
-        logits: list[torch.Tensor] = []
-        hooks = [
-            rpn.rpn_head.register_forward_hook(lambda _m, _i, out: logits.extend(out[0])),
-            rpn.register_forward_hook(lambda _m, _i, out: limits.extend(_limits(rpn, logits, out))),
-        ]
-        try:
-            yield limits
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _limits(rpn: RPN, logits: list[torch.Tensor], output: tuple) -> list[torch.Tensor]:
-    before, after = rpn.pre_nms_topk[False], rpn.post_nms_topk[False]
-    limits = []
-    for number, proposals in enumerate(output[0]):
-        of_image = [level[number].flatten() for level in logits]
-        cuts = [level.topk(before).values[-1] for level in of_image if len(level) > before]
-        if len(proposals) >= after > 0:
-            cuts.append(proposals.objectness_logits.min())
-        floor = logits[0].new_full((), -torch.inf)
-        limits.append(torch.stack([floor, *cuts]).max())
-    return limits
-
-
-def _in_the_way(objectness: torch.Tensor | None, limit: torch.Tensor) -> bool:
-    if objectness is None:  # which proposal was whose is not known
-        return bool(limit > -torch.inf)
-    return bool((objectness <= limit).any())
 
 
 def _in_fp32(features: Features) -> Features:

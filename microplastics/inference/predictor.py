@@ -1,4 +1,4 @@
-"""From images to the particles on them."""
+"""Prediction with a trained model."""
 
 import logging
 import os
@@ -31,23 +31,40 @@ from microplastics.engine.defaults import resolve_device
 from microplastics.engine.solver import cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
-from microplastics.inference.postprocess import postprocess
+from microplastics.inference.postprocess import to_image
+from microplastics.modeling.interface import (
+    build_shapes,
+    check_architecture,
+    class_node,
+    num_classes,
+    predicts_masks,
+)
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_GPU_BATCH = 8
+_END = object()
+
+Image = np.ndarray | str | os.PathLike
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+Result = TypeVar("Result")
 
 
 class Predictions(Instances):
     """Detectron2's ``Instances`` of one image, on the CPU, best score first.
 
-    Fields: ``pred_boxes`` in px of the image, ``scores``, ``pred_classes`` (from 0) and, where
-    the model predicts masks, ``pred_masks`` (:class:`CropMasks`). Detectron2's ``Visualizer``
-    takes them as they are. Indexing, :meth:`to` and :meth:`cat` keep the type; Detectron2's own
+    Fields: ``pred_boxes`` in px of the image, ``scores``, ``pred_classes`` (from 0) and, if the
+    model predicts masks, ``pred_masks`` (:class:`CropMasks`). Detectron2's ``Visualizer`` takes
+    them as they are. Indexing, :meth:`to` and :meth:`cat` keep the type; Detectron2's own
     ``Instances.cat`` gives plain ``Instances``.
     """
 
     def to_dict(self) -> dict[str, np.ndarray]:
-        """Plain arrays, as torchvision names them.
+        """Return plain arrays, named as by torchvision.
 
         Returns:
             ``masks`` (N, H, W) bool, ``labels`` (N,) int64 from 1 to K, ``scores`` (N,) float32
@@ -64,7 +81,7 @@ class Predictions(Instances):
         return arrays
 
     def to(self, *args: Any, **kwargs: Any) -> "Predictions":
-        """As ``Instances.to``; the masks stay on the CPU."""
+        """Do what ``Instances.to`` does; the masks stay on the CPU."""
         return _typed(super().to(*args, **kwargs))
 
     def __getitem__(self, item: Any) -> "Predictions":
@@ -73,7 +90,7 @@ class Predictions(Instances):
 
     @staticmethod
     def cat(instance_lists: Sequence[Instances]) -> "Predictions":
-        """Join predictions of the same image one after another."""
+        """Concatenate predictions of the same image."""
         return _typed(Instances.cat(list(instance_lists)))
 
 
@@ -83,13 +100,311 @@ def _typed(instances: Instances) -> Predictions:
     return Predictions(instances.image_size, **instances.get_fields())
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """An image ready for the network.
+
+    Attributes:
+        tensor: (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT.
+        size: height and width in px of the image before it was resized.
+    """
+
+    tensor: torch.Tensor
+    size: tuple[int, int]
+
+
+class InputReader:
+    """Reads, converts and resizes images by the keys of a config."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Raises:
+            UserError: config_invalid (INPUT.FORMAT).
+        """
+        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise UserError(
+                f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; expected BGR or RGB.", code="config_invalid"
+            )
+        self._rgb = cfg.INPUT.FORMAT == "RGB"
+        self._max_pixels = cfg.INPUT.MAX_PIXELS
+        side = cfg.INPUT.MIN_SIZE_TEST
+        self._resize = T.ResizeShortestEdge([side, side], cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, image: Image, scale: float | None = None) -> NetworkInput:
+        """Prepare one image.
+
+        Args:
+            image: as :meth:`Predictor.__call__` takes it.
+            scale: factor on its sides; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST if None.
+
+        Raises:
+            UserError: a file cannot be read, or would become too large for the network.
+            ValueError: an array is not an image.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image, max_pixels=self._max_pixels)
+        image = to_bgr(image)
+        height, width = image.shape[:2]
+        if self._rgb:
+            image = image[:, :, ::-1]
+        transform = self._transform(image, scale)
+        image = transform.apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return NetworkInput(tensor, (height, width))
+
+    def _transform(self, image: np.ndarray, scale: float | None) -> T.Transform:
+        height, width = image.shape[:2]
+        if scale is None:
+            transform = self._resize.get_transform(image)
+            if not isinstance(transform, T.ResizeTransform):
+                return transform
+            size = (transform.new_h, transform.new_w)
+        else:
+            size = (int(height * scale + 0.5), int(width * scale + 0.5))
+        # An image a thousand times as long as wide would vanish.
+        size = (max(1, size[0]), max(1, size[1]))
+        if size[0] * size[1] > MAX_PIXELS:
+            raise UserError(
+                f"The image is {width} x {height} px and would be resized to {size[1]} x "
+                f"{size[0]} px; lower INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST.",
+                code="image_too_large",
+            )
+        if size == (height, width):
+            return T.NoOpTransform()
+        return T.ResizeTransform(height, width, *size, self._resize.interp)
+
+
+def to_bgr(array: np.ndarray) -> np.ndarray:
+    """Convert an image array to 8-bit BGR, as :func:`microplastics.data.images.read_image` does.
+
+    Args:
+        array: (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4), of bool, integers or floats;
+            what is not uint8 is stretched by :func:`microplastics.data.images.to_uint8`.
+
+    Returns:
+        uint8 array of shape (H, W, 3).
+
+    Raises:
+        ValueError: not an array, of another shape or type, or empty.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"The image is {type(array).__name__}; expected a numpy array or a path")
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"The image has {array.dtype} values; expected bool, integers or floats")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"The shape of the image is {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or "
+            "(H, W, 4)"
+        )
+    if not array.size:
+        raise ValueError(f"The image of shape {array.shape} has no pixels")
+    array = to_uint8(array[:, :, :3])
+    if array.shape[2] == 1:
+        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2BGR)
+    return array
+
+
+class Predictor:
+    """A trained model, ready for images.
+
+    Gives what Detectron2's ``DefaultPredictor`` gives for the same config, with
+    ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` at the lowest score threshold, faster and with masks as
+    :class:`CropMasks`: the same pixels, and with ``optimize=False`` the same bits.
+
+    Attributes:
+        cfg: frozen; MODEL.DEVICE is available.
+        class_names: K names.
+        score_thresholds: (K,) float64; a particle is scored above its class's.
+        has_masks: the model predicts masks; else predictions have boxes only.
+        mask_threshold: mask probability from which a pixel belongs to the particle.
+        precision: ``"fp32"`` or ``"bf16"``.
+        batch_size: images of like size that go through the model at once.
+        weights_sha256: of the file behind MODEL.WEIGHTS.
+        info: metadata of the checkpoint; empty for one of another project.
+        metadata: class names and colours for Detectron2's ``Visualizer``.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        class_names: Sequence[str] | None = None,
+        *,
+        score_threshold: float | Mapping[str, float] | None = None,
+        mask_threshold: float = 0.5,
+        precision: str = "fp32",
+        batch_size: int | None = None,
+        optimize: bool = True,
+        _checkpoint: dict[str, Any] | None = None,
+    ):
+        """
+        Args:
+            cfg: with MODEL.WEIGHTS; without a GPU MODEL.DEVICE falls back to the CPU.
+            class_names: if None the checkpoint's, else DATASETS.TEST's.
+            score_threshold: one for all classes, or by class name (the config's for the rest); if
+                None the checkpoint's own, else MODEL.ROI_HEADS.SCORE_THRESH_TEST.
+            mask_threshold: above 0 and below 1.
+            precision: ``"fp32"``, or ``"bf16"``: about 0.6 of the time on processors and GPUs that
+                have it, with box coordinates and scores in fp32.
+            batch_size: 1 on the CPU and 8 on a GPU if None.
+            optimize: fold norms and use the NHWC order (scores differ by about 1e-5).
+            _checkpoint: of :meth:`from_checkpoint`, already read.
+
+        Raises:
+            UserError: as of :func:`read_weights` and :func:`load_into`; config_invalid,
+                classes_mismatch, option_invalid, option_conflict.
+        """
+        if not cfg.MODEL.WEIGHTS:
+            raise UserError(
+                "MODEL.WEIGHTS is empty; name a checkpoint to predict with.", code="option_missing"
+            )
+        source = cfg.MODEL.WEIGHTS
+        path = fetch_weights(source)
+        checkpoint = _checkpoint or read_weights(path, cfg.MODEL.WEIGHTS_SHA256)
+        info = checkpoint.get("microplastics")
+        self.info: dict[str, Any] = dict(info) if isinstance(info, dict) else {}
+        self.weights_sha256 = sha256_of(path)
+        self.class_names = _class_names(cfg, class_names, self.info, source)
+        self.metadata = Metadata(
+            thing_classes=self.class_names, thing_colors=class_colors(self.class_names)
+        )
+        self.has_masks = predicts_masks(cfg)
+        heads = cfg.MODEL.ROI_HEADS
+        default = class_node(cfg)[1].get("SCORE_THRESH_TEST", heads.SCORE_THRESH_TEST)
+        if score_threshold is None:
+            score_threshold = score_thresholds_of(self.info, source, self.class_names)
+        self.score_thresholds = _thresholds(score_threshold, self.class_names, default)
+        self.mask_threshold = _checked_mask_threshold(mask_threshold)
+        self.cfg = _with_score_threshold(resolve_device(cfg), min(self.score_thresholds))
+        self.precision = _checked_precision(precision, optimize, self.cfg.MODEL.DEVICE)
+        self.batch_size = _checked_batch_size(batch_size, self.cfg.MODEL.DEVICE)
+        self._read = InputReader(self.cfg)
+        model = _build(self.cfg, checkpoint, source).eval()
+        load_into(model, checkpoint, source)
+        self._divisor = max(1, getattr(getattr(model, "backbone", None), "size_divisibility", 1))
+        if optimize:
+            model = inference_copy(model, precision)
+        self._detector = Detector(
+            model,
+            self.score_thresholds,
+            tile_topk=cfg.TEST.TILE_TOPK,
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+        if not self._detector.staged and self.mask_threshold != 0.5:
+            raise UserError(
+                f"The mask threshold is {self.mask_threshold}; expected 0.5, at which "
+                f"{self.cfg.MODEL.META_ARCHITECTURE} pastes its own masks.",
+                code="option_invalid",
+            )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | os.PathLike, opts: Sequence[str] = (), **kwargs: Any
+    ) -> "Predictor":
+        """Make a predictor from a ``.pth`` of this project's training, without further files.
+
+        Config, class names and score thresholds are read from it as data: it runs no code, and no
+        file that it names is opened.
+
+        Args:
+            path: the checkpoint.
+            opts: config ``KEY VALUE`` pairs on top of its own.
+            kwargs: of :class:`Predictor`.
+
+        Raises:
+            UserError: it cannot be read, or has no config or one that does not fit.
+        """
+        path = os.fspath(path)
+        checkpoint = read_weights(fetch_weights(path))
+        cfg = config_of(checkpoint_info_of(checkpoint, path), path, opts)
+        # Its own digest is that of the file which its training started from.
+        cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = path, ""
+        cfg.freeze()
+        return cls(cfg, _checkpoint=checkpoint, **kwargs)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The network in evaluation mode, optimized unless ``optimize`` was False."""
+        return self._detector.model
+
+    @property
+    def windows_cut_short(self) -> int:
+        """Number of tiles so far that may hold more particles than TEST.TILE_TOPK lets through."""
+        return self._detector.windows_cut_short
+
+    def __call__(self, image: Image | Sequence[Image]) -> Predictions | list[Predictions]:
+        """Predict on one image or a list of images.
+
+        Args:
+            image: a path, or an array (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4). What is
+                not uint8 is stretched over the image, see :mod:`microplastics.data.images`.
+
+        Returns:
+            :class:`Predictions` in px of the image, or a list of them.
+
+        Raises:
+            UserError: a file cannot be read.
+            ValueError: an array is not an image.
+        """
+        if isinstance(image, (list, tuple)):
+            return list(self.predict_many(image))
+        (predictions,) = self.predict_many([image])
+        return predictions
+
+    def predict_many(
+        self, images: Iterable[Image], *, dense: bool = False, scale: float | None = None
+    ) -> Iterator[Predictions]:
+        """Predict on any number of images, a few of which are in memory at a time.
+
+        One thread reads and resizes ahead of the model, and another pastes masks behind it.
+
+        Args:
+            images: as :meth:`__call__` takes them; drawn from in another thread.
+            dense: for tiles of a large image: TEST.TILE_TOPK proposals, and detections without a
+                cap (TEST.DETECTIONS_PER_IMAGE).
+            scale: factor on the sides of all images; if None each is resized by
+                INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST.
+
+        Yields:
+            :class:`Predictions` in the order of the images.
+
+        Raises:
+            UserError, ValueError: as :meth:`__call__`, after the results of the images before.
+        """
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"The scale is {scale}; expected a positive number")
+
+        def run(batch: Sequence[NetworkInput]) -> list[Instances]:
+            tensors, sizes = [each.tensor for each in batch], [each.size for each in batch]
+            return self._detector(tensors, sizes, dense)
+
+        return stream(
+            images,
+            prepare=lambda image: self._read(image, scale),
+            run=run,
+            finish=self._finish,
+            kind=self._padded_size,
+            batch_size=self.batch_size,
+        )
+
+    def _padded_size(self, image: NetworkInput) -> tuple[int, ...]:
+        # Images of one size here get the same padding in a batch as on their own.
+        return tuple(-(-side // self._divisor) for side in image.tensor.shape[1:])
+
+    def _finish(self, image: NetworkInput, raw: Instances) -> Predictions:
+        staged = self._detector.staged
+        result = to_image(raw.to("cpu"), image.size, staged, self.mask_threshold)
+        return Predictions(image.size, **result.get_fields())
+
+
 def to_particles(
     predictions: Instances,
     image_name: str,
     class_names: Sequence[str],
     image: np.ndarray | None = None,
 ) -> tuple[Particles, int]:
-    """Turn predictions into what is measured and written.
+    """Turn predictions into the particles that are measured and written.
 
     Args:
         predictions: with ``pred_masks`` as :class:`CropMasks`.
@@ -99,19 +414,19 @@ def to_particles(
 
     Returns:
         The particles, numbered from 1 in the order of the predictions, each mask cut to its tight
-        box; and the number of predictions left out because their mask has no pixel.
+        box; and the number of predictions dropped because their mask has no pixel.
 
     Raises:
-        ValueError: there are no masks, a class has no name, or the image is of another size.
+        ValueError: there are no masks, a class has no name, or the image has another size.
     """
     if not predictions.has("pred_masks"):
-        raise ValueError("There are no masks to make particles of")
+        raise ValueError("The predictions have no masks; expected pred_masks as CropMasks")
     masks: CropMasks = predictions.pred_masks
     classes = predictions.pred_classes.tolist()
     if classes and max(classes) >= len(class_names):
-        raise ValueError(f"Class {max(classes)} is none of the {len(class_names)} names")
+        raise ValueError(f"Class {max(classes)} has no name among the {len(class_names)} given")
     if image is not None and image.shape[:2] != tuple(masks.image_size):
-        raise ValueError(f"An image of {image.shape[:2]} px for masks of {masks.image_size}")
+        raise ValueError(f"The image is {image.shape[:2]} px; expected {tuple(masks.image_size)}")
     whole = np.flatnonzero(masks.nonempty().numpy())
     crops, offsets, pixels = [], [], []
     for index in whole:
@@ -140,13 +455,6 @@ def _tight(crop: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
     return np.ascontiguousarray(tight), x + int(columns[0]), y + int(rows[0])
 
 
-Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
-Result = TypeVar("Result")
-
-_END = object()
-
-
 def stream(
     items: Iterable[Item],
     prepare: Callable[[Item], Prepared],
@@ -155,7 +463,7 @@ def stream(
     kind: Callable[[Prepared], Hashable],
     batch_size: int,
 ) -> Iterator[Result]:
-    """Work on items while one thread prepares those to come and another finishes those done.
+    """Process items while one thread prepares the next ones and another finishes the last ones.
 
     Batches are of one kind. To fill them, items overtake others of another kind by at most four
     batches; the results come in the order of the items. At most about eight batches of items are
@@ -163,15 +471,15 @@ def stream(
 
     Args:
         items: drawn from in the preparing thread.
-        prepare: called in a thread of its own.
+        prepare: called in one thread.
         run: called in the caller's thread, on 1 to ``batch_size`` prepared items.
-        finish: called in a third thread, with a prepared item and what ``run`` gave for it.
-        kind: what the prepared items of a batch must share.
+        finish: called in another thread, with a prepared item and its output of ``run``.
+        kind: a value that the prepared items of a batch have in common.
         batch_size: 1 or more.
 
     Yields:
-        What ``finish`` gave. An error of ``items`` or of ``prepare`` is raised after the results
-        of all items before it.
+        The results of ``finish``. An error of ``items`` or of ``prepare`` is raised after the
+        results of all items before it.
     """
     iterator = iter(items)
     room = batch_size if batch_size == 1 else 4 * batch_size
@@ -210,7 +518,7 @@ def stream(
 
 
 class _Queue:
-    """Prepared items, of which batches of one kind are taken, the oldest item always among them."""
+    """Prepared items, taken in batches of one kind that always hold the oldest item."""
 
     def __init__(
         self, submit: Callable[[], Future], ahead: int, kind: Callable[[Any], Hashable]
@@ -223,7 +531,7 @@ class _Queue:
         self._ended = False
 
     def batch(self, size: int, room: int) -> list[tuple[int, Any]]:
-        """Up to ``size`` numbered items of the oldest one's kind; none at the end."""
+        """Take up to ``size`` numbered items of the oldest one's kind; none at the end."""
         picked: list[tuple[int, Any]] = []
         while len(picked) < size:
             if not self._ended and len(self._waiting) < room:
@@ -243,7 +551,7 @@ class _Queue:
         try:
             prepared = self._coming.popleft().result()
         except Exception as error:
-            # Told after the results of the items before it.
+            # Raised after the results of the items before it.
             self.error, self._ended = error, True
             return
         if prepared is _END:
@@ -254,315 +562,22 @@ class _Queue:
         self._count += 1
 
 
-Image = np.ndarray | str | os.PathLike
-
-
-@dataclass(frozen=True)
-class NetworkInput:
-    """An image ready for the network.
-
-    Attributes:
-        tensor: (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT.
-        size: height and width in px of the image before it was resized.
-    """
-
-    tensor: torch.Tensor
-    size: tuple[int, int]
-
-
-class InputReader:
-    """Reads, converts and resizes images by the keys of a config."""
-
-    def __init__(self, cfg: CfgNode):
-        """
-        Raises:
-            UserError: INPUT.FORMAT is neither BGR nor RGB.
-        """
-        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-            raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; only BGR and RGB can be read.")
-        self._rgb = cfg.INPUT.FORMAT == "RGB"
-        self._max_pixels = cfg.INPUT.MAX_PIXELS
-        side = cfg.INPUT.MIN_SIZE_TEST
-        self._resize = T.ResizeShortestEdge([side, side], cfg.INPUT.MAX_SIZE_TEST)
-
-    def __call__(self, image: Image, scale: float | None = None) -> NetworkInput:
-        """Prepare one image.
-
-        Args:
-            image: as :meth:`Predictor.__call__` takes it.
-            scale: factor on its sides; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST if None.
-
-        Raises:
-            UserError: a file cannot be read, or would become too large for the network.
-            ValueError: an array is no image.
-        """
-        if isinstance(image, (str, os.PathLike)):
-            image = read_image(image, max_pixels=self._max_pixels)
-        image = to_bgr(image)
-        height, width = image.shape[:2]
-        if self._rgb:
-            image = image[:, :, ::-1]
-        transform = self._transform(image, scale)
-        image = transform.apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return NetworkInput(tensor, (height, width))
-
-    def _transform(self, image: np.ndarray, scale: float | None) -> T.Transform:
-        height, width = image.shape[:2]
-        if scale is None:
-            transform = self._resize.get_transform(image)
-            if not isinstance(transform, T.ResizeTransform):
-                return transform
-            size = (transform.new_h, transform.new_w)
-        else:
-            size = (int(height * scale + 0.5), int(width * scale + 0.5))
-        # Of an image a thousand times as long as wide nothing would be left.
-        size = (max(1, size[0]), max(1, size[1]))
-        if size[0] * size[1] > MAX_PIXELS:
-            raise UserError(
-                f"An image of {width} x {height} px would be resized to {size[1]} x {size[0]} px; "
-                "lower INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST."
-            )
-        if size == (height, width):
-            return T.NoOpTransform()
-        return T.ResizeTransform(height, width, *size, self._resize.interp)
-
-
-def to_bgr(array: np.ndarray) -> np.ndarray:
-    """Make any array of an image 8-bit BGR, as :func:`microplastics.data.images.read_image` does.
-
-    Args:
-        array: (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4), of bool, integers or floats;
-            what is not uint8 is stretched by :func:`microplastics.data.images.to_uint8`.
-
-    Returns:
-        uint8 array of shape (H, W, 3).
-
-    Raises:
-        ValueError: no array, of another shape or type, or without a pixel.
-    """
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"An image is a numpy array or a path, not {type(array).__name__}")
-    if array.dtype.kind not in "buif":
-        raise ValueError(f"An image of {array.dtype} values cannot be read")
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"An image has the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}"
-        )
-    if not array.size:
-        raise ValueError(f"An image of shape {array.shape} has no pixel")
-    array = to_uint8(array[:, :, :3])
-    if array.shape[2] == 1:
-        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2BGR)
-    return array
-
-
-logger = logging.getLogger(__name__)
-
-_GPU_BATCH = 8
-
-
-class Predictor:
-    """A trained model, ready for images.
-
-    Gives what Detectron2's ``DefaultPredictor`` gives for the same config, with
-    ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` at the lowest score threshold, faster and with masks as
-    :class:`CropMasks`: the same pixels, and with ``optimize=False`` the same bits.
-
-    Attributes:
-        cfg: frozen; MODEL.DEVICE is a device that is there.
-        class_names: K names.
-        score_thresholds: (K,) float64; a particle is scored above its class's.
-        mask_threshold: mask probability from which a pixel belongs to the particle.
-        precision: ``"fp32"`` or ``"bf16"``.
-        batch_size: images of like size that go through the model at once.
-        weights_sha256: of the file behind MODEL.WEIGHTS.
-        info: what the checkpoint says of itself; empty for one of another project.
-        metadata: class names and colours for Detectron2's ``Visualizer``.
-    """
-
-    def __init__(
-        self,
-        cfg: CfgNode,
-        class_names: Sequence[str] | None = None,
-        *,
-        score_threshold: float | Mapping[str, float] | None = None,
-        mask_threshold: float = 0.5,
-        precision: str = "fp32",
-        batch_size: int | None = None,
-        optimize: bool = True,
-        _checkpoint: dict[str, Any] | None = None,
-    ):
-        """
-        Args:
-            cfg: with MODEL.WEIGHTS; without a GPU MODEL.DEVICE falls back to the CPU.
-            class_names: those in the checkpoint, else those of DATASETS.TEST, if None.
-            score_threshold: one for all classes, or by class name (config's for the rest); if
-                None those in the checkpoint, else MODEL.ROI_HEADS.SCORE_THRESH_TEST.
-            mask_threshold: above 0 and below 1.
-            precision: ``"fp32"``, or ``"bf16"``: about 0.6 of the time on processors and GPUs that
-                have it, with box coordinates and scores in fp32.
-            batch_size: 1 on the CPU and 8 on a GPU if None.
-            optimize: fold norms and use the NHWC order (scores differ by about 1e-5).
-            _checkpoint: of :meth:`from_checkpoint`, already read.
-
-        Raises:
-            UserError: the weights cannot be read or do not fit, or an argument is wrong.
-        """
-        if not cfg.MODEL.WEIGHTS:
-            raise UserError("MODEL.WEIGHTS is empty: name a checkpoint to predict with.")
-        source = cfg.MODEL.WEIGHTS
-        path = fetch_weights(source)
-        checkpoint = _checkpoint or read_weights(path, cfg.MODEL.WEIGHTS_SHA256)
-        info = checkpoint.get("microplastics")
-        self.info: dict[str, Any] = dict(info) if isinstance(info, dict) else {}
-        self.weights_sha256 = sha256_of(path)
-        self.class_names = _class_names(cfg, class_names, self.info, source)
-        self.metadata = Metadata(
-            thing_classes=self.class_names, thing_colors=class_colors(self.class_names)
-        )
-        default = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-        if score_threshold is None:
-            score_threshold = score_thresholds_of(self.info, source, self.class_names)
-        self.score_thresholds = _thresholds(score_threshold, self.class_names, default)
-        self.mask_threshold = _checked_mask_threshold(mask_threshold)
-        self.cfg = _with_score_threshold(resolve_device(cfg), min(self.score_thresholds))
-        self.precision = _checked_precision(precision, optimize, self.cfg.MODEL.DEVICE)
-        self.batch_size = _checked_batch_size(batch_size, self.cfg.MODEL.DEVICE)
-        self._read = InputReader(self.cfg)
-        model = _build(self.cfg, checkpoint, source).eval()
-        load_into(model, checkpoint, source, new_classes=False)
-        self._divisor = max(1, getattr(getattr(model, "backbone", None), "size_divisibility", 1))
-        if optimize:
-            model = inference_copy(model, precision)
-        self._detector = Detector(model, self.score_thresholds)
-        if not self._detector.staged and self.mask_threshold != 0.5:
-            raise UserError(
-                f"{self.cfg.MODEL.META_ARCHITECTURE} pastes its masks by itself, at 0.5; leave "
-                "the mask threshold at 0.5."
-            )
-
-    @classmethod
-    def from_checkpoint(
-        cls, path: str | os.PathLike, opts: Sequence[str] = (), **kwargs: Any
-    ) -> "Predictor":
-        """Make a predictor of a ``.pth`` of this project's training alone.
-
-        Config, class names and score thresholds come out of the file, as data: no code in it is
-        run, and no other file that it names is opened.
-
-        Args:
-            path: the checkpoint.
-            opts: config ``KEY VALUE`` pairs on top of its own.
-            kwargs: of :class:`Predictor`.
-
-        Raises:
-            UserError: it cannot be read, or carries no config or a wrong one.
-        """
-        path = os.fspath(path)
-        checkpoint = read_weights(fetch_weights(path))
-        cfg = config_of(checkpoint_info_of(checkpoint, path), path, opts)
-        # A digest in there is that of the file which its training started from.
-        cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = path, ""
-        cfg.freeze()
-        return cls(cfg, _checkpoint=checkpoint, **kwargs)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The network, in evaluation mode; optimized unless ``optimize`` was off."""
-        return self._detector.model
-
-    @property
-    def windows_cut_short(self) -> int:
-        """Windows so far that may hold more than ``dense`` could find; see ``predict_many``."""
-        return self._detector.windows_cut_short
-
-    def __call__(self, image: Image | Sequence[Image]) -> Predictions | list[Predictions]:
-        """Predict on one image, or on a list of them.
-
-        Args:
-            image: a path, or an array (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4). What is
-                not uint8 is stretched over the image, see :mod:`microplastics.data.images`.
-
-        Returns:
-            :class:`Predictions` in px of the image, or a list of them.
-
-        Raises:
-            UserError: a file cannot be read.
-            ValueError: an array is no image.
-        """
-        if isinstance(image, (list, tuple)):
-            return list(self.predict_many(image))
-        (predictions,) = self.predict_many([image])
-        return predictions
-
-    def predict_many(
-        self, images: Iterable[Image], *, dense: bool = False, scale: float | None = None
-    ) -> Iterator[Predictions]:
-        """Predict on any number of images, with a few of them in memory.
-
-        Images are read and resized in a thread ahead of the model, and masks pasted in one behind
-        it.
-
-        Args:
-            images: as :meth:`__call__` takes them; drawn from in another thread.
-            dense: for windows of a large image: no cap on the detections of one
-                (TEST.DETECTIONS_PER_IMAGE), and those on proposals raised where they are in the
-                way.
-            scale: factor on the sides of all images; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST,
-                which follow the sides of each, if None.
-
-        Yields:
-            :class:`Predictions` in the order of the images.
-
-        Raises:
-            UserError, ValueError: as :meth:`__call__`, after the results of the images before.
-        """
-        if scale is not None and not 0 < scale < float("inf"):
-            raise ValueError(f"The scale is {scale}; it must be positive")
-
-        def run(batch: Sequence[NetworkInput]) -> list[Instances]:
-            tensors, sizes = [each.tensor for each in batch], [each.size for each in batch]
-            return self._detector(tensors, sizes, dense)
-
-        return stream(
-            images,
-            prepare=lambda image: self._read(image, scale),
-            run=run,
-            finish=self._finish,
-            kind=self._padded_size,
-            batch_size=self.batch_size,
-        )
-
-    def _padded_size(self, image: NetworkInput) -> tuple[int, ...]:
-        # Within one of these, an image gets no other padding in a batch than on its own.
-        return tuple(-(-side // self._divisor) for side in image.tensor.shape[1:])
-
-    def _finish(self, image: NetworkInput, raw: Instances) -> Predictions:
-        raw = raw.to("cpu")
-        if self._detector.staged:
-            result = postprocess(raw, *image.size, self.mask_threshold)
-        else:
-            # Cloned: tensors of inference mode could not be changed in place.
-            result = raw[torch.arange(len(raw))]
-            if result.has("pred_masks"):
-                result.pred_masks = CropMasks.from_bitmasks(result.pred_masks)
-        return Predictions(image.size, **result.get_fields())
-
-
 def _with_score_threshold(cfg: CfgNode, threshold: float) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(threshold)
+    for node in (cfg.MODEL.ROI_HEADS, class_node(cfg)[1]):
+        if "SCORE_THRESH_TEST" in node:
+            node.SCORE_THRESH_TEST = float(threshold)
     cfg.freeze()
     return cfg
 
 
 def _checked_mask_threshold(threshold: float) -> float:
     if not (is_score(threshold) and 0 < threshold < 1):
-        raise UserError(f"The mask threshold is {threshold}; give one between 0 and 1.")
+        raise UserError(
+            f"The mask threshold is {threshold}; expected a number between 0 and 1.",
+            code="option_invalid",
+        )
     return float(threshold)
 
 
@@ -570,16 +585,23 @@ def _checked_batch_size(batch_size: int | None, device: str) -> int:
     if batch_size is None:
         return 1 if torch.device(device).type == "cpu" else _GPU_BATCH
     if batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}; give 1 or more.")
+        raise UserError(
+            f"The batch size is {batch_size}; expected 1 or more.", code="option_invalid"
+        )
     return batch_size
 
 
 def _checked_precision(precision: str, optimize: bool, device: str) -> str:
     if precision not in PRECISIONS:
-        raise UserError(f"The precision is {precision!r}; use {' or '.join(PRECISIONS)}.")
+        raise UserError(
+            f"The precision is {precision!r}; expected {' or '.join(PRECISIONS)}.",
+            code="option_invalid",
+        )
     if precision == "bf16":
         if not optimize:
-            raise UserError("The precision bf16 is one of the optimizations: leave those on.")
+            raise UserError(
+                "The precision is bf16, but optimize is False; set it True.", code="option_conflict"
+            )
         if torch.device(device).type == "cpu" and not cpu_has_bf16():
             logger.warning("This processor has no bf16 instructions: fp32 is faster here.")
     return precision
@@ -588,8 +610,7 @@ def _checked_precision(precision: str, optimize: bool, device: str) -> str:
 def _class_names(
     cfg: CfgNode, given: Sequence[str] | None, info: Mapping[str, Any], source: str
 ) -> list[str]:
-    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    count = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    count = num_classes(cfg)
     names = list(given) if given is not None else class_names_of(info, source)
     if names is None:
         names = _names_of_dataset(cfg, count)
@@ -597,7 +618,8 @@ def _class_names(
         where = "given" if given is not None else f"in {source}"
         raise UserError(
             f"The class names {where} are {', '.join(names[:20])}, but the config has "
-            f"{count} classes; name each class once, or set MODEL.ROI_HEADS.NUM_CLASSES."
+            f"{count} classes; name each class once, or set {class_node(cfg)[0]}.NUM_CLASSES.",
+            code="classes_mismatch",
         )
     return names
 
@@ -608,7 +630,7 @@ def _names_of_dataset(cfg: CfgNode, count: int) -> list[str]:
             names = MetadataCatalog.get(name).get("thing_classes", ())
             if len(names) == count:
                 return list(names)
-    logger.warning("The classes of %s have no names: they get numbers.", cfg.MODEL.WEIGHTS)
+    logger.warning("%s has no class names; its classes are numbered.", cfg.MODEL.WEIGHTS)
     return [f"class {number + 1}" for number in range(count)]
 
 
@@ -621,28 +643,30 @@ def _thresholds(
     for name, value in by_name.items():
         if name not in class_names:
             raise UserError(
-                f"A score threshold is for {name}, which is no class of the model; its classes "
-                f"are {', '.join(class_names)}."
+                f"A score threshold is for {name}; expected a class of the model: "
+                f"{', '.join(class_names)}.",
+                code="option_invalid",
             )
         if not is_score(value):
-            raise UserError(f"The score threshold of {name} is {value}; give one from 0 to 1.")
+            raise UserError(
+                f"The score threshold of {name} is {value}; expected a number from 0 to 1.",
+                code="option_invalid",
+            )
     return np.array([by_name.get(name, default) for name in class_names], dtype=np.float64)
 
 
 def _build(cfg: CfgNode, checkpoint: Mapping[str, Any], source: str) -> torch.nn.Module:
-    """The model of a config, with no more parameters than the checkpoint can fill."""
-    shell = cfg.clone()
-    shell.defrost()
-    shell.MODEL.DEVICE = "meta"
+    """Build the model of a config, with at most as many parameters as the checkpoint can fill."""
+    check_architecture(cfg)
     try:
-        with torch.device("meta"):
-            needed = sum(p.numel() for p in build_model(shell).parameters())
+        needed = sum(parameter.numel() for parameter in build_shapes(cfg).parameters())
         held = sum(int(np.prod(value.shape)) for value in checkpoint["model"].values())
         # A wrong number in a config asks for more memory than any machine has.
         if needed > 2 * held + 1_000_000:
             raise UserError(
-                f"{source} does not fit its config, which makes a model of {needed:,} parameters "
-                f"where the file holds {held:,}; use a checkpoint of the same architecture."
+                f"{source} holds {held:,} parameters, but its config makes a model of {needed:,}; "
+                "use a checkpoint of the same architecture.",
+                code="checkpoint_mismatch",
             )
         return build_model(cfg)
     except UserError:
@@ -651,6 +675,7 @@ def _build(cfg: CfgNode, checkpoint: Mapping[str, Any], source: str) -> torch.nn
         # Detectron2 answers wrong values with whatever the layer at hand raises.
         words = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
-            f"The config for {source} makes no model ({type(error).__name__}: {words}); correct "
-            "its MODEL keys."
+            f"The config of {source} cannot be built ({type(error).__name__}: {words}); correct "
+            "its MODEL keys.",
+            code="config_invalid",
         ) from error

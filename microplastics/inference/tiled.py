@@ -24,7 +24,7 @@ _MIN_COARSE_SHARE = 0.5
 
 
 class Regions(Protocol):
-    """An image read by region, such as ``data.regions.ImageRegions``."""
+    """An image read by region, such as ``data.large_images.ImageReader``."""
 
     width: int
     height: int

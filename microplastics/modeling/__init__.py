@@ -1,1 +1,1 @@
-"""What is put beside and into Detectron2 models."""
+"""Model components and the interface to Detectron2 models."""

@@ -22,9 +22,10 @@ from shapely.geometry.base import BaseGeometry
 from microplastics.data.coco import show
 from microplastics.data.formats.masks import read_label_image
 from microplastics.data.images import EXIF_ORIENTATION, MAX_PIXELS, open_image, reading
-from microplastics.data.segmentation import outline_corners, outline_rings, read_json
+from microplastics.data.segmentation import outline_corners, outline_rings
 from microplastics.roi.circle import MAX_SIDE, NoCircleError, find_circle
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 
 CIRCLE = "circle"
 # Side of the grid on which masks are kept, in cells.
@@ -464,7 +465,7 @@ def _circle_of(name: str, image_size: tuple[int, int], image: np.ndarray) -> Reg
         raise _invalid(
             name,
             f"{error}; run this image by itself with a mask or GeoJSON as --region, and put "
-            "the runs together by tools/measure.py --merge-runs",
+            "the runs together by microplastics measure --merge-runs",
         ) from error
     # Both sides of the shrunk image are rounded to whole px.
     down, across = (full / part for full, part in zip(image_size, image.shape, strict=False))

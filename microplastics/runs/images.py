@@ -23,13 +23,13 @@ from microplastics.calibration.sources import (
 )
 from microplastics.data.coco import check_content, class_names, load_instances
 from microplastics.data.formats.masks import instance_rles, read_label_image
-from microplastics.data.large_images import ImageRegions, open_regions
+from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.data.segmentation import read_json
 from microplastics.roi.region import Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
-from microplastics.writers import ANNOTATIONS_FILE, FORMATS, check_formats
+from microplastics.writers import ANNOTATIONS_FILE, FORMATS
 from microplastics.writers.base import printable
 
 # What the summary alone depends on, and what decides whether an image is read at all: a run may go
@@ -102,86 +102,11 @@ class RunOptions:
         }
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of :class:`RunOptions` to a parser, in groups."""
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of all results")
-    parser.add_argument(
-        "--formats",
-        type=_formats,
-        default=tuple(FORMATS),
-        metavar="A,B",
-        help=f"what to write, of {', '.join(FORMATS)} (default: all; docs/outputs.md)",
-    )
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    again.add_argument("--overwrite", action="store_true", help="begin the run in DIR anew")
-    add = parser.add_argument_group("scale (docs/calibration.md)").add_argument
-    add("--um-per-px", type=float, metavar="X", help="micrometres per pixel of all images")
-    add("--calibration", metavar="CSV", help="table with the columns image and um_per_px")
-    add("--scale-bar-um", type=float, metavar="L", help="find the burnt-in bar of L µm")
-    add("--ignore-metadata", action="store_true", help="do not use the scale in the files")
-    _add_count_arguments(parser)
-    add = parser.add_argument_group("large files").add_argument
-    add("--allow-large", action="store_true", help="decode files of any number of pixels")
-
-
-def _add_count_arguments(parser: argparse.ArgumentParser) -> None:
-    counts = parser.add_argument_group("counts (docs/counts.md)")
-    add = counts.add_argument
-    add(
-        "--size-classes",
-        default="default",
-        metavar="WHAT",
-        help="default, msfd, iso24187 or mm, or bounds in µm such as 20,100,500",
-    )
-    add("--min-size", type=float, metavar="S", help="least size that is counted, in µm")
-    add(
-        "--region",
-        metavar="WHAT",
-        help="where particles count (docs/region.md): circle, which finds a round membrane, a "
-        "mask, QuPath GeoJSON or ImageJ ROI, or a folder with one for each image",
-    )
-    add(
-        "--edge",
-        choices=("count", "exclude", "weight"),
-        default="count",
-        help="particles that touch the border: counted, left out, or made up for by weights",
-    )
-    add("--group-by", metavar="WHAT", help="sum samples: folder, a CSV (image, group), or a REGEX")
-    add(
-        "--sampled-volume",
-        metavar="V",
-        help="filtered for each sample, such as '2 L', or a CSV (sample, volume with its unit)",
-    )
-    share = counts.add_mutually_exclusive_group()
-    share.add_argument(
-        "--counted-fraction",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="share of the filter that a sample's images show (default: 1)",
-    )
-    share.add_argument(
-        "--filter-area-mm2",
-        type=float,
-        metavar="A",
-        help="area of the whole filter: the share is the images' (or the region's) area over it",
-    )
-    add("--blanks", nargs="+", default=(), metavar="GLOB", help="images that are blanks, by name")
-
-
 def run_options(args: argparse.Namespace, **more: Any) -> RunOptions:
     """The options of a parsed command line."""
     names = {field.name for field in dataclasses.fields(RunOptions)}
     given = {name: value for name, value in vars(args).items() if name in names}
     return RunOptions(**{**given, "blanks": tuple(given["blanks"]), **more})
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    try:
-        return tuple(check_formats(part.strip() for part in text.split(",") if part.strip()))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 IMAGE_ENDINGS = frozenset(
@@ -316,7 +241,7 @@ _ON_BAR = 0.5
 
 
 class ArrayImage:
-    """An image in memory, read as :class:`microplastics.data.large_images.ImageRegions` is."""
+    """An image in memory, read as :class:`microplastics.data.large_images.ImageReader` is."""
 
     def __init__(self, pixels: np.ndarray):
         """
@@ -342,7 +267,7 @@ class ArrayImage:
 class PaintedRegions:
     """An image whose boxes are painted over in the colour of what surrounds them."""
 
-    def __init__(self, regions: ImageRegions | ArrayImage, boxes: Sequence[Box]):
+    def __init__(self, regions: ImageReader | ArrayImage, boxes: Sequence[Box]):
         """
         Args:
             regions: the image.
@@ -386,7 +311,7 @@ class Opened:
     """
 
     image: InputImage
-    regions: ImageRegions | ArrayImage | None
+    regions: ImageReader | ArrayImage | None
     calibration: Calibration | None
     boxes: list[Box]
     notes: list[str]
@@ -422,7 +347,7 @@ class Opener:
             UserError: it cannot be read, or its scale or region cannot be told.
         """
         options = self._options
-        with open_regions(
+        with open_reader(
             image.path, max_pixels=options.max_pixels, allow_large=options.allow_large
         ) as regions:
             calibration, boxes, notes = self.scale(image.path, regions)
@@ -438,7 +363,7 @@ class Opener:
             yield Opened(image, regions, calibration, boxes, notes, region)
 
     def scale(
-        self, path: str, regions: ImageRegions | None = None
+        self, path: str, regions: ImageReader | None = None
     ) -> tuple[Calibration | None, list[Box], list[str]]:
         """The scale of an image, as :func:`resolve_calibration` gives it.
 
@@ -463,7 +388,7 @@ class Opener:
         )
 
     def region(
-        self, name: str, size: tuple[int, int], regions: ImageRegions | None = None
+        self, name: str, size: tuple[int, int], regions: ImageReader | None = None
     ) -> Region | None:
         """Where particles of an image count; None is everywhere.
 
@@ -583,7 +508,7 @@ def read_given(
     class_name: str = "Particle",
     min_score: float = 0.0,
 ) -> Given:
-    """Read masks of any of the kinds that ``tools/measure.py`` takes.
+    """Read masks of any of the kinds that ``microplastics measure`` takes.
 
     Args:
         masks: one COCO JSON, one COCO results JSON, or label images (files, globs, folders).

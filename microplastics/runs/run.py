@@ -1,4 +1,4 @@
-"""``tools/measure.py``: from given masks to the same tables as ``tools/predict.py`` makes."""
+"""``microplastics measure``: from given masks to the tables of ``microplastics predict``."""
 
 import argparse
 import contextlib
@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import numpy as np
 import pandas as pd
 import torch
@@ -29,13 +30,11 @@ from tqdm import tqdm
 import microplastics
 from microplastics.calibration import Calibration
 from microplastics.calibration.sources import check_scale, read_calibration_csv
-from microplastics.compat import detectron2_build
 from microplastics.config import load_config
 from microplastics.data.segmentation import read_json
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
-from microplastics.engine.evaluate import choose_weights
-from microplastics.engine.weights import sha256_of
+from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.postprocess import drop_duplicates
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_mosaic
@@ -331,7 +330,7 @@ class Run:
     ) -> None:
         data = {
             "microplastics": microplastics.__version__,
-            "detectron2": detectron2_build(),
+            "detectron2": detectron2.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "command": shlex.join(sys.argv),
@@ -445,10 +444,10 @@ class PredictOptions:
 
 
 def predict_run(args: argparse.Namespace) -> int:
-    """Do what the command line of ``tools/predict.py`` says, in each of its processes.
+    """Do what the command line of ``microplastics predict`` says, in each of its processes.
 
     Args:
-        args: of :func:`microplastics.inference.arguments.parse_predict`.
+        args: options of the command ``predict``, in ``microplastics/cli/predict.py``.
 
     Returns:
         0, or 3 where images failed.
@@ -461,6 +460,12 @@ def predict_run(args: argparse.Namespace) -> int:
     check_output_dir(options.output)
     setup_logger(options.output, distributed_rank=comm.get_rank(), name="microplastics")
     predictor = make_predictor(args)
+    if not predictor.has_masks:
+        raise UserError(
+            f"{predictor.cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; "
+            "expected a model with masks.",
+            code="checkpoint_mismatch",
+        )
     max_overlap = args.max_overlap
     if max_overlap is None:
         max_overlap = predictor.cfg.TEST.COUNTING.MAX_OVERLAP
@@ -781,7 +786,7 @@ def _failed(runs: Sequence[str]) -> dict[str, int]:
                 failed[run] = len(pd.read_csv(path, dtype=str))
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"Cannot read {path} ({error}); take it as the tools wrote it."
+                    f"Cannot read {path} ({error}); take it as microplastics wrote it."
                 ) from error
     return failed
 
@@ -793,16 +798,18 @@ def _classes(runs: Sequence[str]) -> list[str]:
         record = read_json(path) if path.is_file() else {}
         listed = record.get("class_names", [])
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise UserError(f"{path} has class names that are none; take it as the tools wrote it.")
+            raise UserError(
+                f"{path} has class names that are none; take it as microplastics wrote it."
+            )
         names.update(dict.fromkeys(listed))
     return list(names)
 
 
 def measure_run(args: argparse.Namespace) -> int:
-    """Do what the command line of ``tools/measure.py`` says.
+    """Do what the command line of ``microplastics measure`` says.
 
     Args:
-        args: of :func:`microplastics.inference.arguments.parse_measure`.
+        args: options of the command ``measure``, in ``microplastics/cli/predict.py``.
 
     Returns:
         0, or 3 where images failed.

@@ -101,7 +101,7 @@ class RunStore:
         path = self._folder / _SETTINGS
         if not path.is_file() and self._folder.exists() and any(self._folder.iterdir()):
             raise UserError(
-                f"{self._folder} is not of a run of this tool; choose another --output."
+                f"{self._folder} is not of a run of microplastics; choose another --output."
             )
         if not (path.is_file() or overwrite) and (self._output / RUN_FILE).exists():
             raise UserError(

@@ -330,7 +330,9 @@ def _typed(path: str | os.PathLike, cells: pd.DataFrame, columns: dict[str, str]
     typed = {}
     for name, dtype in columns.items():
         if name not in cells:
-            raise UserError(f"{path} has no column {name}; take the file as the tools wrote it.")
+            raise UserError(
+                f"{path} has no column {name}; take the file as microplastics wrote it."
+            )
         convert = _CONVERTERS[dtype]
         values = []
         for row, text in enumerate(cells[name]):
@@ -420,7 +422,7 @@ def _check_same(folders: list[Path], same: Sequence[str]) -> None:
     settings = [
         (
             read_json(
-                folder / RUN_FILE, meant="the settings of a run; take it as the tools wrote it"
+                folder / RUN_FILE, meant="the settings of a run; take it as microplastics wrote it"
             )
             if (folder / RUN_FILE).exists()
             else {}

@@ -1,150 +1,40 @@
-"""Instance masks kept as crops, never as N x H x W."""
+"""Instance masks as crops."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import BitMasks, Boxes
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from microplastics.structures import rle as runs
-
-_F = np.float32
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Where the samples of each bin fall along one axis, and how they weigh their two pixels."""
-
-    low: np.ndarray  # (M, grid) int64, pixel index in the crop, may lie outside of it
-    high: np.ndarray
-    low_weight: np.ndarray  # (M, grid) float32
-    high_weight: np.ndarray
-    length: int  # of the crop along this axis
-
-    def matrix(self) -> np.ndarray:
-        """Give the (M, length) float32 weights of each pixel in each bin."""
-        bins, grid = self.low.shape
-        index = np.concatenate([self.low, self.high], axis=1)
-        weight = np.concatenate([self.low_weight, self.high_weight], axis=1)
-        inside = (index >= 0) & (index < self.length)
-        index = index + np.arange(bins)[:, None] * self.length
-        flat = np.bincount(index[inside], weight[inside], minlength=bins * self.length)
-        return flat.reshape(bins, self.length).astype(_F)
-
-
-def roi_align_binary(
-    crop: np.ndarray,
-    offset: tuple[int, int],
-    image_size: tuple[int, int],
-    boxes: np.ndarray,
-    output_size: int,
-) -> np.ndarray:
-    """Crop a mask by boxes and resize it, exactly as ROIAlign of the whole image's mask does.
-
-    The same as ``ROIAlign((M, M), 1.0, 0, aligned=True)(mask, boxes) >= 0.5`` of Detectron2 (He
-    et al. 2017, "Mask R-CNN"; torchvision's CPU kernel), bit for bit. The mean over a bin's
-    samples is two matrix products, whose rounding differs from the kernel's in the last places;
-    the few bins too close to one half to tell are summed again in the kernel's own order.
-
-    Args:
-        crop: (h, w) bool mask; zero everywhere else in the image.
-        offset: x0 and y0 of the crop in image pixels.
-        image_size: height and width of the image in pixels.
-        boxes: (K, 4) float32 x0, y0, x1, y1 in image pixels.
-        output_size: M.
-
-    Returns:
-        (K, M, M) bool array.
-    """
-    result = np.zeros((len(boxes), output_size, output_size), dtype=bool)
-    if not crop.size:
-        return result
-    values = crop.astype(_F)
-    start = boxes[:, :2] - _F(0.5)
-    bin_size = ((boxes[:, 2:] - _F(0.5)) - start) / _F(output_size)
-    grid = np.ceil(bin_size).astype(np.int64)
-    for index in np.flatnonzero((grid > 0).all(axis=1)):
-        x, y = (
-            _axis(
-                start[index, axis],
-                bin_size[index, axis],
-                int(grid[index, axis]),
-                output_size,
-                (image_size[1 - axis], offset[axis], crop.shape[1 - axis]),
-            )
-            for axis in (0, 1)
-        )
-        count = int(grid[index].prod())
-        mean = y.matrix() @ values @ x.matrix().T / _F(count)
-        result[index] = mean >= _F(0.5)
-        # Bound of the rounding error of a sum of that many float32 terms.
-        doubt = (count + sum(crop.shape)) * np.finfo(_F).eps
-        rows, columns = np.nonzero(np.abs(mean - _F(0.5)) <= doubt)
-        if len(rows):
-            result[index, rows, columns] = _kernel_mean(values, y, x, rows, columns) >= _F(0.5)
-    return result
-
-
-def _axis(
-    start: np.float32, bin_size: np.float32, grid: int, bins: int, extent: tuple[int, int, int]
-) -> _Axis:
-    """Place the samples along one axis; ``extent`` is image length, crop offset, crop length."""
-    image_length, offset, length = extent
-    step = (np.arange(grid, dtype=_F) + _F(0.5)) * bin_size / _F(grid)
-    sample = (start + np.arange(bins, dtype=_F) * bin_size)[:, None] + step
-    outside = (sample < -1) | (sample > image_length)
-    sample = np.maximum(sample, _F(0))
-    low = sample.astype(np.int64)
-    last = low >= image_length - 1
-    low[last] = image_length - 1
-    high = np.where(last, low, low + 1)
-    fraction = np.where(last, _F(0), sample - low.astype(_F))
-    low_weight = _F(1) - fraction
-    fraction[outside] = 0
-    low_weight[outside] = 0
-    return _Axis(low - offset, high - offset, low_weight, fraction, length)
-
-
-def _kernel_mean(
-    values: np.ndarray, y: _Axis, x: _Axis, rows: np.ndarray, columns: np.ndarray
-) -> np.ndarray:
-    """Sum the samples of some bins one after another in float32, as torchvision's kernel does."""
-    shape = (len(rows), y.low.shape[1], x.low.shape[1])
-    terms = np.zeros(shape, dtype=_F)
-    for y_index, y_weight in ((y.low, y.low_weight), (y.high, y.high_weight)):
-        for x_index, x_weight in ((x.low, x.low_weight), (x.high, x.high_weight)):
-            row, column = y_index[rows][:, :, None], x_index[columns][:, None, :]
-            inside = (row >= 0) & (row < y.length) & (column >= 0) & (column < x.length)
-            pixel = values[row.clip(0, y.length - 1), column.clip(0, x.length - 1)] * inside
-            terms += y_weight[rows][:, :, None] * x_weight[columns][:, None, :] * pixel
-    terms = terms.reshape(len(rows), -1)
-    return np.add.accumulate(terms, axis=1)[:, -1] / _F(terms.shape[1])
-
 
 # pycocotools walks along a polygon in steps of a fifth of a pixel and allocates every one.
 _POLYGON_STEPS_LIMIT = 50_000_000
 
 
-class CropMasks:
-    """Binary masks of N instances of one image, each as a crop and its place.
+class CropMasks(BitMasks):
+    """Binary masks of N instances of one image, each as a crop and its position.
 
-    Stands where Detectron2 has ``BitMasks`` or ``PolygonMasks``: as ``gt_masks`` in training and
-    as ``pred_masks`` in results. A particle covers a thousandth of its image, so a thousandth of
-    the memory and time of a full-frame bitmap will do. The masks stay on the CPU, where all that
-    is done with them is done; :meth:`crop_and_resize` answers on the device of its boxes.
-    Iterating gives full-frame arrays one at a time and ``numpy.asarray`` COCO RLEs, the two forms
-    that Detectron2's ``Visualizer`` and ``COCOEvaluator`` take.
+    Replaces Detectron2's ``BitMasks`` and ``PolygonMasks``: ``gt_masks`` in training,
+    ``pred_masks`` in results. A particle covers a thousandth of its image, and so its crop takes
+    a thousandth of the memory of a full-frame bitmap. The crops stay on the CPU;
+    :meth:`crop_and_resize` answers on the device of its boxes. Full frames are made on request:
+    by :attr:`tensor` (PointRend samples its points there), or one at a time by iterating.
+    ``numpy.asarray`` gives COCO RLEs, which the ``Visualizer`` draws.
 
     Attributes:
         crops: N bool arrays of shape (h_i, w_i), read only; (0, 0) is an empty mask.
         offsets: (N, 2) int64 array, x0 and y0 of each crop in image pixels.
         image_size: height and width of the image in pixels.
+        device: where :attr:`tensor` is made.
     """
+
+    device: torch.device = torch.device("cpu")
 
     def __init__(
         self, crops: Sequence[np.ndarray], offsets: Any, image_size: Sequence[int]
@@ -156,7 +46,7 @@ class CropMasks:
             image_size: height and width in pixels.
 
         Raises:
-            ValueError: a crop does not lie inside the image, or the numbers do not agree.
+            ValueError: a crop reaches outside the image, or the lengths differ.
         """
         self.crops = [np.asarray(crop).astype(bool, copy=False) for crop in crops]
         self.offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
@@ -166,9 +56,10 @@ class CropMasks:
             raise ValueError(f"{len(self.crops)} crops have {len(self.offsets)} offsets")
         if any(crop.ndim != 2 for crop in self.crops):
             raise ValueError("A crop is not of two dimensions")
-        ends = self.offsets + self._shapes()[:, ::-1]
+        shapes = np.array([crop.shape for crop in self.crops], dtype=np.int64).reshape(-1, 2)
+        ends = self.offsets + shapes[:, ::-1]
         if (self.offsets < 0).any() or (ends > self.image_size[::-1]).any():
-            raise ValueError(f"A crop lies outside of the image of {self.image_size} pixels")
+            raise ValueError(f"A crop reaches outside the image of {self.image_size} pixels")
 
     @classmethod
     def from_coco(
@@ -182,7 +73,7 @@ class CropMasks:
             image_size: height and width in pixels.
 
         Raises:
-            ValueError: a segmentation is no valid polygon list or RLE of an image of this size.
+            ValueError: a segmentation is malformed, or an RLE of another image size.
         """
         height, width = int(image_size[0]), int(image_size[1])
         rles = []
@@ -190,8 +81,8 @@ class CropMasks:
             if isinstance(segmentation, dict):
                 rles.append(segmentation)
             else:
-                # In the whole image's coordinates: shifting a polygon moves the ties of
-                # pycocotools' rounding. It works on the outline, so the image's size is no cost.
+                # In image coordinates, since shifting a polygon changes how pycocotools rounds
+                # ties. It works on the outline: the size of the image costs nothing.
                 parts = mask_util.frPyObjects(_checked_polygons(segmentation), height, width)
                 rles.append(mask_util.merge(parts))
         return cls.from_rles(rles, (height, width))
@@ -205,14 +96,14 @@ class CropMasks:
         Args:
             rles: dicts with ``size`` (height, width) and ``counts``, compressed (bytes or str)
                 or a list of run lengths.
-            image_size: height and width; that of the RLEs when left out.
+            image_size: height and width; taken from the first RLE if None.
 
         Raises:
             ValueError: an RLE is damaged or of another size.
         """
         if image_size is None:
             if not len(rles):
-                raise ValueError("Without an RLE the image's size must be given")
+                raise ValueError("image_size is needed if there are no RLEs")
             image_size = rles[0]["size"]
         size = (int(image_size[0]), int(image_size[1]))
         try:
@@ -258,19 +149,19 @@ class CropMasks:
         image_size: Sequence[int],
         threshold: float = 0.5,
     ) -> "CropMasks":
-        """Paste the mask head's output into the image, each mask into its own box only.
+        """Paste the mask head's output into the image, each mask into its own box.
 
-        Pixel for pixel what ``detectron2.layers.paste_masks_in_image`` gives on the CPU, without
-        its frames. Runs on the CPU and in float32 whatever the inputs are.
+        Gives the pixels of ``detectron2.layers.paste_masks_in_image`` on the CPU without its full
+        frames. Always computes on the CPU in float32.
 
         Args:
             mask_probs: (N, M, M) probabilities in [0, 1].
             boxes: (N, 4) x0, y0, x1, y1 in image pixels.
             image_size: height and width in pixels.
-            threshold: a pixel is in the mask from this probability on.
+            threshold: least probability of a pixel of the mask.
 
         Raises:
-            ValueError: a box is not finite, or the numbers do not agree.
+            ValueError: a box is not finite, or the lengths differ.
         """
         boxes = boxes.tensor if isinstance(boxes, Boxes) else boxes
         probs = mask_probs.detach().to("cpu", torch.float32)
@@ -302,16 +193,18 @@ class CropMasks:
 
     @staticmethod
     def cat(masks: Sequence["CropMasks"]) -> "CropMasks":
-        """Join masks of the same image size one after another.
+        """Concatenate masks of the same image size.
 
         Raises:
-            ValueError: there is none, or they are of several image sizes.
+            ValueError: the list is empty, or the image sizes differ.
         """
         sizes = {mask.image_size for mask in masks}
         if len(sizes) != 1:
-            raise ValueError(f"Masks of one image size are needed, got sizes {sorted(sizes)}")
+            raise ValueError(f"Image sizes are {sorted(sizes)}; expected one")
         crops = [crop for mask in masks for crop in mask.crops]
-        return CropMasks(crops, np.concatenate([mask.offsets for mask in masks]), sizes.pop())
+        joined = CropMasks(crops, np.concatenate([mask.offsets for mask in masks]), sizes.pop())
+        joined.device = masks[0].device
+        return joined
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -322,16 +215,18 @@ class CropMasks:
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield each mask as a full-frame (H, W) bool array, one at a time."""
         for index in range(len(self)):
-            yield self._full(index)
+            mask = np.zeros(self.image_size, dtype=bool)
+            self._paint(index, mask)
+            yield mask
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Give an object array of COCO RLEs, which the ``Visualizer`` draws."""
+        """Return an object array of COCO RLEs, which the ``Visualizer`` draws."""
         array = np.empty(len(self), dtype=object)
         array[:] = self.to_rles()
         return array
 
     def __getitem__(self, item: int | slice | Sequence | np.ndarray | torch.Tensor) -> "CropMasks":
-        """Select masks: by number, slice, a (N,) bool vector or a vector of numbers."""
+        """Select masks by index, slice, (N,) bool vector or vector of indices."""
         if isinstance(item, (int, np.integer)):
             picked = np.arange(len(self))[item][None]
         elif isinstance(item, slice):
@@ -341,21 +236,38 @@ class CropMasks:
             picked = np.arange(len(self))[item if item.size else item.astype(np.int64)]
             picked = picked.reshape(-1)
         result = CropMasks([self.crops[i] for i in picked], self.offsets[picked], self.image_size)
+        result.device = self.device
         if self._counts is not None:
             result._counts = [self._counts[i] for i in picked]
         return result
 
-    def to(self, *args: Any, **kwargs: Any) -> "CropMasks":
-        """Return itself: the masks stay on the CPU whatever device is asked for."""
-        return self
+    def to(self, device: str | torch.device, **kwargs: Any) -> "CropMasks":
+        """Return the masks with ``tensor`` on another device; the crops stay on the CPU.
+
+        Args:
+            device: torch device.
+            **kwargs: accepted as in ``Tensor.to`` and ignored.
+        """
+        if torch.device(device) == self.device:
+            return self
+        moved = self[:]
+        moved.device = torch.device(device)
+        return moved
 
     @property
-    def device(self) -> torch.device:
-        """Always the CPU."""
-        return torch.device("cpu")
+    def tensor(self) -> torch.Tensor:
+        """Full-frame masks, (N, H, W) bool on :attr:`device`: N * H * W bytes, made each time."""
+        return self.to_bitmasks().to(self.device)
+
+    def to_bitmasks(self) -> torch.Tensor:
+        """Make the full-frame masks on the CPU, (N, H, W) bool."""
+        full = np.zeros((len(self), *self.image_size), dtype=bool)
+        for index, mask in enumerate(full):
+            self._paint(index, mask)
+        return torch.from_numpy(full)
 
     def nonempty(self) -> torch.Tensor:
-        """Tell for each mask whether it has a pixel: (N,) bool."""
+        """Return whether each mask has a pixel: (N,) bool."""
         return torch.tensor([bool(crop.any()) for crop in self.crops], dtype=torch.bool)
 
     def area(self) -> torch.Tensor:
@@ -363,7 +275,7 @@ class CropMasks:
         return torch.tensor([np.count_nonzero(crop) for crop in self.crops], dtype=torch.int64)
 
     def get_bounding_boxes(self) -> Boxes:
-        """Give the tight boxes, x1 and y1 exclusive, in image pixels; zeros for an empty mask."""
+        """Return tight boxes in image pixels, x1 and y1 exclusive; zeros for an empty mask."""
         boxes = np.zeros((len(self), 4), dtype=np.float32)
         for index, (crop, (x0, y0)) in enumerate(zip(self.crops, self.offsets, strict=True)):
             columns, rows = np.flatnonzero(crop.any(axis=0)), np.flatnonzero(crop.any(axis=1))
@@ -377,9 +289,10 @@ class CropMasks:
         return Boxes(torch.from_numpy(boxes))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Crop each mask by its box and resize it: the mask head's training targets.
+        """Crop each mask by its box and resize it: the targets of the mask head.
 
-        Equal to ``BitMasks.crop_and_resize`` of the full frames on the CPU, bit for bit.
+        The same as ``BitMasks.crop_and_resize`` of the full frames (ROIAlign of He et al. 2017,
+        "Mask R-CNN"), but for float32 rounding of coordinates.
 
         Args:
             boxes: (N, 4) x0, y0, x1, y1 in image pixels, one for each mask.
@@ -390,28 +303,36 @@ class CropMasks:
         """
         if len(boxes) != len(self):
             raise ValueError(f"{len(self)} masks have {len(boxes)} boxes")
-        rois = boxes.detach().to("cpu", torch.float32).numpy()
-        result = np.zeros((len(self), mask_size, mask_size), dtype=bool)
-        # Many proposals share an instance: its crop is prepared once for all of them.
-        shared: dict[tuple[int, int, int], list[int]] = {}
-        for index, (crop, (x0, y0)) in enumerate(
-            zip(self.crops, self.offsets.tolist(), strict=True)
-        ):
-            shared.setdefault((id(crop), x0, y0), []).append(index)
-        for (_, x0, y0), indices in shared.items():
-            result[indices] = roi_align_binary(
-                self.crops[indices[0]], (x0, y0), self.image_size, rois[indices], mask_size
-            )
-        return torch.from_numpy(result).to(boxes.device)
+        rois = boxes.detach().to("cpu", torch.float32)
+        # torchvision crashes on boxes whose sides are swapped.
+        valid = (rois[:, 2:] > rois[:, :2]).all(dim=1).tolist()
+        result = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool)
+        # Proposals of one instance have one crop, which is prepared once.
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for index, (crop, offset) in enumerate(zip(self.crops, self.offsets.tolist(), strict=True)):
+            if valid[index] and crop.size:
+                groups.setdefault((id(crop), *offset), []).append(index)
+        for (_, x0, y0), indices in groups.items():
+            crop = self.crops[indices[0]]
+            # ROIAlign extends a border pixel outwards: right at the image's border, and elsewhere
+            # a pixel of background keeps the mask from growing.
+            left, top = int(x0 > 0), int(y0 > 0)
+            right = int(x0 + crop.shape[1] < self.image_size[1])
+            bottom = int(y0 + crop.shape[0] < self.image_size[0])
+            padded = F.pad(torch.from_numpy(crop).float(), (left, right, top, bottom))
+            local = rois[indices] - torch.tensor([x0 - left, y0 - top] * 2)
+            targets = roi_align(padded[None, None], [local], mask_size, 1.0, 0, aligned=True)
+            result[indices] = targets[:, 0] >= 0.5
+        return result.to(boxes.device)
 
     def to_rles(self, as_str: bool = False) -> list[dict[str, Any]]:
         """Encode each mask as the compressed COCO RLE of its full frame.
 
-        Byte for byte what ``pycocotools.mask.encode`` gives for the full-frame bitmap, by
-        arithmetic on the crop's runs. Encoded once and remembered.
+        The bytes of ``pycocotools.mask.encode`` of the full frame, computed from the runs of the
+        crop. Encoded once and kept.
 
         Args:
-            as_str: counts as ``str``, which JSON can hold, instead of ``bytes``.
+            as_str: counts as ``str`` (for JSON) instead of ``bytes``.
         """
         height, width = self.image_size
         if self._counts is None:
@@ -426,18 +347,27 @@ class CropMasks:
             for counts in self._counts
         ]
 
-    def to_bitmasks(self) -> torch.Tensor:
-        """Make the full-frame masks, (N, H, W) bool: N * H * W bytes."""
-        full = np.zeros((len(self), *self.image_size), dtype=bool)
-        for index, mask in enumerate(full):
-            self._paint(index, mask)
-        return torch.from_numpy(full)
+    def clip(self, x: int, y: int, width: int, height: int) -> "CropMasks":
+        """Cut the masks to a window of the image, which becomes their image.
+
+        Args:
+            x, y: upper left px of the window.
+            width, height: of the window, in px.
+        """
+        crops, offsets = [], []
+        for crop, (x0, y0) in zip(self.crops, self.offsets.tolist(), strict=True):
+            left, top = max(x, x0), max(y, y0)
+            right, bottom = max(x + width, left), max(y + height, top)
+            part = crop[max(top - y0, 0) : bottom - y0, max(left - x0, 0) : right - x0]
+            crops.append(part if part.size else np.zeros((0, 0), dtype=bool))
+            offsets.append((left - x, top - y) if part.size else (0, 0))
+        return CropMasks(crops, offsets, (height, width))
 
     def affine(self, matrix: np.ndarray, output_size: Sequence[int]) -> "CropMasks":
-        """Warp each mask into its own box of another image.
+        """Warp each mask into another image, and clip it there.
 
-        Linear interpolation, in the mask from one half on: exact for flips, turns by right
-        angles and shifts by whole pixels. What leaves the new image is cut off.
+        Linear interpolation with a threshold of one half: exact for flips, rotations by right
+        angles and shifts by whole pixels.
 
         Args:
             matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates, where
@@ -457,7 +387,7 @@ class CropMasks:
         for crop, offset in zip(self.crops, self.offsets, strict=True):
             unit = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
             corners = (offset + unit * crop.shape[::-1]) @ linear.T + shift
-            # Rounding must not cost a pixel at the border, hence a little more.
+            # With a margin: rounding must not cost a pixel at the border.
             start = np.floor(corners.min(axis=0) - 1e-3).clip(0, (width, height)).astype(int)
             end = np.ceil(corners.max(axis=0) + 1e-3).clip(0, (width, height)).astype(int)
             size = np.maximum(end - start, 0)
@@ -465,7 +395,7 @@ class CropMasks:
             if not crop.size or not size.all():
                 crops.append(np.zeros((0, 0), dtype=bool))
                 continue
-            # cv2 counts from pixel centres, and from the crops' corners.
+            # The origin of cv2 is the centre of the crop's first pixel.
             back = inverse @ (start + 0.5 - shift) - 0.5 - offset
             warped = cv2.warpAffine(
                 crop.astype(np.float32),
@@ -476,27 +406,19 @@ class CropMasks:
             crops.append(warped >= 0.5)
         return CropMasks(crops, offsets, (height, width))
 
-    def _shapes(self) -> np.ndarray:
-        return np.array([crop.shape for crop in self.crops], dtype=np.int64).reshape(-1, 2)
-
-    def _full(self, index: int) -> np.ndarray:
-        mask = np.zeros(self.image_size, dtype=bool)
-        self._paint(index, mask)
-        return mask
-
     def _paint(self, index: int, mask: np.ndarray) -> None:
         crop, (x0, y0) = self.crops[index], self.offsets[index]
         mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
 
 
 def _checked_polygons(segmentation: Any) -> list[np.ndarray]:
-    """Give polygons that pycocotools can be trusted with, or raise ``ValueError``."""
+    """Return polygons that are safe for pycocotools, or raise ``ValueError``."""
     try:
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
     except (TypeError, ValueError) as error:
         raise ValueError("A polygon is not a list of numbers") from error
     if not polygons:
-        raise ValueError("A segmentation has no polygon")
+        raise ValueError("A segmentation is empty")
     for polygon in polygons:
         if polygon.ndim != 1 or len(polygon) % 2 or len(polygon) < 6:
             raise ValueError("A polygon needs at least 3 points, each an x and a y")

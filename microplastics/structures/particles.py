@@ -1,4 +1,4 @@
-"""The particles of one image, as they come to the table and to the writers."""
+"""Particles of one image."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Particles:
-    """What was found on, or annotated in, one image; all in pixels of it.
+    """Detected or annotated particles of one image, in its pixels.
 
     Attributes:
         image: name of the image in every output; unique within a run.
         image_size: height and width of the whole image in px.
         masks: N bool arrays of shape (h, w), each with at least one pixel.
-        offsets: (N, 2) int64, x and y of the masks' first pixels in the image.
+        offsets: (N, 2) int64, x and y of the first pixel of each mask in the image.
         classes: N class names.
-        scores: (N,) float64 in [0, 1]; NaN where a person annotated.
-        ids: (N,) int64, unique: 1 to N, or the annotations' own.
-        pixels: N uint8 BGR arrays of shape (pixels of the mask, 3), in any order; None where the
-            image was not looked at.
+        scores: (N,) float64 in [0, 1]; NaN for annotations.
+        ids: (N,) int64, unique: 1 to N, or the ids of the annotations.
+        pixels: N uint8 BGR arrays of shape (pixels of the mask, 3), in any order; None without
+            the image.
     """
 
     image: str

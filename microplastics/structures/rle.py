@@ -1,10 +1,9 @@
-"""COCO run-length encoding as arithmetic on runs, without bitmaps.
+"""COCO run-length encoding as arithmetic on runs.
 
 A COCO RLE lists the lengths of alternating runs of zeros and ones over the image in column-major
-order, zeros first. The compressed form writes each length (from the fourth on: its difference to
-the length two before) as a signed little-endian number in base 32, one character a digit, as
-``rleToString`` of pycocotools' ``maskApi.c`` does. Nothing here trusts its input: a stranger's
-counts end in ``ValueError``, never outside an array's bounds.
+order, zeros first. The compressed form writes each length (from the fourth on its difference to
+the length two before) as a signed little-endian number in base 32, one character per digit, like
+``rleToString`` in pycocotools' ``maskApi.c``. Invalid input ends in ``ValueError``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ _DIGIT_LIMITS = 1 << (5 * np.arange(1, _MAX_DIGITS, dtype=np.int64) - 1)
 
 
 def decode_counts(counts: Counts) -> np.ndarray:
-    """Give the run lengths of one RLE.
+    """Return the run lengths of one RLE.
 
     Args:
         counts: a compressed string, or the run lengths themselves.
@@ -29,7 +28,7 @@ def decode_counts(counts: Counts) -> np.ndarray:
         int64 array of run lengths in pixels, zeros first.
 
     Raises:
-        ValueError: the counts are no run lengths.
+        ValueError: the counts are malformed.
     """
     return decode_counts_batch([counts])[0]
 
@@ -90,8 +89,17 @@ def check_counts(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return counts
 
 
+def counts_of_rle(rle: dict[str, Any]) -> np.ndarray:
+    """Return the checked run lengths of one COCO RLE with ``size`` and ``counts``.
+
+    Raises:
+        ValueError: the counts are malformed, or do not fill the image.
+    """
+    return check_counts(decode_counts(rle["counts"]), tuple(rle["size"]))
+
+
 def runs_of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give where the runs of ones begin and end (exclusive), empty runs left out."""
+    """Return the starts and ends (exclusive) of the non-empty runs of ones."""
     edges = np.cumsum(counts)
     starts, ends = edges[0:-1:2], edges[1::2]
     full = ends > starts
@@ -99,10 +107,10 @@ def runs_of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def counts_of_runs(starts: np.ndarray, ends: np.ndarray, pixels: int) -> np.ndarray:
-    """Turn sorted runs of ones into the counts that pycocotools' encoder gives.
+    """Convert sorted runs of ones to the counts of pycocotools' encoder.
 
     Args:
-        starts, ends: int64 arrays of non-empty runs; neighbours that touch are joined.
+        starts, ends: int64 arrays of non-empty runs; touching neighbours are joined.
         pixels: height * width of the image.
     """
     if not len(starts):
@@ -117,7 +125,7 @@ def counts_of_runs(starts: np.ndarray, ends: np.ndarray, pixels: int) -> np.ndar
 
 
 def runs_of_crop(crop: np.ndarray, offset: Iterable[int], height: int) -> tuple:
-    """Give the runs of ones of a crop in the column-major order of its whole image.
+    """Return the runs of ones of a crop in the column-major order of its image.
 
     Args:
         crop: (h, w) bool array.
@@ -125,7 +133,7 @@ def runs_of_crop(crop: np.ndarray, offset: Iterable[int], height: int) -> tuple:
         height: height of the image in pixels.
 
     Returns:
-        starts and ends (exclusive) as int64 arrays, none running over a column's end.
+        starts and ends (exclusive) as int64 arrays; no run crosses the end of a column.
     """
     (rows, columns), (x0, y0) = crop.shape, offset
     # One zero before the first pixel and one below each column, so that each run has two edges.
@@ -137,36 +145,32 @@ def runs_of_crop(crop: np.ndarray, offset: Iterable[int], height: int) -> tuple:
 
 
 def crop_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple:
-    """Paint runs of ones into the smallest crop that holds them.
+    """Paint runs of ones into the smallest crop that contains them.
 
     Args:
         starts, ends: int64 arrays of sorted, non-empty runs in column-major order.
         height: height of the image in pixels.
 
     Returns:
-        (h, w) bool array, x0, y0; an array of (0, 0) at 0, 0 where there is no run.
+        (h, w) bool array, x0, y0; a (0, 0) array at 0, 0 if there are no runs.
     """
     x0, y0, x1, y1 = box_of_runs(starts, ends, height)
     rows, columns = y1 - y0, x1 - x0
     if not len(starts):
         return np.zeros((0, 0), dtype=bool), 0, 0
-    # A run over a column's end makes the crop as high as the image, so that both orders agree.
+    # A run over the end of a column makes the crop as high as the image: both orders agree.
     column, row = np.divmod(starts, height)
     begin = (column - x0) * rows + row - y0
     edges = np.empty(2 * len(starts) + 2, dtype=np.int64)
-    edges[0], edges[1:-1:2], edges[2::2], edges[-1] = (
-        0,
-        begin,
-        begin + ends - starts,
-        rows * columns,
-    )
+    edges[0], edges[-1] = 0, rows * columns
+    edges[1:-1:2], edges[2::2] = begin, begin + ends - starts
     ones = np.arange(len(edges) - 1) % 2 == 1
     line = np.repeat(ones, np.diff(edges))
     return np.ascontiguousarray(line.reshape(columns, rows).T), x0, y0
 
 
 def box_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[int, int, int, int]:
-    """Give x0, y0, x1, y1 (exclusive) around runs of ones; zeros where there is none."""
+    """Return x0, y0, x1, y1 (exclusive) around runs of ones; zeros if there are none."""
     if not len(starts):
         return 0, 0, 0, 0
     first, last = np.divmod(starts, height), np.divmod(ends - 1, height)
@@ -176,23 +180,13 @@ def box_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[int,
     return x0, int(first[1].min()), x1, int(last[1].max()) + 1
 
 
-def rle_area(rle: dict[str, Any]) -> int:
-    """Count the pixels of one COCO RLE.
-
-    Raises:
-        ValueError: the RLE is not a valid one.
-    """
-    return int(check_counts(decode_counts(rle["counts"]), tuple(rle["size"]))[1::2].sum())
-
-
 def rle_bbox(rle: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Give x, y, width, height in pixels of one COCO RLE; zeros where it is empty.
+    """Return x, y, width, height in pixels of one COCO RLE; zeros if it is empty.
 
     Raises:
-        ValueError: the RLE is not a valid one.
+        ValueError: the RLE is malformed.
     """
-    counts = check_counts(decode_counts(rle["counts"]), tuple(rle["size"]))
-    x0, y0, x1, y1 = box_of_runs(*runs_of_counts(counts), rle["size"][0])
+    x0, y0, x1, y1 = box_of_runs(*runs_of_counts(counts_of_rle(rle)), rle["size"][0])
     return x0, y0, x1 - x0, y1 - y0
 
 
@@ -200,7 +194,7 @@ def _as_bytes(counts: bytes | str) -> bytes:
     try:
         return counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
-        raise ValueError("RLE counts hold a character that is not a digit") from error
+        raise ValueError("RLE counts contain a character that is not a digit") from error
 
 
 def _as_lengths(counts: Any) -> np.ndarray:
@@ -211,7 +205,7 @@ def _as_lengths(counts: Any) -> np.ndarray:
     if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
         raise ValueError("RLE counts are not a list of whole numbers")
     if lengths.dtype.kind == "u" and lengths.size and lengths.max() > np.iinfo(np.int64).max:
-        raise ValueError("RLE counts hold a number that is too large")
+        raise ValueError("RLE counts contain a number that is too large")
     return lengths.astype(np.int64)
 
 
@@ -221,7 +215,7 @@ def _decode_strings(strings: list[bytes]) -> list[np.ndarray]:
         return [np.zeros(0, dtype=np.int64) for _ in strings]
     digits = np.frombuffer(b"".join(strings), dtype=np.uint8).astype(np.int64) - 48
     if digits.min() < 0 or digits.max() > 63:
-        raise ValueError("RLE counts hold a character that is not a digit")
+        raise ValueError("RLE counts contain a character that is not a digit")
     final = digits < 32
     bounds = np.cumsum(sizes)
     if not final[bounds[sizes > 0] - 1].all():
@@ -230,7 +224,7 @@ def _decode_strings(strings: list[bytes]) -> list[np.ndarray]:
     starts = np.concatenate(([0], ends[:-1] + 1))
     widths = ends - starts + 1
     if widths.max() > _MAX_DIGITS:
-        raise ValueError("RLE counts hold a number that is too large")
+        raise ValueError("RLE counts contain a number that is too large")
     shift = 5 * (np.arange(len(digits)) - np.repeat(starts, widths))
     values = np.add.reduceat((digits & 31) << shift, starts)
     values -= (digits[ends] >> 4 & 1) << (5 * widths)

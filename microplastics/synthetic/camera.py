@@ -1,4 +1,7 @@
-"""From the filter to the file: lamp, lens, camera, dirt on both, scale bar."""
+"""Light, lens, camera and scale bar of rendered photographs.
+
+``rng`` is the source of random numbers of every function that takes one.
+"""
 
 import dataclasses
 import math
@@ -7,27 +10,27 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 
-def generator(*key: int | str) -> np.random.Generator:
-    """Make the counter-based generator that belongs to ``key``.
+def generator(*key: int | str) -> Generator:
+    """Make the counter-based generator of a key.
 
-    Keys that differ in one entry give independent streams, so that an image depends on its own
-    key alone and not on which process drew it or what was drawn before.
+    Keys that differ in one entry give independent streams: an image depends on its own key, not
+    on the process that draws it or on what was drawn before.
 
     Args:
-        key: integers >= 0 and words; a word counts as its CRC-32.
+        key: integers >= 0, and words, which are replaced by their CRC-32.
     """
     entropy = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in key]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    return Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Draw a smooth random field with structures of about ``cell`` pixels.
+def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
+    """Draw a smooth random field.
 
     Args:
-        rng: where the numbers come from.
         shape: (height, width) in px.
         cell: size of the structures in px.
 
@@ -39,80 +42,22 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) 
     grid = rng.standard_normal((rows, columns), dtype=np.float32)
     if cell <= 1:
         return grid[:height, :width]
-    # A random shift of the grid: its knots are not to lie on the same pixels in every image.
+    # A random shift of the grid: its knots must not lie on the same pixels in every image.
     dy, dx = rng.random(2)
     scale = np.array([[1 / cell, 0, dx], [0, 1 / cell, dy]], np.float32)
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(grid, scale, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT)
 
 
-def plane_noise(key: int, left: int, top: int, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Draw a window of an endless smooth random field: windows that overlap agree.
-
-    Knots ``cell`` pixels apart, each from a hash of its place, joined by bicubic convolution
-    (Keys 1981, with OpenCV's a = -0.75).
-
-    Args:
-        key: what tells fields apart, 0 to 2^63.
-        left, top: of the window, in px; they may be negative.
-        shape: (height, width) of the window in px.
-        cell: size of the structures in px.
-
-    Returns:
-        float32 (height, width), mean 0, standard deviation about 0.6 to 1.
-    """
-    first_row, rows = _knot_weights(top, shape[0], cell)
-    first_column, columns = _knot_weights(left, shape[1], cell)
-    knots = _hashed_normals(key, first_row, first_column, rows.shape[1], columns.shape[1])
-    return rows @ knots @ columns.T
-
-
-def _knot_weights(start: int, count: int, cell: float) -> tuple[int, np.ndarray]:
-    """First knot along an axis, and the weight of each for each pixel, float32 (count, knots)."""
-    place = (start + 0.5 + np.arange(count)) / cell
-    below = np.floor(place).astype(np.int64)
-    part = place - below
-    first = int(below[0]) - 1
-    weights = np.zeros((count, int(below[-1]) + 3 - first), np.float32)
-    pixels, a = np.arange(count), -0.75
-    for tap in range(-1, 3):
-        off = np.abs(part - tap)
-        near = ((a + 2) * off - (a + 3)) * off**2 + 1
-        far = a * (((off - 5) * off + 8) * off - 4)
-        weights[pixels, below + tap - first] = np.where(off <= 1, near, far)
-    return first, weights
-
-
-def _hashed_normals(key: int, top: int, left: int, rows: int, columns: int) -> np.ndarray:
-    """Standard normal numbers, float32 (rows, columns), each a function of its place alone."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    y = (np.arange(top, top + rows, dtype=np.int64).astype(np.uint64))[:, None]
-    x = (np.arange(left, left + columns, dtype=np.int64).astype(np.uint64))[None]
-    bits = _mixed(_mixed(y + np.uint64(key * 0x9E3779B97F4A7C15 & mask)) + x)
-    radius = np.sqrt(-2 * np.log(((bits >> np.uint64(32)).astype(np.float64) + 0.5) / 2**32))
-    angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2 * np.pi / 2**32)
-    return (radius * np.cos(angle)).astype(np.float32)
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """Spread each bit of uint64 numbers over all of them (splitmix64: Steele et al. 2014)."""
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
-
-
 def fractal_noise(
-    rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
+    rng: Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
 ) -> np.ndarray:
-    """Sum :func:`smooth_noise` over scales and bring it to standard deviation 1.
+    """Sum :func:`smooth_noise` over scales and normalise it.
 
     Args:
-        rng: where the numbers come from.
         shape: (height, width) in px.
-        cells: structure sizes in px; the first has weight 1, each further one ``falloff`` times
-            that of the one before.
-        falloff: see ``cells``.
+        cells: structure sizes in px, of weights 1, ``falloff``, ``falloff`` ** 2 and so on.
+        falloff: ratio of successive weights.
 
     Returns:
         float32 (height, width), mean 0, standard deviation 1.
@@ -126,7 +71,7 @@ def fractal_noise(
 
 
 def relief(height: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Slope of a height field towards the light: what makes a texture look raised.
+    """Compute the slope of a height field towards the light, which makes a texture look raised.
 
     Args:
         height: float32 (H, W).
@@ -141,10 +86,8 @@ def relief(height: np.ndarray, light: np.ndarray) -> np.ndarray:
     return -(dx * float(light[0]) + dy * float(light[1]))
 
 
-def lognormal(
-    rng: np.random.Generator, median: float, sigma: float, low: float, high: float
-) -> float:
-    """Draw one log-normal number, held within [low, high] (low wins where they cross)."""
+def lognormal(rng: Generator, median: float, sigma: float, low: float, high: float) -> float:
+    """Draw a log-normal number, clipped to [low, high] (to low if low > high)."""
     return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
 
 
@@ -153,14 +96,12 @@ class Scene:
     """A picture while it is being drawn.
 
     Attributes:
-        canvas: float32 (size, size, 3), BGR, 0 black to 1 white, changed in place.
+        canvas: float (size, size, 3), BGR, 0 black to 1 white, changed in place.
         light: unit vector (x, y) in the image that points to the lamp.
         filter: name of the filter, or ``"photograph"``.
         dark: whether particles shine on a dark ground.
-        cover: float32 (size, size), how much of each pixel of a photographed filter particles
-            cover; None on a rendered one.
-        origin: (x, y) of the canvas in a larger picture that is drawn in pieces, which then agree
-            where they meet; None where the canvas is the picture.
+        cover: float32 (size, size), fraction of each pixel of a photographed filter that
+            particles cover; None on a rendered one.
     """
 
     canvas: np.ndarray
@@ -168,19 +109,14 @@ class Scene:
     filter: str
     dark: bool
     cover: np.ndarray | None = None
-    origin: tuple[int, int] | None = None
-
-
-_BAR_STEPS = (1, 2, 2.5, 5, 7.5)
 
 
 def expose(
-    rng: np.random.Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
+    rng: Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
 ) -> np.ndarray:
     """Photograph a scene: uneven light, lens and camera.
 
     Args:
-        rng: where the numbers come from.
         scene: the finished scene.
         blur_range: bounds of the lens's blur, standard deviation in px.
 
@@ -190,8 +126,7 @@ def expose(
     image = scene.canvas * _illumination(rng, scene.canvas.shape[0])
     camera = draw_camera(rng, blur_range)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    camera = dataclasses.replace(camera, demosaic=draw_demosaic(rng))
-    return camera.sense(camera.focus(image), noise)
+    return camera.sense(camera.focus(image), noise, draw_demosaic(rng))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,16 +136,14 @@ class Camera:
     Attributes:
         blur: of the lens, standard deviation in px.
         sharpening: strength of the camera's own sharpening, 0 for none.
-        shot: photon noise of a white pixel, as a share of white.
-        read: noise of a black pixel, as a share of white.
-        demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
+        shot: photon noise of a white pixel, as a fraction of white.
+        read: noise of a black pixel, as a fraction of white.
     """
 
     blur: float
     sharpening: float
     shot: float
     read: float
-    demosaic: bool = False
 
     def focus(self, image: np.ndarray) -> np.ndarray:
         """Blur and sharpen a picture, float32 (H, W, 3); a new array."""
@@ -220,43 +153,44 @@ class Camera:
             image += self.sharpening * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
         return image
 
-    def sense(self, image: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def sense(self, image: np.ndarray, noise: np.ndarray, demosaic: bool) -> np.ndarray:
         """Add noise and digitise.
 
         Args:
             image: float32 (H, W, 3), changed in place.
             noise: float32 (H, W, 3), independent standard normal numbers.
+            demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
 
         Returns:
             uint8 (H, W, 3).
         """
-        if self.demosaic:
+        if demosaic:
             noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
         # Photon noise grows with the root of the signal, read noise does not (EMVA 1288).
         image += noise * np.sqrt(self.shot**2 * np.clip(image, 0, 1) + self.read**2)
         return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def draw_camera(rng: np.random.Generator, blur_range: tuple[float, float]) -> Camera:
-    """Draw a camera, but for its demosaicing, which :func:`draw_demosaic` draws."""
+def draw_camera(rng: Generator, blur_range: tuple[float, float]) -> Camera:
+    """Draw a camera with a lens of a blur in ``blur_range`` (px)."""
     blur = rng.uniform(*blur_range)
     sharpening = rng.uniform(0.2, 0.6) if rng.random() < 0.3 else 0.0
     return Camera(blur, sharpening, rng.uniform(0.008, 0.03), rng.uniform(0.003, 0.01))
 
 
-def draw_demosaic(rng: np.random.Generator) -> bool:
+def draw_demosaic(rng: Generator) -> bool:
     """Draw whether a camera has a colour filter array."""
     return bool(rng.random() < 0.7)
 
 
-def draw_cast(rng: np.random.Generator) -> np.ndarray:
+def draw_cast(rng: Generator) -> np.ndarray:
     """Draw the colour of a lamp as the camera balances it, float64 (3,), BGR, about 1."""
     cast = np.array([(1, 1, 1), (0.84, 0.95, 1.03), (1.04, 1.0, 0.93), (0.95, 1.02, 0.98)])
     return cast[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])] + rng.normal(0, 0.015, 3)
 
 
-def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Light over the field, float32 (size, size, 3): a lamp from one side, vignetting, a cast."""
+def _illumination(rng: Generator, size: int) -> np.ndarray:
+    """Draw the light over the field, float32 (size, size, 3): a lamp, vignetting, a cast."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
     cx, cy = rng.uniform(-0.35, 0.35), rng.uniform(-0.35, 0.35)
@@ -267,11 +201,10 @@ def _illumination(rng: np.random.Generator, size: int) -> np.ndarray:
     return light[..., None] * draw_cast(rng).astype(np.float32)
 
 
-def scratch(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Draw a few scratches of the filter: hair-fine straight lines, lighter or darker.
+def scratch(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Draw scratches of the filter: hair-fine, nearly straight lines, lighter or darker.
 
     Args:
-        rng: where the numbers come from.
         scene: changed in place.
         amount: factor on their number.
     """
@@ -282,20 +215,35 @@ def scratch(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None
         heading = angle + bend * np.arange(5)
         step = reach / 5 * np.stack([np.cos(heading), np.sin(heading)], 1)
         points = np.concatenate([[start], start + np.cumsum(step, 0)])
-        low = np.maximum(np.floor(points.min(0)).astype(int) - 3, 0)
-        high = np.minimum(np.ceil(points.max(0)).astype(int) + 4, size)
-        if (high <= low).any():
-            continue
-        line = np.zeros((high - low)[::-1], np.uint8)
+        window, line = draw_hairline(scene, points)
+        if line.size:
+            depth = rng.uniform(0.02, 0.06) * rng.choice([-1, 1])
+            window += depth * cv2.GaussianBlur(line, (0, 0), 0.5)[..., None]
+
+
+def draw_hairline(scene: Scene, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a line of 1 px.
+
+    Args:
+        scene: the picture, not changed.
+        points: float (N, 2) in px.
+
+    Returns:
+        The window of the canvas around the line, and the line, float32 (h, w), 0 to 1; both are
+        empty outside the frame.
+    """
+    low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
+    high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, scene.canvas.shape[0])
+    line = np.zeros(np.maximum(high - low, 0)[::-1], np.uint8)
+    if line.size:
         fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
         cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
-        soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), 0.5)
-        depth = rng.uniform(0.02, 0.06) * rng.choice([-1, 1])
-        scene.canvas[low[1] : high[1], low[0] : high[0]] += depth * soft[..., None]
+    window = scene.canvas[low[1] : low[1] + len(line), low[0] : low[0] + line.shape[1]]
+    return window, line.astype(np.float32) / 255
 
 
-def soil_lens(rng: np.random.Generator, scene: Scene) -> None:
-    """Put dust on the camera: a few faint grey discs far out of focus."""
+def soil_lens(rng: Generator, scene: Scene) -> None:
+    """Put dust on the camera: faint grey discs far out of focus."""
     size = scene.canvas.shape[0]
     veil = np.zeros((size, size), np.uint8)
     for _ in range(int(rng.poisson(0.8))):
@@ -306,21 +254,20 @@ def soil_lens(rng: np.random.Generator, scene: Scene) -> None:
         scene.canvas *= 1 - rng.uniform(0.03, 0.08) * soft[..., None]
 
 
-def plan_scale_bar(rng: np.random.Generator, size: int, um_per_px: float) -> dict | None:
+def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
     """Choose a scale bar: a round number of micrometres over an eighth to a third of the width.
 
     Args:
-        rng: where the numbers come from.
         size: side of the image in px.
         um_per_px: micrometres per pixel.
 
     Returns:
         ``um``, ``px`` (drawn length, whole pixels), ``bbox`` ([x, y, width, height] of bar and
-        number) and, under ``style``, what :func:`draw_scale_bar` needs; None where the number
-        has no room in the image.
+        number) and ``style`` (for :func:`draw_scale_bar`); None if the number does not fit.
     """
     power = math.floor(math.log10(um_per_px * size * 0.125))
-    lengths = [float(f"{s}e{p}") for p in range(power - 1, power + 3) for s in _BAR_STEPS]
+    powers, steps = range(power - 1, power + 3), (1, 2, 2.5, 5, 7.5)
+    lengths = [float(f"{step}e{power}") for power in powers for step in steps]
     fitting = [um for um in lengths if 0.125 <= um / um_per_px / size <= 0.34]
     um = float(rng.choice(fitting))
     px, thick = round(um / um_per_px), int(rng.integers(2, max(3, size // 64) + 1))
@@ -343,7 +290,7 @@ def plan_scale_bar(rng: np.random.Generator, size: int, um_per_px: float) -> dic
 
 
 def bar_text(um: float) -> str:
-    """Write a length as instruments do: in nm, µm or mm."""
+    """Format a length in nm, µm or mm, as instruments do."""
     if um >= 1000:
         return f"{um / 1000:g} mm"
     return f"{um:g} µm" if um >= 1 else f"{um * 1000:g} nm"
@@ -380,9 +327,9 @@ def draw_scale_bar(image: np.ndarray, bar: dict) -> None:
 
 
 def _text_mask(text: str, font_px: int) -> np.ndarray:
-    """Ink of a line of text, uint8 (h, w), cut to what is inked.
+    """Draw a line of text, uint8 (h, w), cropped to the ink.
 
-    Pillow's own font has no µ: it is drawn as a u with a tail.
+    Pillow's own font lacks µ: it is drawn as a u with a tail.
     """
     font = ImageFont.load_default(font_px)
     drawing = Image.new("L", (font_px * (len(text) + 2), font_px * 2), 0)
@@ -391,7 +338,7 @@ def _text_mask(text: str, font_px: int) -> np.ndarray:
         pen.text((x, 0), "u" if letter == "µ" else letter, 255, font)
         if letter == "µ":
             _, top, _, bottom = font.getbbox("u")
-            # The tail goes on where the ink of the left stem begins.
+            # The tail starts below the left edge of the ink.
             left = int(np.nonzero(np.asarray(drawing)[:, int(x) :].any(0))[0][0]) + int(x)
             stem = max(1, round(font_px / 12)) - 1
             pen.rectangle((left, (top + bottom) // 2, left + stem, bottom + font_px // 5), 255)
@@ -401,6 +348,6 @@ def _text_mask(text: str, font_px: int) -> np.ndarray:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def jpeg_quality(rng: np.random.Generator) -> int:
-    """Draw the JPEG quality that a camera or an export was set to."""
+def jpeg_quality(rng: Generator) -> int:
+    """Draw the JPEG quality of a camera or an export."""
     return int(rng.integers(84, 98))

@@ -1,13 +1,13 @@
-"""Rendered data sets on the disk: photographs, COCO annotations and a manifest."""
+"""Rendered data sets on disk."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 from tqdm import tqdm
@@ -18,45 +18,20 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_error, write_json
 from microplastics.utils.system import available_processors, map_in_processes
 
-# Goes up whenever the same parameters would give another picture.
+# Must be raised whenever the same parameters give another picture.
 RENDERER_VERSION = 2
 MANIFEST = "synthetic.json"
-JOURNAL = "synthetic.journal"
+# Folder with a JSON file per finished image, while a data set is incomplete.
+UNFINISHED = "unfinished"
 MIN_SIZE, MAX_SIZE = 64, 8192
 _MIN_UM_PER_PX, _MAX_UM_PER_PX = 1e-6, 1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendered:
-    """One image that is on the disk.
-
-    Attributes:
-        split: its split.
-        index: its number in the split, from 0.
-        length: bytes of its file.
-        record: its COCO image entry without ``id``.
-        annotations: its COCO annotations without ``id`` and ``image_id``.
-    """
-
-    split: str
-    index: int
-    length: int
-    record: dict[str, Any]
-    annotations: list[dict[str, Any]]
+# Starting a process costs a few seconds: smaller jobs are rendered without.
+_PIXELS_WORTH_A_PROCESS = 100 * 512 * 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a data set is rendered from.
-
-    Attributes:
-        counts: images per split.
-        size: side of the images in px.
-        um_per_px: micrometres per pixel.
-        seed: 0 or more.
-        preset: name of one of :data:`.presets.PRESETS`.
-        blanks: photographs that are the ground, or None.
-    """
+    """Parameters of a data set, see :func:`render_dataset`."""
 
     counts: dict[str, int]
     size: int
@@ -66,30 +41,18 @@ class Settings:
     blanks: Blanks | None
 
     def check(self) -> None:
-        """Raise UserError for what cannot be rendered."""
+        """Raise UserError for parameters that cannot be rendered."""
         for split, count in self.counts.items():
-            if not re.fullmatch(r"[A-Za-z0-9_]+", split):
-                raise UserError(f"'{split}' cannot name a split: use letters, digits and '_'.")
-            if count < 0:
-                raise UserError(f"--{split} is {count}: give the number of images, 0 or more.")
-        if not sum(self.counts.values()):
-            raise UserError("There is nothing to render: give at least one split an image.")
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise UserError(
-                f"--size is {self.size}: give a side between {MIN_SIZE} and {MAX_SIZE} px."
-            )
-        # Written so that NaN fails it too.
-        if not _MIN_UM_PER_PX <= self.um_per_px <= _MAX_UM_PER_PX:
-            raise UserError(
-                f"--um-per-px is {self.um_per_px:g}: give micrometres per pixel between "
-                f"{_MIN_UM_PER_PX:g} and {_MAX_UM_PER_PX:g}."
-            )
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}: give 0 or more.")
+            named = re.fullmatch(r"[A-Za-z0-9_]+", split) is not None
+            check_option(named, "A split", f"'{split}'", "letters, digits and '_'")
+            check_option(count >= 0, f"--{split}", count, "a number of images, 0 or more")
+        total = sum(self.counts.values())
+        check_option(total > 0, "The number of images of all splits", total, "1 or more")
+        check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
         find_preset(self.preset)
 
     def manifest(self) -> dict[str, Any]:
-        """What the data set's bytes depend on, as JSON."""
+        """Return everything that the data set's bytes depend on, as JSON."""
         blanks = self.blanks
         return {
             "renderer_version": RENDERER_VERSION,
@@ -98,159 +61,8 @@ class Settings:
             "um_per_px": self.um_per_px,
             "seed": self.seed,
             "preset": self.preset,
-            "backgrounds": blanks and {"images": len(blanks.files), "sha256": blanks.sha256},
+            "backgrounds": blanks and {"images": len(blanks.files), "bytes": blanks.bytes},
         }
-
-
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """Read the manifest of a data set; None where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = root / MANIFEST
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): delete it or choose another --output."
-        ) from error
-    counts = data.get("counts") if isinstance(data, dict) else None
-    whole = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
-    if not whole or not isinstance(data.get("files", {}), dict):
-        raise UserError(f"{path} is not a manifest: delete it or choose another --output.")
-    return data
-
-
-def is_complete(root: Path, settings: Settings) -> bool:
-    """Whether the folder holds this data set, every file with the size that was written."""
-    manifest = read_manifest(root)
-    if manifest is None or not manifest.get("complete"):
-        return False
-    if any(manifest.get(name) != value for name, value in settings.manifest().items()):
-        return False
-    with contextlib.suppress(OSError):
-        files = manifest.get("files", {})
-        return all((root / name).stat().st_size == length for name, length in files.items())
-    return False
-
-
-def claim(root: Path, settings: Settings) -> None:
-    """Make the folders; refuse to overwrite what another command or other settings wrote."""
-    manifest, ours = read_manifest(root), settings.manifest()
-    if manifest is not None:
-        counts = manifest.pop("counts")
-        other = [
-            f"{name} {manifest.get(name)}"
-            for name, value in ours.items()
-            if name != "counts" and manifest.get(name) != value
-        ]
-        other += [f"{n} {s} images" for s, n in counts.items() if n > settings.counts.get(s, 0)]
-        if other:
-            raise UserError(
-                f"{root} holds another rendering ({', '.join(other)}): "
-                "delete it or choose another --output."
-            )
-    for split in settings.counts:
-        folder, json_file = root / split, root / "annotations" / f"instances_{split}.json"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if manifest is None and (any(folder.iterdir()) or json_file.exists()):
-                raise UserError(
-                    f"{root} holds data of split '{split}' that this command did not write: "
-                    "choose another --output."
-                )
-            # What a killed run left half written.
-            for leftover in folder.glob(f".{split}_*.jpg.*"):
-                leftover.unlink()
-        except OSError as error:
-            raise write_error(folder, error) from error
-    if manifest is None:
-        # Nobody knows which settings it belongs to.
-        Journal(root).discard()
-
-
-class Journal:
-    """The images of a run as they are written, one line of JSON each, for a run that goes on.
-
-    An image's file is whole on the disk before its line is written, and a line counts only where
-    it is whole and the file has the length that it says.
-    """
-
-    def __init__(self, root: Path):
-        self._root, self._path = root, root / JOURNAL
-        self._file: IO[bytes] | None = None
-
-    def resume(self, settings: Settings) -> dict[tuple[str, int], Rendered]:
-        """Read what an earlier run of the same settings finished, and cut off a damaged end.
-
-        Returns:
-            By (split, index). What follows a damaged line is not used.
-        """
-        kept, whole = {}, 0
-        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
-            for line in file:
-                rendered = _parse(line)
-                if rendered is None:
-                    break
-                whole += len(line)
-                if self._has(rendered) and rendered.index < settings.counts.get(rendered.split, 0):
-                    kept[rendered.split, rendered.index] = rendered
-            with open(self._path, "r+b") as writable:
-                writable.truncate(whole)
-        return kept
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator["Journal"]:
-        """Append in a ``with`` block; its file is closed at the end, and stays."""
-        try:
-            self._file = open(self._path, "ab")
-        except OSError as error:
-            raise write_error(self._path, error) from error
-        with self._file:
-            yield self
-
-    def add(self, rendered: Rendered) -> None:
-        """Note an image that is on the disk."""
-        line = json.dumps(dataclasses.asdict(rendered)).encode() + b"\n"
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise write_error(self._path, error) from error
-
-    def discard(self) -> None:
-        """Delete the journal, if there is one."""
-        self._path.unlink(missing_ok=True)
-
-    def _has(self, rendered: Rendered) -> bool:
-        try:
-            path = image_path(self._root, rendered.split, rendered.index)
-            return path.stat().st_size == rendered.length
-        except OSError:
-            return False
-
-
-def image_path(root: Path, split: str, index: int) -> Path:
-    """Where an image lies."""
-    return root / split / f"{split}_{index:06d}.jpg"
-
-
-def _parse(line: bytes) -> Rendered | None:
-    """A line of the journal; None where it is damaged."""
-    try:
-        rendered = Rendered(**json.loads(line))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    kinds = {"split": str, "index": int, "length": int, "record": dict, "annotations": list}
-    sound = all(type(getattr(rendered, name)) is kind for name, kind in kinds.items())
-    return rendered if sound and line.endswith(b"\n") else None
-
-
-# Starting a process costs a few seconds: fewer pixels than this are rendered without.
-_PIXELS_WORTH_A_PROCESS = 100 * 512 * 512
 
 
 def render_dataset(
@@ -266,10 +78,9 @@ def render_dataset(
 ) -> dict[str, Path]:
     """Render a data set: ``output/SPLIT/*.jpg`` and ``output/annotations/instances_SPLIT.json``.
 
-    An image depends on (seed, split, index, size, um_per_px, preset, content of backgrounds)
-    alone: the number of workers and of further images changes no byte of it. A folder that
-    already holds this very data set is left as it is; where rendering was interrupted it goes on;
-    one that holds fewer images of it is rendered again in place.
+    The bytes of an image depend only on (seed, split, index, size, um_per_px, preset, content of
+    backgrounds). A complete data set is kept, an interrupted one is continued, and one with fewer
+    images is rendered again in place.
 
     Args:
         output: folder of the data set.
@@ -277,127 +88,199 @@ def render_dataset(
         size: side of the images in px, 64 to 8192.
         um_per_px: micrometres per pixel.
         seed: 0 or more.
-        workers: processes; None takes the processors there are, or none for a small job.
-        progress: whether to show a progress bar on stderr, where that is a terminal.
-        preset: name of one of :data:`microplastics.synthetic.presets.PRESETS`.
-        backgrounds: folder with photographs of empty filters, which then take the place of the
-            preset's filters; None draws those.
+        workers: processes; None uses all processors for large jobs.
+        progress: whether to show a progress bar on stderr, if it is a terminal.
+        preset: name in :data:`microplastics.synthetic.scene.PRESETS`.
+        backgrounds: folder with photographs of empty filters, which replace the preset's filters;
+            None draws those.
 
     Returns:
         Path of the annotation file of each split.
 
     Raises:
-        UserError: a parameter makes no sense, a background cannot be read, ``output`` cannot be
-            written, or it holds other data that would be overwritten.
+        UserError: a parameter is invalid, a background cannot be read, or ``output`` cannot be
+            written or holds other data.
     """
     settings = Settings(dict(counts), size, float(um_per_px), seed, preset, None)
     settings.check()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}: give the number of processes, 1 or more.")
+    check_option(workers is None or workers > 0, "--workers", workers, "1 or more")
     root = Path(output)
     if backgrounds is not None:
-        _keep_apart(root, Path(backgrounds))
+        _check_apart(root, Path(backgrounds))
         settings = dataclasses.replace(settings, blanks=find_blanks(backgrounds))
     paths = {split: root / "annotations" / f"instances_{split}.json" for split in counts}
-    journal = Journal(root)
-    if is_complete(root, settings):
-        journal.discard()
-        return paths
-    if settings.blanks is not None:
-        check_blanks(settings.blanks, size, progress)
-    claim(root, settings)
-    write_json(root / MANIFEST, {**settings.manifest(), "complete": False}, indent=1)
-    images = _render(root, settings, workers, progress, journal)
-    files = _write_annotations(root, settings, paths, images)
-    write_json(root / MANIFEST, {**settings.manifest(), "complete": True, "files": files}, indent=1)
-    journal.discard()
+    if not _is_complete(root, settings):
+        if settings.blanks is not None:
+            check_blanks(settings.blanks, size, progress)
+        _claim(root, settings)
+        write_json(root / MANIFEST, {**settings.manifest(), "complete": False}, indent=1)
+        files = _render(root, settings, workers, progress)
+        done = {**settings.manifest(), "complete": True, "files": files}
+        write_json(root / MANIFEST, done, indent=1)
+    _discard_notes(root)
     return paths
 
 
-def _write_annotations(
-    root: Path,
-    settings: Settings,
-    paths: dict[str, Path],
-    images: dict[tuple[str, int], Rendered],
-) -> dict[str, int]:
-    """Write the annotation files; length in bytes of every file of the data set by its path."""
-    files: dict[str, int] = {}
-    for split, path in paths.items():
-        coco = _empty_coco(settings)
-        for index in range(settings.counts[split]):
-            rendered = images[split, index]
-            _append(coco, rendered)
-            files[f"{split}/{rendered.record['file_name']}"] = rendered.length
-        write_json(path, coco)
-        files[path.relative_to(root).as_posix()] = path.stat().st_size
-    return files
+def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed: int) -> None:
+    """Raise UserError for a size (within ``limits``, px), scale or seed that is out of range."""
+    low, high = limits
+    check_option(low <= size <= high, "--size", size, f"{low} to {high} px")
+    low, high = _MIN_UM_PER_PX, _MAX_UM_PER_PX
+    valid = low <= um_per_px <= high  # False for NaN
+    check_option(valid, "--um-per-px", f"{um_per_px:g}", f"{low:g} to {high:g} µm per pixel")
+    check_option(seed >= 0, "--seed", seed, "0 or more")
 
 
-def _keep_apart(root: Path, backgrounds: Path) -> None:
-    """Refuse to render into the folder of backgrounds: its pictures would become some."""
+def check_option(valid: bool, option: str, value: object, expected: str) -> None:
+    """Raise UserError for an option with an invalid value."""
+    if not valid:
+        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
+
+
+def _check_apart(root: Path, backgrounds: Path) -> None:
+    """Refuse to render into the folder of backgrounds, whose pictures would become backgrounds."""
     root, backgrounds = root.resolve(), backgrounds.resolve()
     if root == backgrounds or backgrounds in root.parents:
         raise UserError(
-            f"--output {root} lies in the folder of backgrounds: choose another --output."
+            f"--output {root} is inside the folder of backgrounds; choose another --output.",
+            code="option_conflict",
         )
 
 
-def _render(
-    root: Path, settings: Settings, workers: int | None, progress: bool, journal: Journal
-) -> dict[tuple[str, int], Rendered]:
-    """Render what an earlier run left to do; all images by (split, index)."""
-    images = journal.resume(settings)
-    wanted = [(split, i) for split, count in settings.counts.items() for i in range(count)]
-    tasks = [(str(root), *key, settings) for key in wanted if key not in images]
-    bar = tqdm(
-        map_in_processes(_render_to_file, tasks, _processes(workers, settings, len(tasks))),
-        total=len(wanted),
-        initial=len(images),
+def _read_manifest(root: Path) -> dict[str, Any] | None:
+    """Read the manifest of a data set; None if it does not exist."""
+    path, data = root / MANIFEST, None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError):
+        pass  # the check below reports it
+    counts = data.get("counts") if isinstance(data, dict) else None
+    valid = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
+    if not valid or not isinstance(data.get("files", {}), dict):
+        raise UserError(
+            f"{path} is damaged; delete it or choose another --output.", code="file_invalid"
+        )
+    return data
+
+
+def _is_complete(root: Path, settings: Settings) -> bool:
+    """Whether the folder holds this data set, with every file at its recorded size."""
+    manifest = _read_manifest(root)
+    if manifest is None or not manifest.get("complete"):
+        return False
+    if any(manifest.get(name) != value for name, value in settings.manifest().items()):
+        return False
+    with contextlib.suppress(OSError):
+        files = manifest.get("files", {})
+        return all((root / name).stat().st_size == length for name, length in files.items())
+    return False
+
+
+def _claim(root: Path, settings: Settings) -> None:
+    """Make the folders; refuse to overwrite files of other commands or settings."""
+    manifest, ours = _read_manifest(root), settings.manifest()
+    if manifest is not None:
+        counts = manifest.pop("counts")
+        other = [
+            f"{name} {manifest.get(name)}"
+            for name, value in ours.items()
+            if name != "counts" and manifest.get(name) != value
+        ]
+        other += [f"{n} {s} images" for s, n in counts.items() if n > settings.counts.get(s, 0)]
+        if other:
+            raise UserError(
+                f"{root} holds another rendering ({', '.join(other)}); delete it or choose "
+                "another --output.",
+                code="output_exists",
+            )
+    for split in settings.counts:
+        folder, json_file = root / split, root / "annotations" / f"instances_{split}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if manifest is None and (any(folder.iterdir()) or json_file.exists()):
+                raise UserError(
+                    f"{root} holds data of split '{split}' that this command did not write; "
+                    "choose another --output.",
+                    code="output_exists",
+                )
+            # Temporary files of a killed run.
+            for leftover in folder.glob(f".{split}_*.jpg.*"):
+                leftover.unlink()
+        except OSError as error:
+            raise write_error(folder, error) from error
+    if manifest is None:
+        # Their settings are unknown.
+        _discard_notes(root)
+
+
+def _discard_notes(root: Path) -> None:
+    if (root / UNFINISHED).is_dir():
+        shutil.rmtree(root / UNFINISHED)
+
+
+def _render(root: Path, settings: Settings, workers: int | None, progress: bool) -> dict[str, int]:
+    """Render all images and write the annotations; return path -> bytes of every file."""
+    tasks = [(root, s, i, settings) for s, count in settings.counts.items() for i in range(count)]
+    if workers is None:
+        small = len(tasks) * settings.size**2 < _PIXELS_WORTH_A_PROCESS
+        workers = 1 if small else available_processors()
+    rendered = tqdm(
+        map_in_processes(_render_to_file, tasks, min(workers, len(tasks))),
+        total=len(tasks),
         desc="Rendering",
         unit="image",
         disable=None if progress else True,
     )
-    with journal.open():
-        for rendered in bar:
-            journal.add(rendered)
-            images[rendered.split, rendered.index] = rendered
-    return images
+    files, sets = {}, {split: _empty_coco(settings) for split in settings.counts}
+    for (_, split, _, _), (length, record, annotations) in zip(tasks, rendered, strict=True):
+        coco = sets[split]
+        image_id, first = len(coco["images"]) + 1, len(coco["annotations"]) + 1
+        coco["images"].append({"id": image_id, **record})
+        for number, annotation in enumerate(annotations, start=first):
+            coco["annotations"].append({"id": number, "image_id": image_id, **annotation})
+        files[f"{split}/{record['file_name']}"] = length
+    for split, coco in sets.items():
+        name = f"annotations/instances_{split}.json"
+        write_json(root / name, coco)
+        files[name] = (root / name).stat().st_size
+    return files
 
 
-def _processes(workers: int | None, settings: Settings, images: int) -> int:
-    if workers is None:
-        small = images * settings.size**2 < _PIXELS_WORTH_A_PROCESS
-        workers = 1 if small else available_processors()
-    return max(min(workers, images), 1)
+def _empty_coco(settings: Settings) -> dict[str, Any]:
+    info = {
+        "description": "Rendered photographs of filters with microplastics (not real samples)",
+        **settings.manifest(),
+    }
+    categories = find_preset(settings.preset).categories
+    return {"info": info, "images": [], "annotations": [], "categories": categories}
 
 
-def _render_to_file(task: tuple[str, str, int, Settings]) -> Rendered:
+def _render_to_file(
+    task: tuple[Path, str, int, Settings],
+) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+    """Render an image to disk, unless an interrupted run has finished it.
+
+    Returns:
+        Length of its file in bytes, its COCO image entry and its annotations without ids.
+    """
     root, split, index, settings = task
+    path = root / split / f"{split}_{index:06d}.jpg"
+    note = root / UNFINISHED / f"{path.stem}.json"
+    # Both files are written whole or not at all, the note last.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        length, record, annotations = json.loads(note.read_text(encoding="utf-8"))
+        if path.stat().st_size == length:
+            return length, record, annotations
     key = (settings.seed, split, index)
     image, record, annotations = render_image(
         key, settings.size, settings.um_per_px, find_preset(settings.preset), settings.blanks
     )
     quality = [cv2.IMWRITE_JPEG_QUALITY, record["jpeg_quality"]]
-    _, encoded = cv2.imencode(".jpg", image, quality)
-    path = image_path(Path(root), split, index)
+    encoded = cv2.imencode(".jpg", image, quality)[1].tobytes()
     with atomic_write(path, "wb") as file:
-        file.write(encoded.tobytes())
-    record = {"file_name": path.name, **record}
-    return Rendered(split, index, encoded.size, record, annotations)
-
-
-def _empty_coco(settings: Settings) -> dict[str, Any]:
-    about = {
-        "description": "Rendered photographs of filters with microplastics (not real samples)",
-        **settings.manifest(),
-    }
-    categories = find_preset(settings.preset).categories
-    return {"info": about, "images": [], "annotations": [], "categories": categories}
-
-
-def _append(coco: dict[str, Any], rendered: Rendered) -> None:
-    image_id = len(coco["images"]) + 1
-    coco["images"].append({"id": image_id, **rendered.record})
-    for annotation in rendered.annotations:
-        number = len(coco["annotations"]) + 1
-        coco["annotations"].append({"id": number, "image_id": image_id, **annotation})
+        file.write(encoded)
+    done = len(encoded), {"file_name": path.name, **record}, annotations
+    write_json(note, done)
+    return done

@@ -1,8 +1,10 @@
-"""Blank filter images out of annotated ones: the largest square of each without a particle."""
+"""Empty filters, drawn or photographed, and their debris.
+
+``rng`` is the source of random numbers of every function that takes one.
+"""
 
 import collections
 import dataclasses
-import hashlib
 import logging
 import math
 import os
@@ -11,63 +13,67 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
 from microplastics.data.images import read_image
-from microplastics.synthetic.camera import Scene, fractal_noise, generator, relief, smooth_noise
+from microplastics.synthetic.camera import (
+    Scene,
+    draw_hairline,
+    fractal_noise,
+    generator,
+    relief,
+    smooth_noise,
+)
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
 # Filters on which particles shine.
 DARK_FILTERS = ("dark_polycarbonate", "black_membrane", "glowing_membrane")
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"}
+# A photograph below this median brightness (0 to 1) counts as dark field.
+_DARK_BELOW = 0.35
+# Approximate brightness of the drawn filters, which particles are shaded for.
+_PLAIN_LEVEL = 0.8
+# Decoded photographs that a process keeps, in bytes.
+_CACHE_BYTES = 256 * 2**20
+_cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+_logger = logging.getLogger(__name__)
 
 
-def render_filter(key: tuple[int | str, ...], size: int, shares: Mapping[str, float]) -> Scene:
+def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, float]) -> Scene:
     """Draw an empty filter.
 
     Args:
         key: key of the picture's random stream.
         size: side of the picture in px.
-        shares: how often each filter is drawn; they add up to 1.
+        filters: frequency of each filter; they add up to 1.
 
     Returns:
         The scene, lit evenly; light, optics and camera come later.
     """
     rng = generator(*key, "filter")
-    kind, light, gray, color = bare_filter(rng, size, shares)
-    canvas = gray[..., None] * color
-    scene = Scene(np.clip(canvas, 0, 1.1).astype(np.float32), light, kind, kind in DARK_FILTERS)
-    if kind in ("glass_fiber", "cellulose") and rng.random() < 0.45:
+    scene = bare_filter(rng, size, filters)
+    if scene.filter in ("glass_fiber", "cellulose") and rng.random() < 0.45:
         _stain(rng, scene.canvas)
-    if kind in ("cellulose", "polycarbonate") and rng.random() < 0.25:
+    if scene.filter in ("cellulose", "polycarbonate") and rng.random() < 0.25:
         _printed_grid(rng, scene.canvas)
     return scene
 
 
-def bare_filter(
-    rng: np.random.Generator, size: int, shares: Mapping[str, float]
-) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the texture of a filter, without stains and print.
-
-    Args:
-        rng: where the numbers come from.
-        size: side of the picture in px.
-        shares: how often each filter is drawn; they add up to 1.
-
-    Returns:
-        Name of the filter, direction of the light (see :class:`Scene`), float (size, size)
-        brightness, and float32 (3,) colour, BGR, that it is multiplied by.
-    """
-    kind = str(rng.choice(list(shares), p=list(shares.values())))
+def bare_filter(rng: Generator, size: int, filters: Mapping[str, float]) -> Scene:
+    """Draw the texture of a filter, without stains and print, see :func:`render_filter`."""
+    kind = str(rng.choice(list(filters), p=list(filters.values())))
     angle = rng.uniform(0, 2 * np.pi)
     light = np.array([math.cos(angle), math.sin(angle)])
     gray, color = _DRAW[kind](rng, size, light)
-    return kind, light, gray, np.asarray(color, np.float32)
+    canvas = np.clip(gray[..., None] * np.asarray(color, np.float32), 0, 1.1).astype(np.float32)
+    return Scene(canvas, light, kind, kind in DARK_FILTERS)
 
 
-def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A mat of fine glass fibres: layers of thin threads, the deeper ones blurred."""
+def _glass_fiber(rng: Generator, size: int, light: np.ndarray):
+    """Draw a mat of fine glass fibres: layers of thin threads, the deeper ones blurred."""
     height = np.zeros((size, size), np.float32)
     for blur, weight in ((2.2, 1.0), (1.1, 0.8), (0.0, 0.5)):
         count = int(size * size / 420)
@@ -91,8 +97,8 @@ def _glass_fiber(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.97, 0.99, 1.0), 0.012)
 
 
-def _cellulose(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A felt of mixed cellulose esters: fine sponge with pores."""
+def _cellulose(rng: Generator, size: int, light: np.ndarray):
+    """Draw a felt of mixed cellulose esters: fine sponge with pores."""
     shape = (size, size)
     sponge = fractal_noise(rng, shape, (2.2, 4.5, 9), 0.7)
     clouds = fractal_noise(rng, shape, (70, 25), 0.5)
@@ -102,21 +108,21 @@ def _cellulose(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.93, 0.98, 1.0), 0.02)
 
 
-def _polycarbonate(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A smooth track-etched membrane: round pores of one size, a few of them doublets."""
+def _polycarbonate(rng: Generator, size: int, light: np.ndarray):
+    """Draw a smooth track-etched membrane: round pores of one size, a few of them doublets."""
     gray = _track_etched(rng, size, light, rng.uniform(0.03, 0.09))
     gray += rng.uniform(0.55, 0.78)
     return gray, rng.choice([(0.93, 0.99, 1.0), (1.0, 1.0, 0.95), (0.8, 0.93, 1.0)])
 
 
-def _dark_polycarbonate(rng: np.random.Generator, size: int, light: np.ndarray):
-    """The same membrane black or in dark field: particles shine on it, its pores glimmer."""
+def _dark_polycarbonate(rng: Generator, size: int, light: np.ndarray):
+    """Draw a track-etched membrane black or in dark field, with glimmering pores."""
     gray = rng.uniform(0.07, 0.15) - _track_etched(rng, size, light, rng.uniform(0.03, 0.07))
     return gray, rng.choice([(0.85, 0.95, 1.0), (1.0, 0.97, 0.93), (0.75, 0.9, 1.0)])
 
 
-def _track_etched(rng: np.random.Generator, size: int, light: np.ndarray, depth: float):
-    """Grey values of pores (below 0) and faint unevenness, about 0."""
+def _track_etched(rng: Generator, size: int, light: np.ndarray, depth: float):
+    """Draw the grey values of pores (below 0) and faint unevenness (about 0)."""
     count = int(size * size / rng.uniform(90, 420))
     pores = np.zeros((size, size), np.float32)
     where = rng.integers(0, size, (2, count))
@@ -127,8 +133,8 @@ def _track_etched(rng: np.random.Generator, size: int, light: np.ndarray, depth:
     return 0.012 * uneven - depth * pores - 1.2 * depth * relief(-pores, light)
 
 
-def _nylon_mesh(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A plain weave of threads over and under each other, holes between them."""
+def _nylon_mesh(rng: Generator, size: int, light: np.ndarray):
+    """Draw a plain weave of threads over and under each other, holes between them."""
     pitch, angle = rng.uniform(7, 12), rng.uniform(0, np.pi / 2)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     warp = smooth_noise(rng, (size, size), 60) * 1.2
@@ -146,8 +152,8 @@ def _nylon_mesh(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.95, 0.98, 1.0), 0.02)
 
 
-def _gold_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A gold-coated membrane under a strong objective: brown to orange, grained, clouded."""
+def _gold_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a gold-coated membrane at high magnification: brown to orange, grained, clouded."""
     grain = fractal_noise(rng, (size, size), (2.0, 3.5, 7), 0.7)
     clouds = fractal_noise(rng, (size, size), (size / 3, size / 8), 0.6)
     gray = rng.uniform(0.42, 0.75) + rng.uniform(0.004, 0.03) * grain
@@ -157,8 +163,8 @@ def _gold_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, np.array([0.35, 0.66, 1.0]) + rng.normal(0, (0.06, 0.04, 0.01))
 
 
-def _clear_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A bare membrane out of the grain's focus: an even blue-grey haze."""
+def _clear_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a bare membrane with its grain out of focus: an even blue-grey haze."""
     haze = fractal_noise(rng, (size, size), (size / 3, size / 9, 6), 0.4)
     gray = rng.uniform(0.55, 0.74) + rng.uniform(0.004, 0.012) * haze
     if rng.random() < 0.3:
@@ -166,24 +172,24 @@ def _clear_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.97, 1.0, 0.93), 0.02)
 
 
-def _black_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A dark field: black, with a faint brown glimmer of the membrane's pores."""
+def _black_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a dark field: black, with a faint brown glimmer of the membrane's pores."""
     glimmer = np.clip(fractal_noise(rng, (size, size), (2.5, 5), 0.7) - 0.6, 0, 2)
     clouds = np.clip(1 + 0.7 * fractal_noise(rng, (size, size), (size / 3,)), 0, 3)
     gray = rng.uniform(0.01, 0.06) * clouds + rng.uniform(0.0, 0.12) * glimmer
     return gray, np.array([0.35, 0.6, 1.0]) + rng.normal(0, 0.08, 3)
 
 
-def _glowing_membrane(rng: np.random.Generator, size: int, light: np.ndarray):
-    """A dark field that the membrane itself scatters full of light: olive, soft, clouded."""
+def _glowing_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a dark field filled with light scattered by the membrane: olive, soft, clouded."""
     clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 14), 0.6)
     grain = fractal_noise(rng, (size, size), (3.0, 6), 0.7)
     gray = rng.uniform(0.33, 0.66) + rng.uniform(0.01, 0.04) * clouds + 0.006 * grain
     return gray, rng.choice([(0.55, 0.9, 1.0), (0.42, 0.8, 1.0), (0.75, 0.98, 1.0)])
 
 
-def _holes(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Coarse pores, 0 to 1: soft dark discs of one size."""
+def _holes(rng: Generator, size: int) -> np.ndarray:
+    """Draw coarse pores, 0 to 1: soft discs of one size."""
     pores = np.zeros((size, size), np.float32)
     where = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
     pores[tuple(where)] = 1
@@ -204,7 +210,7 @@ _DRAW = {
 }
 
 
-def _stain(rng: np.random.Generator, canvas: np.ndarray) -> None:
+def _stain(rng: Generator, canvas: np.ndarray) -> None:
     """Let silt discolour parts of the filter: soft brown clouds with a grainy edge."""
     shape = canvas.shape[:2]
     cloud = fractal_noise(rng, shape, (max(shape) / 3, max(shape) / 8, 6, 2.5), 0.45)
@@ -213,8 +219,8 @@ def _stain(rng: np.random.Generator, canvas: np.ndarray) -> None:
     canvas *= 1 - amount[..., None] * (1 - tint)
 
 
-def _printed_grid(rng: np.random.Generator, canvas: np.ndarray) -> None:
-    """Print the grid that counting filters carry: straight lines of ink soaked into the felt."""
+def _printed_grid(rng: Generator, canvas: np.ndarray) -> None:
+    """Print the grid of counting filters: straight lines of ink soaked into the felt."""
     size = canvas.shape[0]
     pitch = max(rng.uniform(0.55, 1.3) * size, 180)
     angle, width = rng.uniform(-0.2, 0.2), rng.uniform(5, 11)
@@ -230,29 +236,17 @@ def _printed_grid(rng: np.random.Generator, canvas: np.ndarray) -> None:
     canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
 
 
-def scatter_debris(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Scatter natural matter over a scene: little on a clean filter, much on a dirty one.
-
-    Args:
-        rng: where the numbers come from.
-        scene: changed in place.
-        amount: factor on all of it.
-    """
-    scatter_dirt(rng, scene, amount * draw_dirt(rng))
-
-
-def draw_dirt(rng: np.random.Generator) -> float:
-    """Draw how dirty a filter is: log-normal, mostly below 1."""
+def draw_dirt(rng: Generator) -> float:
+    """Draw the dirtiness of a filter: log-normal, mostly below 1."""
     return rng.lognormal(-0.35, 0.8)
 
 
-def scatter_dirt(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
-    """Scatter natural matter as densely as told.
+def scatter_debris(rng: Generator, scene: Scene, dirt: float) -> None:
+    """Scatter natural matter over a scene.
 
     Args:
-        rng: where the numbers come from.
         scene: changed in place.
-        dirt: see :func:`draw_dirt`.
+        dirt: density, see :func:`draw_dirt`.
     """
     size = scene.canvas.shape[0]
     dirt = dirt * (size / 256) ** 2
@@ -262,13 +256,12 @@ def scatter_dirt(rng: np.random.Generator, scene: Scene, dirt: float) -> None:
             draw(rng, scene)
 
 
-def enclose_bubbles(rng: np.random.Generator, scene: Scene, mean: float) -> None:
-    """Enclose air bubbles: round, colourless, a broad dark rim about a bright middle.
+def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
+    """Enclose air bubbles: round, colourless, a broad rim about a bright middle.
 
-    In dark field the rim is what shines, as a thin ring.
+    The rim is dark in bright field, and a thin bright ring in dark field.
 
     Args:
-        rng: where the numbers come from.
         scene: changed in place.
         mean: mean number on 256 x 256 px.
     """
@@ -288,12 +281,11 @@ def enclose_bubbles(rng: np.random.Generator, scene: Scene, mean: float) -> None
             window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
 
 
-def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, seen by their relief alone.
+def shed_fibers(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
+    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief.
 
     Args:
-        rng: where the numbers come from.
-        scene: changed in place; a filter without fibres stays as it is.
+        scene: changed in place; filters without fibres are not changed.
         amount: factor on their number.
     """
     if scene.filter not in ("glass_fiber", "cellulose"):
@@ -304,20 +296,16 @@ def shed_fibers(rng: np.random.Generator, scene: Scene, amount: float = 1.0) -> 
         heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
         steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
         points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
-        low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
-        high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
-        if (high <= low).any():
+        window, line = draw_hairline(scene, points)
+        if not line.size:
             continue
-        line = np.zeros((high - low)[::-1], np.uint8)
-        fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
-        cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
-        soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.6, 0.9))
+        soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.6, 0.9))
         shade = rng.uniform(0.5, 1.2) * relief(soft, scene.light) - rng.uniform(0.0, 0.14) * soft
-        scene.canvas[low[1] : high[1], low[0] : high[0]] += shade[..., None]
+        window += shade[..., None]
 
 
-def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:
-    """Dots of 1 to 3 px: soot, silt, dust."""
+def _specks(rng: Generator, scene: Scene, count: int) -> None:
+    """Draw dots of 1 to 3 px: soot, silt, dust."""
     size = scene.canvas.shape[0]
     for sigma in (0.55, 0.9):
         dots = np.zeros((size, size), np.float32)
@@ -331,8 +319,8 @@ def _specks(rng: np.random.Generator, scene: Scene, count: int) -> None:
             scene.canvas *= 1 - 0.75 * np.minimum(dots, 1)[..., None] * (1 - tint)
 
 
-def _window(rng: np.random.Generator, scene: Scene, span: float):
-    """A square of the canvas somewhere, with coordinates about its middle; None off the frame."""
+def _window(rng: Generator, scene: Scene, span: float):
+    """Choose a square of the canvas; return it with x and y of its pixels about its middle."""
     size, half = scene.canvas.shape[0], int(span / 2) + 4
     x, y = rng.uniform(0, size), rng.uniform(0, size)
     left, top = max(int(x) - half, 0), max(int(y) - half, 0)
@@ -345,8 +333,8 @@ def _blend(window: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> None:
     window += alpha[..., None] * (color - window)
 
 
-def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
-    """How far inside an irregular round outline each pixel lies, in px; below 0 outside."""
+def _blob(rng: Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
+    """Compute each pixel's depth in px inside an irregular round outline; below 0 outside."""
     angle, turn = np.arctan2(y, x), rng.uniform(0, np.pi)
     stretch = rng.uniform(1.0, 1.7)
     u = (x * math.cos(turn) + y * math.sin(turn)) / stretch
@@ -358,8 +346,8 @@ def _blob(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: float,
     return radius * (1 + wobble) - np.hypot(u, v)
 
 
-def _grain(rng: np.random.Generator, scene: Scene) -> None:
-    """A mineral grain: small, rounded, glassy, with a dark rim and a spark of light."""
+def _grain(rng: Generator, scene: Scene) -> None:
+    """Draw a mineral grain: small, rounded, glassy, with a dark rim and a spark of light."""
     radius = rng.uniform(1.8, 4.2)
     window, x, y = _window(rng, scene, 5 * radius)
     inside = _blob(rng, x, y, radius, 0.12)
@@ -374,8 +362,8 @@ def _grain(rng: np.random.Generator, scene: Scene) -> None:
     _blend(window, 0.62 * alpha, np.clip(color * tone[..., None], 0, 1))
 
 
-def _flake(rng: np.random.Generator, scene: Scene) -> None:
-    """A flake of organic matter: soft, mottled, brown, see-through at its edge."""
+def _flake(rng: Generator, scene: Scene) -> None:
+    """Draw a flake of organic matter: soft, mottled, brown, transparent at its edge."""
     radius = rng.uniform(4, 11)
     window, x, y = _window(rng, scene, 5 * radius)
     inside = _blob(rng, x, y, radius, 0.25)
@@ -387,29 +375,24 @@ def _flake(rng: np.random.Generator, scene: Scene) -> None:
     _blend(window, alpha, color * mottle[..., None])
 
 
-def _thread(rng: np.random.Generator, scene: Scene) -> None:
-    """An organic thread: thinner than any fibre here, dull brown, uneven, fading out."""
+def _thread(rng: Generator, scene: Scene) -> None:
+    """Draw an organic thread: thinner than any fibre here, dull brown, uneven, fading out."""
     size, span = scene.canvas.shape[0], rng.uniform(18, 70)
     start = rng.uniform(0, size, 2)
     heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.35, 16))
     steps = span / 16 * np.stack([np.cos(heading), np.sin(heading)], 1)
     points = np.concatenate([[start], start + np.cumsum(steps, 0)])
-    low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
-    high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, size)
-    if (high <= low).any():
+    window, line = draw_hairline(scene, points)
+    if not line.size:
         return
-    line = np.zeros((high - low)[::-1], np.uint8)
-    fixed = np.round((points - low - 0.5) * 16).astype(np.int32)
-    cv2.polylines(line, [fixed], False, 255, 1, cv2.LINE_AA, shift=4)
-    soft = cv2.GaussianBlur(line.astype(np.float32) / 255, (0, 0), rng.uniform(0.5, 0.8))
+    soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.5, 0.8))
     soft *= np.clip(0.8 + 0.4 * smooth_noise(rng, soft.shape, 6), 0, 1.2)
     color = np.array([0.30, 0.40, 0.50]) * rng.uniform(0.7, 1.2)
-    window = scene.canvas[low[1] : high[1], low[0] : high[0]]
     _blend(window, np.clip(rng.uniform(0.4, 0.75) * soft, 0, 1), color)
 
 
-def _pollen(rng: np.random.Generator, scene: Scene) -> None:
-    """A pollen grain or spore: a small even yellow-brown ball."""
+def _pollen(rng: Generator, scene: Scene) -> None:
+    """Draw a pollen grain or spore: a small even yellow-brown ball."""
     radius = rng.uniform(3.0, 5.0)
     window, x, y = _window(rng, scene, 3 * radius)
     r = np.hypot(x, y) / radius
@@ -423,85 +406,70 @@ def _pollen(rng: np.random.Generator, scene: Scene) -> None:
     _blend(window, 0.8 * alpha, np.clip(color * tone[..., None], 0, 1))
 
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"}
-# Below this median brightness (0 to 1) a photograph is taken for a dark field.
-_DARK_BELOW = 0.35
-# What the drawn filters' brightness is about: particles are shaded for it.
-_PLAIN_LEVEL = 0.8
-# Decoded photographs that a process keeps, in bytes.
-_CACHE_BYTES = 256 * 2**20
-_cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
-_logger = logging.getLogger(__name__)
-
-
 @dataclasses.dataclass(frozen=True)
 class Blanks:
-    """Photographs of empty filters in a folder.
+    """Photographs of empty filters.
 
     Attributes:
-        root: the folder.
+        root: their folder.
         files: their paths below it with ``/``, sorted.
-        sha256: hash of all those names and of the bytes of the files.
+        bytes: total size of the files.
     """
 
     root: str
     files: tuple[str, ...]
-    sha256: str
+    bytes: int
 
 
 def find_blanks(folder: str | os.PathLike) -> Blanks:
     """Find the images in a folder and its sub-folders, by their suffix.
 
-    Hidden files and folders are passed over; files that are no images are named in a warning.
+    Hidden files and folders are skipped; other files are named in a warning.
 
     Args:
         folder: folder of JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or PPM files.
 
     Raises:
-        UserError: there is no such folder, it cannot be read, or it holds no image.
+        UserError: the folder does not exist, cannot be read or contains no image.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"--backgrounds {root} is not a folder: give a folder of blank images.")
-    names, others = [], []
+        raise UserError(
+            f"--backgrounds {root} is not a folder; expected a folder of blank images.",
+            code="file_missing",
+        )
+    names, others, total = [], [], 0
     try:
         for at, folders, files in os.walk(root, onerror=_raise):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                path = Path(at, name).relative_to(root).as_posix()
-                if not name.startswith("."):
-                    (names if Path(name).suffix.lower() in _SUFFIXES else others).append(path)
-        names.sort()
-        whole = hashlib.sha256()
-        for name in names:
-            whole.update(f"{name}\0{_hash(root / name)}\n".encode("utf-8", "surrogateescape"))
+            for path in (Path(at, name) for name in files if not name.startswith(".")):
+                name = path.relative_to(root).as_posix()
+                if path.suffix.lower() in _SUFFIXES and path.is_file():
+                    names.append(name)
+                    total += path.stat().st_size
+                else:
+                    others.append(name)
     except OSError as error:
         raise UserError(
-            f"{error.filename or root} cannot be read ({error.strerror}): change its permissions "
-            "or take it out of the folder of backgrounds."
+            f"{error.filename or root} cannot be read ({error.strerror}); change its permissions "
+            "or move it out of the folder of backgrounds.",
+            code="file_invalid",
         ) from error
     if not names:
-        raise UserError(f"--backgrounds {root} holds no image: put blank filter images there.")
+        raise UserError(
+            f"--backgrounds {root} contains no image; put blank filter images there.",
+            code="input_empty",
+        )
     if others:
         _logger.warning(
-            "%d files in %s are no images and are left aside, such as %s.",
+            "%d files in %s are not images and are ignored, such as %s.",
             *(len(others), root, min(others)),
         )
-    return Blanks(os.fspath(root), tuple(names), whole.hexdigest())
+    return Blanks(os.fspath(root), tuple(sorted(names)), total)
 
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _hash(path: Path) -> str:
-    if not path.is_file():  # reading a pipe would wait for ever
-        raise UserError(f"{path} is not a file: take it out of the folder of backgrounds.")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
@@ -510,10 +478,10 @@ def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
     Args:
         blanks: the photographs.
         size: side in px of the pictures to be rendered.
-        progress: whether to show a progress bar on stderr, where that is a terminal.
+        progress: whether to show a progress bar on stderr, if it is a terminal.
 
     Raises:
-        UserError: one cannot be read, or has a side below half of ``size``.
+        UserError: a photograph cannot be read, or has a side below half of ``size``.
     """
     for name in tqdm(
         blanks.files, desc="Checking backgrounds", unit="image", disable=None if progress else True
@@ -523,59 +491,59 @@ def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
         # A smaller one would show its mirror image more often than itself.
         if 2 * min(height, width) < size:
             raise UserError(
-                f"{path} is {width} x {height} px, too small for pictures of {size} px: "
-                f"take it out of the folder, or give a --size of at most {2 * min(height, width)}."
+                f"{path} is {width} x {height} px; expected at least half of --size {size} on "
+                "each side.",
+                code="image_size",
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class Camera:
-    """How a photograph was taken: what drawn particles need to look taken by the same camera.
+class Photograph:
+    """A photographed filter, with the camera that drawn particles must look taken by.
 
     Attributes:
-        name: the photograph's path below its folder.
-        photograph: float32 (size, size, 3), BGR, 0 to 1: the piece of it that is the ground.
-        light: float32, broadcast against it: what turns the evenly lit scene into it.
+        name: its path below its folder.
+        pixels: float32 (size, size, 3), BGR, 0 to 1: the piece under the particles.
+        light: float32, broadcast against it: factor from the evenly lit scene to the photograph.
         blur: standard deviation of the lens's blur in px.
         noise: standard deviation of the noise of a channel, 0 to 1.
     """
 
     name: str
-    photograph: np.ndarray
+    pixels: np.ndarray
     light: np.ndarray
     blur: float
     noise: float
 
-    def retake(self, rng: np.random.Generator, scene: Scene) -> np.ndarray:
-        """Photograph the scene: what was drawn gets blur and noise, what was there stays.
+    def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
+        """Add the drawn particles, with blur and noise, to the photograph.
 
         Args:
-            rng: where the numbers come from.
             scene: the finished scene on the photograph.
 
         Returns:
             uint8 (size, size, 3), BGR.
         """
-        drawn = scene.canvas * self.light - self.photograph
+        drawn = scene.canvas * self.light - self.pixels
         cover = scene.cover
         if self.blur > 0.3:
             drawn = cv2.GaussianBlur(drawn, (0, 0), self.blur)
             cover = cv2.GaussianBlur(cover, (0, 0), self.blur)
-        # A particle hides the photograph's noise where it covers it, and gets as much anew.
+        # A particle hides the photograph's noise below it, and gets as much of its own.
         noise = cv2.GaussianBlur(rng.standard_normal(drawn.shape, dtype=np.float32), (0, 0), 0.6)
         noise *= self.noise / max(float(noise.std()), 1e-6)
         hidden = np.sqrt(np.clip(1 - (1 - cover) ** 2, 0, 1))
-        image = self.photograph + drawn + noise * hidden[..., None]
+        image = self.pixels + drawn + noise * hidden[..., None]
         return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def photographed_filter(
     key: tuple[int | str, ...], size: int, blanks: Blanks
-) -> tuple[Scene, Camera]:
+) -> tuple[Scene, Photograph]:
     """Take a random piece of a random photograph as an empty filter.
 
     It is turned by right angles, mirrored and made up to 8 % brighter or darker at random; a
-    photograph that is smaller than the picture is continued by its mirror image.
+    photograph smaller than the picture is continued by its mirror image.
 
     Args:
         key: key of the picture's random stream.
@@ -583,7 +551,7 @@ def photographed_filter(
         blanks: the photographs.
 
     Returns:
-        The scene, evenly lit, and the camera that finishes it.
+        The scene, evenly lit, and the photograph that finishes it.
     """
     rng = generator(*key, "background")
     name = blanks.files[rng.integers(len(blanks.files))]
@@ -605,11 +573,11 @@ def photographed_filter(
     direction = np.array([np.cos(angle), np.sin(angle)])
     cover = np.zeros((size, size), np.float32)
     scene = Scene(photograph / lamp, direction, "photograph", dark, cover)
-    return scene, Camera(name, photograph, lamp, blur, noise)
+    return scene, Photograph(name, photograph, lamp, blur, noise)
 
 
 def _decoded(path: str) -> np.ndarray:
-    """Read an image, or take it from those last used by this process."""
+    """Read an image, or take it from the cache of this process."""
     if path in _cache:
         _cache.move_to_end(path)
         return _cache[path]
@@ -620,7 +588,7 @@ def _decoded(path: str) -> np.ndarray:
 
 
 def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
-    """Light over the field: its slow changes, and half of its cast (the rest is the filter's)."""
+    """Estimate the light over the field: slow changes, and half of the cast (half is colour)."""
     if dark:
         return np.ones((1, 1, 1), np.float32)
     size = photograph.shape[0]
@@ -634,8 +602,8 @@ def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
 def camera_of(gray: np.ndarray) -> tuple[float, float]:
     """Estimate blur and noise from the spectrum of a photograph.
 
-    The power at spatial frequency f (cycles a pixel) is taken as a f^-p exp(-(2 pi f s)^2) + n:
-    a natural texture (Field 1987), the lens's Gaussian blur s, white noise n.
+    Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n,
+    a natural texture (Field 1987) with the lens's Gaussian blur s and white noise n.
 
     Args:
         gray: float32 (H, W), 0 to 1.
@@ -651,7 +619,7 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
     bins = np.minimum((radius * 80).astype(int), 41)
     counts = np.bincount(bins.ravel(), minlength=42)
     mean = np.bincount(bins.ravel(), power.ravel(), minlength=42) / np.maximum(counts, 1)
-    # The lowest frequencies are the lamp, those beyond 0.5 lie in the spectrum's corners alone.
+    # The lowest frequencies are the lamp; only the spectrum's corners go beyond 0.5.
     f, mean = (np.arange(4, 40) + 0.5) / 80, np.maximum(mean[4:40], 1e-9)
     best = (np.inf, 0.6, 0.0)
     for exponent in (1.0, 1.5, 2.0):
@@ -666,10 +634,10 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
 
 
 def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
-    """Find the largest square of an image that no box reaches into.
+    """Find the largest square of an image that overlaps no box.
 
-    In the chessboard metric a pixel's distance d to the nearest occupied pixel is the radius of
-    the largest free square about it, of side 2 d - 1.
+    A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free
+    square of side 2 d - 1.
 
     Args:
         boxes: float (N, 4), x0, y0, x1, y1 in px; may reach out of the image.
@@ -677,7 +645,7 @@ def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int
         height: of the image in px.
 
     Returns:
-        left, top and side in px; the side is 0 where nothing is free.
+        left, top and side in px; the side is 0 if no pixel is free.
     """
     # A frame of occupied pixels: the square ends at the border.
     free = np.pad(np.ones((height, width), np.uint8), 1)
@@ -690,7 +658,7 @@ def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int
     radius = int(distance[row, column])
     if radius == 0:
         return 0, 0, 0
-    # Four neighbours, each the centre of such a square, are the middle of one of side 2 d.
+    # Four adjacent centres of such squares are the middle of a square of side 2 d.
     full = distance == radius
     middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
     if not middle.any():
@@ -712,17 +680,21 @@ def cut_blank_windows(
         json_file: COCO JSON whose particles are all annotated.
         image_root: its image folder.
         output: folder of the PNGs.
-        min_size: least side in px; images without such a square are left out.
+        min_size: smallest side in px; images without such a square are skipped.
         margin: px kept free around each particle, for its halo.
 
     Returns:
-        the files written, and the images left out.
+        The files written, and the images skipped.
 
     Raises:
         UserError: the data set cannot be used, or no image has such a square.
     """
     if min_size < 1 or margin < 0:
-        raise UserError(f"--min-size {min_size} and --margin {margin} must be above 0 px.")
+        raise UserError(
+            f"--min-size {min_size} or --margin {margin} is too small; expected at least 1 and "
+            "0 px.",
+            code="option_invalid",
+        )
     written, without, taken = [], [], set()
     for image in tqdm(load_instances(json_file, image_root), desc="Cutting", disable=None):
         boxes = np.array([a["bbox"] for a in image["annotations"]], float).reshape(-1, 4)
@@ -741,8 +713,9 @@ def cut_blank_windows(
         taken.add(path)
     if not written:
         raise UserError(
-            f"No image of {json_file} has a square of {min_size} px without a particle; lower "
-            "--min-size or --margin."
+            f"{json_file} has no image with a particle-free square of {min_size} px; lower "
+            "--min-size or --margin.",
+            code="input_empty",
         )
     return written, without
 
@@ -750,7 +723,7 @@ def cut_blank_windows(
 def _free_name(
     image: Path, root: str | os.PathLike, output: Path, place: str, taken: set[Path]
 ) -> Path:
-    """Name of a square, in the folder that the image has below its root; unlike all others."""
+    """Build the unique name of a square, in the image's own sub-folder."""
     folder = output / os.path.relpath(image.parent, root)
     path = folder / f"{image.stem}_{place}.png"
     return path if path not in taken else folder / f"{image.stem}_{image.suffix[1:]}_{place}.png"

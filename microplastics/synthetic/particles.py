@@ -1,10 +1,14 @@
-"""What calibration spheres look like: lenses in bright field, lobes and rims in dark field."""
+"""Shapes, true measures and looks of particles.
+
+``rng`` is the source of random numbers of every function that takes one.
+"""
 
 import dataclasses
 import math
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from shapely import affinity
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 from shapely.geometry.base import BaseGeometry
@@ -13,7 +17,6 @@ from microplastics.synthetic.camera import (
     Scene,
     fractal_noise,
     lognormal,
-    plane_noise,
     relief,
     smooth_noise,
 )
@@ -25,277 +28,14 @@ CATEGORIES = [
     {"id": FILM, "name": "Film", "supercategory": "microplastic"},
 ]
 BEAD_CATEGORIES = [{"id": 1, "name": "Bead", "supercategory": "microplastic"}]
-# A fibre is at most this many times as long as wide.
+# Maximum ratio of a fibre's length to its width.
 MAX_ASPECT_RATIO = 70
-# A tip thinner than 2 TIP px belongs to an outline but to no pixel of its mask: outlines are made
-# with such tips of at most NEEDLE px, see :func:`opened`.
+# Tips thinner than 2 TIP px belong to an outline but to no pixel of its mask. Outlines have such
+# tips of at most NEEDLE px, see :func:`opened`.
 TIP, NEEDLE = 0.4, 0.75
-
-
-@dataclasses.dataclass(frozen=True)
-class Particle:
-    """One particle as it is drawn, whole, wherever the frame cuts it.
-
-    Attributes:
-        category_id: FIBER, FRAGMENT, FILM or BEAD.
-        outline: its outline in px; a fibre that meets itself has holes.
-        core: float64 (N, 2): a fibre's centreline, a bead's centre, else the outline's corners,
-            in px.
-        radius: half the width of a fibre's tube or of a bead in px, 0 for the others.
-    """
-
-    category_id: int
-    outline: Polygon
-    core: np.ndarray
-    radius: float = 0.0
-
-    def moved(self, dx: float, dy: float) -> "Particle":
-        """Shift by (dx, dy) px."""
-        return dataclasses.replace(
-            self, outline=affinity.translate(self.outline, dx, dy), core=self.core + (dx, dy)
-        )
-
-    def truth(self, um_per_px: float) -> dict[str, float]:
-        """True measures of the whole particle.
-
-        A fibre is the set of points within ``radius`` of its centreline: its length is that of
-        the centreline and the two end radii, its width the tube's, and each Feret diameter that
-        of the centreline plus the tube's width (the support function of a sum is the sum of the
-        support functions). A bead is the same about a single point. For the others length is the
-        maximum and width the minimum Feret diameter. Area and perimeter are those of the outline
-        (shoelace formula).
-
-        Args:
-            um_per_px: micrometres per pixel.
-
-        Returns:
-            ``length_um``, ``width_um``, ``feret_max_um``, ``feret_min_um``, ``area_um2``,
-            ``perimeter_um``.
-        """
-        feret_max, feret_min = feret_diameters(self.core)
-        width = 2 * self.radius
-        feret_max, feret_min = feret_max + width, feret_min + width
-        length, breadth = feret_max, feret_min
-        if self.category_id == FIBER:
-            steps = np.diff(self.core, axis=0)
-            length, breadth = float(np.hypot(*steps.T).sum()) + width, width
-        return {
-            "length_um": length * um_per_px,
-            "width_um": breadth * um_per_px,
-            "feret_max_um": feret_max * um_per_px,
-            "feret_min_um": feret_min * um_per_px,
-            "area_um2": self.outline.area * um_per_px**2,
-            "perimeter_um": self.outline.length * um_per_px,
-        }
-
-
-def opened(shape: BaseGeometry) -> BaseGeometry:
-    """Open a shape (erode, then dilate) by TIP px: tips, necks and slivers thinner than 2 TIP go.
-
-    Joins are mitred, so that blunt corners and curves stay as they are.
-    """
-    mitre = {"join_style": "mitre", "mitre_limit": 2.0}
-    return shape.buffer(-TIP, **mitre).buffer(TIP, **mitre).intersection(shape)
-
-
-def feret_diameters(points: np.ndarray) -> tuple[float, float]:
-    """Largest and smallest Feret diameter of the convex hull of ``points``.
-
-    The smallest width of a convex polygon is taken at right angles to one of its edges (the
-    theorem behind rotating calipers: Shamos 1978; Toussaint 1983).
-
-    Args:
-        points: float (N, 2), N >= 1.
-
-    Returns:
-        (largest, smallest) in the unit of ``points``; the smallest of points on a line is 0.
-    """
-    hull = MultiPoint(points).convex_hull
-    if not isinstance(hull, Polygon):
-        minx, miny, maxx, maxy = hull.bounds
-        return math.hypot(maxx - minx, maxy - miny), 0.0
-    corners = np.asarray(hull.exterior.coords)
-    edges = np.diff(corners, axis=0)
-    corners = corners[:-1]
-    apart = corners[:, None] - corners[None]
-    normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / np.hypot(*edges.T)[:, None]
-    reach = corners @ normals.T
-    return float(np.hypot(*apart.T).max()), float(np.ptp(reach, axis=0).min())
-
-
-def make_fiber(rng: np.random.Generator, size: int) -> Particle:
-    """Draw a fibre around the origin: a tube of 3 to 10 px around a smooth curve.
-
-    Half of them are nearly straight, most others curl, a few are coiled; some are far longer.
-
-    Args:
-        rng: where the numbers come from.
-        size: side of the image in px; a fibre is at most 1.3 times as long.
-    """
-    style = rng.choice(3, p=[0.56, 0.36, 0.08])
-    width = lognormal(rng, (7.0, 6.0, 5.0)[style], 0.22, (4.5, 3.0, 3.0)[style], 10.0)
-    longest = min(MAX_ASPECT_RATIO * width, 1.3 * size)
-    median = 72 if rng.random() > 0.06 else 300
-    length = lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
-    return _curled_tube(rng, int(style), width, min(length, longest))
-
-
-def make_long_fiber(rng: np.random.Generator, length: float) -> Particle:
-    """Draw a fibre around the origin that is as long as told: a thread of 5 to 10 px.
-
-    Args:
-        rng: where the numbers come from.
-        length: its length in px.
-    """
-    width = lognormal(rng, 7.0, 0.2, 5.0, 10.0)
-    style = int(rng.choice(3, p=[0.4, 0.5, 0.1]))
-    return _curled_tube(rng, style, width, length, waves=4 + int(length / 300))
-
-
-def _curled_tube(
-    rng: np.random.Generator, style: int, width: float, length: float, waves: int = 4
-) -> Particle:
-    """A tube about a smooth curve: nearly straight (style 0), curled (1) or coiled (2)."""
-    count = max(int((length - width) / 2.0), 8)
-    step = (length - width) / count
-    along = np.linspace(0, 1, count)
-    # The heading turns by a few slow waves: their number and strength make the style.
-    turn = (0.5, 2.0, 5.0)[style] * (0.3 + rng.random())
-    heading = rng.uniform(0, 2 * np.pi) + turn * rng.choice([-1, 1]) * (along - 0.5)
-    for wave in range(1, waves):
-        swing = (0.10, 0.55, 0.8)[style] * rng.standard_normal() / wave
-        heading = heading + swing * np.sin(2 * np.pi * wave * along * 0.8 + rng.uniform(0, 6.28))
-    # No bend tighter than the tube itself allows.
-    bend = np.diff(heading)
-    limit = step / (1.3 * width)
-    heading = heading[0] + np.concatenate([[0], np.cumsum(np.clip(bend, -limit, limit))])
-    steps = step * np.stack([np.cos(heading), np.sin(heading)], 1)
-    core = np.concatenate([[[0.0, 0.0]], np.cumsum(steps, axis=0)])
-    core -= core.mean(0)
-    outline = LineString(core).buffer(width / 2, quad_segs=16).simplify(0.03)
-    return Particle(FIBER, outline, core, width / 2)
-
-
-def make_fragment(rng: np.random.Generator, size: int) -> Particle:
-    """Draw a fragment around the origin: an angular chip with broken edges.
-
-    Args:
-        rng: where the numbers come from.
-        size: side of the image in px; a fragment spans at most 0.4 of it.
-    """
-    span = lognormal(rng, 30, 0.33, 13, min(95, 0.4 * size))
-    while True:
-        corners = int(rng.integers(5, 10))
-        spacing = rng.dirichlet(np.full(corners, 4.0))
-        angles = 2 * np.pi * (np.cumsum(spacing) + rng.random())
-        radii = rng.uniform(0.72, 1.1, corners)
-        if rng.random() < 0.3:
-            radii[rng.integers(corners)] *= 0.6
-        points = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-        points[:, 1] *= rng.uniform(0.5, 1.0)
-        points = _broken(rng, points @ _rotation(rng), 0.035)
-        particle = _polygon_particle(FRAGMENT, points, span)
-        if particle is not None:
-            return particle
-
-
-def make_film(rng: np.random.Generator, size: int) -> Particle:
-    """Draw a film around the origin: a large soft outline, often cut straight somewhere.
-
-    Args:
-        rng: where the numbers come from.
-        size: side of the image in px; a film spans at most 0.5 of it.
-    """
-    span = lognormal(rng, 56, 0.30, 28, min(150, 0.5 * size))
-    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    while True:
-        radius = np.ones_like(angles)
-        for wave in range(2, 7):
-            swing = 0.22 * rng.standard_normal() / wave**0.8
-            radius += swing * np.cos(wave * angles + rng.uniform(0, 6.28))
-        points = np.maximum(radius, 0.45)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-        points[:, 1] *= rng.uniform(0.5, 0.95)
-        shape = Polygon(points)
-        for _ in range(int(rng.integers(0, 4))):
-            # A half plane that takes off a slice: a cut edge.
-            cut = affinity.rotate(
-                box(-4, -4, rng.uniform(0.45, 0.85), 4), rng.uniform(0, 360), origin=(0, 0)
-            )
-            shape = shape.intersection(cut)
-        if not isinstance(shape, Polygon) or shape.is_empty:
-            continue
-        points = np.asarray(shape.exterior.coords)[:-1] @ _rotation(rng)
-        particle = _polygon_particle(FILM, _broken(rng, points, 0.02), span)
-        if particle is not None:
-            return particle
-
-
-def make_bead(rng: np.random.Generator, size: int, diameter: float | None = None) -> Particle:
-    """Draw a bead around the origin: a sphere, seen as a disc.
-
-    Args:
-        rng: where the numbers come from.
-        size: side of the image in px; a bead spans at most 0.4 of it.
-        diameter: of the batch, in px; its beads vary by 4 %. A batch of its own if None.
-    """
-    diameter = bead_diameter(rng) if diameter is None else diameter
-    radius = min(diameter * rng.normal(1, 0.04), 0.4 * size) / 2
-    outline = Point(0, 0).buffer(radius, quad_segs=16 if radius < 30 else 32)
-    return Particle(BEAD, outline, np.zeros((1, 2)), radius)
-
-
-def bead_diameter(rng: np.random.Generator) -> float:
-    """Draw the diameter of a batch of beads in px: two thirds of the batches are small."""
-    if rng.random() < 0.65:
-        return lognormal(rng, 25, 0.25, 16, 42)
-    return lognormal(rng, 82, 0.22, 50, 130)
-
-
-MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: make_bead}
-
-
-def _polygon_particle(category_id: int, points: np.ndarray, span: float) -> Particle | None:
-    """Scale to a maximum Feret diameter of ``span`` px.
-
-    None where the outline crosses itself, is too slender, or ends in a needle: a tip of more than
-    NEEDLE px that an opening (erosion, dilation) by TIP px takes off, which no pixel would show.
-    """
-    points = points * (span / feret_diameters(points)[0])
-    outline = Polygon(points - points.mean(0))
-    if not outline.is_valid or feret_diameters(points)[1] < 0.35 * span:
-        return None
-    if opened(outline).hausdorff_distance(outline) > NEEDLE:
-        return None
-    return Particle(category_id, outline, np.asarray(outline.exterior.coords)[:-1])
-
-
-def _broken(rng: np.random.Generator, points: np.ndarray, amount: float) -> np.ndarray:
-    """Put one or two displaced points on each long edge (midpoint displacement)."""
-    for _ in range(2):
-        following = np.roll(points, -1, axis=0)
-        edges = following - points
-        lengths = np.hypot(*edges.T)
-        shift = amount * rng.standard_normal(len(points)) * lengths
-        normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / lengths[:, None]
-        share = rng.uniform(0.3, 0.7, len(points))[:, None]
-        middles = points + share * edges + shift[:, None] * normals
-        together = np.stack([points, middles], 1).reshape(-1, 2)
-        points = together[np.stack([np.full(len(points), True), lengths > 0.25], 1).ravel()]
-    return points
-
-
-def _rotation(rng: np.random.Generator) -> np.ndarray:
-    angle = rng.uniform(0, 2 * np.pi)
-    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-
-
-# Shapes are filled at this many samples a pixel along each axis, then averaged.
-SAMPLES = 3
-# Least colour difference (0 to 1) between a particle and what lies under it along its contour.
-MIN_CONTRAST = 0.13
-_MARGIN = 8
-
-# Colours as labs name them, R G B of 0 to 255.
+# Samples per pixel along each axis at which shapes are filled.
+_SAMPLES = 3
+# Colours by the names that labs use, R G B of 0 to 255.
 _COLORS = {
     "blue": (42, 78, 172),
     "navy": (28, 38, 92),
@@ -323,96 +63,250 @@ _FILM_ON_BRIGHT = (
     (120, 130, 140),
 )
 _FILM_ON_DARK = ((150, 175, 190), (190, 190, 180), (140, 175, 150), (180, 150, 175))
+# Light that beads scatter in dark field, B G R, and its frequency.
+_SCATTER = np.array([(0.95, 1.0, 0.97), (0.7, 0.98, 0.95), (0.25, 0.7, 1.0), (0.95, 0.8, 1.0)])
+_SCATTER_FREQUENCY = (0.5, 0.22, 0.13, 0.15)
 
 
-@dataclasses.dataclass
-class Layer:
-    """A painted particle over a window of the canvas.
+@dataclasses.dataclass(frozen=True)
+class Particle:
+    """A whole particle, including the part outside the frame.
 
     Attributes:
-        window: (rows, columns) of the canvas.
-        color: float32 (h, w, 3), BGR.
-        alpha: float32 (h, w), how much of ``color`` covers what is below.
-        coverage: float32 (h, w), the share of each pixel inside the outline.
+        category_id: FIBER, FRAGMENT, FILM or BEAD.
+        outline: outline in px; a fibre that crosses itself has holes.
+        core: float64 (N, 2), a fibre's centreline, a bead's centre, else the outline's corners,
+            in px.
+        radius: half the width of a fibre or bead in px, 0 for the others.
     """
 
-    window: tuple[slice, slice]
-    color: np.ndarray
-    alpha: np.ndarray
-    coverage: np.ndarray
+    category_id: int
+    outline: Polygon
+    core: np.ndarray
+    radius: float = 0.0
+
+    def moved(self, dx: float, dy: float) -> "Particle":
+        """Shift by (dx, dy) px."""
+        return dataclasses.replace(
+            self, outline=affinity.translate(self.outline, dx, dy), core=self.core + (dx, dy)
+        )
+
+    def truth(self, um_per_px: float) -> dict[str, float]:
+        """Compute the true measures of the whole particle.
+
+        A fibre is the set of points within ``radius`` of its centreline. Its length is the
+        centreline's plus its width, and each Feret diameter is the centreline's plus its width
+        (the support function of a sum is the sum of the support functions). A bead is the same
+        about a single point. For the others length is the maximum and width the minimum Feret
+        diameter. Area and perimeter come from the outline (shoelace formula).
+
+        Args:
+            um_per_px: micrometres per pixel.
+
+        Returns:
+            ``length_um``, ``width_um``, ``feret_max_um``, ``feret_min_um``, ``area_um2``,
+            ``perimeter_um``.
+        """
+        feret_max, feret_min = feret_diameters(self.core)
+        width = 2 * self.radius
+        feret_max, feret_min = feret_max + width, feret_min + width
+        length, breadth = feret_max, feret_min
+        if self.category_id == FIBER:
+            steps = np.diff(self.core, axis=0)
+            length, breadth = float(np.hypot(*steps.T).sum()) + width, width
+        return {
+            "length_um": length * um_per_px,
+            "width_um": breadth * um_per_px,
+            "feret_max_um": feret_max * um_per_px,
+            "feret_min_um": feret_min * um_per_px,
+            "area_um2": self.outline.area * um_per_px**2,
+            "perimeter_um": self.outline.length * um_per_px,
+        }
 
 
-class Crop:
-    """The window of a particle and ``margin`` px around it, drawn at SAMPLES a pixel."""
+@dataclasses.dataclass(frozen=True)
+class SphereLook:
+    """Look of all beads of a picture, taken by one microscope at one focus.
 
-    def __init__(self, particle: Particle, size: int, margin: int = _MARGIN):
-        left, top, right, bottom = particle.outline.bounds
-        self.left, self.top = max(int(left) - margin, 0), max(int(top) - margin, 0)
-        self.right = min(int(right) + margin + 1, size)
-        self.bottom = min(int(bottom) + margin + 1, size)
-        self.shape = (self.bottom - self.top, self.right - self.left)
-        self.window = (slice(self.top, self.bottom), slice(self.left, self.right))
-        self.origin = np.array([self.left, self.top])
+    Attributes:
+        ring: depth of the dark ring in bright field.
+        width: width of rings as a fraction of the radius.
+        core: brightness of the middle relative to the ground in bright field.
+        tint: float64 (3,), B G R, colour of the middle.
+        halo: strength of the light around the outline.
+        lobes: number of bright spots on a sphere in dark field, 0 for an even ring.
+        turn: direction of the first spot in rad.
+        middle: distance of the light from the centre in dark field, in radii.
+        glare: overexposure in dark field.
+    """
 
-    def canvas(self, *channels: int) -> np.ndarray:
-        return np.zeros((self.shape[0] * SAMPLES, self.shape[1] * SAMPLES, *channels), np.uint8)
-
-    def fixed(self, points: np.ndarray) -> np.ndarray:
-        """Image px -> samples in OpenCV's 1/16 fixed point; its pixel centres are integers."""
-        samples = (np.asarray(points) - self.origin) * SAMPLES - 0.5
-        return np.round(samples * 16).astype(np.int32)
-
-    def fill(self, canvas: np.ndarray, points: np.ndarray, value) -> None:
-        cv2.fillPoly(canvas, [self.fixed(points)], value, shift=4)
-
-    def holds(self, points: np.ndarray, margin: float) -> np.ndarray:
-        """Which points lie in the window or within ``margin`` px of it, bool (N,)."""
-        off = points - self.origin
-        return ((off > -margin) & (off < np.array(self.shape[::-1]) + margin)).all(1)
-
-    def reduce(self, canvas: np.ndarray) -> np.ndarray:
-        small = cv2.resize(canvas, self.shape[::-1], interpolation=cv2.INTER_AREA)
-        return small.astype(np.float32) / 255
-
-    def coverage(self, outline: Polygon) -> np.ndarray:
-        canvas = self.canvas()
-        rings = [outline.exterior, *outline.interiors]
-        cv2.fillPoly(canvas, [self.fixed(r.coords) for r in rings], 255, shift=4)
-        return self.reduce(canvas)
+    ring: float
+    width: float
+    core: float
+    tint: np.ndarray
+    halo: float
+    lobes: int
+    turn: float
+    middle: float
+    glare: float
 
 
-def paint(
-    rng: np.random.Generator,
-    particle: Particle,
-    scene: Scene,
-    min_contrast: float = MIN_CONTRAST,
-    tries: int = 5,
-) -> bool:
-    """Paint a particle onto the scene in a colour that stands out from what is below it.
+def opened(shape: BaseGeometry) -> BaseGeometry:
+    """Open a shape (erode, then dilate) by TIP px, which removes tips thinner than 2 TIP.
+
+    Joins are mitred, so that blunt corners and curves do not change.
+    """
+    mitre = {"join_style": "mitre", "mitre_limit": 2.0}
+    return shape.buffer(-TIP, **mitre).buffer(TIP, **mitre).intersection(shape)
+
+
+def feret_diameters(points: np.ndarray) -> tuple[float, float]:
+    """Compute the largest and smallest Feret diameter of the convex hull of ``points``.
+
+    The smallest width of a convex polygon is perpendicular to one of its edges (the theorem of
+    rotating calipers: Shamos 1978; Toussaint 1983).
 
     Args:
-        rng: where the numbers come from.
-        particle: what to paint; it may reach beyond the frame.
-        scene: changed in place.
-        min_contrast: least :func:`contour_contrast`.
-        tries: colours that are tried.
+        points: float (N, 2), N >= 1.
 
     Returns:
-        Whether it was painted: False, and the scene unchanged, where every colour tried comes
-        out below ``min_contrast`` along the contour.
+        (largest, smallest) in the unit of ``points``; the smallest is 0 for points on a line.
     """
-    crop = Crop(particle, scene.canvas.shape[0])
+    hull = MultiPoint(points).convex_hull
+    if not isinstance(hull, Polygon):
+        minx, miny, maxx, maxy = hull.bounds
+        return math.hypot(maxx - minx, maxy - miny), 0.0
+    corners = np.asarray(hull.exterior.coords)
+    edges = np.diff(corners, axis=0)
+    corners = corners[:-1]
+    apart = corners[:, None] - corners[None]
+    normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / np.hypot(*edges.T)[:, None]
+    reach = corners @ normals.T
+    return float(np.hypot(*apart.T).max()), float(np.ptp(reach, axis=0).min())
+
+
+def make_fiber(rng: Generator, size: int) -> Particle:
+    """Draw a fibre around the origin: a tube of 3 to 10 px around a smooth curve.
+
+    Half of them are nearly straight, most others curl, a few are coiled; some are far longer.
+
+    Args:
+        size: side of the image in px; a fibre is at most 1.3 times as long.
+    """
+    style = rng.choice(3, p=[0.56, 0.36, 0.08])
+    width = lognormal(rng, (7.0, 6.0, 5.0)[style], 0.22, (4.5, 3.0, 3.0)[style], 10.0)
+    longest = min(MAX_ASPECT_RATIO * width, 1.3 * size)
+    median = 72 if rng.random() > 0.06 else 300
+    length = lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
+    return _curled_tube(rng, int(style), width, min(length, longest))
+
+
+def make_long_fiber(rng: Generator, length: float) -> Particle:
+    """Draw a fibre of a given length in px around the origin: a thread of 5 to 10 px."""
+    width = lognormal(rng, 7.0, 0.2, 5.0, 10.0)
+    style = int(rng.choice(3, p=[0.4, 0.5, 0.1]))
+    return _curled_tube(rng, style, width, length, waves=4 + int(length / 300))
+
+
+def make_fragment(rng: Generator, size: int) -> Particle:
+    """Draw a fragment around the origin: an angular chip with broken edges.
+
+    Args:
+        size: side of the image in px; a fragment spans at most 0.4 of it.
+    """
+    span = lognormal(rng, 30, 0.33, 13, min(95, 0.4 * size))
+    while True:
+        corners = int(rng.integers(5, 10))
+        spacing = rng.dirichlet(np.full(corners, 4.0))
+        angles = 2 * np.pi * (np.cumsum(spacing) + rng.random())
+        radii = rng.uniform(0.72, 1.1, corners)
+        if rng.random() < 0.3:
+            radii[rng.integers(corners)] *= 0.6
+        points = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        points[:, 1] *= rng.uniform(0.5, 1.0)
+        points = _broken(rng, points @ _rotation(rng), 0.035)
+        particle = _polygon_particle(FRAGMENT, points, span)
+        if particle is not None:
+            return particle
+
+
+def make_film(rng: Generator, size: int) -> Particle:
+    """Draw a film around the origin: a large soft outline, often cut straight somewhere.
+
+    Args:
+        size: side of the image in px; a film spans at most 0.5 of it.
+    """
+    span = lognormal(rng, 56, 0.30, 28, min(150, 0.5 * size))
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    while True:
+        radius = np.ones_like(angles)
+        for wave in range(2, 7):
+            swing = 0.22 * rng.standard_normal() / wave**0.8
+            radius += swing * np.cos(wave * angles + rng.uniform(0, 6.28))
+        points = np.maximum(radius, 0.45)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        points[:, 1] *= rng.uniform(0.5, 0.95)
+        shape = Polygon(points)
+        for _ in range(int(rng.integers(0, 4))):
+            # A half plane that removes a slice: a cut edge.
+            cut = affinity.rotate(
+                box(-4, -4, rng.uniform(0.45, 0.85), 4), rng.uniform(0, 360), origin=(0, 0)
+            )
+            shape = shape.intersection(cut)
+        if not isinstance(shape, Polygon) or shape.is_empty:
+            continue
+        points = np.asarray(shape.exterior.coords)[:-1] @ _rotation(rng)
+        particle = _polygon_particle(FILM, _broken(rng, points, 0.02), span)
+        if particle is not None:
+            return particle
+
+
+def make_bead(rng: Generator, size: int, diameter: float | None = None) -> Particle:
+    """Draw a bead around the origin: a sphere, seen as a disc.
+
+    Args:
+        size: side of the image in px; a bead spans at most 0.4 of it.
+        diameter: of the batch, in px, which varies by 4 %; None for a batch of its own.
+    """
+    diameter = bead_diameter(rng) if diameter is None else diameter
+    radius = min(diameter * rng.normal(1, 0.04), 0.4 * size) / 2
+    outline = Point(0, 0).buffer(radius, quad_segs=16 if radius < 30 else 32)
+    return Particle(BEAD, outline, np.zeros((1, 2)), radius)
+
+
+def bead_diameter(rng: Generator) -> float:
+    """Draw the diameter of a batch of beads in px: two thirds of the batches are small."""
+    if rng.random() < 0.65:
+        return lognormal(rng, 25, 0.25, 16, 42)
+    return lognormal(rng, 82, 0.22, 50, 130)
+
+
+MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: make_bead}
+
+
+def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
+    """Paint a particle onto the scene in a colour that stands out from the ground.
+
+    Args:
+        particle: particle in px of the scene; it may exceed the frame.
+        scene: changed in place.
+        min_contrast: minimum :func:`contour_contrast`.
+
+    Returns:
+        Whether it was painted: False, with the scene unchanged, if five colours in succession are
+        below ``min_contrast``.
+    """
+    crop = _Crop(particle, scene.canvas.shape[0])
     coverage = crop.coverage(particle.outline)
     below = scene.canvas[crop.window]
-    for _ in range(tries):
+    for _ in range(5):
         if particle.category_id == FIBER:
             color, alpha = _tube(rng, particle, scene, crop)
         elif particle.category_id == FRAGMENT:
             color, alpha = _facets(rng, particle, scene, crop)
         else:
             color, alpha = _sheet(rng, particle, scene, crop, coverage)
-        layer = Layer(crop.window, color, alpha * coverage, coverage)
-        painted, alpha = _composite(rng, layer, particle, scene)
+        alpha = alpha * coverage
+        painted, alpha = _composite(rng, particle, scene, below, (color, alpha, coverage))
         if contour_contrast(painted, below, coverage) >= min_contrast:
             scene.canvas[crop.window] = painted
             if scene.cover is not None:
@@ -422,16 +316,16 @@ def paint(
 
 
 def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarray) -> float:
-    """Colour difference that a particle makes just inside its contour.
+    """Compute the colour difference that a particle makes just inside its contour.
 
     Args:
         painted: float32 (h, w, 3) with the particle.
         below: float32 (h, w, 3) without it.
-        coverage: float32 (h, w), the share of each pixel inside the outline.
+        coverage: float32 (h, w), fraction of each pixel inside the outline.
 
     Returns:
         The 30th percentile along the contour of the root mean square difference over the
-        channels: most of the contour stands out at least that much.
+        channels, 0 to 1: most of the contour stands out at least as much.
     """
     inside = coverage >= 0.5
     deep = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1) > 0
@@ -442,30 +336,186 @@ def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarra
     return float(np.percentile(np.sqrt((difference**2).mean(1)), 30))
 
 
-def _composite(
-    rng: np.random.Generator, layer: Layer, particle: Particle, scene: Scene
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lay the painted particle and its shadow over the canvas.
+def sphere_look(rng: Generator, diameter: float) -> SphereLook:
+    """Draw the look of beads of a diameter in px: only large ones scatter mainly from the rim."""
+    large = diameter > 46
+    return SphereLook(
+        ring=rng.uniform(0.08, 0.42),
+        width=rng.uniform(0.12, 0.26) if large else rng.uniform(0.18, 0.34),
+        core=rng.uniform(-0.08, 0.16) if large else rng.uniform(-0.3, 0.08),
+        tint=np.array([0.95, 1.02, 0.96]) + rng.normal(0, 0.03, 3),
+        halo=rng.uniform(0.0, 0.12),
+        lobes=int(rng.choice([0, 4], p=[0.3, 0.7])),
+        turn=rng.uniform(0, np.pi),
+        middle=rng.uniform(0.82, 0.98) if large else rng.uniform(0.4, 0.72),
+        glare=rng.lognormal(-0.2, 0.5),
+    )
+
+
+def paint_bead(
+    rng: Generator,
+    bead: Particle,
+    scene: Scene,
+    look: SphereLook,
+    min_contrast: float,
+) -> bool:
+    """Paint a bead, and the light around it, onto the scene.
+
+    Args:
+        bead: bead in px of the scene; it may exceed the frame.
+        scene: changed in place.
+        look: look of the picture's beads.
+        min_contrast: minimum :func:`contour_contrast`.
 
     Returns:
-        Its window as it would be, and how much of it the particle covers.
+        Whether it was painted: False, with the scene unchanged, if three attempts in succession
+        are below ``min_contrast``.
     """
+    crop = _Crop(bead, scene.canvas.shape[0], margin=8 + int(0.6 * bead.radius))
+    rows, columns = np.mgrid[: crop.shape[0], : crop.shape[1]].astype(np.float32)
+    x = columns + np.float32(crop.origin[0] + 0.5 - bead.core[0, 0])
+    y = rows + np.float32(crop.origin[1] + 0.5 - bead.core[0, 1])
+    polar = np.hypot(x, y) / np.float32(bead.radius), np.arctan2(y, x)
+    coverage = crop.coverage(bead.outline)
+    below = scene.canvas[crop.window]
+    for _ in range(3):
+        painter = _scattering if scene.dark else _refracting
+        painted = painter(rng, below, polar, coverage, look, scene)
+        # Not all beads lie in the focal plane.
+        blur = rng.uniform(0.0, 0.07) * bead.radius
+        if blur > 0.3:
+            painted = below + cv2.GaussianBlur(painted - below, (0, 0), blur)
+        if contour_contrast(painted, below, coverage) >= min_contrast:
+            scene.canvas[crop.window] = painted
+            return True
+    return False
+
+
+def _curled_tube(
+    rng: Generator, style: int, width: float, length: float, waves: int = 4
+) -> Particle:
+    """Draw a tube about a smooth curve: nearly straight (style 0), curled (1) or coiled (2)."""
+    count = max(int((length - width) / 2.0), 8)
+    step = (length - width) / count
+    along = np.linspace(0, 1, count)
+    # The heading turns in a few slow waves, whose strength makes the style.
+    turn = (0.5, 2.0, 5.0)[style] * (0.3 + rng.random())
+    heading = rng.uniform(0, 2 * np.pi) + turn * rng.choice([-1, 1]) * (along - 0.5)
+    for wave in range(1, waves):
+        swing = (0.10, 0.55, 0.8)[style] * rng.standard_normal() / wave
+        heading = heading + swing * np.sin(2 * np.pi * wave * along * 0.8 + rng.uniform(0, 6.28))
+    # No bend tighter than the tube itself allows.
+    bend = np.diff(heading)
+    limit = step / (1.3 * width)
+    heading = heading[0] + np.concatenate([[0], np.cumsum(np.clip(bend, -limit, limit))])
+    steps = step * np.stack([np.cos(heading), np.sin(heading)], 1)
+    core = np.concatenate([[[0.0, 0.0]], np.cumsum(steps, axis=0)])
+    core -= core.mean(0)
+    outline = LineString(core).buffer(width / 2, quad_segs=16).simplify(0.03)
+    return Particle(FIBER, outline, core, width / 2)
+
+
+def _polygon_particle(category_id: int, points: np.ndarray, span: float) -> Particle | None:
+    """Scale to a maximum Feret diameter of ``span`` px.
+
+    None if the outline crosses itself, is too slender, or has a tip of more than NEEDLE px that
+    :func:`opened` removes.
+    """
+    points = points * (span / feret_diameters(points)[0])
+    outline = Polygon(points - points.mean(0))
+    if not outline.is_valid or feret_diameters(points)[1] < 0.35 * span:
+        return None
+    if opened(outline).hausdorff_distance(outline) > NEEDLE:
+        return None
+    return Particle(category_id, outline, np.asarray(outline.exterior.coords)[:-1])
+
+
+def _broken(rng: Generator, points: np.ndarray, amount: float) -> np.ndarray:
+    """Break each long edge twice (midpoint displacement)."""
+    for _ in range(2):
+        following = np.roll(points, -1, axis=0)
+        edges = following - points
+        lengths = np.hypot(*edges.T)
+        shift = amount * rng.standard_normal(len(points)) * lengths
+        normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / lengths[:, None]
+        place = rng.uniform(0.3, 0.7, len(points))[:, None]
+        middles = points + place * edges + shift[:, None] * normals
+        together = np.stack([points, middles], 1).reshape(-1, 2)
+        points = together[np.stack([np.full(len(points), True), lengths > 0.25], 1).ravel()]
+    return points
+
+
+def _rotation(rng: Generator) -> np.ndarray:
+    angle = rng.uniform(0, 2 * np.pi)
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+
+
+class _Crop:
+    """A window of ``margin`` px around a particle, drawn at _SAMPLES per pixel."""
+
+    def __init__(self, particle: Particle, size: int, margin: int = 8):
+        left, top, right, bottom = (int(v) for v in particle.outline.bounds)
+        rows = slice(max(top - margin, 0), min(bottom + margin + 1, size))
+        columns = slice(max(left - margin, 0), min(right + margin + 1, size))
+        self.window = rows, columns
+        self.shape = rows.stop - rows.start, columns.stop - columns.start
+        self.origin = np.array([columns.start, rows.start])
+
+    def canvas(self, *channels: int) -> np.ndarray:
+        """Make an empty drawing, uint8."""
+        return np.zeros((self.shape[0] * _SAMPLES, self.shape[1] * _SAMPLES, *channels), np.uint8)
+
+    def fixed(self, points: np.ndarray) -> np.ndarray:
+        """Convert px to samples in OpenCV's 1/16 fixed point, with integers at pixel centres."""
+        samples = (np.asarray(points) - self.origin) * _SAMPLES - 0.5
+        return np.round(samples * 16).astype(np.int32)
+
+    def fill(self, canvas: np.ndarray, points: np.ndarray, value) -> None:
+        """Fill a polygon (px of the image) of a drawing."""
+        cv2.fillPoly(canvas, [self.fixed(points)], value, shift=4)
+
+    def reduce(self, canvas: np.ndarray) -> np.ndarray:
+        """Average a drawing to pixels, float32, 0 to 1."""
+        small = cv2.resize(canvas, self.shape[::-1], interpolation=cv2.INTER_AREA)
+        return small.astype(np.float32) / 255
+
+    def coverage(self, outline: Polygon) -> np.ndarray:
+        """Compute the fraction of each pixel inside an outline, float32."""
+        canvas = self.canvas()
+        rings = [outline.exterior, *outline.interiors]
+        cv2.fillPoly(canvas, [self.fixed(r.coords) for r in rings], 255, shift=4)
+        return self.reduce(canvas)
+
+
+def _composite(
+    rng: Generator,
+    particle: Particle,
+    scene: Scene,
+    below: np.ndarray,
+    layer: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay a particle (color, alpha, coverage) with its shadow over the pixels ``below``.
+
+    Returns:
+        The pixels with the particle, and the fraction of each that it covers.
+    """
+    color, alpha, coverage = layer
     solid = {FIBER: 0.8, FRAGMENT: 1.0}.get(particle.category_id, 0.35)
     throw = -scene.light * rng.uniform(1.2, 2.6) * solid
     move = np.array([[1, 0, throw[0]], [0, 1, throw[1]]], np.float32)
-    shadow = cv2.warpAffine(layer.coverage, move, layer.coverage.shape[::-1])
+    shadow = cv2.warpAffine(coverage, move, coverage.shape[::-1])
     shadow = cv2.GaussianBlur(shadow, (0, 0), rng.uniform(1.0, 2.0))
     strength = solid * rng.uniform(0.15, 0.4) * (0.4 if scene.dark else 1.0)
     # Particles lie at different depths: each has its own slight defocus.
     blur = rng.uniform(0.0, 0.75)
-    color, alpha = layer.color * layer.alpha[..., None], layer.alpha
+    color = color * alpha[..., None]
     if blur > 0.25:
         color, alpha = cv2.GaussianBlur(color, (0, 0), blur), cv2.GaussianBlur(alpha, (0, 0), blur)
-    shaded = scene.canvas[layer.window] * (1 - strength * shadow * (1 - alpha))[..., None]
+    shaded = below * (1 - strength * shadow * (1 - alpha))[..., None]
     return shaded * (1 - alpha[..., None]) + color, alpha
 
 
-def _bgr(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
+def _bgr(rng: Generator, rgb: tuple[int, int, int]) -> np.ndarray:
     color = np.array(rgb[::-1], np.float32) / 255
     # Weathering bleaches: part of the colour gives way to its own grey, a little lighter.
     faded = rng.beta(1.2, 3.0)
@@ -474,23 +524,23 @@ def _bgr(rng: np.random.Generator, rgb: tuple[int, int, int]) -> np.ndarray:
     return np.clip(color, 0.03, 1).astype(np.float32)
 
 
-def _pick(rng: np.random.Generator, particle: Particle, scene: Scene) -> tuple[str, np.ndarray]:
+def _pick(rng: Generator, particle: Particle, scene: Scene) -> tuple[str, np.ndarray]:
     names = (_ON_DARK if scene.dark else _ON_BRIGHT)[particle.category_id]
     name = str(rng.choice(names))
     return name, _bgr(rng, _COLORS[name])
 
 
-def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
-    """A fibre: darker rims, a highlight along the side that faces the light.
+def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop):
+    """Draw a fibre: darker rims, a highlight along the side that faces the light.
 
-    The tube is drawn as short quadrilaterals, strip beside strip, so that where it crosses
-    itself the later part lies on top.
+    The tube is drawn as short quadrilaterals, strip by strip, so that its later part lies on top
+    at a crossing with itself.
     """
     name, color = _pick(rng, fiber, scene)
     core, radius = fiber.core, fiber.radius
     tangent = np.gradient(core, axis=0)
     tangent /= np.hypot(*tangent.T)[:, None]
-    # Drawn a little beyond the tube on all sides; the coverage cuts it to shape.
+    # Drawn a little beyond the tube on all sides; the coverage trims it.
     beyond = radius + 1
     first, last = core[0] - beyond * tangent[0], core[-1] + beyond * tangent[-1]
     line = np.concatenate([[first], core, [last]])
@@ -500,13 +550,10 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
     across = (edges[1:] + edges[:-1]) / 2
     edges[[0, -1]] *= beyond / radius
     canvas = crop.canvas(2)
-    # The colour drifts along a fibre: dye, twist and depth are not even.
+    # The colour drifts along a fibre: dye, twist and depth vary.
     drift = 1 + rng.uniform(0.02, 0.13) * _wander(rng, len(line))
-    near = crop.holds(line, beyond + 2)
     for start in range(0, len(line) - 1, 3):
         part = slice(start, start + 4)
-        if not near[part].any():
-            continue
         towards = float(normal[part].mean(0) @ scene.light)
         values = _tube_profile(across, towards, name == "transparent", scene.dark)
         values = [(min(int(t * drift[start]), 255), a) for t, a in values]
@@ -515,21 +562,17 @@ def _tube(rng: np.random.Generator, fiber: Particle, scene: Scene, crop: Crop):
             crop.fill(canvas, np.concatenate([lines[:, strip], lines[::-1, strip + 1]]), value)
     tone, alpha = np.moveaxis(crop.reduce(canvas), 2, 0)
     depth, cell = rng.uniform(0.02, 0.07), rng.uniform(1.5, 5)
-    if scene.origin is None:
-        grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
-    else:
-        left, top = crop.left + scene.origin[0], crop.top + scene.origin[1]
-        grain = 1 + depth * plane_noise(int(rng.integers(2**63)), left, top, crop.shape, cell)
+    grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
     return _glossy(color, 2 * tone * grain, 0.45), alpha
 
 
-def _wander(rng: np.random.Generator, count: int) -> np.ndarray:
-    """A smooth random walk about 0, float64 (count,)."""
+def _wander(rng: Generator, count: int) -> np.ndarray:
+    """Draw smooth random numbers about 0, float64 (count,)."""
     knots = rng.standard_normal(max(count // 8, 2) + 2)
     return np.interp(np.linspace(0, len(knots) - 1, count), np.arange(len(knots)), knots)
 
 
-def _warped(rng: np.random.Generator, field: np.ndarray, reach: float, cell: float) -> np.ndarray:
+def _warped(rng: Generator, field: np.ndarray, reach: float, cell: float) -> np.ndarray:
     """Bend a field's straight lines by random shifts of about ``reach`` px."""
     rows, columns = np.mgrid[: field.shape[0], : field.shape[1]].astype(np.float32)
     x = columns + reach * smooth_noise(rng, field.shape, cell)
@@ -540,11 +583,11 @@ def _warped(rng: np.random.Generator, field: np.ndarray, reach: float, cell: flo
 def _tube_profile(
     across: np.ndarray, towards: float, clear: bool, dark: bool
 ) -> list[tuple[int, int]]:
-    """Brightness (128 is the plain colour) and opacity over a tube's width, both 0 to 255."""
+    """Compute brightness (128: plain colour) and opacity across a tube, 0 to 255."""
     up = np.sqrt(1 - across**2)
     highlight = np.exp(-(((across - 0.4 * towards) / 0.3) ** 2))
     if clear:
-        # Glassy: the rims refract the light away, or towards us in dark field.
+        # Glassy: the rims refract the light away, or towards the camera in dark field.
         tone = (1.15 if dark else 0.40) + (0.0 if dark else 0.5) * up**2 + 0.5 * highlight
         alpha = 0.9 - 0.45 * up**2 + 0.25 * highlight
     else:
@@ -555,13 +598,13 @@ def _tube_profile(
 
 
 def _glossy(color: np.ndarray, tone: np.ndarray, gloss: float) -> np.ndarray:
-    """Plain colour times brightness; what exceeds 1.1 is white light off the surface."""
+    """Multiply a colour by brightness; brightness above 1.1 is white light off the surface."""
     shine = gloss * np.clip(tone - 1.1, 0, 1)
     return np.clip(color * np.minimum(tone, 1.1)[..., None] + shine[..., None], 0, 1.05)
 
 
-def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: Crop):
-    """A chip: flat faces between its corners and a ridge or plateau, each with its own light."""
+def _facets(rng: Generator, fragment: Particle, scene: Scene, crop: _Crop):
+    """Draw a chip: flat faces from its corners to a ridge or plateau, each lit differently."""
     _, color = _pick(rng, fragment, scene)
     outline = fragment.core
     span = float(np.ptp(outline, axis=0).max())
@@ -571,7 +614,7 @@ def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: Cr
     inner = middle + float(rng.choice([0.0, 0.35, 0.6, 0.85])) * (corners - middle)
     inner = inner + rng.normal(0, 0.025 * span, inner.shape)
     canvas = crop.canvas()
-    # Faces reach beyond the outline; the coverage cuts them to shape.
+    # Faces exceed the outline; the coverage trims them.
     outer = middle + 1.7 * (corners - middle)
     crop.fill(canvas, outer, 128)
     steep = rng.uniform(0.1, 0.38)
@@ -597,10 +640,8 @@ def _facets(rng: np.random.Generator, fragment: Particle, scene: Scene, crop: Cr
     return _glossy(color, tone, 0.55), np.full(crop.shape, 0.985, np.float32)
 
 
-def _sheet(
-    rng: np.random.Generator, film: Particle, scene: Scene, crop: Crop, coverage: np.ndarray
-):
-    """A film: tinted, seen through, with a darker edge, wrinkles and parts folded over."""
+def _sheet(rng: Generator, film: Particle, scene: Scene, crop: _Crop, coverage: np.ndarray):
+    """Draw a film: tinted, transparent, with a darker edge, wrinkles and folds."""
     tints = _FILM_ON_DARK if scene.dark else _FILM_ON_BRIGHT
     color = _bgr(rng, tints[rng.integers(len(tints))])
     alpha = np.full(crop.shape, rng.uniform(0.34, 0.52), np.float32)
@@ -620,7 +661,7 @@ def _sheet(
         )
         across += 0.03 * span * smooth_noise(rng, crop.shape, span / 3)
         breadth = rng.uniform(0.06, 0.22) * span
-        # Two layers lie between the fold and the flap's end: the fold shines, the end is a line.
+        # The film is double between the fold, which shines, and the flap's end, a line.
         alpha += rng.uniform(0.1, 0.22) * _between(across, 0, breadth)
         alpha += 0.3 * np.exp(-((across / 1.1) ** 2)) + 0.2 * np.exp(
             -(((across - breadth) / 0.9) ** 2)
@@ -635,8 +676,8 @@ def _sheet(
     return _glossy(color, tone + sheen, 0.7), np.clip(alpha + 0.3 * sheen, 0, 0.93)
 
 
-def _crumple(rng: np.random.Generator, shape: tuple[int, int], span: float) -> np.ndarray:
-    """Height of a crumpled sheet: sharp creases where slow waves, drawn out one way, fold."""
+def _crumple(rng: Generator, shape: tuple[int, int], span: float) -> np.ndarray:
+    """Draw the height of a crumpled sheet: sharp creases of slow waves, stretched one way."""
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 3.5)
     cell = span * rng.uniform(0.14, 0.3)
     side = int(1.5 * max(shape)) + 8
@@ -655,108 +696,15 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(np.minimum(values - low, high - values) + 0.5, 0, 1)
 
 
-# Light that beads scatter in dark field, B G R, and how often.
-_SCATTER = np.array([(0.95, 1.0, 0.97), (0.7, 0.98, 0.95), (0.25, 0.7, 1.0), (0.95, 0.8, 1.0)])
-_SCATTER_SHARE = (0.5, 0.22, 0.13, 0.15)
-
-
-@dataclasses.dataclass(frozen=True)
-class SphereLook:
-    """How one microscope at one focus shows spheres: shared by the beads of a picture.
-
-    Attributes:
-        ring: depth of the dark ring in bright field.
-        width: width of rings as a share of the radius.
-        core: brightness of the middle against the ground in bright field.
-        tint: float64 (3,), B G R, colour of the middle.
-        halo: strength of the light around the outline.
-        lobes: number of spots that a dark field makes of a sphere's light, 0 for an even ring.
-        turn: direction of the first of them in rad.
-        middle: how far from the centre, in radii, a dark field's light comes.
-        glare: overexposure in dark field.
-    """
-
-    ring: float
-    width: float
-    core: float
-    tint: np.ndarray
-    halo: float
-    lobes: int
-    turn: float
-    middle: float
-    glare: float
-
-
-def sphere_look(rng: np.random.Generator, diameter: float) -> SphereLook:
-    """Draw how a picture shows its beads.
-
-    Args:
-        rng: where the numbers come from.
-        diameter: of the beads in px: large ones scatter from their rim, small ones from all over.
-    """
-    large = diameter > 46
-    return SphereLook(
-        ring=rng.uniform(0.08, 0.42),
-        width=rng.uniform(0.12, 0.26) if large else rng.uniform(0.18, 0.34),
-        core=rng.uniform(-0.08, 0.16) if large else rng.uniform(-0.3, 0.08),
-        tint=np.array([0.95, 1.02, 0.96]) + rng.normal(0, 0.03, 3),
-        halo=rng.uniform(0.0, 0.12),
-        lobes=int(rng.choice([0, 4], p=[0.3, 0.7])),
-        turn=rng.uniform(0, np.pi),
-        middle=rng.uniform(0.82, 0.98) if large else rng.uniform(0.4, 0.72),
-        glare=rng.lognormal(-0.2, 0.5),
-    )
-
-
-def paint_bead(
-    rng: np.random.Generator,
-    bead: Particle,
-    scene: Scene,
-    look: SphereLook,
-    min_contrast: float,
-) -> bool:
-    """Paint a bead onto the scene; its light may reach a little beyond its outline.
-
-    Args:
-        rng: where the numbers come from.
-        bead: what to paint; it may reach beyond the frame.
-        scene: changed in place.
-        look: how the picture shows spheres.
-        min_contrast: least :func:`contour_contrast`.
-
-    Returns:
-        Whether it was painted: False, and the scene unchanged, where it comes out below
-        ``min_contrast`` along its contour.
-    """
-    crop = Crop(bead, scene.canvas.shape[0], margin=8 + int(0.6 * bead.radius))
-    rows, columns = np.mgrid[: crop.shape[0], : crop.shape[1]].astype(np.float32)
-    x = columns + np.float32(crop.left + 0.5 - bead.core[0, 0])
-    y = rows + np.float32(crop.top + 0.5 - bead.core[0, 1])
-    polar = np.hypot(x, y) / np.float32(bead.radius), np.arctan2(y, x)
-    coverage = crop.coverage(bead.outline)
-    below = scene.canvas[crop.window]
-    for _ in range(3):
-        painter = _scattering if scene.dark else _refracting
-        painted = painter(rng, below, polar, coverage, look, scene)
-        # Beads of one batch do not all lie in the focal plane.
-        blur = rng.uniform(0.0, 0.07) * bead.radius
-        if blur > 0.3:
-            painted = below + cv2.GaussianBlur(painted - below, (0, 0), blur)
-        if contour_contrast(painted, below, coverage) >= min_contrast:
-            scene.canvas[crop.window] = painted
-            return True
-    return False
-
-
 def _refracting(
-    rng: np.random.Generator,
+    rng: Generator,
     below: np.ndarray,
     polar: tuple[np.ndarray, np.ndarray],
     coverage: np.ndarray,
     look: SphereLook,
     scene: Scene,
 ) -> np.ndarray:
-    """Bright field: a ball lens. Its rim bends the light away, its middle gathers it."""
+    """Draw a ball lens in bright field: its rim deflects the light, its middle focuses it."""
     r, angle = polar
     depth = look.ring * rng.uniform(0.8, 1.2)
     # The condenser is never quite centred: one side of the ring is darker.
@@ -777,14 +725,14 @@ def _refracting(
 
 
 def _scattering(
-    rng: np.random.Generator,
+    rng: Generator,
     below: np.ndarray,
     polar: tuple[np.ndarray, np.ndarray],
     coverage: np.ndarray,
     look: SphereLook,
     scene: Scene,
 ) -> np.ndarray:
-    """Dark field: light from the rim, in lobes where the lamps are few, with its glow around."""
+    """Draw light from the rim in dark field, in lobes if there are few lamps, with its glow."""
     r, angle = polar
     ring = np.exp(-(((r - look.middle) / (0.5 * look.width + 0.1)) ** 2))
     lobes = 1.0
@@ -794,7 +742,7 @@ def _scattering(
     light = look.glare * rng.uniform(0.7, 1.3) * (ring * lobes + body)
     light = light * (1 + 0.2 * smooth_noise(rng, r.shape, 4.0))
     glow = look.glare * (0.3 + look.halo * 4) * 0.16 * np.exp(-np.clip(r - 0.9, 0, 9) * 6)
-    color = _SCATTER[rng.choice(len(_SCATTER), p=_SCATTER_SHARE)]
+    color = _SCATTER[rng.choice(len(_SCATTER), p=_SCATTER_FREQUENCY)]
     # Lenses split the colours across the bead: one side greenish, the other violet.
     split = 0.2 * r * np.cos(angle - look.turn)
     color = color * (1 + split[..., None] * np.array([0.4, -1.0, 0.5]))

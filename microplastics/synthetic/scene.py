@@ -1,14 +1,19 @@
-"""One picture: a filter, what lies on it, and the annotations."""
+"""Presets and rendered images with annotations.
+
+``rng`` is the source of random numbers of every function that takes one.
+"""
 
 import dataclasses
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import shapely
+from numpy.random import Generator
 from pycocotools import mask as mask_util
 from shapely.geometry import MultiPolygon, Polygon, box
 
@@ -25,6 +30,7 @@ from microplastics.synthetic.camera import (
 )
 from microplastics.synthetic.filters import (
     Blanks,
+    draw_dirt,
     enclose_bubbles,
     photographed_filter,
     render_filter,
@@ -49,30 +55,36 @@ from microplastics.synthetic.particles import (
 )
 from microplastics.utils.errors import UserError
 
-# Particles on one picture at most, whatever its size and preset.
+# Maximum number of particles on a picture of any size and preset.
 MAX_PARTICLES = 400
+# Minimum fraction of a particle inside the frame, and minimum number of its pixels there.
+_MIN_INSIDE, _MIN_AREA_PX = 0.4, 60
+# Maximum fraction of a picture that beads cover.
+_MAX_BEAD_COVER = 0.28
+# Side in px of the squares in which neighbours are looked up.
+_CELL = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What pictures of one kind have in common.
+    """Parameters of one kind of picture.
 
     Attributes:
-        about: what it is for, in a few words.
-        filters: how often each filter of :mod:`.background` is drawn; the shares add up to 1.
-        mix: how often each kind of particle is drawn, lowest layer first; they add up to 1.
-        particles_per_256: particles on 256 x 256 px (median); 0 gives none at all.
+        about: purpose, in a few words.
+        filters: frequency of each filter of :mod:`.filters`; they add up to 1.
+        mix: frequency of each kind of particle, lowest layer first; they add up to 1.
+        particles_per_256: particles on 256 x 256 px (median); 0 for blanks.
         spread: standard deviation of the logarithm of their number.
-        empty_share: share of the pictures without a particle.
-        scale_bar_share: share of the pictures with a burnt-in scale bar.
+        empty_fraction: fraction of the pictures without a particle.
+        scale_bar_fraction: fraction of the pictures with a burnt-in scale bar.
         dirt: factor on the amount of natural debris, scratches and the filter's own loose fibres.
         bubbles: air bubbles on 256 x 256 px (mean).
-        crossing: share of the fibres that are laid across another one.
-        touching: share of the other particles that are set against another one.
-        max_overlap: share of a particle that another may cover, neither being a fibre.
-        max_crossing: share of a particle that another of its kind may cover.
-        min_visible: share of a particle that must be left uncovered by all that lie on it.
-        min_contrast: least colour difference (0 to 1) along most of a particle's contour.
+        crossing: fraction of the fibres that are laid across another one.
+        touching: fraction of the other particles that are set against another one.
+        max_overlap: fraction of a particle that another may cover, if neither is a fibre.
+        max_crossing: fraction of a particle that another of its kind may cover.
+        min_visible: fraction of a particle that must stay uncovered.
+        min_contrast: minimum colour difference (0 to 1) along most of a particle's contour.
         blur: range of the lens's blur, standard deviation in px.
     """
 
@@ -81,8 +93,8 @@ class Preset:
     mix: Mapping[int, float]
     particles_per_256: float = 6.5
     spread: float = 0.5
-    empty_share: float = 0.05
-    scale_bar_share: float = 0.35
+    empty_fraction: float = 0.05
+    scale_bar_fraction: float = 0.35
     dirt: float = 1.0
     bubbles: float = 0.12
     crossing: float = 0.25
@@ -95,11 +107,11 @@ class Preset:
 
     @property
     def categories(self) -> list[dict[str, Any]]:
-        """The COCO categories: the project's three, or the single one of beads."""
+        """COCO categories: the project's three, or the single one of beads."""
         return BEAD_CATEGORIES if BEAD in self.mix else CATEGORIES
 
     def category_id(self, kind: int) -> int:
-        """The COCO category id of a kind of particle."""
+        """Return the COCO category id of a kind of particle."""
         return 1 if kind == BEAD else kind
 
 
@@ -143,7 +155,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {FILM: 0.13, FRAGMENT: 0.37, FIBER: 0.5},
             particles_per_256=32.0,
             spread=0.25,
-            empty_share=0.0,
+            empty_fraction=0.0,
             crossing=0.5,
             touching=0.5,
             max_overlap=0.12,
@@ -151,7 +163,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             min_visible=0.5,
         ),
         "blank": Preset(
-            "filters without a particle, but with all else: for false positives",
+            "filters with dirt and without particles: for false positives",
             _FILTERS,
             _MIX,
             particles_per_256=0.0,
@@ -159,12 +171,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             bubbles=0.6,
         ),
         "beads": Preset(
-            "calibration spheres of one diameter a picture, bright and dark field",
+            "calibration spheres of one diameter per picture, bright and dark field",
             _BEAD_FILTERS,
             {BEAD: 1.0},
             particles_per_256=4.5,
             spread=0.6,
-            scale_bar_share=0.0,
+            scale_bar_fraction=0.0,
             dirt=0.25,
             bubbles=0.0,
             touching=0.45,
@@ -179,18 +191,21 @@ def find_preset(name: str) -> Preset:
     """Return a preset by name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the name is unknown.
     """
     if name not in PRESETS:
-        raise UserError(f"There is no preset '{name}': choose one of {', '.join(PRESETS)}.")
+        raise UserError(
+            f"--preset is {name}; expected one of {', '.join(PRESETS)}.",
+            code="option_invalid",
+        )
     return PRESETS[name]
 
 
 def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] | None:
-    """Annotate a particle: its whole body inside the frame, also where another lies on it.
+    """Annotate a particle: its whole body inside the frame, including parts under others.
 
     One simple outline becomes a polygon; an outline with holes or in several pieces becomes RLE,
-    rasterised ring by ring by pycocotools. ``area`` and ``bbox`` are those of the mask.
+    rasterised ring by ring by pycocotools. ``area`` and ``bbox`` describe the mask.
 
     Args:
         particle: the particle, in px of the image.
@@ -199,14 +214,14 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
 
     Returns:
         A COCO annotation without ids, with ``truth`` (see :meth:`Particle.truth`) and
-        ``touches_edge``: the frame cuts the particle or its mask meets the border, so that
-        ``truth`` goes beyond what is seen. None where no pixel of it is inside the frame.
+        ``touches_edge``: the frame cuts the particle, or its mask meets the border, and ``truth``
+        exceeds the visible part. None if no pixel of it is inside the frame.
     """
     left, top, right, bottom = particle.outline.bounds
     cut = min(left, top) < 0 or max(right, bottom) > size
     shape = particle.outline
     if cut:
-        # A tube cut at a flat angle leaves a wedge, whose tip no pixel of the mask would show.
+        # A tube cut at a flat angle leaves a wedge with a tip that no pixel of the mask shows.
         shape = opened(shape.intersection(box(0, 0, size, size)))
     pieces = _pieces(shape)
     if not pieces:
@@ -234,7 +249,7 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
 
 
 def _pieces(shape) -> list[Polygon]:
-    """The polygons of a shape, without the points and lines that clipping can leave."""
+    """Return the polygons of a shape, without the points and lines that clipping can leave."""
     parts = getattr(shape, "geoms", [shape])
     return [
         p
@@ -269,14 +284,6 @@ def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
     return {"size": [size, size], "counts": encode_counts(runs)}
 
 
-# Share of a particle's pixels that lie inside the frame at least, and how many.
-_MIN_INSIDE, _MIN_AREA_PX = 0.4, 60
-# Share of a picture that beads cover at most.
-_MAX_BEAD_COVER = 0.28
-# Squares by which neighbours are looked up, in px.
-_CELL = 128
-
-
 def render_image(
     seed: tuple[int | str, ...],
     size: int,
@@ -284,95 +291,120 @@ def render_image(
     preset: Preset = PRESETS["default"],
     blanks: Blanks | None = None,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
-    """Draw one photograph of a filter, with annotations that are exact.
+    """Draw one photograph of a filter, with exact annotations.
 
-    The picture depends on the arguments alone: the same ones give the same bytes, in any process
-    of the same machine and library versions. Each part (filter, particles, camera, …) has a
-    random stream of its own.
+    Equal arguments give equal bytes in any process of the same machine and library versions. Each
+    part (filter, particles, camera, …) has a random stream of its own.
 
     Args:
         seed: key of the picture, such as ``(seed, "train", index)``.
         size: side in px, at least 64.
         um_per_px: micrometres per pixel.
         preset: what is drawn.
-        blanks: photographs of empty filters that take the place of the drawn filter with its
-            dirt, light and camera; None draws the filter.
+        blanks: photographs of empty filters that replace the drawn filter with its dirt, light
+            and camera; None draws the filter.
 
     Returns:
-        image: uint8 (size, size, 3), BGR, as the camera gives it before JPEG.
+        image: uint8 (size, size, 3), BGR, before JPEG.
         record: COCO image entry without ``id`` and ``file_name``: ``width``, ``height``,
-            ``um_per_px``, ``filter``, ``jpeg_quality`` and, where one is burnt in, ``scale_bar``
-            with ``um``, ``px`` (drawn length, whole pixels) and ``bbox``; ``background`` names
-            the photograph under the particles.
-        annotations: COCO annotations without ``id`` and ``image_id``, see
-            :func:`microplastics.synthetic.masks.annotate`.
+            ``um_per_px``, ``filter``, ``jpeg_quality``, ``scale_bar`` if there is one (``um``,
+            ``px``: drawn length in whole pixels, ``bbox``), and ``background``, the name of the
+            photograph, if there are ``blanks``.
+        annotations: COCO annotations without ``id`` and ``image_id``, see :func:`annotate`.
     """
+    photograph = None
     if blanks is None:
-        scene, camera = render_filter(seed, size, preset.filters), None
+        scene = render_filter(seed, size, preset.filters)
     else:
-        scene, camera = photographed_filter(seed, size, blanks)
+        scene, photograph = photographed_filter(seed, size, blanks)
     rng = generator(*seed, "optics")
     record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
     record["jpeg_quality"] = jpeg_quality(rng)
-    has_bar = rng.random() < preset.scale_bar_share
+    has_bar = rng.random() < preset.scale_bar_fraction
     bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
-    if camera is None:
-        scatter_debris(generator(*seed, "debris"), scene, preset.dirt)
+    if photograph is None:
+        debris = generator(*seed, "debris")
+        scatter_debris(debris, scene, preset.dirt * draw_dirt(debris))
         enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
         shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
         scratch(rng, scene, preset.dirt)
     annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
-    if camera is None:
+    if photograph is None:
         soil_lens(rng, scene)
         image = expose(rng, scene, preset.blur)
     else:
-        image = camera.retake(rng, scene)
-        record["background"] = camera.name
+        image = photograph.retake(rng, scene)
+        record["background"] = photograph.name
     if bar is not None:
         draw_scale_bar(image, bar)
         record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
     return image, record, annotations
 
 
-def _count(rng: np.random.Generator, size: int, preset: Preset) -> int:
-    """How many particles: log-normal about a density, with some pictures empty."""
-    if rng.random() < preset.empty_share or not preset.particles_per_256:
+def _count(rng: Generator, size: int, preset: Preset) -> int:
+    """Draw the number of particles: log-normal about a density, with some pictures empty."""
+    if rng.random() < preset.empty_fraction or not preset.particles_per_256:
         return 0
     median = max(preset.particles_per_256 * (size / 256) ** 2, 1.0)
     return int(np.clip(round(rng.lognormal(np.log(median), preset.spread)), 1, MAX_PARTICLES))
 
 
 def _lay_particles(
-    rng: np.random.Generator, scene: Scene, um_per_px: float, bar: dict | None, preset: Preset
+    rng: Generator, scene: Scene, um_per_px: float, bar: dict | None, preset: Preset
 ) -> list[dict[str, Any]]:
-    """Make, place and paint the particles: films lowest, then fragments, fibres across all.
-
-    One that in six places finds no room, or no colour that stands out, is neither drawn nor
-    annotated: what is annotated can be seen, and what is drawn is annotated.
-    """
+    """Make, place and paint the particles: films lowest, then fragments, fibres across all."""
     size = scene.canvas.shape[0]
     number = _count(rng, size, preset)
     kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
-    makers, painters, room = _hands(rng, preset, size)
+    makers, painters, room = _makers_and_painters(rng, preset, size)
     ground = Ground(size, bar, preset)
     annotations = []
     for kind in sorted(kinds[:room], key=list(preset.mix).index):
         particle = makers[kind](rng, size)
-        for _ in range(6):
-            placed = place(rng, particle, ground)
-            annotation = annotate(placed, size, um_per_px)
-            if annotation is None or not ground.has_room(placed, annotation):
-                continue
-            if painters[kind](rng, placed, scene, min_contrast=preset.min_contrast):
-                ground.take(placed, annotation)
-                annotation["category_id"] = preset.category_id(placed.category_id)
-                annotations.append(annotation)
-                break
-    return annotations
+        annotations.append(lay(rng, particle, scene, ground, um_per_px, painters[kind]))
+    return [annotation for annotation in annotations if annotation is not None]
 
 
-def _hands(rng: np.random.Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
-    """What makes and what paints each kind, and for how many there is room.
+def lay(
+    rng: Generator,
+    particle: Particle,
+    scene: Scene,
+    ground: "Ground",
+    um_per_px: float,
+    painter: Callable[..., bool],
+    places: int = 6,
+) -> dict[str, Any] | None:
+    """Place, paint and annotate a particle.
+
+    Args:
+        particle: about the origin.
+        scene: painted in place.
+        ground: what lies where, changed in place.
+        um_per_px: micrometres per pixel.
+        painter: :func:`.particles.paint` or :func:`.particles.paint_bead`.
+        places: number of places tried.
+
+    Returns:
+        Its annotation, see :func:`annotate`; None, and nothing is painted, if every place tried
+        lacks room or a colour that stands out.
+    """
+    preset = ground.preset
+    for _ in range(places):
+        placed = place(rng, particle, ground)
+        if ground.disc is not None and not ground.disc.contains(placed.outline):
+            continue
+        annotation = annotate(placed, ground.size, um_per_px)
+        if annotation is None or not ground.has_room(placed, annotation):
+            continue
+        if painter(rng, placed, scene, min_contrast=preset.min_contrast):
+            ground.take(placed, annotation)
+            annotation["category_id"] = preset.category_id(placed.category_id)
+            return annotation
+    return None
+
+
+def _makers_and_painters(rng: Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
+    """Return a maker and a painter for each kind, and the maximum number of particles.
 
     The beads of a picture are of one batch; large ones are fewer.
     """
@@ -387,14 +419,8 @@ def _hands(rng: np.random.Generator, preset: Preset, size: int) -> tuple[dict, d
     return makers, painters, room
 
 
-def place(rng: np.random.Generator, particle: Particle, ground: "Ground") -> Particle:
-    """Move a particle somewhere, or across or against one that is there already.
-
-    Args:
-        rng: where the numbers come from.
-        particle: about the origin.
-        ground: what lies where.
-    """
+def place(rng: Generator, particle: Particle, ground: "Ground") -> Particle:
+    """Move a particle from the origin to a random place, or across or against an earlier one."""
     preset = ground.preset
     if particle.category_id == FIBER:
         if ground.fibers and rng.random() < preset.crossing:
@@ -407,8 +433,8 @@ def place(rng: np.random.Generator, particle: Particle, ground: "Ground") -> Par
     return particle.moved(*rng.uniform(0.0, ground.size, 2))
 
 
-def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) -> Particle:
-    """Move a particle up to another one from a random side until they touch."""
+def _set_against(rng: Generator, particle: Particle, other: Particle) -> Particle:
+    """Move a particle towards another one from a random side until they touch."""
     angle = rng.uniform(0, 2 * np.pi)
     toward = np.array([np.cos(angle), np.sin(angle)])
     reach = sum(
@@ -417,7 +443,7 @@ def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) 
     center = np.mean(np.reshape(other.outline.bounds, (2, 2)), axis=0)
     placed = particle.moved(*(center + reach * toward))
     for _ in range(12):
-        # No step goes farther than the gap: the outlines cannot pass through each other.
+        # No step exceeds the gap: the outlines cannot pass through each other.
         gap = placed.outline.distance(other.outline)
         if gap < 0.3:
             break
@@ -426,28 +452,32 @@ def _set_against(rng: np.random.Generator, particle: Particle, other: Particle) 
 
 
 class Ground:
-    """What lies where: decides whether one more particle has room."""
+    """Particles laid so far, which decide whether another one has room.
 
-    def __init__(self, size: int, bar: dict | None, preset: Preset):
-        self.size, self.preset = size, preset
+    Attributes:
+        size: side of the picture in px.
+        preset: limits of overlap and contrast.
+        disc: area in which all particles must lie completely; None for the whole picture.
+        fibers: particles laid, in px.
+        compact: the other particles laid.
+    """
+
+    def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
+        self.size, self.preset, self.disc = size, preset, disc
+        shapely.prepare(disc)
         self.fibers: list[Particle] = []
         self.compact: list[Particle] = []
         self.bar = None
         if bar is not None:
             x, y, width, height = bar["bbox"]
             self.bar = box(x - 4, y - 4, x + width + 4, y + height + 4)
-        # Of each particle: itself, its pixels inside the frame, how many of them are covered.
+        # Each particle with its number of pixels inside the frame and of covered pixels.
         self._laid: list[tuple[Particle, float, float]] = []
         # Numbers of the particles whose boxes meet each square of _CELL px.
         self._cells: dict[tuple[int, int], set[int]] = defaultdict(set)
 
     def has_room(self, particle: Particle, annotation: dict[str, Any]) -> bool:
-        """Whether it is seen well enough and leaves those below it well enough seen.
-
-        Args:
-            particle: where it is to lie.
-            annotation: its annotation, of which ``area`` counts.
-        """
+        """Whether a placed particle, and all below it, would be visible enough."""
         area = annotation["area"]
         inside = area / particle.outline.area
         if area < _MIN_AREA_PX or inside < _MIN_INSIDE:
@@ -456,41 +486,41 @@ class Ground:
             return False
         for number in self._near(particle):
             other, other_area, covered = self._laid[number]
-            shared = _shared_area(particle, other)
+            overlap = _overlap_area(particle, other)
             both_compact = FIBER not in (particle.category_id, other.category_id)
-            if both_compact and shared > self.preset.max_overlap * min(area, other_area):
+            if both_compact and overlap > self.preset.max_overlap * min(area, other_area):
                 return False
             if (
-                shared > self.preset.max_crossing * area
+                overlap > self.preset.max_crossing * area
                 and particle.category_id == other.category_id
             ):
                 return False
-            if covered + shared > (1 - self.preset.min_visible) * other_area:
+            if covered + overlap > (1 - self.preset.min_visible) * other_area:
                 return False
         return True
 
     def take(self, particle: Particle, annotation: dict[str, Any]) -> None:
-        """Note a painted particle."""
+        """Record a painted particle."""
         for number in self._near(particle):
             other, area, covered = self._laid[number]
-            self._laid[number] = other, area, covered + _shared_area(particle, other)
+            self._laid[number] = other, area, covered + _overlap_area(particle, other)
         for cell in _cells(particle):
             self._cells[cell].add(len(self._laid))
         self._laid.append((particle, annotation["area"], 0.0))
         (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
 
     def _near(self, particle: Particle) -> set[int]:
-        """Numbers of the particles that may share pixels with one."""
+        """Return the numbers of the particles that may overlap a particle."""
         return set().union(*(self._cells[cell] for cell in _cells(particle) if cell in self._cells))
 
 
 def _cells(particle: Particle) -> list[tuple[int, int]]:
-    """The squares of _CELL px that a particle's box meets."""
+    """Return the squares of _CELL px that a particle's box meets."""
     left, top, right, bottom = (math.floor(v / _CELL) for v in particle.outline.bounds)
     return [(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)]
 
 
-def _shared_area(one: Particle, other: Particle) -> float:
+def _overlap_area(one: Particle, other: Particle) -> float:
     a, b = one.outline.bounds, other.outline.bounds
     if a[0] > b[2] or b[0] > a[2] or a[1] > b[3] or b[1] > a[3]:
         return 0.0

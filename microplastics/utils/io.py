@@ -1,4 +1,4 @@
-"""Atomic writing of files, tolerant reading of text and tables."""
+"""Atomic writing of files, reading of JSON, text and tables."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT_BYTES = 200 * 2**20
 
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
     errno.EACCES: "it is not writable; choose another folder or change its permissions",
@@ -25,31 +25,84 @@ _MENDS = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
     errno.EISDIR: "it is a folder, not a file; choose another path",
-    errno.EEXIST: "a file of that name stands in the way; choose another path",
+    errno.EEXIST: "a file of that name exists; choose another path",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 
 
 def is_write_error(error: OSError) -> bool:
-    """Whether an error of the operating system is one that writing meets."""
-    return error.errno in _MENDS
+    """Return whether an error of the operating system is one of writing a file."""
+    return error.errno in _FIXES
 
 
 def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
-    """Turn an ``OSError`` of writing ``path`` into a sentence with its mend."""
-    mend = _MENDS.get(error.errno, f"{error.strerror or error}; choose another path")
-    return WriteError(f"Cannot write {os.fspath(path)}: {mend}.")
+    """Return the error of writing ``path`` as a sentence with its fix."""
+    fix = _FIXES.get(error.errno, f"{error.strerror or error}; choose another path")
+    return WriteError(f"Cannot write {os.fspath(path)}: {fix}.")
+
+
+def read_json(
+    path: str | os.PathLike,
+    expected: type | tuple[type, ...] = dict,
+    meant: str = "an object with images, annotations and categories; export as COCO instance "
+    "segmentation",
+) -> Any:
+    """Read a JSON file (UTF-8 with or without BOM, UTF-16 or UTF-32).
+
+    Args:
+        path: the file.
+        expected: type of its content: ``dict``, ``list`` or both.
+        meant: describes the expected content and the fix, for the message.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: ``file_missing``; ``file_invalid`` if it is not JSON, is cut off (with line and
+            column), wrongly encoded, nested too deep, or has content of another type.
+    """
+    path = os.fspath(path)
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
+        ) from error
+    if not content.strip():
+        raise UserError(f"{path} is empty; expected JSON.", code="file_invalid")
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        cut = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated")
+        problem = f"is cut off at {where}" if cut else f"is not JSON: {error.msg} at {where}"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problem = f"is not {error.encoding} text: byte {error.start} (line {line}) is invalid"
+    except RecursionError:
+        problem = "is nested too deep"
+    except ValueError as error:  # a number of thousands of digits
+        problem = f"is not usable JSON: {error}"
+    else:
+        if not isinstance(data, expected):
+            raise UserError(
+                f"{path} contains a JSON {type(data).__name__}; expected {meant}.",
+                code="file_invalid",
+            )
+        return data
+    raise UserError(f"{path} {problem}; export or copy it again.", code="file_invalid")
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` that takes its name when the block ends well.
+    """Open a temporary file beside ``path`` that replaces it when the block ends without error.
 
-    The data is on the disk before the rename, so that a crash leaves the old file or the new
-    one, never half of one. When the block raises, ``path`` is untouched.
+    The data is on the disk before the rename, so a crash leaves the old file or the new one. If
+    the block raises, ``path`` is untouched.
 
     Args:
-        path: where the file ends up; missing folders are made.
+        path: the file to write; missing folders are made.
         mode: ``"w"`` (UTF-8 text) or ``"wb"``.
 
     Raises:
@@ -76,7 +129,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) -> None:
-    """Write ``data`` as JSON, whole or not at all (see :func:`atomic_write`)."""
+    """Write ``data`` as JSON with :func:`atomic_write`."""
     with atomic_write(path) as file:
         json.dump(data, file, indent=indent)
 

@@ -1,7 +1,7 @@
-"""Randomness as a function of where the training stands, not of what ran before.
+"""Processors, worker processes and seeds.
 
-A stateful generator would have to be saved at the very moment of a kill to resume bit for bit.
-Seeding each sample and each iteration from ``(SEED, rank, position)`` needs no saved state.
+Each sample and iteration is seeded from ``(SEED, rank, position)``, so that training resumes bit
+for bit without saving the state of a generator.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Task = TypeVar("Task")
 
 
 def available_processors() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     available = getattr(os, "sched_getaffinity", None)
     return len(available(0)) if available else os.cpu_count() or 1
 
@@ -33,16 +33,16 @@ def available_processors() -> int:
 def map_in_processes(
     function: Callable[[Task], Any], tasks: Sequence[Task], processes: int, chunk: int = 4
 ) -> Iterator[Any]:
-    """Apply a function to every task, in their order, with one OpenCV thread a process.
+    """Apply a function to all tasks in order, with one OpenCV thread per process.
 
     Args:
-        function: a function of a module, so that workers can import it.
-        tasks: its arguments; they and the results travel between processes.
-        processes: 1 works in this process.
+        function: a function of a module, which workers import.
+        tasks: its arguments; they and the results are pickled.
+        processes: number of workers; 1 works in this process.
         chunk: tasks that a worker takes at a time.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: ``interrupted``, a worker was killed.
     """
     if processes <= 1:
         with _one_opencv_thread():
@@ -54,8 +54,9 @@ def map_in_processes(
         yield from pool.map(function, tasks, chunksize=chunk)
     except BrokenProcessPool as error:
         raise UserError(
-            "A worker process was killed, most likely for want of memory: run the command again "
-            "with fewer --workers."
+            "A worker process was killed, probably because memory ran out; run the command again "
+            "with fewer --workers.",
+            code="interrupted",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -72,9 +73,9 @@ def _one_opencv_thread() -> Iterator[None]:
 
 
 def _context(module: str) -> multiprocessing.context.BaseContext:
-    """Never plain fork: a process in which OpenCV or torch has threads can hang after it.
+    """Return a context other than fork, after which OpenCV and torch threads can hang.
 
-    A fork server imports the module once for all workers, where spawning does so for each.
+    A fork server imports the module once for all workers, spawning once for each.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -85,13 +86,13 @@ def _context(module: str) -> multiprocessing.context.BaseContext:
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    # Ctrl-C reaches the whole group; the parent alone answers it.
+    # Ctrl-C reaches the whole group; only the parent reacts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # A worker of a killed parent would wait for its next task for ever.
+    # A worker whose parent was killed would block forever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -99,7 +100,7 @@ def _end_with_parent() -> None:
 
 
 def derive_seeds(*key: int) -> tuple[int, int, int]:
-    """Three independent 32-bit seeds (``random``, numpy, torch) from non-negative integers."""
+    """Return three independent 32-bit seeds (``random``, numpy, torch) of a key of integers."""
     state = np.random.SeedSequence(key).generate_state(3)
     return int(state[0]), int(state[1]), int(state[2])
 
@@ -114,7 +115,7 @@ def seed_all(*key: int) -> None:
 
 @contextlib.contextmanager
 def seeded(*key: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Run a block under seeds derived from ``key`` and give the generators back as they were.
+    """Run a block with seeds derived from ``key``, then restore the generators.
 
     Args:
         key: non-negative integers.

@@ -215,7 +215,7 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-_RIGHT_FILE = "give the counting_curves.csv that --eval-only or choose_threshold.py wrote"
+_RIGHT_FILE = "give the counting_curves.csv that microplastics evaluate or thresholds wrote"
 _COLUMNS = ("threshold", "true", "predicted", "precision", "recall", "F1")
 _NUMBERS = ("threshold", "true", "predicted")
 _MOST = 1e12

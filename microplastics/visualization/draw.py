@@ -323,7 +323,7 @@ def mask_paths(masks: Any, image_size: tuple[int, int]) -> list[OutlinePath | No
     """
     if isinstance(masks, PolygonMasks):
         masks = masks.polygons
-    elif isinstance(masks, BitMasks):
+    elif isinstance(masks, BitMasks) and not isinstance(masks, CropMasks):
         masks = masks.tensor
     if hasattr(masks, "shape"):
         masks = CropMasks.from_bitmasks(masks)
@@ -576,7 +576,7 @@ def show_picture(picture: np.ndarray, title: str) -> None:
 
     # get_backend falls back to one that cannot show anything.
     if plt.get_backend().lower() in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
-        raise UserError("--show needs a desktop, and there is none here; use --output-dir instead.")
+        raise UserError("--show needs a desktop, and there is none here; use --output instead.")
     figure = plt.figure(num=title, figsize=(12, 12 * picture.shape[0] / picture.shape[1]))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")

@@ -20,7 +20,7 @@ from microplastics.structures.particles import Particles
 
 
 class ImageSource(Protocol):
-    """What an overlay asks of a photograph; ``ImageRegions`` gives it."""
+    """What an overlay asks of a photograph; ``ImageReader`` gives it."""
 
     width: int
     height: int

@@ -19,7 +19,7 @@ def grounds():
     """Rendered filters without a bar, of all kinds."""
     import dataclasses
 
-    presets = [dataclasses.replace(PRESETS[name], scale_bar_share=0.0) for name in NAMES]
+    presets = [dataclasses.replace(PRESETS[name], scale_bar_fraction=0.0) for name in NAMES]
     return [
         render_image((11, "grounds", i), 320, 2.0, presets[i % len(presets)])[0] for i in range(14)
     ]

@@ -8,6 +8,7 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from support import user_error
 
 from microplastics.data.catalog import (
     class_colors,
@@ -15,7 +16,6 @@ from microplastics.data.catalog import (
     register_microplastics_instances,
     resolve_datasets,
 )
-from microplastics.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +82,10 @@ def test_metadata_can_be_listed_copied_and_pickled(paths):
 def test_registering_again(paths, tmp_path):
     register_microplastics_instances("own", *paths)
     register_microplastics_instances("own", os.path.relpath(paths[0]), paths[1] + "/")
-    with pytest.raises(UserError, match="'own' is already registered for .*own.json.*not for x.js"):
+    with user_error("dataset_conflict", "'own'", paths[0], "x.json"):
         register_microplastics_instances("own", "x.json", paths[1])
     DatasetCatalog.register("foreign", lambda: [])
-    with pytest.raises(UserError, match="'foreign' is already registered by other code"):
+    with user_error("dataset_conflict", "'foreign'"):
         register_microplastics_instances("foreign", *paths)
 
 
@@ -95,22 +95,22 @@ def test_attributes_set_before_the_registration_are_kept(paths):
     DatasetCatalog.get("own")
     assert MetadataCatalog.get("own").thing_colors == [[1] * 3] * 2
     MetadataCatalog.get("other").json_file = "elsewhere.json"
-    with pytest.raises(UserError, match="json_file is .*own.json"):
+    with user_error("dataset_conflict", "'other'", "json_file", "own.json"):
         register_microplastics_instances("other", *paths)
 
 
 def test_classes_that_are_not_those_of_the_json(paths):
     register_microplastics_instances("own", *paths)
     MetadataCatalog.get("own").thing_classes = ["Fiber"]
-    with pytest.raises(UserError, match=r"are \['Foam', 'Fiber'\].*'own' is \['Fiber'\]"):
+    with user_error("classes_mismatch", paths[0], "'own' is ['Fiber']"):
         DatasetCatalog.get("own")
 
 
 def test_a_missing_json_fails_only_when_it_is_needed(tmp_path):
     register_microplastics_instances("own", str(tmp_path / "none.json"), str(tmp_path))
-    with pytest.raises(UserError, match="none.json: No such file"):
+    with user_error("file_missing", "none.json"):
         MetadataCatalog.get("own").thing_classes  # noqa: B018
-    with pytest.raises(UserError, match="none.json: No such file"):
+    with user_error("file_missing", "none.json"):
         DatasetCatalog.get("own")
     assert MetadataCatalog.get("own").as_dict()["evaluator_type"] == "coco"
 
@@ -125,12 +125,13 @@ def test_builtin_names(tmp_path, monkeypatch):
     assert metadata.image_root == str(folder / "val")
     assert metadata.thing_classes == ["Fiber", "Fragment", "Film"]  # while there is no JSON
     assert metadata.thing_colors == [[213, 94, 0], [0, 114, 178], [0, 158, 115]]
-    with pytest.raises(UserError, match="instances_val.json; put the images in .*/microplastics/v"):
+    with user_error("file_missing", "instances_val.json", "DETECTRON2_DATASETS"):
         DatasetCatalog.get("microplastics_val")
     _write(folder / "annotations/instances_val.json", folder / "val")
     assert len(DatasetCatalog.get("microplastics_val")) == 1
     assert metadata.thing_classes == ["Foam", "Fiber"]
-    with pytest.raises(UserError, match="make_synthetic.py --output .*/microplastics_synthetic"):
+    render = f"microplastics render dataset --output {tmp_path}/microplastics_synthetic"
+    with user_error("file_missing", render):
         DatasetCatalog.get("microplastics_synthetic_train")
 
 
@@ -189,19 +190,15 @@ def test_entry_relative_to_the_working_folder(paths, monkeypatch):
     assert MetadataCatalog.get("own.json").image_root == "."
 
 
-def test_entries_that_are_nothing(paths):
+def test_unknown_entries(paths):
     register_microplastics_instances("own_train", *paths)
-    with pytest.raises(UserError) as raised:
+    with user_error("dataset_unknown", "'own_trian'", "Did you mean 'own_train'?"):
         resolve_datasets(["own_trian"])
-    assert str(raised.value) == (
-        "No data set 'own_trian': give a registered name or path/to.json:path/to/images. "
-        "Did you mean 'own_train'?"
-    )
-    with pytest.raises(UserError, match="x.json does not exist"):
+    with user_error("file_missing", "x.json"):
         resolve_datasets([f"x.json:{paths[1]}"])
-    with pytest.raises(UserError, match="the image folder nowhere does not exist"):
+    with user_error("file_missing", "nowhere"):
         resolve_datasets([f"{paths[0]}:nowhere"])
-    with pytest.raises(UserError, match="give a registered name"):
+    with user_error("dataset_unknown"):
         resolve_datasets([""])
 
 

@@ -11,9 +11,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 from pycocotools import mask as mask_util
+from support import user_error
 
 from microplastics.config import get_cfg
-from microplastics.data import tiling
+from microplastics.data import large_images
 from microplastics.data.augmentation import CopyPaste, Mosaic
 from microplastics.data.augmentation.transforms import (
     RandomParticleCrop,
@@ -21,7 +22,7 @@ from microplastics.data.augmentation.transforms import (
     WarpTransform,
 )
 from microplastics.data.images import read_image
-from microplastics.data.mapper import ImageCache, MicroplasticsDatasetMapper, affine_matrix
+from microplastics.data.mapper import MicroplasticsDatasetMapper, affine_matrix
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.system import seeded
 
@@ -73,7 +74,18 @@ def test_boxes_polygons_and_rle_move_alike(tmp_path, augmentation):
     assert torch.equal(rle.gt_masks.to_bitmasks(), drawn)
 
 
-def test_the_affine_matrix_tells_a_list_of_transforms_whole():
+def test_mask_format_bitmask_gives_what_point_rend_takes(tmp_path):
+    record = dataset_dict(tmp_path, [[SQUARE]])
+    masks = configured("INPUT.MASK_FORMAT", "bitmask", size=80)(record)["instances"].gt_masks
+    assert isinstance(masks, CropMasks) and isinstance(masks, BitMasks)
+    polygons = configured(size=80)(record)["instances"].gt_masks
+    assert isinstance(polygons, PolygonMasks)
+    assert masks.tensor.sum() == polygons.area().sum() == 900
+    with user_error("config_invalid", "INPUT.MASK_FORMAT"):
+        configured("INPUT.MASK_FORMAT", "rle")
+
+
+def test_the_affine_matrix_of_a_list_of_transforms():
     transforms = T.TransformList(
         [
             T.HFlipTransform(100),
@@ -123,13 +135,6 @@ def test_a_crop_clips_polygons_and_drops_what_is_out_of_view(tmp_path):
     crop = mapper(T.CropTransform(30, 40, 40, 40), recompute_boxes=True)
     instances = crop(record)["instances"]
     assert instances.gt_boxes.tensor.tolist() == [[0, 0, 20, 20]]
-
-
-def test_the_cache_keeps_to_its_limit():
-    cache = ImageCache(100)
-    cache.put("a", np.zeros(60, np.uint8))
-    cache.put("b", np.zeros(60, np.uint8))
-    assert cache.get("a") is not None and cache.get("b") is None
 
 
 def photograph(tmp_path, seed, size=(200, 160)):
@@ -211,16 +216,16 @@ def test_masks_lie_on_what_is_seen_and_boxes_around_masks(tmp_path, opts):
         assert (instances.gt_boxes.tensor - tight).abs().max() <= slack
 
 
-def test_what_is_cut_below_the_visible_share_is_dropped_and_counted(tmp_path):
+def test_what_is_cut_below_the_visible_fraction_is_dropped_and_counted(tmp_path):
     # 30 px wide at x = 20: from x = 41 on 9 / 30 are left.
     far = [90.0, 70.0, 99.0, 70.0, 99.0, 79.0, 90.0, 79.0]
     for segmentation in ([SQUARE], rle_of(SQUARE, 80, 100)):
         record = dataset_dict(tmp_path, [segmentation, [far], [[1.0, 1, 9, 1, 9, 9, 1, 9]]])
         record["annotations"][1]["segmentation"] = [far]
         record["annotations"][2]["segmentation"] = [[1.0, 1, 9, 1, 9, 9, 1, 9]]
-        for share, kept in ((0.25, 2), (0.35, 1)):
+        for least, kept in ((0.25, 2), (0.35, 1)):
             cut = mapper(
-                T.CropTransform(41, 0, 59, 80), recompute_boxes=True, min_visible_share=share
+                T.CropTransform(41, 0, 59, 80), recompute_boxes=True, min_visible_fraction=least
             )
             mapped = cut(record)
             assert len(mapped["instances"]) == kept
@@ -240,9 +245,9 @@ def test_what_becomes_smaller_than_the_least_pixels_is_dropped_and_counted(tmp_p
 
 
 def test_the_limits_hold_only_where_something_is_augmented():
-    assert configured().min_mask_pixels == 1 and configured().min_visible_share == 0
+    assert configured().min_mask_pixels == 1 and configured().min_visible_fraction == 0
     augmented = configured(*on("NOISE"))
-    assert (augmented.min_mask_pixels, augmented.min_visible_share) == (4, 0.1)
+    assert (augmented.min_mask_pixels, augmented.min_visible_fraction) == (4, 0.1)
     cfg = get_cfg()
     cfg.merge_from_list(on("CROP", "MOSAIC"))
     validation = MicroplasticsDatasetMapper(cfg, is_train=False)
@@ -383,7 +388,7 @@ def test_the_cache_holds_the_images_of_windows_too(tmp_path, monkeypatch):
         for record in images
     ]
     read, decoded = read_image, []
-    monkeypatch.setattr(tiling, "read_image", lambda p, **k: decoded.append(p) or read(p, **k))
+    monkeypatch.setattr(large_images, "read_image", lambda p, *a: decoded.append(p) or read(p, *a))
     caching, plain = mapper(cache_bytes=10**6), mapper()
     for window in windows * 2:
         assert torch.equal(caching(window)["image"], plain(window)["image"])

@@ -1,5 +1,3 @@
-"""Outlines along pixel edges, held against pycocotools' rasterisation."""
-
 import json
 
 import numpy as np
@@ -9,6 +7,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import user_error
 
 from microplastics.data.formats.base import NOTES, Notes
 from microplastics.data.segmentation import (
@@ -17,51 +16,8 @@ from microplastics.data.segmentation import (
     mask_points,
     mask_to_polygons,
     measure,
-    read_json,
     segmentation_to_polygons,
 )
-from microplastics.utils.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is empty, not JSON"),
-        (b" \n", "is empty, not JSON"),
-        (b'{"images": [1, 2', "is cut off: the JSON ends unfinished at line 1, column 17"),
-        (b'{"images": "ab', "is cut off"),
-        (b'{\n "images": oops}', "is not JSON: Expecting value at line 2, column 12"),
-        (b'{"a": "\xff\xfe"}', "is not utf-8 text: byte 7"),
-        (b"[]", "holds a JSON list, not an object"),
-        (b"[" * 200000, "is nested too deep"),
-        (b'{"a": 1' + b"0" * 5000 + b"}", None),
-    ],
-)
-def test_read_json_says_what_is_wrong(tmp_path, content, words):
-    path = tmp_path / "a.json"
-    path.write_bytes(content)
-    if words is None:  # Python 3.10 has no limit of digits
-        try:
-            assert isinstance(read_json(path)["a"], int)
-        except UserError as error:
-            assert "is not usable JSON" in str(error)
-        return
-    with pytest.raises(UserError, match="a.json") as raised:
-        read_json(path)
-    assert words in str(raised.value)
-
-
-def test_read_json_of_no_file(tmp_path):
-    with pytest.raises(UserError, match="Cannot read .*b.json: No such file"):
-        read_json(tmp_path / "b.json")
-    with pytest.raises(UserError, match="Is a directory"):
-        read_json(tmp_path)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_read_json_in_the_encodings_of_json(tmp_path, encoding):
-    (tmp_path / "a.json").write_text('{"name": "Fäden"}', encoding=encoding)
-    assert read_json(tmp_path / "a.json") == {"name": "Fäden"}
 
 
 def test_square_polygon():
@@ -70,14 +26,14 @@ def test_square_polygon():
     assert not measured.clipped and not measured.subpixel
 
 
-def test_polygon_reaching_out_is_cut_at_the_border():
+def test_polygon_is_clipped_at_the_border():
     measured = measure([[-5, -5, 5, -5, 5, 5, -5, 5]], 20, 30)
     assert measured.clipped and measured.area == 25 and measured.box == (0, 0, 5, 5)
     measured = measure([[20, 10, 45, 10, 45, 35, 20, 35]], 20, 30)
     assert measured.area == 100 and measured.box == (20, 10, 10, 10)
 
 
-def test_part_outside_is_left_out_and_said():
+def test_part_outside_is_left_out():
     inside = [2.0, 3.0, 6.0, 3.0, 6.0, 8.0, 2.0, 8.0]
     measured = measure([inside, [100, 100, 110, 100, 110, 110]], 20, 30)
     assert measured.segmentation == [inside] and measured.clipped
@@ -216,8 +172,8 @@ def test_cut_polygon_covers_what_the_whole_one_covers(seed):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 0.95))
-def test_points_span_the_pixels(seed, height, width, share):
-    mask = np.random.default_rng(seed).random((height, width)) < share
+def test_points_span_the_pixels(seed, height, width, density):
+    mask = np.random.default_rng(seed).random((height, width)) < density
     mask[0, 0] = True
     counts = mask_util.encode(np.asfortranarray(mask, np.uint8))["counts"]
     y, x = np.nonzero(mask)
@@ -244,11 +200,6 @@ _MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14))
 def raster(polygons, height, width):
     rles = mask_util.frPyObjects([ring.reshape(-1).tolist() for ring in polygons], height, width)
     return mask_util.decode(mask_util.merge(rles)).astype(bool)
-
-
-def raster_one(ring, height, width):
-    """By even-odd, also for the one ring that frPyObjects would take for a box."""
-    return raster([ring], height, width)
 
 
 def blob(size, seed):
@@ -308,7 +259,9 @@ def test_holes_run_the_other_way(mask):
     for ring in mask_to_polygons(mask):
         (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
         area += (x0 * y1 - x1 * y0).sum() / 2
-        for xa, ya, yb in zip(x0, y0, y1, strict=True):  # vertical edges alone meet a row's centres
+        for xa, ya, yb in zip(
+            x0, y0, y1, strict=True
+        ):  # only vertical edges meet the centres of a row
             winding += np.where(
                 (y > min(ya, yb)) & (y < max(ya, yb)) & (x < xa), np.sign(yb - ya), 0
             ).astype(int)
@@ -322,7 +275,7 @@ def test_overlapping_parts_are_united():
     assert np.array_equal(raster([ring], 20, 20), raster([square, square + 5], 20, 20))
 
 
-def test_points_at_corners_alone():
+def test_points_only_at_corners():
     mask = np.zeros((6, 8), bool)
     mask[2:5, 3:7] = True
     (ring,) = mask_to_polygons(mask, offset=(100, 200))
@@ -374,5 +327,5 @@ def test_bridged_holes_are_noted():
     "rle", [{"size": [3, 3], "counts": "~~"}, {"size": [4, 3], "counts": "09"}, {"size": 3}]
 )
 def test_broken_rles_are_named(rle):
-    with pytest.raises(UserError, match="a.json, 4 has an RLE that does not fit"):
+    with user_error("annotations_invalid", "a.json, 4"):
         segmentation_to_polygons(rle, 3, 3, Notes(NOTES), "a.json, 4")

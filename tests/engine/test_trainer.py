@@ -6,10 +6,10 @@ import os
 import sys
 import types
 
+import detectron2
 import pytest
 import torch
 
-from microplastics.compat import detectron2_build
 from microplastics.engine import Trainer, launch
 from microplastics.engine.checkpoint import checkpoint_info
 from microplastics.engine.events import truncate_metrics
@@ -38,7 +38,8 @@ def test_the_last_three_and_the_best_are_kept(tiny_cfg):
     names = sorted(n for n in os.listdir(cfg.OUTPUT_DIR) if n.endswith(".pth"))
     periodic = [f"model_{i:07d}.pth" for i in (3, 4, 5)]
     assert names == [*periodic, "model_best.pth", "model_final.pth"]
-    assert checkpoint_info(f"{cfg.OUTPUT_DIR}/model_best.pth")["detectron2"] == detectron2_build()
+    info = checkpoint_info(f"{cfg.OUTPUT_DIR}/model_best.pth")
+    assert info["detectron2"] == detectron2.__version__
 
 
 def test_fine_tuning_on_other_classes_keeps_everything_but_the_class_layers(tiny_cfg, tmp_path):
@@ -112,7 +113,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tiny_cfg, monke
 
 
 def test_class_names_with_slashes_have_their_row():
-    from microplastics.engine.evaluate import per_class_table
+    from microplastics.engine.scoring import per_class_table
 
     metrics = {"segm/AP": 1.0, "segm/AP50": 2.0, "segm/AP-PE/PP": 3.0, "segm/AP50-PE/PP": 4.0}
     (row,) = per_class_table({"segm/AP": 3.0, "segm/AP50": 4.0}, ["Bead"])

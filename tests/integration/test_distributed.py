@@ -31,7 +31,7 @@ def trained(tiny_opts, tmp_path_factory):
         "SOLVER.MAX_ITER",
         "40",
     ]
-    command = [sys.executable, *TORCHRUN, f"{ROOT}/tools/train_net.py", *options]
+    command = [sys.executable, *TORCHRUN, "-m", "microplastics", "train", *options]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -58,12 +58,12 @@ def test_the_batch_and_the_rate_follow_the_number_of_processes(trained):
     assert "20 iterations" in text and "LR 0.04" in text
 
 
-def test_one_process_and_two_score_alike(trained, tiny_opts, tool):
+def test_one_process_and_two_score_alike(trained, tiny_opts, cli_process):
     scores = {}
     for name, launcher in (("one", ()), ("two", TORCHRUN)):
         weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"))
         options = (*QUICK, "--eval-only", *tiny_opts, *weights, "OUTPUT_DIR", str(trained / name))
-        done = tool("train_net", *options, launcher=launcher, env=THREADS)
+        done = cli_process("train", *options, launcher=launcher, env=THREADS)
         assert done.returncode == 0, done.stderr[-3000:]
         scores[name] = json.loads((trained / name / "inference" / "metrics.json").read_text())
     logged = torch.load(trained / "model_final.pth", weights_only=True)["trainer"]["hooks"]

@@ -79,8 +79,7 @@ def test_what_it_says_is_what_the_repository_has(kept):
     for path in (
         "configs/microplastics_r50.yaml",
         "configs/microplastics_quick.yaml",
-        "tools/visualize_data.py",
-        "tools/visualize_json_results.py",
-        "tools/train_net.py",
     ):
         assert path in text and (ROOT / path).is_file()
+    for command in ("train", "evaluate", "view annotations", "view results"):
+        assert f"`microplastics {command}" in text

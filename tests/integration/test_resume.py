@@ -27,7 +27,7 @@ def arguments(tiny_opts, output):
 
 
 def start(arguments):
-    command = [sys.executable, f"{ROOT}/tools/train_net.py", "--resume", *arguments]
+    command = [sys.executable, "-m", "microplastics", "train", "--resume", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -102,10 +102,10 @@ def test_a_wrong_scale_is_told_before_the_work(make):
 
 
 def test_an_image_that_the_model_cannot_take_fails_alone(make, folder, tmp_path, monkeypatch):
-    from microplastics.runs import run
+    from microplastics.runs import run as module
 
     cv2.imwrite(str(folder / "c.png"), np.full((9, 9, 3), 99, np.uint8))
-    monkeypatch.setattr(run, "_tiling_of", lambda *_: None)
+    monkeypatch.setattr(module, "_tiling_of", lambda *_: None)
 
     def predict_many(images):
         # Drawn two at a time, as batches are.
@@ -117,7 +117,7 @@ def test_an_image_that_the_model_cannot_take_fails_alone(make, folder, tmp_path,
 
     predictor = types.SimpleNamespace(predict_many=predict_many, class_names=["Film"])
     run = make(formats=("csv",))
-    how = run.PredictOptions(max_overlap=1.0)
+    how = module.PredictOptions(max_overlap=1.0)
     predict_images(predictor, run.begin(), run, how)
     assert run.end() == 3
     errors = pd.read_csv(tmp_path / "out/failed.csv").set_index("image")["error"]

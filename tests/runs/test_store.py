@@ -75,7 +75,7 @@ def test_a_run_is_neither_mixed_nor_lost(store, image, result, tmp_path):
 def test_a_strangers_folder_is_left_alone(tmp_path, way):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "thesis.doc").touch()
-    with pytest.raises(UserError, match="is not of a run of this tool"):
+    with pytest.raises(UserError, match="is not of a run of microplastics"):
         RunStore(tmp_path, {}).claim(**{"resume": False, "overwrite": False, way: True})
     assert (tmp_path / "parts" / "thesis.doc").exists()
 

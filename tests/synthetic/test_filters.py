@@ -1,4 +1,4 @@
-"""microplastics/synthetic/filters.py and tools/cut_blanks.py."""
+"""microplastics/synthetic/filters.py and microplastics render backgrounds."""
 
 import json
 import os
@@ -240,10 +240,10 @@ def test_images_of_one_name_keep_a_square_each(tmp_path):
     assert [cv2.imread(str(path)).mean().round() for path in written] == [0, 60, 120]
 
 
-def test_the_tool_writes_particle_free_squares(tool_here, rendered, tmp_path):
+def test_the_tool_writes_particle_free_squares(cli, rendered, tmp_path):
     json_file = rendered / "annotations" / "instances_train.json"
     arguments = ("--input", json_file, "--images", rendered / "train", "--output", tmp_path / "b")
-    result = tool_here("cut_blanks", *arguments, "--min-size", "16", "--margin", "2")
+    result = cli("render", "backgrounds", *arguments, "--min-size", "16", "--margin", "2")
     assert result.returncode == 0, result.stderr
     data = json.loads(json_file.read_text())
     for path in (tmp_path / "b").glob("*.png"):
@@ -255,5 +255,5 @@ def test_the_tool_writes_particle_free_squares(tool_here, rendered, tmp_path):
                 bx, by, w, h = a["bbox"]
                 outside = bx >= int(x) + side or bx + w <= int(x)
                 assert outside or by >= int(y) + side or by + h <= int(y)
-    result = tool_here("cut_blanks", *arguments, "--min-size", "95", "--margin", "2")
+    result = cli("render", "backgrounds", *arguments, "--min-size", "95", "--margin", "2")
     assert result.returncode == 2 and "lower --min-size" in result.stderr

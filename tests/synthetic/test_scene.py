@@ -223,7 +223,7 @@ def test_a_preset_makes_sense(preset):
     assert sum(preset.filters.values()) == pytest.approx(1)
     assert sum(preset.mix.values()) == pytest.approx(1)
     assert set(preset.mix) <= set(MAKERS)
-    for name in ("empty_share", "scale_bar_share", "crossing", "touching", "max_overlap"):
+    for name in ("empty_fraction", "scale_bar_fraction", "crossing", "touching", "max_overlap"):
         assert 0 <= getattr(preset, name) <= 1
     assert preset.max_crossing <= 1 - preset.min_visible + 0.3
     ids = [category["id"] for category in preset.categories]

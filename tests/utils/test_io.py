@@ -1,12 +1,11 @@
-"""microplastics/utils/io.py."""
-
 import errno
 import os
 
 import pytest
+from support import user_error
 
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_json
+from microplastics.utils.io import atomic_write, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -23,11 +22,50 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "not writable")]
 )
-def test_disk_errors_name_the_file_and_the_mend(tmp_path, monkeypatch, number, words):
+def test_disk_errors_name_the_file_and_the_fix(tmp_path, monkeypatch, number, words):
     def fail(_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=f"model.json.*{words}"):
+    with user_error("not_writable", "model.json", words):
         write_json(tmp_path / "model.json", {})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b'{"images": [1, 2', "is cut off at line 1, column 17"),
+        (b'{"images": "ab', "is cut off"),
+        (b'{\n "images": oops}', "is not JSON: Expecting value at line 2, column 12"),
+        (b'{"a": "\xff\xfe"}', "is not utf-8 text: byte 7"),
+        (b"[]", "contains a JSON list; expected an object"),
+        (b"[" * 200000, "is nested too deep"),
+    ],
+)
+def test_json_that_cannot_be_read(tmp_path, content, words):
+    (tmp_path / "a.json").write_bytes(content)
+    with user_error("file_invalid", "a.json", words):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_number_of_thousands_of_digits(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"a": 1' + b"0" * 5000 + b"}")
+    try:
+        assert isinstance(read_json(tmp_path / "a.json")["a"], int)
+    except UserError as error:  # Python 3.10 has no limit of digits
+        assert error.code == "file_invalid"
+
+
+def test_json_that_is_not_there(tmp_path):
+    for path in (tmp_path / "b.json", tmp_path):
+        with user_error("file_missing", path):
+            read_json(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_in_its_encodings(tmp_path, encoding):
+    (tmp_path / "a.json").write_text('{"name": "Fäden"}', encoding=encoding)
+    assert read_json(tmp_path / "a.json") == {"name": "Fäden"}

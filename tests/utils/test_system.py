@@ -1,9 +1,8 @@
 import math
 import os
 
-import pytest
+from support import user_error
 
-from microplastics.utils.errors import UserError
 from microplastics.utils.system import available_processors, map_in_processes
 
 
@@ -15,6 +14,6 @@ def test_order_is_kept_in_any_number_of_processes():
     assert available_processors() >= 1
 
 
-def test_a_killed_worker_ends_in_a_sentence():
-    with pytest.raises(UserError, match="A worker process was killed"):
+def test_a_killed_worker_is_a_user_error():
+    with user_error("interrupted", "--workers"):
         list(map_in_processes(os._exit, [9], 2))

@@ -1,4 +1,4 @@
-"""What training changes about images and their particles, by family."""
+"""Training augmentations."""
 
 from microplastics.data.augmentation.build import (
     build_augmentations,

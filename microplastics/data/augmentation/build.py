@@ -1,6 +1,6 @@
-"""From INPUT.AUG of the config to augmentations."""
+"""Augmentations from INPUT.AUG of the config."""
 
-import math
+import functools
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,18 +10,53 @@ from microplastics.data.augmentation import mixing, transforms
 from microplastics.data.augmentation.transforms import RandomParticleCrop
 from microplastics.utils.errors import UserError
 
-_FLIPS = ("none", "horizontal", "vertical", "both")
+# Keys of INPUT: (least, greatest). NaN is never between them.
+_NUMBERS = {
+    "AUG.CROP.SHIFT": (0, 1),
+    "AUG.HUE.MAX_SHIFT": (0, 180),
+    "AUG.ROTATION.MAX_ANGLE": (0, 180),
+    "AUG.COPY_PASTE.MAX_PARTICLES": (1, 10**4),
+    "AUG.COPY_PASTE.MAX_COVER": (0, 1),
+    "AUG.COPY_PASTE.EDGE": (0, 50),
+    "MIN_VISIBLE_SHARE": (0, 0.99),
+    "MIN_MASK_PIXELS": (1, 10**6),
+    "TILE.SIZE": (0, 10**6),
+    "TILE.OVERLAP": (0, 10**6),
+    "TILE.EMPTY_SHARE": (0, 1),
+}
+_PAIRS = {
+    "AUG.BRIGHTNESS.RANGE": (0, 10),
+    "AUG.CONTRAST.RANGE": (0, 10),
+    "AUG.SATURATION.RANGE": (0, 10),
+    "AUG.SCALE.RANGE": (0.05, 20),
+    "AUG.MOSAIC.SCALE": (0.05, 20),
+    "AUG.COPY_PASTE.SCALE": (0.05, 20),
+    "AUG.BLUR.SIGMA": (0.05, 50),
+    "AUG.NOISE.SIGMA": (0, 255),
+    "AUG.NOISE.SHOT": (0, 255),
+    "AUG.JPEG.QUALITY": (1, 100),
+    "AUG.CROP.SIZE": (1, 10**6),
+}
+_INTEGERS = ("AUG.JPEG.QUALITY", "AUG.CROP.SIZE")
+_CHOICES = {
+    "AUG.ROTATION.FRAME": transforms.FRAMES,
+    "AUG.ROTATION.BORDER": transforms.BORDERS,
+    "AUG.BLUR.KIND": transforms.BLURS,
+    "AUG.COPY_PASTE.OCCLUSION": mixing.OCCLUSIONS,
+    "RANDOM_FLIP": ("none", "horizontal", "vertical", "both"),
+    "MASK_FORMAT": ("polygon", "bitmask"),
+}
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The augmentations of one image in training, in their order.
+    """Return the augmentations of one training image, in their order.
 
-    The window first, since what it leaves out costs nothing any more; then what lens, light,
-    sensor and file do, on the photograph's own pixels; then turns, size and flips. With all of
-    INPUT.AUG off these are Detectron2's own.
+    First the crop, whose rest then costs nothing; then the effects of lens, light, sensor and
+    file, on the pixels of the photograph; then rotation, size and flips. With all of INPUT.AUG off
+    these are Detectron2's own.
 
     Raises:
-        UserError: a value makes no sense.
+        UserError: ``config_invalid``.
     """
     check_augmentation(cfg)
     aug = cfg.INPUT.AUG
@@ -56,7 +91,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def build_validation(cfg: CfgNode) -> list[T.Augmentation]:
-    """The augmentation of validation: the size of prediction."""
+    """Return the augmentation of validation: the size used in prediction."""
     return [_resize(cfg, is_train=False)]
 
 
@@ -65,7 +100,7 @@ def _resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     size = node.MIN_SIZE_TEST, node.MAX_SIZE_TEST, "choice"
     if is_train:
         size = node.MIN_SIZE_TRAIN, node.MAX_SIZE_TRAIN, node.MIN_SIZE_TRAIN_SAMPLING
-    # Validation keeps the very pixels of Detectron2's DefaultPredictor.
+    # Validation has exactly the pixels of Detectron2's DefaultPredictor.
     prob, fast = (scale.PROB, node.FAST_RESIZE) if is_train else (0.0, False)
     if prob == 0 and not fast:
         return T.ResizeShortestEdge(*size)
@@ -73,7 +108,7 @@ def _resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
 
 
 def build_copy_paste(cfg: CfgNode) -> mixing.CopyPaste:
-    """Copy-paste as INPUT.AUG.COPY_PASTE says."""
+    """Return the copy-paste of INPUT.AUG.COPY_PASTE."""
     node = cfg.INPUT.AUG.COPY_PASTE
     return mixing.CopyPaste(
         node.MAX_PARTICLES,
@@ -86,85 +121,62 @@ def build_copy_paste(cfg: CfgNode) -> mixing.CopyPaste:
 
 
 def is_augmented(cfg: CfgNode) -> bool:
-    """Whether training sees anything but flipped and resized whole images."""
+    """Return whether training does more than flip and resize whole images."""
     probabilities = [node.PROB for node in cfg.INPUT.AUG.values()]
     return cfg.INPUT.CROP.ENABLED or cfg.INPUT.TILE.SIZE > 0 or any(p > 0 for p in probabilities)
 
 
 def clips(cfg: CfgNode) -> bool:
-    """Whether an augmentation cuts particles off or must see where they lie.
-
-    Polygons will not do then.
-    """
+    """Return whether an augmentation cuts particles or needs their boxes: masks become crops."""
     aug = cfg.INPUT.AUG
     return cfg.INPUT.CROP.ENABLED or aug.ROTATION.PROB > 0 or aug.CROP.PROB > 0 or mixes(cfg)
 
 
 def mixes(cfg: CfgNode) -> bool:
-    """Whether an augmentation needs other images."""
+    """Return whether an augmentation needs other images."""
     return cfg.INPUT.AUG.COPY_PASTE.PROB > 0 or cfg.INPUT.AUG.MOSAIC.PROB > 0
 
 
 def check_augmentation(cfg: CfgNode) -> None:
-    """Refuse nonsense in what the project adds to INPUT.
+    """Check the values of INPUT that the project adds or uses.
 
     Raises:
-        UserError: names the key and what may stand there.
+        UserError: ``config_invalid``, naming the key and the values it may have.
     """
-    aug = cfg.INPUT.AUG
-    for name, node in aug.items():
-        _number(f"INPUT.AUG.{name}.PROB", node.PROB, 0, 1)
-    for name in ("BRIGHTNESS", "CONTRAST", "SATURATION"):
-        _range(f"INPUT.AUG.{name}.RANGE", aug[name].RANGE, 0, 10)
-    _range("INPUT.AUG.SCALE.RANGE", aug.SCALE.RANGE, 0.05, 20)
-    _range("INPUT.AUG.MOSAIC.SCALE", aug.MOSAIC.SCALE, 0.05, 20)
-    _range("INPUT.AUG.COPY_PASTE.SCALE", aug.COPY_PASTE.SCALE, 0.05, 20)
-    _range("INPUT.AUG.BLUR.SIGMA", aug.BLUR.SIGMA, 0.05, 50)
-    _range("INPUT.AUG.NOISE.SIGMA", aug.NOISE.SIGMA, 0, 255)
-    _range("INPUT.AUG.NOISE.SHOT", aug.NOISE.SHOT, 0, 255)
-    _range("INPUT.AUG.JPEG.QUALITY", aug.JPEG.QUALITY, 1, 100, whole=True)
-    _pair("INPUT.AUG.CROP.SIZE", aug.CROP.SIZE, 1, 10**6, whole=True)
-    _number("INPUT.AUG.CROP.SHIFT", aug.CROP.SHIFT, 0, 1)
-    _number("INPUT.AUG.HUE.MAX_SHIFT", aug.HUE.MAX_SHIFT, 0, 180)
-    _number("INPUT.AUG.ROTATION.MAX_ANGLE", aug.ROTATION.MAX_ANGLE, 0, 180)
-    _number("INPUT.AUG.COPY_PASTE.MAX_PARTICLES", aug.COPY_PASTE.MAX_PARTICLES, 1, 10**4)
-    _number("INPUT.AUG.COPY_PASTE.MAX_COVER", aug.COPY_PASTE.MAX_COVER, 0, 1)
-    _number("INPUT.AUG.COPY_PASTE.EDGE", aug.COPY_PASTE.EDGE, 0, 50)
-    _number("INPUT.MIN_VISIBLE_SHARE", cfg.INPUT.MIN_VISIBLE_SHARE, 0, 0.99)
-    _number("INPUT.MIN_MASK_PIXELS", cfg.INPUT.MIN_MASK_PIXELS, 1, 10**6)
-    _number("INPUT.TILE.SIZE", cfg.INPUT.TILE.SIZE, 0, 10**6)
-    most = cfg.INPUT.TILE.SIZE - 1 if cfg.INPUT.TILE.SIZE > 0 else 10**6
-    _number("INPUT.TILE.OVERLAP", cfg.INPUT.TILE.OVERLAP, 0, most)
-    _number("INPUT.TILE.EMPTY_SHARE", cfg.INPUT.TILE.EMPTY_SHARE, 0, 1)
-    _one_of("INPUT.AUG.ROTATION.FRAME", aug.ROTATION.FRAME, transforms.FRAMES)
-    _one_of("INPUT.AUG.ROTATION.BORDER", aug.ROTATION.BORDER, transforms.BORDERS)
-    _one_of("INPUT.AUG.BLUR.KIND", aug.BLUR.KIND, transforms.BLURS)
-    _one_of("INPUT.AUG.COPY_PASTE.OCCLUSION", aug.COPY_PASTE.OCCLUSION, mixing.OCCLUSIONS)
-    _one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, _FLIPS)
+    node = cfg.INPUT
+    for name in node.AUG:
+        _check_numbers(f"AUG.{name}.PROB", node.AUG[name].PROB, 0, 1)
+    for key, (low, high) in _NUMBERS.items():
+        _check_numbers(key, _value(node, key), low, high)
+    for key, (low, high) in _PAIRS.items():
+        _check_numbers(key, _value(node, key), low, high, pair=True)
+    if node.TILE.SIZE:
+        _check_numbers("TILE.OVERLAP", node.TILE.OVERLAP, 0, node.TILE.SIZE - 1)
+    for key, choices in _CHOICES.items():
+        if _value(node, key) not in choices:
+            raise UserError(
+                f"INPUT.{key} is {_value(node, key)!r}; expected one of {', '.join(choices)}.",
+                code="config_invalid",
+            )
 
 
-def _is_number(value: Any, whole: bool) -> bool:
-    kinds = int if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+def _value(node: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), node)
 
 
-def _number(key: str, value: Any, low: float, high: float) -> None:
-    if not _is_number(value, False) or not low <= value <= high:
-        raise UserError(f"{key} is {value}; give a number from {low} to {high}.")
-
-
-def _pair(key: str, values: Any, low: float, high: float, whole: bool = False) -> None:
-    if len(values) != 2 or not all(_is_number(v, whole) and low <= v <= high for v in values):
-        kind = "whole numbers" if whole else "numbers"
-        raise UserError(f"{key} is {tuple(values)}; give two {kind} from {low} to {high}.")
-
-
-def _range(key: str, values: Any, low: float, high: float, whole: bool = False) -> None:
-    _pair(key, values, low, high, whole)
-    if values[0] > values[1]:
-        raise UserError(f"{key} is {tuple(values)}; give the lower bound first.")
-
-
-def _one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{key} is {value!r}; give one of {', '.join(choices)}.")
+def _check_numbers(key: str, value: Any, low: float, high: float, pair: bool = False) -> None:
+    """Check a number, or a pair: a size, or bounds with the lower one first."""
+    kinds = int if key in _INTEGERS else (int, float)
+    values = tuple(value) if pair else (value,)
+    bounds = pair and key != "AUG.CROP.SIZE"
+    valid = len(values) == (2 if pair else 1) and all(
+        isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high for v in values
+    )
+    if not valid or (bounds and values[0] > values[1]):
+        kind = "integer" if key in _INTEGERS else "number"
+        expected = f"{f'two {kind}s' if pair else f'a {kind}'} from {low} to {high}"
+        expected += ", the lower one first" if bounds else ""
+        raise UserError(
+            f"INPUT.{key} is {values if pair else value}; expected {expected}.",
+            code="config_invalid",
+        )

@@ -1,4 +1,4 @@
-"""Pictures out of several: copy-paste of particles, and mosaics.
+"""Augmentations from several images: copy-paste and mosaic.
 
 Copy-paste after Ghiasi et al. 2021, "Simple Copy-Paste is a Strong Data Augmentation Method for
 Instance Segmentation"; mosaic after Bochkovskiy et al. 2020, "YOLOv4".
@@ -24,8 +24,8 @@ class Sample:
         image: (H, W, 3) uint8, BGR; may be read only.
         classes: (N,) int64, contiguous class numbers.
         masks: N masks of the image's size.
-        whole: (N,) float64, px² that each particle would cover if nothing had cut it off or
-            covered it: what its visible share is a share of.
+        whole: (N,) float64, px² of each particle if nothing had cut or covered it: the reference
+            of its visible fraction.
     """
 
     image: np.ndarray
@@ -35,12 +35,12 @@ class Sample:
 
     @classmethod
     def from_annotations(cls, image: np.ndarray, annotations: Sequence[dict[str, Any]]) -> "Sample":
-        """Rasterise annotations in Detectron2's format; one without a mask counts as its box.
+        """Rasterise annotations in Detectron2's format; one without a mask becomes its box.
 
         Args:
             image: (H, W, 3) uint8, BGR.
-            annotations: each with ``category_id``, ``bbox``, ``bbox_mode``, and where it has
-                them ``segmentation`` and, of a particle that a tile has cut, ``whole_area``.
+            annotations: each with ``category_id``, ``bbox``, ``bbox_mode``, optionally
+                ``segmentation``, and ``whole_area`` if a tile has cut the particle.
 
         Raises:
             ValueError: a segmentation is malformed.
@@ -56,7 +56,7 @@ class Sample:
 
 
 def box_polygon(annotation: dict[str, Any]) -> list[list[float]]:
-    """The box of an annotation as a COCO polygon."""
+    """Return the box of an annotation as a COCO polygon."""
     x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
 
@@ -65,14 +65,14 @@ OCCLUSIONS = ("modal", "amodal")
 MOSAIC_IMAGES = 4
 
 _TRIES = 10
-# The middle of a mosaic lies in this part of its sides.
+# Range of the centre of a mosaic, as fraction of its sides.
 _MIDDLE = (0.3, 0.7)
 
 
 class CopyPaste:
-    """Particles of another image, cut out along their masks with a soft edge.
+    """Pastes particles of another image, cut out along their masks with a soft edge.
 
-    Only whole particles are taken: none that touches the border of its image.
+    Particles that touch the border of their image are not used.
     """
 
     def __init__(
@@ -86,16 +86,15 @@ class CopyPaste:
     ):
         """
         Args:
-            max_particles: paste 1 to so many.
-            max_cover: of no particle may more than this share be covered, all that is pasted
-                taken together; a place for which that holds is tried for ten times.
-            scale: bounds of the factor of size; its logarithm is even between theirs.
-            rotate: by any angle; a flip is always as likely as none.
-            edge: standard deviation of the blur by which a particle's surroundings fade into
-                their new ones, in px; 0 is a hard cut.
-            occlusion: ``"modal"``: masks end where a pasted particle lies on them, as people
-                draw them; ``"amodal"``: they stay whole, as the renderer of this project
-                writes them.
+            max_particles: paste 1 to this many.
+            max_cover: largest fraction of a particle that all pasted ones together may cover; a
+                position is tried ten times.
+            scale: bounds of the scale factor, drawn evenly on a logarithmic scale.
+            rotate: rotate by any angle; flips have probability 0.5 in any case.
+            edge: standard deviation in px of the blur that blends the surroundings of a particle
+                into the image; 0 is a hard cut.
+            occlusion: ``"modal"``: masks are cut by pasted particles on top, as people annotate;
+                ``"amodal"``: they stay whole, as the renderer of this project writes them.
         """
         self.max_particles, self.max_cover, self.scale = max_particles, max_cover, scale
         self.rotate, self.edge, self.occlusion = rotate, edge, occlusion
@@ -115,7 +114,7 @@ class CopyPaste:
         return scene.sample(amodal=self.occlusion == "amodal")
 
     def _cut(self, donor: Sample, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One particle turned, flipped and scaled: its colours, opacity and mask, (h, w) each."""
+        """Return the colours, opacity and mask of a transformed particle, (h, w) each."""
         crop, (x0, y0) = donor.masks.crops[index], donor.masks.offsets[index]
         angle = np.random.uniform(-math.pi, math.pi) if self.rotate else 0.0
         factor = math.exp(np.random.uniform(*np.log(self.scale)))
@@ -123,19 +122,19 @@ class CopyPaste:
         sine, cosine = math.sin(angle), math.cos(angle)
         turn = factor * np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([flip, 1.0])
         rim = math.ceil(3 * self.edge) + 1
-        # Both in px of the pasted particle: the soft edge lies around its mask.
+        # Both in px of the pasted particle: the soft edge is outside its mask.
         size = np.ceil(np.abs(turn) @ crop.shape[::-1]).astype(int) + 2 * rim
-        # cv2 counts from the pixels' centres.
+        # The origin of cv2 is the centre of the first pixel.
         middle = np.array(crop.shape[::-1]) / 2 - 0.5
         matrix = np.column_stack([turn, size / 2 - 0.5 - turn @ middle])
         warped = cv2.warpAffine(crop.astype(np.float32), matrix, size.tolist())
         mask = warped >= 0.5
         alpha = mask.astype(np.float32)
         if self.edge > 0:
-            # Opaque inside: blurred there too, a thin fibre would turn translucent.
+            # Opaque inside: otherwise a thin fibre would become translucent.
             blurred = cv2.GaussianBlur(alpha, (0, 0), self.edge, borderType=cv2.BORDER_CONSTANT)
             alpha = np.maximum(alpha, blurred)
-        # Pixels around the mask are the donor's own, mirrored beyond its border alone.
+        # Pixels around the mask come from the donor, mirrored only beyond its border.
         reach = math.ceil((rim + 1) / min(factor, 1.0)) + 1
         height, width = donor.image.shape[:2]
         left, top = max(x0 - reach, 0), max(y0 - reach, 0)
@@ -153,7 +152,7 @@ class CopyPaste:
 
 
 class _Scene:
-    """An image that particles are pasted into, one on top of the other."""
+    """An image into which particles are pasted on top of each other."""
 
     def __init__(self, sample: Sample):
         self._image = sample.image.copy()
@@ -164,7 +163,7 @@ class _Scene:
         self._classes, self._whole = sample.classes.tolist(), sample.whole.tolist()
 
     def find_place(self, mask: np.ndarray, max_cover: float) -> tuple[int, int] | None:
-        """Left and top of a place where ``mask`` covers little enough; None if none is found."""
+        """Return left and top of a position at which ``mask`` covers little enough, or None."""
         free = np.array(self._image.shape[1::-1]) - mask.shape[::-1]
         if not mask.any() or (free < 0).any():
             return None
@@ -180,7 +179,7 @@ class _Scene:
         return None
 
     def _meetings(self, mask: np.ndarray, x0: int, y0: int) -> list[tuple[int, tuple, tuple]]:
-        """Which masks' crops meet one at (x0, y0): number, slices of theirs, slices of it."""
+        """Return masks whose crops meet one at (x0, y0): index, slices of both crops."""
         found = []
         height, width = mask.shape
         for index, (crop, (x, y)) in enumerate(zip(self._crops, self._offsets, strict=True)):
@@ -200,7 +199,7 @@ class _Scene:
         corner: tuple[int, int],
         class_number: int,
     ) -> None:
-        """Lay a particle on top of all others."""
+        """Paste a particle on top of all others."""
         x0, y0 = corner
         for index, own, other in self._meetings(mask, x0, y0):
             visible = self._visible[index].copy()
@@ -219,32 +218,32 @@ class _Scene:
         self._whole.append(float(self._areas[-1]))
 
     def sample(self, amodal: bool) -> Sample:
-        """The picture and its particles, the pasted ones last."""
+        """Return the image and its particles, the pasted ones last."""
         crops = self._crops if amodal else self._visible
         masks = CropMasks(crops, self._offsets, self._image.shape[:2])
         return Sample(self._image, np.array(self._classes, np.int64), masks, np.array(self._whole))
 
 
 def _whole_particles(masks: CropMasks) -> np.ndarray:
-    """Numbers of the masks that have a pixel and none on the image's border."""
+    """Return the indices of masks that have a pixel, but none at the border of the image."""
     boxes = masks.get_bounding_boxes().tensor.numpy()
     end = np.array(masks.image_size[::-1])
     return np.flatnonzero((boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < end).all(axis=1))
 
 
 class Mosaic:
-    """Four images in the four quarters of a picture as large as the first."""
+    """Combines four images in the quarters of one as large as the first."""
 
     def __init__(self, scale: tuple[float, float] = (0.5, 1.0)):
         """
         Args:
-            scale: bounds of each image's factor of size; its logarithm is even between theirs.
-                An image too small for its quarter is enlarged until it fills it.
+            scale: bounds of the scale factor of each image, drawn evenly on a logarithmic scale.
+                An image too small for its quarter is enlarged to fill it.
         """
         self.scale = scale
 
     def __call__(self, samples: Sequence[Sample]) -> Sample:
-        """Set four samples; their masks end at the seams."""
+        """Combine four samples; masks are cut at the seams."""
         height, width = samples[0].image.shape[:2]
         middle_x, middle_y = (
             int(np.clip(round(np.random.uniform(*_MIDDLE) * side), 1, max(side - 1, 1)))
@@ -269,7 +268,7 @@ class Mosaic:
         )
 
     def _quarter(self, sample: Sample, width: int, height: int) -> Sample:
-        """A random window of an image, scaled to ``width`` x ``height`` px."""
+        """Return a random window of an image, resized to ``width`` x ``height`` px."""
         frame = np.array(sample.image.shape[1::-1])
         target = np.array([width, height])
         factor = math.exp(np.random.uniform(*np.log(self.scale)))

@@ -1,7 +1,4 @@
-"""Light, lens, sensor and file: what changes pixels and moves none of them.
-
-All take and give (H, W, 3) uint8 images in BGR order.
-"""
+"""Geometric and photometric augmentations of (H, W, 3) uint8 BGR images."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +12,12 @@ from torch.nn import functional as F
 FRAMES = ("same", "expand", "inside")
 BORDERS = ("reflect", "median", "black")
 
-# Around a particle's box, in px: its blurred rim is not mirrored either.
+# Margin in px around the box of a particle, whose blurred rim must not be mirrored either.
 _RIM = 2
 
 
 class RightAngleTransform(T.Transform):
-    """Turn counter-clockwise by ``turns`` right angles, exactly."""
+    """Rotates counter-clockwise by ``turns`` right angles, exactly."""
 
     _CODES = {
         1: cv2.ROTATE_90_COUNTERCLOCKWISE,
@@ -31,18 +28,18 @@ class RightAngleTransform(T.Transform):
     def __init__(self, height: int, width: int, turns: int):
         """
         Args:
-            height, width: of the image before the turn, in px.
+            height, width: of the image before the rotation, in px.
             turns: 1, 2 or 3.
         """
         super().__init__()
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Turn an (H, W) or (H, W, C) array."""
+        """Rotate an (H, W) or (H, W, C) array."""
         return cv2.rotate(img, self._CODES[self.turns])
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Turn (N, 2) points."""
+        """Rotate (N, 2) points."""
         x, y = coords[:, 0], coords[:, 1]
         turned = {
             1: (y, self.width - x),
@@ -52,7 +49,7 @@ class RightAngleTransform(T.Transform):
         return np.stack(turned, axis=1)
 
     def inverse(self) -> T.Transform:
-        """The turn back."""
+        """Return the reverse rotation."""
         height, width = self.height, self.width
         if self.turns % 2:
             height, width = width, height
@@ -60,7 +57,7 @@ class RightAngleTransform(T.Transform):
 
 
 class WarpTransform(T.Transform):
-    """Any affine map, with linear interpolation and a border that holds no second particles."""
+    """Any affine map, with linear interpolation and a border without mirrored particles."""
 
     def __init__(
         self,
@@ -73,9 +70,9 @@ class WarpTransform(T.Transform):
         Args:
             matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates.
             output_size: (height, width) of the new image, in px.
-            border: what lies beyond the image: ``"reflect"`` mirrors it, with the particles'
-                boxes painted over in its median colour, since the copies would have no masks;
-                ``"median"`` is that colour alone; ``"black"``.
+            border: fill outside the image: ``"reflect"`` mirrors it, with the boxes of particles
+                painted in its median colour, since the copies would have no masks;
+                ``"median"`` is only that colour; ``"black"``.
             boxes: (N, 4) x0, y0, x1, y1 of the particles before the map, for ``"reflect"``.
         """
         super().__init__()
@@ -106,7 +103,7 @@ class WarpTransform(T.Transform):
 
     def _warp(self, img: np.ndarray, border: int, value: Sequence[float] = (0, 0, 0)) -> np.ndarray:
         matrix = np.asarray(self.matrix, dtype=np.float64)
-        # cv2 counts from the pixels' centres.
+        # The origin of cv2 is the centre of the first pixel.
         shift = matrix[:, :2] @ (0.5, 0.5) + matrix[:, 2] - 0.5
         return cv2.warpAffine(
             img,
@@ -123,23 +120,23 @@ class WarpTransform(T.Transform):
 
 
 class RandomRightAngle(T.Augmentation):
-    """Turn by 90°, 180° or 270°."""
+    """Rotates by 90°, 180° or 270°."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the turn."""
+        """Draw the rotation."""
         return RightAngleTransform(*image.shape[:2], int(np.random.randint(1, 4)))
 
 
 class RandomRotation(T.Augmentation):
-    """Turn about the centre by any angle."""
+    """Rotates about the centre by any angle."""
 
     def __init__(self, max_angle: float = 180.0, frame: str = "same", border: str = "reflect"):
         """
         Args:
-            max_angle: degrees; the angle is even in [-max_angle, max_angle].
-            frame: ``"same"`` keeps the image's size and cuts the corners off; ``"expand"`` makes
-                it as large as the turned image; ``"inside"`` keeps the largest rectangle that
-                has no border in it.
+            max_angle: degrees; the angle is drawn evenly from [-max_angle, max_angle].
+            frame: ``"same"`` keeps the size of the image and cuts its corners; ``"expand"`` makes
+                it as large as the rotated image; ``"inside"`` keeps the largest rectangle without
+                border.
             border: see :class:`WarpTransform`.
         """
         super().__init__()
@@ -162,14 +159,14 @@ class RandomRotation(T.Augmentation):
 
 
 def inner_size(width: float, height: float, angle: float) -> np.ndarray:
-    """The largest upright rectangle inside a turned one, (width, height) in whole px.
+    """Return the largest upright rectangle inside a rotated one, (width, height) in whole px.
 
-    Its four corners lie on the sides of the turned rectangle, or, where that is long and thin,
-    two of them on its long sides, halfway between the ends.
+    Its four corners are on the sides of the rotated rectangle, or, if that is long and thin, two
+    of them on its long sides, halfway between the ends.
 
     Args:
-        width, height: of the rectangle before the turn, in px.
-        angle: of the turn, in radians.
+        width, height: of the rectangle before the rotation, in px.
+        angle: of the rotation, in radians.
     """
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
     longer, shorter = max(width, height), min(width, height)
@@ -185,17 +182,17 @@ def inner_size(width: float, height: float, angle: float) -> np.ndarray:
 
 
 class FastResizeTransform(T.ResizeTransform):
-    """``ResizeTransform`` of 8-bit colour images by torch, in about half of Pillow's time.
+    """``ResizeTransform`` of 8-bit colour images by torch, in about half the time of Pillow.
 
-    The same bilinear filter, antialiased where it shrinks, with weights of 16 bits instead of
-    22: about 2 of 10,000 values come out one level away from Pillow's.
+    The same antialiased bilinear filter, with weights of 16 bits instead of 22: about 2 of 10,000
+    values differ from Pillow's by one level.
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize (H, W, 3) uint8; anything else as Detectron2 does."""
+        """Resize (H, W, 3) uint8; anything else like Detectron2."""
         if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3 or interp is not None:
             return super().apply_image(img, interp)
-        # torch wants memory that it may write to, in rows without gaps.
+        # torch needs writable, contiguous memory.
         img = np.require(img, requirements=("C", "W"))
         planes = torch.from_numpy(img).permute(2, 0, 1)[None]
         size = (self.new_h, self.new_w)
@@ -204,7 +201,7 @@ class FastResizeTransform(T.ResizeTransform):
 
 
 class ResizeWithJitter(T.ResizeShortestEdge):
-    """Detectron2's ``ResizeShortestEdge``, then larger or smaller by a random factor."""
+    """Detectron2's ``ResizeShortestEdge`` followed by a random scale factor."""
 
     def __init__(
         self,
@@ -218,8 +215,8 @@ class ResizeWithJitter(T.ResizeShortestEdge):
         """
         Args:
             short_edge_length, max_size, sample_style: as in ``ResizeShortestEdge``; ``max_size``
-                bounds the longer side after the jitter too.
-            scale: least and greatest factor; its logarithm is even between theirs.
+                also limits the longer side after the jitter.
+            scale: bounds of the factor, drawn evenly on a logarithmic scale.
             prob: probability of a factor other than 1.
             fast: resize by :class:`FastResizeTransform`.
         """
@@ -241,17 +238,17 @@ class ResizeWithJitter(T.ResizeShortestEdge):
 
 
 class RandomParticleCrop(T.Augmentation):
-    """A window around a random particle; anywhere where there is none.
+    """Crops a window around a random particle, or anywhere in a blank image.
 
-    Every particle is as likely as any other, so crowded places are seen most.
+    Every particle is equally likely, so crowded areas are seen most.
     """
 
     def __init__(self, height: int, width: int, shift: float = 0.5):
         """
         Args:
             height, width: of the window, in px; a smaller image is kept whole along that side.
-            shift: the particle's centre lies off the window's by at most this share of the
-                window's half, in each direction.
+            shift: largest distance of the particle from the centre of the window, as fraction of
+                half the window in each direction.
         """
         super().__init__()
         self._init(locals())
@@ -275,14 +272,14 @@ BLURS = ("gaussian", "defocus", "both")
 
 # Weights of blue, green and red in the brightness of ITU-R BT.601.
 _LUMA = np.array([0.114, 0.587, 0.299])
-# JPEG knows no longer side, in px.
+# Longest side of a JPEG, in px.
 _JPEG_SIDE = 65500
-# From RGB to YIQ (NTSC), whose chroma plane turns with the hue and keeps the brightness.
+# From RGB to YIQ (NTSC), whose chroma plane rotates with the hue at constant brightness.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 class RandomBrightness(T.Augmentation):
-    """Multiply all values by a factor."""
+    """Multiplies all values by a factor."""
 
     def __init__(self, low: float, high: float):
         """
@@ -299,7 +296,7 @@ class RandomBrightness(T.Augmentation):
 
 
 class RandomContrast(T.Augmentation):
-    """Multiply the distance of all values from the image's mean by a factor."""
+    """Multiplies the distance of all values from the mean of the image by a factor."""
 
     def __init__(self, low: float, high: float):
         """
@@ -318,7 +315,7 @@ class RandomContrast(T.Augmentation):
 
 
 class RandomSaturation(T.Augmentation):
-    """Multiply the distance of each pixel from its grey by a factor."""
+    """Multiplies the distance of each pixel from its grey value by a factor."""
 
     def __init__(self, low: float, high: float):
         """
@@ -347,7 +344,7 @@ class RandomHue(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the turn."""
+        """Draw the rotation."""
         angle = np.radians(np.random.uniform(-self.max_shift, self.max_shift))
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -358,14 +355,14 @@ class RandomHue(T.Augmentation):
 
 
 class RandomBlur(T.Augmentation):
-    """Blur as a lens does: a Gaussian, or the even disc of a particle out of focus."""
+    """Blurs by a Gaussian, or by the disc of a lens out of focus."""
 
     def __init__(self, low: float, high: float, kind: str = "both"):
         """
         Args:
             low, high: bounds of the standard deviation along x, in px.
-            kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, its
-                radius twice that), or ``"both"``: either, by a coin.
+            kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, with twice
+                that as radius), or ``"both"``: either with probability 0.5.
         """
         super().__init__()
         self._init(locals())
@@ -381,7 +378,7 @@ class RandomBlur(T.Augmentation):
 
 
 def disc_kernel(radius: float) -> np.ndarray:
-    """An even disc whose rim pixels weigh by how much of them it covers; its sum is 1.
+    """Return a uniform disc with antialiased rim, as kernel with sum 1.
 
     Args:
         radius: in px.
@@ -395,14 +392,14 @@ def disc_kernel(radius: float) -> np.ndarray:
 
 
 class RandomNoise(T.Augmentation):
-    """Noise of a sensor: an even part, and shot noise that grows with the light."""
+    """Adds the noise of a sensor: a constant part, and shot noise that grows with the light."""
 
     def __init__(self, sigma: tuple[float, float], shot: tuple[float, float]):
         """
         Args:
-            sigma: bounds of the standard deviation of the even part, in grey levels (of 255).
-            shot: bounds of the variance of the shot noise for each grey level of the pixel
-                (a Poisson count of v / shot photons, scaled to v, has the variance v · shot).
+            sigma: bounds of the standard deviation of the constant part, in grey levels (of 255).
+            shot: bounds of the variance of the shot noise per grey level of the pixel (a Poisson
+                count of v / shot photons, scaled to v, has variance v · shot).
         """
         super().__init__()
         self._init(locals())
@@ -416,14 +413,14 @@ class RandomNoise(T.Augmentation):
 
 
 def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarray:
-    # A grey camera has one noise, not three: its pictures stay grey.
+    # A grey camera has one noise, not three: its images stay grey.
     grey = bool(
         (image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 0] == image[:, :, 2]).all()
     )
     plane = image[:, :, 0] if grey else image
-    # One channel: of several, cv2 would give a lone standard deviation to the first alone.
+    # One channel: of several, cv2 would apply a single standard deviation only to the first.
     noise = np.empty((plane.shape[0], plane.size // plane.shape[0]), np.float32)
-    cv2.setRNGSeed(seed)  # numpy's normal numbers take four times as long
+    cv2.setRNGSeed(seed)  # numpy takes four times as long
     cv2.randn(noise, 0.0, 1.0)
     noise = noise.reshape(plane.shape)
     noise = cv2.multiply(noise, deviation[plane])
@@ -432,12 +429,12 @@ def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarra
 
 
 class RandomJPEG(T.Augmentation):
-    """Pack as JPEG and unpack again; images of more than 65,500 px a side stay as they are."""
+    """Compresses as JPEG; images of more than 65,500 px a side stay unchanged."""
 
     def __init__(self, low: int, high: int):
         """
         Args:
-            low, high: bounds of the quality, 1 to 100, both included.
+            low, high: bounds of the quality, 1 to 100, inclusive.
         """
         super().__init__()
         self._init(locals())
@@ -450,7 +447,7 @@ class RandomJPEG(T.Augmentation):
 
 def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     if max(image.shape[:2]) > _JPEG_SIDE:
-        return image  # no camera writes it as JPEG either
+        return image  # too large for a JPEG
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 

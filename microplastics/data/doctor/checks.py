@@ -39,6 +39,7 @@ from microplastics.data.images import read_image
 from microplastics.data.segmentation import NUMBERS, mask_points, read_json
 from microplastics.data.splits.groups import compile_pattern, group_of, roboflow_original
 from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
+from microplastics.modeling.interface import num_classes
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import available_processors, map_in_processes
 
@@ -751,11 +752,11 @@ def check_categories(
         text = f"{dataset.json_file}: {detail} as in {first.json_file}"
         collector.add(code, lambda t=text, d=dataset: Example(t, d.json_file))
     for dataset in datasets:
-        if cfg is not None and len(dataset.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        if cfg is not None and len(dataset.class_names) != num_classes(cfg):
             text = (
                 f"{dataset.json_file} has {len(dataset.class_names)} "
                 f"({show(list(dataset.class_names.values()))}), the config "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}"
+                f"{num_classes(cfg)}"
             )
             collector.add("num_classes", lambda t=text, d=dataset: Example(t, d.json_file))
 

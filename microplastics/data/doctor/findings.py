@@ -539,7 +539,7 @@ _SPLITS = {
         PROBLEM,
         "samples or filters (--group-regex) that lie in two files",
         _LEAK,
-        "Split by sample: tools/split_dataset.py --group-regex.",
+        "Split by sample: microplastics split --group-regex.",
     ),
     "group_unmatched": Kind(
         WARNING,

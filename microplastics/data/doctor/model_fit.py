@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from microplastics.data.doctor.findings import EXAMPLES, INFO, WARNING, Example, Finding, ModelFit
+from microplastics.modeling.interface import mask_size
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -314,7 +315,7 @@ def measure_fit(
     """
     grid = AnchorGrid.from_config(cfg, config_file)
     particles = _collect(cfg, dataset_dicts)
-    fit = ModelFit(config_file, mask_size=2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION)
+    fit = ModelFit(config_file, mask_size=mask_size(cfg) or ModelFit.mask_size)
     if not len(particles.label):
         return fit, []
     anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
@@ -547,7 +548,7 @@ def _mask_resolution(
     cfg: CfgNode, particles: _Particles, masks: _Masks, fit: ModelFit
 ) -> Finding | None:
     means = {name: by_size[fit.mask_size] for name, by_size in fit.mask_iou.items()}
-    if not cfg.MODEL.MASK_ON or min(means.values()) >= WARNING_IOU:
+    if mask_size(cfg) is None or min(means.values()) >= WARNING_IOU:
         return None
     iou, larger = masks.iou[fit.mask_size], [size for size in masks.iou if size > fit.mask_size]
     worst = {size: min(by_size[size] for by_size in fit.mask_iou.values()) for size in larger}

@@ -1,11 +1,10 @@
-"""Annotation formats of other tools: readers give streams of images, writers take them.
+"""Annotation formats of other tools, read and written.
 
-``registry`` finds the reader; ``records`` is what readers give; ``canonical`` writes the COCO data
-set that everything else reads. ``supervision`` and ``datumaro`` are not used: they bring scipy, av
-and requests, or pandas, pyarrow, lxml and a second OpenCV, hold a data set in memory, and do not
-say what they leave out.
+One module for each format (see ``base.Reader``); ``convert`` writes the COCO data set that
+everything else reads. ``supervision`` and ``datumaro`` are not used: they hold a data set in
+memory, bring heavy dependencies, and do not report what they leave out.
 """
 
-from microplastics.data.formats.registry import READERS, detect, open_dataset, reader
+from microplastics.data.formats.base import READERS, detect, open_dataset, reader
 
 __all__ = ["READERS", "detect", "open_dataset", "reader"]

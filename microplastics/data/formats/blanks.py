@@ -1,8 +1,7 @@
-"""Blanks: photographs of filters on which no particle from a sample can lie.
+"""Blanks: photographs of filters without particles from a sample.
 
-Laboratories take a procedural blank through every step of a sample's preparation. Its images are
-a set without annotations: training mixes them in, and in evaluation whatever is found on them is
-a false positive.
+Laboratories take a procedural blank through every step of a sample's preparation. Training mixes
+its images in; in evaluation every detection on them is a false positive.
 """
 
 import functools
@@ -11,68 +10,52 @@ from pathlib import Path
 
 from microplastics.data.coco import show
 from microplastics.data.formats import layout
-from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
 from microplastics.data.formats.convert import PROJECT_CLASSES
-from microplastics.data.formats.layout import is_printable, list_images
-from microplastics.data.images import image_size
 from microplastics.utils.errors import UserError
 
-NAME = "blanks"
 _ANNOTATIONS = frozenset((".json", ".xml", ".txt"))
 
 
-def looks_like(path: Path) -> bool:
-    """False: any folder of photographs would."""
+def detect(path: Path) -> bool:
+    """Return False: every folder of photographs would fit."""
     return False
 
 
-def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-    """Open a folder of images, each of which becomes a blank.
+def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
+    """Open a folder of images, each of which becomes a blank (see ``base.Reader.read``).
 
-    Args:
-        path: folder; its sub-folders train, val and test are splits.
-        options: ``classes`` are those of the set that the blanks are used with.
-        notes: takes images that are left out, and annotation files, which are not read.
-
-    Returns:
-        split -> source; ``"all"`` where there are no splits.
-
-    Raises:
-        UserError: it is no folder, holds no image or has images beside its splits, or the classes
-            cannot be used.
+    ``options.classes`` are the classes of the data set that the blanks are used with.
     """
-    path = Path(path)
     if options.images is not None:
-        raise UserError("Blanks have no annotations; give the folder as --input, without --images.")
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder; give the one with the images of blanks.")
-    classes = _classes(options)
-    folders = layout.split_folders(path)
-    beside = [name for name in list_images(path) if "/" not in name]
-    if "all" not in folders and beside:
         raise UserError(
-            f"{path / beside[0]} lies beside the folders of the splits ({', '.join(folders)}); "
-            "move it into one of them."
+            "--images does not fit to blanks, which have no annotations; give their folder as "
+            "--input.",
+            code="option_conflict",
         )
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; expected a folder of blanks.", code="input_empty")
+    classes = _classes(options)
     sources = {}
-    for split, folder in folders.items():
-        names = list(list_images(folder))
+    for split, folder in layout.input_splits(path, layout.IMAGE_SUFFIXES).items():
+        names = list(layout.list_files(folder))
         if not names:
-            raise UserError(f"{folder} holds no image; put the photographs of blanks there.")
-        read = functools.partial(_records, folder, names, options)
-        sources[split] = layout.make_source(folder, classes, read, notes, len(names))
+            raise UserError(
+                f"{folder} has no image; put the photographs of blanks there.", code="input_empty"
+            )
+        records = functools.partial(_records, folder, names, options)
+        sources[split] = noted_once(folder, classes, records, notes, len(names))
     return sources
 
 
 def _records(
     folder: Path, names: list[str], options: ReadOptions, notes: Notes
 ) -> Iterator[ImageRecord]:
-    for path in layout.walk(folder):
-        if path.suffix.lower() in _ANNOTATIONS:
-            notes.add("annotation_ignored", path.relative_to(folder).as_posix())
+    for name in layout.list_files(folder, _ANNOTATIONS):
+        notes.add("annotation_ignored", name)
     for name in names:
         try:
-            size = image_size(folder / name, options.max_pixels)
+            size = layout.checked_size(folder / name, options)
         except UserError as error:
             layout.skip_or_raise(error, "image_broken", name, options, notes)
             continue
@@ -80,12 +63,12 @@ def _records(
 
 
 def _classes(options: ReadOptions) -> list[str]:
-    if options.classes is None:
-        return list(PROJECT_CLASSES)
-    names = list(options.classes)
+    names = list(PROJECT_CLASSES if options.classes is None else options.classes)
     for name in names:
-        if not is_printable(name):
-            raise UserError(f"--classes holds {show(name)}; write class names as A,B,C.")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"--classes {','.join(names)} has none or one twice; write each once.")
+        if not layout.is_printable(name) or names.count(name) > 1:
+            raise UserError(
+                f"--classes has {show(name)} among {len(names)} names; expected different class "
+                "names, as A,B,C.",
+                code="option_invalid",
+            )
     return names

@@ -1,124 +1,31 @@
-"""Label Studio: its JSON export and its JSON-MIN export of images.
+"""Label Studio: its JSON and JSON-MIN exports of images.
 
-Read by hand: ``label-studio-sdk`` brings a web client along and drops what it does not know.
+The package ``label-studio-sdk`` is not used: it brings a web client and drops unknown regions.
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import numpy as np
 
 from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
-from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
-from microplastics.data.formats.layout import IMAGE_SUFFIXES, FileReader, open_splits
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.layout import IMAGE_SUFFIXES
 from microplastics.data.formats.shapes import Segmentation, ShapeError, crop_rle
 from microplastics.utils.errors import UserError
 
-_CHANNELS = 4
-_VALUE_BITS = 8
-
-
-def brush_rle(values: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Decode a brush mask.
-
-    A pixel belongs to the mask where its alpha is more than half of the greatest, so that the soft
-    rim of a stroke does not widen it.
-
-    Args:
-        values: a stranger's list of bytes.
-        size: height and width of the image in px.
-
-    Returns:
-        compressed COCO RLE.
-
-    Raises:
-        ShapeError: it is malformed, cut off, of another size, or empty.
-    """
-    height, width = size
-    line = width * _CHANNELS
-    flat, first, last = _decode(_Bits(values), height * line)
-    y0, y1 = first // line, last // line + 1
-    alpha = flat[y0 * line : y1 * line].reshape(y1 - y0, width, _CHANNELS)[:, :, 3]
-    inside = alpha > int(alpha.max(initial=0)) // 2
-    columns = np.flatnonzero(inside.any(axis=0))
-    if not len(columns):
-        raise ShapeError("shape_broken", "a brush mask without a pixel")
-    x0, x1 = int(columns[0]), int(columns[-1]) + 1
-    return crop_rle(inside[:, x0:x1], x0, y0, size)
-
-
-class _Bits:
-    """Reads numbers of any width, the most significant bit first."""
-
-    def __init__(self, values: Any):
-        try:
-            self._data = bytes(values) if isinstance(values, list) else b""
-        except (TypeError, ValueError) as error:
-            raise ShapeError("shape_broken", "a brush mask that is no list of bytes") from error
-        self._position, self._end = 0, 8 * len(self._data)
-
-    def read(self, bits: int) -> int:
-        """Return the next number."""
-        first, end = self._take(bits)
-        value = int.from_bytes(self._data[first >> 3 : (end + 7) >> 3], "big")
-        return value >> (-end & 7) & ((1 << bits) - 1)
-
-    def read_bytes(self, count: int) -> np.ndarray:
-        """Return the next numbers of 8 bits as uint8."""
-        first, end = self._take(count * _VALUE_BITS)
-        packed = np.frombuffer(self._data[first >> 3 : (end + 7) >> 3], np.uint8)
-        bits = np.unpackbits(packed)[first & 7 :][: count * _VALUE_BITS]
-        return np.packbits(bits)
-
-    def _take(self, bits: int) -> tuple[int, int]:
-        first, end = self._position, self._position + bits
-        if end > self._end:
-            raise ShapeError("shape_broken", "a brush mask that is cut off")
-        self._position = end
-        return first, end
-
-
-def _decode(bits: _Bits, expected: int) -> tuple[np.ndarray, int, int]:
-    """Return the values as uint8, and where the first and the last that are not 0 may be."""
-    count = bits.read(32)
-    if count != expected:
-        raise ShapeError("shape_broken", f"a brush mask of {count} values, not {expected}")
-    if bits.read(5) + 1 != _VALUE_BITS:
-        raise ShapeError("shape_broken", "a brush mask whose values are not of 8 bits")
-    widths = [bits.read(4) + 1 for _ in range(4)]
-    # Pages that stay zero are never touched.
-    values = np.zeros(count, np.uint8)
-    first, last, position = count, 0, 0
-    while position < count:
-        repeated = bits.read(1)
-        end = position + bits.read(widths[bits.read(2)]) + 1
-        if end > count:
-            raise ShapeError("shape_broken", "a brush mask with too many values")
-        value = bits.read(_VALUE_BITS) if repeated else bits.read_bytes(end - position)
-        if not repeated or value:
-            values[position:end] = value
-            first, last = min(first, position), end - 1
-        position = end
-    if first == count:
-        raise ShapeError("shape_broken", "a brush mask without a pixel")
-    return values, first, last
-
-
-NAME = "labelstudio"
-
-_MEANT = "a list of tasks; export as JSON or JSON-MIN from Label Studio"
 _GEOMETRY = frozenset(
     ("x", "y", "width", "height", "rotation", "points", "closed", "radiusX", "radiusY")
     + ("rle", "format", "imageDataURL", "vertices", "sequence")
 )
-# Of a region in JSON-MIN, where these stand beside its geometry.
+# Fields of a region that JSON-MIN puts beside its geometry.
 _REGION_FIELDS = frozenset(("original_width", "original_height", "image_rotation"))
+_CHANNELS = 4  # of a brush mask: RGBA, 8 bits each
 
 
 @dataclass
@@ -128,133 +35,92 @@ class _Task:
     annotations: list[Any]
 
 
-def looks_like(path: Path) -> bool:
-    """Whether a file, or one of the first below a folder, is an export of Label Studio."""
+def detect(path: Path) -> bool:
+    """Return whether a file, or one of the first below a folder, is a Label Studio export."""
 
-    def matches(head: bytes, tail: bytes) -> bool:
-        if not head.lstrip(b"\xef\xbb\xbf\xff\xfe").startswith(b"[{"):
-            return False
-        full = b'"annotations":[' in head and (b'"result":[' in head or b'"data":{' in head)
-        return full or any(
-            all(key in part for key in (b'"annotation_id":', b'"annotator":'))
-            for part in (head, tail)
-        )
+    def matches(text: bytes) -> bool:
+        full = b'"annotations":[' in text and (b'"result":[' in text or b'"data":{' in text)
+        minimal = b'"annotation_id":' in text and b'"annotator":' in text
+        return text.startswith(b"[{") and (full or minimal)
 
     return layout.sniff(Path(path), matches)
 
 
-def open_dataset(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-    """Open Label Studio exports.
+def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
+    """Open a Label Studio export, or a folder of them (see ``base.Reader.read``).
 
-    Of several annotations of a task the first ground truth counts, else the one updated last;
-    predictions never do. Coordinates are percent of the image, which Label Studio keeps unturned.
-    Polygons keep their points, brush strokes become RLE, ellipses polygons of the same area.
-    Images lie beside the JSON or in ``images/``, with or without the prefix of an upload.
-
-    Args:
-        path: file, or folder of such files; sub-folders train, val and test are splits.
-        options: how to read.
-        notes: takes what is changed or left out while the records are read.
-
-    Returns:
-        split -> source; ``"all"`` where there are no splits.
-
-    Raises:
-        UserError: nothing there, or a file that cannot be used.
+    Of several annotations of a task the first ground truth is used, else the latest; predictions
+    never are. Coordinates are percent of the image without its EXIF rotation. Polygons keep their
+    points, brush strokes become RLE, ellipses polygons of the same area.
     """
-    return open_splits(_Reader, path, options, notes)
+    return layout.read_splits(_Reader, path, options, notes)
 
 
-class _Reader(FileReader):
-    def survey(self) -> tuple[list[str], int]:
-        """Return the classes that occur, sorted, and how many images."""
-        found: set[str] = set()
-        count = 0
-        silent = Notes(NOTES)
-        for path in self.paths:
-            for task in self._tasks(path, silent):
-                count += 1
-                for _, value in _regions(_chosen(task, silent) or [], task.where, silent):
-                    if _kind(value) not in (None, "keypoint"):
-                        found.update(_labels(value)[:1])
-        return sorted(found), count
+class _Reader(layout.FileReader):
+    content = list
+    meaning = "a list of tasks; export as JSON or JSON-MIN from Label Studio"
 
-    def _tasks(self, path: Path, notes: Notes) -> list[_Task]:
-        entries = layout.read_labels(path, list, _MEANT, self.options, notes)
-        where = path.relative_to(self.root).as_posix()
+    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
+        for task in self._tasks(data, where):
+            record = self._record(task, notes)
+            if record is not None:
+                yield record
+
+    def _tasks(self, entries: list, where: str) -> list[_Task]:
+        tasks: list[_Task] = []
+        rows: dict[Any, _Task] = {}  # of JSON-MIN, which has a row for each annotation of a task
+        for number, entry in enumerate(entries, 1):
+            fields = entry if isinstance(entry, dict) else {}
+            id_ = fields.get("id")
+            place = f"{where}, task {id_ if type(id_) is int else number}"
+            annotations = fields.get("annotations", fields.get("completions"))
+            if isinstance(annotations, list) and isinstance(fields.get("data"), dict):
+                tasks.append(_Task(place, fields["data"], annotations))
+            elif fields and annotations is None and "data" not in fields:
+                key = id_ if type(id_) is int else ("row", number)
+                if key not in rows:
+                    rows[key] = _Task(place, fields, [])
+                    tasks.append(rows[key])
+                results, date = _minimal_results(fields), fields.get("updated_at")
+                rows[key].annotations.append({"result": results, "updated_at": date})
+            else:
+                raise UserError(
+                    f"{where}, task {number} has no annotations and data; it is not "
+                    f"{self.meaning}.",
+                    code="annotations_invalid",
+                )
+        return tasks
+
+    def _record(self, task: _Task, notes: Notes) -> ImageRecord | None:
         try:
-            return [] if entries is None else _read_tasks(path, entries, where)
+            name = _image_name(task)
         except UserError as error:
-            layout.skip_or_raise(error, "label_broken", where, self.options, notes)
-            return []
-
-    def records(self, seen: dict[str, str], notes: Notes) -> Iterator[ImageRecord]:
-        """Read one file after the other."""
-        for path in self.paths:
-            for task in self._tasks(path, notes):
-                record = self._record(path, task, seen, notes)
-                if record is not None:
-                    yield record
-
-    def _record(
-        self, path: Path, task: _Task, seen: dict[str, str], notes: Notes
-    ) -> ImageRecord | None:
-        results = _chosen(task, notes)
-        code = "image_missing"
-        try:
-            address, variants = _image_name(path, task)
-            name = self.finder.find(address, path.parent, variants)
-            code = "label_broken"
-            layout.take_once(name, task.where, seen)
-            if results is None:
-                notes.add("image_unannotated", task.where, name)
-                return None
-            code = "image_broken"
-            for claimed in _sizes(results) or [None]:
-                size = layout.checked_size(self.finder.root / name, claimed, self.options)
-        except UserError as error:
-            if results is None:
-                notes.add("image_unannotated", task.where)
-                return None
-            layout.skip_or_raise(error, code, task.where, self.options, notes)
+            layout.skip_or_raise(error, "image_missing", task.where, self.options, notes)
             return None
-        record = ImageRecord(name, *size)
+        results = _chosen(task, notes)
+        if results is None:
+            self.leave_out(name, task.where, notes)
+            return None
+        claimed = [
+            (each.get("original_width"), each.get("original_height"))
+            for each in results
+            if isinstance(each, dict)
+        ]
+        record = self.image(name, task.where, notes, claimed=claimed)
+        if record is None:
+            return None
         for number, value in _regions(results, task.where, notes):
             place = f"{task.where}, region {number}"
             try:
-                record.instances.append(_instance(value, size, place, notes))
+                instance = _instance(value, (record.width, record.height), place, notes)
+                record.instances.append(instance)
             except ShapeError as error:
                 notes.add(error.code, place, error.detail)
         return record
 
 
-def _read_tasks(path: Path, entries: list, where: str) -> list[_Task]:
-    tasks: list[_Task] = []
-    rows: dict[Any, _Task] = {}
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}, task {number} is not a JSON object; it is not {_MEANT}.")
-        id_ = entry.get("id")
-        place = f"{where}, task {id_ if type(id_) is int else number}"
-        annotations = entry.get("annotations", entry.get("completions"))
-        if isinstance(annotations, list) and isinstance(entry.get("data"), dict):
-            tasks.append(_Task(place, entry["data"], annotations))
-        elif annotations is None and "data" not in entry:
-            annotation = {"result": _minimal_results(entry), "updated_at": entry.get("updated_at")}
-            key = id_ if type(id_) is int else ("row", number)
-            if key not in rows:
-                rows[key] = _Task(place, entry, [])
-                tasks.append(rows[key])
-            rows[key].annotations.append(annotation)
-        else:
-            raise UserError(
-                f"{path}, task {number} has no annotations or data; it is not {_MEANT}."
-            )
-    return tasks
-
-
 def _minimal_results(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what JSON-MIN keeps of the regions as results of the full export."""
+    """Return the regions of a row of JSON-MIN as results of the full export."""
     results = []
     for listed in row.values():
         for region in listed if isinstance(listed, list) else ():
@@ -266,7 +132,7 @@ def _minimal_results(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _chosen(task: _Task, notes: Notes) -> list | None:
-    """Return the results of the annotation that counts; None where there is none."""
+    """Return the results of the annotation that is used; None if there is none."""
     usable = []
     for annotation in task.annotations:
         if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
@@ -279,7 +145,7 @@ def _chosen(task: _Task, notes: Notes) -> list | None:
         return None
     chosen = next((each for each in usable if each.get("ground_truth") is True), None)
     if chosen is None:
-        dates = [str(each["updated_at"]) if each.get("updated_at") else "" for each in usable]
+        dates = [str(each.get("updated_at") or "") for each in usable]
         chosen = usable[max(range(len(usable)), key=lambda index: (dates[index], index))]
     for _ in usable[1:]:
         notes.add("annotation_other", task.where)
@@ -287,7 +153,7 @@ def _chosen(task: _Task, notes: Notes) -> list | None:
 
 
 def _regions(results: list, where: str, notes: Notes) -> list[tuple[int, dict[str, Any]]]:
-    """Join the results of one region, as ``Labels`` beside ``Polygon`` gives two of them."""
+    """Join the results of each region: ``Labels`` beside ``Polygon`` gives two of them."""
     regions: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number, result in enumerate(results, 1):
         value = result.get("value") if isinstance(result, dict) else None
@@ -307,6 +173,25 @@ def _regions(results: list, where: str, notes: Notes) -> list[tuple[int, dict[st
     return found
 
 
+def _instance(value: dict[str, Any], size: tuple[int, int], place: str, notes: Notes) -> Instance:
+    kind = _kind(value)
+    if kind is None:
+        raise ShapeError("shape_type", show(list(value)[:5]))
+    if kind == "keypoint":
+        raise ShapeError("shape_without_area", "a key point")
+    labels = _labels(value)
+    if not labels:
+        raise ShapeError("shape_unlabelled")
+    area = _area(kind, value, size)
+    if kind in ("rectangle", "ellipse"):
+        notes.add("box_only" if kind == "rectangle" else "curve_as_polygon", place)
+    if len(labels) > 1:
+        notes.add("label_ambiguous", place, ", ".join(labels))
+    known = _GEOMETRY.union(key for key in value if key.endswith("labels"))
+    extra = layout.extra_fields(layout.without_empty(value), known, place, notes)
+    return Instance(labels[0], area, place, 0, extra)
+
+
 def _kind(value: dict[str, Any]) -> str | None:
     for key, kind in (("rle", "brush"), ("points", "polygon"), ("radiusX", "ellipse")):
         if key in value:
@@ -317,34 +202,13 @@ def _kind(value: dict[str, Any]) -> str | None:
 
 
 def _labels(value: dict[str, Any]) -> list[str]:
-    """Return the labels of a region, or else what was chosen for it."""
+    """Return the labels of a region, or else its choices."""
     keys = [key for key in value if key.endswith("labels")] + ["choices"]
     for key in keys:
         listed = value.get(key)
         if isinstance(listed, list) and listed:
             return [name for name in map(layout.class_name, listed) if name is not None]
     return []
-
-
-def _instance(value: dict[str, Any], size: tuple[int, int], place: str, notes: Notes) -> Instance:
-    labels = _labels(value)
-    kind = _kind(value)
-    if kind is None:
-        raise ShapeError("shape_type", show(list(value)[:5]))
-    if kind == "keypoint":
-        raise ShapeError("shape_without_area", "a key point")
-    if not labels:
-        raise ShapeError("shape_unlabelled")
-    area = _area(kind, value, size)
-    if kind == "rectangle":
-        notes.add("box_only", place)
-    elif kind == "ellipse":
-        notes.add("curve_as_polygon", place)
-    if len(labels) > 1:
-        notes.add("label_ambiguous", place, ", ".join(labels))
-    known = _GEOMETRY.union(key for key in value if key.endswith("labels"))
-    extra = layout.plain_extra(value, known, place, notes)
-    return Instance(labels[0], area, place, 0, extra)
 
 
 def _area(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Segmentation:
@@ -362,52 +226,104 @@ def _area(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Segmentati
     x, y, across, down = (x * width, y * height, across * width, down * height)
     if kind == "rectangle":
         return shapes.box_polygon(x / 100, y / 100, across / 100, down / 100, degrees)
-    # x and y are the centre, whatever the manual says: the ellipse is drawn and turned about it.
+    # x and y are the centre, unlike in the manual: the ellipse is drawn and rotated about it.
     radians = math.radians(degrees)
     return shapes.ellipse_polygon(x / 100, y / 100, across / 100, down / 100, radians)
 
 
-def _sizes(results: list) -> list[tuple[Any, Any]]:
-    """Return the different sizes, width and height in px, that the results claim."""
-    sizes: dict[tuple, None] = {}
-    for result in results:
-        if isinstance(result, dict):
-            size = (result.get("original_width"), result.get("original_height"))
-            if all(type(side) in (int, float) and 0 < side < 2**31 for side in size):
-                sizes[size] = None
-    return list(sizes)
+def _image_name(task: _Task) -> str:
+    """Return the path or URL of a task's image.
 
-
-def _image_name(path: Path, task: _Task) -> tuple[str, tuple[str, ...]]:
+    Raises:
+        UserError: its data has none or several.
+    """
+    value = task.fields.get("image")
+    if isinstance(value, str):
+        return value
     found = {
         key: value
         for key, value in task.fields.items()
-        if isinstance(value, str) and _suffix(value) in IMAGE_SUFFIXES
+        if isinstance(value, str)
+        and PurePosixPath(unquote(value.split("?")[0])[-64:]).suffix.lower() in IMAGE_SUFFIXES
     }
-    if "image" in task.fields and isinstance(task.fields["image"], str):
-        value = task.fields["image"]
-    elif len(set(found.values())) == 1:
-        value = next(iter(found.values()))
-    else:
-        words = f"several images ({', '.join(map(show, found))})" if found else "no image"
-        raise UserError(
-            f"{path}: {task.where} has {words} in its data; export tasks of one image each, named "
-            '"image".'
-        )
-    return _plain_name(value)
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    words = f"several images ({', '.join(map(show, found))})" if found else "no image"
+    raise UserError(
+        f'{task.where} has {words} in its data; expected one image, named "image".',
+        code="annotations_invalid",
+    )
 
 
-def _suffix(value: str) -> str:
-    return Path(_plain_name(value)[0][-64:]).suffix.lower()
+def brush_rle(values: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Decode a brush mask.
+
+    A pixel belongs to the mask if its alpha is more than half of the largest: the soft rim of a
+    stroke does not widen it.
+
+    Args:
+        values: list of bytes, unchecked: 32 bits with the number of values, 5 with their width,
+            4 times 4 with the widths of run lengths; then runs of one value or of literals.
+        size: height and width of the image in px.
+
+    Returns:
+        compressed COCO RLE.
+
+    Raises:
+        ShapeError: it is malformed, cut off, of another size, or empty.
+    """
+    height, width = size
+    line = width * _CHANNELS
+    bits = _Bits(values)
+    count = bits.read(32)
+    if count != height * line:
+        raise ShapeError("shape_broken", f"a brush mask of {count} values, not {height * line}")
+    if bits.read(5) + 1 != 8:
+        raise ShapeError("shape_broken", "a brush mask of values that are not bytes")
+    widths = [bits.read(4) + 1 for _ in range(4)]
+    flat = np.zeros(count, np.uint8)  # pages that stay zero are never touched
+    first, last, position = count, 0, 0
+    while position < count:
+        repeated = bits.read(1)
+        end = position + bits.read(widths[bits.read(2)]) + 1
+        if end > count:
+            raise ShapeError("shape_broken", "a brush mask with too many values")
+        value = bits.read(8) if repeated else bits.read_bytes(end - position)
+        if not repeated or value:
+            flat[position:end] = value
+            first, last = min(first, position), end - 1
+        position = end
+    y0, y1 = first // line, last // line + 1
+    alpha = flat[y0 * line : y1 * line].reshape(-1, width, _CHANNELS)[:, :, 3]
+    inside = alpha > int(alpha.max(initial=0)) // 2
+    if not inside.any():
+        raise ShapeError("shape_broken", "a brush mask without a pixel")
+    return crop_rle(inside, 0, y0, size)
 
 
-def _plain_name(value: str) -> tuple[str, tuple[str, ...]]:
-    """Return the path that a task's image means, and base names that the file may have."""
-    address, _, query = value.partition("?")
-    asked = parse_qs(query[:10_000], errors="replace").get("d", [""])[0]
-    if asked:  # /data/local-files/?d=dir/name.jpg
-        return asked, ()
-    name = unquote(address)
-    base = re.split(r"[/\\]", name)[-1]
-    upload = re.match(r"[0-9a-f]{8}-(.+)", base)
-    return name, (upload[1],) if upload else ()
+class _Bits:
+    """Reader of numbers of any width, most significant bit first."""
+
+    def __init__(self, values: Any):
+        try:
+            self._data = bytes(values) if isinstance(values, list) else b""
+        except (TypeError, ValueError) as error:
+            raise ShapeError("shape_broken", "a brush mask that is not a list of bytes") from error
+        self._position = 0
+
+    def read(self, bits: int) -> int:
+        """Return the next number."""
+        end, data = self._take(bits)
+        return int.from_bytes(data, "big") >> (-end & 7) & ((1 << bits) - 1)
+
+    def read_bytes(self, count: int) -> np.ndarray:
+        """Return the next numbers of 8 bits as uint8."""
+        end, data = self._take(8 * count)
+        bits = np.unpackbits(np.frombuffer(data, np.uint8))[(end & 7) :][: 8 * count]
+        return np.packbits(bits)
+
+    def _take(self, bits: int) -> tuple[int, bytes]:
+        first, self._position = self._position, self._position + bits
+        if self._position > 8 * len(self._data):
+            raise ShapeError("shape_broken", "a brush mask that is cut off")
+        return self._position, self._data[first >> 3 : (self._position + 7) >> 3]

@@ -1,6 +1,7 @@
-"""What annotation tools draw, as COCO polygons or RLE: circles, ellipses, boxes, lines, masks."""
+"""Drawn shapes as COCO polygons or RLE."""
 
 import base64
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -12,22 +13,35 @@ import pycocotools.mask as mask_util
 import shapely
 from PIL import Image
 
-from microplastics.data.segmentation import COORDINATE_LIMIT, NUMBERS, SegmentationError, measure
+from microplastics.data.coco import ERRORS
+from microplastics.data.formats.base import Notes
+from microplastics.data.segmentation import (
+    COORDINATE_LIMIT,
+    NUMBERS,
+    Measured,
+    SegmentationError,
+    measure,
+)
 from microplastics.structures import rle as runs
 
 Polygons = list[list[float]]
 Segmentation = Polygons | dict[str, Any]
 
-_OFF = 0.1  # px that a polygon may be off the curve that it stands for
-_LEAST_VERTICES = 16
-# Outlining a line of n points may meet n * n crossings: more points are drawn piece by piece.
+_TOLERANCE = 0.1  # px between a polygon and the curve that it approximates
+_MIN_VERTICES = 16
+# The outline of a line of n points may have n * n crossings: longer lines are drawn in pieces.
 _OUTLINED_POINTS = 100
 _DRAWN_POINTS = 2_000
 _SIMPLIFIED_POINTS = 20_000
+_NOTES = {  # by the codes of SegmentationError
+    "polygon_outside": "shape_outside",
+    "zero_area": "shape_without_area",
+    "rle_empty": "shape_without_area",
+}
 
 
 class ShapeError(Exception):
-    """A shape that gives no area; ``code`` is that of a note."""
+    """A shape without a usable area; ``code`` is the code of a note."""
 
     def __init__(self, code: str, detail: str = ""):
         super().__init__(code, detail)
@@ -35,10 +49,10 @@ class ShapeError(Exception):
 
 
 def numbers(*values: Any) -> list[float]:
-    """Return a stranger's values as floats.
+    """Return unchecked values as floats.
 
     Raises:
-        ShapeError: one of them is no finite number of a size that occurs in images.
+        ShapeError: a value is not a finite number of a size that occurs in images.
     """
     for value in values:
         # The comparison is False for NaN.
@@ -47,42 +61,42 @@ def numbers(*values: Any) -> list[float]:
     return [float(value) for value in values]
 
 
-def flat_points(values: Sequence[Any], least: int) -> np.ndarray:
-    """Return a stranger's ``[x0, y0, x1, y1, …]`` as float64 of shape (N, 2).
+def flat_points(values: Sequence[Any], minimum: int) -> np.ndarray:
+    """Return unchecked ``[x0, y0, x1, y1, …]`` as float64 of shape (N, 2).
 
     Args:
-        values: the coordinates in px.
-        least: the fewest points that make the shape.
+        values: coordinates in px.
+        minimum: number of points that the shape needs.
 
     Raises:
-        ShapeError: too few of them, an odd number, or no finite numbers.
+        ShapeError: too few coordinates, an odd number, or values that are not finite numbers.
     """
-    if len(values) % 2 or len(values) < 2 * least:
+    if len(values) % 2 or len(values) < 2 * minimum:
         raise ShapeError("shape_broken", f"{len(values)} coordinates")
     if not NUMBERS.issuperset(map(type, values)):
-        raise ShapeError("shape_broken", "coordinates that are no numbers")
+        raise ShapeError("shape_broken", "coordinates that are not numbers")
     try:
         array = np.array(values, np.float64)
     except OverflowError:
         raise ShapeError("shape_broken", "coordinates out of any image") from None
-    if array.size and not np.abs(array).max() <= COORDINATE_LIMIT:  # also where it is NaN
+    if array.size and not np.abs(array).max() <= COORDINATE_LIMIT:  # also if NaN
         raise ShapeError("shape_broken", "coordinates out of any image or not finite")
     return array.reshape(-1, 2)
 
 
-def point_pairs(pairs: Any, least: int) -> np.ndarray:
-    """Return a stranger's ``[[x0, y0], [x1, y1], …]`` as float64 of shape (N, 2).
+def point_pairs(pairs: Any, minimum: int) -> np.ndarray:
+    """Return unchecked ``[[x0, y0], [x1, y1], …]`` as float64 of shape (N, 2).
 
     Args:
-        pairs: the points in px.
-        least: the fewest points that make the shape.
+        pairs: points in px.
+        minimum: number of points that the shape needs.
 
     Raises:
         ShapeError: as :func:`flat_points`.
     """
     if type(pairs) is not list or any(type(pair) is not list or len(pair) != 2 for pair in pairs):
         raise ShapeError("shape_broken", "points are not [[x, y], …]")
-    return flat_points(list(chain.from_iterable(pairs)), least)
+    return flat_points(list(chain.from_iterable(pairs)), minimum)
 
 
 def polygon(points: np.ndarray) -> Polygons:
@@ -100,11 +114,11 @@ def box_polygon(x: float, y: float, width: float, height: float, degrees: float 
     """Return a box as a polygon of 4 points.
 
     Args:
-        x: of its first corner in px, about which it is turned.
-        y: of its first corner in px.
-        width: in px; a negative one reaches to the left.
-        height: in px; a negative one reaches up.
-        degrees: turned clockwise on the screen (y downwards).
+        x: of the first corner in px.
+        y: of the first corner in px.
+        width: in px; negative to the left of the corner.
+        height: in px; negative above the corner.
+        degrees: clockwise rotation on the screen (y downwards) about the first corner.
 
     Raises:
         ShapeError: it has no area.
@@ -121,30 +135,32 @@ def box_polygon(x: float, y: float, width: float, height: float, degrees: float 
 
 
 def circle_polygon(x: float, y: float, radius: float) -> Polygons:
-    """Return the regular polygon of the circle's centre and area (see :func:`ellipse_polygon`)."""
+    """Return a regular polygon with centre and area of a circle (see :func:`ellipse_polygon`)."""
     return ellipse_polygon(x, y, radius, radius)
 
 
 def ellipse_polygon(x: float, y: float, rx: float, ry: float, radians: float = 0) -> Polygons:
-    """Return a polygon of the ellipse's area, nowhere 0.1 px or more off it.
+    """Return a polygon with the area of an ellipse, less than 0.1 px away from it everywhere.
 
-    It is the regular n-gon whose area is that of the unit circle, (n / 2) R² sin(2π / n) = π,
-    scaled and turned with the ellipse, which keeps the ratio of the areas. At most it is
-    r π² / (3 n²) off, r the larger half axis.
+    The regular n-gon with the area of the unit circle, (n / 2) R² sin(2π / n) = π, is scaled and
+    rotated, which keeps the ratio of the areas. Its distance is at most r π² / (3 n²) for the
+    larger half axis r.
 
     Args:
         x: of the centre in px.
         y: of the centre in px.
-        rx: half axis in px that lies along x before it is turned.
+        rx: half axis in px, along x before the rotation.
         ry: the other half axis in px.
-        radians: turned clockwise on the screen (y downwards).
+        radians: clockwise rotation on the screen (y downwards).
 
     Raises:
         ShapeError: a half axis is not positive.
     """
     if rx <= 0 or ry <= 0:
         raise ShapeError("shape_broken", "a radius that is not positive")
-    sides = max(_LEAST_VERTICES, math.ceil(1.05 * math.pi * math.sqrt(max(rx, ry) / (3 * _OFF))))
+    sides = max(
+        _MIN_VERTICES, math.ceil(1.05 * math.pi * math.sqrt(max(rx, ry) / (3 * _TOLERANCE)))
+    )
     angle = 2 * math.pi * np.arange(sides) / sides
     scale = math.sqrt(2 * math.pi / (sides * math.sin(2 * math.pi / sides)))
     along, across = rx * scale * np.cos(angle), ry * scale * np.sin(angle)
@@ -162,22 +178,23 @@ def circle_through(points: np.ndarray) -> tuple[float, float, float]:
     origin, (ax, ay), (bx, by) = points[0], points[1] - points[0], points[2] - points[0]
     twice = 2 * (ax * by - ay * bx)
     if abs(twice) < 1e-9:
-        raise ShapeError("shape_broken", "three points on one line are no circle")
+        raise ShapeError("shape_broken", "a circle through three points on one line")
     a, b = ax * ax + ay * ay, bx * bx + by * by
     x, y = (by * a - ay * b) / twice, (ax * b - bx * a) / twice
     return (*numbers(float(origin[0] + x), float(origin[1] + y)), *numbers(math.hypot(x, y)))
 
 
 def line_area(points: np.ndarray, width: float | None, size: tuple[int, int]) -> Segmentation:
-    """Return a line drawn with a width: as long as the line (flat ends), corners rounded.
-
-    Polygons, or RLE of a line that encloses a hole or has over 100 points after what is not
-    needed for a twentieth of a pixel is left out.
+    """Return the area of a line drawn with a width: flat ends, rounded corners.
 
     Args:
         points: (N, 2) float64 in px.
-        width: of the line in px; None for none.
-        size: height and width of the image in px, for the RLE of a line that encloses holes.
+        width: of the line in px, or None.
+        size: height and width of the image in px.
+
+    Returns:
+        polygons; RLE if the line encloses a hole, or has over 100 points after those that matter
+        less than a twentieth of a pixel are left out.
 
     Raises:
         ShapeError: there is no width, or the line has no length or far too many points.
@@ -188,7 +205,7 @@ def line_area(points: np.ndarray, width: float | None, size: tuple[int, int]) ->
         raise ShapeError("shape_broken", f"a line of {len(points)} points")
     line = shapely.LineString(points)
     if len(points) > _OUTLINED_POINTS:
-        line = line.simplify(_OFF / 2, preserve_topology=False)
+        line = line.simplify(_TOLERANCE / 2, preserve_topology=False)
         points = np.asarray(line.coords)
     if line.length == 0:
         raise ShapeError("shape_broken", "a line without length")
@@ -196,7 +213,7 @@ def line_area(points: np.ndarray, width: float | None, size: tuple[int, int]) ->
         raise ShapeError("shape_broken", f"a line of {len(points)} points")
     if len(points) > _OUTLINED_POINTS:
         return _drawn_line(points, width, size)
-    turn = math.acos(max(1 - _OFF / max(width, _OFF), 0.0))
+    turn = math.acos(max(1 - _TOLERANCE / max(width, _TOLERANCE), 0.0))
     segments = max(4, math.ceil(math.pi / 4 / turn))
     area = line.buffer(width / 2, quad_segs=segments, cap_style="flat")
     parts = [part for part in shapely.get_parts(area) if part.area > 0]
@@ -208,16 +225,16 @@ def line_area(points: np.ndarray, width: float | None, size: tuple[int, int]) ->
 
 
 def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a crop of a mask as COCO RLE of the whole image.
+    """Return a crop of a mask as COCO RLE of the whole image, cut at its border.
 
     Args:
         crop: (h, w) bool array.
-        x0: its left column in the image; what lies outside of the image is cut off.
-        y0: its upper row in the image.
+        x0: left column of the crop in the image.
+        y0: upper row of the crop in the image.
         size: height and width of the image in px.
 
     Raises:
-        ShapeError: no pixel of it lies in the image.
+        ShapeError: the mask has no pixel in the image.
     """
     height, width = size
     crop = crop[max(0, -y0) : max(0, height - y0), max(0, -x0) : max(0, width - x0)]
@@ -229,14 +246,14 @@ def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[
 
 
 def png_crop(text: Any, limits: tuple[int, int]) -> np.ndarray:
-    """Decode a mask that is a PNG in base64.
+    """Decode a mask from a PNG in base64.
 
     Args:
-        text: a stranger's value.
-        limits: greatest height and width in px; more is not decoded.
+        text: unchecked value.
+        limits: largest height and width in px that are decoded.
 
     Returns:
-        bool array, true where the PNG is not 0.
+        (h, w) bool array, true for pixels other than 0.
 
     Raises:
         ShapeError: it is something else, or larger.
@@ -252,37 +269,74 @@ def png_crop(text: Any, limits: tuple[int, int]) -> np.ndarray:
             return np.asarray(png) != 0
     except ShapeError:
         raise
-    except Exception as error:  # hostile bytes make decoders raise nearly anything
-        raise ShapeError("shape_broken", "a mask that is no PNG in base64") from error
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
+
+
+def measured_segmentation(
+    segmentation: Any, height: int, width: int, notes: Notes, where: str
+) -> Measured | None:
+    """Check and measure a segmentation; what cannot be used is noted.
+
+    Polygons are cut at the image's border (``shape_clipped``), parts of fewer than 3 points are
+    left out (``part_broken``), RLE becomes compressed.
+
+    Args:
+        segmentation: COCO polygons or RLE, unchecked.
+        height: of the image in px.
+        width: of the image in px.
+        notes: takes what is changed and left out.
+        where: place of the instance.
+
+    Returns:
+        the segmentation with its area and box, or None if it is left out.
+    """
+    if type(segmentation) is list:
+        segmentation = _usable_parts(segmentation, notes, where)
+    try:
+        measured = measure(segmentation, height, width)
+    except SegmentationError as error:
+        detail = error.detail or ERRORS[error.code][0]
+        notes.add(_NOTES.get(error.code, "shape_broken"), where, detail)
+        return None
+    if measured.clipped:
+        notes.add("shape_clipped", where)
+    rle = measured.segmentation
+    if isinstance(rle, dict) and isinstance(rle["counts"], bytes):
+        rle["counts"] = rle["counts"].decode("ascii")
+    return measured
 
 
 def union(parts: Sequence[Segmentation], size: tuple[int, int]) -> Segmentation:
-    """Join segmentations into one: polygons stay polygons, with a mask all become one RLE.
+    """Join segmentations: polygons stay polygons; with a mask they all become one RLE.
 
     Args:
-        parts: polygons or compressed RLEs of the same image.
+        parts: polygons or compressed RLEs that :func:`measured_segmentation` has checked.
         size: height and width of the image in px.
-
-    Raises:
-        coco_load.SegmentationError: a part that has to become a mask cannot be used.
     """
-    if len(parts) == 1:
-        return parts[0]
     if all(isinstance(part, list) for part in parts):
         return list(chain.from_iterable(parts))
-    height, width = size
     rles = []
     for part in parts:
-        checked = measure(part, height, width).segmentation
-        if isinstance(checked, list):
-            rles += mask_util.frPyObjects(checked, height, width)
-        else:
-            rles.append(checked)
-    return _as_text(mask_util.merge(rles))
+        rles += mask_util.frPyObjects(part, *size) if isinstance(part, list) else [part]
+    return _merged(rles)
+
+
+def _usable_parts(polygons: list, notes: Notes, where: str) -> list:
+    if polygons and NUMBERS.issuperset(map(type, polygons)):  # one polygon without its brackets
+        return [polygons]
+    if len(polygons) < 2:
+        return polygons
+    usable = [part for part in polygons if not (type(part) is list and len(part) < 6)]
+    if not usable:
+        return polygons
+    for _ in range(len(polygons) - len(usable)):
+        notes.add("part_broken", where)
+    return usable
 
 
 def _drawn_line(points: np.ndarray, width: float, size: tuple[int, int]) -> dict[str, Any]:
-    """Draw a line as one rectangle a segment and one disc a corner, as RLE."""
+    """Draw a line as RLE: a rectangle for each segment and a disc for each corner."""
     steps = np.diff(points, axis=0)
     lengths = np.hypot(*steps.T)
     kept = lengths > 0
@@ -292,24 +346,15 @@ def _drawn_line(points: np.ndarray, width: float, size: tuple[int, int]) -> dict
     bands = np.stack([starts - across, ends - across, ends + across, starts + across], axis=1)
     (disc,) = circle_polygon(0, 0, width / 2)
     discs = ends[:-1, None] + np.reshape(disc, (-1, 2))
-    found = []
+    rles = []
     for piece in chain(bands.reshape(len(bands), -1), discs.reshape(len(discs), -1)):
-        try:
-            usable = measure([piece.tolist()], *size).segmentation
-        except SegmentationError:  # no pixel of it lies in the image
-            continue
-        for rle in mask_util.frPyObjects(usable, *size):
-            found.append(runs.runs_of_counts(runs.decode_counts(rle["counts"])))
-    starts, ends = map(np.concatenate, zip(*found, strict=True)) if found else ([], [])
-    if not len(starts):
+        with contextlib.suppress(SegmentationError):  # a piece without a pixel in the image
+            rles += mask_util.frPyObjects(measure([piece.tolist()], *size).segmentation, *size)
+    if not rles:
         raise ShapeError("shape_outside", "a line without a pixel in the image")
-    order = np.argsort(starts, kind="stable")
-    starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    first = np.concatenate(([True], starts[1:] > ends[:-1]))
-    last = np.concatenate((first[1:], [True]))
-    counts = runs.counts_of_runs(starts[first], ends[last], size[0] * size[1])
-    return {"size": list(size), "counts": runs.encode_counts(counts).decode("ascii")}
+    return _merged(rles)
 
 
-def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+def _merged(rles: list[dict[str, Any]]) -> dict[str, Any]:
+    merged = mask_util.merge(rles)
+    return {"size": list(map(int, merged["size"])), "counts": merged["counts"].decode("ascii")}

@@ -784,7 +784,7 @@ def _describe(plan: Plan, outputs: Sequence[Output], output: Path) -> str:
         return "\n".join([*lines, *(f"{keys[i.name]} {_quoted(i)}" for i in outputs)])
     for number, (train, val) in enumerate(zip(outputs[::2], outputs[1::2], strict=True), 1):
         lines.append(
-            f"python tools/train_net.py --config-file {_CONFIG} DATASETS.TRAIN {_quoted(train)} "
+            f"microplastics train --config-file {_CONFIG} DATASETS.TRAIN {_quoted(train)} "
             f"DATASETS.TEST {_quoted(val)} MODEL.ROI_HEADS.NUM_CLASSES "
             f"{len(plan.source.classes)} OUTPUT_DIR output/fold{number}"
         )

@@ -1,8 +1,7 @@
-"""microplastics/data/augmentation/build.py."""
-
 import pytest
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from support import user_error
 
 from microplastics.config import get_cfg
 from microplastics.data.augmentation import (
@@ -14,7 +13,6 @@ from microplastics.data.augmentation import (
     mixes,
 )
 from microplastics.data.augmentation.transforms import ResizeWithJitter
-from microplastics.utils.errors import UserError
 
 # In the order in which they are applied.
 NODES = (
@@ -87,40 +85,41 @@ def test_copy_paste_takes_all_its_keys():
 
 
 @pytest.mark.parametrize(
-    "key, value, words",
+    "key, value",
     [
-        ("AUG.HUE.PROB", 1.5, "a number from 0 to 1"),
-        ("AUG.MOSAIC.PROB", -0.1, "a number from 0 to 1"),
-        ("AUG.NOISE.PROB", float("nan"), "a number from 0 to 1"),
-        ("AUG.BRIGHTNESS.RANGE", (1.2, 0.8), "the lower bound first"),
-        ("AUG.CONTRAST.RANGE", (0.8,), "two numbers from 0 to 10"),
-        ("AUG.SATURATION.RANGE", (0.0, 1e308), "two numbers from 0 to 10"),
-        ("AUG.SCALE.RANGE", (0.0, 1.0), "two numbers from 0.05 to 20"),
-        ("AUG.SCALE.RANGE", ("a", "b"), "two numbers"),
-        ("AUG.BLUR.SIGMA", (1.0, float("inf")), "two numbers"),
-        ("AUG.JPEG.QUALITY", (0, 90), "two whole numbers from 1 to 100"),
-        ("AUG.JPEG.QUALITY", (50.5, 90), "two whole numbers"),
-        ("AUG.CROP.SIZE", (0, 512), "two whole numbers from 1"),
-        ("AUG.CROP.SHIFT", 1.1, "a number from 0 to 1"),
-        ("AUG.ROTATION.MAX_ANGLE", 181.0, "from 0 to 180"),
-        ("AUG.ROTATION.FRAME", "crop", "one of same, expand, inside"),
-        ("AUG.ROTATION.BORDER", "wrap", "one of reflect, median, black"),
-        ("AUG.BLUR.KIND", "motion", "one of gaussian, defocus, both"),
-        ("AUG.COPY_PASTE.OCCLUSION", "none", "one of modal, amodal"),
-        ("AUG.COPY_PASTE.MAX_PARTICLES", 0, "from 1"),
-        ("MIN_VISIBLE_SHARE", 1.0, "from 0 to 0.99"),
-        ("MIN_MASK_PIXELS", 0, "from 1"),
-        ("TILE.SIZE", -1, "from 0"),
-        ("TILE.EMPTY_SHARE", 2.0, "from 0 to 1"),
-        ("RANDOM_FLIP", "diagonal", "one of none, horizontal, vertical, both"),
+        ("AUG.HUE.PROB", 1.5),
+        ("AUG.MOSAIC.PROB", -0.1),
+        ("AUG.NOISE.PROB", float("nan")),
+        ("AUG.BRIGHTNESS.RANGE", (1.2, 0.8)),
+        ("AUG.CONTRAST.RANGE", (0.8,)),
+        ("AUG.SATURATION.RANGE", (0.0, 1e308)),
+        ("AUG.SCALE.RANGE", (0.0, 1.0)),
+        ("AUG.SCALE.RANGE", ("a", "b")),
+        ("AUG.BLUR.SIGMA", (1.0, float("inf"))),
+        ("AUG.JPEG.QUALITY", (0, 90)),
+        ("AUG.JPEG.QUALITY", (50.5, 90)),
+        ("AUG.CROP.SIZE", (0, 512)),
+        ("AUG.CROP.SHIFT", 1.1),
+        ("AUG.ROTATION.MAX_ANGLE", 181.0),
+        ("AUG.ROTATION.FRAME", "crop"),
+        ("AUG.ROTATION.BORDER", "wrap"),
+        ("AUG.BLUR.KIND", "motion"),
+        ("AUG.COPY_PASTE.OCCLUSION", "none"),
+        ("AUG.COPY_PASTE.MAX_PARTICLES", 0),
+        ("MIN_VISIBLE_SHARE", 1.0),
+        ("MIN_MASK_PIXELS", 0),
+        ("TILE.SIZE", -1),
+        ("TILE.SIZE", 64),  # the overlap is 64
+        ("TILE.EMPTY_SHARE", 2.0),
+        ("RANDOM_FLIP", "diagonal"),
+        ("MASK_FORMAT", "rle"),
     ],
 )
-def test_nonsense_is_refused_by_name(key, value, words):
-    with pytest.raises(UserError) as error:
+def test_values_that_are_refused(key, value):
+    named = "TILE.OVERLAP" if value == 64 else key
+    with user_error("config_invalid", f"INPUT.{named} is"):
         build_augmentations(config(f"INPUT.{key}", value))
-    assert f"INPUT.{key} is" in str(error.value) and words in str(error.value)
 
 
-def test_an_overlap_as_large_as_the_tile_is_refused():
-    with pytest.raises(UserError, match="INPUT.TILE.OVERLAP is 64; give a number from 0 to 63"):
-        build_augmentations(config("INPUT.TILE.SIZE", 64))
+def test_a_crop_may_be_higher_than_wide():
+    build_augmentations(config("INPUT.AUG.CROP.SIZE", (600, 400)))

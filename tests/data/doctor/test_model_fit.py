@@ -239,7 +239,7 @@ def test_many_boxes_are_judged_in_parts(monkeypatch):
     boxes = np.array([(3.0, 3, 3 + side, 3 + side) for side in range(1, 40)])
     sizes = np.tile((64, 64), (39, 1))
     whole = grid.best_iou(boxes, sizes)
-    monkeypatch.setattr("microplastics.data.doctor.model_fit._CHUNK", 7)
+    monkeypatch.setattr("microplastics.data.doctor.model_fit._BOXES_AT_ONCE", 7)
     assert (grid.best_iou(boxes, sizes) == whole).all()
 
 

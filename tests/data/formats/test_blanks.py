@@ -5,7 +5,7 @@ import json
 
 import pytest
 from PIL import Image
-from support import dataset_entry
+from support import dataset_entry, user_error
 
 from microplastics.data.coco import check_instances
 from microplastics.data.formats import detect
@@ -25,13 +25,16 @@ def photos(tmp_path):
     return folder
 
 
-def test_every_image_below_a_folder_is_a_blank(tool_here, photos, tmp_path):
+def test_every_image_below_a_folder_is_a_blank(cli, photos, tmp_path):
     (photos / "notes.txt").write_text("washed twice")
     options = ("--input", photos, "--from", "blanks", "--output", tmp_path / "set")
-    done = tool_here("convert_dataset", *options)
+    done = cli("convert", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split() == ["all", "2", "2", "0", "0", "0"]
-    assert "whose images count as blank: notes.txt" in done.stdout
+    assert (
+        "annotation files among blanks left out; their images count as blanks: notes.txt"
+        in done.stdout
+    )
     json_file, image_root = done.stdout.splitlines()[-2].removeprefix("all: ").split(":")
     report = check_instances(json_file, image_root)
     assert (report.num_images, report.num_annotations) == (2, 0)
@@ -51,18 +54,18 @@ def test_training_mixes_them_in(tiny_cfg, rendered, photos, tmp_path):
     blanks = [item for item in drawn if item["file_name"].startswith(str(photos))]
     assert 0 < len(blanks) < len(drawn)
     assert all(len(item["instances"]) == 0 for item in blanks)
-    with pytest.raises(UserError, match="instances_all.json has no annotation to train on"):
+    with pytest.raises(UserError, match="instances_all.json"):
         check_datasets(tiny_cfg(*sets))
 
 
-def test_classes_and_splits(tool_here, photos, tmp_path):
+def test_classes_and_splits(cli, photos, tmp_path):
     (photos / "filter 2").rename(photos / "train")
     options = ("--input", photos, "--from", "blanks", "--output", tmp_path / "set")
-    done = tool_here("convert_dataset", *options)
+    done = cli("convert", *options)
     assert done.returncode == 2 and "a.png lies beside the folders of the splits" in done.stderr
     (photos / "valid").mkdir()
     (photos / "a.png").rename(photos / "valid/a.png")
-    done = tool_here("convert_dataset", *options, "--classes", "Bead, Fiber", "--copy")
+    done = cli("convert", *options, "--classes", "Bead, Fiber", "--copy")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split() == ["split", "images", "blank", "Bead", "Fiber"]
     for split, name in (("train", "b.tif"), ("val", "a.png")):
@@ -81,7 +84,7 @@ def test_a_set_without_annotations_is_exported(photos, tmp_path, format):
 
 def test_broken_images_stop_or_are_listed(photos, tmp_path):
     (photos / "c.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"c\.jpg is not an image"):
+    with pytest.raises(UserError, match="c.jpg"):
         convert_dataset(photos, tmp_path / "set", "blanks")
     options = ReadOptions(skip_broken=True)
     conversion = convert_dataset(photos, tmp_path / "set", "blanks", options=options)
@@ -92,25 +95,25 @@ def test_broken_images_stop_or_are_listed(photos, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--from", "blanks", "--classes", "A,B,A"], "write each once"),
-        (["--from", "blanks", "--classes", "A,,B"], "write class names as A,B,C"),
-        (["--from", "blanks", "--categories", "A=B"], "say which the set has with --classes"),
-        (["--from", "blanks", "--images", "x"], "without --images"),
-        (["--from", "coco", "--classes", "A"], "use --categories, or --from blanks"),
-        ([], "(blanks for images without a particle)"),
+        (["--from", "blanks", "--classes", "A,B,A"], "--classes has 'A'"),
+        (["--from", "blanks", "--classes", "A,,B"], "--classes has ''"),
+        (["--from", "blanks", "--categories", "A=B"], "--categories"),
+        (["--from", "blanks", "--images", "x"], "--images"),
+        (["--from", "coco", "--classes", "A"], "--classes"),
+        ([], "--from"),
     ],
 )
-def test_what_does_not_fit_is_a_sentence(tool_here, photos, tmp_path, options, words):
-    result = tool_here("convert_dataset", "--input", photos, "--output", tmp_path / "set", *options)
+def test_invalid_options(cli, photos, tmp_path, options, words):
+    result = cli("convert", "--input", photos, "--output", tmp_path / "set", *options)
     assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "set").exists()
 
 
-def test_they_are_never_found_out(photos, tmp_path):
-    with pytest.raises(UserError, match="none of the known formats"):
+def test_blanks_are_never_detected(photos, tmp_path):
+    with user_error("format_unknown", photos):
         detect(photos)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no image"):
+    with user_error("input_empty", tmp_path / "empty"):
         convert_dataset(tmp_path / "empty", tmp_path / "set", "blanks")
-    with pytest.raises(UserError, match="is not a folder"):
+    with user_error("input_empty", "a.png"):
         convert_dataset(photos / "a.png", tmp_path / "set", "blanks")

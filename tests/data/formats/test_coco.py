@@ -1,15 +1,20 @@
 """Samples written as CVAT, Roboflow, Label Studio and Detectron2 write theirs."""
 
+import copy
 import json
+import os
+import random
 import time
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from format_fuzz import HOSTILE, check_cases, places
+from support import user_error
 
-from microplastics.data.formats import coco
-from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats import coco, convert
+from microplastics.data.formats.base import Notes, ReadOptions
 from microplastics.utils.errors import UserError
 
 SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 13.0, 2.0, 13.0]
@@ -49,9 +54,9 @@ def document(**fields):
 
 def read(path, **options):
     """Split -> records, split -> source, and the notes."""
-    notes = Notes(NOTES)
-    assert coco.looks_like(path)
-    sources = coco.open_dataset(path, ReadOptions(**options), notes)
+    notes = Notes()
+    assert coco.detect(path)
+    sources = coco.read(path, ReadOptions(**options), notes)
     return {split: list(source.records()) for split, source in sources.items()}, sources, notes
 
 
@@ -176,7 +181,7 @@ def test_a_used_placeholder_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "mended"),
+    ("name", "fixed"),
     [
         ("images/90fb-a.png", 0),
         ("images\\90fb-a.png", 1),
@@ -188,7 +193,7 @@ def test_a_used_placeholder_stays(tmp_path):
         ("C:\\lab\\90fb-a.png", 1),
     ],
 )
-def test_label_studio(tmp_path, name, mended):
+def test_label_studio(tmp_path, name, fixed):
     image(tmp_path / "images" / "90fb-a.png")
     write(
         tmp_path / "result.json",
@@ -205,7 +210,7 @@ def test_label_studio(tmp_path, name, mended):
         tmp_path / "images" / "90fb-a.png"
     )
     assert record.instances[0].category == "Fiber" and sources["all"].classes == ["Fiber", "Film"]
-    assert notes.count("file_name_mended") == len(notes) == mended
+    assert notes.count("file_name_fixed") == len(notes) == fixed
 
 
 def test_detectron2(tmp_path):
@@ -290,66 +295,115 @@ def test_polygon_without_its_brackets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "place"),
     [
-        ({"images": []}, "an empty list 'images'"),
-        ({"categories": None}, "no list 'categories'"),
-        ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "file_name 'a.x00.png'"),
-        ({"images": document()["images"] * 2}, "image 2 has the id 1 of another one"),
-        ({"images": [{"id": 1, "file_name": "a.png", "width": -4, "height": 3}]}, "is -4 x 3 px"),
-        ({"categories": [{"id": 1, "name": ""}]}, "category 1 has the name ''"),
-        ({"categories": document()["categories"] * 2}, "category 2 has the id 1 of another one"),
+        ({"images": []}, "'images'"),
+        ({"categories": None}, "'categories'"),
+        ({"images": [{"id": 1, "file_name": "a\0.png"}]}, "image 1"),
+        ({"images": document()["images"] * 2}, "image 2 has the id 1"),
+        ({"images": [{"id": 1, "file_name": "a.png", "width": -4, "height": 3}]}, "-4 x 3 px"),
+        ({"categories": [{"id": 1, "name": ""}]}, "category 1"),
+        ({"categories": document()["categories"] * 2}, "category 2 has the id 1"),
     ],
 )
-def test_errors_name_the_place(tmp_path, fields, words):
-    with pytest.raises(UserError, match=words):
+def test_errors_name_the_place(tmp_path, fields, place):
+    with user_error("annotations_invalid", "a.json", place):
         read_one(tmp_path, **fields)
 
 
 def test_several_files_for_one_split(tmp_path):
     for name in ("one.json", "two.json"):
         write(tmp_path / name, document())
-    with pytest.raises(UserError, match="one.json and two.json; give the one that is meant"):
+    with user_error("name_clash", "one.json", "two.json"):
         read(tmp_path)
 
 
-def test_images_that_are_nowhere(tmp_path):
+def test_missing_images(tmp_path):
     write(tmp_path / "a.json", document())
-    with pytest.raises(UserError, match="say where they are with --images"):
+    with user_error("image_missing", "a.json", "--images"):
         read(tmp_path)
-    with pytest.raises(UserError, match="correct --images"):
+    with user_error("file_missing", tmp_path / "none"):
         read(tmp_path, images=tmp_path / "none")
 
 
-def test_open_json(tmp_path):
+def test_known_image_folders(tmp_path):
     image(tmp_path / "photos" / "a.png")
     write(tmp_path / "a.json", document())
-    source = coco.open_json(tmp_path / "a.json", tmp_path / "photos", ReadOptions(), Notes(NOTES))
+    roots = {"all": tmp_path / "photos"}
+    source = coco.read(tmp_path / "a.json", ReadOptions(), Notes(), roots)["all"]
     assert source.num_images == 1 and len(list(source.records())[0].instances) == 1
-    with pytest.raises(UserError, match="does not exist"):
-        coco.open_json(tmp_path / "a.json", tmp_path / "none", ReadOptions(), Notes(NOTES))
 
 
 def test_notes_are_made_once(tmp_path):
     image(tmp_path / "a.png")
     write(tmp_path / "a.json", document(annotations=[annotation(1, 1, 1, segmentation=[])]))
-    notes = Notes(NOTES)
-    source = coco.open_dataset(tmp_path, ReadOptions(), notes)["all"]
+    notes = Notes()
+    source = coco.read(tmp_path, ReadOptions(), notes)["all"]
     assert list(source.records()) == list(source.records()) and notes.count("box_only") == 1
 
 
-def test_a_million_points(tmp_path):
-    angles = np.linspace(0, 2 * np.pi, 10**6, endpoint=False)
+def test_many_points(tmp_path):
+    angles = np.linspace(0, 2 * np.pi, 2 * 10**5, endpoint=False)
     points = np.stack([20 + 10 * np.cos(angles), 15 + 10 * np.sin(angles)], axis=1)
     start = time.monotonic()
     (record,), notes = read_one(
         tmp_path,
         annotations=[annotation(1, 1, 1, segmentation=[points.round(2).reshape(-1).tolist()])],
     )
-    assert len(record.instances[0].segmentation[0]) == 2 * 10**6
+    assert len(record.instances[0].segmentation[0]) == 4 * 10**5
     zigzag = np.stack([np.arange(10**5) % 2 * 39.0, np.linspace(0, 29, 10**5)], axis=1)
     (record,), notes = read_one(
         tmp_path, annotations=[annotation(1, 1, 1, segmentation=[zigzag.reshape(-1).tolist()])]
     )
     assert not record.instances and notes.count("shape_broken") == 1
     assert time.monotonic() - start < 30
+
+
+ENCODINGS = ["utf-8"] * 12 + ["utf-8-sig", "utf-16", "utf-32", "cp037"]
+
+
+@pytest.fixture
+def fuzzed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    image(tmp_path / "in" / "a.png")
+    image(tmp_path / "in" / "b.png")
+    return tmp_path
+
+
+def mutated_and_read(folder, seed):
+    """Change a good data set, and read or convert it; anything but a UserError is a bug."""
+    rng = random.Random(seed)
+    rle = {"size": [30, 40], "counts": [5, 10, 1185]}
+    content = document(
+        annotations=[annotation(1, 1, 1), annotation(2, 2, 1, segmentation=rle, truth={"a": 1})],
+    )
+    content["images"].append({"id": 2, "file_name": "b.png", "width": 40, "height": 30})
+    for _ in range(rng.randint(1, 3)):
+        container, key = rng.choice(list(places(content)))
+        if rng.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = copy.deepcopy(rng.choice(HOSTILE))
+    cut = rng.randint(0, 900) if rng.random() < 0.1 else None
+    text = json.dumps(content).encode(rng.choice(ENCODINGS), errors="surrogatepass")[:cut]
+    path = folder / "in" / "a.json"
+    path.write_bytes(text)
+    coco.detect(path)
+    notes = Notes()
+    options = ReadOptions(skip_broken=rng.random() < 0.5)
+    try:
+        sources = coco.read(path, options, notes)
+        if rng.random() < 0.75:  # writing takes longer than reading
+            return "read" if list(sources["all"].records()) else "error"
+        (written,) = convert.write_dataset(sources, folder / "out", notes, options=options)
+    except UserError as error:
+        assert str(error)
+        return "error"
+    again = json.loads(written.json_file.read_text())
+    assert len(again["images"]) == written.num_images > 0
+    assert len(again["annotations"]) == sum(written.instances.values()) > 0
+    return "read"
+
+
+def test_hostile_files(fuzzed):
+    check_cases(lambda seed: mutated_and_read(fuzzed, seed))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from format_fuzz import check_cases, check_reader
 from PIL import Image
+from support import user_error
 
 from microplastics.data.formats import via
 from microplastics.data.formats.base import NOTES, Notes, ReadOptions
-from microplastics.utils.errors import UserError
 
 POLYGON = {"name": "polygon", "all_points_x": [10, 30, 20], "all_points_y": [5, 6, 25]}
 OPTIONS = {"fib": "Fiber", "Film": "", "b": "Bead"}
@@ -62,8 +62,8 @@ def folder(tmp_path):
 def _read(folder, document, **options):
     if document is not None:
         (folder / "via.json").write_text(json.dumps(document))
-    notes = Notes(NOTES)
-    (source,) = via.open_dataset(folder, ReadOptions(**options), notes).values()
+    notes = Notes()
+    (source,) = via.read(folder, ReadOptions(**options), notes).values()
     return list(source.records()), notes, source
 
 
@@ -197,9 +197,9 @@ def test_the_attribute_that_is_the_class(folder, attributes, chosen):
 
 def test_no_attribute_that_is_the_class_is_an_error(folder):
     document = _export(_region(POLYGON, colour="x", quality="y"))
-    with pytest.raises(UserError, match="attributes 'colour', 'quality'; name the one"):
+    with user_error("annotations_invalid", "via.json", "'colour', 'quality'"):
         _read(folder, document)
-    with pytest.raises(UserError, match="no attribute that could be their class; add one"):
+    with user_error("annotations_invalid", "via.json"):
         _read(folder, _export(_region(POLYGON)))
     records, notes, _ = _read(folder, document, skip_broken=True)
     assert records == [] and notes.count("label_broken") == 1
@@ -233,7 +233,7 @@ def test_the_size_is_that_of_the_file_and_blanks_stay(folder):
 
 
 def test_missing_images_stop_or_are_skipped(folder):
-    with pytest.raises(UserError, match="No image 'z.png' lies in"):
+    with user_error("image_missing", "z.png", "--images"):
         _read(folder, _export(name="z.png"))
     records, notes, _ = _read(folder, _export(name="z.png"), skip_broken=True)
     assert records == [] and notes.count("image_missing") == 1
@@ -245,7 +245,7 @@ def test_splits(tmp_path):
         Image.new("RGB", (64, 48)).save(tmp_path / split / "a.png")
         text = json.dumps(_export(_region(POLYGON, c=split)))
         (tmp_path / split / "via_region_data.json").write_text(text)
-    sources = via.open_dataset(tmp_path, ReadOptions(), Notes(NOTES))
+    sources = via.read(tmp_path, ReadOptions(), Notes())
     assert {split: source.classes for split, source in sources.items()} == {
         "train": ["train"],
         "val": ["val"],
@@ -255,35 +255,35 @@ def test_splits(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"view": {"1": {"fid_list": ["1", "1"]}}}, "view '1' that is not of one file"),
-        ({"file": [1]}, "files that are no JSON objects"),
-        ({"metadata": {"x": {"vid": "7", "xy": []}}}, "view '7', which it does not have"),
-        ({"metadata": {"x": 3}}, "metadata that are no JSON objects"),
+        ({"view": {"1": {"fid_list": ["1", "1"]}}}, "view '1'"),
+        ({"file": [1]}, "files"),
+        ({"metadata": {"x": {"vid": "7", "xy": []}}}, "view '7'"),
+        ({"metadata": {"x": 3}}, "metadata"),
     ],
 )
 def test_projects_that_cannot_be_read(folder, change, words):
-    with pytest.raises(UserError, match=words):
+    with user_error("annotations_invalid", "via.json", words):
         _read(folder, {**_project_3(), **change})
-    with pytest.raises(UserError, match="images without filename or regions"):
+    with user_error("annotations_invalid", "via.json", "regions"):
         _read(folder, {"x": {"filename": "a.png"}})
 
 
-def test_looks_like(folder):
+def test_detect(folder):
     path = folder / "via.json"
     for document in (_export(), _project(), _project_3()):
         for indent in (None, 2):
             path.write_text(json.dumps(document, indent=indent))
-            assert via.looks_like(path) and via.looks_like(folder)
+            assert via.detect(path) and via.detect(folder)
     labelme = {"shapes": [], "imagePath": "a.png", "imageData": None}
     coco = {"images": [{"filename": 1}], "annotations": [], "categories": [], "regions": []}
     for document in (labelme, coco, [], [{"data": {}}], {}):
         path.write_text(json.dumps(document))
-        assert not via.looks_like(path)
+        assert not via.detect(path)
 
 
-def test_a_million_points_take_no_time(folder):
+def test_many_points_take_no_time(folder):
     rng = np.random.default_rng(0)
-    xs, ys = (rng.random((2, 10**6)) * 48).tolist()
+    xs, ys = (rng.random((2, 2 * 10**5)) * 48).tolist()
     many = {"all_points_x": xs, "all_points_y": ys}
     line = {"name": "polyline", "all_points_x": xs[:21_000], "all_points_y": ys[:21_000]}
     regions = [_region({"name": "polygon", **many}, c="A"), _region(line, c="A")]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from format_fuzz import check_cases
 from PIL import Image
+from support import user_error
 
 from microplastics.data.formats import convert, yolo
 from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
@@ -32,8 +33,8 @@ def text(path, content):
 
 def read(path, **options):
     """Split -> records, split -> source, and the notes."""
-    notes = Notes(NOTES)
-    sources = yolo.open_dataset(path, ReadOptions(**options), notes)
+    notes = Notes()
+    sources = yolo.read(path, ReadOptions(**options), notes)
     return {split: list(source.records()) for split, source in sources.items()}, sources, notes
 
 
@@ -57,7 +58,7 @@ def test_ultralytics(tmp_path):
         "path: ../datasets/filters\ntrain: images/train\nval: images/val\ntest:\n"
         "names:\n  0: Fiber\n  1: Film\n",
     )
-    assert yolo.looks_like(tmp_path) and yolo.looks_like(tmp_path / "data.yaml")
+    assert yolo.detect(tmp_path) and yolo.detect(tmp_path / "data.yaml")
     records, sources, notes = read(tmp_path)
     assert list(records) == ["train", "val"] and sources["val"].classes == ["Fiber", "Film"]
     assert sources["val"].image_root == tmp_path / "images" / "val"
@@ -83,7 +84,7 @@ def test_roboflow_with_paths_that_are_wrong(tmp_path):
     assert list(records) == ["train", "test"]
     assert sources["test"].image_root == tmp_path / "test" / "images"
     assert len(records["test"][0].instances) == 1
-    assert notes.count("folder_mended") == 2 and notes.count("split_missing") == 1
+    assert notes.count("folder_fixed") == 2 and notes.count("split_missing") == 1
 
 
 def test_cvat_with_a_list_of_images(tmp_path):
@@ -101,7 +102,7 @@ def test_cvat_darknet(tmp_path):
     text(tmp_path / "obj_train_data" / "a.txt", "0 0.5 0.5 0.2 0.4\n")
     text(tmp_path / "obj.names", "Fiber\n")
     text(tmp_path / "obj.data", "classes = 1\nnames = data/obj.names\n")
-    assert yolo.looks_like(tmp_path)
+    assert yolo.detect(tmp_path)
     records, _, notes = read(tmp_path)
     assert len(records["all"][0].instances) == 1 and len(notes) == notes.count("box_only") == 1
 
@@ -109,7 +110,7 @@ def test_cvat_darknet(tmp_path):
 def test_label_studio(tmp_path):
     plain(tmp_path)
     text(tmp_path / "notes.json", json.dumps({"categories": [{"id": 0, "name": "Fiber"}]}))
-    assert yolo.looks_like(tmp_path)
+    assert yolo.detect(tmp_path)
     records, sources, notes = read(tmp_path)
     assert sources["all"].classes == ["Fiber", "Film"] and not len(notes)
 
@@ -118,7 +119,7 @@ def test_labels_beside_the_images_without_names(tmp_path):
     image(tmp_path / "a.png")
     text(tmp_path / "a.txt", TRIANGLE.replace("0 ", "3 ", 1))
     text(tmp_path / "README.txt", "0 1 2 3 4")
-    assert yolo.looks_like(tmp_path)
+    assert yolo.detect(tmp_path)
     records, sources, notes = read(tmp_path)
     assert sources["all"].classes == ["class_3"] and notes.count("class_unnamed") == len(notes) == 1
 
@@ -164,26 +165,26 @@ def test_lines_that_are_no_outline(tmp_path, line, code):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "code", "words"),
     [
-        ("a: &a [x]\nnames: *a\n", "has aliases"),
-        ("names: " + "[" * 50 + "]" * 50, "nested deep"),
-        ("names: [a\n", "is not YAML"),
-        ("- names\n", "is no data.yaml"),
-        ("names: Fiber\n", "has names 'Fiber'"),
-        ("names: {a: Fiber}\n", "number them from 0"),
-        ("names: [Fiber, '']\n", "Class 1 of .* has the name ''"),
-        ("names: []\n", "has 0 class names"),
-        ("names: [Fiber]\ntrain: {a: b}\n", "write the folder of its images"),
-        ("names: [Fiber]\ntrain: /etc\n", "None of the image folders"),
-        ("names: [Fiber]\ntrain: ../..\n", "None of the image folders"),
-        ("#" * 300_000, "is larger than a data.yaml"),
+        ("a: &a [x]\nnames: *a\n", "annotations_invalid", "aliases"),
+        ("names: " + "[" * 50 + "]" * 50, "annotations_invalid", "nested"),
+        ("names: [a\n", "annotations_invalid", "YAML"),
+        ("- names\n", "annotations_invalid", "mapping"),
+        ("names: Fiber\n", "annotations_invalid", "'Fiber'"),
+        ("names: {a: Fiber}\n", "annotations_invalid", "'a'"),
+        ("names: [Fiber, '']\n", "annotations_invalid", "class 1"),
+        ("names: []\n", "annotations_invalid", "{}"),
+        ("names: [Fiber]\ntrain: {a: b}\n", "annotations_invalid", "train"),
+        ("names: [Fiber]\ntrain: /etc\n", "image_missing", "--images"),
+        ("names: [Fiber]\ntrain: ../..\n", "image_missing", "--images"),
+        ("#" * 300_000, "annotations_invalid", "256 KiB"),
     ],
 )
-def test_errors_of_data_yaml(tmp_path, content, words):
+def test_errors_of_data_yaml(tmp_path, content, code, words):
     plain(tmp_path, names="")
     text(tmp_path / "data.yaml", content)
-    with pytest.raises(UserError, match=words):
+    with user_error(code, "data.yaml", words):
         read(tmp_path)
 
 
@@ -191,7 +192,7 @@ def test_a_list_of_images_that_leaves_the_folder(tmp_path):
     plain(tmp_path)
     text(tmp_path / "train.txt", "../../secret.png\n")
     text(tmp_path / "data.yaml", "train: train.txt\nnames: [Fiber]\n")
-    with pytest.raises(UserError, match="leaves the image folder"):
+    with user_error("annotations_invalid", "../../secret.png"):
         read(tmp_path)
 
 
@@ -199,7 +200,7 @@ def test_names_that_are_too_long(tmp_path):
     plain(tmp_path)
     text(tmp_path / "train.txt", f"{'a' * 3000}.png\nimages/a.png\n")
     text(tmp_path / "data.yaml", "train: train.txt\nnames: [Fiber]\n")
-    with pytest.raises(UserError, match="aaa.png cannot be read"):
+    with pytest.raises(UserError, match="aaa.png"):
         read(tmp_path)
     records, _, notes = read(tmp_path, skip_broken=True)
     assert len(records["train"]) == 1 and notes.count("image_missing") == 1
@@ -209,7 +210,7 @@ def test_broken_files_stop_or_are_noted(tmp_path):
     plain(tmp_path)
     (tmp_path / "labels" / "a.txt").write_bytes(b"0 0.1 \xff\xfe")
     (tmp_path / "images" / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="a.txt is not utf-8 text"):
+    with user_error("file_invalid", "a.txt"):
         read(tmp_path)
     records, _, notes = read(tmp_path, skip_broken=True)
     assert notes.count("label_broken") == notes.count("image_broken") == 1
@@ -217,16 +218,16 @@ def test_broken_files_stop_or_are_noted(tmp_path):
 
 
 def test_a_file_that_is_no_label(tmp_path):
-    with pytest.raises(UserError, match="over 1000 lines that are no YOLO label"):
+    with user_error("annotations_invalid", "a.txt"):
         read(plain(tmp_path, "a line\n" * 1002))
 
 
-def test_a_million_points(tmp_path):
-    angles = np.linspace(0, 2 * np.pi, 10**6, endpoint=False)
+def test_many_points(tmp_path):
+    angles = np.linspace(0, 2 * np.pi, 2 * 10**5, endpoint=False)
     points = 0.5 + 0.3 * np.stack([np.cos(angles), np.sin(angles)], axis=1).reshape(-1)
     start = time.monotonic()
     records, _, notes = read(plain(tmp_path, "0 " + " ".join(map("{:.6f}".format, points))))
-    assert len(records["all"][0].instances[0].segmentation[0]) == 2 * 10**6 and not len(notes)
+    assert len(records["all"][0].instances[0].segmentation[0]) == 4 * 10**5 and not len(notes)
     assert time.monotonic() - start < 30
 
 
@@ -246,9 +247,9 @@ def test_written_and_read_again(tmp_path):
         Instance("Fiber", parts, "two", iscrowd=1, extra={"score": 0.5}),
     ]
     image(tmp_path / "images" / "val" / "sub" / "a.png", width, height)
-    notes = Notes(NOTES)
+    notes = Notes()
     sources = {"val": source_of(tmp_path, instances, width, height)}
-    written = yolo.write_dataset(sources, tmp_path, notes)
+    written = yolo.write(sources, tmp_path, notes)
     assert written == [tmp_path / "data.yaml", tmp_path / "labels" / "val" / "sub" / "a.txt"]
     assert {code for code in NOTES if notes.count(code)} == {
         *("crowd_lost", "extra_lost", "parts_joined")
@@ -275,9 +276,9 @@ def test_a_mask_with_a_hole_comes_back_pixel_for_pixel(tmp_path):
     rle = mask_util.encode(np.asfortranarray(mask))
     rle["counts"] = rle["counts"].decode()
     image(tmp_path / "images" / "all" / "sub" / "a.png")
-    notes = Notes(NOTES)
+    notes = Notes()
     sources = {"all": source_of(tmp_path, [Instance("Fiber", rle, "one")], 40, 30)}
-    yolo.write_dataset(sources, tmp_path, notes)
+    yolo.write(sources, tmp_path, notes)
     assert notes.count("hole_bridged") == notes.count("parts_joined") == 1
     (record,) = read(tmp_path)[0]["train"]
     rles = mask_util.frPyObjects(record.instances[0].segmentation, 30, 40)
@@ -287,8 +288,8 @@ def test_a_mask_with_a_hole_comes_back_pixel_for_pixel(tmp_path):
 def test_two_images_of_one_label(tmp_path):
     records = [ImageRecord("a.png", 9, 9), ImageRecord("a.jpg", 9, 9)]
     source = Source(tmp_path, ["Fiber"], lambda: iter(records), 2)
-    with pytest.raises(UserError, match="a.jpg and a.png of train would share the label file"):
-        yolo.write_dataset({"train": source}, tmp_path / "out", Notes(NOTES))
+    with user_error("name_clash", "a.jpg", "a.png", "train"):
+        yolo.write({"train": source}, tmp_path / "out", Notes())
 
 
 LABEL = "0 0.25 0.5 0.75 0.5 0.75 0.9\n1 0.5 0.5 0.2 0.4\n"
@@ -326,12 +327,12 @@ def mutated_and_read(folder, seed):
     (folder / "in" / "data.yaml").unlink(missing_ok=True)
     if described:
         (folder / "in" / "data.yaml").write_bytes(data + noise[:3])
-    yolo.looks_like(folder / "in")
-    notes = Notes(NOTES)
+    yolo.detect(folder / "in")
+    notes = Notes()
     options = ReadOptions(skip_broken=rng.random() < 0.5)
     output = folder / f"out{described}"
     try:
-        sources = yolo.open_dataset(folder / "in", options, notes)
+        sources = yolo.read(folder / "in", options, notes)
         if rng.random() < 0.75:  # writing takes longer than reading
             return "read" if [list(source.records()) for source in sources.values()] else "error"
         (output / convert.MANIFEST).unlink(missing_ok=True)

@@ -1,0 +1,6 @@
+"""``python -m microplastics``."""
+
+from microplastics.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The command ``microplastics``: its commands by name, exit codes, shell completion."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+from click.exceptions import Exit, NoSuchCommand
+
+import microplastics
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import is_write_error, write_error
+
+PROGRAM = "microplastics"
+
+# What a person wants, then the commands for it and the modules that define them. They import
+# torch, Detectron2 and numpy when they run, so that help and completion are quick.
+COMMANDS = {
+    "Data": {
+        "convert": "data",
+        "check": "data",
+        "split": "data",
+        "view": "data",
+        "render": "data",
+        "export-dataset": "data",
+    },
+    "Model": {
+        "train": "train",
+        "evaluate": "train",
+        "thresholds": "train",
+        "plot": "train",
+        "curve": "experiments",
+        "export": "predict",
+    },
+    "Particles": {
+        "predict": "predict",
+        "measure": "predict",
+    },
+    "More": {
+        "demo": "demo",
+        "measurement-errors": "experiments",
+    },
+}
+
+
+class Commands(click.Group):
+    """The group of all commands, which imports the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
+        return [name for commands in COMMANDS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of that name."""
+        for commands in COMMANDS.values():
+            if cmd_name in commands:
+                module = importlib.import_module(f"microplastics.cli.{commands[cmd_name]}")
+                return getattr(module, cmd_name.replace("-", "_"))
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of a line; an unknown one names those that are spelt alike."""
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            raise NoSuchCommand(args[0], possibilities=self.list_commands(ctx), ctx=ctx) from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands: the epilog names the options."""
+        self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by what a person wants."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, commands in COMMANDS.items():
+            rows = [
+                (name.ljust(width), self.get_command(ctx, name).get_short_help_str(100))
+                for name in commands
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="-V, --version; -h, --help, also of each command: microplastics train -h",
+)
+@click.version_option(microplastics.__version__, "-V", "--version", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Find, count and measure microplastics on photographs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and leave the process with its exit code, as :func:`run` does.
+
+    Args:
+        arguments: of the command line, without the program; those of this process if None.
+    """
+    complete = f"_{PROGRAM.upper()}_COMPLETE"
+    if os.environ.get(complete):
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(commands, {}, PROGRAM, complete, os.environ[complete]))
+    if arguments is None:
+        arguments = sys.argv[1:]
+        # What run.json and log.txt quote is a command that can be typed.
+        sys.argv[0] = PROGRAM
+    run(lambda: _invoke(list(arguments) or ["--help"]))
+
+
+def _invoke(arguments: list[str]) -> int | None:
+    try:
+        with commands.make_context(PROGRAM, arguments) as context:
+            return commands.invoke(context)
+    except Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+        context = getattr(error, "ctx", None)
+        hint = f" See '{context.command_path} --help'." if context else ""
+        missing = isinstance(error, click.MissingParameter)
+        code = "option_missing" if missing else "option_invalid"
+        raise UserError(f"{message}{hint}", code=code) from error
+
+
+def report(message: str) -> None:
+    """Print ``error: message`` on stderr."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a function and leave the process with its exit code.
+
+    0 if it returned ``None``; 2 after a :class:`UserError`, printed as one line without a
+    traceback; 130 after Ctrl-C; 141 if nobody reads its output any more, as after ``| head``.
+    Bugs keep their traceback.
+    """
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        report(str(error))
+        code = 2
+    except BrokenPipeError:
+        # Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        # A full disk or a missing permission can surface in any library that writes.
+        if not is_write_error(error):
+            raise
+        report(str(write_error(error.filename or os.getcwd(), error)))
+        code = 2
+    except KeyboardInterrupt:
+        report("Stopped by Ctrl-C.")
+        code = 130
+    sys.exit(code)

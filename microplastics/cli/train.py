@@ -1,0 +1,162 @@
+"""Commands for models: train, evaluate, thresholds, plot."""
+
+import argparse
+from typing import Any
+
+import click
+
+from microplastics.cli.parsing import FILE, command, config_file, option, processes
+
+
+def train_or_evaluate(args: argparse.Namespace) -> int:
+    """Do what a command line of Detectron2's ``train_net.py`` says, in each of its processes.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        the exit code: 0, or that of the signal that stopped training.
+    """
+    from microplastics.engine import Trainer, evaluate, setup
+
+    cfg = setup(args)
+    if args.eval_only:
+        evaluate(cfg, weights_given="MODEL.WEIGHTS" in args.opts)
+        return 0
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return trainer.signals.exit_code
+
+
+@command(pairs=True, short_help="Train a model.")
+@config_file()
+@option("--resume", is_flag=True, help="Go on with the training in OUTPUT_DIR.")
+@option("--eval-only", is_flag=True, help="Only score a model, as microplastics evaluate does.")
+@processes
+def train(**given: Any) -> Any:
+    """Train a model, with the options of Detectron2's train_net.py.
+
+    \b
+    microplastics train --config-file r50 DATASETS.TRAIN '("train.json:photos",)' \\
+        DATASETS.TEST '("val.json:photos",)' OUTPUT_DIR output/mine
+    microplastics train --config-file output/mine/config.yaml --resume
+    torchrun --nproc_per_node=2 -m microplastics train --config-file r50
+    """
+    from microplastics.engine import launch
+
+    return launch(train_or_evaluate, argparse.Namespace(**given))
+
+
+@command(pairs=True, short_help="Score a model on annotated images.")
+@config_file("Name or path of the config of the training.")
+@option(
+    "--weights",
+    type=FILE,
+    metavar="FILE",
+    help="Checkpoint (model_best.pth of OUTPUT_DIR if not given).",
+)
+@processes
+def evaluate(weights: str | None, opts: list[str], **given: Any) -> Any:
+    """Score a model on annotated images, those of DATASETS.TEST.
+
+    Writes metrics.json, tables and pictures into OUTPUT_DIR/inference (docs/counting.md).
+
+    \b
+    microplastics evaluate --config-file output/mine/config.yaml
+    microplastics evaluate --config-file r50 --weights best.pth DATASETS.TEST '("a.json:photos",)'
+    """
+    from microplastics.engine import launch
+
+    if weights:
+        opts = [*opts, "MODEL.WEIGHTS", weights]
+    args = argparse.Namespace(eval_only=True, resume=False, opts=opts, **given)
+    return launch(train_or_evaluate, args)
+
+
+@command(pairs=True, short_help="Choose the score threshold of each class.")
+@config_file("Name or path of the config of the training.", required=True)
+@option(
+    "--weights",
+    default="",
+    type=FILE,
+    metavar="FILE",
+    show_default=False,
+    help="Checkpoint (model_best.pth of OUTPUT_DIR if not given).",
+)
+@option(
+    "--metric",
+    type=click.Choice(["f1", "count"]),
+    default="f1",
+    help="Maximise F1 at mask IoU 0.5, or minimise the error of the count.",
+)
+@option(
+    "--output",
+    default="",
+    type=FILE,
+    metavar="FILE",
+    show_default=False,
+    help="Write a copy, and leave the checkpoint as it is.",
+)
+def thresholds(config_file: str, opts: list[str], weights: str, metric: str, output: str) -> None:
+    """Choose the score threshold of each class on validation images, those of DATASETS.TEST.
+
+    The thresholds are stored in the checkpoint; evaluate, predict and export use them.
+
+    \b
+    microplastics thresholds --config-file output/mine/config.yaml --metric count
+    """
+    from detectron2.utils.logger import setup_logger
+
+    from microplastics.config import load_config
+    from microplastics.engine.scoring import choose_and_store
+
+    cfg = load_config(config_file, opts)
+    cfg.freeze()
+    setup_logger(name="microplastics")
+    weights = weights or (cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in opts else "")
+    outcome = choose_and_store(cfg, metric, weights, output)
+    print(f"Thresholds by {metric} on {outcome.num_images} images (from 0.5 on -> chosen):")
+    print(_threshold_table(outcome.choices))
+    for choice in outcome.choices:
+        if choice.kept_because:
+            print(choice.kept_because)
+    print("On other images expect somewhat less: the thresholds were chosen on these very ones.")
+    print(f"Stored in {outcome.checkpoint}; curves in {outcome.curves} and {outcome.picture}")
+
+
+def _threshold_table(choices: Any) -> str:
+    from tabulate import tabulate
+
+    rows = [
+        {
+            "class": c.class_name,
+            "threshold": f"{c.threshold:g}",
+            "F1": f"{c.before['F1']:.1f} -> {c.after['F1']:.1f}",
+            "true": c.true,
+            "predicted": f"{c.before['predicted']} -> {c.after['predicted']}",
+        }
+        for c in choices
+    ]
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
+@command(short_help="Plot losses, learning rate and AP of a training.")
+@option(
+    "--input",
+    required=True,
+    type=FILE,
+    metavar="JSON",
+    help="metrics.json of a training's OUTPUT_DIR.",
+)
+@option("--output", required=True, type=FILE, metavar="FILE", help=".png, .jpg, .pdf or .svg.")
+def plot(input: str, output: str) -> None:
+    """Plot losses, learning rate and AP of a training.
+
+    \b
+    microplastics plot --input output/mine/metrics.json --output curves.png
+    """
+    from microplastics.visualization import plot_training_curves
+
+    plot_training_curves(input, output)
+    print(f"Curves in {output}")

@@ -1,0 +1,270 @@
+"""What training, validation and prediction ask of a Detectron2 model.
+
+Any meta-architecture that Detectron2 can build and train works. Those whose inference is
+``GeneralizedRCNN``'s (any ROI heads: Cascade, PointRend, own ones) share one backbone pass between
+the validation loss and the predictions; all others are run twice.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.projects.point_rend import PointRendMaskHead
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+
+from microplastics.utils.errors import UserError
+from microplastics.utils.system import seeded
+
+_BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
+_POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
+
+
+def num_classes(cfg: CfgNode) -> int:
+    """Return the number of classes that the model of a config predicts."""
+    return class_node(cfg)[1].NUM_CLASSES
+
+
+def class_node(cfg: CfgNode) -> tuple[str, CfgNode]:
+    """Return the config section, with its dotted name, whose NUM_CLASSES the model obeys.
+
+    It is ``MODEL.<META_ARCHITECTURE>`` if there is one (``MODEL.RETINANET``), ``SEM_SEG_HEAD`` for
+    a ``SemanticSegmentor`` and ``ROI_HEADS`` otherwise.
+    """
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    name = "SEM_SEG_HEAD" if architecture == "SemanticSegmentor" else architecture.upper()
+    node = cfg.MODEL.get(name)
+    if not (isinstance(node, CfgNode) and "NUM_CLASSES" in node):
+        name = "ROI_HEADS"
+    return f"MODEL.{name}", cfg.MODEL[name]
+
+
+def predicts_masks(cfg: CfgNode) -> bool:
+    """Return whether the model of a config predicts instance masks and not only boxes."""
+    return cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE not in _BOX_ONLY
+
+
+def check_architecture(cfg: CfgNode) -> None:
+    """Refuse config keys that contradict each other and that Detectron2 only asserts or ignores.
+
+    Raises:
+        UserError: config_invalid.
+    """
+    model = cfg.MODEL
+    known = sorted(name for name, _ in META_ARCH_REGISTRY)
+    if model.META_ARCHITECTURE not in known:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE}; expected one of "
+            f"{', '.join(known)}.",
+            code="config_invalid",
+        )
+    if model.MASK_ON and not predicts_masks(cfg):
+        raise UserError(
+            f"MODEL.MASK_ON is True, but {model.META_ARCHITECTURE} predicts boxes only; set "
+            "MODEL.MASK_ON False.",
+            code="config_invalid",
+        )
+    points = model.ROI_MASK_HEAD.NAME in _POINT_HEADS and predicts_masks(cfg)
+    if points and model.POINT_HEAD.NUM_CLASSES != model.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {model.POINT_HEAD.NUM_CLASSES}; expected "
+            f"MODEL.ROI_HEADS.NUM_CLASSES, {model.ROI_HEADS.NUM_CLASSES}.",
+            code="config_invalid",
+        )
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Makes new weights on the meta device; what constructors compute with stays on the CPU."""
+
+    _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func in self._FACTORIES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def build_shapes(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config without memory for its weights (on the meta device).
+
+    Args:
+        cfg: any config that Detectron2 can build.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with _WithoutMemory():
+        return build_model(cfg)
+
+
+def class_dependent(cfg: CfgNode) -> set[str]:
+    """Find the weights whose shape changes with the number of classes.
+
+    The model is built for one class more, without memory, and the shapes are compared. Every
+    NUM_CLASSES below MODEL is raised: heads such as PointRend's have their own.
+
+    Args:
+        cfg: the model's config.
+
+    Returns:
+        Names as in ``state_dict``.
+    """
+    more = cfg.clone()
+    more.defrost()
+    nodes = [more.MODEL]
+    while nodes:
+        node = nodes.pop()
+        nodes += [value for value in node.values() if isinstance(value, CfgNode)]
+        if "NUM_CLASSES" in node:
+            node.NUM_CLASSES += 1
+    shapes = {name: value.shape for name, value in build_shapes(more).state_dict().items()}
+    ours = build_shapes(cfg).state_dict()
+    return {name for name, value in ours.items() if shapes.get(name) != value.shape}
+
+
+def mask_size(cfg: CfgNode) -> int | None:
+    """Return the side M of the M x M masks that the model of a config predicts in each box.
+
+    Args:
+        cfg: the model's config.
+
+    Returns:
+        ``None`` if the model has no masks or another kind of mask head.
+    """
+    if not predicts_masks(cfg):
+        return None
+    model = build_shapes(cfg)
+    heads = getattr(model, "roi_heads", None)
+    head = getattr(heads, "mask_head", None)
+    if isinstance(head, nn.ModuleList):  # one for each stage: the last one predicts
+        head = head[-1]
+    if isinstance(head, PointRendMaskHead):
+        if not head.mask_point_on:
+            return cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
+        return head.mask_point_subdivision_init_resolution * 2**head.mask_point_subdivision_steps
+    pooler = getattr(heads, "mask_pooler", None)
+    if pooler is None or not hasattr(head, "layers"):
+        return None
+    channels = model.backbone.output_shape()[heads.mask_in_features[0]].channels
+    pooled = torch.empty(1, channels, *pooler.output_size, device="meta")
+    return head.layers(pooled).shape[-1]
+
+
+def is_staged(model: nn.Module) -> bool:
+    """Return whether a model can be run stage by stage: backbone, proposals, heads.
+
+    Its raw results then are boxes in px of the network's input and, with masks, (N, 1, M, M)
+    probabilities in these boxes; those of other models are pasted and scaled to the image.
+    """
+    return (
+        isinstance(model, GeneralizedRCNN)
+        and type(model).forward is GeneralizedRCNN.forward
+        and type(model).inference is GeneralizedRCNN.inference
+        and isinstance(model.proposal_generator, RPN)
+    )
+
+
+def losses_and_predictions(
+    model: nn.Module, item: dict[str, Any], *, seed: tuple[int, ...] | None, rois_per_image: int
+) -> tuple[dict[str, float] | None, dict[str, Any]]:
+    """Compute the losses of training and the predictions for one image.
+
+    Norm and dropout layers stay as in evaluation, and the model is left as it was, its plain
+    attributes such as RetinaNet's running loss normaliser included.
+
+    Args:
+        model: in evaluation mode; to be called under ``torch.inference_mode`` and an
+            ``EventStorage``.
+        item: one image as a mapper gives it.
+        seed: of proposals and samples; the generators are restored afterwards. ``None`` computes
+            no losses, nor are there any without ``instances``.
+        rois_per_image: RoIs sampled for the losses, by heads that sample.
+
+    Returns:
+        The losses by name, or ``None``; and the model's output for the image, whose ``instances``
+        are raw if :func:`is_staged`.
+    """
+    with_losses = seed is not None and len(item.get("instances", ())) > 0
+    if is_staged(model):
+        return _by_stages(model, item, seed if with_losses else None, rois_per_image)
+    losses = None
+    if with_losses:
+        with seeded(*seed, device=next(model.parameters()).device), _training(model):
+            # Detectron2's dense detectors average it over the training so far, on each process.
+            vars(model).pop("loss_normalizer", None)
+            losses = _numbers(model([item]))
+    return losses, model([item])[0]
+
+
+def _by_stages(
+    model: GeneralizedRCNN, item: dict[str, Any], seed: tuple[int, ...] | None, rois_per_image: int
+) -> tuple[dict[str, float] | None, dict[str, Any]]:
+    """Compute both from one pass through the backbone and the RPN's convolutions."""
+    images = model.preprocess_image([item])
+    features = model.backbone(images.tensor)
+    rpn, heads, losses = model.proposal_generator, model.roi_heads, None
+    with _remembered(rpn.rpn_head):
+        proposals, _ = rpn(images, features, None)
+        if seed is not None:
+            targets = [item["instances"].to(model.device)]
+            with seeded(*seed, device=model.device), _training(rpn, heads):
+                if hasattr(heads, "batch_size_per_image"):
+                    heads.batch_size_per_image = rois_per_image
+                try:
+                    sampled, losses = rpn(images, features, targets)
+                    losses = _numbers({**losses, **heads(images, features, sampled, targets)[1]})
+                except FloatingPointError:  # the RPN's answer to weights that are not finite
+                    losses = {"loss_rpn_cls": float("nan")}
+    results, _ = heads(images, features, proposals, None)
+    return losses, {"instances": results[0]}
+
+
+def _numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
+    values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+    return dict(zip(losses, values, strict=True))
+
+
+@contextlib.contextmanager
+def _training(*roots: nn.Module) -> Iterator[None]:
+    """Switch modules to training, except for norm and dropout layers, and restore them."""
+    modules = [module for root in roots for module in root.modules()]
+    before = [_plain(module) for module in modules]
+    try:
+        for module in modules:
+            # Stochastic depth (DropPath) has a probability, but not dropout's base class.
+            fixed = isinstance(module, (_NormBase, _DropoutNd)) or hasattr(module, "drop_prob")
+            module.training = not fixed
+        yield
+    finally:
+        for module, attributes in zip(modules, before, strict=True):
+            for name in _plain(module).keys() - attributes.keys():
+                delattr(module, name)
+            vars(module).update(attributes)
+
+
+def _plain(module: nn.Module) -> dict[str, bool | int | float]:
+    return {key: v for key, v in vars(module).items() if isinstance(v, (bool, int, float))}
+
+
+@contextlib.contextmanager
+def _remembered(head: nn.Module) -> Iterator[None]:
+    """Let two calls of the RPN on the same features share its convolutions."""
+    forward, memory = head.forward, []
+
+    def remembering(features):
+        if not memory:
+            memory.append(forward(features))
+        return memory[0]
+
+    head.forward = remembering
+    try:
+        yield
+    finally:
+        del head.forward

@@ -1,0 +1,198 @@
+"""microplastics measure on masks of known size."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two images: a square of 10 px with a crowd beside it, and a blank."""
+    square = [20, 20, 30, 20, 30, 30, 20, 30]
+    common = {"image_id": 1, "bbox": [20, 20, 10, 10], "area": 100, "segmentation": [square]}
+    crowd = {**common, "segmentation": {"size": [80, 100], "counts": [10, 20, 7970]}}
+    crowd.update(bbox=[0, 10, 1, 20], area=20)
+    data = {
+        "images": [
+            {"id": 1, "file_name": "a/one.png", "width": 100, "height": 80},
+            {"id": 2, "file_name": "two.png", "width": 100, "height": 80},
+        ],
+        "categories": [{"id": 1, "name": "Film"}, {"id": 2, "name": "Fiber"}],
+        "annotations": [
+            {**common, "id": 7, "category_id": 1, "iscrowd": 0},
+            {**crowd, "id": 8, "category_id": 1, "iscrowd": 1},
+        ],
+    }
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("a/one.png", "two.png"):
+        cv2.imwrite(str(tmp_path / "images" / name), np.full((80, 100, 3), (0, 0, 200), np.uint8))
+    return tmp_path / "images"
+
+
+def test_annotations_are_measured(cli, coco, images, tmp_path):
+    arguments = ("--masks", coco, "--images", images, "--um-per-px", "3", "--output")
+    result = cli("measure", *arguments, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    (row,) = pd.read_csv(tmp_path / "out" / "particles.csv").to_dict("records")
+    assert (row["image"], row["particle"], row["class"]) == ("a/one.png", 7, "Film")
+    assert (row["area_px"], row["area_um2"], row["feret_min_um"]) == (100, 900, 30)
+    assert (row["bbox_x"], row["bbox_y"], row["bbox_w"], row["bbox_h"]) == (20, 20, 10, 10)
+    assert row["size_class"] == "20-50 um" and row["color_name"] == "red"
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary["count"].to_dict() == {"a/one.png": 1, "two.png": 0}
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["images"][0]["left_out_of_masks"] == {"crowds": 1}
+    assert (tmp_path / "out" / "overlays" / "a__one.png.png").exists()
+
+
+def test_label_images_find_their_photographs(cli, images, tmp_path):
+    labels = np.zeros((80, 100), np.int32)
+    labels[5:15, 5:25], labels[40:44, 10:90] = 3, 5
+    (tmp_path / "labels" / "a").mkdir(parents=True)
+    tifffile.imwrite(tmp_path / "labels" / "a" / "one.tif", labels)
+    arguments = ("--masks", tmp_path / "labels" / "a", "--images", images / "a", "--formats", "csv")
+    more = ("--class-name", "Fiber", "--output", tmp_path / "out")
+    result = cli("measure", *arguments, *more)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "out" / "particles.csv").set_index("particle")
+    assert table["area_px"].to_dict() == {3: 200, 5: 320}
+    assert table["length_px"][5] == pytest.approx(80, abs=1) and table["image"][3] == "one.png"
+    assert table["nearest_px"].tolist() == [25, 25] and "area_um2" not in table
+
+
+def test_a_scale_for_each_image(cli, coco, tmp_path):
+    scales = tmp_path / "scales.csv"
+    scales.write_text("image;um_per_px\na/one.png;0,5\ntwo.png;2\n")
+    arguments = ("--masks", coco, "--calibration", scales, "--output", tmp_path / "out")
+    assert cli("measure", *arguments).returncode == 0
+    (row,) = pd.read_csv(tmp_path / "out" / "particles.csv").to_dict("records")
+    assert (row["area_um2"], row["um_per_px"]) == (25, 0.5)
+    assert "scales.csv" in row["calibration_source"]
+
+
+def test_each_sample_has_its_volume_and_all_have_one_filter(cli, coco, tmp_path):
+    volumes = tmp_path / "volumes.csv"
+    volumes.write_text("sample,volume\na/one.png,2 L\n")
+    arguments = ("--masks", coco, "--um-per-px", "10", "--sampled-volume", volumes)
+    result = cli("measure", *arguments, "--output", tmp_path / "missing")
+    assert result.returncode == 2 and "volumes.csv has no volume of two.png" in result.stderr
+    volumes.write_text("Sample;Volume\none;2 L\ntwo;500 mL\n")
+    # An image shows 1 mm x 0.8 mm of the filter's 1.6 mm².
+    more = ("--filter-area-mm2", "1.6", "--formats", "csv", "--output", tmp_path / "out")
+    result = cli("measure", *arguments, *more)
+    assert result.returncode == 0, result.stderr
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary["particles_per_l"].to_dict() == {"a/one.png": 1, "two.png": 0}
+    highest = summary["count_high"] / [1, 0.25]
+    assert summary["particles_per_l_high"].tolist() == pytest.approx(highest.tolist(), rel=1e-5)
+
+
+def test_what_lies_in_the_region_counts(cli, coco, images, tmp_path):
+    """The square's centroid is at (25, 25), four px inside of the one and outside of the other."""
+    for part, edges in (("a/one", (21, 60)), ("two", (0, 100))):
+        path = tmp_path / "where" / f"{part}.geojson"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (x0, x1), y1 = edges, 80
+        ring = [[x0, 0], [x1, 0], [x1, y1], [x0, y1], [x0, 0]]
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    arguments = ("--masks", coco, "--images", images, "--um-per-px", "10")
+    where = ("--region", tmp_path / "where", "--output", tmp_path / "out")
+    result = cli("measure", *arguments, *where)
+    assert result.returncode == 0, result.stderr
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("image")
+    assert summary["count"].to_dict() == {"a/one.png": 1, "two.png": 0}
+    assert summary["area_mm2"].tolist() == [0.312, 0.8]
+    assert pd.read_csv(tmp_path / "out" / "particles.csv")["particle"].tolist() == [7]
+    mask = np.zeros((80, 100), np.uint8)
+    mask[:, 29:] = 1
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    result = cli(
+        "measure", *arguments, "--region", tmp_path / "mask.png", "--output", tmp_path / "mask"
+    )
+    assert result.returncode == 0 and "0 particles on 2 images" in result.stdout
+    record, _ = json.loads((tmp_path / "mask" / "run.json").read_text())["images"]
+    assert record["left_out"]["outside_region"] == 1
+    assert (record["region"], record["region_px"]) == ("mask.png", 80 * 71)
+    # An image whose region has changed is done again, and no other.
+    (tmp_path / "where" / "a" / "one.geojson").write_text((where[1] / "two.geojson").read_text())
+    result = cli("measure", *arguments, *where, "--resume")
+    assert result.returncode == 0 and "1 images are finished already" in result.stdout
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["area_mm2"].tolist() == [0.8, 0.8]
+    other = ("--region", tmp_path / "mask.png", "--output", tmp_path / "out", "--resume")
+    result = cli("measure", *arguments, *other)
+    assert result.returncode == 2 and "was made with region" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: {"--region": "circle"}, "--region circle needs the photographs"),
+        (lambda d: {"--region": d / "masks.json", "--edge": "weight"}, "leave one of them out"),
+        (lambda d: {"--filter-area-mm2": "9"}, "--filter-area-mm2 needs --sampled-volume"),
+        (lambda d: {"--sampled-volume": d / "v.csv"}, "Cannot read"),
+        (lambda d: {"--images": d / "nowhere"}, "is no folder"),
+        (lambda d: {"--images": d}, "which is not in"),
+        (lambda d: {"--masks": d / "results.json"}, "which name neither images nor classes"),
+        (lambda d: {"--scale-bar-um": "100"}, "--scale-bar-um needs the photographs"),
+        (lambda d: {"--size-classes": "5,x"}, "5,x"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(cli, coco, tmp_path, change, words):
+    (tmp_path / "results.json").write_text("[]")
+    options = {"--masks": coco, "--output": tmp_path / "out", **change(tmp_path)}
+    result = cli("measure", *[part for pair in options.items() for part in pair])
+    assert result.returncode == 2 and words in result.stderr
+
+
+def test_results_of_another_data_set_are_refused(cli, coco, tmp_path):
+    rle = {"size": [80, 100], "counts": [10, 20, 7970]}
+    for entry, words in [
+        ({"image_id": 9, "category_id": 1, "score": 1}, "image 9 is not in the data set"),
+        ({"image_id": 1, "category_id": 9, "score": 1}, "category 9 is not in the data set"),
+        ({"image_id": 1, "category_id": 1, "score": "x"}, "its score is 'x'"),
+        ({"image_id": 1, "category_id": 1, "score": 1, "segmentation": None}, "it has no mask"),
+    ]:
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps([{"segmentation": rle, **entry}]))
+        arguments = ("--masks", path, "--dataset", coco, "--output", tmp_path / "out")
+        result = cli("measure", *arguments)
+        assert result.returncode == 2 and words in result.stderr
+
+
+def test_a_data_set_of_results_that_is_broken_is_refused(cli, coco, tmp_path):
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+    for change, words in [
+        ({"id": 1}, "has an id that another image has"),
+        ({"file_name": "a/one.png"}, "masks of a/one.png 2 times"),
+        ({"height": float("nan")}, "height is nan"),
+    ]:
+        data = json.loads(coco.read_text())
+        data["images"][1].update(change)
+        (tmp_path / "set.json").write_text(json.dumps(data))
+        arguments = ("--masks", results, "--dataset", tmp_path / "set.json")
+        result = cli("measure", *arguments, "--output", tmp_path / "out")
+        assert result.returncode == 2 and words in result.stderr
+
+
+def test_merging_says_what_it_cannot_do_and_what_is_missing(cli, coco, tmp_path):
+    one, both = tmp_path / "one", tmp_path / "both"
+    assert cli("measure", "--masks", coco, "--output", one).returncode == 0
+    run = json.loads((one / "run.json").read_text())
+    assert run["images"][0]["left_out"]["overlays_without_photograph"] == 1
+    (one / "failed.csv").write_text("image,path,error\nc.png,/c.png,it is empty\n")
+    merged = cli("measure", "--merge-runs", one, "--output", both)
+    assert merged.returncode == 3 and f"1 image failed in {one}" in merged.stdout
+    scaled = cli("measure", "--merge-runs", one, "--output", both, "--um-per-px", "2")
+    assert scaled.returncode == 2 and "--um-per-px has no part in --merge-runs" in scaled.stderr
