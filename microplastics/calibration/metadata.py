@@ -34,7 +34,7 @@ UNITS |= dict.fromkeys(("micrometer", "micrometre", "micrometers", "micrometres"
 UNITS |= dict.fromkeys(("in", "inch", "inches", '"'), 25400.0)
 UNITS |= {"nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
-# What a reader saw: source, µm per pixel along x, along y or None, and why it is not used or None.
+# One scale: source, µm per pixel along x, along y or None, and why it is not used or None.
 _Seen = tuple[str, float, float | None, str | None]
 _NOT_POSITIVE = "it is not a positive number"
 
@@ -86,7 +86,7 @@ def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]
 
 
 def _implausible(scale: float) -> str | None:
-    """Why a scale in µm per pixel is no microscope's, or None."""
+    """Why a scale in µm per pixel is not a microscope's, or None."""
     low, high = _MICROSCOPE
     if not math.isfinite(scale) or scale <= 0:
         return _NOT_POSITIVE

@@ -45,7 +45,7 @@ class ScaleBar:
     """A burnt-in scale bar.
 
     Attributes:
-        px: length from outer end to outer end in px, sub-pixel where the ends are anti-aliased.
+        px: length from outer end to outer end in px, sub-pixel if the ends are anti-aliased.
         box: (x, y, width, height) in px around the bar with its ticks and its outline.
         text_box: the same around its text, if it has one.
         plate_box: the same around the even box behind both, if there is one.
@@ -176,7 +176,7 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
 
 
 def _windows(width: int, height: int) -> Iterator[Box]:
-    """Windows (x0, y0, x1, y1) that hold every place where a bar may lie."""
+    """Windows (x0, y0, x1, y1) that cover all places of a bar."""
     if width * height <= _WHOLE_PIXELS or height <= 2 * _BAND:
         # A long and low picture is its own band.
         yield 0, 0, width, height
@@ -230,8 +230,8 @@ def _without_repeats(found: list[_Candidate]) -> list[_Candidate]:
         x0, x1, y0, y1 = one.span
         for other in kept:
             u0, u1, v0, v1 = other.span
-            shared = min(x1, u1) - max(x0, u0)
-            if min(y1, v1) > max(y0, v0) and shared > 0.5 * min(x1 - x0, u1 - u0):
+            common = min(x1, u1) - max(x0, u0)
+            if min(y1, v1) > max(y0, v0) and common > 0.5 * min(x1 - x0, u1 - u0):
                 break
         else:
             kept.append(one)
@@ -541,7 +541,7 @@ def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
     number, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     x, y, w, h, area = stats[1:].T
     kept = (h <= tall) & (w <= 5 * tall) & (area >= 2) & (area >= 0.12 * w * h)
-    # What the window cuts is a part of something larger.
+    # A speck that the window cuts is a part of something larger.
     kept &= (x > 0) & (y > 0) & (x + w < mask.shape[1]) & (y + h < mask.shape[0])
     # A speck of the ground is as dark as the ink in few of its pixels.
     inked = np.bincount(labels[pure], minlength=number)[1:]
@@ -570,7 +570,7 @@ def _lines(boxes: np.ndarray) -> list[np.ndarray]:
 
 
 def _same_line(boxes: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """Boxes whose rows keep to those of the seed, a descender aside."""
+    """Boxes on the line of the seed, descenders included."""
     top, height = seed[1], seed[3]
     bottoms = boxes[:, 1] + boxes[:, 3]
     inside = (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)

@@ -196,7 +196,7 @@ def correct_for_blanks(
     """Subtract the mean of the blanks, scaled to each row's exposure.
 
     A row of exposure e is corrected by e · Σ(counts of the blanks) / Σ(their exposures). The
-    variance is that of both Poisson counts, the interval that of a difference
+    variance comes from both Poisson counts, the interval from their difference
     (:func:`microplastics.counts.intervals.difference_interval`). Limits of detection and
     quantification are the blanks' mean and 3.3 or 10 standard deviations over them; and Currie's
     detection limit (1968, doi:10.1021/ac60259a007), for which one blank is enough.

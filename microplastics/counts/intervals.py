@@ -42,7 +42,7 @@ def weighted_poisson_interval(
 ) -> Interval:
     """Interval of the mean of a sum of weighted Poisson counts.
 
-    With all weights 1 it is that of :func:`poisson_interval`. Source: the gamma interval of Fay and
+    With all weights 1 it equals :func:`poisson_interval`. Source: the gamma interval of Fay and
     Feuer 1997, doi:10.1002/(SICI)1097-0258(19970415)16:7<791::AID-SIM500>3.0.CO;2-#.
 
     Args:

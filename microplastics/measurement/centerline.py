@@ -107,8 +107,8 @@ class Centerline(NamedTuple):
     Attributes:
         length: of the longest path, from tip to tip, or around a ring.
         total_length: of all arms.
-        branches: nodes where three arms meet.
-        crossings: nodes where four or more arms meet.
+        branches: nodes of three arms.
+        crossings: nodes of four or more arms.
         loops: independent closed paths along the centreline.
         radius: largest distance of a pixel's centre to the outline.
     """
@@ -312,7 +312,7 @@ def _prune(skeleton: Skeleton) -> None:
 
 
 def _dissolve(skeleton: Skeleton) -> None:
-    """Join the two arms at each node where just two meet."""
+    """Join the two arms at each node that has just two."""
     meeting = skeleton.darts()
     for node in sorted(meeting):
         if len(meeting[node]) != 2:
@@ -477,7 +477,7 @@ def _open_length(
     line = _smooth(path[start : stop + 1], half)
     line = _smooth(_recenter(line, float(np.median(local)), mask), _SMALLEST_WINDOW)
     length = float(_steps(line).sum())
-    # Half of a short line at most: one that turns far is no parabola.
+    # Half of a short line at most: one that turns far does not fit a parabola.
     count = min(max(2 * half, _FEWEST_POINTS), max(len(line) // 2, 4))
     if tips[0]:
         length += _to_outline(line, count, float(local[start]), path[0], mask)
@@ -509,7 +509,7 @@ def _smooth(line: np.ndarray, half: int, closed: bool = False) -> np.ndarray:
 
 @functools.lru_cache
 def _parabola_fit(half: int) -> np.ndarray:
-    """Matrix that turns 2 half + 1 values into those of the parabola fitted to them."""
+    """Matrix that smooths 2 half + 1 values by a fitted parabola."""
     powers = np.vander(np.linspace(-1, 1, 2 * half + 1), 3)
     return powers @ np.linalg.pinv(powers)
 

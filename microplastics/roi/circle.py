@@ -258,7 +258,7 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
     if found is None:
         return None
     best, x, y = found
-    # Still rising where the search ends: the rim itself, or something too near to it.
+    # Still rising at the end of the search: the rim itself, or something too near to it.
     if best.radius > outer.radius - _gap(outer, best.blur) - 1.5:
         raise NoCircleError(_TOO_FAINT)
     circle = Circle(x, y, best.radius, best.agreement, best.ratio, best.sign < 0)
@@ -419,7 +419,7 @@ def _fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.nd
     place = peak - height.shape[1] // 2 + np.clip((before - after) / (2 * bend), -0.5, 0.5)
     angle = _sector_angles()
     design = np.column_stack([np.cos(angle), np.sin(angle), np.ones_like(angle)])
-    # A sector that only shows the rise towards an edge beyond its window says nothing.
+    # A sector that only shows the rise towards an edge beyond its window is left out.
     kept = shown & (top > 0) & (np.abs(place) < window)
     for _ in range(6):
         if kept.sum() < 0.25 * _SECTORS:

@@ -61,7 +61,7 @@ class Region:
 
     Attributes:
         image_size: (height, width) of the image in px.
-        source: where it came from, in words.
+        source: its origin, in words.
         area_px: pixels inside.
     """
 
@@ -90,7 +90,7 @@ class Region:
             center: x and y in px; the first pixel's centre is (0.5, 0.5).
             radius: in px.
             image_size: (height, width) of the image in px.
-            source: where the circle came from; None gives centre and radius.
+            source: the circle's origin; None gives centre and radius.
 
         Raises:
             UserError: it lies outside of the image.
@@ -111,10 +111,10 @@ class Region:
             polygons: in px of the image, the first pixel's centre being (0.5, 0.5); they need not
                 be valid.
             image_size: (height, width) of the image in px.
-            source: where they came from, in words, also for errors.
+            source: their origin, in words, also for errors.
 
         Raises:
-            UserError: a coordinate is no place in an image, there are too many points or
+            UserError: a coordinate is not a place in an image, there are too many points or
                 crossings, or all of it lies outside of the image.
         """
         geometry = _united(polygons, image_size, source)
@@ -127,7 +127,7 @@ class Region:
         Args:
             mask: (h, w) bool, at most 4096 a side. Its aspect ratio is not checked.
             image_size: (height, width) of the image in px.
-            source: where it came from, in words.
+            source: its origin, in words.
 
         Raises:
             UserError: no pixel is inside.
@@ -179,7 +179,7 @@ class Region:
 
 
 class _Outlines:
-    """What polygons enclose; points and boxes asked for lie in the image."""
+    """The inside of polygons; points and boxes asked for lie in the image."""
 
     def __init__(self, geometry: shapely.MultiPolygon, image_size: tuple[int, int]):
         self._geometry, self.area = geometry, geometry.area
@@ -268,7 +268,7 @@ class _Mask:
 
 
 class RegionSource:
-    """Where the regions of a run's images come from.
+    """Source of the regions of a run's images.
 
     Attributes:
         what: ``"circle"``, or the path of a file or folder.
@@ -276,7 +276,7 @@ class RegionSource:
     """
 
     def __init__(self, what: str):
-        """Look at what is given, without reading it.
+        """Check a source without reading its files.
 
         Args:
             what: as :attr:`what`.
@@ -578,7 +578,7 @@ def _untangled(polygon: Polygon) -> BaseGeometry:
 
 
 def _even_odd(*rings: BaseGeometry) -> BaseGeometry:
-    """What closed lines enclose an odd number of times."""
+    """The area that closed lines enclose an odd number of times."""
     faces = shapely.get_parts(shapely.polygonize(shapely.get_parts(shapely.union_all(rings))))
     places = shapely.get_coordinates(shapely.point_on_surface(faces))
     odd = np.zeros(len(faces), dtype=bool)
@@ -600,7 +600,7 @@ def _surfaces(geometry: BaseGeometry) -> shapely.MultiPolygon:
 def _ellipse(center: tuple[float, float], across: float, down: float) -> Polygon:
     """An ellipse of two radii, as large as its outline's many corners can make it."""
     angle = np.linspace(0, 2 * np.pi, _CURVE_POINTS, endpoint=False)
-    # Corners a little outside, so that the area is that of the ellipse.
+    # Corners a little outside, so that the area equals the ellipse's.
     scale = math.sqrt(2 * np.pi / _CURVE_POINTS / math.sin(2 * np.pi / _CURVE_POINTS))
     ring = np.column_stack([np.cos(angle), np.sin(angle)]) * scale
     return Polygon(ring * (across, down) + center)

@@ -37,11 +37,11 @@ def table(tmp_path, scale):
     return read_calibration_csv(tmp_path / "scales.csv")
 
 
-def test_nothing_says_anything(resolve):
+def test_without_a_source_there_is_no_scale(resolve):
     assert resolve() == (None, [], [])
 
 
-def test_each_source_alone(resolve, tmp_path):
+def test_each_source_by_itself(resolve, tmp_path):
     for calibration, um_per_px, source in (
         (resolve(um_per_px=2.0)[0], 2.0, "option --um-per-px"),
         (resolve(table=table(tmp_path, 0.5))[0], 0.5, "scales.csv"),
@@ -104,7 +104,7 @@ def test_a_picture_without_a_bar(tmp_path):
         resolve_calibration(tmp_path / "a.png", 100, 100, reader(image), scale_bar_um=750)
 
 
-def test_metadata_not_used_is_said(tmp_path):
+def test_metadata_that_are_not_used_give_a_note(tmp_path):
     image = np.full((100, 100, 3), 90, np.uint8)
     options = {"resolution": (72, 72), "resolutionunit": "INCH", "metadata": None}
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", **options)

@@ -263,8 +263,8 @@ def test_nothing_is_lost_and_no_order_matters(rows, edge, min_size, random):
     weighted = summary[[f"{c}.weighted_count" for c in CLASSES]].sum(axis=1)
     assert weighted.to_numpy() == pytest.approx(summary["weighted_count"].to_numpy())
     assert (summary["count_low"] <= summary["count"]).all()
-    shares = summary[[f"{c}.fraction" for c in CLASSES]].sum(axis=1)[summary["count"] > 0]
-    assert shares.to_numpy() == pytest.approx(1)
+    fractions = summary[[f"{c}.fraction" for c in CLASSES]].sum(axis=1)[summary["count"] > 0]
+    assert fractions.to_numpy() == pytest.approx(1)
     shuffled = rows.copy()
     random.shuffle(shuffled)
     again = summarize(made(shuffled), images(*"abc"), **options)

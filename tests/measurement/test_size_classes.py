@@ -35,7 +35,7 @@ def test_the_default_has_its_name():
 
 
 @given(BOUNDS, st.floats(0, 2e6))
-def test_each_size_lies_in_the_bin_that_its_label_tells(bounds, size):
+def test_each_size_lies_in_the_bin_of_its_label(bounds, size):
     classes = custom_size_classes(bounds)
     number = int(classes.bins(np.array([size]))[0])
     assert number == 0 or bounds[number - 1] <= size
