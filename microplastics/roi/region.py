@@ -292,20 +292,21 @@ class RegionSource:
         self._chosen: dict[str, Path] = {}
         # The file that was read last, so that one for all images is read once.
         self._content: tuple[Path, _Cells | list[Polygon]] | None = None
-        problem = ""
+        option = f"--region {self.what or repr('')}"
         if self._folder and not self._files:
-            problem = f"holds no file of a known kind; put {_KINDS} there for each image"
-        elif not self.needs_image and not self._folder:
-            if not self._path.is_file():
-                problem = (
-                    f"does not exist; give 'circle', {_KINDS}, or a folder with one of these for "
-                    "each image"
-                )
-            elif not _is_known(self._path):
-                problem = f"is not of a known kind; give {_KINDS}"
-        if problem:
-            code = "file_missing" if problem.startswith("does") else "region_invalid"
-            raise UserError(f"--region {self.what or repr('')} {problem}.", code=code)
+            raise _invalid(
+                option, f"has no file of a known kind; put {_KINDS} there for each image"
+            )
+        if self.needs_image or self._folder:
+            return
+        if not self._path.is_file():
+            raise UserError(
+                f"{option} does not exist; give 'circle', {_KINDS}, or a folder with one of these "
+                "for each image.",
+                code="file_missing",
+            )
+        if not _is_known(self._path):
+            raise _invalid(option, f"is not of a known kind; give {_KINDS}")
 
     def check(self, names: Sequence[str], images: Mapping[str, str] | None = None) -> None:
         """Find the file of each image; needed before :meth:`of_image` if a folder is given.
@@ -344,10 +345,7 @@ class RegionSource:
             if len(found) != 1:
                 files = f"{len(found)} files ({', '.join(found[:4])})" if found else "no file"
                 fix = "keep one" if found else f"put {stem}.geojson, a mask or a ROI there"
-                raise UserError(
-                    f"--region {self.what} has {files} for the image {name}; {fix}.",
-                    code="region_invalid",
-                )
+                raise _invalid(f"--region {self.what}", f"has {files} for the image {name}; {fix}")
             other = owners.setdefault(found[0], name)
             if other != name:
                 raise UserError(
@@ -503,7 +501,8 @@ def _shrunk(mask: np.ndarray, side: int) -> _Cells:
 
 def _empty_cells(full_size: tuple[int, int], side: int) -> _Cells:
     step = max(1, -(-max(full_size) // side))
-    return _Cells(np.zeros([-(-full // step) for full in full_size], np.int32), step, full_size)
+    dtype = np.uint16 if step < 256 else np.uint32
+    return _Cells(np.zeros([-(-full // step) for full in full_size], dtype), step, full_size)
 
 
 def _add_pixels(cells: _Cells, inside: np.ndarray, x0: int, y0: int) -> None:
@@ -515,7 +514,8 @@ def _add_pixels(cells: _Cells, inside: np.ndarray, x0: int, y0: int) -> None:
     top, left = (np.flatnonzero(np.diff(places, prepend=-1)) for places in (rows, columns))
     sums = np.add.reduceat(inside, top, axis=0, dtype=np.int32)
     sums = np.add.reduceat(sums, left, axis=1)
-    cells.counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += sums
+    window = cells.counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    np.add(window, sums, out=window, casting="unsafe")
 
 
 # Polygons
