@@ -31,10 +31,7 @@ def poisson_interval(counts: np.ndarray, level: float = LEVEL) -> Interval:
         counts: whole numbers from 0 on.
         level: coverage, in (0, 1).
     """
-    counts = np.asarray(counts, dtype=np.float64)
-    tail = (1 - level) / 2
-    low = np.where(counts > 0, gammaincinv(np.maximum(counts, 1), tail), 0.0)
-    return Interval(low, gammainccinv(counts + 1, tail))
+    return weighted_poisson_interval(counts, counts, 1, level)
 
 
 def weighted_poisson_interval(

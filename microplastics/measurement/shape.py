@@ -221,8 +221,8 @@ def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:
         CIE L*, a*, b*.
     """
     scaled = pixels.reshape(1, -1, 3).astype(np.float32) / 255
-    lightness, a, b = cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0].T
-    return float(np.median(lightness)), float(np.median(a)), float(np.median(b))
+    lightness, a, b = np.median(cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0], axis=0).tolist()
+    return lightness, a, b
 
 
 def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:
