@@ -127,10 +127,10 @@ def test_a_rendered_filter_is_found(tmp_path):
     from microplastics.synthetic.whole_filter import draw_membrane, render_mosaic
 
     path = tmp_path / "filter.tif"
-    render_mosaic(path, 1024, seed=30, particles=20, filter_name="polycarbonate", workers=1)
-    deposit = draw_membrane(30, 1024)
-    with open_reader(path) as regions:
-        image, _ = regions.overview(1024)
+    render_mosaic(path, 1024, seed=34, particles=20, filter_name="polycarbonate", workers=1)
+    deposit = draw_membrane(34, 1024)
+    with open_reader(path) as reader:
+        image, _ = reader.overview(1024)
     circle = find_circle(image)
     assert (circle.x, circle.y) == pytest.approx(deposit.center, abs=3)
     assert circle.radius == pytest.approx(deposit.deposit_radius, abs=2)
