@@ -116,7 +116,11 @@ setup(
     packages=[*find_packages(include=["microplastics", "microplastics.*"]), CONFIGS],
     # configs/ is where people see and edit the configs; a wheel carries them inside the package.
     package_dir={CONFIGS: "configs"},
-    package_data={"microplastics.report": ["templates/*.j2"], CONFIGS: ["*.yaml"]},
+    package_data={
+        "microplastics.data.doctor": ["codes.csv"],
+        "microplastics.report": ["templates/*.j2"],
+        CONFIGS: ["*.yaml"],
+    },
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
     python_requires=">=3.10,<3.14",
     install_requires=INSTALL_REQUIRES,

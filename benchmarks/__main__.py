@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import evaluation, infer, loader, stitch, train, validate
+from benchmarks import busy, evaluation, infer, loader, stitch, train, validate
 from benchmarks.setting import cores, require_positive, workspace
 from microplastics.cli import report as report_error
 from microplastics.cli import run
@@ -47,8 +47,9 @@ def parse() -> argparse.Namespace:
             sub.add_argument("opts", nargs=argparse.REMAINDER, help="config KEY VALUE pairs")
         return sub
 
-    sub = command("train", train, "images to render", "microplastics_quick.yaml")
-    sub.add_argument("--iterations", type=int, metavar="N", help="iterations of a turn")
+    for name, module in (("train", train), ("busy", busy)):
+        sub = command(name, module, "images to render", "microplastics_quick.yaml")
+        sub.add_argument("--iterations", type=int, metavar="N", help="iterations of a turn")
     for name, module in (("validate", validate), ("infer", infer)):
         sub = command(name, module, "images to render", "microplastics_r50.yaml")
         sub.add_argument("--weights", metavar="FILE", help="instead of random ones")

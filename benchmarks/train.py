@@ -75,7 +75,7 @@ class _Stepped:
             self.trainer.after_train()
 
 
-class _SteppedOurs(_Stepped):
+class SteppedOurs(_Stepped):
     """Ours, through its own loop."""
 
     def start(self) -> None:
@@ -116,7 +116,7 @@ def benchmark(
         repeat: turns of each.
     """
     require_positive(iterations=iterations, repeat=repeat)
-    cfg = _all_hooks(
+    cfg = all_hooks(
         prepare(
             folder,
             config_file,
@@ -154,10 +154,10 @@ def _contestants(cfg: CfgNode, folder: Path) -> tuple[dict[str, _Stepped], list[
     plain_cfg, notes = plain_config(same)
     stepped = {
         PLAIN: _Stepped(PlainTrainer(_output(plain_cfg, folder / "plain"))),
-        OURS: _SteppedOurs(Trainer(_output(same, folder / "ours"))),
+        OURS: SteppedOurs(Trainer(_output(same, folder / "ours"))),
     }
     if same != cfg:
-        stepped[OWN] = _SteppedOurs(Trainer(_output(cfg, folder / "own")))
+        stepped[OWN] = SteppedOurs(Trainer(_output(cfg, folder / "own")))
         keys = [f"{key} {_value(cfg, key)}" for key in COMPARABLE]
         notes.append(f"{OWN!r} are {', '.join(keys)}; off in the other rows")
     return stepped, notes
@@ -169,13 +169,14 @@ def _value(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
-def _all_hooks(cfg: CfgNode) -> CfgNode:
+def all_hooks(cfg: CfgNode) -> CfgNode:
     """Every hook there, none of them evaluating or saving within the benchmark."""
     cfg = cfg.clone()
     cfg.defrost()
     for hook in ("PLATEAU", "EARLY_STOPPING", "BEST_CHECKPOINT"):
         cfg.SOLVER[hook].ENABLED = True
     cfg.SOLVER.MAX_EPOCHS = cfg.TEST.EVAL_PERIOD = 0
+    cfg.SOLVER.ADAPT_THREADS = False  # it would change the other contestant's threads too
     cfg.TEST.EVAL_PERIOD_EPOCHS = cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS = 0.0
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = _NEVER
     cfg.freeze()

@@ -13,6 +13,9 @@ from typing import Any
 import wrapt
 
 from microplastics.utils.errors import UserError
+from microplastics.utils.threads import limit_spinning
+
+limit_spinning()  # here, since importing the package precedes torch in every command
 
 __version__ = "0.1.0"
 

@@ -77,6 +77,9 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS = 0.0
     # Keep so many of the newest periodic checkpoints.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3
+    # Train on fewer CPU threads while other processes compute (docs/training.md); without
+    # effect if OMP_NUM_THREADS is set. Results then differ in their last bits.
+    cfg.SOLVER.ADAPT_THREADS = True
 
     # Lower the LR by FACTOR when METRIC has not improved for more than PATIENCE evaluations
     # (torch's ReduceLROnPlateau), within warm-up and the schedule of LR_SCHEDULER_NAME.
@@ -122,9 +125,9 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
     # Predicted masks of at least this score make up the union that semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
-    # Proposals that RPN may pass on for one tile of a large image, before and after its NMS.
-    # Beyond MODEL.RPN.POST_NMS_TOPK_TEST they are looked at only while detections are found;
-    # heads other than StandardROIHeads look at all. Detections of a tile are not capped.
+    # Proposals that RPN passes on for a crowded tile of a large image, before and after its NMS;
+    # other tiles keep MODEL.RPN's own numbers. Heads whose boxes depend on each other, such as
+    # Cascade's, get them for every tile. Detections of a tile are not capped.
     cfg.TEST.TILE_TOPK = 2000
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5

@@ -20,12 +20,13 @@ import sys
 from pathlib import Path
 import microplastics.model_zoo as zoo
 from microplastics.config import load_config
-from microplastics.report import doctor
+from microplastics.data.doctor.findings import CODES
+from microplastics.report import dataset
 assert Path(zoo.__file__).is_relative_to(sys.argv[1]), zoo.__file__
 assert Path(zoo.config_file("r50")).is_relative_to(sys.argv[1])
 assert zoo.get_config("r50").MODEL.ROI_HEADS.NUM_CLASSES == 3
 assert load_config("r50_scratch").MODEL.RESNETS.NORM == "GN"
-assert (Path(dataset.__file__).parent / "templates/doctor.html.j2").is_file()
+assert CODES and (Path(dataset.__file__).parent / "templates/dataset.html.j2").is_file()
 print(*zoo.config_names())
 """
 

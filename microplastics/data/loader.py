@@ -237,15 +237,10 @@ def _check_weights(cfg: CfgNode) -> None:
 
 
 class _Mapped(Dataset):
-    """Maps data set dicts, each seeded by its position in the stream."""
+    """Data set dicts, mapped; each seeded by its position in the stream."""
 
-    def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper, seed_key: tuple):
-        self._dicts = dataset_dicts
-        self._mapper = mapper
-        self._seed_key = seed_key
-
-    def __len__(self) -> int:
-        return len(self._dicts)
+    def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper, *seed_key: int):
+        self._dicts, self._mapper, self._seed_key = dataset_dicts, mapper, seed_key
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | UserError:
         index, position = item
@@ -390,7 +385,7 @@ class TrainLoader:
         """
         batches = BatchStream(self._sampler(), self._groups, self.batch_size, start_iter)
         loader = DataLoader(
-            _Mapped(self.dataset_dicts, self._mapper, (self.seed, comm.get_rank())),
+            _Mapped(self.dataset_dicts, self._mapper, self.seed, comm.get_rank()),
             batch_sampler=batches,
             num_workers=self._workers,
             collate_fn=_collate,
@@ -451,23 +446,6 @@ def _filtered_dicts(names: list[str], filter_empty: bool) -> list[dict[str, Any]
         ) from error
 
 
-class _Shard(Dataset):
-    """Every ``world_size``-th image, so that ranks have equal numbers and kinds of images."""
-
-    def __init__(self, dataset_dicts: list[dict[str, Any]], mapper: Mapper):
-        self._dicts = dataset_dicts[comm.get_rank() :: comm.get_world_size()]
-        self._mapper = mapper
-
-    def __len__(self) -> int:
-        return len(self._dicts)
-
-    def __getitem__(self, index: int) -> dict[str, Any] | UserError:
-        try:
-            return self._mapper(self._dicts[index])
-        except UserError as error:
-            return error
-
-
 class ValidationLoader:
     """The images of one data set, one at a time, each on exactly one rank."""
 
@@ -479,19 +457,19 @@ class ValidationLoader:
             mapper: the project's own for validation by default, which keeps annotations.
         """
         self.dataset_name = dataset_name
-        dicts = DatasetCatalog.get(dataset_name)
-        mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=False)
-        self._shard = _Shard(dicts, mapper)
+        # Every n-th image, so that the ranks have equal numbers and kinds of images.
+        self._dicts = DatasetCatalog.get(dataset_name)[comm.get_rank() :: comm.get_world_size()]
+        self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=False)
         self._workers = effective_workers(cfg.DATALOADER.NUM_WORKERS)
 
     def __len__(self) -> int:
-        return len(self._shard)
+        return len(self._dicts)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         loader = DataLoader(
-            self._shard,
-            batch_size=1,
-            num_workers=min(self._workers, len(self._shard)),
+            _Mapped(self._dicts, self._mapper, 0),
+            batch_sampler=[[(index, index)] for index in range(len(self))],
+            num_workers=min(self._workers, len(self)),
             collate_fn=_collate,
             worker_init_fn=_init_worker,
         )

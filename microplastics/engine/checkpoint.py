@@ -81,11 +81,14 @@ def _hook_state(hook: HookBase) -> dict[str, Any]:
 
 
 def _circumstances(trainer) -> dict[str, Any]:
+    device = torch.device(trainer.cfg.MODEL.DEVICE).type
     return {
         "Detectron2 build": detectron2.__version__,
         "torch": torch.__version__.split("+")[0],
         "number of processes": comm.get_world_size(),
-        "device": torch.device(trainer.cfg.MODEL.DEVICE).type,
+        "device": device,
+        # Sums over threads differ in their last bits.
+        **({"number of threads": torch.get_num_threads()} if device == "cpu" else {}),
         "batch size": trainer.cfg.SOLVER.IMS_PER_BATCH,
         "training images": trainer.schedule.images,
         "MAX_ITER": trainer.max_iter,

@@ -1,15 +1,18 @@
-"""Hooks that decide by the validation: when to lower the LR, what to keep, when to stop.
+"""Hooks of training.
 
-All of them see the same broadcast results on every rank, so that every rank decides alike, and
-all of them keep their state in the checkpoint.
+Those that decide by the validation (when to lower the LR, what to keep, when to stop) see the same
+broadcast results on every rank, so that every rank decides alike, and keep their state in the
+checkpoint.
 """
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -17,6 +20,8 @@ from detectron2.utils.events import EventWriter
 
 from microplastics.engine.weights import BEST
 from microplastics.utils.errors import UserError
+from microplastics.utils.system import available_processors
+from microplastics.utils.threads import OtherProcesses, fitting_threads
 
 logger = logging.getLogger(__name__)
 
@@ -304,3 +309,52 @@ class Writers(HookBase):
     def _write(self) -> None:
         for writer in self._writers:
             writer.write()
+
+
+class AdaptThreads(HookBase):
+    """Trains on fewer threads while other processes compute.
+
+    oneDNN's gradients of convolution weights wait for each other in generated code that spins
+    and never sleeps, so no setting of OpenMP helps when a thread has lost its core: an iteration
+    takes several times as long as on one thread.
+    """
+
+    def __init__(self) -> None:
+        self._most = torch.get_num_threads()
+        self._told = False
+
+    @classmethod
+    def applies(cls, cfg: CfgNode) -> bool:
+        """Whether training is one process on CPU threads whose number the user left open."""
+        return (
+            cfg.SOLVER.ADAPT_THREADS
+            and "OMP_NUM_THREADS" not in os.environ
+            and torch.device(cfg.MODEL.DEVICE).type == "cpu"
+            and comm.get_world_size() == 1
+            and torch.get_num_threads() > 1
+        )
+
+    def before_train(self) -> None:
+        self._others = OtherProcesses()
+
+    def before_step(self) -> None:
+        others = self._others.cores()
+        if others is None:
+            return
+        threads = fitting_threads(self._most, available_processors(), others)
+        if threads == torch.get_num_threads():
+            return
+        torch.set_num_threads(threads)
+        if not self._told:
+            logger.info(
+                "Other processes use %.1f cores: training takes %d of %d threads until they end "
+                "(SOLVER.ADAPT_THREADS). Results differ in their last bits; set OMP_NUM_THREADS "
+                "to keep the number fixed.",
+                others,
+                threads,
+                self._most,
+            )
+            self._told = True
+
+    def after_train(self) -> None:
+        torch.set_num_threads(self._most)

@@ -40,6 +40,7 @@ from microplastics.engine.events import (
     write_losses,
 )
 from microplastics.engine.hooks import (
+    AdaptThreads,
     BestCheckpoint,
     EarlyStopping,
     PeriodicCheckpoints,
@@ -349,6 +350,7 @@ class Trainer(DefaultTrainer):
             EarlyStopping(cfg) if cfg.SOLVER.EARLY_STOPPING.ENABLED else None,
         ]
         return [
+            AdaptThreads() if AdaptThreads.applies(cfg) else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             self._precise_bn(),

@@ -1,9 +1,9 @@
-"""From images to predictions, and from the windows of a large image to its particles."""
+"""Prediction on images and large tiled images."""
 
 import importlib
 from typing import Any
 
-# Read on first use: stitching and the writers need neither torch nor the engine.
+# Imported on first use: stitching and the writers need neither torch nor the engine.
 _HOME = {
     "Predictions": "microplastics.inference.predictor",
     "Predictor": "microplastics.inference.predictor",

@@ -16,7 +16,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from microplastics.modeling.interface import is_staged
+from microplastics.modeling.interface import is_staged, remembered
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,6 @@ class Detector:
         self.windows_cut_short = 0
         self._tile_topk = tile_topk
         self._detections_per_image = detections_per_image
-        if self.staged:
-            self._proposal_cap = min(tile_topk, model.proposal_generator.post_nms_topk[False])
         self._thresholds = torch.tensor(list(score_thresholds), dtype=torch.float32)
         self._lock = threading.Lock()
         convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
@@ -213,9 +211,11 @@ class Detector:
         # ROIAlign reads box coordinates in the features' type and wants NCHW order: both are
         # given to it once for both heads.
         pooled = {name: f.contiguous() for name, f in _in_fp32(features).items()}
-        with self._tile_caps() if dense else contextlib.nullcontext():
+        if dense:
+            found = self._dense_boxes(batch, features, pooled)
+        else:
             proposals, _ = self.model.proposal_generator(batch, features, None)
-            found = self._boxes(batch, pooled, proposals, dense)
+            found = self._boxes(batch, pooled, proposals)
         found = [each[self._above(each)] for each in found]
         heads = self.model.roi_heads
         if not isinstance(heads, StandardROIHeads):
@@ -234,45 +234,76 @@ class Detector:
         return instances.scores > thresholds[instances.pred_classes]
 
     def _boxes(
-        self, batch: ImageList, pooled: Features, proposals: list[Instances], dense: bool
+        self, batch: ImageList, pooled: Features, proposals: list[Instances]
     ) -> list[Instances]:
         heads = self.model.roi_heads
         if not isinstance(heads, StandardROIHeads):
-            found = heads(batch, pooled, proposals, None)[0]
-        elif type(heads)._forward_box is StandardROIHeads._forward_box and len(proposals) == 1:
-            return [self._boxes_in_chunks(pooled, proposals[0], dense)]
-        else:
-            found = heads._forward_box(pooled, proposals)
-        if dense:
-            self._note_cut_short(sum(len(each) >= self._tile_topk for each in proposals))
-        return found
+            return heads(batch, pooled, proposals, None)[0]
+        if self._is_plain(heads) and len(proposals) == 1:
+            return [self._boxes_of_one(pooled, proposals[0], _BOX_CHUNK, len(proposals[0]))[0]]
+        return heads._forward_box(pooled, proposals)
 
-    def _boxes_in_chunks(self, pooled: Features, proposals: Instances, dense: bool) -> Instances:
-        """Detect boxes of one image by the standard box head.
+    def _dense_boxes(
+        self, batch: ImageList, features: Features, pooled: Features
+    ) -> list[Instances]:
+        """Detect boxes on tiles, with TEST.TILE_TOPK proposals if they are crowded.
 
-        Proposals of a tile beyond the config's own cap are looked at, by falling objectness, as
-        long as the last quarter of that cap had a detection.
+        A single tile is crowded if the last quarter of the proposals that the config's own caps
+        let through holds a detection. Further proposals are looked at as long as they hold any.
+        """
+        rpn, heads = self.model.proposal_generator, self.model.roi_heads
+        by_chunks = self._is_plain(heads) and len(batch) == 1
+        with self._all_detections(), remembered(rpn.rpn_head):
+            if by_chunks:
+                (proposals,), _ = rpn(batch, features, None)
+                enough = len(proposals)
+                quarter = max(1, -(-enough // 4))
+                found, crowded = self._boxes_of_one(pooled, proposals, quarter, enough)
+                if not crowded:
+                    return [found]
+            caps = rpn.pre_nms_topk, rpn.post_nms_topk
+            rpn.pre_nms_topk = rpn.post_nms_topk = {False: self._tile_topk}
+            try:
+                many, _ = rpn(batch, features, None)
+            finally:
+                rpn.pre_nms_topk, rpn.post_nms_topk = caps
+            full = sum(len(each) >= self._tile_topk for each in many)
+            if not by_chunks:
+                self._note_cut_short(full)
+                return self._boxes(batch, pooled, many)
+            found, crowded = self._boxes_of_one(pooled, many[0], _BOX_CHUNK, enough)
+            self._note_cut_short(crowded and full)
+            return [found]
+
+    def _boxes_of_one(
+        self, pooled: Features, proposals: Instances, step: int, enough: int
+    ) -> tuple[Instances, bool]:
+        """Detect boxes of one image by the plain box head, ``step`` proposals at a time.
+
+        Returns:
+            The detections, and whether the last proposals looked at held one; beyond ``enough``
+            of them the first ``step`` without one end the search.
         """
         heads, predictor = self.model.roi_heads, self.model.roi_heads.box_predictor
         levels = [pooled[name] for name in heads.box_in_features]
-        enough = self._proposal_cap if dense else len(proposals)
-        step = min(_BOX_CHUNK, -(-enough // 4)) if dense else _BOX_CHUNK
-        parts, done = [], 0
-        while not parts or done < len(proposals):
+        thresholds = self._thresholds.to(self.model.device)
+        parts, done, any_above = [], 0, True
+        while not parts or done < len(proposals) and (done < enough or any_above):
             chunk = proposals[done : done + step]
             done += step
             boxes = heads.box_pooler(levels, [chunk.proposal_boxes])
             parts.append(predictor(heads.box_head(boxes)))
-            if dense and done >= enough and not self._any_above(parts[-1], chunk):
-                break
-        else:
-            self._note_cut_short(dense and len(proposals) >= self._tile_topk)
+            if done >= enough:
+                (scores,) = predictor.predict_probs(parts[-1], [chunk])
+                any_above = bool((scores[:, :-1] > thresholds).any())
         predictions = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return predictor.inference(predictions, [proposals[:done]])[0][0]
+        return predictor.inference(predictions, [proposals[:done]])[0][0], any_above
 
-    def _any_above(self, predictions: tuple[torch.Tensor, ...], proposals: Instances) -> bool:
-        (scores,) = self.model.roi_heads.box_predictor.predict_probs(predictions, [proposals])
-        return bool((scores[:, :-1] > self._thresholds.to(scores.device)).any())
+    @staticmethod
+    def _is_plain(heads: nn.Module) -> bool:
+        """Return whether the box head works as in Mask R-CNN, each proposal by itself."""
+        standard = isinstance(heads, StandardROIHeads)
+        return standard and type(heads)._forward_box is StandardROIHeads._forward_box
 
     def _note_cut_short(self, tiles: int) -> None:
         if tiles and not self.windows_cut_short:
@@ -284,20 +315,17 @@ class Detector:
         self.windows_cut_short += int(tiles)
 
     @contextlib.contextmanager
-    def _tile_caps(self) -> Iterator[None]:
-        """Let RPN pass TEST.TILE_TOPK proposals, and the heads all detections."""
-        rpn = self.model.proposal_generator
+    def _all_detections(self) -> Iterator[None]:
+        """Lift the cap on the detections of an image."""
         predictors = getattr(self.model.roi_heads, "box_predictor", ())
         predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
-        before = rpn.pre_nms_topk, rpn.post_nms_topk, [p.test_topk_per_image for p in predictors]
-        rpn.pre_nms_topk = rpn.post_nms_topk = {False: self._tile_topk}
+        before = [predictor.test_topk_per_image for predictor in predictors]
         for predictor in predictors:
             predictor.test_topk_per_image = -1
         try:
             yield
         finally:
-            rpn.pre_nms_topk, rpn.post_nms_topk = before[:2]
-            for predictor, cap in zip(predictors, before[2], strict=True):
+            for predictor, cap in zip(predictors, before, strict=True):
                 predictor.test_topk_per_image = cap
 
 

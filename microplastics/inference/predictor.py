@@ -275,10 +275,20 @@ class Predictor:
         if score_threshold is None:
             score_threshold = score_thresholds_of(self.info, source, self.class_names)
         self.score_thresholds = _thresholds(score_threshold, self.class_names, default)
-        self.mask_threshold = _checked_mask_threshold(mask_threshold)
         self.cfg = _with_score_threshold(resolve_device(cfg), min(self.score_thresholds))
-        self.precision = _checked_precision(precision, optimize, self.cfg.MODEL.DEVICE)
-        self.batch_size = _checked_batch_size(batch_size, self.cfg.MODEL.DEVICE)
+        on_cpu = torch.device(self.cfg.MODEL.DEVICE).type == "cpu"
+        if batch_size is None:
+            batch_size = 1 if on_cpu else _GPU_BATCH
+        _check_settings(mask_threshold, batch_size, precision, optimize)
+        if precision == "bf16" and on_cpu and not cpu_has_bf16():
+            logger.warning("This processor has no bf16 instructions; fp32 is faster here.")
+        self.mask_threshold, self.batch_size = float(mask_threshold), batch_size
+        self.precision = precision
+        if cfg.TEST.TILE_TOPK < 1:
+            raise UserError(
+                f"TEST.TILE_TOPK is {cfg.TEST.TILE_TOPK}; expected 1 or more.",
+                code="config_invalid",
+            )
         self._read = InputReader(self.cfg)
         model = _build(self.cfg, checkpoint, source).eval()
         load_into(model, checkpoint, source)
@@ -572,39 +582,20 @@ def _with_score_threshold(cfg: CfgNode, threshold: float) -> CfgNode:
     return cfg
 
 
-def _checked_mask_threshold(threshold: float) -> float:
-    if not (is_score(threshold) and 0 < threshold < 1):
+def _check_settings(mask_threshold: float, batch_size: int, precision: str, optimize: bool) -> None:
+    wrong = None
+    if not (is_score(mask_threshold) and 0 < mask_threshold < 1):
+        wrong = f"The mask threshold is {mask_threshold}; expected a number between 0 and 1."
+    elif batch_size < 1:
+        wrong = f"The batch size is {batch_size}; expected 1 or more."
+    elif precision not in PRECISIONS:
+        wrong = f"The precision is {precision!r}; expected {' or '.join(PRECISIONS)}."
+    if wrong:
+        raise UserError(wrong, code="option_invalid")
+    if precision == "bf16" and not optimize:
         raise UserError(
-            f"The mask threshold is {threshold}; expected a number between 0 and 1.",
-            code="option_invalid",
+            "The precision is bf16, but optimize is False; set it True.", code="option_conflict"
         )
-    return float(threshold)
-
-
-def _checked_batch_size(batch_size: int | None, device: str) -> int:
-    if batch_size is None:
-        return 1 if torch.device(device).type == "cpu" else _GPU_BATCH
-    if batch_size < 1:
-        raise UserError(
-            f"The batch size is {batch_size}; expected 1 or more.", code="option_invalid"
-        )
-    return batch_size
-
-
-def _checked_precision(precision: str, optimize: bool, device: str) -> str:
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"The precision is {precision!r}; expected {' or '.join(PRECISIONS)}.",
-            code="option_invalid",
-        )
-    if precision == "bf16":
-        if not optimize:
-            raise UserError(
-                "The precision is bf16, but optimize is False; set it True.", code="option_conflict"
-            )
-        if torch.device(device).type == "cpu" and not cpu_has_bf16():
-            logger.warning("This processor has no bf16 instructions: fp32 is faster here.")
-    return precision
 
 
 def _class_names(

@@ -210,7 +210,7 @@ def _by_stages(
     images = model.preprocess_image([item])
     features = model.backbone(images.tensor)
     rpn, heads, losses = model.proposal_generator, model.roi_heads, None
-    with _remembered(rpn.rpn_head):
+    with remembered(rpn.rpn_head):
         proposals, _ = rpn(images, features, None)
         if seed is not None:
             targets = [item["instances"].to(model.device)]
@@ -229,6 +229,23 @@ def _by_stages(
 def _numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
     values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
     return dict(zip(losses, values, strict=True))
+
+
+@contextlib.contextmanager
+def remembered(head: nn.Module) -> Iterator[None]:
+    """Let two calls of the RPN on the same features share its convolutions."""
+    forward, memory = head.forward, []
+
+    def remembering(features):
+        if not memory:
+            memory.append(forward(features))
+        return memory[0]
+
+    head.forward = remembering
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 @contextlib.contextmanager
@@ -251,20 +268,3 @@ def _training(*roots: nn.Module) -> Iterator[None]:
 
 def _plain(module: nn.Module) -> dict[str, bool | int | float]:
     return {key: v for key, v in vars(module).items() if isinstance(v, (bool, int, float))}
-
-
-@contextlib.contextmanager
-def _remembered(head: nn.Module) -> Iterator[None]:
-    """Let two calls of the RPN on the same features share its convolutions."""
-    forward, memory = head.forward, []
-
-    def remembering(features):
-        if not memory:
-            memory.append(forward(features))
-        return memory[0]
-
-    head.forward = remembering
-    try:
-        yield
-    finally:
-        del head.forward

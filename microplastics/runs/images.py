@@ -157,14 +157,18 @@ def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
             if excluded is None or not os.path.realpath(path).startswith(excluded):
                 paths.setdefault(os.path.abspath(path))
     if not paths:
-        raise UserError("--input names no image; give image files, folders or globs.")
+        raise UserError(
+            "--input matches no image; give image files, folders or globs.", code="input_empty"
+        )
     root = _common_folder(list(paths))
     images = [
         InputImage(path, printable(Path(os.path.relpath(path, root)).as_posix())) for path in paths
     ]
     repeated = [name for name, times in Counter(each.name for each in images).items() if times > 1]
     if repeated:
-        raise UserError(f"Two images would be called {repeated[0]}; rename one of them.")
+        raise UserError(
+            f"Two images would be called {repeated[0]}; rename one of them.", code="name_clash"
+        )
     return images
 
 
@@ -184,7 +188,8 @@ def _expand(given: str) -> list[str]:
         ]
         if not found:
             raise UserError(
-                f"{given} holds no image; images end in {', '.join(sorted(IMAGE_ENDINGS))}."
+                f"{given} contains no image; images end in {', '.join(sorted(IMAGE_ENDINGS))}.",
+                code="input_empty",
             )
         return sorted(found)
     if os.path.splitext(given)[1].lower() in LIST_ENDINGS and os.path.isfile(given):
@@ -194,7 +199,7 @@ def _expand(given: str) -> list[str]:
     found = sorted(path for path in glob.glob(given, recursive=True) if is_image(path))
     if not found:
         words = "matches no image" if glob.has_magic(given) else "does not exist"
-        raise UserError(f"--input {given} {words}; correct the path.")
+        raise UserError(f"--input {given} {words}; correct the path.", code="file_missing")
     return found
 
 
@@ -207,7 +212,9 @@ def _listed(path: str) -> list[str]:
         with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the list {path} ({error}); save it as UTF-8 text.") from error
+        raise UserError(
+            f"Cannot read the list {path} ({error}); save it as UTF-8 text.", code="file_invalid"
+        ) from error
     folder = os.path.dirname(os.path.abspath(path))
     found = []
     for number, line in enumerate(lines, start=1):
@@ -216,10 +223,13 @@ def _listed(path: str) -> list[str]:
             continue
         image = os.path.join(folder, line)
         if not os.path.isfile(image):
-            raise UserError(f"{path}, line {number}: {line} does not exist; correct the line.")
+            raise UserError(
+                f"{path}, line {number}: {line} does not exist; correct the line.",
+                code="file_missing",
+            )
         found.append(image)
     if not found:
-        raise UserError(f"{path} lists no image; write one path a line.")
+        raise UserError(f"{path} is empty; write one path per line.", code="input_empty")
     return found
 
 
@@ -227,7 +237,9 @@ def _common_folder(paths: list[str]) -> str:
     try:
         return os.path.commonpath([os.path.dirname(path) for path in paths])
     except ValueError:  # several drives
-        raise UserError("--input names images on several drives; run once for each.") from None
+        raise UserError(
+            "--input names images on several drives; run once for each.", code="option_conflict"
+        ) from None
 
 
 logger = logging.getLogger(__name__)
@@ -522,12 +534,18 @@ def read_given(
         UserError: the masks cannot be used, or a photograph is missing.
     """
     if images is not None and not os.path.isdir(images):
-        raise UserError(f"--images {images} is no folder; give the folder of the photographs.")
+        raise UserError(
+            f"--images {images} is not a folder; give the folder of the photographs.",
+            code="file_missing",
+        )
     given = _read(masks, images, dataset, class_name, min_score)
     names = Counter(each.image.name for each in given.images)
     for name, times in names.items():
         if times > 1:
-            raise UserError(f"{masks[0]} has masks of {name} {times} times; give each image once.")
+            raise UserError(
+                f"{masks[0]} has masks of {name} {times} times; give each image once.",
+                code="name_clash",
+            )
     return given
 
 
@@ -537,7 +555,9 @@ def _read(
     if not any(path.lower().endswith(".json") for path in masks):
         return _from_label_images(masks, images, class_name)
     if len(masks) > 1:
-        raise UserError("--masks takes one JSON at a time; run once for each.")
+        raise UserError(
+            "--masks takes one JSON at a time; run once for each.", code="option_conflict"
+        )
     (path,) = masks
     if isinstance(read_json(path, (dict, list)), list):
         return _from_results(path, images, dataset, min_score)
@@ -571,8 +591,9 @@ def _from_results(path: str, images: str | None, dataset: str | None, min_score:
     dataset = dataset or os.path.join(os.path.dirname(path), ANNOTATIONS_FILE)
     if not os.path.isfile(dataset):
         raise UserError(
-            f"{path} holds results, which name neither images nor classes; give the COCO JSON that "
-            "they belong to by --dataset."
+            f"{path} contains results, which name neither images nor classes; give the COCO JSON "
+            "that they belong to by --dataset.",
+            code="option_missing",
         )
     content = read_json(dataset)
     names, entries = _named(content, dataset)
@@ -602,23 +623,29 @@ def _named(
 
 def _checked(result: Any, where: str, entries: dict[int, Any], names: dict[int, str]) -> int:
     if not isinstance(result, dict):
-        raise UserError(f"{where}: it is no result; each has image_id, category_id and score.")
+        raise UserError(
+            f"{where}: not a result; expected image_id, category_id and score.", code="run_invalid"
+        )
     image_id, category = result.get("image_id"), result.get("category_id")
     if not isinstance(image_id, int) or image_id not in entries:
         raise UserError(
             f"{where}: image {image_id!r} is not in the data set; give the COCO JSON that the "
-            "results belong to by --dataset."
+            "results belong to by --dataset.",
+            code="annotations_invalid",
         )
     if not isinstance(category, int) or category not in names:
         raise UserError(
             f"{where}: category {category!r} is not in the data set; give the COCO JSON that the "
-            "results belong to by --dataset."
+            "results belong to by --dataset.",
+            code="annotations_invalid",
         )
     score = result.get("score")
     if not isinstance(score, (int, float)) or not 0 <= score <= 1:
-        raise UserError(f"{where}: its score is {score!r}; scores lie between 0 and 1.")
+        raise UserError(f"{where}: the score is {score!r}; expected 0 to 1.", code="run_invalid")
     if not isinstance(result.get("segmentation"), (dict, list)):
-        raise UserError(f"{where}: it has no mask; results of boxes alone cannot be measured.")
+        raise UserError(
+            f"{where}: the result has no mask; expected masks, not only boxes.", code="run_invalid"
+        )
     return image_id
 
 
@@ -635,7 +662,10 @@ def _result_loader(
         try:
             masks = CropMasks.from_coco([result["segmentation"] for result in kept], size)
         except ValueError as error:
-            raise UserError(f"{path}, image {name}: {error}; export the results again.") from error
+            raise UserError(
+                f"{path}, image {name}: {error}; export the results again.",
+                code="annotations_invalid",
+            ) from error
         classes = [names[result["category_id"]] for result in kept]
         scores = np.array([result["score"] for result in kept], dtype=np.float64)
         ids = np.arange(1, len(kept) + 1, dtype=np.int64)
@@ -663,7 +693,7 @@ def _label_loader(name: str, path: str, class_name: str) -> Callable:
         try:
             ids, rles, _ = instance_rles(labels)
         except ValueError as error:
-            raise UserError(f"{path} {error}.") from error
+            raise UserError(f"{path} {error}.", code="file_invalid") from error
         masks = CropMasks.from_rles(rles, labels.shape)
         scores = np.full(len(ids), np.nan)
         classes = [class_name] * len(ids)
@@ -700,7 +730,8 @@ def _photograph(file_name: str, images: str | None, source: str) -> InputImage:
     inside = os.path.realpath(path).startswith(os.path.realpath(images) + os.sep)
     if not inside or not os.path.isfile(path):
         raise UserError(
-            f"{source} names the image {file_name}, which is not in {images}; correct --images."
+            f"{source} names the image {file_name}, which is not in {images}; correct --images.",
+            code="image_missing",
         )
     return InputImage(path, name)
 
@@ -719,5 +750,7 @@ def _beside(name: str, images: str) -> str:
     ]
     if len(found) != 1:
         number = "no photograph" if not found else f"{len(found)} photographs"
-        raise UserError(f"{images} has {number} of the name of {name}; correct --images.")
+        raise UserError(
+            f"{images} has {number} files named {name}; correct --images.", code="image_missing"
+        )
     return os.path.join(folder, found[0])

@@ -288,7 +288,7 @@ class Run:
         self._write_failed(failures)
         if not finished:
             raise UserError(
-                f"Not one of the {len(self.images)} images could be worked on; {failures[0][2]}"
+                f"All {len(self.images)} images failed: {failures[0][2]}", code="input_empty"
             )
         self._check_blanks(done)
         parts = [self._store.part(image) for image in finished]
@@ -311,8 +311,9 @@ class Run:
             blanks = blank_names([image.name for image in self.images], [pattern])
             if not any(name in done for name in blanks):
                 raise UserError(
-                    f"The blank {blanks[0]} failed, see {self._output / FAILED_FILE}; mend it and "
-                    "add --resume, or leave it out of --blanks."
+                    f"The blank {blanks[0]} failed, see {self._output / FAILED_FILE}; fix it and "
+                    "add --resume, or leave it out of --blanks.",
+                    code="run_invalid",
                 )
 
     def _write_failed(self, failures: Sequence[tuple[str, str, str]]) -> None:
@@ -470,7 +471,9 @@ def predict_run(args: argparse.Namespace) -> int:
     if max_overlap is None:
         max_overlap = predictor.cfg.TEST.COUNTING.MAX_OVERLAP
     if not 0 <= max_overlap <= 1:
-        raise UserError(f"--max-overlap is {max_overlap:g}; give a share from 0 to 1.")
+        raise UserError(
+            f"--max-overlap is {max_overlap:g}; expected 0 to 1.", code="option_invalid"
+        )
     how = PredictOptions(args.tile, args.overlap, args.largest, args.coarse, args.join, max_overlap)
     # Wrong numbers are told now, not once for each image.
     choose_tiling(predictor.cfg, (1, 1), **how.tiling())
@@ -490,7 +493,10 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
         UserError: it names none, or one that cannot be loaded.
     """
     if not (args.weights or args.config_file):
-        raise UserError("Name a checkpoint with --weights, such as output/…/model_best.pth.")
+        raise UserError(
+            "--weights is missing; give a checkpoint such as output/…/model_best.pth.",
+            code="option_missing",
+        )
     more = {
         "mask_threshold": args.mask_threshold,
         "precision": args.precision,
@@ -741,15 +747,19 @@ def merge_into(runs: Sequence[str], options: RunOptions) -> int:
     for name in _OF_IMAGES:
         if getattr(options, name):
             raise UserError(
-                f"--{name.replace('_', '-')} has no part in --merge-runs, which measures nothing "
-                "anew; leave it out."
+                f"--{name.replace('_', '-')} cannot be combined with --merge-runs, which does not "
+                "measure again; leave it out.",
+                code="option_conflict",
             )
     output = Path(options.output)
     if output.resolve() in [Path(run).resolve() for run in runs]:
-        raise UserError(f"--output {output} is one of the runs; choose another folder.")
+        raise UserError(
+            f"--output {output} is one of the runs; choose another folder.", code="option_conflict"
+        )
     if (output / SUMMARY_FILE).exists() and not options.overwrite:
         raise UserError(
-            f"{output} holds a run already; add --overwrite, or choose another --output."
+            f"{output} contains a run; add --overwrite, or choose another --output.",
+            code="output_exists",
         )
     table, images = merge_runs(runs, _SAME)
     check_samples(options, images["image"].tolist())
@@ -786,7 +796,7 @@ def _failed(runs: Sequence[str]) -> dict[str, int]:
                 failed[run] = len(pd.read_csv(path, dtype=str))
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"Cannot read {path} ({error}); take it as microplastics wrote it."
+                    f"Cannot read {path} ({error}); use the unmodified file.", code="run_invalid"
                 ) from error
     return failed
 
@@ -799,7 +809,7 @@ def _classes(runs: Sequence[str]) -> list[str]:
         listed = record.get("class_names", [])
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             raise UserError(
-                f"{path} has class names that are none; take it as microplastics wrote it."
+                f"{path} contains invalid class names; use the unmodified file.", code="run_invalid"
             )
         names.update(dict.fromkeys(listed))
     return list(names)
@@ -821,9 +831,15 @@ def measure_run(args: argparse.Namespace) -> int:
     if args.merge_runs:
         return merge_into(args.merge_runs, options)
     if args.images is None and options.scale_bar_um is not None:
-        raise UserError("--scale-bar-um needs the photographs; give their folder by --images.")
+        raise UserError(
+            "--scale-bar-um needs the photographs; give their folder by --images.",
+            code="option_missing",
+        )
     if args.images is None and options.region == CIRCLE:
-        raise UserError("--region circle needs the photographs; give their folder by --images.")
+        raise UserError(
+            "--region circle needs the photographs; give their folder by --images.",
+            code="option_missing",
+        )
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
     given = read_given(args.masks, args.images, args.dataset, args.class_name, args.min_score)
@@ -856,9 +872,10 @@ def _measure_one(given: GivenImage, run: Run, opener: Opener) -> None:
             size = (opened.regions.height, opened.regions.width)
             if size != tuple(particles.image_size):
                 raise UserError(
-                    f"{opened.image.path} is {size[1]} x {size[0]} px, but its masks are of "
+                    f"{opened.image.path} is {size[1]} x {size[0]} px, its masks are "
                     f"{particles.image_size[1]} x {particles.image_size[0]} px; give the "
-                    "photograph that was annotated."
+                    "photograph that was annotated.",
+                    code="image_size",
                 )
             pixels = particle_pixels(opened.regions, particles.masks, particles.offsets)
             particles = dataclasses.replace(particles, pixels=pixels)

@@ -101,12 +101,14 @@ class RunStore:
         path = self._folder / _SETTINGS
         if not path.is_file() and self._folder.exists() and any(self._folder.iterdir()):
             raise UserError(
-                f"{self._folder} is not of a run of microplastics; choose another --output."
+                f"{self._folder} was not written by microplastics; choose another --output.",
+                code="output_exists",
             )
         if not (path.is_file() or overwrite) and (self._output / RUN_FILE).exists():
             raise UserError(
-                f"{self._output} holds a run without its {_FOLDER}; add --overwrite to begin anew, "
-                "or choose another --output."
+                f"{self._output} contains a run without its {_FOLDER}; add --overwrite to start "
+                "again, or choose another --output.",
+                code="output_exists",
             )
         if overwrite:
             forget_run(self._output, self.names())
@@ -115,8 +117,9 @@ class RunStore:
         if path.is_file():
             if not resume:
                 raise UserError(
-                    f"{self._output} holds a run already; add --resume to go on with it, "
-                    "--overwrite to begin anew, or choose another --output."
+                    f"{self._output} contains a run; add --resume to continue it, "
+                    "--overwrite to start again, or choose another --output.",
+                    code="output_exists",
                 )
             self._compare(read_json(path))
         write_json(path, self._settings, indent=1)
@@ -127,8 +130,9 @@ class RunStore:
             if old != new:
                 raise UserError(
                     f"The run in {self._output} was made with {name} {_shown(old)}, not "
-                    f"{_shown(new)}; give the same, add --overwrite to begin anew, or choose "
-                    "another --output."
+                    f"{_shown(new)}; give the same, add --overwrite to start again, or choose "
+                    "another --output.",
+                    code="run_mismatch",
                 )
 
     def is_finished(self, image: InputImage) -> bool:

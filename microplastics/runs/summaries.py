@@ -3,10 +3,9 @@
 import fnmatch
 import json
 import logging
-import math
 import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from microplastics.data.splits.groups import group_of, groups_from_csv, table_fr
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
-    PX_COLUMNS,
-    UM_COLUMNS,
     combine_tables,
     images_table,
     table_columns,
@@ -48,8 +45,9 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
     _sampling(options, names, told=True)
     if options.edge == "weight" and options.region is not None:
         raise UserError(
-            "--edge weight makes up for the border of a rectangle, which --region has none of; "
-            "leave one of them out."
+            "--edge weight cannot be combined with --region (it corrects for a rectangular image "
+            "border); leave out one of them.",
+            code="option_conflict",
         )
     blanks = blank_names(names, options.blanks)
     if options.group_by is not None:
@@ -110,7 +108,9 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     for name in names:
         row = _row_of(table, name)
         if row not in table:
-            raise UserError(f"{group_by} names no group of {name}; add a row for it.")
+            raise UserError(
+                f"{group_by} has no group for {name}; add a row for it.", code="table_invalid"
+            )
         groups[name] = table[row]
     return groups
 
@@ -137,7 +137,8 @@ def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
         ]
         if not matches:
             raise UserError(
-                f"--blanks {pattern} matches none of the images; give names or globs of theirs."
+                f"--blanks {pattern} matches no image; give image names or glob patterns.",
+                code="input_empty",
             )
         found.update(dict.fromkeys(matches))
     return list(found)
@@ -147,9 +148,13 @@ def _sampling(options: RunOptions, names: Sequence[str], told: bool = False) -> 
     """What was filtered; ``names`` are those of the images, ``told`` whether to warn."""
     if options.sampled_volume is None:
         if options.counted_fraction != 1:
-            raise UserError("--counted-fraction needs --sampled-volume; give both.")
+            raise UserError(
+                "--counted-fraction needs --sampled-volume; give both.", code="option_missing"
+            )
         if options.filter_area_mm2 is not None:
-            raise UserError("--filter-area-mm2 needs --sampled-volume; give both.")
+            raise UserError(
+                "--filter-area-mm2 needs --sampled-volume; give both.", code="option_missing"
+            )
         return None
     return Sampling(
         _liters(options, names, told), options.counted_fraction, options.filter_area_mm2
@@ -172,16 +177,19 @@ def _liters(options: RunOptions, names: Sequence[str], told: bool) -> float | di
     owners: dict[str, str] = {}
     for sample, key in keys.items():
         if key not in table:
-            raise UserError(f"{volume} has no volume of {sample}; add a row for it.")
+            raise UserError(
+                f"{volume} has no volume for {sample}; add a row for it.", code="table_invalid"
+            )
         other = owners.setdefault(key, sample)
         if other != sample:
             raise UserError(
-                f"{volume}: {key} may be {other} or {sample}; write both with their folders."
+                f"{volume}: {key} may be {other} or {sample}; write both with their folders.",
+                code="table_invalid",
             )
         try:
             liters[sample] = parse_volume(table[key])
         except UserError as error:
-            raise UserError(f"{volume}, {key}: {error}") from error
+            raise UserError(f"{volume}, {key}: {error}", code="table_invalid") from error
     unused = [key for key in table if key not in owners]
     if unused and told:
         logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
@@ -189,19 +197,16 @@ def _liters(options: RunOptions, names: Sequence[str], told: bool) -> float | di
 
 
 PARTICLES_FILE = "particles.csv"
-_BOOLS = {"true": True, "false": False}
-_OPTIONAL = {"score", "um_per_px", *UM_COLUMNS, *PX_COLUMNS}
-_LARGEST = 2**53  # whole numbers that a float64 holds exactly
 
 
 def merge_runs(
     runs: Sequence[str | os.PathLike], same: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the particles and images of finished runs as if they were those of one.
+    """Read the particles and images of finished runs as if they were of one run.
 
     Args:
         runs: folders with particles.csv and summary.csv (of images, not of groups).
-        same: fields of run.json that must be the same in all runs, such as the checkpoint and the
+        same: fields of run.json that must be equal in all runs, such as the checkpoint and the
             thresholds; a run without run.json has none.
 
     Returns:
@@ -209,33 +214,25 @@ def merge_runs(
         :func:`microplastics.measurement.table.images_table`, both in the order of the runs.
 
     Raises:
-        UserError: a file is missing, broken or not of a run; two runs have an image in common, or
-            sizes in different units, or differ in ``same``.
+        UserError: a file is missing, damaged or not of a run; two runs have an image in common,
+            have sizes in different units, or differ in ``same``.
     """
     if not runs:
-        raise UserError("There are no runs to merge; name their folders.")
+        raise UserError("--merge-runs is empty; name the folders of the runs.", code="input_empty")
     folders = [Path(run) for run in runs]
-    tables, images = [], []
-    owners: dict[str, Path] = {}
-    for folder in folders:
-        table, own = read_particles(folder / PARTICLES_FILE), read_images(folder / SUMMARY_FILE)
-        _check_whole(folder, table, own)
-        for name in own["image"]:
-            if name in owners:
-                raise UserError(
-                    f"{name} is in {owners[name]} and in {folder}; leave one of the runs out, or "
-                    "rename the image and run it again."
-                )
-            owners[name] = folder
-        tables.append(table)
-        images.append(own.drop(columns="particles"))
+    tables = [read_particles(folder / PARTICLES_FILE) for folder in folders]
+    images = [read_images(folder / SUMMARY_FILE) for folder in folders]
+    for folder, table, own in zip(folders, tables, images, strict=True):
+        _check_consistent(folder, table, own)
+    merged = pd.concat(images, ignore_index=True)
+    _check_distinct(folders, images, merged)
     _check_units(folders, images)
     _check_same(folders, same)
-    return combine_tables(tables), pd.concat(images, ignore_index=True).astype(IMAGE_COLUMNS)
+    return combine_tables(tables), merged.drop(columns="particles").astype(IMAGE_COLUMNS)
 
 
 def read_particles(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a table of particles that was written as CSV.
+    """Read a particles.csv.
 
     Args:
         path: the file.
@@ -244,164 +241,132 @@ def read_particles(path: str | os.PathLike) -> pd.DataFrame:
         columns and dtypes of :func:`microplastics.measurement.table.table_columns`.
 
     Raises:
-        UserError: it is missing, not CSV in UTF-8, lacks a column, or has a cell that is none.
+        UserError: it is missing, damaged or not the table of a run.
     """
-    cells = _read_cells(path)
-    um, px = "feret_max_um" in cells, "feret_max_px" in cells
-    columns = table_columns(um or not px, px)
-    table = _typed(path, cells, columns)
-    _check_positive(path, table, ("bbox_w", "bbox_h", "area_px", "um_per_px"))
+    names = _header(path)
+    um, px = "feret_max_um" in names, "feret_max_px" in names
+    table = _read(path, table_columns(um or not px, px))
+    _check_rows(path, table, table[["image", "class", "x", "y"]].notna().all(axis=1), "is empty")
+    _check_rows(
+        path, table, (table[["bbox_w", "bbox_h", "area_px"]] > 0).all(axis=1), "has no size"
+    )
     return table
 
 
 def read_images(path: str | os.PathLike) -> pd.DataFrame:
-    """Read the images of a run from its summary.
-
-    Args:
-        path: summary.csv with a row an image.
+    """Read the images of a run from its summary.csv, which has a row per image.
 
     Returns:
         columns and dtypes of :data:`microplastics.measurement.table.IMAGE_COLUMNS`, and
         ``particles``, int64, their number.
 
     Raises:
-        UserError: as of :func:`read_particles`, or an image stands twice, has no size, or has a
-            scale that is none.
+        UserError: as of :func:`read_particles`.
     """
-    cells = _read_cells(path)
-    if "group" in cells and "image" not in cells:
-        raise UserError(f"{path} has a row a group; merge the summary that has a row an image.")
-    if "region_px" not in cells and {"width_px", "height_px"} <= set(cells):
-        # Of a run before there were regions: all px count.
-        cells["region_px"] = _products(cells["width_px"], cells["height_px"])
-    images = _typed(path, cells, {**IMAGE_COLUMNS, "particles": "int64"})
-    twice = images["image"].duplicated()
-    if twice.any():
-        raise UserError(f"{path} has {images['image'][twice].iloc[0]} twice; keep one of the rows.")
-    _check_positive(path, images, ("width_px", "height_px", "region_px", "um_per_px"))
-    larger = images["region_px"] > images["width_px"] * images["height_px"]
-    if larger.any():
-        name = images["image"][larger].iloc[0]
-        raise UserError(f"{path} has a region_px of {name} larger than the image; correct it.")
+    names = _header(path)
+    if "group" in names and "image" not in names:
+        raise UserError(
+            f"{path} has a row per group; expected the summary with a row per image.",
+            code="run_invalid",
+        )
+    columns = {**IMAGE_COLUMNS, "particles": "int64"}
+    if "region_px" not in names:  # a run before there were regions
+        del columns["region_px"]
+    images = _read(path, columns)
+    size = images["width_px"] * images["height_px"]
+    if "region_px" not in images:
+        images.insert(3, "region_px", size)
+    _check_rows(path, images, images["image"].notna(), "is empty")
+    _check_rows(path, images, ~images["image"].duplicated(), "is there twice")
+    valid = (images[["width_px", "height_px", "region_px"]] > 0).all(axis=1)
+    valid &= (images["region_px"] <= size) & ~(images["um_per_px"] <= 0)
+    _check_rows(path, images, valid, "has an impossible size or scale")
     return images
 
 
-def _products(first: pd.Series, second: pd.Series) -> list[str]:
-    """Products of whole numbers in text; "1" where one is none, which its own column tells."""
-    pairs = zip(first, second, strict=True)
-    return [
-        str(int(a) * int(b)) if a.isdecimal() and b.isdecimal() and len(a + b) < 16 else "1"
-        for a, b in pairs
-    ]
+def _header(path: str | os.PathLike) -> list[str]:
+    return list(_read_csv(path, nrows=0))
 
 
-def _check_positive(path: str | os.PathLike, frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    for column in columns:
-        wrong = frame[column] <= 0
-        if wrong.any():
-            name = frame["image"][wrong].iloc[0]
-            raise UserError(f"{path} has a {column} of {name} that is not positive; correct it.")
+def _read(path: str | os.PathLike, columns: dict[str, str]) -> pd.DataFrame:
+    """Read a table whose columns have these names and dtypes; others are left out."""
+    missing = set(columns) - set(_header(path))
+    if missing:
+        raise UserError(
+            f"{path} has no column {min(missing)}; expected the file of a run, unchanged.",
+            code="run_invalid",
+        )
+    table = _read_csv(path, dtype=columns)[list(columns)]
+    numbers = table.select_dtypes("float64")
+    _check_rows(path, table, ~np.isinf(numbers).any(axis=1), "has an infinite number")
+    return table
 
 
-def _read_cells(path: str | os.PathLike) -> pd.DataFrame:
-    """All cells as text; an empty one is an empty text, and so is none at a short row's end."""
-    path = os.fspath(path)
+def _read_csv(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
     try:
-        cells = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        return pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            keep_default_na=False,
+            na_values=[""],
+            index_col=False,
+            true_values=["True", "TRUE", "true"],
+            false_values=["False", "FALSE", "false"],
+            **options,
+        )
     except OSError as error:
         raise UserError(
-            f"Cannot read {path}: {error.strerror or error}; name the folder of a finished run "
-            "that wrote CSV."
+            f"{path} cannot be read ({error.strerror or error}); name the folder of a finished run "
+            "that wrote CSV.",
+            code="file_missing",
         ) from error
-    except UnicodeError as error:
-        raise UserError(f"{path} is not UTF-8; save it as CSV in UTF-8.") from error
-    except pd.errors.EmptyDataError as error:
-        raise UserError(f"{path} is empty; run the images again.") from error
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not CSV with commas: {reason}; copy it again.") from error
-    if not isinstance(cells.index, pd.RangeIndex):
-        # Where all rows have a cell too many pandas takes the first for an index.
-        raise UserError(f"{path} has rows of more cells than its first; copy it again.")
-    return cells.fillna("")
-
-
-def _typed(path: str | os.PathLike, cells: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    typed = {}
-    for name, dtype in columns.items():
-        if name not in cells:
-            raise UserError(
-                f"{path} has no column {name}; take the file as microplastics wrote it."
-            )
-        convert = _CONVERTERS[dtype]
-        values = []
-        for row, text in enumerate(cells[name]):
-            try:
-                if text == "" and dtype == "float64" and name not in _OPTIONAL | set(IMAGE_COLUMNS):
-                    raise ValueError
-                values.append(convert(text))
-            except (KeyError, ValueError, OverflowError) as error:
-                raise UserError(
-                    f"{path} has {text[:40]!r} as {name} in row {row + 2}; correct the cell."
-                ) from error
-        typed[name] = pd.Series(values, dtype=dtype)
-        if name in ("image", "class") and typed[name].isna().any():
-            raise UserError(f"{path} has a row without {name}; correct the cell.")
-    return pd.DataFrame(typed)
-
-
-def _float(text: str) -> float:
-    value = float(text) if text else math.nan
-    if text and not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def _int(text: str) -> int:
-    value = int(text)
-    if abs(value) > _LARGEST:
-        raise ValueError
-    return value
-
-
-_CONVERTERS: dict[str, Callable[[str], Any]] = {
-    "string": lambda text: text or None,
-    "float64": _float,
-    "int64": _int,
-    "bool": lambda text: _BOOLS[text.casefold()],
-}
-
-
-def _check_whole(folder: Path, table: pd.DataFrame, images: pd.DataFrame) -> None:
-    """Each image has as many particles in one file as the other one says."""
-    found = table["image"].value_counts()
-    unknown = found.index.difference(images["image"])
-    if len(unknown):
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
-            f"{folder / PARTICLES_FILE} has particles of {unknown[0]}, which {SUMMARY_FILE} lacks; "
-            "the files are not of one run."
-        )
-    said = images.set_index("image")["particles"]
-    found = found.reindex(said.index, fill_value=0)
-    wrong = (found.to_numpy(np.int64) != said.to_numpy(np.int64)).nonzero()[0]
+            f"{path} is not the table of a run ({reason}); copy it again.", code="run_invalid"
+        ) from error
+
+
+def _check_rows(path: str | os.PathLike, table: pd.DataFrame, valid: Any, fault: str) -> None:
+    """Raise an error that names the first row that is not valid."""
+    wrong = np.flatnonzero(~np.asarray(valid, dtype=bool))
     if len(wrong):
-        name = said.index[wrong[0]]
+        name = table["image"].iloc[wrong[0]]
         raise UserError(
-            f"{folder / PARTICLES_FILE} has {found[name]} particles of {name}, {SUMMARY_FILE} "
-            f"{said[name]}; a file is not whole: copy it again."
+            f"{path} is damaged: row {wrong[0] + 2} (image {name}) {fault}; copy it again.",
+            code="run_invalid",
         )
-    scales = images.set_index("image")["um_per_px"].reindex(table["image"]).to_numpy()
-    if not np.array_equal(scales, table["um_per_px"].to_numpy(), equal_nan=True):
+
+
+def _check_consistent(folder: Path, table: pd.DataFrame, images: pd.DataFrame) -> None:
+    """Check that both files of a run have the same particles at the same scales."""
+    stated = images.set_index("image")
+    found = table["image"].value_counts()
+    names = stated.index.union(found.index)
+    differ = found.reindex(names, fill_value=0) != stated["particles"].reindex(names, fill_value=0)
+    scales = stated["um_per_px"].reindex(table["image"]).to_numpy()
+    if differ.any() or not np.array_equal(scales, table["um_per_px"].to_numpy(), equal_nan=True):
+        of = f" (image {names[differ.to_numpy(bool)][0]})" if differ.any() else ""
         raise UserError(
-            f"{folder / PARTICLES_FILE} and {SUMMARY_FILE} have different um_per_px; the files are "
-            "not of one run."
+            f"{folder / PARTICLES_FILE} and {SUMMARY_FILE} have different particles or scales{of}; "
+            "expected both files of one run.",
+            code="run_invalid",
         )
-    missing = ~(table_sizes(table)[0] > 0)
-    if missing.any():
-        row = int(missing.argmax())
+    _check_rows(folder / PARTICLES_FILE, table, table_sizes(table)[0] > 0, "has no feret_max")
+
+
+def _check_distinct(folders: list[Path], images: list[pd.DataFrame], merged: pd.DataFrame) -> None:
+    twice = merged["image"][merged["image"].duplicated()]
+    if len(twice):
+        owners = [
+            str(folder)
+            for folder, own in zip(folders, images, strict=True)
+            if twice.iloc[0] in set(own["image"])
+        ]
         raise UserError(
-            f"{folder / PARTICLES_FILE} has no feret_max of particle {table['particle'][row]} of "
-            f"{table['image'][row]}; copy it again."
+            f"{twice.iloc[0]} is in {' and in '.join(owners)}; leave out one of the runs, or "
+            "rename the image and run it again.",
+            code="name_clash",
         )
 
 
@@ -412,21 +377,14 @@ def _check_units(folders: list[Path], images: list[pd.DataFrame]) -> None:
             first.setdefault(bool(calibrated), folder)
     if len(first) == 2:
         raise UserError(
-            f"{first[True]} has sizes in µm, {first[False]} in px; measure both with a calibration."
+            f"{first[True]} has sizes in µm, {first[False]} in px; measure both with a scale.",
+            code="scale_missing",
         )
 
 
 def _check_same(folders: list[Path], same: Sequence[str]) -> None:
-    if not same:
-        return
     settings = [
-        (
-            read_json(
-                folder / RUN_FILE, meant="the settings of a run; take it as microplastics wrote it"
-            )
-            if (folder / RUN_FILE).exists()
-            else {}
-        )
+        read_json(folder / RUN_FILE) if same and (folder / RUN_FILE).exists() else {}
         for folder in folders
     ]
     for name in same:
@@ -435,5 +393,6 @@ def _check_same(folders: list[Path], same: Sequence[str]) -> None:
                 one, other = (json.dumps(run.get(name))[:80] for run in (settings[0], own))
                 raise UserError(
                     f"{folders[0]} was made with {name} {one}, {folder} with {other}; run the "
-                    "images of one again with the settings of the other."
+                    "images of one again with the settings of the other.",
+                    code="run_mismatch",
                 )

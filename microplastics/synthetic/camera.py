@@ -14,6 +14,68 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 
+@dataclasses.dataclass
+class Scene:
+    """A picture while it is being drawn.
+
+    Attributes:
+        canvas: float (size, size, 3), BGR, 0 black to 1 white, changed in place.
+        light: unit vector (x, y) in the image that points to the lamp.
+        filter: name of the filter, or ``"photograph"``.
+        dark: whether particles shine on a dark ground.
+        cover: float32 (size, size), fraction of each pixel of a photographed filter that
+            particles cover; None on a rendered one.
+    """
+
+    canvas: np.ndarray
+    light: np.ndarray
+    filter: str
+    dark: bool
+    cover: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A lens and a sensor.
+
+    Attributes:
+        blur: of the lens, standard deviation in px.
+        sharpening: strength of the camera's own sharpening, 0 for none.
+        shot: photon noise of a white pixel, as a fraction of white.
+        read: noise of a black pixel, as a fraction of white.
+    """
+
+    blur: float
+    sharpening: float
+    shot: float
+    read: float
+
+    def focus(self, image: np.ndarray) -> np.ndarray:
+        """Blur and sharpen a picture, float32 (H, W, 3); a new array."""
+        image = cv2.GaussianBlur(image, (0, 0), self.blur)
+        if self.sharpening:
+            # With its halo.
+            image += self.sharpening * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
+        return image
+
+    def sense(self, image: np.ndarray, noise: np.ndarray, demosaic: bool) -> np.ndarray:
+        """Add noise and digitise.
+
+        Args:
+            image: float32 (H, W, 3), changed in place.
+            noise: float32 (H, W, 3), independent standard normal numbers.
+            demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
+
+        Returns:
+            uint8 (H, W, 3).
+        """
+        if demosaic:
+            noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
+        # Photon noise grows with the root of the signal, read noise does not (EMVA 1288).
+        image += noise * np.sqrt(self.shot**2 * np.clip(image, 0, 1) + self.read**2)
+        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
 def generator(*key: int | str) -> Generator:
     """Make the counter-based generator of a key.
 
@@ -91,26 +153,6 @@ def lognormal(rng: Generator, median: float, sigma: float, low: float, high: flo
     return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
 
 
-@dataclasses.dataclass
-class Scene:
-    """A picture while it is being drawn.
-
-    Attributes:
-        canvas: float (size, size, 3), BGR, 0 black to 1 white, changed in place.
-        light: unit vector (x, y) in the image that points to the lamp.
-        filter: name of the filter, or ``"photograph"``.
-        dark: whether particles shine on a dark ground.
-        cover: float32 (size, size), fraction of each pixel of a photographed filter that
-            particles cover; None on a rendered one.
-    """
-
-    canvas: np.ndarray
-    light: np.ndarray
-    filter: str
-    dark: bool
-    cover: np.ndarray | None = None
-
-
 def expose(
     rng: Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
 ) -> np.ndarray:
@@ -129,48 +171,6 @@ def expose(
     return camera.sense(camera.focus(image), noise, draw_demosaic(rng))
 
 
-@dataclasses.dataclass(frozen=True)
-class Camera:
-    """A lens and a sensor.
-
-    Attributes:
-        blur: of the lens, standard deviation in px.
-        sharpening: strength of the camera's own sharpening, 0 for none.
-        shot: photon noise of a white pixel, as a fraction of white.
-        read: noise of a black pixel, as a fraction of white.
-    """
-
-    blur: float
-    sharpening: float
-    shot: float
-    read: float
-
-    def focus(self, image: np.ndarray) -> np.ndarray:
-        """Blur and sharpen a picture, float32 (H, W, 3); a new array."""
-        image = cv2.GaussianBlur(image, (0, 0), self.blur)
-        if self.sharpening:
-            # With its halo.
-            image += self.sharpening * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
-        return image
-
-    def sense(self, image: np.ndarray, noise: np.ndarray, demosaic: bool) -> np.ndarray:
-        """Add noise and digitise.
-
-        Args:
-            image: float32 (H, W, 3), changed in place.
-            noise: float32 (H, W, 3), independent standard normal numbers.
-            demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
-
-        Returns:
-            uint8 (H, W, 3).
-        """
-        if demosaic:
-            noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
-        # Photon noise grows with the root of the signal, read noise does not (EMVA 1288).
-        image += noise * np.sqrt(self.shot**2 * np.clip(image, 0, 1) + self.read**2)
-        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
 def draw_camera(rng: Generator, blur_range: tuple[float, float]) -> Camera:
     """Draw a camera with a lens of a blur in ``blur_range`` (px)."""
     blur = rng.uniform(*blur_range)
@@ -187,18 +187,6 @@ def draw_cast(rng: Generator) -> np.ndarray:
     """Draw the colour of a lamp as the camera balances it, float64 (3,), BGR, about 1."""
     cast = np.array([(1, 1, 1), (0.84, 0.95, 1.03), (1.04, 1.0, 0.93), (0.95, 1.02, 0.98)])
     return cast[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])] + rng.normal(0, 0.015, 3)
-
-
-def _illumination(rng: Generator, size: int) -> np.ndarray:
-    """Draw the light over the field, float32 (size, size, 3): a lamp, vignetting, a cast."""
-    axis = np.linspace(-1, 1, size, dtype=np.float32)
-    x, y = axis[None, :], axis[:, None]
-    cx, cy = rng.uniform(-0.35, 0.35), rng.uniform(-0.35, 0.35)
-    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.16)
-    light = 1 + slope * (x * math.cos(angle) + y * math.sin(angle))
-    light = light - rng.uniform(0.03, 0.22) * ((x - cx) ** 2 + (y - cy) ** 2) / 1.4
-    light *= rng.uniform(0.84, 1.08)
-    return light[..., None] * draw_cast(rng).astype(np.float32)
 
 
 def scratch(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
@@ -326,6 +314,23 @@ def draw_scale_bar(image: np.ndarray, bar: dict) -> None:
     window[:] = np.round(window * (1 - mask) + ink * mask).astype(np.uint8)
 
 
+def jpeg_quality(rng: Generator) -> int:
+    """Draw the JPEG quality of a camera or an export."""
+    return int(rng.integers(84, 98))
+
+
+def _illumination(rng: Generator, size: int) -> np.ndarray:
+    """Draw the light over the field, float32 (size, size, 3): a lamp, vignetting, a cast."""
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = axis[None, :], axis[:, None]
+    cx, cy = rng.uniform(-0.35, 0.35), rng.uniform(-0.35, 0.35)
+    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.16)
+    light = 1 + slope * (x * math.cos(angle) + y * math.sin(angle))
+    light = light - rng.uniform(0.03, 0.22) * ((x - cx) ** 2 + (y - cy) ** 2) / 1.4
+    light *= rng.uniform(0.84, 1.08)
+    return light[..., None] * draw_cast(rng).astype(np.float32)
+
+
 def _text_mask(text: str, font_px: int) -> np.ndarray:
     """Draw a line of text, uint8 (h, w), cropped to the ink.
 
@@ -346,8 +351,3 @@ def _text_mask(text: str, font_px: int) -> np.ndarray:
     ink = np.asarray(drawing)
     rows, columns = np.nonzero(ink.any(1))[0], np.nonzero(ink.any(0))[0]
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def jpeg_quality(rng: Generator) -> int:
-    """Draw the JPEG quality of a camera or an export."""
-    return int(rng.integers(84, 98))

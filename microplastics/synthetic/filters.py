@@ -42,6 +42,61 @@ _cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
 _logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Blanks:
+    """Photographs of empty filters.
+
+    Attributes:
+        root: their folder.
+        files: their paths below it with ``/``, sorted.
+        bytes: total size of the files.
+    """
+
+    root: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A photographed filter, with the camera that drawn particles must look taken by.
+
+    Attributes:
+        name: its path below its folder.
+        pixels: float32 (size, size, 3), BGR, 0 to 1: the piece under the particles.
+        light: float32, broadcast against it: factor from the evenly lit scene to the photograph.
+        blur: standard deviation of the lens's blur in px.
+        noise: standard deviation of the noise of a channel, 0 to 1.
+    """
+
+    name: str
+    pixels: np.ndarray
+    light: np.ndarray
+    blur: float
+    noise: float
+
+    def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
+        """Add the drawn particles, with blur and noise, to the photograph.
+
+        Args:
+            scene: the finished scene on the photograph.
+
+        Returns:
+            uint8 (size, size, 3), BGR.
+        """
+        drawn = scene.canvas * self.light - self.pixels
+        cover = scene.cover
+        if self.blur > 0.3:
+            drawn = cv2.GaussianBlur(drawn, (0, 0), self.blur)
+            cover = cv2.GaussianBlur(cover, (0, 0), self.blur)
+        # A particle hides the photograph's noise below it, and gets as much of its own.
+        noise = cv2.GaussianBlur(rng.standard_normal(drawn.shape, dtype=np.float32), (0, 0), 0.6)
+        noise *= self.noise / max(float(noise.std()), 1e-6)
+        hidden = np.sqrt(np.clip(1 - (1 - cover) ** 2, 0, 1))
+        image = self.pixels + drawn + noise * hidden[..., None]
+        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
 def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, float]) -> Scene:
     """Draw an empty filter.
 
@@ -70,170 +125,6 @@ def bare_filter(rng: Generator, size: int, filters: Mapping[str, float]) -> Scen
     gray, color = _DRAW[kind](rng, size, light)
     canvas = np.clip(gray[..., None] * np.asarray(color, np.float32), 0, 1.1).astype(np.float32)
     return Scene(canvas, light, kind, kind in DARK_FILTERS)
-
-
-def _glass_fiber(rng: Generator, size: int, light: np.ndarray):
-    """Draw a mat of fine glass fibres: layers of thin threads, the deeper ones blurred."""
-    height = np.zeros((size, size), np.float32)
-    for blur, weight in ((2.2, 1.0), (1.1, 0.8), (0.0, 0.5)):
-        count = int(size * size / 420)
-        start = rng.uniform(-20, size + 20, (count, 1, 2))
-        heading = rng.uniform(0, 2 * np.pi, (count, 1))
-        bend = rng.normal(0, 0.25, (count, 1)) * np.arange(4)
-        reach = rng.uniform(6, 30, (count, 1, 1)) * np.arange(4)[None, :, None] / 1.5
-        angle = heading + bend
-        points = start + reach * np.stack([np.cos(angle), np.sin(angle)], 2)
-        layer = np.zeros((size, size), np.uint8)
-        lines = list(np.round(points * 16).astype(np.int32))
-        for shade in (90, 150, 210):
-            part = lines[shade // 60 - 1 :: 3]
-            cv2.polylines(layer, part, False, shade, 1, cv2.LINE_AA, shift=4)
-        threads = layer.astype(np.float32) / 255
-        height += weight * (cv2.GaussianBlur(threads, (0, 0), blur) if blur else threads)
-    tufts = fractal_noise(rng, height.shape, (40, 14, 6), 0.7)
-    depth = rng.uniform(0.05, 0.09)
-    gray = rng.uniform(0.72, 0.84) + depth * (height - height.mean()) + 0.014 * tufts
-    gray += rng.uniform(0.12, 0.3) * relief(cv2.GaussianBlur(height, (0, 0), 0.7), light)
-    return gray, rng.normal((0.97, 0.99, 1.0), 0.012)
-
-
-def _cellulose(rng: Generator, size: int, light: np.ndarray):
-    """Draw a felt of mixed cellulose esters: fine sponge with pores."""
-    shape = (size, size)
-    sponge = fractal_noise(rng, shape, (2.2, 4.5, 9), 0.7)
-    clouds = fractal_noise(rng, shape, (70, 25), 0.5)
-    pores = np.clip(fractal_noise(rng, shape, (2.8, 5), 0.6) - 1.3, 0, 1.5)
-    gray = rng.uniform(0.70, 0.88) + 0.015 * clouds - rng.uniform(0.04, 0.09) * pores
-    gray += rng.uniform(0.03, 0.055) * relief(sponge, light) + 0.009 * sponge
-    return gray, rng.normal((0.93, 0.98, 1.0), 0.02)
-
-
-def _polycarbonate(rng: Generator, size: int, light: np.ndarray):
-    """Draw a smooth track-etched membrane: round pores of one size, a few of them doublets."""
-    gray = _track_etched(rng, size, light, rng.uniform(0.03, 0.09))
-    gray += rng.uniform(0.55, 0.78)
-    return gray, rng.choice([(0.93, 0.99, 1.0), (1.0, 1.0, 0.95), (0.8, 0.93, 1.0)])
-
-
-def _dark_polycarbonate(rng: Generator, size: int, light: np.ndarray):
-    """Draw a track-etched membrane black or in dark field, with glimmering pores."""
-    gray = rng.uniform(0.07, 0.15) - _track_etched(rng, size, light, rng.uniform(0.03, 0.07))
-    return gray, rng.choice([(0.85, 0.95, 1.0), (1.0, 0.97, 0.93), (0.75, 0.9, 1.0)])
-
-
-def _track_etched(rng: Generator, size: int, light: np.ndarray, depth: float):
-    """Draw the grey values of pores (below 0) and faint unevenness (about 0)."""
-    count = int(size * size / rng.uniform(90, 420))
-    pores = np.zeros((size, size), np.float32)
-    where = rng.integers(0, size, (2, count))
-    np.add.at(pores, tuple(where), rng.uniform(0.6, 1.0, count).astype(np.float32))
-    sigma = rng.uniform(0.8, 1.3)
-    pores = np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1.6)
-    uneven = fractal_noise(rng, pores.shape, (90, 30, 3), 0.5)
-    return 0.012 * uneven - depth * pores - 1.2 * depth * relief(-pores, light)
-
-
-def _nylon_mesh(rng: Generator, size: int, light: np.ndarray):
-    """Draw a plain weave of threads over and under each other, holes between them."""
-    pitch, angle = rng.uniform(7, 12), rng.uniform(0, np.pi / 2)
-    rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    warp = smooth_noise(rng, (size, size), 60) * 1.2
-    across = (columns * math.cos(angle) + rows * math.sin(angle) + warp) / pitch
-    along = (rows * math.cos(angle) - columns * math.sin(angle) + warp) / pitch
-    # A thread is a half cylinder over its pitch; which one lies on top alternates.
-    over = np.cos(np.pi * across) * np.cos(np.pi * along)
-    one = np.abs(np.sin(np.pi * across)) + 0.35 * over
-    other = np.abs(np.sin(np.pi * along)) - 0.35 * over
-    height = np.maximum(one, other)
-    holes = np.clip(0.55 - height, 0, 1)
-    grain = fractal_noise(rng, height.shape, (3, 40), 0.8)
-    gray = rng.uniform(0.66, 0.8) + 0.05 * (height - 0.8) - rng.uniform(0.15, 0.35) * holes
-    gray += 0.10 * relief(height, light) + 0.012 * grain
-    return gray, rng.normal((0.95, 0.98, 1.0), 0.02)
-
-
-def _gold_membrane(rng: Generator, size: int, light: np.ndarray):
-    """Draw a gold-coated membrane at high magnification: brown to orange, grained, clouded."""
-    grain = fractal_noise(rng, (size, size), (2.0, 3.5, 7), 0.7)
-    clouds = fractal_noise(rng, (size, size), (size / 3, size / 8), 0.6)
-    gray = rng.uniform(0.42, 0.75) + rng.uniform(0.004, 0.03) * grain
-    gray += rng.uniform(0.005, 0.03) * clouds
-    if rng.random() < 0.25:
-        gray -= _holes(rng, size) * rng.uniform(0.1, 0.4)
-    return gray, np.array([0.35, 0.66, 1.0]) + rng.normal(0, (0.06, 0.04, 0.01))
-
-
-def _clear_membrane(rng: Generator, size: int, light: np.ndarray):
-    """Draw a bare membrane with its grain out of focus: an even blue-grey haze."""
-    haze = fractal_noise(rng, (size, size), (size / 3, size / 9, 6), 0.4)
-    gray = rng.uniform(0.55, 0.74) + rng.uniform(0.004, 0.012) * haze
-    if rng.random() < 0.3:
-        gray += 0.2 * _holes(rng, size)
-    return gray, rng.normal((0.97, 1.0, 0.93), 0.02)
-
-
-def _black_membrane(rng: Generator, size: int, light: np.ndarray):
-    """Draw a dark field: black, with a faint brown glimmer of the membrane's pores."""
-    glimmer = np.clip(fractal_noise(rng, (size, size), (2.5, 5), 0.7) - 0.6, 0, 2)
-    clouds = np.clip(1 + 0.7 * fractal_noise(rng, (size, size), (size / 3,)), 0, 3)
-    gray = rng.uniform(0.01, 0.06) * clouds + rng.uniform(0.0, 0.12) * glimmer
-    return gray, np.array([0.35, 0.6, 1.0]) + rng.normal(0, 0.08, 3)
-
-
-def _glowing_membrane(rng: Generator, size: int, light: np.ndarray):
-    """Draw a dark field filled with light scattered by the membrane: olive, soft, clouded."""
-    clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 14), 0.6)
-    grain = fractal_noise(rng, (size, size), (3.0, 6), 0.7)
-    gray = rng.uniform(0.33, 0.66) + rng.uniform(0.01, 0.04) * clouds + 0.006 * grain
-    return gray, rng.choice([(0.55, 0.9, 1.0), (0.42, 0.8, 1.0), (0.75, 0.98, 1.0)])
-
-
-def _holes(rng: Generator, size: int) -> np.ndarray:
-    """Draw coarse pores, 0 to 1: soft discs of one size."""
-    pores = np.zeros((size, size), np.float32)
-    where = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
-    pores[tuple(where)] = 1
-    sigma = rng.uniform(1.0, 2.4)
-    return np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1)
-
-
-_DRAW = {
-    "glass_fiber": _glass_fiber,
-    "cellulose": _cellulose,
-    "polycarbonate": _polycarbonate,
-    "nylon_mesh": _nylon_mesh,
-    "dark_polycarbonate": _dark_polycarbonate,
-    "gold_membrane": _gold_membrane,
-    "clear_membrane": _clear_membrane,
-    "black_membrane": _black_membrane,
-    "glowing_membrane": _glowing_membrane,
-}
-
-
-def _stain(rng: Generator, canvas: np.ndarray) -> None:
-    """Let silt discolour parts of the filter: soft brown clouds with a grainy edge."""
-    shape = canvas.shape[:2]
-    cloud = fractal_noise(rng, shape, (max(shape) / 3, max(shape) / 8, 6, 2.5), 0.45)
-    amount = np.clip((cloud - 0.5) * 0.5, 0, 1) * rng.uniform(0.25, 0.7)
-    tint = np.array([0.55, 0.72, 0.84], np.float32) * rng.uniform(0.9, 1.05)
-    canvas *= 1 - amount[..., None] * (1 - tint)
-
-
-def _printed_grid(rng: Generator, canvas: np.ndarray) -> None:
-    """Print the grid of counting filters: straight lines of ink soaked into the felt."""
-    size = canvas.shape[0]
-    pitch = max(rng.uniform(0.55, 1.3) * size, 180)
-    angle, width = rng.uniform(-0.2, 0.2), rng.uniform(5, 11)
-    rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    lines = np.zeros((size, size), np.float32)
-    for x, y in ((columns, rows), (rows, -columns)):
-        place = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0, pitch)
-        off = np.abs(np.mod(place, pitch) - pitch / 2)
-        lines = np.maximum(lines, np.clip((width / 2 - off) / 2.5 + 0.5, 0, 1))
-    lines *= np.clip(0.75 + 0.25 * fractal_noise(rng, (size, size), (3, 8)), 0, 1)
-    inks = np.array([(0.55, 0.75, 0.45), (0.6, 0.6, 0.6), (0.85, 0.6, 0.45)], np.float32)
-    ink = inks[rng.integers(len(inks))]
-    canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
 
 
 def draw_dirt(rng: Generator) -> float:
@@ -304,123 +195,6 @@ def shed_fibers(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
         window += shade[..., None]
 
 
-def _specks(rng: Generator, scene: Scene, count: int) -> None:
-    """Draw dots of 1 to 3 px: soot, silt, dust."""
-    size = scene.canvas.shape[0]
-    for sigma in (0.55, 0.9):
-        dots = np.zeros((size, size), np.float32)
-        where = rng.integers(0, size, (2, max(count // 2, 0)))
-        dots[tuple(where)] = rng.uniform(0.15, 1.0, where.shape[1])
-        dots = cv2.GaussianBlur(dots, (0, 0), sigma) * (5.5 * sigma**2)
-        if scene.dark:
-            scene.canvas += 0.25 * np.minimum(dots, 1)[..., None]
-        else:
-            tint = np.array([0.35, 0.42, 0.5], np.float32)
-            scene.canvas *= 1 - 0.75 * np.minimum(dots, 1)[..., None] * (1 - tint)
-
-
-def _window(rng: Generator, scene: Scene, span: float):
-    """Choose a square of the canvas; return it with x and y of its pixels about its middle."""
-    size, half = scene.canvas.shape[0], int(span / 2) + 4
-    x, y = rng.uniform(0, size), rng.uniform(0, size)
-    left, top = max(int(x) - half, 0), max(int(y) - half, 0)
-    window = scene.canvas[top : int(y) + half + 1, left : int(x) + half + 1]
-    rows, columns = np.mgrid[: window.shape[0], : window.shape[1]].astype(np.float32)
-    return window, columns + np.float32(left + 0.5 - x), rows + np.float32(top + 0.5 - y)
-
-
-def _blend(window: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> None:
-    window += alpha[..., None] * (color - window)
-
-
-def _blob(rng: Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
-    """Compute each pixel's depth in px inside an irregular round outline; below 0 outside."""
-    angle, turn = np.arctan2(y, x), rng.uniform(0, np.pi)
-    stretch = rng.uniform(1.0, 1.7)
-    u = (x * math.cos(turn) + y * math.sin(turn)) / stretch
-    v = y * math.cos(turn) - x * math.sin(turn)
-    wobble = sum(
-        rng.normal(0, rough / wave) * np.cos(wave * angle + rng.uniform(0, 6.28))
-        for wave in range(2, 6)
-    )
-    return radius * (1 + wobble) - np.hypot(u, v)
-
-
-def _grain(rng: Generator, scene: Scene) -> None:
-    """Draw a mineral grain: small, rounded, glassy, with a dark rim and a spark of light."""
-    radius = rng.uniform(1.8, 4.2)
-    window, x, y = _window(rng, scene, 5 * radius)
-    inside = _blob(rng, x, y, radius, 0.12)
-    alpha = np.clip(inside + 0.5, 0, 1)
-    tone = (
-        rng.uniform(0.8, 1.05)
-        + 0.25 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
-    )
-    tone -= 0.35 * np.exp(-((inside / 1.1) ** 2))
-    color = rng.choice([(0.62, 0.74, 0.82), (0.72, 0.78, 0.8), (0.5, 0.62, 0.74)])
-    color = color * (0.45 if scene.dark else 1.0)
-    _blend(window, 0.62 * alpha, np.clip(color * tone[..., None], 0, 1))
-
-
-def _flake(rng: Generator, scene: Scene) -> None:
-    """Draw a flake of organic matter: soft, mottled, brown, transparent at its edge."""
-    radius = rng.uniform(4, 11)
-    window, x, y = _window(rng, scene, 5 * radius)
-    inside = _blob(rng, x, y, radius, 0.25)
-    inside += 0.3 * radius * fractal_noise(rng, x.shape, (radius / 2, 2.5), 0.6)
-    alpha = np.clip(inside / (0.7 * radius), 0, 1) * rng.uniform(0.25, 0.5)
-    color = rng.choice([(0.30, 0.42, 0.54), (0.26, 0.36, 0.42), (0.36, 0.5, 0.55)])
-    color = color * (0.5 if scene.dark else 1.15)
-    mottle = 1 + 0.15 * smooth_noise(rng, x.shape, 2.5)
-    _blend(window, alpha, color * mottle[..., None])
-
-
-def _thread(rng: Generator, scene: Scene) -> None:
-    """Draw an organic thread: thinner than any fibre here, dull brown, uneven, fading out."""
-    size, span = scene.canvas.shape[0], rng.uniform(18, 70)
-    start = rng.uniform(0, size, 2)
-    heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.35, 16))
-    steps = span / 16 * np.stack([np.cos(heading), np.sin(heading)], 1)
-    points = np.concatenate([[start], start + np.cumsum(steps, 0)])
-    window, line = draw_hairline(scene, points)
-    if not line.size:
-        return
-    soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.5, 0.8))
-    soft *= np.clip(0.8 + 0.4 * smooth_noise(rng, soft.shape, 6), 0, 1.2)
-    color = np.array([0.30, 0.40, 0.50]) * rng.uniform(0.7, 1.2)
-    _blend(window, np.clip(rng.uniform(0.4, 0.75) * soft, 0, 1), color)
-
-
-def _pollen(rng: Generator, scene: Scene) -> None:
-    """Draw a pollen grain or spore: a small even yellow-brown ball."""
-    radius = rng.uniform(3.0, 5.0)
-    window, x, y = _window(rng, scene, 3 * radius)
-    r = np.hypot(x, y) / radius
-    alpha = np.clip((1 - r) * radius + 0.5, 0, 1)
-    ball = np.sqrt(np.clip(1 - r**2, 0, 1))
-    tone = (
-        0.55 + 0.35 * ball + 0.2 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
-    )
-    tone = tone + 0.4 * relief(smooth_noise(rng, x.shape, 1.5), scene.light)
-    color = np.array([0.36, 0.62, 0.78]) * rng.uniform(0.8, 1.05) * (0.6 if scene.dark else 1.0)
-    _blend(window, 0.8 * alpha, np.clip(color * tone[..., None], 0, 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Blanks:
-    """Photographs of empty filters.
-
-    Attributes:
-        root: their folder.
-        files: their paths below it with ``/``, sorted.
-        bytes: total size of the files.
-    """
-
-    root: str
-    files: tuple[str, ...]
-    bytes: int
-
-
 def find_blanks(folder: str | os.PathLike) -> Blanks:
     """Find the images in a folder and its sub-folders, by their suffix.
 
@@ -468,10 +242,6 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
     return Blanks(os.fspath(root), tuple(sorted(names)), total)
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
     """Decode every photograph once.
 
@@ -495,46 +265,6 @@ def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
                 "each side.",
                 code="image_size",
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Photograph:
-    """A photographed filter, with the camera that drawn particles must look taken by.
-
-    Attributes:
-        name: its path below its folder.
-        pixels: float32 (size, size, 3), BGR, 0 to 1: the piece under the particles.
-        light: float32, broadcast against it: factor from the evenly lit scene to the photograph.
-        blur: standard deviation of the lens's blur in px.
-        noise: standard deviation of the noise of a channel, 0 to 1.
-    """
-
-    name: str
-    pixels: np.ndarray
-    light: np.ndarray
-    blur: float
-    noise: float
-
-    def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
-        """Add the drawn particles, with blur and noise, to the photograph.
-
-        Args:
-            scene: the finished scene on the photograph.
-
-        Returns:
-            uint8 (size, size, 3), BGR.
-        """
-        drawn = scene.canvas * self.light - self.pixels
-        cover = scene.cover
-        if self.blur > 0.3:
-            drawn = cv2.GaussianBlur(drawn, (0, 0), self.blur)
-            cover = cv2.GaussianBlur(cover, (0, 0), self.blur)
-        # A particle hides the photograph's noise below it, and gets as much of its own.
-        noise = cv2.GaussianBlur(rng.standard_normal(drawn.shape, dtype=np.float32), (0, 0), 0.6)
-        noise *= self.noise / max(float(noise.std()), 1e-6)
-        hidden = np.sqrt(np.clip(1 - (1 - cover) ** 2, 0, 1))
-        image = self.pixels + drawn + noise * hidden[..., None]
-        return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def photographed_filter(
@@ -574,29 +304,6 @@ def photographed_filter(
     cover = np.zeros((size, size), np.float32)
     scene = Scene(photograph / lamp, direction, "photograph", dark, cover)
     return scene, Photograph(name, photograph, lamp, blur, noise)
-
-
-def _decoded(path: str) -> np.ndarray:
-    """Read an image, or take it from the cache of this process."""
-    if path in _cache:
-        _cache.move_to_end(path)
-        return _cache[path]
-    image = _cache[path] = read_image(path)
-    while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_BYTES:
-        _cache.popitem(last=False)
-    return image
-
-
-def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
-    """Estimate the light over the field: slow changes, and half of the cast (half is colour)."""
-    if dark:
-        return np.ones((1, 1, 1), np.float32)
-    size = photograph.shape[0]
-    small = cv2.resize(photograph, (32, 32), interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), 6, borderType=cv2.BORDER_REFLECT)
-    level = np.maximum(small.mean(2, keepdims=True), 0.02)
-    lamp = level / _PLAIN_LEVEL * np.sqrt(np.maximum(small / level, 0.02))
-    return cv2.resize(lamp.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def camera_of(gray: np.ndarray) -> tuple[float, float]:
@@ -718,6 +425,299 @@ def cut_blank_windows(
             code="input_empty",
         )
     return written, without
+
+
+def _glass_fiber(rng: Generator, size: int, light: np.ndarray):
+    """Draw a mat of fine glass fibres: layers of thin threads, the deeper ones blurred."""
+    height = np.zeros((size, size), np.float32)
+    for blur, weight in ((2.2, 1.0), (1.1, 0.8), (0.0, 0.5)):
+        count = int(size * size / 420)
+        start = rng.uniform(-20, size + 20, (count, 1, 2))
+        heading = rng.uniform(0, 2 * np.pi, (count, 1))
+        bend = rng.normal(0, 0.25, (count, 1)) * np.arange(4)
+        reach = rng.uniform(6, 30, (count, 1, 1)) * np.arange(4)[None, :, None] / 1.5
+        angle = heading + bend
+        points = start + reach * np.stack([np.cos(angle), np.sin(angle)], 2)
+        layer = np.zeros((size, size), np.uint8)
+        lines = list(np.round(points * 16).astype(np.int32))
+        for shade in (90, 150, 210):
+            part = lines[shade // 60 - 1 :: 3]
+            cv2.polylines(layer, part, False, shade, 1, cv2.LINE_AA, shift=4)
+        threads = layer.astype(np.float32) / 255
+        height += weight * (cv2.GaussianBlur(threads, (0, 0), blur) if blur else threads)
+    tufts = fractal_noise(rng, height.shape, (40, 14, 6), 0.7)
+    depth = rng.uniform(0.05, 0.09)
+    gray = rng.uniform(0.72, 0.84) + depth * (height - height.mean()) + 0.014 * tufts
+    gray += rng.uniform(0.12, 0.3) * relief(cv2.GaussianBlur(height, (0, 0), 0.7), light)
+    return gray, rng.normal((0.97, 0.99, 1.0), 0.012)
+
+
+def _cellulose(rng: Generator, size: int, light: np.ndarray):
+    """Draw a felt of mixed cellulose esters: fine sponge with pores."""
+    shape = (size, size)
+    sponge = fractal_noise(rng, shape, (2.2, 4.5, 9), 0.7)
+    clouds = fractal_noise(rng, shape, (70, 25), 0.5)
+    pores = np.clip(fractal_noise(rng, shape, (2.8, 5), 0.6) - 1.3, 0, 1.5)
+    gray = rng.uniform(0.70, 0.88) + 0.015 * clouds - rng.uniform(0.04, 0.09) * pores
+    gray += rng.uniform(0.03, 0.055) * relief(sponge, light) + 0.009 * sponge
+    return gray, rng.normal((0.93, 0.98, 1.0), 0.02)
+
+
+def _polycarbonate(rng: Generator, size: int, light: np.ndarray):
+    """Draw a smooth track-etched membrane: round pores of one size, a few of them doublets."""
+    gray = _track_etched(rng, size, light, rng.uniform(0.03, 0.09))
+    gray += rng.uniform(0.55, 0.78)
+    return gray, rng.choice([(0.93, 0.99, 1.0), (1.0, 1.0, 0.95), (0.8, 0.93, 1.0)])
+
+
+def _dark_polycarbonate(rng: Generator, size: int, light: np.ndarray):
+    """Draw a track-etched membrane black or in dark field, with glimmering pores."""
+    gray = rng.uniform(0.07, 0.15) - _track_etched(rng, size, light, rng.uniform(0.03, 0.07))
+    return gray, rng.choice([(0.85, 0.95, 1.0), (1.0, 0.97, 0.93), (0.75, 0.9, 1.0)])
+
+
+def _track_etched(rng: Generator, size: int, light: np.ndarray, depth: float):
+    """Draw the grey values of pores (below 0) and faint unevenness (about 0)."""
+    count = int(size * size / rng.uniform(90, 420))
+    pores = np.zeros((size, size), np.float32)
+    spots = rng.integers(0, size, (2, count))
+    np.add.at(pores, tuple(spots), rng.uniform(0.6, 1.0, count).astype(np.float32))
+    sigma = rng.uniform(0.8, 1.3)
+    pores = np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1.6)
+    uneven = fractal_noise(rng, pores.shape, (90, 30, 3), 0.5)
+    return 0.012 * uneven - depth * pores - 1.2 * depth * relief(-pores, light)
+
+
+def _nylon_mesh(rng: Generator, size: int, light: np.ndarray):
+    """Draw a plain weave of threads over and under each other, holes between them."""
+    pitch, angle = rng.uniform(7, 12), rng.uniform(0, np.pi / 2)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    warp = smooth_noise(rng, (size, size), 60) * 1.2
+    across = (columns * math.cos(angle) + rows * math.sin(angle) + warp) / pitch
+    along = (rows * math.cos(angle) - columns * math.sin(angle) + warp) / pitch
+    # A thread is a half cylinder over its pitch; which one lies on top alternates.
+    over = np.cos(np.pi * across) * np.cos(np.pi * along)
+    one = np.abs(np.sin(np.pi * across)) + 0.35 * over
+    other = np.abs(np.sin(np.pi * along)) - 0.35 * over
+    height = np.maximum(one, other)
+    holes = np.clip(0.55 - height, 0, 1)
+    grain = fractal_noise(rng, height.shape, (3, 40), 0.8)
+    gray = rng.uniform(0.66, 0.8) + 0.05 * (height - 0.8) - rng.uniform(0.15, 0.35) * holes
+    gray += 0.10 * relief(height, light) + 0.012 * grain
+    return gray, rng.normal((0.95, 0.98, 1.0), 0.02)
+
+
+def _gold_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a gold-coated membrane at high magnification: brown to orange, grained, clouded."""
+    grain = fractal_noise(rng, (size, size), (2.0, 3.5, 7), 0.7)
+    clouds = fractal_noise(rng, (size, size), (size / 3, size / 8), 0.6)
+    gray = rng.uniform(0.42, 0.75) + rng.uniform(0.004, 0.03) * grain
+    gray += rng.uniform(0.005, 0.03) * clouds
+    if rng.random() < 0.25:
+        gray -= _holes(rng, size) * rng.uniform(0.1, 0.4)
+    return gray, np.array([0.35, 0.66, 1.0]) + rng.normal(0, (0.06, 0.04, 0.01))
+
+
+def _clear_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a bare membrane with its grain out of focus: an even blue-grey haze."""
+    haze = fractal_noise(rng, (size, size), (size / 3, size / 9, 6), 0.4)
+    gray = rng.uniform(0.55, 0.74) + rng.uniform(0.004, 0.012) * haze
+    if rng.random() < 0.3:
+        gray += 0.2 * _holes(rng, size)
+    return gray, rng.normal((0.97, 1.0, 0.93), 0.02)
+
+
+def _black_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a dark field: black, with a faint brown glimmer of the membrane's pores."""
+    glimmer = np.clip(fractal_noise(rng, (size, size), (2.5, 5), 0.7) - 0.6, 0, 2)
+    clouds = np.clip(1 + 0.7 * fractal_noise(rng, (size, size), (size / 3,)), 0, 3)
+    gray = rng.uniform(0.01, 0.06) * clouds + rng.uniform(0.0, 0.12) * glimmer
+    return gray, np.array([0.35, 0.6, 1.0]) + rng.normal(0, 0.08, 3)
+
+
+def _glowing_membrane(rng: Generator, size: int, light: np.ndarray):
+    """Draw a dark field filled with light scattered by the membrane: olive, soft, clouded."""
+    clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 14), 0.6)
+    grain = fractal_noise(rng, (size, size), (3.0, 6), 0.7)
+    gray = rng.uniform(0.33, 0.66) + rng.uniform(0.01, 0.04) * clouds + 0.006 * grain
+    return gray, rng.choice([(0.55, 0.9, 1.0), (0.42, 0.8, 1.0), (0.75, 0.98, 1.0)])
+
+
+def _holes(rng: Generator, size: int) -> np.ndarray:
+    """Draw coarse pores, 0 to 1: soft discs of one size."""
+    pores = np.zeros((size, size), np.float32)
+    spots = rng.integers(0, size, (2, int(size * size / rng.uniform(150, 700))))
+    pores[tuple(spots)] = 1
+    sigma = rng.uniform(1.0, 2.4)
+    return np.minimum(cv2.GaussianBlur(pores, (0, 0), sigma) * (6.28 * sigma**2), 1)
+
+
+_DRAW = {
+    "glass_fiber": _glass_fiber,
+    "cellulose": _cellulose,
+    "polycarbonate": _polycarbonate,
+    "nylon_mesh": _nylon_mesh,
+    "dark_polycarbonate": _dark_polycarbonate,
+    "gold_membrane": _gold_membrane,
+    "clear_membrane": _clear_membrane,
+    "black_membrane": _black_membrane,
+    "glowing_membrane": _glowing_membrane,
+}
+
+
+def _stain(rng: Generator, canvas: np.ndarray) -> None:
+    """Let silt discolour parts of the filter: soft brown clouds with a grainy edge."""
+    shape = canvas.shape[:2]
+    cloud = fractal_noise(rng, shape, (max(shape) / 3, max(shape) / 8, 6, 2.5), 0.45)
+    amount = np.clip((cloud - 0.5) * 0.5, 0, 1) * rng.uniform(0.25, 0.7)
+    tint = np.array([0.55, 0.72, 0.84], np.float32) * rng.uniform(0.9, 1.05)
+    canvas *= 1 - amount[..., None] * (1 - tint)
+
+
+def _printed_grid(rng: Generator, canvas: np.ndarray) -> None:
+    """Print the grid of counting filters: straight lines of ink soaked into the felt."""
+    size = canvas.shape[0]
+    pitch = max(rng.uniform(0.55, 1.3) * size, 180)
+    angle, width = rng.uniform(-0.2, 0.2), rng.uniform(5, 11)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    lines = np.zeros((size, size), np.float32)
+    for x, y in ((columns, rows), (rows, -columns)):
+        place = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0, pitch)
+        off = np.abs(np.mod(place, pitch) - pitch / 2)
+        lines = np.maximum(lines, np.clip((width / 2 - off) / 2.5 + 0.5, 0, 1))
+    lines *= np.clip(0.75 + 0.25 * fractal_noise(rng, (size, size), (3, 8)), 0, 1)
+    inks = np.array([(0.55, 0.75, 0.45), (0.6, 0.6, 0.6), (0.85, 0.6, 0.45)], np.float32)
+    ink = inks[rng.integers(len(inks))]
+    canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
+
+
+def _specks(rng: Generator, scene: Scene, count: int) -> None:
+    """Draw dots of 1 to 3 px: soot, silt, dust."""
+    size = scene.canvas.shape[0]
+    for sigma in (0.55, 0.9):
+        dots = np.zeros((size, size), np.float32)
+        spots = rng.integers(0, size, (2, max(count // 2, 0)))
+        dots[tuple(spots)] = rng.uniform(0.15, 1.0, spots.shape[1])
+        dots = cv2.GaussianBlur(dots, (0, 0), sigma) * (5.5 * sigma**2)
+        if scene.dark:
+            scene.canvas += 0.25 * np.minimum(dots, 1)[..., None]
+        else:
+            tint = np.array([0.35, 0.42, 0.5], np.float32)
+            scene.canvas *= 1 - 0.75 * np.minimum(dots, 1)[..., None] * (1 - tint)
+
+
+def _window(rng: Generator, scene: Scene, span: float):
+    """Choose a square of the canvas; return it with x and y of its pixels about its middle."""
+    size, half = scene.canvas.shape[0], int(span / 2) + 4
+    x, y = rng.uniform(0, size), rng.uniform(0, size)
+    left, top = max(int(x) - half, 0), max(int(y) - half, 0)
+    window = scene.canvas[top : int(y) + half + 1, left : int(x) + half + 1]
+    rows, columns = np.mgrid[: window.shape[0], : window.shape[1]].astype(np.float32)
+    return window, columns + np.float32(left + 0.5 - x), rows + np.float32(top + 0.5 - y)
+
+
+def _blend(window: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> None:
+    window += alpha[..., None] * (color - window)
+
+
+def _blob(rng: Generator, x: np.ndarray, y: np.ndarray, radius: float, rough: float):
+    """Compute each pixel's depth in px inside an irregular round outline; below 0 outside."""
+    angle, turn = np.arctan2(y, x), rng.uniform(0, np.pi)
+    stretch = rng.uniform(1.0, 1.7)
+    u = (x * math.cos(turn) + y * math.sin(turn)) / stretch
+    v = y * math.cos(turn) - x * math.sin(turn)
+    wobble = sum(
+        rng.normal(0, rough / wave) * np.cos(wave * angle + rng.uniform(0, 6.28))
+        for wave in range(2, 6)
+    )
+    return radius * (1 + wobble) - np.hypot(u, v)
+
+
+def _grain(rng: Generator, scene: Scene) -> None:
+    """Draw a mineral grain: small, rounded, glassy, with a dark rim and a spark of light."""
+    radius = rng.uniform(1.8, 4.2)
+    window, x, y = _window(rng, scene, 5 * radius)
+    inside = _blob(rng, x, y, radius, 0.12)
+    alpha = np.clip(inside + 0.5, 0, 1)
+    tone = (
+        rng.uniform(0.8, 1.05)
+        + 0.25 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
+    )
+    tone -= 0.35 * np.exp(-((inside / 1.1) ** 2))
+    color = rng.choice([(0.62, 0.74, 0.82), (0.72, 0.78, 0.8), (0.5, 0.62, 0.74)])
+    color = color * (0.45 if scene.dark else 1.0)
+    _blend(window, 0.62 * alpha, np.clip(color * tone[..., None], 0, 1))
+
+
+def _flake(rng: Generator, scene: Scene) -> None:
+    """Draw a flake of organic matter: soft, mottled, brown, transparent at its edge."""
+    radius = rng.uniform(4, 11)
+    window, x, y = _window(rng, scene, 5 * radius)
+    inside = _blob(rng, x, y, radius, 0.25)
+    inside += 0.3 * radius * fractal_noise(rng, x.shape, (radius / 2, 2.5), 0.6)
+    alpha = np.clip(inside / (0.7 * radius), 0, 1) * rng.uniform(0.25, 0.5)
+    color = rng.choice([(0.30, 0.42, 0.54), (0.26, 0.36, 0.42), (0.36, 0.5, 0.55)])
+    color = color * (0.5 if scene.dark else 1.15)
+    mottle = 1 + 0.15 * smooth_noise(rng, x.shape, 2.5)
+    _blend(window, alpha, color * mottle[..., None])
+
+
+def _thread(rng: Generator, scene: Scene) -> None:
+    """Draw an organic thread: thinner than any fibre here, dull brown, uneven, fading out."""
+    size, span = scene.canvas.shape[0], rng.uniform(18, 70)
+    start = rng.uniform(0, size, 2)
+    heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.35, 16))
+    steps = span / 16 * np.stack([np.cos(heading), np.sin(heading)], 1)
+    points = np.concatenate([[start], start + np.cumsum(steps, 0)])
+    window, line = draw_hairline(scene, points)
+    if not line.size:
+        return
+    soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.5, 0.8))
+    soft *= np.clip(0.8 + 0.4 * smooth_noise(rng, soft.shape, 6), 0, 1.2)
+    color = np.array([0.30, 0.40, 0.50]) * rng.uniform(0.7, 1.2)
+    _blend(window, np.clip(rng.uniform(0.4, 0.75) * soft, 0, 1), color)
+
+
+def _pollen(rng: Generator, scene: Scene) -> None:
+    """Draw a pollen grain or spore: a small even yellow-brown ball."""
+    radius = rng.uniform(3.0, 5.0)
+    window, x, y = _window(rng, scene, 3 * radius)
+    r = np.hypot(x, y) / radius
+    alpha = np.clip((1 - r) * radius + 0.5, 0, 1)
+    ball = np.sqrt(np.clip(1 - r**2, 0, 1))
+    tone = (
+        0.55 + 0.35 * ball + 0.2 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
+    )
+    tone = tone + 0.4 * relief(smooth_noise(rng, x.shape, 1.5), scene.light)
+    color = np.array([0.36, 0.62, 0.78]) * rng.uniform(0.8, 1.05) * (0.6 if scene.dark else 1.0)
+    _blend(window, 0.8 * alpha, np.clip(color * tone[..., None], 0, 1))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _decoded(path: str) -> np.ndarray:
+    """Read an image, or take it from the cache of this process."""
+    if path in _cache:
+        _cache.move_to_end(path)
+        return _cache[path]
+    image = _cache[path] = read_image(path)
+    while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_BYTES:
+        _cache.popitem(last=False)
+    return image
+
+
+def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
+    """Estimate the light over the field: slow changes, and half of the cast (half is colour)."""
+    if dark:
+        return np.ones((1, 1, 1), np.float32)
+    size = photograph.shape[0]
+    small = cv2.resize(photograph, (32, 32), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), 6, borderType=cv2.BORDER_REFLECT)
+    level = np.maximum(small.mean(2, keepdims=True), 0.02)
+    lamp = level / _PLAIN_LEVEL * np.sqrt(np.maximum(small / level, 0.02))
+    return cv2.resize(lamp.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _free_name(

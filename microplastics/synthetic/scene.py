@@ -5,10 +5,7 @@
 
 import dataclasses
 import functools
-import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -61,8 +58,6 @@ MAX_PARTICLES = 400
 _MIN_INSIDE, _MIN_AREA_PX = 0.4, 60
 # Maximum fraction of a picture that beads cover.
 _MAX_BEAD_COVER = 0.28
-# Side in px of the squares in which neighbours are looked up.
-_CELL = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +65,6 @@ class Preset:
     """Parameters of one kind of picture.
 
     Attributes:
-        about: purpose, in a few words.
         filters: frequency of each filter of :mod:`.filters`; they add up to 1.
         mix: frequency of each kind of particle, lowest layer first; they add up to 1.
         particles_per_256: particles on 256 x 256 px (median); 0 for blanks.
@@ -88,7 +82,6 @@ class Preset:
         blur: range of the lens's blur, standard deviation in px.
     """
 
-    about: str
     filters: Mapping[str, float]
     mix: Mapping[int, float]
     particles_per_256: float = 6.5
@@ -129,62 +122,37 @@ _BEAD_FILTERS = {
     "glowing_membrane": 0.18,
 }
 _MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "default": Preset("every filter, moderately laden", _FILTERS, _MIX),
-        "glass-filter": Preset(
-            "glass fibre mats, mostly fibres",
-            {"glass_fiber": 1.0},
-            {FILM: 0.16, FRAGMENT: 0.26, FIBER: 0.58},
-        ),
-        "cellulose": Preset(
-            "cellulose ester felt with stains and printed grids",
-            {"cellulose": 1.0},
-            {FILM: 0.2, FRAGMENT: 0.3, FIBER: 0.5},
-            dirt=1.3,
-        ),
-        "darkfield": Preset(
-            "dark membranes on which particles shine",
-            {"dark_polycarbonate": 1.0},
-            _MIX,
-            particles_per_256=8.0,
-        ),
-        "dense": Preset(
-            "five times as many particles, touching and crossing",
-            _FILTERS,
-            {FILM: 0.13, FRAGMENT: 0.37, FIBER: 0.5},
-            particles_per_256=32.0,
-            spread=0.25,
-            empty_fraction=0.0,
-            crossing=0.5,
-            touching=0.5,
-            max_overlap=0.12,
-            max_crossing=0.4,
-            min_visible=0.5,
-        ),
-        "blank": Preset(
-            "filters with dirt and without particles: for false positives",
-            _FILTERS,
-            _MIX,
-            particles_per_256=0.0,
-            dirt=3.0,
-            bubbles=0.6,
-        ),
-        "beads": Preset(
-            "calibration spheres of one diameter per picture, bright and dark field",
-            _BEAD_FILTERS,
-            {BEAD: 1.0},
-            particles_per_256=4.5,
-            spread=0.6,
-            scale_bar_fraction=0.0,
-            dirt=0.25,
-            bubbles=0.0,
-            touching=0.45,
-            min_contrast=0.035,
-            blur=(0.8, 2.4),
-        ),
-    }
-)
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset(_FILTERS, _MIX),
+    "glass-filter": Preset({"glass_fiber": 1.0}, {FILM: 0.16, FRAGMENT: 0.26, FIBER: 0.58}),
+    "cellulose": Preset({"cellulose": 1.0}, {FILM: 0.2, FRAGMENT: 0.3, FIBER: 0.5}, dirt=1.3),
+    "darkfield": Preset({"dark_polycarbonate": 1.0}, _MIX, particles_per_256=8.0),
+    "dense": Preset(
+        _FILTERS,
+        {FILM: 0.13, FRAGMENT: 0.37, FIBER: 0.5},
+        particles_per_256=32.0,
+        spread=0.25,
+        empty_fraction=0.0,
+        crossing=0.5,
+        touching=0.5,
+        max_overlap=0.12,
+        max_crossing=0.4,
+        min_visible=0.5,
+    ),
+    "blank": Preset(_FILTERS, _MIX, particles_per_256=0.0, dirt=3.0, bubbles=0.6),
+    "beads": Preset(
+        _BEAD_FILTERS,
+        {BEAD: 1.0},
+        particles_per_256=4.5,
+        spread=0.6,
+        scale_bar_fraction=0.0,
+        dirt=0.25,
+        bubbles=0.0,
+        touching=0.45,
+        min_contrast=0.035,
+        blur=(0.8, 2.4),
+    ),
+}
 
 
 def find_preset(name: str) -> Preset:
@@ -199,6 +167,168 @@ def find_preset(name: str) -> Preset:
             code="option_invalid",
         )
     return PRESETS[name]
+
+
+def render_image(
+    seed: tuple[int | str, ...],
+    size: int,
+    um_per_px: float,
+    preset: Preset = PRESETS["default"],
+    blanks: Blanks | None = None,
+) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
+    """Draw one photograph of a filter, with exact annotations.
+
+    Equal arguments give equal bytes in any process of the same machine and library versions. Each
+    part (filter, particles, camera, …) has a random stream of its own.
+
+    Args:
+        seed: key of the picture, such as ``(seed, "train", index)``.
+        size: side in px, at least 64.
+        um_per_px: micrometres per pixel.
+        preset: parameters of the picture.
+        blanks: photographs of empty filters that replace the drawn filter with its dirt, light
+            and camera; None draws the filter.
+
+    Returns:
+        image: uint8 (size, size, 3), BGR, before JPEG.
+        record: COCO image entry without ``id`` and ``file_name``: ``width``, ``height``,
+            ``um_per_px``, ``filter``, ``jpeg_quality``, ``scale_bar`` if there is one (``um``,
+            ``px``: drawn length in whole pixels, ``bbox``), and ``background``, the name of the
+            photograph, if there are ``blanks``.
+        annotations: COCO annotations without ``id`` and ``image_id``, see :func:`annotate`.
+    """
+    photograph = None
+    if blanks is None:
+        scene = render_filter(seed, size, preset.filters)
+    else:
+        scene, photograph = photographed_filter(seed, size, blanks)
+    rng = generator(*seed, "optics")
+    record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
+    record["jpeg_quality"] = jpeg_quality(rng)
+    has_bar = rng.random() < preset.scale_bar_fraction
+    bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
+    if photograph is None:
+        debris = generator(*seed, "debris")
+        scatter_debris(debris, scene, preset.dirt * draw_dirt(debris))
+        enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
+        shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
+        scratch(rng, scene, preset.dirt)
+    annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
+    if photograph is None:
+        soil_lens(rng, scene)
+        image = expose(rng, scene, preset.blur)
+    else:
+        image = photograph.retake(rng, scene)
+        record["background"] = photograph.name
+    if bar is not None:
+        draw_scale_bar(image, bar)
+        record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
+    return image, record, annotations
+
+
+class Ground:
+    """Particles laid so far, which decide whether another one has room.
+
+    Attributes:
+        size: side of the picture in px.
+        preset: limits of overlap and contrast.
+        disc: area in which all particles must lie completely; None for the whole picture.
+        fibers: particles laid, in px.
+        compact: the other particles laid.
+    """
+
+    def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
+        self.size, self.preset, self.disc = size, preset, disc
+        shapely.prepare(disc)
+        self.fibers: list[Particle] = []
+        self.compact: list[Particle] = []
+        self.bar = None
+        if bar is not None:
+            x, y, width, height = bar["bbox"]
+            self.bar = box(x - 4, y - 4, x + width + 4, y + height + 4)
+        # Each particle with its number of pixels inside the frame and of covered pixels.
+        self._laid: list[tuple[Particle, float, float]] = []
+        self._boxes = np.empty((0, 4))
+
+    def has_room(self, particle: Particle, annotation: dict[str, Any]) -> bool:
+        """Whether a placed particle, and all below it, would be visible enough."""
+        area = annotation["area"]
+        inside = area / particle.outline.area
+        if area < _MIN_AREA_PX or inside < _MIN_INSIDE:
+            return False
+        if self.bar is not None and particle.outline.intersection(self.bar).area > 0.05 * area:
+            return False
+        for number in self._near(particle):
+            other, other_area, covered = self._laid[number]
+            overlap = particle.outline.intersection(other.outline).area
+            both_compact = FIBER not in (particle.category_id, other.category_id)
+            if both_compact and overlap > self.preset.max_overlap * min(area, other_area):
+                return False
+            if (
+                overlap > self.preset.max_crossing * area
+                and particle.category_id == other.category_id
+            ):
+                return False
+            if covered + overlap > (1 - self.preset.min_visible) * other_area:
+                return False
+        return True
+
+    def take(self, particle: Particle, annotation: dict[str, Any]) -> None:
+        """Record a painted particle."""
+        for number in self._near(particle):
+            other, area, covered = self._laid[number]
+            self._laid[number] = (
+                other,
+                area,
+                covered + particle.outline.intersection(other.outline).area,
+            )
+        self._boxes = np.vstack([self._boxes, particle.outline.bounds])
+        self._laid.append((particle, annotation["area"], 0.0))
+        (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
+
+    def _near(self, particle: Particle) -> np.ndarray:
+        """Return the numbers of the particles whose boxes meet that of a particle."""
+        left, top, right, bottom = particle.outline.bounds
+        x, y, x_end, y_end = self._boxes.T
+        return np.flatnonzero((x <= right) & (x_end >= left) & (y <= bottom) & (y_end >= top))
+
+
+def lay(
+    rng: Generator,
+    particle: Particle,
+    scene: Scene,
+    ground: "Ground",
+    um_per_px: float,
+    painter: Callable[..., bool],
+    places: int = 6,
+) -> dict[str, Any] | None:
+    """Place, paint and annotate a particle.
+
+    Args:
+        particle: about the origin.
+        scene: painted in place.
+        ground: particles laid so far, to which it is added.
+        um_per_px: micrometres per pixel.
+        painter: :func:`.particles.paint` or :func:`.particles.paint_bead`.
+        places: number of places tried.
+
+    Returns:
+        Its annotation, see :func:`annotate`; None, and nothing is painted, if every place tried
+        lacks room or a colour that stands out.
+    """
+    preset = ground.preset
+    for _ in range(places):
+        placed = _place(rng, particle, ground)
+        if ground.disc is not None and not ground.disc.contains(placed.outline):
+            continue
+        annotation = annotate(placed, ground.size, um_per_px)
+        if annotation is None or not ground.has_room(placed, annotation):
+            continue
+        if painter(rng, placed, scene, min_contrast=preset.min_contrast):
+            ground.take(placed, annotation)
+            annotation["category_id"] = preset.category_id(placed.category_id)
+            return annotation
+    return None
 
 
 def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] | None:
@@ -284,63 +414,6 @@ def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
     return {"size": [size, size], "counts": encode_counts(runs)}
 
 
-def render_image(
-    seed: tuple[int | str, ...],
-    size: int,
-    um_per_px: float,
-    preset: Preset = PRESETS["default"],
-    blanks: Blanks | None = None,
-) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
-    """Draw one photograph of a filter, with exact annotations.
-
-    Equal arguments give equal bytes in any process of the same machine and library versions. Each
-    part (filter, particles, camera, …) has a random stream of its own.
-
-    Args:
-        seed: key of the picture, such as ``(seed, "train", index)``.
-        size: side in px, at least 64.
-        um_per_px: micrometres per pixel.
-        preset: what is drawn.
-        blanks: photographs of empty filters that replace the drawn filter with its dirt, light
-            and camera; None draws the filter.
-
-    Returns:
-        image: uint8 (size, size, 3), BGR, before JPEG.
-        record: COCO image entry without ``id`` and ``file_name``: ``width``, ``height``,
-            ``um_per_px``, ``filter``, ``jpeg_quality``, ``scale_bar`` if there is one (``um``,
-            ``px``: drawn length in whole pixels, ``bbox``), and ``background``, the name of the
-            photograph, if there are ``blanks``.
-        annotations: COCO annotations without ``id`` and ``image_id``, see :func:`annotate`.
-    """
-    photograph = None
-    if blanks is None:
-        scene = render_filter(seed, size, preset.filters)
-    else:
-        scene, photograph = photographed_filter(seed, size, blanks)
-    rng = generator(*seed, "optics")
-    record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
-    record["jpeg_quality"] = jpeg_quality(rng)
-    has_bar = rng.random() < preset.scale_bar_fraction
-    bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
-    if photograph is None:
-        debris = generator(*seed, "debris")
-        scatter_debris(debris, scene, preset.dirt * draw_dirt(debris))
-        enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
-        shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
-        scratch(rng, scene, preset.dirt)
-    annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
-    if photograph is None:
-        soil_lens(rng, scene)
-        image = expose(rng, scene, preset.blur)
-    else:
-        image = photograph.retake(rng, scene)
-        record["background"] = photograph.name
-    if bar is not None:
-        draw_scale_bar(image, bar)
-        record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
-    return image, record, annotations
-
-
 def _count(rng: Generator, size: int, preset: Preset) -> int:
     """Draw the number of particles: log-normal about a density, with some pictures empty."""
     if rng.random() < preset.empty_fraction or not preset.particles_per_256:
@@ -365,44 +438,6 @@ def _lay_particles(
     return [annotation for annotation in annotations if annotation is not None]
 
 
-def lay(
-    rng: Generator,
-    particle: Particle,
-    scene: Scene,
-    ground: "Ground",
-    um_per_px: float,
-    painter: Callable[..., bool],
-    places: int = 6,
-) -> dict[str, Any] | None:
-    """Place, paint and annotate a particle.
-
-    Args:
-        particle: about the origin.
-        scene: painted in place.
-        ground: what lies where, changed in place.
-        um_per_px: micrometres per pixel.
-        painter: :func:`.particles.paint` or :func:`.particles.paint_bead`.
-        places: number of places tried.
-
-    Returns:
-        Its annotation, see :func:`annotate`; None, and nothing is painted, if every place tried
-        lacks room or a colour that stands out.
-    """
-    preset = ground.preset
-    for _ in range(places):
-        placed = place(rng, particle, ground)
-        if ground.disc is not None and not ground.disc.contains(placed.outline):
-            continue
-        annotation = annotate(placed, ground.size, um_per_px)
-        if annotation is None or not ground.has_room(placed, annotation):
-            continue
-        if painter(rng, placed, scene, min_contrast=preset.min_contrast):
-            ground.take(placed, annotation)
-            annotation["category_id"] = preset.category_id(placed.category_id)
-            return annotation
-    return None
-
-
 def _makers_and_painters(rng: Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
     """Return a maker and a painter for each kind, and the maximum number of particles.
 
@@ -419,7 +454,7 @@ def _makers_and_painters(rng: Generator, preset: Preset, size: int) -> tuple[dic
     return makers, painters, room
 
 
-def place(rng: Generator, particle: Particle, ground: "Ground") -> Particle:
+def _place(rng: Generator, particle: Particle, ground: "Ground") -> Particle:
     """Move a particle from the origin to a random place, or across or against an earlier one."""
     preset = ground.preset
     if particle.category_id == FIBER:
@@ -449,79 +484,3 @@ def _set_against(rng: Generator, particle: Particle, other: Particle) -> Particl
             break
         placed = placed.moved(*(-gap * toward))
     return placed
-
-
-class Ground:
-    """Particles laid so far, which decide whether another one has room.
-
-    Attributes:
-        size: side of the picture in px.
-        preset: limits of overlap and contrast.
-        disc: area in which all particles must lie completely; None for the whole picture.
-        fibers: particles laid, in px.
-        compact: the other particles laid.
-    """
-
-    def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
-        self.size, self.preset, self.disc = size, preset, disc
-        shapely.prepare(disc)
-        self.fibers: list[Particle] = []
-        self.compact: list[Particle] = []
-        self.bar = None
-        if bar is not None:
-            x, y, width, height = bar["bbox"]
-            self.bar = box(x - 4, y - 4, x + width + 4, y + height + 4)
-        # Each particle with its number of pixels inside the frame and of covered pixels.
-        self._laid: list[tuple[Particle, float, float]] = []
-        # Numbers of the particles whose boxes meet each square of _CELL px.
-        self._cells: dict[tuple[int, int], set[int]] = defaultdict(set)
-
-    def has_room(self, particle: Particle, annotation: dict[str, Any]) -> bool:
-        """Whether a placed particle, and all below it, would be visible enough."""
-        area = annotation["area"]
-        inside = area / particle.outline.area
-        if area < _MIN_AREA_PX or inside < _MIN_INSIDE:
-            return False
-        if self.bar is not None and particle.outline.intersection(self.bar).area > 0.05 * area:
-            return False
-        for number in self._near(particle):
-            other, other_area, covered = self._laid[number]
-            overlap = _overlap_area(particle, other)
-            both_compact = FIBER not in (particle.category_id, other.category_id)
-            if both_compact and overlap > self.preset.max_overlap * min(area, other_area):
-                return False
-            if (
-                overlap > self.preset.max_crossing * area
-                and particle.category_id == other.category_id
-            ):
-                return False
-            if covered + overlap > (1 - self.preset.min_visible) * other_area:
-                return False
-        return True
-
-    def take(self, particle: Particle, annotation: dict[str, Any]) -> None:
-        """Record a painted particle."""
-        for number in self._near(particle):
-            other, area, covered = self._laid[number]
-            self._laid[number] = other, area, covered + _overlap_area(particle, other)
-        for cell in _cells(particle):
-            self._cells[cell].add(len(self._laid))
-        self._laid.append((particle, annotation["area"], 0.0))
-        (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
-
-    def _near(self, particle: Particle) -> set[int]:
-        """Return the numbers of the particles that may overlap a particle."""
-        return set().union(*(self._cells[cell] for cell in _cells(particle) if cell in self._cells))
-
-
-def _cells(particle: Particle) -> list[tuple[int, int]]:
-    """Return the squares of _CELL px that a particle's box meets."""
-    left, top, right, bottom = (math.floor(v / _CELL) for v in particle.outline.bounds)
-    return [(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)]
-
-
-def _overlap_area(one: Particle, other: Particle) -> float:
-    a, b = one.outline.bounds, other.outline.bounds
-    if a[0] > b[2] or b[0] > a[2] or a[1] > b[3] or b[1] > a[3]:
-        return 0.0
-    return one.outline.intersection(other.outline).area

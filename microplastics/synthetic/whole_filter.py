@@ -26,7 +26,7 @@ from microplastics.synthetic.camera import (
     scratch,
     smooth_noise,
 )
-from microplastics.synthetic.dataset import RENDERER_VERSION, check_option, check_parameters
+from microplastics.synthetic.dataset import check_option, check_parameters
 from microplastics.synthetic.filters import (
     bare_filter,
     draw_dirt,
@@ -40,6 +40,8 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_json
 from microplastics.utils.system import available_processors, map_in_processes
 
+# Must be raised whenever the same parameters give another picture.
+_VERSION = 3
 MIN_SIZE, MAX_SIZE = 1024, 10_000
 MAX_PARTICLES = 50_000
 # Side in px of the tiles of the TIFF, and of the smallest copy in its pyramid.
@@ -58,7 +60,7 @@ _PLACES, _CLEARANCE = 40, 6.0
 _TEXTURE, _BLOCK, _BAND = 2048, 1024, 64
 # Rows processed at a time, and rows around them that lens and stitching reach, in px.
 _ROWS, _PAD = 128, 16
-# Slow changes are drawn at this fraction of the resolution.
+# Slow changes are drawn at a resolution lower by this factor.
 _COARSE = 16
 # The weave of a mesh cannot continue from block to block.
 _UNFIT = ("nylon_mesh",)
@@ -108,7 +110,7 @@ class FilterSettings:
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that the file's bytes depend on, as JSON."""
-        return {"renderer_version": RENDERER_VERSION, **dataclasses.asdict(self)}
+        return {"renderer_version": _VERSION, **dataclasses.asdict(self)}
 
     def count(self, membrane: Membrane) -> int:
         """Return the number of particles to lay."""
@@ -165,7 +167,8 @@ def render_mosaic(
         workers = available_processors() if size**2 >= _PIXELS_WORTH_A_PROCESS else 1
     check_option(workers > 0, "--workers", workers, "1 or more")
     path = Path(output)
-    check_option(path.suffix.lower() in (".tif", ".tiff"), "--output", path, "a name in .tif")
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+    check_option(is_tiff, "--output", path, "a name that ends in .tif")
     annotations = path.with_suffix(".json")
     if _is_complete(path, annotations, settings):
         return annotations
@@ -280,17 +283,17 @@ def _strips(size: int) -> Iterator[slice]:
         yield slice(top, min(top + _ROWS, size))
 
 
-def _coarse_noise(rng: Generator, size: int, cell: float) -> np.ndarray:
-    """Draw slow changes over the picture, at a coarse resolution."""
-    side = size // _COARSE + 2
-    return smooth_noise(rng, (side, side), cell / _COARSE)
+def _coarse_noise(rng: Generator, size: int, cell: float, scale: int = _COARSE) -> np.ndarray:
+    """Draw noise over the picture at 1 / ``scale`` of the resolution."""
+    side = size // scale + 2
+    return smooth_noise(rng, (side, side), cell / scale)
 
 
-def _enlarge(coarse: np.ndarray, rows: slice, size: int) -> np.ndarray:
-    """Return rows of a coarse field at full resolution, float32 (rows, size)."""
-    scale = np.array([[1 / _COARSE, 0, 0], [0, 1 / _COARSE, rows.start / _COARSE]], np.float32)
+def _enlarge(coarse: np.ndarray, rows: slice, size: int, scale: int = _COARSE) -> np.ndarray:
+    """Return rows of coarse noise at full resolution, float32 (rows, size)."""
+    matrix = np.array([[1 / scale, 0, 0], [0, 1 / scale, rows.start / scale]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(coarse, scale, (size, rows.stop - rows.start), flags=flags)
+    return cv2.warpAffine(coarse, matrix, (size, rows.stop - rows.start), flags=flags)
 
 
 def _stain(settings: FilterSettings, scene: Scene) -> None:
@@ -300,10 +303,9 @@ def _stain(settings: FilterSettings, scene: Scene) -> None:
         return
     strength = rng.uniform(0.25, 0.6)
     clouds = _coarse_noise(rng, size, 1300) + 0.45 * _coarse_noise(rng, size, 420)
+    grain = 0.25 * _coarse_noise(rng, size, 6, scale=3)
     for rows in _strips(size):
-        cloud = _enlarge(clouds, rows, size)
-        for weight, cell in ((0.2, 6), (0.09, 2.5)):
-            cloud += weight * smooth_noise(rng, cloud.shape, cell)
+        cloud = _enlarge(clouds, rows, size) + _enlarge(grain, rows, size, scale=3)
         amount = strength * np.clip((cloud - 0.5) * 0.6, 0, 1)
         scene.canvas[rows] *= 1 - amount[..., None] * np.array([0.45, 0.28, 0.16], np.float32)
 

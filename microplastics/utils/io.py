@@ -15,8 +15,6 @@ from microplastics.utils.errors import UserError, WriteError
 if TYPE_CHECKING:
     import pandas as pd
 
-_MAX_TEXT_BYTES = 200 * 2**20
-
 _FIXES = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
@@ -61,14 +59,7 @@ def read_json(
         UserError: ``file_missing``; ``file_invalid`` if it is not JSON, is cut off (with line and
             column), wrongly encoded, nested too deep, or has content of another type.
     """
-    path = os.fspath(path)
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
-        ) from error
+    path, content = os.fspath(path), _read_bytes(path)
     if not content.strip():
         raise UserError(f"{path} is empty; expected JSON.", code="file_invalid")
     try:
@@ -138,25 +129,18 @@ def read_text(path: str | os.PathLike) -> str:
     """Read a text file as spreadsheets and editors write it: UTF-8, UTF-16 or Windows-1252.
 
     Raises:
-        UserError: ``file_missing``, or ``file_invalid`` for one that is binary or too large.
+        UserError: ``file_missing``, or ``file_invalid`` for a binary file.
     """
-    path = os.fspath(path)
-    try:
-        if os.path.getsize(path) > _MAX_TEXT_BYTES:
-            raise UserError(f"{path} is too large for a list or table.", code="file_invalid")
-        content = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
-        ) from error
+    content = _read_bytes(path)
     utf_16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252"):
         with contextlib.suppress(UnicodeDecodeError):
             text = content.decode(encoding)
             if "\0" not in text:
                 return text
-    raise UserError(f"{path} is not text; save it as CSV or text in UTF-8.", code="file_invalid")
+    raise UserError(
+        f"{os.fspath(path)} is not text; save it as CSV or text in UTF-8.", code="file_invalid"
+    )
 
 
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
@@ -194,6 +178,16 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     cells = cells.fillna("").map(str.strip)
     cells.index += 1 + text[:start].count("\n")
     return cells[1:].set_axis(cells.iloc[0].str.lower(), axis=1)
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"Cannot read {os.fspath(path)}: {reason}; correct the path.", code="file_missing"
+        ) from error
 
 
 def _umask() -> int:

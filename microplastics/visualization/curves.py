@@ -60,12 +60,14 @@ def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Curve]:
                         curves[name][record["iteration"]] = float(value)
     except OSError as error:
         raise UserError(
-            f"Cannot read {path}: {error.strerror}; give metrics.json of a training's OUTPUT_DIR."
+            f"Cannot read {path}: {error.strerror}; give metrics.json of a training's OUTPUT_DIR.",
+            code="file_missing",
         ) from error
     if not curves:
         raise UserError(
-            f"{path} holds no training curves; give metrics.json of a training's OUTPUT_DIR (not "
-            "that of its folder inference)."
+            f"{path} contains no training curves; give metrics.json of a training's OUTPUT_DIR "
+            "(not that of its folder inference).",
+            code="file_invalid",
         )
     if broken:
         logger.warning("%d lines of %s are cut off or no metrics; left out.", broken, path)
@@ -100,8 +102,9 @@ def plot_training_curves(metrics_json: str | os.PathLike, output: str | os.PathL
     ]
     if not panels:
         raise UserError(
-            f"{os.fspath(metrics_json)} holds neither losses nor AP; give metrics.json of a "
-            "training's OUTPUT_DIR."
+            f"{os.fspath(metrics_json)} contains neither losses nor AP; give metrics.json of a "
+            "training's OUTPUT_DIR.",
+            code="file_invalid",
         )
     figure = Figure(figsize=(9, 3.4 * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -122,7 +125,10 @@ def figure_format(output: str | os.PathLike) -> str:
     """
     suffix = Path(output).suffix.lower()
     if suffix not in _FORMATS:
-        raise UserError(f"Curves are written as {', '.join(_FORMATS)}, not as {output}; rename it.")
+        raise UserError(
+            f"Curves are written as {', '.join(_FORMATS)}, not as {output}; rename it.",
+            code="option_invalid",
+        )
     return suffix[1:]
 
 
@@ -243,11 +249,15 @@ def read_counting_curves(path: str | os.PathLike) -> dict[str, dict[str, list[fl
                         raise ValueError(f"{name} is {value}")
                     columns[name].append(value)
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}; {_RIGHT_FILE}.") from error
+        raise UserError(
+            f"Cannot read {path}: {error.strerror}; {_RIGHT_FILE}.", code="file_missing"
+        ) from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} holds no threshold curves; {_RIGHT_FILE}.") from error
+        raise UserError(
+            f"{path} contains no threshold curves; {_RIGHT_FILE}.", code="file_invalid"
+        ) from error
     if not panels:
-        raise UserError(f"{path} holds no threshold curves; {_RIGHT_FILE}.")
+        raise UserError(f"{path} contains no threshold curves; {_RIGHT_FILE}.", code="file_invalid")
     return panels
 
 

@@ -531,7 +531,10 @@ def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
         ".png": {"format": "PNG"},
     }
     if suffix not in options:
-        raise UserError(f"Pictures are written as .jpg or .png, not as {path}; change its name.")
+        raise UserError(
+            f"Pictures are written as .jpg or .png, not as {path}; change its name.",
+            code="option_invalid",
+        )
     with atomic_write(path, "wb") as file:
         Image.fromarray(picture).save(file, **options[suffix])
 
@@ -576,7 +579,10 @@ def show_picture(picture: np.ndarray, title: str) -> None:
 
     # get_backend falls back to one that cannot show anything.
     if plt.get_backend().lower() in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
-        raise UserError("--show needs a desktop, and there is none here; use --output instead.")
+        raise UserError(
+            "--show needs a desktop, and this machine has none; use --output instead.",
+            code="device_unavailable",
+        )
     figure = plt.figure(num=title, figsize=(12, 12 * picture.shape[0] / picture.shape[1]))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")

@@ -62,13 +62,18 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     except (OSError, RecursionError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         words = "Cannot read" if isinstance(error, OSError) else "No JSON in"
-        raise UserError(f"{words} {path}: {reason}; {_RIGHT_FILE}.") from error
+        raise UserError(f"{words} {path}: {reason}; {_RIGHT_FILE}.", code="file_invalid") from error
     if not isinstance(results, list):
-        raise UserError(f"{path} holds no list of predictions; {_RIGHT_FILE}.")
+        raise UserError(
+            f"{path} contains no list of predictions; {_RIGHT_FILE}.", code="file_invalid"
+        )
     for index, result in enumerate(results):
         wrong = _wrong_field(result)
         if wrong:
-            raise UserError(f"Prediction number {index + 1} of {path} {wrong}; {_RIGHT_FILE}.")
+            raise UserError(
+                f"Prediction number {index + 1} of {path} {wrong}; {_RIGHT_FILE}.",
+                code="file_invalid",
+            )
     return results
 
 
@@ -98,8 +103,9 @@ def results_by_image(
     if unknown:
         raise UserError(
             f"{names} do not belong together: {sum(unknown.values())} predictions are for images "
-            f"that the data set has not (image id {next(iter(unknown))!r}, …); name the data set "
-            "that was evaluated with --dataset."
+            f"that the data set lacks (image id {next(iter(unknown))!r}, …); name the data set "
+            "that was evaluated with --dataset.",
+            code="annotations_invalid",
         )
     return by_image
 
@@ -129,7 +135,8 @@ def results_to_instances(
     def misfit(words: str) -> UserError:
         return UserError(
             f"{names} do not belong together: {words}; name the data set that was evaluated with "
-            "--dataset."
+            "--dataset.",
+            code="annotations_invalid",
         )
 
     unknown = {r["category_id"] for r in results} - set(contiguous_ids)
@@ -245,7 +252,8 @@ def draw_annotations(
     if not names:
         raise UserError(
             "DATASETS.TRAIN is empty; give --config-file, or name a data set with "
-            "DATASETS.TRAIN '(\"path/to.json:path/to/images\",)'."
+            "DATASETS.TRAIN '(\"path/to.json:path/to/images\",)'.",
+            code="option_missing",
         )
     pairs = [(dic, MetadataCatalog.get(name)) for name in names for dic in DatasetCatalog.get(name)]
     files = picture_names([dic["file_name"] for dic, _ in pairs])
@@ -426,7 +434,9 @@ def draw_augmentations(
             written.
     """
     if side < 32:
-        raise UserError(f"--side is {side}; give the side of a panel in px, 32 or more.")
+        raise UserError(
+            f"--side is {side}; give the side of a panel in px, 32 or more.", code="option_invalid"
+        )
     cfg = check_datasets(cfg, splits=("TRAIN",))
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     dicts = training_dicts(cfg)

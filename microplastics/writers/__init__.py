@@ -4,7 +4,6 @@ from microplastics.writers.base import (
     Format,
     ImageResult,
     ImageSource,
-    output_name,
     output_names,
     printable,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "Part",
     "RunFiles",
     "check_formats",
-    "output_name",
     "output_names",
     "printable",
     "read_part",

@@ -92,84 +92,55 @@ class Format:
     needs_image: bool = False
 
 
-_SEPARATOR = "__"
-# What Windows, macOS or a shell's careless user stumbles over.
+# Unsafe in file names of Windows, macOS or a shell.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Underscores that would be read as the separator.
-_AMBIGUOUS = re.compile(r"^_+|_+$|_{2,}")
-_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])( *\.|$)", re.I)
-# Bytes; file systems take 255, and a suffix and the mark of a temporary file come on top.
-_MAX_BYTES, _HASH_DIGITS = 160, 32
-
-
-def output_name(image: str) -> str:
-    """Give the stem of an image's output files.
-
-    Folders come in front, joined by ``__``: ``a/x.jpg`` gives ``a__x.jpg``. The image's own
-    suffix stays, so that ``x.jpg`` and ``x.png`` do not meet. What is unsafe in a file's name is
-    written as ``%`` and its hexadecimal number. Different names give different stems; a stem too
-    long is cut and gets ``~`` and a part of the name's SHA-256.
-
-    Args:
-        image: name of the image in the run.
-    """
-    stem = _SEPARATOR.join(_encode(part) for part in image.split("/"))
-    if _DEVICE.match(stem):
-        stem = _escape(stem[0]) + stem[1:]
-    stem = stem or "%"
-    if len(stem.encode()) > _MAX_BYTES:
-        kept = stem.encode()[: _MAX_BYTES - _HASH_DIGITS - 1].decode(errors="ignore")
-        stem = f"{kept}~{_digest(image, _HASH_DIGITS)}"
-    return stem
+# File systems take 255 bytes; a suffix and the mark of a temporary file come on top.
+_MAX_BYTES, _HASH_DIGITS = 160, 8
 
 
 def output_names(images: Sequence[str]) -> dict[str, str]:
-    """:func:`output_name` of every image of a run, distinct where case or accents do not count.
+    """Choose the stem of each image's output files.
 
-    Names that differ in upper and lower case alone, or in how an accent is encoded, meet on the
-    disks of Windows and macOS: each of them gets ``~`` and a part of its SHA-256.
+    Folders come in front, joined by ``__``: ``a/x.jpg`` gives ``a__x.jpg``. The image's own suffix
+    stays, so that ``x.jpg`` and ``x.png`` differ. Unsafe characters become ``_``. Long stems are
+    cut. A stem that is cut, or that another image has too (regardless of case and of how accents
+    are encoded), gets ``~`` and a part of the name's SHA-256.
 
     Args:
         images: names of the images, each once; the order does not matter.
     """
-    stems = {image: output_name(image) for image in images}
-    folded = {image: _fold(stem) for image, stem in stems.items()}
-    times = Counter(folded.values())
+    stems = {image: _stem(image) for image in images}
+    short = {
+        image: stem.encode()[:_MAX_BYTES].decode(errors="ignore") for image, stem in stems.items()
+    }
+    times = Counter(map(_fold, short.values()))
     return {
-        image: f"{stem}~{_digest(image, 8)}" if times[folded[image]] > 1 else stem
-        for image, stem in stems.items()
+        image: (
+            stem if stem == stems[image] and times[_fold(stem)] == 1 else f"{stem}~{_digest(image)}"
+        )
+        for image, stem in short.items()
     }
 
 
 def printable(name: str) -> str:
     """Make a file's name one that tables and pictures can hold.
 
-    Bytes that are no UTF-8 become ``\\udc80``, line feeds ``\\n``, other control characters
+    Bytes that are not UTF-8 become ``\\udc80``, line feeds ``\\n``, other control characters
     ``\\x07``.
     """
     escaped = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
     return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _encode(part: str) -> str:
-    part = _UNSAFE.sub(lambda match: _escape(match[0]), part)
-    part = _AMBIGUOUS.sub(lambda match: _escape(match[0]), part)
-    # Hidden files, "..", and the dots and blanks that Windows drops at the end.
-    if part[:1] in (".", " "):
-        part = _escape(part[0]) + part[1:]
-    if part[-1:] in (".", " "):
-        part = part[:-1] + _escape(part[-1])
-    return part
-
-
-def _escape(text: str) -> str:
-    return "".join(f"%{ord(c):02X}" if ord(c) < 256 else f"%u{ord(c):04X}" for c in text)
+def _stem(image: str) -> str:
+    # Leading dots hide a file; Windows drops dots and blanks at the end.
+    return _UNSAFE.sub("_", image.replace("/", "__")).strip(". ") or "_"
 
 
 def _fold(stem: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
 
 
-def _digest(image: str, digits: int) -> str:
-    return hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
+def _digest(image: str) -> str:
+    return hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]

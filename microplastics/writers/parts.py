@@ -121,5 +121,6 @@ def _damaged(path: Path, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
         f"{path}, the result of one image, cannot be read ({reason}); delete it and run the "
-        "command again with --resume."
+        "command again with --resume.",
+        code="run_invalid",
     )

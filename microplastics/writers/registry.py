@@ -59,7 +59,10 @@ def check_formats(names: Iterable[str]) -> list[str]:
     names = list(names)
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
-        raise UserError(f"--formats has no {', '.join(unknown)}; choose from {', '.join(FORMATS)}.")
+        raise UserError(
+            f"--formats contains {', '.join(unknown)}; choose from {', '.join(FORMATS)}.",
+            code="option_invalid",
+        )
     return [name for name in FORMATS if name in names]
 
 
@@ -107,7 +110,9 @@ def write_run(
             written.
     """
     if not parts:
-        raise UserError("No image was finished, so there is nothing to put together.")
+        raise UserError(
+            "The run has no finished image; run it again with --resume.", code="input_empty"
+        )
     formats = check_formats(formats)
     schema = _schema(parts, class_names)
     files: list[Path] = []
@@ -144,7 +149,8 @@ def _schema(parts: Sequence[Path], class_names: Sequence[str]) -> pa.Schema:
         if image["class_names"] != list(class_names):
             raise UserError(
                 f"{part} is of a run with the classes {', '.join(image['class_names'])}, this one "
-                f"has {', '.join(class_names)}; choose another --output."
+                f"has {', '.join(class_names)}; choose another --output.",
+                code="run_mismatch",
             )
         distinct[schema] = None
     return merge_schemas(list(distinct))

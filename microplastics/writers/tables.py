@@ -200,13 +200,15 @@ def write_labels(result: ImageResult, path: Path) -> dict[str, int]:
     if height * width > _MOST_PIXELS:
         raise UserError(
             f"{particles.image} of {width} x {height} px is too large for a label mask; correct "
-            "its size or leave labels out of --formats."
+            "its size or leave labels out of --formats.",
+            code="image_too_large",
         )
     bad = particles.ids[(particles.ids < 1) | (particles.ids > _LARGEST_LABEL)]
     if len(bad):
         raise UserError(
             f"{particles.image} has a particle of number {bad[0]}, but label masks hold "
-            "1 to 2147483647; number the annotations from 1 or leave labels out of --formats."
+            "1 to 2147483647; number the annotations from 1 or leave labels out of --formats.",
+            code="annotations_invalid",
         )
     striped = max(height, width) <= _LARGEST_STRIPED
     step = (_STRIP_ROWS, width) if striped else (_TILE, _TILE)

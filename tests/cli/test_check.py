@@ -26,11 +26,11 @@ def test_a_clean_set(cli, rendered):
     assert "Kinds found: problems 0, warnings 0, notes" in done.stdout
 
 
-def test_problems_are_named_mended_and_reported(cli, train, tmp_path):
+def test_problems_are_named_fixed_and_reported(cli, train, tmp_path):
     json_file, images = train
     _spoil(json_file, lambda annotations: (annotations[0].update(id=0), annotations[1].pop("area")))
     original = json_file.read_bytes()
-    out, report = tmp_path / "mended.json", tmp_path / "report"
+    out, report = tmp_path / "fixed.json", tmp_path / "report"
     done = cli("check", json_file, "--images", images, "--fix", out, "--report", report)
     assert done.returncode == 1 and json_file.read_bytes() == original
     problems, warnings = done.stdout.index("PROBLEMS"), done.stdout.index("WARNINGS")
@@ -58,15 +58,15 @@ def test_a_config_of_other_classes_is_a_problem(cli, train):
 def test_what_is_no_json_is_a_problem(cli, train, tmp_path):
     json_file, images = train
     json_file.write_text('{"images": [')
-    done = cli("check", json_file, "--images", images, "--fix", tmp_path / "mended.json")
+    done = cli("check", json_file, "--images", images, "--fix", tmp_path / "fixed.json")
     assert done.returncode == 1 and "is cut off" in done.stdout
-    assert "Not mended: " in done.stdout and not (tmp_path / "mended.json").exists()
+    assert "Not fixed: " in done.stdout and not (tmp_path / "fixed.json").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--images", "{images}", "--fix", "{json}"], "never mended in place"),
+        (["--images", "{images}", "--fix", "{json}"], "would overwrite the annotation file"),
         (["--images", "{images}/none"], "The image folder"),
         (["none.json", "--images", "{images}"], "There is no annotation file none.json"),
         (["--images", "{images}", "--group-regex", "("], "is not a regular expression"),

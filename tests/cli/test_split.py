@@ -104,7 +104,7 @@ def test_the_same_settings_again_give_the_same_files_and_others_are_refused(spli
     (tmp_path / "out/splits.json").unlink()
     (tmp_path / "out/annotations/instances_test.json").write_text("{}")
     result = split(*group)
-    assert result.returncode == 2 and "is there already, without a splits.json" in result.stderr
+    assert result.returncode == 2 and "exists without a splits.json" in result.stderr
     assert files.keys() - set((tmp_path / "out").rglob("*")) == {tmp_path / "out/splits.json"}
 
 
@@ -183,7 +183,7 @@ def test_copies_lie_in_the_folders_of_their_splits(split, tmp_path):
 def test_without_groups_a_warning_says_what_may_leak(split):
     result = split()
     assert result.returncode == 0
-    assert "warning: no way of grouping was given, so that images are split singly" in result.stdout
+    assert "warning: the images are split one by one, without groups" in result.stdout
 
 
 def test_a_table_of_groups_as_excel_writes_it(split, tmp_path):
@@ -215,10 +215,10 @@ def test_several_files_are_put_together(cli, tmp_path):
     images = ("--images", tmp_path / "one/images", tmp_path / "three/images")
     options = ("--output", tmp_path / "wrong")
     result = cli("split", "--input", one, other, *images, *options)
-    assert result.returncode == 2 and "give all the same ids and names" in result.stderr
+    assert result.returncode == 2 and "give all files the same ids and names" in result.stderr
     same = ("--images", tmp_path / "one/images")
     result = cli("split", "--input", one, one, *same, *options)
-    assert result.returncode == 2 and "5 images are in the annotations more than" in result.stderr
+    assert result.returncode == 2 and "list 5 images more than once" in result.stderr
 
 
 def test_copies_of_one_image_are_one_group(cli, tmp_path):
@@ -266,11 +266,11 @@ def test_external_folds_are_taken_as_they_are(split, tmp_path):
     assert result.returncode == 2 and "fold0.txt lists no image" in result.stderr
     lists[0].write_text("F0_0\nF9_9\n")
     result = split("--fold-lists", *lists, output="wrong")
-    assert result.returncode == 2 and "1 names that are no image" in result.stderr
+    assert result.returncode == 2 and "1 names match no image" in result.stderr
     assert "'F9_9'" in result.stderr
     lists[0].write_text("F0_0\n")
     result = split("--fold-lists", *lists, output="wrong")
-    assert "has 7 images missing: 'F1_0.png'" in result.stderr
+    assert "7 names are missing ('F1_0.png'" in result.stderr
     lists[0].write_text("elsewhere/F0_1\n")
     result = split("--fold-lists", *lists, output="wrong")
     assert "fold0.txt and in " in result.stderr and not (tmp_path / "wrong").exists()
@@ -279,16 +279,17 @@ def test_external_folds_are_taken_as_they_are(split, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--shares", "0.7,0.4"), "must each be above 0 and add up to 1"),
-        (("--shares", "0.4,0.2,0.2,0.2"), "Give two shares"),
+        (("--shares", "0.7,0.4"), "--shares is 0.7, 0.4"),
+        (("--shares", "0.4,0.2,0.2,0.2"), "--shares has 4 numbers"),
         (("--shares", "half"), "'half' is not a list of numbers"),
-        (("--folds", "25"), "There are 24 groups for 25 folds"),
+        (("--folds", "25"), "--folds is 25; expected 2 to 24"),
+        (("--folds", "1"), "--folds is 1; expected 2 to 24"),
         (("--folds", "3", "--shares", "0.5,0.5"), "--shares and --folds exclude each other"),
         (("--group-regex", "F"), "has 0 capture groups"),
         (("--group-regex", r"^(G\d+)"), "'F0_0.png' does not match"),
         (("--groups", "none.csv"), "Cannot read none.csv"),
-        (("--seed", "-1"), "The seed -1 is negative"),
-        (("--images", "a", "b"), "1 annotation files have 2 image folders"),
+        (("--seed", "-1"), "--seed is -1"),
+        (("--images", "a", "b"), "--images names 2 folders for 1 annotation files"),
         (("--images", "nowhere"), "The image folder nowhere"),
     ],
 )

@@ -1,12 +1,15 @@
 """microplastics/engine/hooks.py."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from microplastics.config import get_cfg
+from microplastics.engine import hooks
 from microplastics.engine.hooks import (
+    AdaptThreads,
     BestCheckpoint,
     EarlyStopping,
     Improvement,
@@ -148,3 +151,44 @@ def test_a_bare_metric_is_that_of_the_first_set_with_particles():
     metrics = {"blanks/segm/AP50": float("nan"), "val/segm/AP50": 41.0, "test/segm/AP50": 7.0}
     assert metric_value(metrics, "segm/AP50") == 41.0
     assert metric_value({"segm/AP50": float("nan")}, "segm/AP50") != 0
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """torch with two threads and a machine with two cores."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hooks, "available_processors", lambda: 2)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_follow_the_load(two_threads, monkeypatch, caplog):
+    loads = iter([None, 0.1, 1.0, None, 0.9, 0.0])
+    monkeypatch.setattr(hooks, "OtherProcesses", lambda: SimpleNamespace(cores=lambda: next(loads)))
+    hook = AdaptThreads()
+    hook.before_train()
+    counts = []
+    with caplog.at_level("INFO", "microplastics.engine.hooks"):
+        for _ in range(6):
+            hook.before_step()
+            counts.append(torch.get_num_threads())
+    assert counts == [2, 2, 1, 1, 1, 2]
+    assert len(caplog.messages) == 1 and "OMP_NUM_THREADS" in caplog.messages[0]
+    torch.set_num_threads(1)
+    hook.after_train()
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_that_the_user_has_set_stay(two_threads, monkeypatch):
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    assert AdaptThreads.applies(cfg)
+    cfg.SOLVER.ADAPT_THREADS = False
+    assert not AdaptThreads.applies(cfg)
+    cfg.SOLVER.ADAPT_THREADS, cfg.MODEL.DEVICE = True, "cuda"
+    assert not AdaptThreads.applies(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert not AdaptThreads.applies(cfg)

@@ -87,12 +87,13 @@ def test_a_run_of_the_other_build_goes_on_with_a_warning(tiny_cfg, caplog):
     trained(cfg)
     path = f"{cfg.OUTPUT_DIR}/model_final.pth"
     data = torch.load(path, weights_only=True)
-    data["trainer"]["circumstances"]["Detectron2 build"] = "another"
+    data["trainer"]["circumstances"] |= {"Detectron2 build": "another", "number of threads": 99}
     torch.save(data, path)
     trainer = Trainer(tiny_cfg("SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 0))
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2
     assert "Detectron2 build was another" in caplog.text
+    assert "number of threads was 99" in caplog.text
 
 
 def test_no_validation_set_trains_without_deciding_hooks(tiny_cfg):

@@ -1,4 +1,4 @@
-"""microplastics/evaluation/validation.py and modeling/postprocess.py."""
+"""microplastics/evaluation/validation.py."""
 
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""microplastics/inference/postprocess.py."""
+
 import numpy as np
 import pytest
 import torch

@@ -293,6 +293,7 @@ def test_names_without_any_in_the_checkpoint(predictor, model_path, tmp_path):
         ({"opts": ("MODEL.ROI_HEADS.NAME", "Nope")}, "config_invalid", "Nope"),
         ({"opts": ("MODEL.ROI_BOX_HEAD.FC_DIM", "9000000")}, "checkpoint_mismatch", "parameters"),
         ({"opts": ("INPUT.FORMAT", "L")}, "config_invalid", "INPUT.FORMAT"),
+        ({"opts": ("TEST.TILE_TOPK", "0")}, "config_invalid", "TEST.TILE_TOPK"),
     ],
 )
 def test_wrong_arguments_are_named(model_path, arguments, code, name):
@@ -395,9 +396,6 @@ def test_the_limit_on_pixels_is_not_the_checkpoints(altered, model_path):
     assert predictor.cfg.INPUT.MAX_PIXELS == 100
 
 
-NAMES_PREDICTIONS = ["Fiber", "Fragment", "Film"]
-
-
 @pytest.fixture
 def predictions():
     """Three particles on 40 x 60 px; the mask of the second is empty."""
@@ -448,7 +446,7 @@ def test_the_type_stays(predictions):
 @pytest.mark.parametrize("chosen", [slice(None), slice(0, 0)])
 def test_the_visualizer_draws_them(predictions, chosen):
     canvas = np.full((40, 60, 3), 100, np.uint8)
-    metadata = Metadata(name="drawn", thing_classes=NAMES_PREDICTIONS)
+    metadata = Metadata(name="drawn", thing_classes=NAMES)
     drawn = Visualizer(canvas, metadata).draw_instance_predictions(predictions[chosen])
     changed = (drawn.get_image() != 100).any(axis=2).sum()
     assert changed > 50 if chosen == slice(None) else changed == 0
@@ -456,7 +454,7 @@ def test_the_visualizer_draws_them(predictions, chosen):
 
 def test_particles_leave_out_empty_masks_and_say_so(predictions):
     image = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8)
-    particles, empty = to_particles(predictions, "a.png", NAMES_PREDICTIONS, image)
+    particles, empty = to_particles(predictions, "a.png", NAMES, image)
     assert empty == 1 and len(particles) == 2
     assert (particles.image, particles.image_size) == ("a.png", (40, 60))
     assert [mask.shape for mask in particles.masks] == [(4, 6), (3, 4)]
@@ -466,25 +464,23 @@ def test_particles_leave_out_empty_masks_and_say_so(predictions):
     full = predictions.pred_masks.to_bitmasks().numpy()
     for pixels, mask in zip(particles.pixels, full[[0, 2]], strict=True):
         assert np.array_equal(pixels, image[mask])
-    assert to_particles(predictions, "a.png", NAMES_PREDICTIONS)[0].pixels is None
+    assert to_particles(predictions, "a.png", NAMES)[0].pixels is None
 
 
 def test_no_particles_at_all(predictions):
-    particles, empty = to_particles(
-        predictions[1], "a.png", NAMES_PREDICTIONS, np.zeros((40, 60, 3), np.uint8)
-    )
+    particles, empty = to_particles(predictions[1], "a.png", NAMES, np.zeros((40, 60, 3), np.uint8))
     assert (len(particles), empty) == (0, 1)
     assert particles.offsets.shape == (0, 2) and particles.pixels == []
 
 
 def test_what_makes_no_particles_is_an_error(predictions):
     with pytest.raises(ValueError, match="Class 2"):
-        to_particles(predictions, "a", NAMES_PREDICTIONS[:2])
+        to_particles(predictions, "a", NAMES[:2])
     with pytest.raises(ValueError, match=r"\(9, 9\) px"):
-        to_particles(predictions, "a", NAMES_PREDICTIONS, np.zeros((9, 9, 3), np.uint8))
+        to_particles(predictions, "a", NAMES, np.zeros((9, 9, 3), np.uint8))
     predictions.remove("pred_masks")
     with pytest.raises(ValueError, match="pred_masks"):
-        to_particles(predictions, "a", NAMES_PREDICTIONS)
+        to_particles(predictions, "a", NAMES)
 
 
 def run_through(items, batch_size, kinds=3, batches=None):

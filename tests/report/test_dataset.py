@@ -1,4 +1,4 @@
-"""The doctor's report: strict JSON, and one safe page that needs nothing else."""
+"""Data set report: strict JSON and one safe, self-contained page."""
 
 import io
 import json
@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import user_error
 
 from microplastics.data.doctor.findings import DatasetSummary, Diagnosis, Example, Finding, ModelFit
 from microplastics.report.dataset import (
+    Place,
     draw_histograms,
     draw_place,
     draw_places,
@@ -22,7 +24,6 @@ from microplastics.report.dataset import (
     verdict,
     write_report,
 )
-from microplastics.utils.errors import UserError
 
 EVIL = '<script>alert("x")</script>'
 
@@ -33,7 +34,7 @@ def save(path, width=120, height=90, color=(40, 50, 60)):
 
 
 def finding(*examples, severity="warning", code="odd", count=3, **more):
-    words = {"what": "odd things", "consequence": "Worse AP.", "mend": "Mend them."}
+    words = {"what": "odd things", "consequence": "Worse AP.", "fix": "Fix them."}
     return Finding(code, severity, **{**words, **more}, count=count, examples=list(examples))
 
 
@@ -94,17 +95,17 @@ def test_the_page_holds_everything_in_words(tmp_path):
     assert "Not ready for training: 1 problem in 2 places, and 1 warning in 3 places." in text
     order = [text.index(words) for words in ("2 broken things", "3 odd things", "1 thing to know")]
     assert order == sorted(order)
-    for words in ("Worse AP.", "Mend them.", "annotation 4 of image 2", "train.json", "Foam"):
+    for words in ("Worse AP.", "Fix them.", "annotation 4 of image 2", "train.json", "Foam"):
         assert words in text
-    assert text.count("mended by --fix") == 1
+    assert text.count("repaired by --fix") == 1
     assert "Fiber 25.0 % 50.0 % 0.712 0.800 0.900" in text
-    assert "Masks looked at: 77" in text
+    assert "Masks measured: 77" in text
     assert "µm of 2 particles; 2 without a value are left out." in text
     assert page.tags.count("img") == 5
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
 
 
-def test_what_strangers_write_is_text(tmp_path):
+def test_untrusted_text_is_escaped(tmp_path):
     image = save(tmp_path / "a.png")
     diagnosis = Diagnosis(
         [summary(f"{EVIL}.json", (EVIL, "$\\frac{1}"), image_root=EVIL)],
@@ -136,11 +137,11 @@ def test_the_json_is_strict(tmp_path):
     assert data["datasets"][0]["size_px"] == [None, None]
     assert data["datasets"][0]["um_per_px"] == [2.0, None]
     assert data["findings"][0]["examples"][0]["box"] == [0.0, None, 1, 2]
-    assert data["model_fit"]["no_anchor_share"] == {"all": None}
+    assert data["model_fit"]["no_anchor"] == {"all": None}
     assert data["model_fit"]["mask_iou"] == {"all": {"28": 0.5}}
 
 
-def test_half_a_character_is_no_reason_to_fail(tmp_path):
+def test_half_a_surrogate_pair_is_written(tmp_path):
     path = write_report(Diagnosis([summary("\ud800.json")], [finding(what="\udfff")]), tmp_path)
     assert "3 ?" in Page(path.read_text(encoding="utf-8")).text
     assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["what"] == "\udfff"
@@ -153,8 +154,8 @@ def test_half_a_character_is_no_reason_to_fail(tmp_path):
         (["info"], [summary()], "Clean: nothing stands in the way of training."),
         (["warning"], [summary()], "It can be trained on, but look at 1 warning in 3 places first"),
         (["problem", "problem"], [summary()], "Not ready for training: 2 problems in 6 places."),
-        ([], [], "There is no image to train on."),
-        (["warning"], [summary(num_images=0)], "There is no image to train on."),
+        ([], [], "The data set has no image to train on."),
+        (["warning"], [summary(num_images=0)], "The data set has no image to train on."),
     ],
 )
 def test_the_verdict(severities, datasets, words):
@@ -162,7 +163,7 @@ def test_the_verdict(severities, datasets, words):
     assert verdict(Diagnosis(datasets, findings)).startswith(words)
 
 
-def test_nothing_at_all_is_reported_too(tmp_path):
+def test_an_empty_diagnosis_is_reported(tmp_path):
     html = write_report(Diagnosis(), tmp_path).read_text(encoding="utf-8")
     assert 'class="verdict warning"' in html
     page = Page(html)
@@ -170,16 +171,16 @@ def test_nothing_at_all_is_reported_too(tmp_path):
     assert "img" not in page.tags
     bare = DatasetSummary("a.json", "images")
     page = Page(render_report(Diagnosis([bare], [], ModelFit("quick.yaml"))))
-    assert "There is no particle to hold against it." in page.text
+    assert "The data set has no particle to compare it with." in page.text
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
+    with user_error("not_writable", tmp_path / "file"):
         write_report(Diagnosis(), tmp_path / "file" / "report")
 
 
-def test_very_many_classes_and_files_stay_readable():
+def test_many_classes_and_files_stay_readable():
     names = [f"class {n}" for n in range(40)]
     values = {
         "class_of": names,
@@ -196,18 +197,18 @@ def test_very_many_classes_and_files_stay_readable():
     assert "5 other files" in page.text
 
 
-def test_endless_words_are_shortened():
+def test_long_texts_are_shortened():
     html = render_report(Diagnosis([summary("x" * 10**6)], [finding(what="y" * 10**6)]))
     assert len(re.sub(r"base64,[\w+/=]+", "", html)) < 30_000
 
 
-def test_files_are_told_apart_by_the_ends_of_their_paths():
-    paths = ["/a/train/ann.json", "/a/test/ann.json", "/a/other.json", ""]
-    assert short_names(paths) == ["train/ann.json", "test/ann.json", "other.json", "."]
-    assert short_names(["/a/b.json"] * 2) == ["/a/b.json"] * 2
+def test_names_of_files_are_short():
+    paths = ["/a/train/ann.json", "/a/test/ann.json", "/a/other.json"]
+    assert short_names(paths) == ["train/ann.json", "test/ann.json", "other.json"]
+    assert short_names(["/a/b.json"] * 2) == ["b.json"] * 2 and short_names([]) == []
 
 
-def test_pictures_stand_in_the_page_or_words_in_their_place(tmp_path):
+def test_pictures_or_reasons_are_in_the_page(tmp_path):
     one, two = save(tmp_path / "1.png"), save(tmp_path / "2.png")
     findings = [
         finding(Example("a pair", image=one, other_image=two)),
@@ -223,27 +224,6 @@ def test_pictures_stand_in_the_page_or_words_in_their_place(tmp_path):
 
 
 ORANGE, BLUE = (213, 94, 0), (0, 114, 178)
-
-
-def finding_doctor_pictures(*examples):
-    return Finding("odd", "warning", "odd things", "Worse AP.", "Mend them.", 3, list(examples))
-
-
-def summary_doctor_pictures(**more):
-    values = {
-        "class_of": ["Fiber", "Film"],
-        "particles_per_image": [0, 1, 1],
-        "size_px": [12.0, 40.0],
-        "long_side_px": [60.0, 50.0],
-        "aspect_ratio": [12.0, 1.2],
-        "um_per_px": [2.0, None],
-    }
-    return DatasetSummary("train.json", "images", **{**values, **more})
-
-
-def save_doctor_pictures(path, width=120, height=90, color=(40, 50, 60)):
-    Image.new("RGB", (width, height), color).save(path)
-    return str(path)
 
 
 def colors(picture):
@@ -279,7 +259,7 @@ numbers = st.one_of(
 
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers), max_size=3))
 @settings(max_examples=150, deadline=None)
-def test_any_box_of_a_stranger_gives_a_picture(boxes):
+def test_any_untrusted_box_gives_a_picture(boxes):
     image = np.full((40, 60, 3), 9, np.uint8)
     picture = draw_place(image, [(box, ORANGE) for box in boxes], 100)
     assert picture.dtype == np.uint8
@@ -287,14 +267,12 @@ def test_any_box_of_a_stranger_gives_a_picture(boxes):
 
 
 def test_pairs_and_images_that_cannot_be_read(tmp_path):
-    one, two = save_doctor_pictures(tmp_path / "1.png"), save_doctor_pictures(
-        tmp_path / "2.png", color=(200, 0, 0)
-    )
+    one, two = save(tmp_path / "1.png"), save(tmp_path / "2.png", color=(200, 0, 0))
     (tmp_path / "cut.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     (tmp_path / "text.jpg").write_text("no image")
     findings = [
-        finding_doctor_pictures(Example("pair", image=one, other_image=two)),
-        finding_doctor_pictures(
+        finding(Example("pair", image=one, other_image=two)),
+        finding(
             Example("cut", image=str(tmp_path / "cut.png"), other_image=two),
             Example("text", image=str(tmp_path / "text.jpg")),
             Example("gone", image=str(tmp_path / "gone.png")),
@@ -309,16 +287,14 @@ def test_pairs_and_images_that_cannot_be_read(tmp_path):
     assert "cut.png" in cut.why
     assert "text.jpg is not an image" in text.why
     assert "gone.png does not exist" in gone.why
-    assert none == type(none)()
+    assert none == Place()
 
 
 def test_pictures_keep_within_their_bytes(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     findings = [
-        finding_doctor_pictures(
-            *(Example(str(n), image=str(tmp_path / "noise.png")) for n in range(5))
-        )
+        finding(*(Example(str(n), image=str(tmp_path / "noise.png")) for n in range(5)))
         for _ in range(4)
     ]
     free, bound = (
@@ -333,11 +309,8 @@ def test_pictures_keep_within_their_bytes(tmp_path):
     assert 200_000 < bound <= 400_000 < free
 
 
-def test_histograms_stand_only_where_there_are_values():
-    titles = [
-        h.title.split(":")[0]
-        for h in draw_histograms([summary_doctor_pictures()], ["Fiber", "Film"], ["t"])
-    ]
+def test_histograms_need_values():
+    titles = [h.title.split(":")[0] for h in draw_histograms([summary()], ["Fiber", "Film"], ["t"])]
     assert titles == [
         "Size",
         "Longer side of the box",
@@ -345,7 +318,7 @@ def test_histograms_stand_only_where_there_are_values():
         "Aspect ratio",
         "Particles per image",
     ]
-    unscaled = summary_doctor_pictures(
+    unscaled = summary(
         um_per_px=[None, math.nan], size_px=[math.inf, -1.0], aspect_ratio=[0, 1e300]
     )
     drawn = draw_histograms([unscaled], ["Fiber", "Film"], ["t"])

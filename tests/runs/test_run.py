@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from support import user_error
 
 from microplastics.inference.predictor import Predictions
 from microplastics.runs.images import Opener, RunOptions, find_images
@@ -92,7 +93,7 @@ def test_another_scale_table_under_the_same_name_is_another_run(make, tmp_path):
     make(calibration=str(table)).begin()
     make(calibration=str(table), resume=True).begin()
     table.write_text("image,um_per_px\na.png,3\n")
-    with pytest.raises(UserError, match="was made with calibration"):
+    with user_error("run_mismatch", "calibration"):
         make(calibration=str(table), resume=True).begin()
 
 
@@ -150,5 +151,5 @@ def test_counts_are_not_corrected_by_a_blank_that_failed(make):
     run = make(blanks=("a.png",))
     run.begin()
     finish(run, run.images[1])
-    with pytest.raises(UserError, match="The blank a.png failed, see .*failed.csv"):
+    with user_error("run_invalid", "a.png", "failed.csv"):
         run.end()

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from support import user_error
 
 from microplastics.runs.images import InputImage
 from microplastics.runs.store import RunStore
@@ -60,22 +61,22 @@ def test_a_half_written_part_is_not_finished(store, image, result, tmp_path, fil
 def test_a_run_is_neither_mixed_nor_lost(store, image, result, tmp_path):
     store.save(image, result, {})
     again = RunStore(tmp_path / "run", {"tile": 256, "size_bins": (10, 50)})
-    with pytest.raises(UserError, match="holds a run already; add --resume"):
+    with user_error("output_exists", "--resume"):
         again.claim(resume=False, overwrite=False)
     again.claim(resume=True, overwrite=False)
     assert again.is_finished(image)
     other = RunStore(tmp_path / "run", {"tile": 512, "size_bins": (10, 50)})
-    with pytest.raises(UserError, match="made with tile 256, not 512"):
+    with user_error("run_mismatch", "tile 256", "512"):
         other.claim(resume=True, overwrite=False)
     other.claim(resume=False, overwrite=True)
     assert not other.is_finished(image)
 
 
 @pytest.mark.parametrize("way", ["resume", "overwrite"])
-def test_a_strangers_folder_is_left_alone(tmp_path, way):
+def test_a_foreign_folder_is_left_alone(tmp_path, way):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "thesis.doc").touch()
-    with pytest.raises(UserError, match="is not of a run of microplastics"):
+    with user_error("output_exists", tmp_path):
         RunStore(tmp_path, {}).claim(**{"resume": False, "overwrite": False, way: True})
     assert (tmp_path / "parts" / "thesis.doc").exists()
 
@@ -95,7 +96,7 @@ def test_a_complete_run_without_its_parts_is_not_mixed_with_another(tmp_path):
     (tmp_path / "run.json").write_text('{"images": [{"name": "b.jpg"}, 3]}')
     (tmp_path / "rois").mkdir()
     (tmp_path / "rois/b.jpg.zip").touch()
-    with pytest.raises(UserError, match="holds a run without its parts; add --overwrite"):
+    with user_error("output_exists", tmp_path, "parts", "--overwrite"):
         RunStore(tmp_path, {}).claim(resume=True, overwrite=False)
     RunStore(tmp_path, {}).claim(resume=False, overwrite=True)
     assert not (tmp_path / "rois/b.jpg.zip").exists() and not (tmp_path / "run.json").exists()

@@ -70,7 +70,7 @@ def test_more_images_leave_the_first_as_they_are(rendered, tmp_path):
     )
 
 
-def test_a_finished_data_set_is_left_alone(tmp_path, monkeypatch):
+def test_a_finished_data_set_is_kept(tmp_path, monkeypatch):
     render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0, progress=False)
     before = content(tmp_path)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}

@@ -1,5 +1,3 @@
-"""microplastics/synthetic/filters.py and microplastics render backgrounds."""
-
 import json
 import os
 
@@ -8,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import user_error
 
 from microplastics.data.coco import check_instances
 from microplastics.synthetic import PRESETS, render_dataset, render_image
@@ -45,20 +44,12 @@ def folder(tmp_path):
 def test_images_are_found_below_a_folder(folder, caplog):
     (folder / "notes.txt").write_text("x")
     (folder / ".hidden.jpg").write_text("x")
+    os.mkfifo(folder / "pipe.png")
     blanks = find_blanks(folder)
     assert blanks.files == ("a.jpg", "c.tif", "sub/b.PNG")
-    assert "1 files in" in caplog.text and "such as notes.txt" in caplog.text
+    assert blanks.bytes == sum((folder / name).stat().st_size for name in blanks.files)
+    assert "2 files in" in caplog.text and "such as notes.txt" in caplog.text
     check_blanks(blanks, 300)
-
-
-def test_the_hash_is_that_of_names_and_bytes(folder):
-    before = find_blanks(folder).sha256
-    os.utime(folder / "a.jpg", (1, 1))
-    assert find_blanks(folder).sha256 == before
-    (folder / "a.jpg").rename(folder / "d.jpg")
-    renamed = find_blanks(folder).sha256
-    cv2.imwrite(str(folder / "d.jpg"), photograph(5))
-    assert len({before, renamed, find_blanks(folder).sha256}) == 3
 
 
 def test_the_data_set_names_the_photographs_and_belongs_to_them(folder, tmp_path):
@@ -74,7 +65,7 @@ def test_the_data_set_names_the_photographs_and_belongs_to_them(folder, tmp_path
     assert used == {"a.jpg", "c.tif", "sub/b.PNG"}
     assert {image["filter"] for image in coco["images"]} == {"photograph"}
     manifest = json.loads((tmp_path / "one/synthetic.json").read_text())
-    assert manifest["backgrounds"] == {"images": 3, "sha256": find_blanks(folder).sha256}
+    assert manifest["backgrounds"] == {"images": 3, "bytes": find_blanks(folder).bytes}
     render("two", workers=1)
     for name in ("train/train_000003.jpg", "annotations/instances_train.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -83,7 +74,7 @@ def test_the_data_set_names_the_photographs_and_belongs_to_them(folder, tmp_path
     assert (tmp_path / "one/train/train_000000.jpg").stat().st_mtime_ns == stamp
     (folder / "c.tif").unlink()
     for backgrounds in (folder, None):
-        with pytest.raises(UserError, match="holds another rendering .backgrounds"):
+        with user_error("output_exists", "backgrounds"):
             render("one", backgrounds)
 
 
@@ -129,7 +120,7 @@ def test_particles_are_as_noisy_as_the_photograph(tmp_path):
 
 @pytest.mark.parametrize("filter_name", ["cellulose", "glass_fiber", "polycarbonate"])
 @pytest.mark.parametrize("blur, noise", [(0.5, 0.01), (0.9, 0.005), (1.6, 0.02)])
-def test_blur_and_noise_are_found_out(filter_name, blur, noise):
+def test_blur_and_noise_are_estimated(filter_name, blur, noise):
     plain = render_filter((3, filter_name), 400, {filter_name: 1.0}).canvas[..., 1]
     taken = cv2.GaussianBlur(plain, (0, 0), blur)
     taken += np.random.default_rng(0).normal(0, noise, plain.shape).astype(np.float32)
@@ -142,26 +133,22 @@ def test_a_flat_photograph_has_no_noise():
     assert camera_of(np.full((64, 64), 0.5, np.float32))[1] < 1e-3
 
 
-def test_what_is_wrong_is_said(folder, tmp_path):
+def test_unusable_backgrounds_are_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no image: put blank filter images there"):
+    with user_error("input_empty", tmp_path / "empty"):
         find_blanks(tmp_path / "empty")
-    with pytest.raises(UserError, match="a.jpg is not a folder: give a folder"):
+    with user_error("file_missing", folder / "a.jpg"):
         find_blanks(folder / "a.jpg")
-    with pytest.raises(UserError, match="a.jpg is 200 x 150 px, too small .* a --size of at most"):
+    with user_error("image_size", folder / "a.jpg", "--size 301"):
         check_blanks(find_blanks(folder), 301)
-    os.mkfifo(folder / "pipe.png")
-    with pytest.raises(UserError, match="pipe.png is not a file"):
-        find_blanks(folder)
-    (folder / "pipe.png").unlink()
-    with pytest.raises(UserError, match="lies in the folder of backgrounds: choose another"):
+    with user_error("option_conflict", folder / "out"):
         render_dataset(folder / "out", {"train": 1}, 64, backgrounds=folder, progress=False)
 
 
-def test_a_broken_photograph_is_named_before_anything_is_written(folder, tmp_path):
+def test_a_damaged_photograph_is_named_before_anything_is_written(folder, tmp_path):
     whole = (folder / "sub/b.PNG").read_bytes()
     (folder / "sub/b.PNG").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="b.PNG cannot be read as an image"):
+    with pytest.raises(UserError, match="b.PNG"):
         render_dataset(tmp_path / "out", {"train": 1}, 64, backgrounds=folder, progress=False)
     assert not (tmp_path / "out").exists()
 
@@ -240,7 +227,7 @@ def test_images_of_one_name_keep_a_square_each(tmp_path):
     assert [cv2.imread(str(path)).mean().round() for path in written] == [0, 60, 120]
 
 
-def test_the_tool_writes_particle_free_squares(cli, rendered, tmp_path):
+def test_the_command_writes_particle_free_squares(cli, rendered, tmp_path):
     json_file = rendered / "annotations" / "instances_train.json"
     arguments = ("--input", json_file, "--images", rendered / "train", "--output", tmp_path / "b")
     result = cli("render", "backgrounds", *arguments, "--min-size", "16", "--margin", "2")

@@ -93,7 +93,7 @@ def test_a_bead_is_a_disc():
     assert truth["perimeter_um"] == pytest.approx(math.pi * diameter, rel=1e-3)
 
 
-def test_opening_takes_off_needles_alone():
+def test_opening_removes_only_needles():
     square = Polygon([(0, 0), (10, 0), (10, 10), (0, 10)])
     assert opened(square).equals(square)
     needle = Polygon([(10, 4.8), (20, 5), (10, 5.2)])

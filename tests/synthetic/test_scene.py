@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 from shapely.geometry import LineString, Polygon
+from support import user_error
 
 from microplastics.synthetic import PRESETS, render_image
 from microplastics.synthetic.camera import generator
@@ -19,8 +20,6 @@ from microplastics.synthetic.particles import (
     make_bead,
 )
 from microplastics.synthetic.scene import MAX_PARTICLES, _set_against, annotate, find_preset
-from microplastics.synthetic.scene import PRESETS as PRESETS_presets
-from microplastics.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +135,6 @@ def test_set_against_another_it_touches_and_does_not_overlap(kind):
     assert BEAD in MAKERS
 
 
-def decoded_masks(annotation, size):
-    rle = annotation["segmentation"]
-    if isinstance(rle, list):
-        (rle,) = mask_util.frPyObjects(rle, size, size)
-    return mask_util.decode(rle)
-
-
 def straight_fiber(length, radius, x=0.0, y=0.0):
     core = np.array([[x, y], [x + length, y]])
     return Particle(FIBER, LineString(core).buffer(radius, quad_segs=64), core, radius)
@@ -156,7 +148,7 @@ def test_annotation_of_a_square_is_exact():
     assert annotation["truth"]["area_um2"] == 120
 
 
-def test_truth_is_whole_where_the_frame_cuts():
+def test_truth_is_whole_if_the_frame_cuts():
     annotation = annotate(straight_fiber(40, 3, x=-20, y=30), 64, 1.0)
     assert annotation["touches_edge"] and annotation["truth"]["length_um"] == 46
     assert annotation["area"] == pytest.approx(20 * 6 + 4.5 * math.pi, abs=3)
@@ -170,7 +162,7 @@ def test_a_ring_is_rle_with_its_hole():
     particle = Particle(FIBER, LineString(core).buffer(2.5), core, 2.5)
     annotation = annotate(particle, 64, 1.0)
     assert annotation["segmentation"]["size"] == [64, 64]
-    mask = decoded_masks(annotation, 64)
+    mask = decoded(annotation, 64)
     assert mask[32, 32] == 0 and mask[32, 47] == 1
     assert annotation["area"] == mask.sum() == pytest.approx(2 * math.pi * 15 * 5, rel=0.01)
 
@@ -178,18 +170,18 @@ def test_a_ring_is_rle_with_its_hole():
 def test_pieces_left_by_the_frame_are_one_annotation():
     core = np.array([[10.0, 50], [30, 80], [50, 50]])
     annotation = annotate(Particle(FIBER, LineString(core).buffer(3), core, 3.0), 64, 1.0)
-    count, _ = cv2.connectedComponents(decoded_masks(annotation, 64))
+    count, _ = cv2.connectedComponents(decoded(annotation, 64))
     assert count - 1 == 2 and isinstance(annotation["segmentation"], dict)
 
 
 def wedge(length):
-    """A fibre that leaves the frame so flatly that its last ``length`` px are under 1 px thick."""
+    """Make a fibre that leaves the frame so flatly that it ends in ``length`` px below 1 px."""
     core = np.array([[20.0, 10], [20.0 + 10 * length, 0]])
     core[:, 1] -= 3
     return Particle(FIBER, LineString(core).buffer(3, quad_segs=16), core, 3.0)
 
 
-def test_no_tip_thinner_than_a_pixel_is_left_where_the_frame_cuts():
+def test_the_frame_leaves_no_tip_thinner_than_a_pixel():
     annotation = annotate(wedge(18), 256, 1.0)
     points = np.reshape(annotation["segmentation"][0], (-1, 2))
     x, y, width, height = annotation["bbox"]
@@ -218,7 +210,7 @@ def test_the_polygon_spans_the_box_of_its_mask(kind):
     assert worst < 1.8 and cut > 50
 
 
-@pytest.mark.parametrize("preset", PRESETS_presets.values(), ids=PRESETS_presets)
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_a_preset_makes_sense(preset):
     assert sum(preset.filters.values()) == pytest.approx(1)
     assert sum(preset.mix.values()) == pytest.approx(1)
@@ -231,18 +223,18 @@ def test_a_preset_makes_sense(preset):
     assert ids == list(range(1, len(ids) + 1))
 
 
-def test_ids_are_those_of_the_project():
+def test_category_ids():
     kinds = [FIBER, FRAGMENT, FILM, BEAD]
     assert [find_preset("dense").category_id(kind) for kind in kinds[:3]] == [1, 2, 3]
     assert find_preset("beads").category_id(BEAD) == 1
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(UserError, match="no preset 'Default': choose one of default, glass-filt"):
+    with user_error("option_invalid", "Default", "glass-filter"):
         find_preset("Default")
 
 
-@pytest.mark.parametrize("name", sorted({f for p in PRESETS_presets.values() for f in p.filters}))
+@pytest.mark.parametrize("name", sorted({f for p in PRESETS.values() for f in p.filters}))
 def test_every_filter_is_drawn_dark_or_bright(name):
     scene = render_filter((1, name), 96, {name: 1.0})
     assert scene.filter == name and scene.dark == (name in DARK_FILTERS)

@@ -200,10 +200,13 @@ def test_around_the_membrane_it_is_dark(pictures):
     assert np.median(inside) > 120 and np.percentile(outside, 99) < 60
 
 
-@pytest.mark.parametrize("name", ["glass_fiber", "polycarbonate", "dark_polycarbonate"])
-def test_no_border_of_blocks_or_strips_is_seen(name, tmp_path):
+# Seed 9 draws stains.
+@pytest.mark.parametrize(
+    "name, seed", [("glass_fiber", 9), ("polycarbonate", 3), ("dark_polycarbonate", 3)]
+)
+def test_no_border_of_blocks_or_strips_is_seen(name, seed, tmp_path):
     path = tmp_path / "filter.tif"
-    render_mosaic(path, 2100, seed=3, particles=0, filter_name=name, jpeg_quality=None)
+    render_mosaic(path, 2100, seed=seed, particles=0, filter_name=name, jpeg_quality=None)
     gray = cv2.cvtColor(tifffile.imread(path), cv2.COLOR_RGB2GRAY).astype(float)
     for lines in (gray[500:1600, 300:1800], gray[300:1800, 500:1600].T):
         steps, contrast = np.abs(np.diff(lines, axis=1)).mean(0), lines.std(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, dataset_entry
 
-from benchmarks import evaluation
+from benchmarks import busy, evaluation
 from benchmarks.agreement import compare_figures, compare_predictions
 from benchmarks.infer_agreement import check_same, difference
 from benchmarks.timing import Measurement, Report, alternate
@@ -62,6 +62,24 @@ def test_train_runs_the_same_model_on_the_same_images(benchmark, rendered):
         "loss of one batch",
     ]
     assert "an iteration" in out and "Turns: 2 of 1 iterations, 2 a batch" in out
+
+
+def test_busy_measures_both_settings_idle_and_busy(benchmark, rendered, monkeypatch):
+    monkeypatch.setattr(busy, "_SECONDS_TO_SETTLE", 0.0)
+    options = ("--repeat", 1, "--iterations", 1, "--dataset", dataset_entry(rendered, "train"))
+    code, figures, _, _ = benchmark("busy", *QUICK, *options, *TINY)
+    assert code == 0
+    labels = [measurement["label"] for measurement in figures["measurements"]]
+    assert labels == [
+        "an iteration, idle",
+        "an iteration, beside a busy process",
+        "an iteration of ours",
+    ]
+    for measurement in figures["measurements"]:
+        assert len(measurement["contestants"]) == 2
+        assert all(c["median"] > 0 for c in measurement["contestants"].values())
+    ours = figures["measurements"][2]["contestants"]["beside a busy process"]
+    assert ours["target"] == 2.5
 
 
 def test_validate_gives_detectron2s_predictions_and_figures(benchmark):

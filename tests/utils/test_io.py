@@ -5,7 +5,13 @@ import pytest
 from support import user_error
 
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, read_json, write_json
+from microplastics.utils.io import (
+    atomic_write,
+    read_json,
+    read_table,
+    read_text,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -69,3 +75,21 @@ def test_json_that_is_not_there(tmp_path):
 def test_json_in_its_encodings(tmp_path, encoding):
     (tmp_path / "a.json").write_text('{"name": "Fäden"}', encoding=encoding)
     assert read_json(tmp_path / "a.json") == {"name": "Fäden"}
+
+
+def test_a_table_keeps_every_column_and_counts_lines(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\r\nName; name;N\r\na; 007 ;x\r\n\r\nNA\r\n")
+    table = read_table(path)
+    assert table.columns.tolist() == ["name", "name", "n"]
+    assert table.values.tolist() == [["a", "007", "x"], ["", "", ""], ["NA", "", ""]]
+    assert table.index.tolist() == [3, 4, 5]
+
+
+def test_texts_that_cannot_be_read(tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path):
+        with user_error("file_missing", path):
+            read_text(path)
+    (tmp_path / "binary.csv").write_bytes(b"\0\1\2")
+    with user_error("file_invalid", "binary.csv"):
+        read_table(tmp_path / "binary.csv")

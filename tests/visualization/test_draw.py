@@ -11,9 +11,9 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import user_error
 
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
 from microplastics.visualization import draw
 from microplastics.visualization.draw import (
     LabelPlacer,
@@ -116,7 +116,7 @@ def test_pictures_are_written_whole_with_full_colour(tmp_path, suffix):
 
 
 def test_other_formats_are_refused(tmp_path):
-    with pytest.raises(UserError, match="written as .jpg or .png, not as"):
+    with user_error("option_invalid", ".jpg"):
         save_picture(IMAGE, tmp_path / "picture.bmp")
 
 
@@ -136,7 +136,7 @@ def test_names_never_collide_and_never_leave_the_folder(paths):
 
 def test_showing_needs_a_desktop(monkeypatch):
     monkeypatch.setattr("matplotlib.pyplot.get_backend", lambda: "agg")
-    with pytest.raises(UserError, match="--show needs a desktop"):
+    with user_error("device_unavailable", "--show"):
         show_picture(IMAGE, "title")
 
 

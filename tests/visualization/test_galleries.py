@@ -11,6 +11,7 @@ import pytest
 from conftest import dataset_entry
 from detectron2.data import MetadataCatalog
 from PIL import Image
+from support import user_error
 
 from microplastics.utils.errors import UserError
 from microplastics.visualization import galleries
@@ -100,7 +101,7 @@ def test_showing_writes_nothing(tiny_cfg, tmp_path, monkeypatch):
 
 
 def test_no_training_set_is_a_sentence(tiny_cfg, tmp_path):
-    with pytest.raises(UserError, match="DATASETS.TRAIN is empty; give --config-file"):
+    with user_error("option_missing", "DATASETS.TRAIN", "--config-file"):
         draw_annotations(tiny_cfg("DATASETS.TRAIN", "()"), tmp_path)
 
 
@@ -135,16 +136,16 @@ def test_no_prediction_at_all_still_shows_the_truth(entry, results, tmp_path):
     [
         ({"image_id": 99}, "image id 99"),
         ({"category_id": 9}, "category 9 is predicted"),
-        ({"segmentation": {"size": [5, 5], "counts": "55"}}, r"\(image val_0.*mask does not fit"),
+        ({"segmentation": {"size": [5, 5], "counts": "55"}}, "image val_0"),
     ],
 )
 def test_results_of_another_data_set_are_refused(entry, results, tmp_path, change, words):
-    with pytest.raises(UserError, match=f"results.json and data set .*{words}.*--dataset"):
+    with user_error("annotations_invalid", words, "--dataset"):
         draw_results(results(0.9, 0.9, **change), entry, tmp_path / "new")
 
 
 def test_an_unknown_data_set_is_refused(results, tmp_path):
-    with pytest.raises(UserError, match="No data set 'microplastics_vall'.*'microplastics_val'"):
+    with user_error("dataset_unknown", "microplastics_vall", "'microplastics_val'"):
         draw_results(results(), "microplastics_vall", tmp_path)
 
 
@@ -178,14 +179,14 @@ def rle(size=SIZE):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (None, "Cannot read"),
-        ("", "No JSON in"),
-        ("[{", "No JSON in"),
-        (b"\xff\xfe\xfa", "No JSON in"),
-        ("[" * 100_000, "No JSON in"),
-        ("[1" + "0" * 5000 + "]", "No JSON in"),
-        ("{}", "holds no list of predictions"),
-        ([GOOD, 3], "number 2 of .* is not a JSON object"),
+        (None, "results.json"),
+        ("", "results.json"),
+        ("[{", "results.json"),
+        (b"\xff\xfe\xfa", "results.json"),
+        ("[" * 100_000, "results.json"),
+        ("[1" + "0" * 5000 + "]", "results.json"),
+        ("{}", "results.json"),
+        ([GOOD, 3], "number 2"),
         ([{**GOOD, "image_id": None}], "lacks an image_id"),
         ([{**GOOD, "category_id": 1.5}], "lacks a category_id"),
         ([{**GOOD, "score": float("nan")}], "no number as score"),
@@ -202,16 +203,14 @@ def test_a_file_that_is_no_list_of_predictions_is_refused(tmp_path, content, wor
         path.write_bytes(content)
     elif content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(UserError, match=f"{words}(.|\n)*coco_instances_results.json that an"):
+    with user_error("file_invalid", words):
         read_results(path)
 
 
 def test_predictions_for_other_images_are_refused():
     dicts = [{"image_id": 1}, {"image_id": 7}]
     assert results_by_image([GOOD], dicts, "") == {1: [GOOD], 7: []}
-    with pytest.raises(
-        UserError, match="a and b do not belong together: 2 pred.*image id 8.*--data"
-    ):
+    with user_error("annotations_invalid", "a and b", "image id 8", "--dataset"):
         results_by_image([GOOD] + [{**GOOD, "image_id": 8}] * 2, dicts, "a and b")
 
 
@@ -219,7 +218,7 @@ def test_predictions_for_other_images_are_refused():
     "change, words",
     [
         ({"category_id": 4}, "category 4 is predicted, and the data set has 1, 2"),
-        ({"segmentation": rle((20, 20))}, r"RLE of size \[20, 20\] in an image of size \[10, 20\]"),
+        ({"segmentation": rle((20, 20))}, "[20, 20]"),
         ({"segmentation": {"size": [10, 20], "counts": "!!"}}, "does not fit"),
         ({"segmentation": [[1, 2]]}, "at least 3 points"),
         ({"segmentation": 3}, "does not fit"),
@@ -228,12 +227,12 @@ def test_predictions_for_other_images_are_refused():
     ],
 )
 def test_what_does_not_fit_the_data_set_is_refused(change, words):
-    with pytest.raises(UserError, match=f"do not belong together: .*{words}"):
+    with user_error("annotations_invalid", words):
         results_to_instances([{**GOOD, **change}], SIZE, {1: 0, 2: 1}, "x")
 
 
 def test_some_with_and_some_without_masks_are_refused():
-    with pytest.raises(UserError, match="some predictions have masks, others not"):
+    with user_error("annotations_invalid", "masks"):
         results_to_instances([GOOD, {**GOOD, "segmentation": rle()}], SIZE, {2: 1}, "x")
 
 

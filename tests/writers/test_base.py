@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microplastics.writers import output_name, output_names
+from microplastics.writers import output_names
 from microplastics.writers.base import printable
 
 hostile = st.text(st.sampled_from("aA_./\\%~ :\n\x00é\udc80") | st.characters(), max_size=300)
@@ -14,47 +14,36 @@ hostile = st.text(st.sampled_from("aA_./\\%~ :\n\x00é\udc80") | st.characters()
     ("image", "stem"),
     [
         ("x.jpg", "x.jpg"),
-        ("x.png", "x.png"),
         ("sample 1/Filter_2/x.jpg", "sample 1__Filter_2__x.jpg"),
-        ("a__b.jpg", "a%5F%5Fb.jpg"),
-        ("a_/b.jpg", "a%5F__b.jpg"),
-        ("../../etc/passwd", "%2E%2E__%2E%2E__etc__passwd"),
+        ("../../etc/passwd", "__..__etc__passwd"),
         ("/etc/passwd", "__etc__passwd"),
-        (r"C:\x.jpg", "C%3A%5Cx.jpg"),
-        (".hidden", "%2Ehidden"),
-        ("100%.jpg", "100%25.jpg"),
-        ("NUL.jpg", "%4EUL.jpg"),
-        ("com1", "%63om1"),
-        ("a\nb.jpg", "a%0Ab.jpg"),
-        ("\udc80.jpg", "%uDC80.jpg"),
+        (r"C:\x.jpg", "C__x.jpg"),
+        (".hidden", "hidden"),
+        ("a\nb.jpg", "a_b.jpg"),
+        ("\udc80.jpg", "_.jpg"),
         ("Faser µm.tif", "Faser µm.tif"),
-        ("", "%"),
+        ("", "_"),
     ],
 )
 def test_names_stay_readable_and_safe(image, stem):
-    assert output_name(image) == stem
-
-
-@given(image=hostile)
-def test_any_name_is_one_file_of_the_folder(image):
-    stem = output_name(image)
-    assert os.path.basename(stem) == stem and stem not in (".", "..")
-    assert 0 < len(stem.encode()) <= 160
-    assert not set(stem) & set('/\\:*?"<>|\n\x00')
+    assert output_names([image]) == {image: stem}
 
 
 @given(images=st.lists(hostile, unique=True, max_size=6))
-def test_different_names_never_meet_on_any_file_system(images):
+def test_any_names_are_different_files_of_the_folder(images):
     stems = output_names(images)
+    for stem in stems.values():
+        assert os.path.basename(stem) == stem and not stem.startswith(".")
+        assert 0 < len(stem.encode()) <= 240
+        assert not set(stem) & set('/\\:*?"<>|\n\x00')
     assert len({stem.casefold() for stem in stems.values()}) == len(images)
-    assert len({output_name(image) for image in images}) == len(images)
     assert stems == output_names(images[::-1])
 
 
-def test_long_names_are_cut_and_told_apart():
-    one, other = output_name("x" * 400 + "1"), output_name("x" * 400 + "2")
-    assert one != other and one.startswith("xxxx") and len(one) == 160
-    assert len(output_name("µ" * 300).encode()) <= 160
+def test_long_and_equal_names_get_a_mark():
+    images = ["x" * 400 + "1", "x" * 400 + "2", "a/b.jpg", "a__b.jpg"]
+    stems = output_names(images)
+    assert len(set(stems.values())) == 4 and all("~" in stem for stem in stems.values())
 
 
 def test_names_that_differ_in_case_or_accents_alone_get_a_mark():

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from support import user_error
 
 from microplastics.data.coco import load_instances
-from microplastics.utils.errors import UserError
 from microplastics.writers import (
     FORMATS,
     check_formats,
@@ -141,7 +141,7 @@ def test_without_the_photograph_there_is_no_overlay(make_result, tmp_path):
 
 def test_formats_are_checked_and_sorted():
     assert check_formats(["rois", "csv", "rois"]) == ["csv", "rois"]
-    with pytest.raises(UserError, match="--formats has no xlsx; choose from csv, parquet, coco, "):
+    with user_error("option_invalid", "--formats", "xlsx", "parquet"):
         check_formats(["csv", "xlsx"])
 
 
@@ -149,17 +149,17 @@ def test_formats_are_checked_and_sorted():
 def test_a_damaged_part_is_named(parts, tmp_path, content):
     paths = parts[1]
     paths[1].write_bytes(content)
-    with pytest.raises(UserError, match=r"1\.parquet, the result of one image, cannot be read"):
+    with user_error("run_invalid", "1.parquet"):
         write_run(paths, tmp_path, ["csv"], CLASSES)
-    with pytest.raises(UserError, match="cannot be read"):
+    with user_error("run_invalid"):
         read_part(paths[1])
     assert not (tmp_path / "particles.csv").exists()
 
 
 def test_parts_of_another_model_or_no_parts_are_an_error(parts, tmp_path):
-    with pytest.raises(UserError, match="this one has Fiber, Foam; choose another --output"):
+    with user_error("run_mismatch", "Foam"):
         write_run(parts[1], tmp_path, ["csv"], ["Fiber", "Foam"])
-    with pytest.raises(UserError, match="No image was finished"):
+    with user_error("input_empty"):
         write_run([], tmp_path, ["csv"], CLASSES)
 
 

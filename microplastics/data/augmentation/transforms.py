@@ -11,9 +11,16 @@ from torch.nn import functional as F
 
 FRAMES = ("same", "expand", "inside")
 BORDERS = ("reflect", "median", "black")
+BLURS = ("gaussian", "defocus", "both")
 
 # Margin in px around the box of a particle, whose blurred rim must not be mirrored either.
 _RIM = 2
+# Weights of blue, green and red in the brightness of ITU-R BT.601.
+_LUMA = np.array([0.114, 0.587, 0.299])
+# Longest side of a JPEG, in px.
+_JPEG_SIDE = 65500
+# From RGB to YIQ (NTSC), whose chroma plane rotates with the hue at constant brightness.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 class RightAngleTransform(T.Transform):
@@ -47,13 +54,6 @@ class RightAngleTransform(T.Transform):
             3: (self.height - y, x),
         }[self.turns]
         return np.stack(turned, axis=1)
-
-    def inverse(self) -> T.Transform:
-        """Return the reverse rotation."""
-        height, width = self.height, self.width
-        if self.turns % 2:
-            height, width = width, height
-        return RightAngleTransform(height, width, 4 - self.turns)
 
 
 class WarpTransform(T.Transform):
@@ -268,18 +268,8 @@ class RandomParticleCrop(T.Augmentation):
         return T.CropTransform(*start.tolist(), *window.tolist(), *frame.tolist())
 
 
-BLURS = ("gaussian", "defocus", "both")
-
-# Weights of blue, green and red in the brightness of ITU-R BT.601.
-_LUMA = np.array([0.114, 0.587, 0.299])
-# Longest side of a JPEG, in px.
-_JPEG_SIDE = 65500
-# From RGB to YIQ (NTSC), whose chroma plane rotates with the hue at constant brightness.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-
-
-class RandomBrightness(T.Augmentation):
-    """Multiplies all values by a factor."""
+class _RandomFactor(T.Augmentation):
+    """Base of augmentations by a random factor."""
 
     def __init__(self, low: float, high: float):
         """
@@ -288,57 +278,48 @@ class RandomBrightness(T.Augmentation):
         """
         super().__init__()
         self._init(locals())
+
+    def draw(self) -> float:
+        """Draw the factor evenly from [low, high]."""
+        return np.random.uniform(self.low, self.high)
+
+
+class RandomBrightness(_RandomFactor):
+    """Multiplies all values by a factor."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the factor."""
-        table = _table(np.arange(256) * np.random.uniform(self.low, self.high))
+        table = _table(np.arange(256) * self.draw())
         return T.ColorTransform(lambda img: cv2.LUT(img, table))
 
 
-class RandomContrast(T.Augmentation):
+class RandomContrast(_RandomFactor):
     """Multiplies the distance of all values from the mean of the image by a factor."""
-
-    def __init__(self, low: float, high: float):
-        """
-        Args:
-            low, high: bounds of the factor.
-        """
-        super().__init__()
-        self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the factor."""
         mean = float(np.mean(cv2.mean(image)[:3]))
-        factor = np.random.uniform(self.low, self.high)
-        table = _table(mean + factor * (np.arange(256) - mean))
+        table = _table(mean + self.draw() * (np.arange(256) - mean))
         return T.ColorTransform(lambda img: cv2.LUT(img, table))
 
 
-class RandomSaturation(T.Augmentation):
-    """Multiplies the distance of each pixel from its grey value by a factor."""
-
-    def __init__(self, low: float, high: float):
-        """
-        Args:
-            low, high: bounds of the factor; 0 is grey.
-        """
-        super().__init__()
-        self._init(locals())
+class RandomSaturation(_RandomFactor):
+    """Multiplies the distance of each pixel from its grey value by a factor; 0 gives grey."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the factor."""
-        factor = np.random.uniform(self.low, self.high)
+        factor = self.draw()
         matrix = factor * np.eye(3) + (1 - factor) * np.ones((3, 1)) * _LUMA
         return T.ColorTransform(lambda img: cv2.transform(img, matrix))
 
 
 class RandomHue(T.Augmentation):
-    """Turn all colours about the grey axis: a camera of another white balance."""
+    """Rotates all colours about the grey axis, like another white balance."""
 
     def __init__(self, max_shift: float):
         """
         Args:
-            max_shift: degrees; the turn is even in [-max_shift, max_shift].
+            max_shift: degrees; the angle is drawn evenly from [-max_shift, max_shift].
         """
         super().__init__()
         self._init(locals())

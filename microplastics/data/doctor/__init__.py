@@ -1,4 +1,4 @@
-"""The data set doctor: everything wrong in an annotated data set, shown and mended."""
+"""Data set doctor: problems of annotated data sets, and their fixes."""
 
 from microplastics.data.doctor.checks import diagnose
 from microplastics.data.doctor.findings import Diagnosis

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
 from microplastics.data.formats.convert import PROJECT_CLASSES
@@ -57,7 +57,7 @@ def _records(
         try:
             size = layout.checked_size(folder / name, options)
         except UserError as error:
-            layout.skip_or_raise(error, "image_broken", name, options, notes)
+            layout.skip_or_raise(error, name, options, notes)
             continue
         yield ImageRecord(name, *size)
 
@@ -65,7 +65,7 @@ def _records(
 def _classes(options: ReadOptions) -> list[str]:
     names = list(PROJECT_CLASSES if options.classes is None else options.classes)
     for name in names:
-        if not layout.is_printable(name) or names.count(name) > 1:
+        if not is_printable(name) or names.count(name) > 1:
             raise UserError(
                 f"--classes has {show(name)} among {len(names)} names; expected different class "
                 "names, as A,B,C.",

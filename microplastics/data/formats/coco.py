@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import (
     ImageRecord,
@@ -17,7 +17,7 @@ from microplastics.data.formats.base import (
     Source,
     noted_once,
 )
-from microplastics.data.formats.layout import find_file, is_printable
+from microplastics.data.formats.layout import find_file
 from microplastics.data.formats.shapes import ShapeError, measured_segmentation
 from microplastics.data.segmentation import read_json
 from microplastics.utils.errors import UserError
@@ -215,8 +215,7 @@ class _Document:
                 try:
                     size = layout.checked_size(root / file_name, options)
                 except UserError as error:
-                    code = "image_missing" if found is None else "image_broken"
-                    layout.skip_or_raise(error, code, str(root / file_name), options, notes)
+                    layout.skip_or_raise(error, str(root / file_name), options, notes)
                     continue
             record = ImageRecord(file_name, *size)
             record.extra = _extra(image["entry"], _IMAGE_FIELDS, where, notes)

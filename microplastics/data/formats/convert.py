@@ -1,7 +1,6 @@
 """Conversion of data sets to COCO, and their export to other formats."""
 
 import difflib
-import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from microplastics import __version__
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import coco, labelme, layout, masks, yolo
 from microplastics.data.formats.base import (
     ImageRecord,
@@ -38,7 +37,6 @@ _IMAGE_FIELDS = frozenset(("id", "file_name", "width", "height"))
 _ANNOTATION_FIELDS = frozenset(
     ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore")
 )
-_NOTES = {"image_missing": "image_missing", "image_size": "image_size"}  # by the code of an error
 _EXAMPLES = 5
 _MAX_CLASSES = 10_000
 
@@ -138,22 +136,7 @@ def convert_dataset(
     """
     path, output, options = Path(path), Path(output), options or ReadOptions()
     _check_output(path, output)
-    if options.line_width is not None and not 0 < options.line_width < 1e4:
-        raise UserError(
-            f"--line-width is {options.line_width}; give a width in px above 0.",
-            code="option_invalid",
-        )
-    if options.classes is not None and format != "blanks":
-        raise UserError(
-            "--classes is only for blanks; use --categories, or --from blanks.",
-            code="option_conflict",
-        )
-    if categories is not None and format == "blanks":
-        raise UserError(
-            "--categories does not fit to blanks, which have no classes; give the classes of the "
-            "data set with --classes.",
-            code="option_conflict",
-        )
+    _check_options(options, categories, format)
     renamed = None if categories is None else parse_categories(categories)
     notes = Notes()
     name, sources = open_dataset(path, options, notes, format)
@@ -210,11 +193,7 @@ def write_dataset(
             data.
     """
     output, options = Path(output), options or ReadOptions()
-    if place not in layout.PLACES:
-        raise UserError(
-            f"The place of images is {place!r}; expected one of {', '.join(layout.PLACES)}.",
-            code="option_invalid",
-        )
+    _check_choice("place of images", place, layout.PLACES)
     renamed = _renamed(sources, categories or {}, notes)
     names = list(dict.fromkeys(name for name in renamed.values() if name))
     if not verbatim and set(names) <= set(PROJECT_CLASSES):
@@ -233,11 +212,9 @@ def write_dataset(
     _claim_conversion(output, manifest)
     written = []
     for split, source in sources.items():
-        stream = _Usable(split, source, options, notes, polygons)
         root = source.image_root if place == "keep" else output / split
-        if place != "keep":
-            stream.place_into(root, place)
         one = Written(split, root, output / "annotations" / f"instances_{split}.json")
+        stream = _Usable(one, source, place, options, notes, polygons)
         _CocoWriter(one, renamed, names, notes).write(stream.records())
         if one.num_images:
             written.append(one)
@@ -275,12 +252,8 @@ def export_dataset(
             output cannot be written or has something else.
     """
     path, output, options = Path(path), Path(output), options or ReadOptions()
-    for what, value, known in (("format", format, FORMATS), ("place", place, EXPORT_PLACES)):
-        if value not in known:
-            raise UserError(
-                f"The {what} of an export is {value!r}; expected one of {', '.join(known)}.",
-                code="format_unknown" if what == "format" else "option_invalid",
-            )
+    _check_choice("format", format, FORMATS, "format_unknown")
+    _check_choice("place of images", place, EXPORT_PLACES)
     if not path.exists():
         raise UserError(f"{path} does not exist; correct --input.", code="file_missing")
     _check_output(path, output)
@@ -296,16 +269,9 @@ def export_dataset(
     }
     _claim_export(output, manifest)
     if format == "coco":
+        how = {"options": options, "verbatim": True, "polygons": polygons}
         coco_place = "keep" if place == "none" else place
-        splits = write_dataset(
-            sources,
-            output,
-            notes,
-            place=coco_place,
-            options=options,
-            verbatim=True,
-            polygons=polygons,
-        )
+        splits = write_dataset(sources, output, notes, place=coco_place, **how)
         for one in splits:
             one.instances = {name: count for name, count in one.instances.items() if count}
         num_files = len(splits)
@@ -313,11 +279,9 @@ def export_dataset(
         splits, streams = [], {}
         for split, source in sources.items():
             one = Written(split, output / _IMAGE_FOLDERS[format].format(split))
-            stream = _Usable(split, source, options, notes, polygons, checked=place != "none")
-            if place != "none":
-                stream.place_into(one.image_root, place)
+            stream = _Usable(one, source, place, options, notes, polygons)
             splits.append(one)
-            streams[split] = replace(source, records=functools.partial(stream.records, one))
+            streams[split] = replace(source, records=stream.counted)
         num_files = len(_WRITERS[format](streams, output, notes))
     counts = {one.split: one.counts() for one in splits}
     manifest |= {"splits": counts, "complete": True, "notes": notes.as_dict()}
@@ -406,7 +370,7 @@ def _renamed(
             )
     renamed = {name: categories.get(name, name) for name in classes}
     for name in renamed.values():
-        if name and not layout.is_printable(name):
+        if name and not is_printable(name):
             raise UserError(
                 f"{show(name)} is not a class name; rename it with --categories.",
                 code="option_invalid",
@@ -416,6 +380,26 @@ def _renamed(
             "--categories leaves every class out; keep at least one.", code="option_invalid"
         )
     return renamed
+
+
+def _check_choice(what: str, value: str, known: tuple, code: str = "option_invalid") -> None:
+    if value not in known:
+        raise UserError(f"The {what} is {value!r}; expected one of {', '.join(known)}.", code=code)
+
+
+def _check_options(options: ReadOptions, categories: str | None, format: str | None) -> None:
+    width = options.line_width
+    if width is not None and not 0 < width < 1e4:
+        raise UserError(
+            f"--line-width is {width}; give a width in px above 0.", code="option_invalid"
+        )
+    words = ""
+    if options.classes is not None and format != "blanks":
+        words = "--classes is only for blanks; use --categories, or --from blanks"
+    elif categories is not None and format == "blanks":
+        words = "--categories does not fit to blanks, which have no classes; use --classes"
+    if words:
+        raise UserError(f"{words}.", code="option_conflict")
 
 
 def _check_output(path: Path, output: Path) -> None:
@@ -455,7 +439,7 @@ def _claim_export(output: Path, manifest: dict[str, Any]) -> None:
         if found.get("complete"):
             words = "holds an export; delete it"
         elif found != claimed:
-            words = "was begun otherwise (with another input or option); delete it"
+            words = "was begun otherwise, with another input or option; delete it"
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         words = "exists and is not empty; empty it"
     if words:
@@ -496,27 +480,33 @@ def _check_not_empty(written: list[Written], notes: Notes, may_be_blank: bool) -
 
 
 class _Usable:
-    """The records of one split whose images can be used, which are put into place."""
+    """The records of one split whose images can be used, which are copied or linked.
+
+    ``place`` is one of ``layout.PLACES`` or ``EXPORT_PLACES``; with ``"none"`` the images are not
+    looked at.
+    """
 
     def __init__(
         self,
-        split: str,
+        written: Written,
         source: Source,
+        place: str,
         options: ReadOptions,
         notes: Notes,
         polygons: bool,
-        checked: bool = True,
     ):
-        self._split, self._source, self._options, self._notes = split, source, options, notes
-        self._polygons, self._checked = polygons, checked
-        self._target, self._place = None, ""
+        self._written, self._source, self._place = written, source, place
+        self._options, self._notes, self._polygons = options, notes, polygons
+        self._split = written.split
 
-    def place_into(self, target: Path, place: str) -> None:
-        """Copy or link the images into a folder."""
-        self._target, self._place = target, place
+    def counted(self) -> Iterator[ImageRecord]:
+        """Yield the records and count them."""
+        for record in self.records():
+            self._written.count([instance.category for instance in record.instances])
+            yield record
 
-    def records(self, written: Written | None = None) -> Iterator[ImageRecord]:
-        """Yield the records, and count them in ``written``.
+    def records(self) -> Iterator[ImageRecord]:
+        """Yield the records.
 
         Raises:
             UserError: at the end, with the number of images that cannot be used.
@@ -527,26 +517,24 @@ class _Usable:
             source.records(), self._split, source.num_images, unit="image", disable=None
         ):
             name = self._checked_name(record, seen)
+            image = source.image_root / name
             try:
-                if self._checked:
-                    self._check_file(source.image_root / name, record)
+                if self._place != "none":
+                    self._check_file(image, record)
             except UserError as error:
-                words = str(error).rstrip(".")
                 if self._options.skip_broken:
-                    self._notes.add(_NOTES.get(error.code, "image_broken"), name, words)
+                    layout.skip_or_raise(error, name, self._options, self._notes)
                 else:
-                    bad.append(words)
+                    bad.append(str(error).rstrip("."))
                 continue
             if bad:  # nothing will be written; go on to count the others
                 continue
             seen[name] = record.file_name
             record.file_name = name
-            if self._target is not None:
-                layout.place_image(source.image_root / name, self._target / name, self._place)
+            if self._place in ("copy", "link"):
+                layout.place_image(image, self._written.image_root / name, self._place)
             if self._polygons:
                 record.instances = list(self._outlined(record))
-            if written is not None:
-                written.count([instance.category for instance in record.instances])
             yield record
         if bad:
             more = "; …" if len(bad) > _EXAMPLES else ""

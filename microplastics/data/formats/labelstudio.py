@@ -95,7 +95,7 @@ class _Reader(layout.FileReader):
         try:
             name = _image_name(task)
         except UserError as error:
-            layout.skip_or_raise(error, "image_missing", task.where, self.options, notes)
+            layout.skip_or_raise(error, task.where, self.options, notes)
             return None
         results = _chosen(task, notes)
         if results is None:

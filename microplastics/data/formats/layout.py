@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
 from microplastics.data.images import image_header, size_mismatch
 from microplastics.data.segmentation import read_json
@@ -31,16 +31,20 @@ SPLITS = {  # by the names of files and folders
 MANIFESTS = ("conversion.json", "export.json")  # written by convert
 PLACES = ("keep", "copy", "link")
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio's prefix of uploaded files
 _MAX_NAME = 4096
 _MAX_PARTS = 16
 _MAX_TEXT = 1 << 26  # bytes
-_MAX_EXTRA = 4096  # characters of one further field as JSON
+_MAX_EXTRA = 4096  # bytes of one further field as JSON
 _SNIFFED_BYTES = 1 << 16
 _SNIFFED_FILES = 20
 _DETAIL = 300
+_NOTE_CODES = {  # of errors about images
+    **{"image_missing": "image_missing", "file_missing": "image_missing"},
+    **{"image_size": "image_size", "image_invalid": "image_broken"},
+    "image_too_large": "image_broken",
+}
 # Fields of a COCO image or annotation that an extra field must not replace.
 _OWN_FIELDS = frozenset(
     ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
@@ -49,11 +53,6 @@ _OWN_FIELDS = frozenset(
 
 
 # Names
-
-
-def is_printable(text: object) -> bool:
-    """Return whether a value is text that is not blank and has no control characters."""
-    return isinstance(text, str) and bool(text.strip()) and not _UNPRINTABLE.search(text)
 
 
 def class_name(value: Any) -> str | None:
@@ -67,22 +66,16 @@ def safe_name(name: object, where: str) -> str:
     """Return a file name without ``.`` and doubled slashes, checked to stay in its folder.
 
     Args:
-        name: relative to the image folder, with ``/``.
+        name: unchecked.
         where: its place, for the message.
 
     Raises:
-        UserError: it is not text, is absolute, names a drive or contains ``..``.
+        UserError: it is not printable text, is absolute, names a drive or contains ``..``.
     """
-    if not is_printable(name) or len(name) > _MAX_NAME:
+    if not is_safe_name(name) or len(name) > _MAX_NAME:
         raise UserError(
-            f"{where} has the file name {show(name)}; expected printable text.",
-            code="annotations_invalid",
-        )
-    parts = re.split(r"[/\\]", name)
-    if not parts[0] or _DRIVE.match(name) or ".." in parts:
-        raise UserError(
-            f"{where} has the file name {show(name)}, which leaves the image folder; expected a "
-            "path relative to that folder, without ..",
+            f"{where} has the file name {show(name)}; expected a path within the image folder, "
+            "without ..",
             code="annotations_invalid",
         )
     return str(PurePosixPath(name))
@@ -132,7 +125,7 @@ def _candidates(name: str) -> Iterator[str]:
 
 
 def split_of(name: str) -> str:
-    """Return the split that a file's or folder's name contains: ``instances_val2017`` is val."""
+    """Return the split that a name contains: ``instances_val2017`` is val."""
     words = re.split(r"[^a-z]+", name.lower())
     named = {SPLITS[word] for word in words if word in SPLITS}
     return named.pop() if len(named) == 1 else "all"
@@ -286,14 +279,11 @@ def read_text(path: Path) -> str:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not {error.encoding} text (byte {error.start}); save it as UTF-8.",
-            code="file_invalid",
-        ) from error
+        words = f"is not {error.encoding} text (byte {error.start}); save it as UTF-8"
+        raise UserError(f"{path} {words}.", code="file_invalid") from error
     except OSError as error:
-        raise UserError(
-            f"Cannot read {path}: {error.strerror}; correct the path.", code="file_invalid"
-        ) from error
+        words = f"cannot be read ({error.strerror}); correct the path"
+        raise UserError(f"{path} {words}.", code="file_invalid") from error
 
 
 # Images
@@ -306,12 +296,8 @@ class ImageFinder:
         root: folder of the images; nothing outside of it is read.
     """
 
-    def __init__(self, root: Path, given: bool = False):
-        """
-        Args:
-            root: folder of the images.
-            given: look in ``root`` only, not beside the annotation file.
-        """
+    def __init__(self, root: Path, given: bool):
+        # A given root is looked in without regard to the place of the annotation file.
         self.root, self._given = root, given
         self._absolute = os.path.abspath(root)
         self._by_name: dict[str, list[str]] | None = None
@@ -403,20 +389,13 @@ def checked_size(path: Path, options: ReadOptions, *claimed: Sequence[Any]) -> t
 
 
 def skip_or_raise(
-    error: UserError, code: str, where: str, options: ReadOptions, notes: Notes
+    error: UserError, where: str, options: ReadOptions, notes: Notes, code: str = ""
 ) -> None:
-    """Note something broken if it is to be skipped, else raise the error.
-
-    Args:
-        error: what is wrong.
-        code: of the note; the error's own is used if it is ``image_size``.
-        where: place of the note.
-        options: whether to skip.
-        notes: takes the note.
-    """
+    """Raise an error, or note it if ``options.skip_broken``, by default as its own code says."""
     if not options.skip_broken:
         raise error
-    notes.add("image_size" if error.code == "image_size" else code, where, str(error)[:_DETAIL])
+    code = code or _NOTE_CODES.get(error.code, "label_broken")
+    notes.add(code, where, str(error)[:_DETAIL])
 
 
 def extra_fields(
@@ -426,14 +405,9 @@ def extra_fields(
     notes: Notes,
     code: str = "field_unknown",
 ) -> dict[str, Any]:
-    """Return the fields that are not known and at most 4,096 characters of JSON; note the others.
+    """Return the further fields of an image or annotation: not known, and at most 4,096 bytes.
 
-    Args:
-        fields: of an image or annotation.
-        known: names that are used otherwise.
-        where: place of the notes.
-        notes: takes ``code`` for each field left out.
-        code: of the notes.
+    ``notes`` takes ``code`` for each other field.
     """
     extra = {}
     for key, value in fields.items():
@@ -475,15 +449,7 @@ class FileReader(ABC):
     meaning = ""
 
     def __init__(self, path: Path, split: str, options: ReadOptions):
-        """
-        Args:
-            path: a file, or a folder of files.
-            split: name of the split.
-            options: how to read.
-
-        Raises:
-            UserError: there is no annotation file.
-        """
+        """Open a file, or a folder of files, which must not be empty."""
         self.options = options
         self.order: dict[str, None] = {}
         self._root = path if path.is_dir() else path.parent
@@ -529,35 +495,29 @@ class FileReader(ABC):
         claimed: Sequence[Sequence[Any]] = (),
         hint: str = "",
     ) -> ImageRecord | None:
-        """Find an image and check its size.
+        """Find an image and check its size; None, with a note, if it is to be skipped.
 
         Args:
             name: as the file has it.
             where: place of its annotations, for messages.
-            notes: takes the note if it is left out.
+            notes: takes the note.
             other: a second name that the image may have.
             claimed: widths and heights by its annotations.
             hint: what to do if it is missing.
 
-        Returns:
-            the image without instances, or None if it is left out.
-
         Raises:
-            UserError: it is missing, broken, or annotated twice, and not to be skipped.
+            UserError: it is missing, broken, of another size, or annotated twice.
         """
-        code = "image_missing"
         try:
             try:
                 found = self._finder.find(name, self._folder, other)
             except UserError as error:
                 words = f"{where}: {str(error).rstrip('.')}{hint and f'; {hint}'}."
                 raise UserError(words, code=error.code) from error
-            code = "label_broken"
             self._take(found, where)
-            code = "image_broken"
             size = checked_size(self._finder.root / found, self.options, *claimed)
         except UserError as error:
-            skip_or_raise(error, code, where, self.options, notes)
+            skip_or_raise(error, where, self.options, notes)
             return None
         return ImageRecord(found, *size)
 
@@ -584,7 +544,7 @@ class FileReader(ABC):
                     raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
                 yield from self.records(read_json(path, self.content, self.meaning), where, notes)
             except UserError as error:
-                skip_or_raise(error, "label_broken", where, self.options, notes)
+                skip_or_raise(error, where, self.options, notes, "label_broken")
         if self._whole:
             for name in list_files(self._finder.root):
                 if name not in self._seen:

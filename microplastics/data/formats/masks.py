@@ -196,7 +196,7 @@ class _Reader:
                     "or IMAGE_Fiber.png after its image, or delete it.",
                     code="image_missing",
                 )
-                layout.skip_or_raise(error, "label_without_image", name, self._options, notes)
+                layout.skip_or_raise(error, name, self._options, notes, "label_without_image")
             else:
                 by_image[image].append(mask)
         if not by_image:
@@ -339,7 +339,7 @@ class _Reader:
             masks = self._masks.get(file_name, [])
             if not masks:
                 notes.add("image_unlabelled", file_name)
-            code = "image_broken"
+            code = ""
             try:
                 path = self._folders.images / file_name
                 size, rotated = image_header(path, self._options.max_pixels)
@@ -350,12 +350,13 @@ class _Reader:
                     if labels.shape != size[::-1]:
                         words = size_mismatch(size, labels.shape[::-1], rotated)
                         words = words.replace("the JSON says", f"its mask {mask.path} is")
-                        raise UserError(f"{path} {words}.", code="image_size")
+                        code = "image_size"
+                        raise UserError(f"{path} {words}.", code=code)
                     if colour and mask.kind == "image" and self._kind == "ids":
                         notes.add("mask_colours", mask.name)
                     instances += self._instances(file_name, mask, labels, notes)
             except UserError as error:
-                layout.skip_or_raise(error, code, file_name, self._options, notes)
+                layout.skip_or_raise(error, file_name, self._options, notes, code)
                 continue
             yield ImageRecord(file_name, *size, instances)
 

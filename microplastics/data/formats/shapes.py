@@ -54,11 +54,7 @@ def numbers(*values: Any) -> list[float]:
     Raises:
         ShapeError: a value is not a finite number of a size that occurs in images.
     """
-    for value in values:
-        # The comparison is False for NaN.
-        if type(value) not in NUMBERS or not -COORDINATE_LIMIT <= value <= COORDINATE_LIMIT:
-            raise ShapeError("shape_broken", "not a usable number")
-    return [float(value) for value in values]
+    return _checked(values).tolist()
 
 
 def flat_points(values: Sequence[Any], minimum: int) -> np.ndarray:
@@ -73,15 +69,19 @@ def flat_points(values: Sequence[Any], minimum: int) -> np.ndarray:
     """
     if len(values) % 2 or len(values) < 2 * minimum:
         raise ShapeError("shape_broken", f"{len(values)} coordinates")
+    return _checked(values).reshape(-1, 2)
+
+
+def _checked(values: Sequence[Any]) -> np.ndarray:
     if not NUMBERS.issuperset(map(type, values)):
-        raise ShapeError("shape_broken", "coordinates that are not numbers")
+        raise ShapeError("shape_broken", "values that are not numbers")
     try:
         array = np.array(values, np.float64)
     except OverflowError:
-        raise ShapeError("shape_broken", "coordinates out of any image") from None
-    if array.size and not np.abs(array).max() <= COORDINATE_LIMIT:  # also if NaN
-        raise ShapeError("shape_broken", "coordinates out of any image or not finite")
-    return array.reshape(-1, 2)
+        array = np.full(1, np.inf)
+    if not np.abs(array).max(initial=0) <= COORDINATE_LIMIT:  # also if NaN
+        raise ShapeError("shape_broken", "numbers outside of any image or not finite")
+    return array
 
 
 def point_pairs(pairs: Any, minimum: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from microplastics.data.coco import show
+from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout
 from microplastics.data.formats.base import (
     ImageRecord,
@@ -139,15 +139,14 @@ def _records(
         try:
             size = layout.checked_size(path, options)
         except UserError as error:
-            code = "image_broken" if os.path.exists(path) else "image_missing"
-            skip_or_raise(error, code, str(path), options, notes)
+            skip_or_raise(error, str(path), options, notes)
             continue
         record = ImageRecord(name, *size)
         if os.path.isfile(label):
             try:
                 record.instances = list(_instances(label, size, names, notes))
             except UserError as error:
-                skip_or_raise(error, "label_broken", str(label), options, notes)
+                skip_or_raise(error, str(label), options, notes, "label_broken")
         else:
             notes.add("image_unlabelled", name)
         yield record
@@ -374,7 +373,7 @@ def _yaml_folders(yaml_file: Path, data: dict[str, Any], notes: Notes) -> dict[s
         if value in (None, "", [], "null", "~") or split in found:
             continue
         entries = value if isinstance(value, list) else [value]
-        if not all(map(layout.is_printable, entries)):
+        if not all(map(is_printable, entries)):
             raise UserError(
                 f"{yaml_file} has {key}: {show(value)}; expected the folder of its images.",
                 code="annotations_invalid",

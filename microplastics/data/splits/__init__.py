@@ -1,1 +1,1 @@
-"""Splits and folds by filter or sample: groups, their assignment, the plan, what is written."""
+"""Leak-free splits and folds of a data set."""

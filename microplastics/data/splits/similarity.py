@@ -1,8 +1,7 @@
-"""Finding the same photograph twice: identical pixels, and near-duplicates.
+"""Exact and near-duplicate photographs.
 
-Candidates come from low DCT frequencies (``cv2.dct``) as numbers: the 64 bits of ``imagehash``
-collide on filters that are alike all over, and it pulls in SciPy and PyWavelets. A candidate
-counts once the two images, aligned, correlate.
+Candidates come from low DCT frequencies (``cv2.dct``) as floats: the 64 bits of ``imagehash``
+collide on filters of uniform texture. A candidate counts if the aligned images correlate.
 """
 
 import hashlib
@@ -15,19 +14,19 @@ import numpy as np
 from tqdm import tqdm
 
 _SIDE = 128  # px of a thumbnail
-_SMOOTH = 1.0  # px: finer detail does not outlive JPEG
-_SHADING = 10.0  # px: what is coarser is the lamp's, not the filter's
-_LOCAL = 16.0  # px: contrast is made even over this distance
-_FLOOR = 0.5  # grey levels: noise weaker than this is not raised
+_SMOOTH = 1.0  # px: JPEG destroys finer detail
+_SHADING = 10.0  # px: coarser structure is illumination
+_LOCAL = 16.0  # px: distance over which contrast is normalised
+_FLOOR = 0.5  # grey levels: weaker noise is not amplified
 _CLIP = 4.0  # standard deviations
-_LEVELS = 31  # of the thumbnail's int8 a standard deviation
-_FLAT = 1e-3  # of the evened detail: nothing is left that could be compared
+_LEVELS = 31  # of the thumbnail's int8 per standard deviation
+_FLAT = 1e-3  # standard deviation below which an image has no detail to compare
 _FREQUENCIES = 8
-_ALIGN = 64  # px of the thumbnails that are aligned
-_COARSE = 32  # px of the thumbnails of the search for a shift
+_ALIGN = 64  # px of the thumbnails for alignment
+_COARSE = 32  # px of the thumbnails for the search of a shift
 _COARSE_SHIFT = 2  # px of them, either way
-# docs/splits.md has the measurement. Aligned, different photographs reached 0.40 in ordinary sets
-# and 0.63 where each had one large bead in its middle; copies fell below 0.65 only where whitened.
+# Measured in docs/splits.md. Aligned, different photographs reached 0.40 in ordinary sets and 0.63
+# with one large bead in the middle of each; copies fell below 0.65 only if overexposed.
 _MIN_COSINE = 0.5
 _MIN_COARSE = 0.4
 _MIN_CORRELATION = 0.65
@@ -40,14 +39,14 @@ _SHOW_PROGRESS = 2000  # images
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What :func:`find_duplicates` needs of one image, 17 kB.
+    """Fingerprint of one image for :func:`find_duplicates`, 17 kB.
 
     Attributes:
         sha256: of the shape and the pixels.
-        descriptor: float32 (8, 8), the lowest DCT coefficients of the thumbnail but its mean, of
-            norm 1; zeros where the image shows nothing.
-        thumbnail: int8 (128, 128), the image in grey, squeezed into a square, without its
-            shading and of even local contrast; 31 levels a standard deviation.
+        descriptor: float32 (8, 8), the lowest DCT coefficients of the thumbnail except its mean,
+            of norm 1; zeros for an image without detail.
+        thumbnail: int8 (128, 128), the grey image resized to a square, without shading, with even
+            local contrast; 31 levels a standard deviation.
     """
 
     sha256: str
@@ -60,9 +59,9 @@ class Duplicates:
     """Groups of indices, each ascending, ordered by their first index.
 
     Attributes:
-        exact: images of the same pixels.
-        near: images of the same photograph whose pixels are not all the same; exact duplicates
-            of a member are members.
+        exact: images with the same pixels.
+        near: images of one photograph that differ in pixels; exact duplicates of a member are
+            members.
     """
 
     exact: list[list[int]]
@@ -70,7 +69,7 @@ class Duplicates:
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
-    """Take the fingerprint of an image.
+    """Compute the fingerprint of an image.
 
     Args:
         image: uint8 of shape (H, W, 3), BGR.
@@ -92,11 +91,11 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
 
 
 def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
-    """Group the images that are the same photograph.
+    """Group images of the same photograph.
 
-    Found are copies that were encoded again, resized, also to another aspect ratio, made
-    brighter, darker or of other contrast, flipped, turned by right angles, and cropped by up to
-    5 %. Images of one colour are only ever exact duplicates.
+    Finds copies that were re-encoded, resized (also to another aspect ratio), changed in
+    brightness or contrast, flipped, rotated by right angles, or cropped by up to 5 %. Images of
+    one colour can only be exact duplicates.
 
     Args:
         fingerprints: of each image.
@@ -106,15 +105,19 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
         same[print_.sha256].append(index)
     distinct = [indices[0] for indices in same.values()]
     matcher = _Matcher([fingerprints[index] for index in distinct])
-    components = Components(len(distinct))
+    labels = np.arange(len(distinct))
     for candidate in matcher.candidates():
-        if components.find(candidate.one) != components.find(candidate.other):
-            if matcher.same_photograph(candidate):
-                components.join(candidate.one, candidate.other)
+        one, other = labels[candidate.one], labels[candidate.other]
+        # An alignment takes milliseconds: images that are joined already are not compared.
+        if one != other and matcher.same_photograph(candidate):
+            labels[labels == other] = one
     near = [
-        sorted(index for member in members for index in same[fingerprints[distinct[member]].sha256])
-        for members in components.groups()
-        if len(members) > 1
+        sorted(
+            index
+            for member in np.flatnonzero(labels == label)
+            for index in same[fingerprints[distinct[member]].sha256]
+        )
+        for label in np.flatnonzero(np.bincount(labels) > 1)
     ]
     return Duplicates(
         exact=[indices for indices in same.values() if len(indices) > 1], near=sorted(near)
@@ -123,16 +126,16 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Two images that may be the same photograph, once the first is turned and shifted."""
+    """Two images that may show one photograph after the first is oriented and shifted."""
 
     one: int
     other: int
     orientation: int
-    shift: tuple[float, float]  # x and y, parts of the side, from the first to the other
+    shift: tuple[float, float]  # x and y, fractions of the side, from the first to the other
 
 
 class _Matcher:
-    """Compares images of distinct pixels by their fingerprints."""
+    """Compares images with different pixels by their fingerprints."""
 
     def __init__(self, fingerprints: Sequence[Fingerprint]):
         self._thumbnails = [print_.thumbnail for print_ in fingerprints]
@@ -156,7 +159,7 @@ class _Matcher:
             ones, orientations = np.divmod(rows, 8)
             ordered = columns > ones
             ones, orientations, columns = ones[ordered], orientations[ordered], columns[ordered]
-            # np.nonzero goes row by row, so that the pairs of one image lie together.
+            # np.nonzero goes row by row: the pairs of one image are adjacent.
             for one in np.unique(ones):
                 pairs = slice(*np.searchsorted(ones, (one, one + 1)))
                 yield from self._shifted(
@@ -166,18 +169,18 @@ class _Matcher:
     def _shifted(
         self, one: int, orientations: np.ndarray, others: np.ndarray
     ) -> Iterator[_Candidate]:
-        """Yield those of ``others`` whose coarse thumbnails correlate at a small shift."""
+        """Yield the ``others`` whose coarse thumbnails correlate at a small shift."""
         turned = [_coarse(_orient(self._thumbnails[one], o)) for o in range(8)]
         spectra = np.fft.rfft2(np.stack(turned)).astype(np.complex64)
         steps = np.arange(-_COARSE_SHIFT, _COARSE_SHIFT + 1)
         peaks, places = np.empty(len(others), np.float32), np.empty(len(others), np.int64)
-        for start in range(0, len(others), _BLOCK):  # a set of copies would fill the memory
+        for start in range(0, len(others), _BLOCK):  # bounds the memory for many copies
             part = slice(start, start + _BLOCK)
             product = spectra[orientations[part]] * self._spectra[others[part]].conj()
             surface = np.fft.irfft2(product, s=(_COARSE, _COARSE))
             surface = surface[:, steps[:, None], steps].reshape(len(product), -1)
             peaks[part], places[part] = surface.max(axis=1), surface.argmax(axis=1)
-        # Only the best orientation of each pair is worth an alignment.
+        # Only the best orientation of each pair is aligned.
         order = np.lexsort((-peaks, others))
         best = order[np.flatnonzero(np.diff(others[order], prepend=-1))]
         for index in best[peaks[best] > _MIN_COARSE]:
@@ -202,13 +205,13 @@ class _Matcher:
         ]
         try:
             _, warp = cv2.findTransformECC(*small, warp, cv2.MOTION_AFFINE, stop, None, 3)
-        except cv2.error:  # it did not converge: they have nothing in common
+        except cv2.error:  # not converged: different photographs
             return False
         stretch = warp[:, :2] - np.eye(2)
-        # From px centres of the small images to those of the thumbnails.
+        # From pixel centres of the small images to pixel centres of the thumbnails.
         factor = _SIDE / _ALIGN
         warp[:, 2] = warp[:, 2] * factor - stretch.sum(axis=1) * (factor - 1) / 2
-        # The shift of the centre: at the corner the stretch would count as well.
+        # Shift of the centre, since the shift of a corner includes the stretch.
         shift = warp[:, 2] + stretch.sum(axis=1) * (_SIDE - 1) / 2
         if not (np.abs(stretch).max() <= _MAX_STRETCH and np.abs(shift).max() <= _MAX_SHIFT):
             return False
@@ -216,7 +219,7 @@ class _Matcher:
 
 
 def _correlation(fixed: np.ndarray, moving: np.ndarray, warp: np.ndarray) -> float:
-    """Pearson correlation where the warped image covers the fixed one; -1 for little overlap."""
+    """Pearson correlation over the overlap of warped and fixed image; -1 if it is small."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     covered = cv2.warpAffine(np.ones_like(moving), warp, (_SIDE, _SIDE), flags=flags) > 0.99
     if covered.mean() < _MIN_OVERLAP:
@@ -245,7 +248,7 @@ def _orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _orient_dct(coefficients: np.ndarray, orientation: int) -> np.ndarray:
-    """What :func:`_orient` of an image does to its DCT coefficients, (N, K, K)."""
+    """Apply :func:`_orient` to images given by their DCT coefficients, (N, K, K)."""
     if orientation & 4:
         coefficients = coefficients.transpose(0, 2, 1)
     signs = (-1.0) ** np.arange(coefficients.shape[1], dtype=np.float32)
@@ -254,29 +257,3 @@ def _orient_dct(coefficients: np.ndarray, orientation: int) -> np.ndarray:
     if orientation & 1:
         coefficients = coefficients * signs
     return coefficients
-
-
-class Components:
-    """Connected components of the nodes 0 to count - 1 (union-find with path halving)."""
-
-    def __init__(self, count: int):
-        self._parents = list(range(count))
-
-    def find(self, node: int) -> int:
-        """Return the node that stands for the component."""
-        while self._parents[node] != node:
-            self._parents[node] = self._parents[self._parents[node]]
-            node = self._parents[node]
-        return node
-
-    def join(self, one: int, other: int) -> None:
-        """Make two components one."""
-        first, second = sorted((self.find(one), self.find(other)))
-        self._parents[second] = first
-
-    def groups(self) -> list[list[int]]:
-        """Return the nodes of each component, ascending, ordered by the first."""
-        members = defaultdict(list)
-        for node in range(len(self._parents)):
-            members[self.find(node)].append(node)
-        return list(members.values())

@@ -1,19 +1,22 @@
-"""Writing splits and folds: the annotation files, the images where asked, and the manifest."""
+"""Splits and folds by whole groups."""
 
 import hashlib
+import json
 import os
 import shlex
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from tabulate import tabulate
 from tqdm import tqdm
 
-from microplastics.data.coco import check_instances, contiguous_ids, read_json, show
+from microplastics.data.coco import check_instances, show
 from microplastics.data.formats.layout import place_image
 from microplastics.data.splits.groups import (
     NameIndex,
@@ -23,55 +26,277 @@ from microplastics.data.splits.groups import (
     groups_by_similarity,
     groups_from_csv,
     listed,
-    read_text,
     roboflow_original,
 )
-from microplastics.data.splits.similarity import Components
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_json
+from microplastics.utils.io import read_json, read_text, write_json
 
-_SWAP_SAMPLE = 256  # groups whose swaps are all tried at once
-_IDLE_ROUNDS = 4  # of other samples, before the search for swaps ends
+DEFAULT_SHARES = (0.7, 0.15, 0.15)
+SPLITS = ("train", "val", "test")
+MANIFEST = "splits.json"
+
+_CONFIG = "configs/microplastics_r50.yaml"
+_SWAP_SAMPLE = 256  # groups whose swaps are tried together
+_IDLE_ROUNDS = 4  # further samples without gain before the search ends
 _MAX_ROUNDS = 2000
 _STARTS = 16
 _TOLERANCE = 1e-12
 
 
-def split(
-    groups: Sequence[str], class_counts: np.ndarray, shares: Sequence[float], seed: int
-) -> np.ndarray:
-    """Assign every group to one split, each class by its share.
+@dataclass(frozen=True)
+class SplitOptions:
+    """How to form groups and divide them.
 
-    Minimises the sum over splits s and columns c of (part of c that is in s - share of s)^2.
+    Attributes:
+        shares: fractions of train and val, or of train, val and test; ``DEFAULT_SHARES`` if
+            shares, folds and fold_lists are all left out.
+        folds: number of folds.
+        fold_lists: one CSV with the columns image and fold, or a text file of names per fold.
+        group_regex: extracts the group from a file name (``groups.group_of``).
+        groups_csv: table with the columns image and group.
+        by_similarity: keep copies of one photograph together, in addition to the other ways.
+        join_roboflow_copies: keep Roboflow's augmented copies of one original together.
+        seed: decides between equally good assignments.
+    """
+
+    shares: tuple[float, ...] | None = None
+    folds: int | None = None
+    fold_lists: tuple[str, ...] = ()
+    group_regex: str | None = None
+    groups_csv: str | None = None
+    by_similarity: bool = False
+    join_roboflow_copies: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set, merged from its annotation files.
+
+    Attributes:
+        data: the COCO dict; of several files with new ids and file names.
+        image_root: folder that every ``file_name`` is relative to.
+        names: ``file_name`` of each image in its own JSON.
+        classes: class names.
+        counts: int64 (N, C), particles of each class in each image, without crowds.
+        blank: bool (N,), images without any annotation.
+        inputs: path, images and sha256 of each annotation file.
+    """
+
+    data: dict[str, Any]
+    image_root: str
+    names: list[str]
+    classes: list[str]
+    counts: np.ndarray
+    blank: np.ndarray
+    inputs: list[dict[str, str]]
+
+    @property
+    def file_names(self) -> list[str]:
+        """``file_name`` of each image below ``image_root``."""
+        return [image["file_name"] for image in self.data["images"]]
+
+
+@dataclass
+class Plan:
+    """Assignment of every image to a split or fold.
+
+    Attributes:
+        source: the data set.
+        parts: names of the splits or folds.
+        are_folds: the parts are folds, each the validation set once.
+        assignment: int64 (N,), the part of each image.
+        groups: the group of each image.
+        deviation: as of :func:`deviation`, over classes, blanks and images.
+        notes: warnings for the user.
+    """
+
+    source: Source
+    parts: list[str]
+    are_folds: bool
+    assignment: np.ndarray
+    groups: list[str]
+    deviation: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One annotation file to write.
+
+    Attributes:
+        name: ``train``, or ``fold1/train``.
+        path: of the file.
+        image_root: folder that its file names are relative to.
+        chosen: bool (N,), its images.
+    """
+
+    name: str
+    path: Path
+    image_root: Path
+    chosen: np.ndarray
+
+    @property
+    def entry(self) -> str:
+        """``("JSON:IMAGES",)`` for ``DATASETS.TRAIN`` and ``DATASETS.TEST``, quoted for a shell."""
+        return shlex.quote(f'("{self.path}:{self.image_root}",)')
+
+
+def split_dataset(
+    json_files: Sequence[str],
+    image_roots: Sequence[str],
+    output: str | os.PathLike,
+    options: SplitOptions,
+    place: str = "keep",
+) -> str:
+    """Split a data set and write the result; everything is checked before anything is written.
 
     Args:
-        groups: the names of G groups, each once; their order does not matter.
-        class_counts: (G, C), how many of each kind a group holds; a kind is a class, or the
-            images without particles, or all images. Finite and not negative.
-        shares: of S splits, each above 0, together 1.
-        seed: decides between equals.
+        json_files: COCO instance JSONs.
+        image_roots: the image folder of all of them, or one for each.
+        output: folder for the annotation files and ``splits.json``.
+        options: how to split.
+        place: ``"keep"`` leaves the images where they are; ``"copy"`` and ``"link"`` put them
+            into ``output``: below ``train``, ``val``, ``test``, or below ``images`` for folds.
+
+    Returns:
+        a summary with a table.
+
+    Raises:
+        UserError: the input cannot be used, or ``output`` holds other splits.
+    """
+    output = Path(output)
+    given = {"annotations": list(json_files), "images": list(image_roots), "place": place}
+    settings = json.loads(json.dumps(given | asdict(options)))  # as the manifest will hold them
+    earlier = _earlier_manifest(output, settings)
+    plan = plan_splits(read_source(json_files, image_roots), options)
+    _check_unmoved(plan, output, earlier)
+    outputs = _outputs(plan, output, place)
+    _check_free(plan, output, outputs, json_files)
+    if place != "keep":
+        _place_images(plan, outputs, place)
+    for item in tqdm(outputs, desc="writing", unit="file", disable=None, leave=False):
+        write_json(item.path, _selected(plan.source.data, item.chosen))
+    write_json(output / MANIFEST, _manifest(plan, outputs, settings, output), indent=1)
+    return _describe(plan, outputs, output)
+
+
+def read_source(json_files: Sequence[str], image_roots: Sequence[str]) -> Source:
+    """Read, check and merge annotation files.
+
+    Args:
+        json_files: COCO instance JSONs.
+        image_roots: the image folder of all, or one for each. If they differ, ``file_name``
+            becomes relative to their common folder.
+
+    Raises:
+        UserError: a file cannot be used, categories differ, or an image is listed twice.
+    """
+    roots = list(image_roots) * (len(json_files) if len(image_roots) == 1 else 1)
+    if len(roots) != len(json_files):
+        raise UserError(
+            f"--images names {len(image_roots)} folders for {len(json_files)} annotation files; "
+            "give one folder for all, or one for each.",
+            code="option_invalid",
+        )
+    common = roots[0] if len(set(roots)) == 1 else os.path.commonpath(map(os.path.abspath, roots))
+    first, classes = None, {}
+    images, annotations, names, inputs = [], [], [], []
+    for json_file, root in zip(json_files, roots, strict=True):
+        checked, data = check_instances(json_file, root), read_json(json_file)
+        of_file = {category["id"]: category["name"] for category in checked.categories}
+        if first is None:
+            first, classes = data, of_file
+        elif of_file != classes:
+            raise UserError(
+                f"{json_file} has the categories {of_file} and {json_files[0]} has {classes}; "
+                "give all files the same ids and names.",
+                code="classes_mismatch",
+            )
+        digest = hashlib.sha256(Path(json_file).read_bytes()).hexdigest()
+        inputs.append({"annotations": json_file, "images": root, "sha256": digest})
+        names += [image["file_name"] for image in data["images"]]
+        if len(json_files) > 1:
+            prefix = os.path.relpath(root, common) if root != common else "."
+            _renumber(data, len(images), len(annotations), prefix)
+        images += data["images"]
+        annotations += data["annotations"]
+    if len(json_files) > 1:
+        _check_unique([image["file_name"] for image in images])
+    counts, blank = _count(images, annotations, list(classes))
+    merged = {**first, "images": images, "annotations": annotations}
+    return Source(merged, common, names, list(classes.values()), counts, blank, inputs)
+
+
+def plan_splits(source: Source, options: SplitOptions) -> Plan:
+    """Form the groups and divide them.
+
+    Raises:
+        UserError: ``option_conflict``, ``option_invalid``, ``split_impossible``, or a table of
+            groups or folds does not fit the images.
+    """
+    wanted = [options.shares is not None, options.folds is not None, bool(options.fold_lists)]
+    if sum(wanted) > 1:
+        raise UserError(
+            "--shares, --folds and --fold-lists exclude each other; give one of them.",
+            code="option_conflict",
+        )
+    if options.seed < 0:
+        raise UserError(
+            f"--seed is {options.seed}; expected an integer from 0.", code="option_invalid"
+        )
+    notes: list[str] = []
+    groups = _groups(source, options, notes)
+    kinds = np.column_stack([source.counts, source.blank, np.ones(len(groups), np.int64)])
+    if options.fold_lists:
+        parts, assignment = _external_folds(source, options.fold_lists)
+        fractions = [1 / len(parts)] * len(parts)
+        _note_divided_groups(groups, assignment, notes)
+    else:
+        parts, fractions, assignment = _divide(groups, kinds, options)
+    _note_missing_classes(source, parts, assignment, notes)
+    are_folds = options.folds is not None or bool(options.fold_lists)
+    difference = deviation(kinds, assignment, fractions)
+    return Plan(source, parts, are_folds, assignment, groups, difference, notes)
+
+
+def split(
+    groups: Sequence[str], class_counts: np.ndarray, fractions: Sequence[float], seed: int
+) -> np.ndarray:
+    """Assign every group to one split so that each split has its fraction of every class.
+
+    Minimises the sum over splits s and columns c of (part of c in s - fraction of s)^2.
+    Exhaustive search is infeasible; the result is a good local optimum.
+
+    Args:
+        groups: unique names of G groups; their order has no influence.
+        class_counts: (G, C), counts of each kind in a group; a kind is a class, the images
+            without particles, or all images. Finite and not negative.
+        fractions: of S splits, each above 0, with sum 1.
+        seed: decides between equally good assignments.
 
     Returns:
         int64 (G,): the split of each group, 0 to S - 1; every split gets at least one group.
 
     Raises:
-        UserError: the shares do not add up, or there are fewer groups than splits.
+        UserError: the fractions do not add up, or there are fewer groups than splits.
     """
-    shares = check_shares(shares)
+    fractions = check_fractions(fractions)
     counts = np.asarray(class_counts, np.float64)
     if len(set(groups)) != len(groups) or counts.ndim != 2 or len(counts) != len(groups):
-        raise ValueError(f"{len(groups)} groups, of unique names, need as many rows of counts")
-    if len(groups) < len(shares):
+        raise ValueError(f"expected unique groups and as many rows of counts, got {len(groups)}")
+    if len(groups) < len(fractions):
         raise UserError(
-            f"There are {len(groups)} groups for {len(shares)} splits, and a group is never "
-            "divided; ask for fewer splits or form smaller groups."
+            f"The {len(groups)} groups are fewer than the {len(fractions)} splits, and a group is "
+            "never divided; ask for fewer splits or form smaller groups.",
+            code="split_impossible",
         )
     # By name, so that the order of the input has no influence.
     order = np.array(sorted(range(len(groups)), key=groups.__getitem__), np.int64)
     parts, rng = _parts(counts[order]), np.random.default_rng(seed)
     best = None
     for start in range(_STARTS if len(groups) <= _SWAP_SAMPLE else 1):
-        search = _Search(parts, shares, rng)
+        search = _Search(parts, fractions, rng)
         search.fill(shuffle=start > 0)
         search.improve()
         if best is None or search.cost() < best.cost() - _TOLERANCE:
@@ -81,72 +306,60 @@ def split(
     return assignment
 
 
-def folds(groups: Sequence[str], class_counts: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Assign every group to one of ``count`` folds of equal shares; see :func:`split`.
+def check_fractions(fractions: Sequence[float]) -> np.ndarray:
+    """Return the fractions as float64 with sum 1.
 
     Raises:
-        UserError: fewer than 2 folds, or fewer groups than folds.
+        UserError: a fraction is not above 0, or the sum differs from 1 by more than 0.001.
     """
-    if count < 2:
-        raise UserError(f"{count} folds are too few; ask for 2 or more.")
-    if count > len(groups):
-        raise UserError(
-            f"There are {len(groups)} groups for {count} folds, and a group is never divided; "
-            "ask for fewer folds or form smaller groups."
-        )
-    return split(groups, class_counts, [1 / count] * count, seed)
-
-
-def check_shares(shares: Sequence[float]) -> np.ndarray:
-    """Return the shares as float64 that add up to 1.
-
-    Raises:
-        UserError: a share is not above 0, or they do not add up to 1 within 0.001.
-    """
-    array = np.asarray(shares, np.float64)
-    words = ", ".join(f"{share:g}" for share in shares)
+    array = np.asarray(fractions, np.float64)
     if not len(array) or not (array > 0).all() or not abs(array.sum() - 1) <= 1e-3:
+        words = ", ".join(f"{fraction:g}" for fraction in fractions)
         raise UserError(
-            f"The shares {words} must each be above 0 and add up to 1; write 0.7,0.15,0.15."
+            f"--shares is {words}; expected numbers above 0 that add up to 1, such as "
+            "0.7,0.15,0.15.",
+            code="option_invalid",
         )
     return array / array.sum()
 
 
-def deviation(class_counts: np.ndarray, assignment: np.ndarray, shares: Sequence[float]) -> float:
-    """Largest difference between a split's part of a kind and its share, over splits and kinds.
+def deviation(
+    class_counts: np.ndarray, assignment: np.ndarray, fractions: Sequence[float]
+) -> float:
+    """Return the largest difference between a split's part of a kind and its fraction.
 
     Args:
         class_counts: (G, C), as for :func:`split`.
         assignment: (G,), the split of each group.
-        shares: of S splits.
+        fractions: of S splits.
 
     Returns:
-        from 0, perfect, to 1; kinds that nothing belongs to do not count.
+        from 0, perfect, to 1; kinds without members are left out.
     """
     parts = _parts(np.asarray(class_counts, np.float64))
-    loads = np.zeros((len(shares), parts.shape[1]))
+    loads = np.zeros((len(fractions), parts.shape[1]))
     np.add.at(loads, assignment, parts)
-    return float(np.abs(loads - np.asarray(shares)[:, None]).max(initial=0.0))
+    return float(np.abs(loads - np.asarray(fractions)[:, None]).max(initial=0.0))
 
 
 def _parts(counts: np.ndarray) -> np.ndarray:
-    """What part of each kind a group holds, (G, C); kinds that nothing belongs to are left out."""
+    """Fraction of each kind in each group, (G, C), without the kinds that have no members."""
     totals = counts.sum(axis=0)
     return counts[:, totals > 0] / totals[totals > 0]
 
 
 class _Search:
-    """An assignment of groups to splits, and how far each split is from its shares."""
+    """An assignment of groups to splits and its distance from the wanted fractions."""
 
-    def __init__(self, parts: np.ndarray, shares: np.ndarray, rng: np.random.Generator):
+    def __init__(self, parts: np.ndarray, fractions: np.ndarray, rng: np.random.Generator):
         self._parts, self._rng = parts, rng
         self._squares = (parts * parts).sum(axis=1)
-        self._excess = np.repeat(-shares[:, None], parts.shape[1], axis=1)  # (S, C)
-        self._members = np.zeros(len(shares), np.int64)
+        self._excess = np.repeat(-fractions[:, None], parts.shape[1], axis=1)  # (S, C)
+        self._members = np.zeros(len(fractions), np.int64)
         self.assignment = np.full(len(parts), -1, np.int64)
 
     def cost(self) -> float:
-        """Sum of the squared differences from the shares."""
+        """Sum of the squared differences from the fractions."""
         return float((self._excess**2).sum())
 
     def fill(self, shuffle: bool) -> None:
@@ -160,19 +373,17 @@ class _Search:
             size = size * self._rng.uniform(0.3, 1.0, len(size))
         shuffled = self._rng.permutation(len(size))
         order = shuffled[np.argsort(-size[shuffled], kind="stable")]
-        splits = len(self._excess)
         for place, group in enumerate(order):
             # Adding x to the excess e changes |e|^2 by 2 e.x + |x|^2; only 2 e.x differs.
             gains = self._excess @ self._parts[group]
             if len(order) - place <= (self._members == 0).sum():
                 gains = np.where(self._members == 0, gains, np.inf)
             best = np.flatnonzero(gains <= gains.min() + _TOLERANCE)
-            # Equals, such as groups without a count: where the fewest are for the share.
-            target = min(best.tolist(), key=lambda s: (self._members[s], s)) if splits > 1 else 0
-            self._put(int(group), target)
+            # Equals, such as groups without a count, go to the split with the fewest groups.
+            self._put(int(group), min(best.tolist(), key=lambda s: (self._members[s], s)))
 
     def improve(self) -> None:
-        """Move and swap while that brings the splits closer to their shares."""
+        """Move and swap groups while that lowers the cost."""
         idle = 0
         for _ in range(_MAX_ROUNDS):
             if self._move() or self._swap():
@@ -227,408 +438,190 @@ class _Search:
         return True
 
 
-DEFAULT_SHARES = (0.7, 0.15, 0.15)
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """How to form groups and share them out.
-
-    Attributes:
-        shares: of train and val, or of train, val and test; ``DEFAULT_SHARES`` if all of shares,
-            folds and fold_lists are left out.
-        folds: number of folds.
-        fold_lists: one CSV with the columns image and fold, or a text file of names for each fold.
-        group_regex: takes the group out of a file name (``groups.group_of``).
-        groups_csv: table with the columns image and group.
-        by_similarity: copies of one photograph are one group, whatever the other ways say.
-        join_roboflow_copies: so are Roboflow's augmented copies of one original.
-        seed: decides between equals.
-    """
-
-    shares: tuple[float, ...] | None = None
-    folds: int | None = None
-    fold_lists: tuple[str, ...] = ()
-    group_regex: str | None = None
-    groups_csv: str | None = None
-    by_similarity: bool = False
-    join_roboflow_copies: bool = True
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data set, put together from its annotation files.
-
-    Attributes:
-        data: the COCO dict; entries as they were, but for ids and file_name of several files.
-        image_root: folder that every ``file_name`` is relative to.
-        names: ``file_name`` of each image as its own JSON has it.
-        classes: class names.
-        counts: int64 (N, C), particles of each class in each image, crowds left out.
-        blank: bool (N,), images without any annotation.
-        inputs: path, images and sha256 of each annotation file.
-    """
-
-    data: dict[str, Any]
-    image_root: str
-    names: list[str]
-    classes: list[str]
-    counts: np.ndarray
-    blank: np.ndarray
-    inputs: list[dict[str, str]]
-
-    @property
-    def file_names(self) -> list[str]:
-        """``file_name`` of each image below ``image_root``."""
-        return [image["file_name"] for image in self.data["images"]]
-
-
-@dataclass
-class Plan:
-    """Which image goes where.
-
-    Attributes:
-        source: the data set.
-        parts: names of the splits, or of the folds.
-        are_folds: the parts are folds, of which each is the validation set once.
-        assignment: int64 (N,), the part of each image.
-        groups: the group of each image.
-        deviation: largest difference between a part's share of a class, of the images or of the
-            blanks, and the share that was asked for.
-        notes: what the person should know.
-    """
-
-    source: Source
-    parts: list[str]
-    are_folds: bool
-    assignment: np.ndarray
-    groups: list[str]
-    deviation: float
-    notes: list[str] = field(default_factory=list)
-
-
-def read_source(json_files: Sequence[str], image_roots: Sequence[str]) -> Source:
-    """Read, check and put together annotation files.
-
-    Args:
-        json_files: COCO instance JSONs.
-        image_roots: the image folder of all, or one for each. Where they differ, ``file_name``
-            becomes relative to the folder that holds them all.
-
-    Raises:
-        UserError: a file cannot be used, categories differ, or an image comes twice.
-    """
-    roots = list(image_roots) * (len(json_files) if len(image_roots) == 1 else 1)
-    if len(roots) != len(json_files):
-        raise UserError(
-            f"{len(json_files)} annotation files have {len(image_roots)} image folders; give one "
-            "folder for all, or one for each."
-        )
-    common = roots[0] if len(set(roots)) == 1 else os.path.commonpath(map(os.path.abspath, roots))
-    images, annotations, names, inputs = [], [], [], []
-    for json_file, root in zip(json_files, roots, strict=True):
-        check_instances(json_file, root)
-        ids = contiguous_ids(json_file)
-        data = read_json(json_file)
-        if not inputs:
-            first, classes = data, ids
-        report_names = {c["id"]: c["name"] for c in data["categories"] if c["id"] in ids}
-        if ids != classes or report_names != _class_names(first, classes):
-            raise UserError(
-                f"The categories of {json_file} are {report_names}, those of {json_files[0]} are "
-                f"{_class_names(first, classes)}; give all the same ids and names."
-            )
-        digest = hashlib.sha256(Path(json_file).read_bytes()).hexdigest()
-        inputs.append({"annotations": json_file, "images": root, "sha256": digest})
-        names += [image["file_name"] for image in data["images"]]
-        prefix = os.path.relpath(root, common) if root != common else "."
-        if len(json_files) > 1:
-            _renumber(data, len(images), len(annotations), prefix)
-        images += data["images"]
-        annotations += data["annotations"]
-    if len(json_files) > 1:
-        _check_unique([image["file_name"] for image in images])
-    counts, blank = _count(images, annotations, classes)
-    return Source(
-        data={**first, "images": images, "annotations": annotations},
-        image_root=common,
-        names=names,
-        classes=list(_class_names(first, classes).values()),
-        counts=counts,
-        blank=blank,
-        inputs=inputs,
-    )
-
-
-def _class_names(data: dict[str, Any], classes: dict[int, int]) -> dict[int, str]:
-    names = {category["id"]: category["name"] for category in data["categories"]}
-    return {id_: names[id_] for id_ in classes}
-
-
 def _renumber(data: dict[str, Any], images: int, annotations: int, prefix: str) -> None:
-    """Give a file's entries ids after those of earlier files, and names below the common folder."""
+    """Give the entries ids after those already used, and names below the common folder."""
     ids = {image["id"]: images + n for n, image in enumerate(data["images"], 1)}
-    data["images"] = [
-        {
-            **image,
-            "id": ids[image["id"]],
-            "file_name": os.path.normpath(os.path.join(prefix, image["file_name"])),
-        }
-        for image in data["images"]
-    ]
-    data["annotations"] = [
-        {**annotation, "id": annotations + n, "image_id": ids[annotation["image_id"]]}
-        for n, annotation in enumerate(data["annotations"], 1)
-    ]
+    for image in data["images"]:
+        image["id"] = ids[image["id"]]
+        image["file_name"] = os.path.normpath(os.path.join(prefix, image["file_name"]))
+    for n, annotation in enumerate(data["annotations"], annotations + 1):
+        annotation.update(id=n, image_id=ids[annotation["image_id"]])
 
 
 def _check_unique(file_names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    twice = [name for name in file_names if name in seen or seen.add(name)]
+    twice = [name for name, count in Counter(file_names).items() if count > 1]
     if twice:
         raise UserError(
-            f"{len(twice)} images are in the annotations more than once: {listed(twice)}; name "
-            "each image in one annotation file alone."
+            f"The annotation files list {len(twice)} images more than once ({listed(twice)}); "
+            "list each image in one file only.",
+            code="option_conflict",
         )
 
 
 def _count(
-    images: Sequence[dict], annotations: Sequence[dict], classes: dict[int, int]
+    images: Sequence[dict], annotations: Sequence[dict], category_ids: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    places = {image["id"]: index for index, image in enumerate(images)}
-    counts, blank = np.zeros((len(images), len(classes)), np.int64), np.ones(len(images), bool)
+    """Counts (N, C) of the particles of each class in each image, and the blank images (N,)."""
+    rows = {image["id"]: index for index, image in enumerate(images)}
+    columns = {id_: index for index, id_ in enumerate(category_ids)}
+    counts, blank = np.zeros((len(rows), len(columns)), np.int64), np.ones(len(rows), bool)
     for annotation in annotations:
-        place = places[annotation["image_id"]]
-        blank[place] = False
+        row = rows[annotation["image_id"]]
+        blank[row] = False
         if not annotation.get("iscrowd"):
-            counts[place, classes[annotation["category_id"]]] += 1
+            counts[row, columns[annotation["category_id"]]] += 1
     return counts, blank
 
 
-def plan_splits(source: Source, options: SplitOptions) -> Plan:
-    """Form the groups and share them out.
-
-    Raises:
-        UserError: the options contradict each other or do not fit the images.
-    """
-    wanted = [options.shares is not None, options.folds is not None, bool(options.fold_lists)]
-    if sum(wanted) > 1:
-        raise UserError("Give one of --shares, --folds and --fold-lists.")
-    if options.seed < 0:
-        raise UserError(f"The seed {options.seed} is negative; give an integer from 0.")
-    notes: list[str] = []
-    groups = _groups(source, options, notes)
-    kinds = np.column_stack([source.counts, source.blank, np.ones(len(groups), np.int64)])
-    if options.fold_lists:
-        parts, assignment = _external_folds(source, options.fold_lists)
-        shares = np.full(len(parts), 1 / len(parts))
-        _note_torn_groups(groups, assignment, notes)
+def _divide(
+    groups: Sequence[str], kinds: np.ndarray, options: SplitOptions
+) -> tuple[list[str], Sequence[float], np.ndarray]:
+    """Divide groups by ``shares`` or into ``folds``: names, fractions, part of each image."""
+    names, rows = np.unique(groups, return_inverse=True)
+    rows = rows.reshape(-1)  # numpy 2.0 returns another shape
+    table = np.zeros((len(names), kinds.shape[1]), np.int64)
+    np.add.at(table, rows, kinds)
+    if options.folds is not None:
+        if not 2 <= options.folds <= len(names):
+            raise UserError(
+                f"--folds is {options.folds}; expected 2 to {len(names)}, the number of groups, "
+                "since a group is never divided.",
+                code="split_impossible",
+            )
+        parts = [f"fold{k + 1}" for k in range(options.folds)]
+        fractions = [1 / options.folds] * options.folds
     else:
-        names, rows = np.unique(groups, return_inverse=True)
-        rows = rows.reshape(-1)  # numpy 2.0 alone gives another shape
-        table = np.zeros((len(names), kinds.shape[1]), np.int64)
-        np.add.at(table, rows, kinds)
-        if options.folds is not None:
-            chosen = folds(names.tolist(), table, options.folds, options.seed)
-            parts = [f"fold{k + 1}" for k in range(options.folds)]
-            shares = np.full(options.folds, 1 / options.folds)
-        else:
-            shares = check_shares(options.shares or DEFAULT_SHARES)
-            if not 2 <= len(shares) <= len(SPLITS):
-                raise UserError("Give two shares (train, val) or three (train, val, test).")
-            parts = list(SPLITS[: len(shares)])
-            chosen = split(names.tolist(), table, shares, options.seed)
-        assignment = chosen[rows]
-    _note_missing_classes(source, parts, assignment, notes)
-    return Plan(
-        source,
-        parts,
-        options.folds is not None or bool(options.fold_lists),
-        assignment,
-        groups,
-        deviation(kinds, assignment, shares),
-        notes,
-    )
+        fractions = options.shares or DEFAULT_SHARES
+        if not 2 <= len(fractions) <= len(SPLITS):
+            raise UserError(
+                f"--shares has {len(fractions)} numbers; expected two (train, val) or three "
+                "(train, val, test).",
+                code="option_invalid",
+            )
+        parts = list(SPLITS[: len(fractions)])
+    return parts, fractions, split(names.tolist(), table, fractions, options.seed)[rows]
 
 
 def _groups(source: Source, options: SplitOptions, notes: list[str]) -> list[str]:
     """Name the group of each image."""
-    file_names, names = source.file_names, source.names
+    file_names, keys = source.file_names, _given_groups(source, options, notes)
+    # Entries that name one file, even as ./name, are one photograph.
+    labels = _connected(keys, list(map(os.path.normpath, file_names)))
+    further: list[tuple[str, Sequence[Hashable]]] = []
+    if options.join_roboflow_copies:
+        originals = [roboflow_original(name) or index for index, name in enumerate(source.names)]
+        further.append(("Roboflow's copies of one image", originals))
+    if options.by_similarity:
+        paths = [os.path.join(source.image_root, name) for name in file_names]
+        further.append(("the same photograph by its pixels", groups_by_similarity(paths)))
+    for words, way in further:
+        joined = _connected(labels.tolist(), way)
+        if joined.max() < labels.max():
+            count = labels.max() - joined.max()
+            notes.append(f"{count} groups were joined to others: {words}")
+        labels = joined
+    names: dict[int, str] = {}
+    for label, key in zip(labels.tolist(), keys, strict=True):
+        names[label] = min(names.get(label, key), key)
+    return [names[label] for label in labels.tolist()]
+
+
+def _given_groups(source: Source, options: SplitOptions, notes: list[str]) -> list[str]:
+    """Name the group of each image by ``group_regex`` or ``groups_csv``, else by its file."""
     if options.group_regex is not None and options.groups_csv is not None:
-        raise UserError("Give --group-regex or --groups, not both.")
+        raise UserError(
+            "--group-regex and --groups exclude each other; give one of them.",
+            code="option_conflict",
+        )
     if options.group_regex is not None:
         pattern = compile_pattern(options.group_regex)
-        keys = [group_of(name, pattern) for name in names]
-    elif options.groups_csv is not None:
-        table = NameIndex(file_names).assign(
-            groups_from_csv(options.groups_csv), options.groups_csv, "group"
+        return [group_of(name, pattern) for name in source.names]
+    if options.groups_csv is not None:
+        table = groups_from_csv(options.groups_csv)
+        groups = NameIndex(source.file_names).assign(table, options.groups_csv, "group")
+        return [groups[name] for name in source.file_names]
+    if not options.by_similarity and not options.fold_lists:
+        notes.append(
+            "the images are split one by one, without groups: pieces of one filter can be in "
+            "training and test, which makes the score too good; give --group-regex or --groups"
         )
-        keys = [table[name] for name in file_names]
-    else:
-        keys = file_names
-        if not options.by_similarity and not options.fold_lists:
-            notes.append(
-                "no way of grouping was given, so that images are split singly: pieces of one "
-                "filter can be in training and test, which flatters the score; give --group-regex "
-                "or --groups"
-            )
-    components = Components(len(keys))
-    _join_equal(components, keys)
-    # Entries that name one file, be it as ./name, are one photograph.
-    _join_equal(components, list(map(os.path.normpath, file_names)))
-    before = len(components.groups())
-    if options.join_roboflow_copies:
-        _join_equal(
-            components, [roboflow_original(name) or index for index, name in enumerate(names)]
-        )
-        copies = before - len(components.groups())
-        if copies:
-            notes.append(f"{copies} groups were joined to others: Roboflow's copies of one image")
-    if options.by_similarity:
-        before = len(components.groups())
-        paths = [os.path.join(source.image_root, name) for name in file_names]
-        _join_equal(components, groups_by_similarity(paths))
-        alike = before - len(components.groups())
-        if alike:
-            notes.append(f"{alike} groups were joined to others: the same photograph by its pixels")
-    first_keys: dict[int, str] = {}
-    for index, key in enumerate(keys):
-        node = components.find(index)
-        first_keys[node] = min(first_keys.get(node, key), key)
-    return [first_keys[components.find(index)] for index in range(len(keys))]
+    return source.file_names
 
 
-def _join_equal(components: Components, keys: Sequence[Any]) -> None:
-    first: dict[Any, int] = {}
-    for index, key in enumerate(keys):
-        components.join(first.setdefault(key, index), index)
+def _connected(*ways: Sequence[Hashable]) -> np.ndarray:
+    """Number the groups of N images that are connected by equal keys in any of the ways.
+
+    Returns:
+        int32 (N,), from 0 without gaps.
+    """
+    rows, columns = [], []
+    for keys in ways:
+        first: dict[Hashable, int] = {}
+        rows += range(len(keys))
+        columns += [first.setdefault(key, index) for index, key in enumerate(keys)]
+    count = len(ways[0])
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (count, count))
+    return connected_components(graph, directed=False)[1]
 
 
 def _external_folds(source: Source, paths: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Read a fold definition: names of the folds, and the fold of each image, as given."""
-    if len(paths) == 1:
-        table = folds_from_csv(paths[0])
-    else:
-        table = {}
-        for number, path in enumerate(paths, 1):
-            names = list(filter(None, map(str.strip, read_text(path).splitlines())))
-            if not names:
-                raise UserError(f"{path} lists no image; fill it in, or leave it out.")
-            for name in names:
-                if table.setdefault(name, str(number)) != str(number):
-                    other = paths[int(table[name]) - 1]
-                    raise UserError(f"{show(name)} is in {other} and in {path}; list it in one.")
+    """Read fold lists: names of the folds, and the fold of each image."""
+    table = folds_from_csv(paths[0]) if len(paths) == 1 else _folds_from_lists(paths)
     folds_of = NameIndex(source.file_names).assign(table, " + ".join(paths), "fold")
     labels = set(folds_of.values())
     numeric = all(label.isdecimal() and len(label) < 10 for label in labels)
     order = sorted(labels, key=int if numeric else None)
     if len(order) < 2:
-        raise UserError(f"{paths[0]} defines one fold; two or more are needed.")
-    places = {label: place for place, label in enumerate(order)}
-    assignment = [places[folds_of[name]] for name in source.file_names]
+        raise UserError(
+            f"{paths[0]} has {len(order)} fold; expected 2 or more.", code="table_invalid"
+        )
+    assignment = [order.index(folds_of[name]) for name in source.file_names]
     return [f"fold{k + 1}" for k in range(len(order))], np.array(assignment, np.int64)
 
 
-def _note_torn_groups(groups: Sequence[str], assignment: np.ndarray, notes: list[str]) -> None:
+def _folds_from_lists(paths: Sequence[str]) -> dict[str, str]:
+    """Read one text file of names per fold: the number of the fold by name."""
+    table: dict[str, str] = {}
+    for number, path in enumerate(paths, 1):
+        names = list(filter(None, map(str.strip, read_text(path).splitlines())))
+        if not names:
+            raise UserError(
+                f"{path} lists no image; fill it in, or leave it out.", code="table_invalid"
+            )
+        for name in names:
+            if table.setdefault(name, str(number)) != str(number):
+                other = paths[int(table[name]) - 1]
+                raise UserError(
+                    f"{show(name)} is listed in {other} and in {path}; list it in one.",
+                    code="table_invalid",
+                )
+    return table
+
+
+def _note_divided_groups(groups: Sequence[str], assignment: np.ndarray, notes: list[str]) -> None:
     parts_of = defaultdict(set)
     for group, part in zip(groups, assignment.tolist(), strict=True):
         parts_of[group].add(part)
-    torn = [group for group, parts in parts_of.items() if len(parts) > 1]
-    if torn:
-        notes.append(f"the fold lists have {len(torn)} groups in several folds: {listed(torn)}")
+    divided = [group for group, parts in parts_of.items() if len(parts) > 1]
+    if divided:
+        notes.append(
+            f"the fold lists have {len(divided)} groups in several folds: " f"{listed(divided)}"
+        )
 
 
 def _note_missing_classes(
     source: Source, parts: Sequence[str], assignment: np.ndarray, notes: list[str]
 ) -> None:
+    present = source.counts.any(axis=0)
     for part, name in enumerate(parts):
-        counts = source.counts[assignment == part].sum(axis=0)
-        missing = [
-            label
-            for label, count, total in zip(
-                source.classes, counts, source.counts.sum(axis=0), strict=True
-            )
-            if total and not count
-        ]
-        if missing:
-            notes.append(f"{name} has no {', '.join(missing)}: they lie in too few groups")
+        missing = present & ~source.counts[assignment == part].any(axis=0)
+        if missing.any():
+            words = ", ".join(np.array(source.classes, object)[missing])
+            notes.append(f"{name} has no {words}: they are in too few groups")
 
 
-MANIFEST = "splits.json"
-_CONFIG = "configs/microplastics_r50.yaml"
-
-
-@dataclass(frozen=True)
-class Output:
-    """One annotation file.
-
-    Attributes:
-        name: ``train``, or ``fold1/train``.
-        path: where it lies.
-        image_root: folder that its file names are relative to.
-        chosen: bool (N,), its images.
-    """
-
-    name: str
-    path: Path
-    image_root: Path
-    chosen: np.ndarray
-
-    @property
-    def entry(self) -> str:
-        """``JSON:IMAGES`` for ``DATASETS.TRAIN`` and ``DATASETS.TEST``."""
-        return f"{self.path}:{self.image_root}"
-
-
-def split_dataset(
-    json_files: Sequence[str],
-    image_roots: Sequence[str],
-    output: str | os.PathLike,
-    options: SplitOptions,
-    place: str = "keep",
-) -> str:
-    """Split a data set and write it; nothing is written before everything has been checked.
-
-    Args:
-        json_files: COCO instance JSONs.
-        image_roots: the image folder of all of them, or one for each.
-        output: folder for the annotation files and ``splits.json``.
-        options: how to split.
-        place: ``"keep"`` leaves the images where they are; ``"copy"`` and ``"link"`` put them
-            into ``output``: below ``train``, ``val``, ``test``, or below ``images`` for folds.
-
-    Returns:
-        words and a table for the person: what is where.
-
-    Raises:
-        UserError: the input cannot be used, or ``output`` holds other splits.
-    """
-    output = Path(output)
-    settings = {
-        "annotations": list(json_files),
-        "images": list(image_roots),
-        "place": place,
-        **asdict(options),
-        "shares": list(options.shares) if options.shares is not None else None,
-        "fold_lists": list(options.fold_lists),
-    }
-    earlier = _check_earlier(output, settings)
-    plan = plan_splits(read_source(json_files, image_roots), options)
-    _check_unmoved(plan, output, earlier)
-    outputs = _outputs(plan, output, place)
-    _check_free(plan, output, outputs, json_files)
-    if place != "keep":
-        _place_images(plan, outputs, place)
-    for item in tqdm(outputs, desc="writing", unit="file", disable=None, leave=False):
-        write_json(item.path, _selected(plan.source.data, item.chosen))
-    write_json(output / MANIFEST, _manifest(plan, outputs, settings, output), indent=1)
-    return _describe(plan, outputs, output)
-
-
-def _check_earlier(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of an earlier run with these settings; empty where there was none."""
+def _earlier_manifest(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an earlier run with the same settings; empty if there is none."""
     if not os.path.lexists(output / MANIFEST):
         return {}
     manifest = read_json(output / MANIFEST, meant="a manifest of splits")
@@ -639,25 +632,29 @@ def _check_earlier(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     changed = [key for key in settings if earlier.get(key) != settings[key]]
     raise UserError(
         f"{output} holds splits made with other settings ({', '.join(changed)}); choose another "
-        f"--output, or delete {output / MANIFEST} and the annotation files beside it."
+        f"--output, or delete {output / MANIFEST} and the annotation files beside it.",
+        code="output_exists",
     )
 
 
 def _check_unmoved(plan: Plan, output: Path, earlier: dict[str, Any]) -> None:
-    """Refuse to move an image from one split to another, as where the input has changed.
+    """Refuse to move an image to another split after the input has changed.
 
-    A model that was trained on the earlier splits would be tested on what it has seen.
+    A model trained on the earlier splits would be tested on images that it has seen.
     """
-    before, now = earlier.get("images"), _places(plan)
+    before = earlier.get("images")
     before = before if isinstance(before, dict) else {}
     moved = [
-        name for name, place in now.items() if _part(before.get(name)) not in (None, _part(place))
+        name
+        for name, place in _places(plan).items()
+        if _part(before.get(name)) not in (None, _part(place))
     ]
     if moved:
         raise UserError(
-            f"{output} holds splits of an earlier state of the input, in which {len(moved)} images "
-            f"lie elsewhere ({listed(moved)}); choose another --output, or delete "
-            f"{output / MANIFEST} and the annotation files beside it."
+            f"{output} holds splits of an earlier state of the input with {len(moved)} images in "
+            f"other places ({listed(moved)}); choose another --output, or delete "
+            f"{output / MANIFEST} and the annotation files beside it.",
+            code="output_exists",
         )
 
 
@@ -673,13 +670,14 @@ def _check_free(
     for item in outputs:
         if os.path.realpath(item.path) in inputs:
             raise UserError(
-                f"{item.path} is an input and would be overwritten; choose another " "--output."
+                f"{item.path} is an input and would be overwritten; choose another --output.",
+                code="output_exists",
             )
-        # A run that was stopped leaves files without a manifest, which are as they would be now.
+        # A run that was stopped leaves files without a manifest, with the content of this run.
         if os.path.lexists(item.path) and not known and not _is_written(plan, item):
             raise UserError(
-                f"{item.path} is there already, without a {MANIFEST}; choose another --output, or "
-                "delete it."
+                f"{item.path} exists without a {MANIFEST}; choose another --output, or delete it.",
+                code="output_exists",
             )
 
 
@@ -705,7 +703,7 @@ def _outputs(plan: Plan, output: Path, place: str) -> list[Output]:
 
 def _place_images(plan: Plan, outputs: Sequence[Output], place: str) -> None:
     names = plan.source.file_names
-    # Folds share one folder: there every image comes several times, and is placed once.
+    # Folds share one folder: each image occurs several times and is placed once.
     wanted = {
         item.image_root / names[index]: Path(plan.source.image_root) / names[index]
         for item in outputs
@@ -775,21 +773,18 @@ def _describe(plan: Plan, outputs: Sequence[Output], output: Path) -> str:
         *(f"warning: {note}" for note in plan.notes),
         tabulate(rows, headers, tablefmt="pipe"),
         "",
-        f"Largest difference from the shares asked for: {100 * plan.deviation:.1f} points of 100.",
-        f"The group and place of every image: {output / MANIFEST}",
+        f"Largest difference from the fractions asked for: {100 * plan.deviation:.1f} percentage "
+        "points.",
+        f"Group and place of every image: {output / MANIFEST}",
         "",
     ]
     if not plan.are_folds:
         keys = {"train": "DATASETS.TRAIN", "val": "DATASETS.TEST", "test": "DATASETS.TEST (test)"}
-        return "\n".join([*lines, *(f"{keys[i.name]} {_quoted(i)}" for i in outputs)])
+        return "\n".join([*lines, *(f"{keys[item.name]} {item.entry}" for item in outputs)])
     for number, (train, val) in enumerate(zip(outputs[::2], outputs[1::2], strict=True), 1):
         lines.append(
-            f"microplastics train --config-file {_CONFIG} DATASETS.TRAIN {_quoted(train)} "
-            f"DATASETS.TEST {_quoted(val)} MODEL.ROI_HEADS.NUM_CLASSES "
+            f"microplastics train --config-file {_CONFIG} DATASETS.TRAIN {train.entry} "
+            f"DATASETS.TEST {val.entry} MODEL.ROI_HEADS.NUM_CLASSES "
             f"{len(plan.source.classes)} OUTPUT_DIR output/fold{number}"
         )
     return "\n".join(lines)
-
-
-def _quoted(item: Output) -> str:
-    return shlex.quote(f'("{item.entry}",)')

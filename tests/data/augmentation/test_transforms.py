@@ -82,16 +82,12 @@ def moved(transform, masks, image):
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_right_angles_are_exact_and_their_inverse_too(turns):
+def test_right_angles_are_exact(turns):
     image, masks = picture()
     transform = RightAngleTransform(120, 160, turns)
     out, turned = moved(transform, masks, image)
     assert np.array_equal(out, np.rot90(image, turns))
     assert np.array_equal(turned.to_bitmasks()[0].numpy(), out[:, :, 0] > 0)
-    points = np.random.default_rng(0).uniform(0, 100, (5, 2))
-    back = transform.inverse().apply_coords(transform.apply_coords(points))
-    assert back == pytest.approx(points)
-    assert np.array_equal(transform.inverse().apply_image(out), image)
 
 
 @settings(max_examples=40, deadline=None)

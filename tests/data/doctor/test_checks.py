@@ -2,18 +2,19 @@
 
 import json
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import shapely
 from PIL import Image
+from support import user_error
 
 from microplastics.config import get_cfg
 from microplastics.data.coco import examine
 from microplastics.data.doctor import diagnose
 from microplastics.data.doctor.checks import (
+    Dataset,
     are_valid,
     aspect_ratio,
     check_overlaps,
@@ -21,8 +22,7 @@ from microplastics.data.doctor.checks import (
     inspect_file,
     only_touches,
 )
-from microplastics.data.doctor.findings import Collector
-from microplastics.utils.errors import UserError
+from microplastics.data.doctor.findings import Collector, DatasetSummary
 
 SQUARE = np.array([[10.0, 10], [30, 10], [30, 30], [10, 30]])
 
@@ -73,7 +73,7 @@ def check(tmp_path):
             ],
         }
         (tmp_path / "a.json").write_text(json.dumps(content))
-        return diagnose([tmp_path / "a.json"], [tmp_path], workers=1, progress=False, **options)
+        return diagnose([tmp_path / "a.json"], [tmp_path], workers=1, **options)
 
     return call
 
@@ -117,7 +117,7 @@ def test_overlap_begins_above_nine_tenths(check):
     assert pair == {"overlap": 1}
 
 
-def test_thousands_at_one_place_end_in_time(check):
+def test_thousands_in_one_place_end_in_time(check):
     many = [_box(0, 0, 20 + i * 1e-5, 10, area=200) for i in range(1500)]
     start = time.process_time()
     found = _codes(check(*many))
@@ -125,10 +125,10 @@ def test_thousands_at_one_place_end_in_time(check):
     assert time.process_time() - start < 20
 
 
-def test_tens_of_thousands_apart_are_compared_in_no_time(check):
+def test_tens_of_thousands_apart_are_compared_quickly(check):
     corners = np.mgrid[0:20_000:100, 0:10_000:100].reshape(2, -1).T.tolist()
     many = [_box(x, y, 20, 10) for x, y in corners] + [_box(100, 100, 19, 10)]
-    dataset = SimpleNamespace(json_file="a.json", image_root=".", examined=_examined(many))
+    dataset = Dataset(DatasetSummary("a.json", "."), _examined(many), {1: "Fiber"})
     collector, start = Collector(), time.process_time()
     check_overlaps(dataset, collector)
     assert time.process_time() - start < 3
@@ -152,21 +152,28 @@ def test_a_million_points(check):
     assert time.process_time() - start < 20
 
 
-def test_same_box_crossing_fibres_are_no_repeats(check):
+def test_crossing_fibres_with_one_box_are_not_repeats(check):
     up = _box(5, 5, 30, 30, segmentation=[[5, 5, 7, 5, 35, 33, 35, 35, 33, 35, 5, 7]], area=116)
     down = _box(5, 5, 30, 30, segmentation=[[35, 5, 33, 5, 5, 33, 5, 35, 7, 35, 35, 7]], area=116)
     assert _codes(check(up, down)) == {"category_unused": 1}
 
 
-def test_workers_and_config(check):
-    with pytest.raises(UserError, match="--workers is 0"):
-        diagnose(["a.json"], ["a"], workers=0)
-    with pytest.raises(UserError, match="names 2 folders for 1 annotation files"):
-        diagnose(["a.json"], ["a", "b"])
-    with pytest.raises(UserError, match="a.json is given twice"):
-        diagnose(["a.json", "./a.json"], ["a"])
-    with pytest.raises(UserError, match="nothing to check"):
-        diagnose([], ["a"])
+@pytest.mark.parametrize(
+    ("files", "roots", "workers", "code", "named"),
+    [
+        (["a.json"], ["a"], 0, "option_invalid", "--workers is 0"),
+        (["a.json"], ["a", "b"], 1, "option_invalid", "--images names 2 folders"),
+        (["a.json", "./a.json"], ["a"], 1, "option_conflict", "a.json"),
+        ([], ["a"], 1, "option_missing", "annotation files"),
+        (["none.json"], ["a"], 1, "file_missing", "none.json"),
+    ],
+)
+def test_misuse_is_refused(files, roots, workers, code, named):
+    with user_error(code, named):
+        diagnose(files, roots, workers=workers)
+
+
+def test_a_config_of_other_classes(check):
     cfg = get_cfg()
     diagnosis = check(_box(10, 10, 20, 5), cfg=cfg, config_file="x.yaml")
     [finding] = [f for f in diagnosis.findings if f.code == "num_classes"]
@@ -198,11 +205,11 @@ def test_facts_of_a_file(tmp_path):
 def test_in_processes_as_in_one(rendered):
     files = [rendered / f"annotations/instances_{split}.json" for split in ("train", "val")]
     roots = [rendered / "train", rendered / "val"]
-    one, two = (diagnose(files, roots, workers=w, progress=False) for w in (1, 2))
+    one, two = (diagnose(files, roots, workers=w) for w in (1, 2))
     assert one == two
 
 
-def test_example_places_of_a_stranger_are_not_opened(check):
+def test_unsafe_file_names_are_not_opened(check):
     for name in ("/etc/passwd", "../a.png", "a\0.png"):
         diagnosis = check(_box(10, 10, 20, 5), image={"file_name": name})
         assert diagnosis.has_problems

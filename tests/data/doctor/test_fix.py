@@ -1,13 +1,15 @@
+"""Fixed copies of annotation files."""
+
 import json
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from support import user_error
 
 from microplastics.data.doctor import diagnose, fix_datasets
-from microplastics.data.doctor.findings import Changes, DatasetSummary, Diagnosis
-from microplastics.data.doctor.fix import changes_path, check_output, mend_content
-from microplastics.utils.errors import UserError
+from microplastics.data.doctor.findings import DatasetSummary, Diagnosis
+from microplastics.data.doctor.fix import Changes, changes_path, check_output, fix_content
 
 IMAGE = {"id": 1, "file_name": "a.png", "width": 64, "height": 48}
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
@@ -27,16 +29,16 @@ def _content(*annotations):
     }
 
 
-def _mend(*annotations, **changes):
+def _fix(*annotations, **changes):
     noted = Changes()
-    mended = mend_content({**_content(*annotations), **changes}, set(), noted)
-    return mended, noted
+    fixed = fix_content({**_content(*annotations), **changes}, set(), noted)
+    return fixed, noted
 
 
 def test_sound_annotations_stay_as_they_are():
     content = _content(_annotation(bbox=[10.5, 9, 20, 21], area=405, colour="blue"))
     changes = Changes()
-    assert mend_content(content, set(), changes) == content and changes.entries == []
+    assert fix_content(content, set(), changes) == content and changes.entries == []
 
 
 def _mask(polygons):
@@ -57,9 +59,9 @@ def _mask(polygons):
         ([10, 10, 90, 10, 90, 10, 30, 90, 10, 10], 1),
     ],
 )
-def test_mended_polygons_keep_their_pixels(polygon, parts):
-    mended, _ = _mend(_annotation(segmentation=[polygon]))
-    [annotation] = mended["annotations"]
+def test_fixed_polygons_keep_their_pixels(polygon, parts):
+    fixed, _ = _fix(_annotation(segmentation=[polygon]))
+    [annotation] = fixed["annotations"]
     assert len(annotation["segmentation"]) >= parts
     after = _mask(annotation["segmentation"])
     assert (after != _mask([polygon])).sum() <= 0.02 * after.sum()
@@ -72,8 +74,8 @@ def test_mended_polygons_keep_their_pixels(polygon, parts):
 def test_figures_come_from_the_mask():
     wrong = _annotation(bbox=[10, 10, 30, 30], area=900)
     del wrong["iscrowd"]
-    mended, changes = _mend(wrong)
-    assert mended["annotations"] == [_annotation(bbox=[10.0, 10.0, 20.0, 20.0], area=400.0)]
+    fixed, changes = _fix(wrong)
+    assert fixed["annotations"] == [_annotation(bbox=[10.0, 10.0, 20.0, 20.0], area=400.0)]
     assert changes.entries == [
         {"change": "iscrowd", "index": 0, "id": 1, "reason": "missing"},
         {
@@ -95,29 +97,29 @@ def test_figures_come_from_the_mask():
     ]
 
 
-def test_ids_are_given_anew_only_where_they_must():
+def test_only_duplicate_and_zero_ids_change():
     shifted = [[[v + 7 * i for v in SQUARE]] for i in range(4)]
-    mended, changes = _mend(
+    fixed, changes = _fix(
         *(
             _annotation(id=id_, segmentation=outline, bbox=[10 + 7 * i, 10 + 7 * i, 20, 20])
             for i, (id_, outline) in enumerate(zip((7, 0, 7, 3), shifted, strict=True))
         )
     )
-    assert [a["id"] for a in mended["annotations"]] == [7, 8, 9, 3]
+    assert [a["id"] for a in fixed["annotations"]] == [7, 8, 9, 3]
     ids = [entry for entry in changes.entries if entry["change"] == "id"]
     assert [(e["id"], e["new"], e["reason"]) for e in ids] == [(0, 8, "id 0"), (7, 9, "used twice")]
 
 
-def test_what_cannot_be_kept_is_listed_whole():
+def test_dropped_annotations_are_listed_whole():
     line = _annotation(id=2, segmentation=[[5, 5, 9, 9, 13, 13]])
-    mended, changes = _mend(_annotation(), line, _annotation(id=3), _annotation(id=4, image_id=9))
-    assert [a["id"] for a in mended["annotations"]] == [1]
+    fixed, changes = _fix(_annotation(), line, _annotation(id=3), _annotation(id=4, image_id=9))
+    assert [a["id"] for a in fixed["annotations"]] == [1]
     dropped = [e for e in changes.entries if e["change"] == "annotation_dropped"]
     assert [e["annotation"]["id"] for e in dropped] == [2, 3, 4]
     assert [e["reason"].partition(" ")[0] for e in dropped] == ["nothing", "repeats", "its"]
 
 
-def test_what_would_be_a_guess_is_left():
+def test_what_would_need_a_guess_is_left():
     annotations = [
         _annotation(id=1, segmentation=[]),
         _annotation(id=2, segmentation=[[1, 2, "3", 4, 5, 6]]),
@@ -125,14 +127,14 @@ def test_what_would_be_a_guess_is_left():
         _annotation(id=4, segmentation={"size": [1, 1], "counts": [1]}),
         7,
     ]
-    mended, changes = _mend(*annotations)
-    assert mended["annotations"] == annotations and changes.entries == []
+    fixed, changes = _fix(*annotations)
+    assert fixed["annotations"] == annotations and changes.entries == []
 
 
-def test_a_placeholder_goes():
+def test_a_placeholder_is_dropped():
     categories = [{"id": 0, "name": "Fiber"}, {"id": 1, "name": "Fiber", "color": "red"}]
-    mended, changes = _mend(_annotation(), categories=categories)
-    assert mended["categories"] == categories[1:] and changes.counts() == {"category_dropped": 1}
+    fixed, changes = _fix(_annotation(), categories=categories)
+    assert fixed["categories"] == categories[1:] and changes.counts() == {"category_dropped": 1}
 
 
 def test_unusable_images_go_with_their_annotations(rendered, tmp_path):
@@ -145,34 +147,42 @@ def test_unusable_images_go_with_their_annotations(rendered, tmp_path):
     (tmp_path / image["file_name"]).write_bytes(b"\xff\xd8\xff")
     (tmp_path / "train.json").write_text(json.dumps(source))
     diagnosis = diagnose([tmp_path / "train.json"], [tmp_path], workers=1)
-    [fixed] = fix_datasets(diagnosis, tmp_path / "out/mended.json")
-    mended = json.loads((tmp_path / "out/mended.json").read_text())
-    assert image["id"] not in {i["id"] for i in mended["images"]}
-    assert len(mended["images"]) == len(source["images"]) - 1
+    [result] = fix_datasets(diagnosis, tmp_path / "out/fixed.json")
+    fixed = json.loads((tmp_path / "out/fixed.json").read_text())
+    assert image["id"] not in {i["id"] for i in fixed["images"]}
+    assert len(fixed["images"]) == len(source["images"]) - 1
     gone = sum(a["image_id"] == image["id"] for a in source["annotations"])
-    assert fixed.counts["annotation_dropped"] == gone > 0 and fixed.counts["image_dropped"] == 1
-    listed = json.loads((tmp_path / "out/mended.changes.json").read_text())
-    assert listed["counts"] == fixed.counts and len(listed["changes"]) == sum(fixed.counts.values())
+    assert result.counts["annotation_dropped"] == gone > 0 and result.counts["image_dropped"] == 1
+    listed = json.loads((tmp_path / "out/fixed.changes.json").read_text())
+    assert listed["counts"] == result.counts and len(listed["changes"]) == sum(
+        result.counts.values()
+    )
     assert json.loads((tmp_path / "train.json").read_text()) == source
 
 
-def test_nothing_is_mended_in_place(tmp_path):
+def test_nothing_is_fixed_in_place(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("{}")
     (tmp_path / "link.json").symlink_to(path)
     for output in (path, tmp_path / "x/../a.json", tmp_path / "link.json"):
-        with pytest.raises(UserError, match="would overwrite .*a.json; the annotations are never"):
+        with user_error("output_exists", output):
             check_output([str(path)], output)
-    with pytest.raises(UserError, match="is a folder; name a file"):
-        check_output([str(path)], tmp_path)
-    with pytest.raises(UserError, match="would overwrite"):
+    with user_error("output_exists", path):
         check_output([str(path), str(tmp_path / "b.json")], tmp_path)
-    with pytest.raises(UserError, match="is a file; with several"):
-        check_output([str(path), str(tmp_path / "b.json")], path)
     listed = tmp_path / "b.changes.json"
     listed.write_text("{}")
-    with pytest.raises(UserError, match="would overwrite .*b.changes.json"):
+    with user_error("output_exists", listed):
         check_output([str(listed)], tmp_path / "b.json")
+
+
+def test_outputs_of_the_wrong_kind(tmp_path):
+    one, other = (str(tmp_path / name) for name in ("a.json", "b.json"))
+    (tmp_path / "a.json").write_text("{}")
+    for files, output in (([one], tmp_path), ([one], tmp_path / "a.png"), ([one, other], one)):
+        with user_error("option_invalid", output):
+            check_output(files, output)
+    with user_error("name_clash", "x_a.json"):
+        check_output(["1/x/a.json", "2/x/a.json"], tmp_path)
 
 
 def test_several_files_keep_their_names(tmp_path):
@@ -189,7 +199,7 @@ def test_several_files_keep_their_names(tmp_path):
     assert json.loads((tmp_path / "out/test_a.json").read_text())["annotations"][0]["id"] == 1
 
 
-def test_what_is_no_coco_is_named(tmp_path):
+def test_files_that_are_not_coco_are_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.json").write_text('{"images": []}')
     summaries = [DatasetSummary(str(tmp_path / name), "x") for name in ("a.json", "b.json")]
@@ -202,31 +212,29 @@ def test_a_wrong_image_folder_leaves_no_empty_file(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(_content(_annotation())))
     summary = DatasetSummary(str(tmp_path / "a.json"), "x", unusable_images=["a.png"])
     [fixed] = fix_datasets(Diagnosis([summary]), tmp_path / "b.json")
-    assert fixed.reason == f"x holds no image of {tmp_path}/a.json; correct --images."
+    assert "x has no image of" in fixed.reason and str(tmp_path / "a.json") in fixed.reason
     assert not (tmp_path / "b.json").exists()
 
 
 def test_nothing_but_an_earlier_copy_is_overwritten(tmp_path):
-    source, photograph = tmp_path / "a.json", tmp_path / "a.png"
+    source = tmp_path / "a.json"
     source.write_text(json.dumps(_content(_annotation(id=0))))
-    with pytest.raises(UserError, match="does not end in .json"):
-        check_output([str(source)], photograph)
     other = tmp_path / "val.json"
     other.write_text("{}")
-    with pytest.raises(UserError, match="is no earlier mended copy"):
+    with user_error("output_exists", other):
         check_output([str(source)], other)
     assert other.read_text() == "{}"
     diagnosis = Diagnosis([DatasetSummary(str(source), str(tmp_path))])
     for _ in range(2):
-        fix_datasets(diagnosis, tmp_path / "mended.json")
-    assert json.loads((tmp_path / "mended.json").read_text())["annotations"][0]["id"] == 1
+        fix_datasets(diagnosis, tmp_path / "fixed.json")
+    assert json.loads((tmp_path / "fixed.json").read_text())["annotations"][0]["id"] == 1
 
 
-def test_of_two_images_with_one_id_none_inherits_the_annotations():
+def test_images_with_one_id_do_not_inherit_annotations():
     images = [dict(IMAGE), {**IMAGE, "file_name": "b.png"}, {**IMAGE, "id": 2, "file_name": "c"}]
     content, changes = {**_content(_annotation()), "images": images}, Changes()
-    mended = mend_content(content, {"a.png", "c"}, changes)
-    assert mended["images"] == images[:2] and mended["annotations"] == [_annotation()]
+    fixed = fix_content(content, {"a.png", "c"}, changes)
+    assert fixed["images"] == images[:2] and fixed["annotations"] == [_annotation()]
     assert changes.counts() == {"image_dropped": 1}
 
 

@@ -1,4 +1,4 @@
-"""Samples written as CVAT, Roboflow, Label Studio and Detectron2 write theirs."""
+"""COCO samples in the layouts of CVAT, Roboflow, Label Studio and Detectron2."""
 
 import copy
 import json
@@ -284,7 +284,7 @@ def test_ids_as_text_and_sizes_from_the_file(tmp_path):
         ({"note": float("inf")}, "field_unknown", 1),
     ],
 )
-def test_what_cannot_be_used_is_noted(tmp_path, fields, code, kept):
+def test_unusable_annotations_are_noted(tmp_path, fields, code, kept):
     (record,), notes = read_one(tmp_path, annotations=[{**annotation(1, 1, 1), **fields}])
     assert notes.count(code) == 1 and len(record.instances) == kept
 
@@ -371,7 +371,7 @@ def fuzzed(tmp_path, monkeypatch):
 
 
 def mutated_and_read(folder, seed):
-    """Change a good data set, and read or convert it; anything but a UserError is a bug."""
+    """Change a good data set, and read or convert it; only a UserError may be raised."""
     rng = random.Random(seed)
     rle = {"size": [30, 40], "counts": [5, 10, 1185]}
     content = document(

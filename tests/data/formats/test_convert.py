@@ -41,7 +41,7 @@ def load(written):
     return json.loads(written.json_file.read_text())
 
 
-def test_what_is_written_passes_the_check(tmp_path):
+def test_written_data_sets_pass_the_check(tmp_path):
     rle = mask_util.encode(np.asfortranarray(np.eye(30, 40, dtype=np.uint8)))
     rle["counts"] = rle["counts"].decode()
     instances = [
@@ -162,7 +162,7 @@ def test_links_are_symbolic_where_hard_ones_cannot_be(tmp_path, monkeypatch):
     check_instances(written.json_file, written.image_root)
 
 
-def test_images_that_cannot_be_used(tmp_path):
+def test_unusable_images(tmp_path):
     names = [f"{i}.png" for i in range(9)]
     one = source(tmp_path / "in", names)
     for name in names[:7]:

@@ -82,7 +82,7 @@ SAMPLES = {f.__name__: f for f in (coco, labelme, via, yolo, labelstudio, masks)
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "blanks"])
-def test_each_format_is_found_out_and_read(tmp_path, name):
+def test_each_format_is_detected_and_read(tmp_path, name):
     SAMPLES[name](tmp_path)
     assert detect(tmp_path) == name and reader(name).__name__.endswith(name)
     notes = Notes()
@@ -130,7 +130,7 @@ def test_annotations_may_be_called_as_a_manifest(tmp_path):
     assert source.num_images == 1
 
 
-def test_no_format(tmp_path):
+def test_unknown_formats(tmp_path):
     image(tmp_path / "a.png")
     with user_error("format_unknown", tmp_path, "coco, labelme, via, yolo", "blanks"):
         detect(tmp_path)

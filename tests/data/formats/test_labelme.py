@@ -180,7 +180,7 @@ def test_groups_of_one_label_become_one_instance(folder):
     assert "group 2 (Fiber, Film)" in "\n".join(notes.lines())
 
 
-def test_what_cannot_be_used_is_noted_each_with_its_place(folder):
+def test_unusable_shapes_are_noted_with_their_place(folder):
     shapes = [
         _shape("A", [[1, 1]], "point"),
         _shape("A", [[1, 1], [2, 2]]),
@@ -384,8 +384,8 @@ def test_nothing_is_lost_in_the_round_trip(tmp_path):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
-def test_any_mask_survives_the_round_trip(seed, height, width, share):
-    blob = np.random.default_rng(seed).random((height, width)) < share
+def test_any_mask_survives_the_round_trip(seed, height, width, fraction):
+    blob = np.random.default_rng(seed).random((height, width)) < fraction
     rle = mask_util.encode(np.asfortranarray(blob))
     instance = Instance("A", {"size": [height, width], "counts": rle["counts"].decode()}, "0")
     notes = Notes()
@@ -396,7 +396,7 @@ def test_any_mask_survives_the_round_trip(seed, height, width, share):
     assert labelme._mask(document["shapes"][0], (height, width)) == instance.segmentation
 
 
-def test_what_labelme_cannot_hold_is_noted(tmp_path):
+def test_fields_that_labelme_cannot_hold_are_noted(tmp_path):
     extra = {"label": "x", "flags": [1], "long": "x" * 5000}
     broken = Instance("A", {"size": [48, 64], "counts": "zz"}, "1")
     record = ImageRecord(
@@ -439,7 +439,7 @@ DOCUMENTS = [
 ]
 
 
-def test_hostile_files_end_in_a_sentence(fuzz_folder):
+def test_hostile_files(fuzz_folder):
     check_cases(lambda seed: check_reader(labelme, fuzz_folder / "a.json", DOCUMENTS, seed))
 
 

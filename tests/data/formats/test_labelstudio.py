@@ -259,7 +259,7 @@ def test_labels_beside_the_shape_and_choices_of_a_region(folder):
     assert notes.count("label_ambiguous") == 1 and notes.count("field_unknown") == 2
 
 
-def test_what_cannot_be_used_is_noted(folder):
+def test_unusable_annotations_are_noted(folder):
     results = [
         _result("keypoint", {"x": 1, "y": 2, "width": 1}, "Dot"),
         _result("polygon", {"points": POINTS[:2]}),
@@ -300,7 +300,7 @@ def test_the_size_must_be_that_of_the_file(folder):
     assert records == [] and notes.count("image_size") == 1
 
 
-def test_files_that_are_no_export(folder):
+def test_other_json_is_refused(folder):
     for document in ([3], [{"data": {"image": "a.png"}}]):
         with user_error("annotations_invalid", "export.json, task 1"):
             _read(folder, document)
@@ -356,7 +356,7 @@ DOCUMENTS = [
 ]
 
 
-def test_hostile_files_end_in_a_sentence(fuzz_folder):
+def test_hostile_files(fuzz_folder):
     check_cases(lambda seed: check_reader(labelstudio, fuzz_folder / "a.json", DOCUMENTS, seed))
 
 

@@ -1,4 +1,4 @@
-"""Masks in and out: every layout, kind and depth of mask files, and what goes wrong with them."""
+"""Mask files of every layout, kind and depth, read and written."""
 
 import contextlib
 import csv
@@ -453,7 +453,7 @@ def test_covered_particles_are_lost_with_a_note(tmp_path):
     assert notes.as_dict()["instance_lost"]["places"] == ["Fiber at 3 (covered by later ones)"]
 
 
-def test_names_that_differ_in_the_ending_alone(tmp_path):
+def test_names_that_differ_only_in_the_suffix(tmp_path):
     records = [ImageRecord(name, 30, 20, [square(2, 2, 5)]) for name in ("a.jpg", "a.png")]
     with user_error("name_clash", "a.jpg", "a.png", "a.tif"):
         write(tmp_path, *records)

@@ -1,4 +1,4 @@
-"""Out and back: random particles from COCO to each format and again to COCO."""
+"""Round trips of random particles from COCO through each format."""
 
 import json
 import os
@@ -143,7 +143,7 @@ def _compare(before, after, format, polygons):
     for name, expected in before.items():
         assert [each[0] for each in after[name]] == [each[0] for each in expected]
         for (_, old, old_shape), (_, new, new_shape) in zip(expected, after[name], strict=True):
-            # Every format holds every pixel: YOLO's ten digits leave eighths of a pixel alone.
+            # Every format holds every pixel: YOLO's ten digits keep eighths of a pixel.
             assert np.array_equal(old, new)
             if format in ("coco", "labelme") and not polygons:
                 assert old_shape == new_shape
@@ -161,7 +161,7 @@ def _check_notes(notes, shapes, format, polygons):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_a_format_cannot_hold_is_listed(tmp_path, format):
+def test_losses_are_listed(tmp_path, format):
     ring = np.zeros((HEIGHT, WIDTH), bool)
     ring[4:20, 4:20] = True
     ring[8:12, 8:12] = False

@@ -195,7 +195,7 @@ def test_the_attribute_that_is_the_class(folder, attributes, chosen):
     assert instance.category == attributes[chosen] == "A"
 
 
-def test_no_attribute_that_is_the_class_is_an_error(folder):
+def test_a_class_attribute_is_required(folder):
     document = _export(_region(POLYGON, colour="x", quality="y"))
     with user_error("annotations_invalid", "via.json", "'colour', 'quality'"):
         _read(folder, document)
@@ -261,7 +261,7 @@ def test_splits(tmp_path):
         ({"metadata": {"x": 3}}, "metadata"),
     ],
 )
-def test_projects_that_cannot_be_read(folder, change, words):
+def test_unusable_projects(folder, change, words):
     with user_error("annotations_invalid", "via.json", words):
         _read(folder, {**_project_3(), **change})
     with user_error("annotations_invalid", "via.json", "regions"):
@@ -320,5 +320,5 @@ DOCUMENTS = [
 ]
 
 
-def test_hostile_files_end_in_a_sentence(fuzz_folder):
+def test_hostile_files(fuzz_folder):
     check_cases(lambda seed: check_reader(via, fuzz_folder / "a.json", DOCUMENTS, seed))

@@ -1,4 +1,4 @@
-"""Samples written as Ultralytics, Roboflow, CVAT and Label Studio write theirs."""
+"""YOLO samples in the layouts of Ultralytics, Roboflow, CVAT and Label Studio."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_photographs_turned_by_exif(tmp_path):
         ("Fiber 0.1 0.1 0.2 0.2 0.3 0.1", "shape_broken"),
     ],
 )
-def test_lines_that_are_no_outline(tmp_path, line, code):
+def test_unusable_lines(tmp_path, line, code):
     records, _, notes = read(plain(tmp_path, f"{TRIANGLE}\r\n{line}\r\n"))
     assert notes.count(code) == len(notes) == 1
     assert len(records["all"][0].instances) == 1 + (code == "box_only")
@@ -203,7 +203,7 @@ def test_names_that_are_too_long(tmp_path):
     with pytest.raises(UserError, match="aaa.png"):
         read(tmp_path)
     records, _, notes = read(tmp_path, skip_broken=True)
-    assert len(records["train"]) == 1 and notes.count("image_missing") == 1
+    assert len(records["train"]) == 1 and notes.count("image_broken") == 1
 
 
 def test_broken_files_stop_or_are_noted(tmp_path):
@@ -217,7 +217,7 @@ def test_broken_files_stop_or_are_noted(tmp_path):
     assert [record.instances for record in records["all"]] == [[]]
 
 
-def test_a_file_that_is_no_label(tmp_path):
+def test_text_files_that_are_not_labels(tmp_path):
     with user_error("annotations_invalid", "a.txt"):
         read(plain(tmp_path, "a line\n" * 1002))
 
@@ -311,7 +311,7 @@ def fuzzed(tmp_path, monkeypatch):
 
 
 def mutated_and_read(folder, seed):
-    """Change a good data set, and read or convert it; anything but a UserError is a bug."""
+    """Change a good data set, and read or convert it; only a UserError may be raised."""
     rng = random.Random(seed)
     contents = [LABEL, DATA]
     for _ in range(rng.randint(1, 3)):
@@ -349,5 +349,5 @@ def mutated_and_read(folder, seed):
     return "read"
 
 
-def test_fuzz(fuzzed):
+def test_hostile_files(fuzzed):
     check_cases(lambda seed: mutated_and_read(fuzzed, seed))

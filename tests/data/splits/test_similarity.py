@@ -1,14 +1,16 @@
+"""Exact and near-duplicate photographs."""
+
 import pickle
 
 import cv2
 import numpy as np
 import pytest
 
-from microplastics.data.splits.similarity import Components, find_duplicates, fingerprint
+from microplastics.data.splits.similarity import find_duplicates, fingerprint
 
 
 def photograph(seed, size=(192, 256), particles=6):
-    """A noisy membrane with particles; nothing but the seed tells two of them apart."""
+    """A noisy membrane with particles; two of them differ only by the seed."""
     rng = np.random.default_rng(seed)
     texture = cv2.GaussianBlur(rng.normal(0, 24, size), (0, 0), 2) + rng.normal(0, 2, size)
     image = np.repeat((150 + texture)[..., None], 3, axis=2)
@@ -18,9 +20,9 @@ def photograph(seed, size=(192, 256), particles=6):
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def crop(image, share):
+def crop(image, fraction):
     height, width = image.shape[:2]
-    return image[round(height * share) :, round(width * share) :]
+    return image[round(height * fraction) :, round(width * fraction) :]
 
 
 def jpeg(image, quality):
@@ -51,7 +53,7 @@ def test_copies_are_found_and_nothing_else(copy):
     assert duplicates.near == [[n, n + 12] for n in range(12)]
 
 
-def test_filters_that_look_alike_are_no_copies():
+def test_filters_that_look_alike_are_not_copies():
     blanks = [photograph(seed, particles=0) for seed in range(20)]
     # Each with one bead close to the middle: alike but for the membrane's texture.
     beads = [
@@ -97,11 +99,3 @@ def test_odd_shapes_have_a_fingerprint(shape):
 def test_nothing_and_one():
     assert find_duplicates([]).near == []
     assert find_duplicates([fingerprint(photograph(0))]).exact == []
-
-
-def test_components():
-    components = Components(6)
-    for one, other in ((4, 1), (5, 4), (2, 2), (0, 3)):
-        components.join(one, other)
-    assert components.groups() == [[0, 3], [1, 4, 5], [2]]
-    assert components.find(5) == components.find(1) != components.find(0)

@@ -1,23 +1,26 @@
+"""Assignment of groups to splits and folds."""
+
 import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import user_error
 
-from microplastics.data.splits.split import check_shares, deviation, folds, split
-from microplastics.utils.errors import UserError
+from microplastics.data.splits.split import check_fractions, deviation, split
 
-SHARES = (0.7, 0.15, 0.15)
+FRACTIONS = (0.7, 0.15, 0.15)
 
 
 def names(count):
     return [f"filter {n}" for n in range(count)]
 
 
-def cost(counts, assignment, shares):
+def cost(counts, assignment, fractions):
     parts = counts / counts.sum(axis=0)
-    loads = [parts[np.array(assignment) == s].sum(axis=0) - share for s, share in enumerate(shares)]
+    chosen = np.array(assignment)
+    loads = [parts[chosen == s].sum(axis=0) - wanted for s, wanted in enumerate(fractions)]
     return float(np.square(loads).sum())
 
 
@@ -33,26 +36,26 @@ def tables(draw):
 @given(tables(), st.integers(0, 2**31), st.randoms())
 def test_every_group_is_in_one_split_whatever_the_order(counts, seed, random):
     groups = names(len(counts))
-    assignment = split(groups, counts, SHARES, seed)
+    assignment = split(groups, counts, FRACTIONS, seed)
     assert assignment.shape == (len(counts),) and set(assignment.tolist()) == {0, 1, 2}
     order = list(range(len(counts)))
     random.shuffle(order)
-    again = split([groups[n] for n in order], counts[order], SHARES, seed)
+    again = split([groups[n] for n in order], counts[order], FRACTIONS, seed)
     assert again.tolist() == assignment[order].tolist()
 
 
 def test_the_search_is_near_the_best_of_all_ways():
-    shares = np.array([0.6, 0.2, 0.2])
+    fractions = np.array([0.6, 0.2, 0.2])
     ratios = []
     for seed in range(8):
         counts = np.random.default_rng(seed).integers(0, 30, (7, 3))
         ways = [way for way in itertools.product(range(3), repeat=7) if len(set(way)) == 3]
-        best = min(cost(counts, way, shares) for way in ways)
-        ratios.append(cost(counts, split(names(7), counts, shares, 0), shares) / best)
+        best = min(cost(counts, way, fractions) for way in ways)
+        ratios.append(cost(counts, split(names(7), counts, fractions, 0), fractions) / best)
     assert np.median(ratios) == pytest.approx(1) and max(ratios) < 1.2
 
 
-def test_classes_and_blanks_are_shared_out():
+def test_classes_and_blanks_are_divided():
     # 60 filters: fibres on a third of them, films on a sixth, ten blanks.
     counts = np.zeros((60, 4), np.int64)
     counts[:, 0] = 5
@@ -60,7 +63,7 @@ def test_classes_and_blanks_are_shared_out():
     counts[::6, 2] = 1
     counts[50:] = 0
     counts[50:, 3] = 1
-    assignment = folds(names(60), counts, 5, seed=1)
+    assignment = split(names(60), counts, [0.2] * 5, seed=1)
     loads = np.stack([counts[assignment == k].sum(axis=0) for k in range(5)])
     assert loads[:, 3].tolist() == [2] * 5 and loads[:, 0].tolist() == [50] * 5
     assert np.ptp(loads[:, 1]) <= 4 and np.ptp(loads[:, 2]) <= 1
@@ -76,8 +79,8 @@ def test_groups_without_a_count_are_spread_too():
 
 def test_one_giant_group_leaves_no_split_empty():
     counts = np.array([[1000], [1], [1]])
-    assert sorted(split(names(3), counts, SHARES, 0).tolist()) == [0, 1, 2]
-    assert split(names(3), counts, SHARES, 0)[0] == 0
+    assert sorted(split(names(3), counts, FRACTIONS, 0).tolist()) == [0, 1, 2]
+    assert split(names(3), counts, FRACTIONS, 0)[0] == 0
 
 
 def test_the_seed_decides_between_equals():
@@ -88,24 +91,20 @@ def test_the_seed_decides_between_equals():
 
 def test_twenty_thousand_single_images():
     counts = np.random.default_rng(0).poisson(2, (20_000, 4))
-    assignment = split([f"{n}.jpg" for n in range(20_000)], counts, SHARES, 0)
-    assert deviation(counts, assignment, SHARES) < 1e-3
+    assignment = split([f"{n}.jpg" for n in range(20_000)], counts, FRACTIONS, 0)
+    assert deviation(counts, assignment, FRACTIONS) < 1e-3
 
 
 @pytest.mark.parametrize(
-    "shares", [(), (1.2, -0.2), (0.5, 0.4), (float("nan"), 1), (70, 30), (1, 0), (float("inf"),)]
+    "fractions", [(), (1.2, -0.2), (0.5, 0.4), (float("nan"), 1), (70, 30), (1, 0), (float("inf"),)]
 )
-def test_shares_that_do_not_add_up(shares):
-    with pytest.raises(UserError, match="must each be above 0 and add up to 1"):
-        check_shares(shares)
+def test_fractions_that_do_not_add_up(fractions):
+    with user_error("option_invalid", "--shares"):
+        check_fractions(fractions)
 
 
 def test_too_few_groups():
-    with pytest.raises(UserError, match="There are 2 groups for 3 splits"):
-        split(names(2), np.ones((2, 1)), SHARES, 0)
-    with pytest.raises(UserError, match="There are 2 groups for 1000000000 folds"):
-        folds(names(2), np.ones((2, 1)), 10**9, 0)
-    with pytest.raises(UserError, match="1 folds are too few"):
-        folds(names(2), np.ones((2, 1)), 1, 0)
-    with pytest.raises(ValueError, match="unique names"):
+    with user_error("split_impossible", "2", "3"):
+        split(names(2), np.ones((2, 1)), FRACTIONS, 0)
+    with pytest.raises(ValueError, match="unique"):
         split(["a", "a"], np.ones((2, 1)), (0.5, 0.5), 0)
