@@ -62,7 +62,7 @@ def draw_bar(image, style):
         style: from :func:`draw_style`.
 
     Returns:
-        The picture with its truth; None where the ink would not show or finds no room.
+        The picture with its truth; None if the ink would not show or has no room.
     """
     height, width = image.shape[:2]
     text = _text(style)
@@ -88,8 +88,8 @@ def draw_bar(image, style):
     box = (slice(max(top - 4, 0), top + size[1] + 4), slice(max(left - 4, 0), left + size[0] + 4))
     contrary = 255.0 if ink @ (0.114, 0.587, 0.299) < 128 else 0.0
     if style["plate"] != "none":
-        share = 1.0 if style["plate"] == "solid" else 0.6
-        canvas[box] = canvas[box] * (1 - share) + contrary * share
+        opacity = 1.0 if style["plate"] == "solid" else 0.6
+        canvas[box] = canvas[box] * (1 - opacity) + contrary * opacity
     ground = canvas[box].reshape(-1, 3) @ (0.114, 0.587, 0.299)
     grey = ink @ (0.114, 0.587, 0.299)
     shows = np.percentile(np.abs(ground - grey), 4) > 60
@@ -104,7 +104,7 @@ def draw_bar(image, style):
 
 
 def as_jpeg(image, quality):
-    """What JPEG leaves of a picture, with the colours at half the resolution."""
+    """Compress a picture as JPEG and decode it, the colours at half the resolution."""
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
 
 
@@ -145,7 +145,7 @@ def _corner(style, size, width, height):
 
 
 def _rectangle(shape, x, y, w, h):
-    """Covered share of each pixel under a rectangle, exact."""
+    """Covered fraction of each pixel under a rectangle, exact."""
 
     def line(length, start, end):
         edges = np.arange(length + 1)

@@ -1,4 +1,4 @@
-"""Micrometres per pixel, and where that figure came from."""
+"""Scale of images in micrometres per pixel."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ class Calibration:
 
     Attributes:
         um_per_px: side of a pixel in µm, positive and finite.
-        source: where the figure came from, in words that stand in every output.
+        source: origin of the figure, written in every output.
     """
 
     um_per_px: float
@@ -18,4 +18,4 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.um_per_px) and self.um_per_px > 0):
-            raise ValueError(f"{self.um_per_px} µm per pixel is no scale")
+            raise ValueError(f"{self.um_per_px} µm per pixel is not a scale")

@@ -1,7 +1,7 @@
-"""The scale that an image file itself carries.
+"""Scale in an image file's metadata.
 
-Programs write a resolution into nearly every file, most of it meant for printers. What is used
-is said by its source, and what is not used by a note with the reason.
+Programs write a resolution into nearly every file, most of it meant for printers. Each scale that
+is used names its source, and each one that is not used gives a note with the reason.
 """
 
 import json
@@ -23,22 +23,20 @@ _MAX_PRINT_DPI = 720
 _PRINT_DPI = (800, 900, 1000, 1200, 1440, 1600, 1800, 2000, 2400, 2880, 3000, 3200, 3600, 4000)
 _PRINT_DPI += (4800, 6400, 7200, 9600)
 _MAX_DESCRIPTION = 32 * 2**20
-# ResolutionUnit beyond the standard's inch and cm, as tifffile writes it: mm and µm.
-_FINE_UNITS = {4: 1000.0, 5: 1.0}
+# ResolutionUnit in µm: the standard's inch and cm, and mm and µm as tifffile writes them.
+_TIFF_UNITS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_PREFIXES = {"Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1}
-_PREFIXES |= {"": 0, "d": -1, "c": -2, "m": -3, "µ": -6, "u": -6, "n": -9, "p": -12, "f": -15}
-_PREFIXES |= {"a": -18, "z": -21, "y": -24}
-# Units of length in µm: SI, and the others of OME-XML and ImageJ.
-UNITS = {f"{prefix}m": 10.0 ** (power + 6) for prefix, power in _PREFIXES.items()}
-UNITS |= {"Å": 1e-4, "angstrom": 1e-4, "thou": 25.4, "li": 25400 / 12, "in": 25400.0}
-UNITS |= {"ft": 304800.0, "yd": 914400.0, "mi": 1.609344e9, "pt": 25400 / 72}
-UNITS |= {"ua": 1.495978707e17, "ly": 9.4607304725808e21, "pc": 3.0856775814913673e22}
-UNITS |= dict.fromkeys(("micron", "microns", "micrometer", "micrometre", "micrometers"), 1.0)
-UNITS |= dict.fromkeys(("micrometres", "\\u00b5m"), 1.0)
-UNITS |= dict.fromkeys(("inch", "inches", '"'), 25400.0)
+# Units of length in µm, by the names that microscopes' programs write (case is ignored if unknown).
+UNITS = {"m": 1e6, "cm": 1e4, "mm": 1e3, "nm": 1e-3, "pm": 1e-6, "Å": 1e-4, "thou": 25.4}
+UNITS |= dict.fromkeys(("µm", "um", "micron", "microns", "\\u00b5m"), 1.0)
+UNITS |= dict.fromkeys(("micrometer", "micrometre", "micrometers", "micrometres"), 1.0)
+UNITS |= dict.fromkeys(("in", "inch", "inches", '"'), 25400.0)
 UNITS |= {"nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+
+# One scale: source, µm per pixel along x, along y or None, and why it is not used or None.
+_Seen = tuple[str, float, float | None, str | None]
+_NOT_POSITIVE = "it is not a positive number"
 
 
 def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]]:
@@ -48,8 +46,8 @@ def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]
         path: image file; its pixels are not read.
 
     Returns:
-        The scales with their sources, the most telling first, and notes: sentences about
-        metadata that was seen and not used, and why.
+        The scales with their sources, the most specific first, and notes: sentences about
+        metadata that were seen and not used, and why.
 
     Raises:
         UserError: the pixels are not square.
@@ -60,62 +58,69 @@ def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]
             head = file.read(4)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"Cannot read {path}: {reason}; correct the path.") from error
+        raise UserError(
+            f"{path} is not readable ({reason}); correct the path.", code="image_missing"
+        ) from error
     with warnings.catch_warnings():
         # Readers warn of each odd tag; the notes say what matters here.
         warnings.simplefilter("ignore")
         try:
             seen = _tiff(path) if head in _TIFF_MAGIC else _picture(path)
-        except Exception as error:  # hostile bytes make the parsers raise nearly anything
+        except Exception as error:  # untrusted bytes make parsers raise nearly anything
             words = str(error).split("\n")[0][:120] or type(error).__name__
             return [], [f"{path}: its metadata cannot be read ({words})."]
     found, notes = [], []
     for source, x, y, why_not in seen:
-        if why_not is None:
-            why_not = _implausible(x)
-        if why_not is not None:
+        why_not = why_not or _implausible(x)
+        if why_not:
             notes.append(f"{path}: {source} is not used: {why_not}.")
             continue
         if y is not None and abs(x - y) > 0.01 * max(x, y):
             raise UserError(
-                f"{path}: {source} says that its pixels are not square ({x:g} x {y:g} µm): "
-                "resample the image, or give its true scale by --um-per-px with --ignore-metadata."
+                f"{path} has pixels that are not square ({x:g} x {y:g} µm by {source}); resample "
+                "it, or give its true scale by --um-per-px with --ignore-metadata.",
+                code="scale_invalid",
             )
         found.append(Calibration(x, source))
     return found, notes
 
 
-# What a reader saw: source, µm per pixel along x, along y or None, and why it is none or None.
-_Seen = tuple[str, float, float | None, str | None]
-
-
 def _implausible(scale: float) -> str | None:
-    """Why a scale in µm per pixel is no microscope's, or None."""
+    """Why a scale in µm per pixel is not a microscope's, or None."""
     low, high = _MICROSCOPE
     if not math.isfinite(scale) or scale <= 0:
-        return "it is no positive number"
+        return _NOT_POSITIVE
     if not low <= scale <= high:
         return f"{scale:g} µm per pixel is outside the {low:g} to {high:g} of microscopes"
     return None
 
 
-def _density(source: str, x: Any, y: Any, unit_um: float) -> _Seen:
-    """What a resolution in pixels per unit says, print resolutions told apart."""
+def _resolution(source: str, x: Any, y: Any, unit_um: float | None, for_print: bool) -> _Seen:
+    """The scale by a resolution in pixels per unit.
+
+    Args:
+        source: names it.
+        x, y: px per unit along either axis, as the tags have them.
+        unit_um: µm of the unit; None if it is not one of length.
+        for_print: whether programs write it for printers too, whose settings are left out.
+    """
+    if unit_um is None:
+        return source, math.nan, None, "it has no unit of length"
     x, y = _number(x), _number(y)
     if not (x > 0 and y > 0 and math.isfinite(x) and math.isfinite(y)):
-        return source, math.nan, None, "it is no positive number"
+        return source, math.nan, None, _NOT_POSITIVE
     scale = unit_um / x
     dpi, per_cm = 25400 / scale, 10000 / scale
     whole = min(abs(dpi - round(dpi)), abs(per_cm - round(per_cm))) <= 0.02
     listed = any(abs(dpi - one) <= 0.02 for one in _PRINT_DPI)
-    if (dpi <= _MAX_PRINT_DPI and whole) or listed:
+    if for_print and ((dpi <= _MAX_PRINT_DPI and whole) or listed):
         words = f"{dpi:.6g} dpi is a setting for print or screen; if it is the scale, give "
         return source, scale, None, f"{words}--um-per-px {scale:.6g}"
     return source, scale, unit_um / y, None
 
 
 def _number(value: Any) -> float:
-    """A number out of a tag: a number, a fraction as a pair, or text; NaN for anything else."""
+    """The value of a tag: a number, a fraction as a pair, or text; NaN for anything else."""
     try:
         if isinstance(value, tuple | list):
             if len(value) == 2:
@@ -131,7 +136,6 @@ def _number(value: Any) -> float:
 def _tiff(path: str) -> list[_Seen]:
     import tifffile  # slow to import and seldom needed
 
-    seen: list[_Seen] = []
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         tags = {
@@ -141,46 +145,35 @@ def _tiff(path: str) -> list[_Seen]:
     description = description if isinstance(description, str) else ""
     if len(description) > _MAX_DESCRIPTION:
         return [("ImageDescription", math.nan, None, "it is too long to be read")]
-    if description.rstrip("\0 \n").endswith("OME>"):
-        seen += _ome(description)
+    seen = _ome(description) if description.rstrip("\0 \n").endswith("OME>") else []
     if 51123 in tags:
         seen += _micromanager(tags[51123])
-    if description.startswith("Aperio") or re.search(r"\|\s*MPP\s*=", description[:100_000]):
-        match = re.search(r"\bMPP\s*=\s*([^|\s]{1,40})", description[:100_000])
+    start = description[:100_000]
+    if start.startswith("Aperio") or re.search(r"\|\s*MPP\s*=", start):
+        match = re.search(r"\bMPP\s*=\s*([^|\s]{1,40})", start)
         if match:
             seen.append(("Aperio MPP", _number(match[1]), None, None))
     x, y = tags.get(282), tags.get(283, tags.get(282))
-    if description.startswith("ImageJ="):
-        match = re.search(r"^unit=([^\n]{1,60})$", description[:100_000], re.MULTILINE)
-        if match and x is not None:
-            return [*seen, _imagej(match[1].strip(), _number(x), _number(y))]
-    # 1 to 1 without a unit is what writers put that have nothing to say.
+    if x is None:
+        return seen
+    if start.startswith("ImageJ="):
+        match = re.search(r"^unit=([^\n]{1,60})$", start, re.MULTILINE)
+        if match:
+            return [*seen, _imagej(match[1].strip(), x, y)]
     unit = _code(tags.get(296, 2))
-    if x is not None and not (unit == 1 and _number(x) == _number(y) == 1):
-        unit_um = {2: 25400.0, 3: 10000.0}.get(unit)
-        source = "TIFF resolution tags"
-        if unit in _FINE_UNITS:
-            seen.append(_resolution(source, _number(x), _number(y), _FINE_UNITS[unit]))
-        elif unit_um is None:
-            seen.append((source, math.nan, None, "they have no unit of length"))
-        else:
-            seen.append(_density(source, x, y, unit_um))
+    # 1 to 1 without a unit means that the writer did not know the scale.
+    if not (unit == 1 and _number(x) == _number(y) == 1):
+        um = _TIFF_UNITS.get(unit)
+        seen.append(_resolution("TIFF resolution tags", x, y, um, unit in (2, 3)))
     return seen
 
 
-def _imagej(unit: str, x: float, y: float) -> _Seen:
+def _imagej(unit: str, x: Any, y: Any) -> _Seen:
     """ImageJ's resolution in pixels per unit of its own."""
     source, um = "ImageJ metadata", _unit(unit)
     if um is None:
-        return source, math.nan, None, f"its unit is {unit!r}, which is no length"
-    return _resolution(source, x, y, um)
-
-
-def _resolution(source: str, x: float, y: float, unit_um: float) -> _Seen:
-    """What a resolution in pixels per unit says that no printer's program writes."""
-    if not (x > 0 and y > 0):
-        return source, math.nan, None, "it is no positive number"
-    return source, unit_um / x, unit_um / y, None
+        return source, math.nan, None, f"its unit is {unit!r}, not one of length"
+    return _resolution(source, x, y, um, for_print=False)
 
 
 def _code(value: Any) -> int:
@@ -197,7 +190,7 @@ def _unit(name: str) -> float | None:
 def _ome(text: str) -> list[_Seen]:
     """PhysicalSizeX and PhysicalSizeY of the first image of OME-XML."""
     source = "OME-XML PhysicalSizeX"
-    # Entities can unfold to gigabytes; OME-XML has none.
+    # Entities can expand to gigabytes; OME-XML has none.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         return [(source, math.nan, None, "its XML declares a document type, which is refused")]
     try:
@@ -212,7 +205,7 @@ def _ome(text: str) -> list[_Seen]:
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
         um = _unit(unit)
         if um is None:
-            return [(source, math.nan, None, f"its unit is {unit[:40]!r}, which is no length")]
+            return [(source, math.nan, None, f"its unit is {unit[:40]!r}, not one of length")]
         value = pixels.get(f"PhysicalSize{axis}")
         sizes.append(None if value is None else _number(value) * um)
     return [(source, sizes[0], sizes[1], None)]
@@ -232,7 +225,7 @@ def _micromanager(value: Any) -> list[_Seen]:
 
 
 def _picture(path: str) -> list[_Seen]:
-    """Resolutions of JPEG, PNG and what else Pillow reads, from the head alone."""
+    """Resolutions of JPEG, PNG and the other formats of Pillow, from the header only."""
     from PIL import Image
 
     seen: list[_Seen] = []
@@ -245,21 +238,15 @@ def _picture(path: str) -> list[_Seen]:
             tags = {code: exif.get(code) for code in (282, 283, 296)}
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    unit_um = {2: 25400.0, 3: 10000.0}.get(_code(tags[296] or 2))
-    if kind == "JPEG" and "jfif_density" in info:
-        um = {1: 25400.0, 2: 10000.0}.get(info.get("jfif_unit"))
-        # Unit 0 is an aspect ratio, in nearly every file 1 to 1.
-        if um is not None:
-            seen.append(_density("JPEG density", *info["jfif_density"], um))
-    elif kind == "PNG" and "dpi" in info:
-        seen.append(_density("PNG pHYs", *info["dpi"], 25400.0))
-    elif kind not in ("JPEG", "PNG") and isinstance(info.get("dpi"), tuple):
-        seen.append(_density(f"{kind} resolution", *info["dpi"], 25400.0))
+    # JFIF's unit 0 is an aspect ratio, in nearly every file 1 to 1.
+    if kind == "JPEG" and info.get("jfif_unit") in (1, 2):
+        um = _TIFF_UNITS[info["jfif_unit"] + 1]
+        seen.append(_resolution("JPEG density", *info["jfif_density"], um, for_print=True))
+    elif kind != "JPEG" and isinstance(info.get("dpi"), tuple):
+        source = "PNG pHYs" if kind == "PNG" else f"{kind} resolution"
+        seen.append(_resolution(source, *info["dpi"], 25400.0, for_print=True))
     if tags[282] is not None:
-        source = "EXIF resolution"
-        if unit_um is None:
-            seen.append((source, math.nan, None, "it has no unit of length"))
-        else:
-            y = tags[282] if tags[283] is None else tags[283]
-            seen.append(_density(source, tags[282], y, unit_um))
+        y = tags[282] if tags[283] is None else tags[283]
+        um = _TIFF_UNITS.get(_code(tags[296] or 2))
+        seen.append(_resolution("EXIF resolution", tags[282], y, um, for_print=True))
     return seen

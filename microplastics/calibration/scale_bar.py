@@ -1,8 +1,8 @@
-"""Finding the scale bar that a microscope's software has burnt into a photograph.
+"""Detection of burnt-in scale bars.
 
-A bar is told from fibres, printed grids and the filter's rim by being drawn: one colour, straight
-to a fraction of a pixel, with upright ends, mostly with a line of text at it. Where a picture
-shows none or several, that is said: a wrong scale would falsify every size in the table.
+A bar differs from fibres, printed grids and the filter's rim in that it is drawn: one colour,
+straight to a fraction of a pixel, with upright ends, mostly with a line of text at it. A picture
+with none or several is an error: a wrong scale would falsify every size in the table.
 """
 
 import dataclasses
@@ -13,44 +13,71 @@ import numpy as np
 
 from microplastics.utils.errors import UserError
 
+Box = tuple[int, int, int, int]
+Read = Callable[[int, int, int, int], np.ndarray]
+
 # Grey levels that count as ink: pure ink first, then ink that JPEG, a half-covered row or a
 # translucent stroke has lightened.
-INK_LEVELS = (14, 45, 80)
+_INK_LEVELS = (14, 45, 80)
 _MIN_CONTRAST = 18.0  # along the bar, in grey levels
 _MIN_MEDIAN_CONTRAST = 40.0
 _MIN_END_CONTRAST = 28.0  # at its ends, which decide the length
 _REACH = 3  # px beyond an edge in which the ground shows
-_MAX_TICK = 10  # px, width of an end tick at most
+_MAX_TICK = 10  # px, largest width of an end tick
+
+_MIN_LETTER = 5  # px, height of legible digits
+_SPACE = 1.3  # heights, largest space between two words of a line
+_PLATE_TOLERANCE = 14  # grey levels that JPEG moves an even box
+_MAX_PLATE = 0.3  # fraction of the picture: anything larger is its ground
+
+# Larger pictures are searched only along their borders.
+_WHOLE_PIXELS = 16_000_000
+_BAND = 1024  # px, depth of the bands along the upper and lower border of a larger one
+_SIDE = 2048  # px, width of the bands along its sides
+_OVERLAP = 256
+_MARGIN = 0.3  # fraction of the height or width from a border in which bars lie
+
+_FIX = "give its scale by --um-per-px or in a CSV with --calibration instead of --scale-bar-um"
 
 
 @dataclasses.dataclass(frozen=True)
-class Stroke:
-    """A horizontal bar as :func:`measure_stroke` found it, in px of the plane.
+class ScaleBar:
+    """A burnt-in scale bar.
 
     Attributes:
-        x0: left end, sub-pixel; pixel 0 reaches from 0 to 1.
-        x1: right end.
-        y0: first row of the bar without its ticks.
-        y1: row after its last.
-        top: first row of bar and end ticks.
-        bottom: row after their last.
-        ink: grey level of the ink.
-        contrast: grey levels between ink and ground, the median along the bar.
-        spread: standard deviation of the ink's grey level.
-        above: grey level of the ground above, the median along the bar.
-        below: grey level of the ground below.
+        px: length from outer end to outer end in px, sub-pixel if the ends are anti-aliased.
+        box: (x, y, width, height) in px around the bar with its ticks and its outline.
+        text_box: the same around its text, if it has one.
+        plate_box: the same around the even box behind both, if there is one.
+        polarity: ``"dark"`` or ``"light"``: the ink against its ground.
     """
 
-    x0: float
+    px: float
+    box: Box
+    text_box: Box | None
+    plate_box: Box | None
+    polarity: str
+
+    @property
+    def boxes(self) -> list[Box]:
+        """All boxes, none of which holds a particle."""
+        return [box for box in (self.box, self.text_box, self.plate_box) if box is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stroke:
+    """A horizontal bar in px of its plane, and its grey levels."""
+
+    x0: float  # left end, sub-pixel; pixel 0 reaches from 0 to 1
     x1: float
-    y0: int
-    y1: int
-    top: int
+    y0: int  # first row of the bar without its ticks
+    y1: int  # row after its last
+    top: int  # first row of bar and end ticks
     bottom: int
     ink: float
-    contrast: float
-    spread: float
-    above: float
+    contrast: float  # between ink and ground, the median along the bar
+    spread: float  # standard deviation of the ink
+    above: float  # the ground above, the median along the bar
     below: float
 
     @property
@@ -64,21 +91,237 @@ class Stroke:
         return self.y1 - self.y0
 
 
-def find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[Stroke]:
-    """Find the drawn horizontal bars of a plane.
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    stroke: _Stroke
+    text: Box | None
+    plate: Box | None
+    polarity: str
+    grey: bool
+    x: int  # of the window in the picture
+    y: int
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Better finds of one bar rank higher; JPEG keeps only the grey image's detail."""
+        sharp = self.grey and self.stroke.contrast >= 60
+        return self.text is not None, sharp, self.stroke.contrast
+
+    @property
+    def middle(self) -> float:
+        """Row of the picture through the middle of the bar."""
+        return self.y + (self.stroke.y0 + self.stroke.y1) / 2
+
+    @property
+    def span(self) -> tuple[float, float, int, int]:
+        """x0, x1, y0, y1 of the bar in the picture."""
+        s = self.stroke
+        return self.x + s.x0, self.x + s.x1, self.y + s.y0, self.y + s.y1
+
+
+def find_scale_bar(read: Read, width: int, height: int, name: str = "The image") -> ScaleBar:
+    """Find the one scale bar of a picture.
 
     Args:
-        plane: uint8 (H, W), ink is dark.
-        shortest: px, least length.
-        longest: px, greatest length.
+        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
+        width: of the picture, px.
+        height: of the picture, px.
+        name: the picture's name, for the error.
 
     Returns:
-        The bars; one that shows at several grey levels of ink comes once for each.
+        The bar.
+
+    Raises:
+        UserError: there is none, or more than one.
     """
+    bars = find_scale_bars(read, width, height)
+    if not bars:
+        raise UserError(f"{name} shows no clear scale bar; {_FIX}.", code="scale_missing")
+    if len(bars) > 1:
+        places = " and ".join(f"{b.px:.1f} px at ({b.box[0]}, {b.box[1]})" for b in bars[:3])
+        raise UserError(
+            f"{name} shows {len(bars)} possible scale bars ({places}); {_FIX}.",
+            code="scale_invalid",
+        )
+    return bars[0]
+
+
+def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
+    """Find the horizontal scale bars of a picture.
+
+    Pictures over 16 megapixels are searched only along their borders, band by band.
+
+    Args:
+        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
+        width: of the picture, px.
+        height: of the picture, px.
+
+    Returns:
+        Whatever may be a scale bar, from left to right.
+    """
+    shortest = int(min(max(24, 0.04 * width), 100))
     found = []
-    for level in INK_LEVELS:
+    for x0, y0, x1, y1 in _windows(width, height):
+        image = read(x0, y0, x1, y1)
+        for plane, polarity, grey in _planes(image):
+            for stroke in _find_strokes(plane, shortest, int(0.75 * width)):
+                found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
+    found = [c for c in found if _near_border(c, width, height)]
+    bars = _without_outlines(_without_repeats(found))
+    # A bar that has its text leaves no doubt; one without must be drawn all the clearer.
+    bars = [c for c in bars if _is_clear(c.stroke, width, c.text is not None)]
+    texts = [c.text for c in bars if c.text is not None]
+    bars = [c for c in bars if not any(_inside(c, text) for text in texts if text != c.text)]
+    return sorted((_bar(c, width, height) for c in bars), key=lambda bar: bar.box)
+
+
+def _windows(width: int, height: int) -> Iterator[Box]:
+    """Windows (x0, y0, x1, y1) that cover all places of a bar."""
+    if width * height <= _WHOLE_PIXELS or height <= 2 * _BAND:
+        # A long and low picture is its own band.
+        yield 0, 0, width, height
+        return
+    yield 0, 0, width, _BAND
+    yield 0, height - _BAND, width, height
+    side = min(_SIDE, width // 2)
+    for y0 in range(_BAND - _OVERLAP, height - _BAND, _BAND - _OVERLAP):
+        y1 = min(y0 + _BAND, height - _BAND + _OVERLAP)
+        yield 0, y0, side, y1
+        yield width - side, y0, width, y1
+
+
+def _planes(image: np.ndarray) -> Iterator[tuple[np.ndarray, str, bool]]:
+    """Planes in which ink is dark: of the grey image, and of the colours for coloured ink."""
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    yield grey, "dark", True
+    yield 255 - grey, "light", True
+    for channel in range(3):
+        plane = np.ascontiguousarray(image[:, :, channel])
+        yield plane, "dark", False
+        yield 255 - plane, "light", False
+
+
+def _candidate(
+    plane: np.ndarray, stroke: _Stroke, polarity: str, grey: bool, x: int, y: int
+) -> _Candidate:
+    box = _pixels(stroke)
+    text = _find_text(plane, box, stroke.ink, stroke.contrast)
+    plate = _find_plate(plane, box, text)
+    text, plate = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (text, plate))
+    return _Candidate(stroke, text, plate, polarity, grey, x, y)
+
+
+def _pixels(stroke: _Stroke) -> Box:
+    """(x, y, w, h) of whole pixels around a bar with its ticks."""
+    x0, x1 = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
+    return x0, stroke.top, x1 - x0, stroke.bottom - stroke.top
+
+
+def _near_border(candidate: _Candidate, width: int, height: int) -> bool:
+    x0, x1, y0, y1 = candidate.span
+    aside = min(x0, width - x1) <= 0.12 * width
+    return y1 <= _MARGIN * height or y0 >= (1 - _MARGIN) * height or aside
+
+
+def _without_repeats(found: list[_Candidate]) -> list[_Candidate]:
+    """One find for each bar: the best of those that overlap."""
+    kept: list[_Candidate] = []
+    for one in sorted(found, key=lambda c: c.rank, reverse=True):
+        x0, x1, y0, y1 = one.span
+        for other in kept:
+            u0, u1, v0, v1 = other.span
+            common = min(x1, u1) - max(x0, u0)
+            if min(y1, v1) > max(y0, v0) and common > 0.5 * min(x1 - x0, u1 - u0):
+                break
+        else:
+            kept.append(one)
+    return kept
+
+
+def _without_outlines(bars: list[_Candidate]) -> list[_Candidate]:
+    """Leave out the strokes that an outline or a box makes along the bar that it surrounds."""
+    along = {id(c): [o for o in bars if _lies_along(o, c)] for c in bars}
+    # An outline or a box shows as a contrary stroke on either side of its bar.
+    held = [
+        c
+        for c in bars
+        if any(o.middle < c.middle for o in along[id(c)])
+        and any(o.middle > c.middle for o in along[id(c)])
+    ]
+    dropped = {id(o) for c in held for o in along[id(c)]} - {id(c) for c in held}
+    for c in bars:
+        if id(c) not in dropped:
+            dropped |= {id(o) for o in along[id(c)] if id(o) not in dropped and _is_around(o, c)}
+    return [c for c in bars if id(c) not in dropped]
+
+
+def _lies_along(one: _Candidate, other: _Candidate) -> bool:
+    """Whether two strokes of contrary ink lie on each other, the ends of one within the other's."""
+    x0, x1, y0, y1 = one.span
+    u0, u1, v0, v1 = other.span
+    if one.polarity == other.polarity or max(v0 - y1, y0 - v1) > 2:
+        return False
+    return (x0 <= u0 + 1 and x1 >= u1 - 1) or (u0 <= x0 + 1 and u1 >= x1 - 1)
+
+
+def _is_around(outer: _Candidate, inner: _Candidate) -> bool:
+    """Whether the longer of two strokes is of a box around the shorter, or a shadow."""
+    x0, x1, _, _ = outer.span
+    u0, u1, _, _ = inner.span
+    if abs((x1 - x0) - (u1 - u0)) <= 1.2:
+        return outer.stroke.thickness < inner.stroke.thickness
+    # A line that is thin beside the other may be the outline between the ticks of a bar: both
+    # stay, and the picture shows two.
+    if 2 * inner.stroke.thickness < outer.stroke.thickness:
+        return False
+    # The box shows again beyond the bar; between the ticks of a bar there is its ground.
+    level = abs(inner.stroke.above - inner.stroke.below)
+    return x1 - x0 > u1 - u0 and level <= 14
+
+
+def _is_clear(stroke: _Stroke, width: int, has_text: bool) -> bool:
+    """Whether a stroke is drawn clearly enough for a bar, without text all the more."""
+    # A line of an outline, or the gap between two ticks, has the bar on one side.
+    if abs(stroke.above - stroke.below) > 60:
+        return False
+    pure = stroke.ink <= 30 and stroke.spread <= 4 and stroke.contrast >= 60
+    if has_text:
+        long = stroke.length >= 0.08 * width and stroke.thickness >= 2
+        return pure or (long and stroke.spread <= 8)
+    return pure and stroke.thickness >= 2 and 0.06 * width <= stroke.length <= 0.5 * width
+
+
+def _inside(candidate: _Candidate, text: Box) -> bool:
+    """Whether a bar is a stroke of the letters of another."""
+    x0, x1, y0, y1 = candidate.span
+    x, y, w, h = text
+    if x1 - x0 > 1.5 * h:
+        return False
+    return x - 2 <= x0 and x1 <= x + w + 2 and y - 2 <= y0 and y1 <= y + h + 2
+
+
+def _bar(candidate: _Candidate, width: int, height: int) -> ScaleBar:
+    x, y, w, h = _pixels(candidate.stroke)
+    box = _grown((x + candidate.x, y + candidate.y, w, h), 2, width, height)
+    text = candidate.text
+    if text is not None:
+        text = _grown(text, max(2, round(0.12 * text[3])), width, height)
+    return ScaleBar(candidate.stroke.length, box, text, candidate.plate, candidate.polarity)
+
+
+def _grown(box: Box, by: int, width: int, height: int) -> Box:
+    """A box with what anti-aliasing, JPEG and an outline put around it."""
+    x0, y0 = max(box[0] - by, 0), max(box[1] - by, 0)
+    x1, y1 = min(box[0] + box[2] + by, width), min(box[1] + box[3] + by, height)
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def _find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[_Stroke]:
+    """Find the drawn horizontal bars of a plane."""
+    found = []
+    for level in _INK_LEVELS:
         for box in _dark_boxes(plane, level, shortest, longest):
-            stroke = measure_stroke(plane, *box)
+            stroke = _measure_stroke(plane, *box)
             if stroke is not None:
                 found.append(stroke)
     return found
@@ -101,19 +344,8 @@ def _dark_boxes(
         yield int(x[index]), int(y[index]), int(w[index]), int(h[index])
 
 
-def measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> Stroke | None:
-    """Hold a dark box to what a drawn bar is, and measure it.
-
-    Args:
-        plane: uint8 (H, W), ink is dark.
-        x: left column of the box.
-        y: upper row.
-        w: columns.
-        h: rows.
-
-    Returns:
-        The bar, or None where the box holds none.
-    """
+def _measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> _Stroke | None:
+    """Measure the bar that a dark box holds, if it is drawn as one."""
     ink, spread = _ink(plane[y : y + h, x + 2 : x + w - 2])
     if spread > 12.0:
         return None
@@ -133,24 +365,11 @@ def measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> Stroke 
     if not full.any():
         return None
     ends = _ends(plane[y : y + h][full].astype(np.float32), x, w, ink)
-    if ends is None:
-        return None
-    limit = ink + 0.6 * median
-    wide = max(ticks, 1)
-    columns = slice(x, x + wide), slice(x + w - wide, x + w)
-    up, down = (
-        [_tick_height(plane, column, row, step, limit) for column in columns]
-        for row, step in ((y - 1, -1), (y + h, 1))
-    )
-    if ticks and not (_alike(*up) and _alike(*down)):
-        return None
-    # Hair-fine ticks leave the ground visible, and still belong to the bar.
-    top = y - max(up) if _alike(*up) else y
-    bottom = y + h + (max(down) if _alike(*down) else 0)
-    if max(y - top, bottom - y - h) > 2 * h + 8:
+    rows = _with_ticks(plane, (x, y, w, h), ticks, ink + 0.6 * median)
+    if ends is None or rows is None:
         return None
     grounds = float(np.median(above[middle])), float(np.median(below[middle]))
-    return Stroke(*ends, y, y + h, top, bottom, ink, median, spread, *grounds)
+    return _Stroke(*ends, y, y + h, *rows, ink, median, spread, *grounds)
 
 
 def _ink(core: np.ndarray) -> tuple[float, float]:
@@ -160,18 +379,14 @@ def _ink(core: np.ndarray) -> tuple[float, float]:
 
 
 def _ground(plane: np.ndarray, x: int, row: int, w: int, step: int) -> np.ndarray:
-    """The lightest of the few pixels beyond an edge, float32 (w,), for each column."""
+    """The lightest of the few pixels beyond an edge in each column, float32 (w,)."""
     rows = [row + step * d for d in range(1, _REACH + 1)]
     rows = [r for r in rows if 0 <= r < len(plane)]
     return plane[rows, x : x + w].max(0).astype(np.float32)
 
 
 def _tick_width(free: np.ndarray) -> int | None:
-    """Columns of the ticks at either end; 0 without ticks, None where the bar is not free.
-
-    Args:
-        free: bool (w,), the columns with ground above and below.
-    """
+    """Columns of the ticks at either end; 0 without, None if particles touch the bar."""
     clear = np.flatnonzero(free)
     if clear.size < 0.6 * free.size:
         return None
@@ -179,15 +394,31 @@ def _tick_width(free: np.ndarray) -> int | None:
     if abs(left - right) > 1 or max(left, right) > min(_MAX_TICK, free.size // 6):
         return None
     inner = free[left : free.size - right]
-    # Where the ground is as dark as the ink near an end, the end cannot be told.
+    # Near an end the ground must be lighter than the ink, or the end is not certain.
     edge = max(3, inner.size // 25)
     if inner.mean() < 0.97 or not (inner[:edge].all() and inner[-edge:].all()):
         return None
     return max(left, right)
 
 
+def _with_ticks(plane: np.ndarray, box: Box, ticks: int, limit: float) -> tuple[int, int] | None:
+    """First row of a bar with its ticks and the row after the last; None if they differ."""
+    x, y, w, h = box
+    wide = max(ticks, 1)
+    columns = slice(x, x + wide), slice(x + w - wide, x + w)
+    up, down = (
+        [_tick_height(plane, column, row, step, limit) for column in columns]
+        for row, step in ((y - 1, -1), (y + h, 1))
+    )
+    if ticks and not (_alike(*up) and _alike(*down)):
+        return None
+    # Hair-fine ticks leave the ground visible, and still belong to the bar.
+    above, below = (max(heights) if _alike(*heights) else 0 for heights in (up, down))
+    return (y - above, y + h + below) if max(above, below) <= 2 * h + 8 else None
+
+
 def _alike(left: int | None, right: int | None) -> bool:
-    """Whether two ticks are drawn alike: a dark particle at one end makes no tick."""
+    """Whether two ticks are drawn alike; a dark particle at one end is not a tick."""
     if left is None or right is None or (left > 0) != (right > 0):
         return False
     return abs(left - right) <= max(2, 0.5 * max(left, right))
@@ -236,7 +467,7 @@ def _is_straight(
 
 
 def _ends(rows: np.ndarray, x: int, w: int, ink: float) -> tuple[float, float] | None:
-    """Sub-pixel ends of a bar from its rows, float32 (n, W); None where they are not upright."""
+    """Sub-pixel ends of a bar from its rows, float32 (n, W); None if they are not upright."""
     mean = rows.mean(0)
     right, left = _end(mean[x + w - 3 :], ink), _end(mean[: x + 3][::-1], ink)
     if left is None or right is None:
@@ -251,10 +482,10 @@ def _ends(rows: np.ndarray, x: int, w: int, ink: float) -> tuple[float, float] |
 
 
 def _end(profile: np.ndarray, ink: float) -> float | None:
-    """How far ink reaches along a profile that begins in it; None where it does not end sharply.
+    """How far ink reaches along a profile that begins in it; None if it does not end sharply.
 
-    The covered parts of the pixels are added up: exact where a pixel's grey level is the mean
-    over its area, as anti-aliasing makes it.
+    The covered parts of the pixels are added up: exact if a pixel's grey level is the mean over
+    its area, as anti-aliasing makes it.
     """
     window = profile[:12]
     for start in range(2, min(6, window.size - 2)):
@@ -266,34 +497,19 @@ def _end(profile: np.ndarray, ink: float) -> float | None:
     covered = np.clip((ground - window) / (ground - ink), 0, 1)
     full = int(np.argmax(covered < 0.85))
     total = float(covered[:full].sum())
-    for share, before in zip(covered[full : full + 4], covered[full - 1 :], strict=False):
-        # Where it rises again the ground's own texture has begun.
-        if share < 0.15 or share > before + 0.05:
+    for part, before in zip(covered[full : full + 4], covered[full - 1 :], strict=False):
+        # If it rises again the ground's own texture has begun.
+        if part < 0.15 or part > before + 0.05:
             return total
-        total += float(share)
+        total += float(part)
     return None
 
 
-Box = tuple[int, int, int, int]
-
-_MIN_HEIGHT = 5  # px, of digits that can be read
-_SPACE = 1.3  # heights, between two words of a line at most
-
-
-def find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box | None:
+def _find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box | None:
     """Find the line of letters above, below or beside a bar.
 
-    Letters are upright specks of the bar's own ink, of like height and on one line. Nothing is
-    read: the length comes from the user.
-
-    Args:
-        plane: uint8 (H, W), ink is dark.
-        bar: (x, y, w, h) of the bar with its ticks.
-        ink: grey level of the bar.
-        contrast: grey levels between the bar and its ground.
-
-    Returns:
-        (x, y, w, h) around the letters, or None where there is no such line.
+    Letters are upright specks of the bar's own ink, of similar height and on one line. They are
+    not read: the length comes from the user.
     """
     x, y, w, h = bar
     height, width = plane.shape
@@ -321,17 +537,11 @@ def find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box |
 
 
 def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
-    """Boxes (n, 4) of the specks of a mask that are shaped like letters, dots included.
-
-    Args:
-        mask: uint8 (H, W), what is dark.
-        pure: bool (H, W), what is of the bar's own ink.
-        tall: px, height of a letter at most.
-    """
+    """Boxes (n, 4) of the specks of a mask that are shaped like letters, dots included."""
     number, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     x, y, w, h, area = stats[1:].T
     kept = (h <= tall) & (w <= 5 * tall) & (area >= 2) & (area >= 0.12 * w * h)
-    # What the window cuts is a part of something larger.
+    # A speck that the window cuts is a part of something larger.
     kept &= (x > 0) & (y > 0) & (x + w < mask.shape[1]) & (y + h < mask.shape[0])
     # A speck of the ground is as dark as the ink in few of its pixels.
     inked = np.bincount(labels[pure], minlength=number)[1:]
@@ -346,7 +556,7 @@ def _lines(boxes: np.ndarray) -> list[np.ndarray]:
     taken = np.zeros(len(boxes), bool)
     for seed in range(len(boxes)):
         height = boxes[seed, 3]
-        if height < _MIN_HEIGHT:
+        if height < _MIN_LETTER:
             break
         if taken[seed]:
             continue
@@ -360,7 +570,7 @@ def _lines(boxes: np.ndarray) -> list[np.ndarray]:
 
 
 def _same_line(boxes: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """Boxes whose rows keep to those of the seed, a descender aside."""
+    """Boxes on the line of the seed, descenders included."""
     top, height = seed[1], seed[3]
     bottoms = boxes[:, 1] + boxes[:, 3]
     inside = (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
@@ -396,7 +606,7 @@ def _is_text(line: np.ndarray, height: int) -> bool:
 
 
 def _distance(line: np.ndarray, bar: Box) -> float | None:
-    """Gap in px between a line of text and its bar; None where it does not belong to it."""
+    """Gap in px between a line of text and its bar; None if it does not belong to it."""
     x, y, w, h = bar
     left, top = line[:, :2].min(0)
     right, bottom = (line[:, :2] + line[:, 2:]).max(0)
@@ -410,21 +620,8 @@ def _distance(line: np.ndarray, bar: Box) -> float | None:
     return float(across) if beside and across <= 2.2 * height + 4 else None
 
 
-_TOLERANCE = 14  # grey levels that JPEG moves an even box
-_MAX_SHARE = 0.3  # of the picture: what is larger is its ground
-
-
-def find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
-    """Find the even rectangle in which a bar lies.
-
-    Args:
-        plane: uint8 (H, W).
-        bar: (x, y, w, h) of the bar with its ticks.
-        text: the same of its text, or None.
-
-    Returns:
-        (x, y, w, h) of the rectangle, or None where the ground is not one.
-    """
+def _find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
+    """Find the even rectangle in which a bar lies."""
     x, y, w, h = bar
     height, width = plane.shape
     seeds = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
@@ -433,7 +630,7 @@ def find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
     if not levels:
         return None
     level = float(np.median(levels))
-    even = (np.abs(plane.astype(np.float32) - level) <= _TOLERANCE).astype(np.uint8)
+    even = (np.abs(plane.astype(np.float32) - level) <= _PLATE_TOLERANCE).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(even, connectivity=4)
     inside = [labels[v, u] for u, v in seeds if 0 <= u < width and 0 <= v < height]
     inside = [label for label in inside if label]
@@ -441,7 +638,7 @@ def find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
         return None
     label = max(set(inside), key=inside.count)
     left, top, wide, high, area = (int(v) for v in stats[label])
-    if wide * high > _MAX_SHARE * plane.size or not _holds((left, top, wide, high), bar):
+    if wide * high > _MAX_PLATE * plane.size or not _holds((left, top, wide, high), bar):
         return None
     # Bar and letters are holes in it; the rest of the rectangle must be full, sides included.
     holes = sum(box[2] * box[3] for box in (bar, text) if box is not None)
@@ -456,265 +653,3 @@ def _holds(outer: Box, inner: Box) -> bool:
     right, bottom = inner[0] + inner[2], inner[1] + inner[3]
     across = outer[0] <= inner[0] and right <= outer[0] + outer[2]
     return across and outer[1] <= inner[1] and bottom <= outer[1] + outer[3]
-
-
-Read = Callable[[int, int, int, int], np.ndarray]
-
-# Larger pictures are searched along their borders alone.
-_WHOLE_PIXELS = 16_000_000
-_BAND = 1024  # px, depth of the bands along the upper and lower border of a larger one
-_SIDE = 2048  # px, width of the bands along its sides
-_OVERLAP = 256
-_MARGIN = 0.3  # share of the height or width from a border in which bars lie
-
-
-@dataclasses.dataclass(frozen=True)
-class ScaleBar:
-    """A burnt-in scale bar.
-
-    Attributes:
-        px: length from outer end to outer end in px, sub-pixel where the ends are anti-aliased.
-        box: (x, y, width, height) in px around the bar with its ticks and its outline.
-        text_box: the same around its text, or None where it has none.
-        plate_box: the same around the even box behind both, or None where there is none.
-        polarity: ``"dark"`` or ``"light"``: the ink against its ground.
-    """
-
-    px: float
-    box: Box
-    text_box: Box | None
-    plate_box: Box | None
-    polarity: str
-
-    @property
-    def boxes(self) -> list[Box]:
-        """All boxes that hold no particle."""
-        return [box for box in (self.box, self.text_box, self.plate_box) if box is not None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Candidate:
-    stroke: Stroke
-    text: Box | None
-    plate: Box | None
-    polarity: str
-    grey: bool
-    x: int  # of the window in the picture
-    y: int
-
-    @property
-    def rank(self) -> tuple[bool, bool, float]:
-        """Better finds of one bar rank higher; JPEG keeps the detail of the grey image alone."""
-        sharp = self.grey and self.stroke.contrast >= 60
-        return self.text is not None, sharp, self.stroke.contrast
-
-    @property
-    def middle(self) -> float:
-        """Row of the picture through the middle of the bar."""
-        return self.y + (self.stroke.y0 + self.stroke.y1) / 2
-
-    @property
-    def span(self) -> tuple[float, float, int, int]:
-        """x0, x1, y0, y1 of the bar in the picture."""
-        s = self.stroke
-        return self.x + s.x0, self.x + s.x1, self.y + s.y0, self.y + s.y1
-
-
-def find_scale_bar(read: Read, width: int, height: int, name: str = "The image") -> ScaleBar:
-    """Find the one scale bar of a picture.
-
-    Args:
-        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
-        width: of the picture, px.
-        height: of the picture, px.
-        name: the picture's name, for the words of the error.
-
-    Returns:
-        The bar.
-
-    Raises:
-        UserError: there is none, or there are several.
-    """
-    bars = find_scale_bars(read, width, height)
-    if not bars:
-        raise UserError(
-            f"{name} shows no scale bar that can be told for certain: give its scale by "
-            "--um-per-px or in a CSV with --calibration instead of --scale-bar-um."
-        )
-    if len(bars) > 1:
-        places = " and ".join(f"{b.px:.1f} px at ({b.box[0]}, {b.box[1]})" for b in bars[:3])
-        raise UserError(
-            f"{name} shows {len(bars)} things that may be its scale bar ({places}): give its "
-            "scale by --um-per-px or in a CSV with --calibration instead of --scale-bar-um."
-        )
-    return bars[0]
-
-
-def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
-    """Find the horizontal scale bars of a picture.
-
-    Pictures over 16 megapixels are searched along their borders alone, one band after the other.
-
-    Args:
-        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
-        width: of the picture, px.
-        height: of the picture, px.
-
-    Returns:
-        What may be a scale bar, from left to right: none, one, or several.
-    """
-    shortest = int(min(max(24, 0.04 * width), 100))
-    found = []
-    for x0, y0, x1, y1 in _windows(width, height):
-        image = read(x0, y0, x1, y1)
-        for plane, polarity, grey in _planes(image):
-            for stroke in find_strokes(plane, shortest, int(0.75 * width)):
-                found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
-    found = [c for c in found if _near_border(c, width, height)]
-    bars = _without_outlines(_without_repeats(found))
-    # A bar that has its text leaves no doubt; one without must be drawn all the clearer.
-    bars = [c for c in bars if _is_clear(c.stroke, width, c.text is not None)]
-    texts = [c.text for c in bars if c.text is not None]
-    bars = [c for c in bars if not any(_inside(c, text) for text in texts if text != c.text)]
-    return sorted((_bar(c, width, height) for c in bars), key=lambda bar: bar.box)
-
-
-def _windows(width: int, height: int) -> Iterator[Box]:
-    """Windows (x0, y0, x1, y1) that hold every place where a bar may lie."""
-    if width * height <= _WHOLE_PIXELS or height <= 2 * _BAND:
-        # A long and low picture is its own band.
-        yield 0, 0, width, height
-        return
-    yield 0, 0, width, _BAND
-    yield 0, height - _BAND, width, height
-    side = min(_SIDE, width // 2)
-    for y0 in range(_BAND - _OVERLAP, height - _BAND, _BAND - _OVERLAP):
-        y1 = min(y0 + _BAND, height - _BAND + _OVERLAP)
-        yield 0, y0, side, y1
-        yield width - side, y0, width, y1
-
-
-def _planes(image: np.ndarray) -> Iterator[tuple[np.ndarray, str, bool]]:
-    """Planes in which ink is dark: of the grey image, and of the colours for coloured ink."""
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    yield grey, "dark", True
-    yield 255 - grey, "light", True
-    for channel in range(3):
-        plane = np.ascontiguousarray(image[:, :, channel])
-        yield plane, "dark", False
-        yield 255 - plane, "light", False
-
-
-def _candidate(
-    plane: np.ndarray, stroke: Stroke, polarity: str, grey: bool, x: int, y: int
-) -> _Candidate:
-    box = _pixels(stroke)
-    text = find_text(plane, box, stroke.ink, stroke.contrast)
-    plate = find_plate(plane, box, text)
-    text, plate = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (text, plate))
-    return _Candidate(stroke, text, plate, polarity, grey, x, y)
-
-
-def _pixels(stroke: Stroke) -> Box:
-    """(x, y, w, h) of whole pixels around a bar with its ticks."""
-    x0, x1 = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
-    return x0, stroke.top, x1 - x0, stroke.bottom - stroke.top
-
-
-def _near_border(candidate: _Candidate, width: int, height: int) -> bool:
-    x0, x1, y0, y1 = candidate.span
-    aside = min(x0, width - x1) <= 0.12 * width
-    return y1 <= _MARGIN * height or y0 >= (1 - _MARGIN) * height or aside
-
-
-def _without_repeats(found: list[_Candidate]) -> list[_Candidate]:
-    """One find for each bar: the best of those that overlap."""
-    kept: list[_Candidate] = []
-    for one in sorted(found, key=lambda c: c.rank, reverse=True):
-        x0, x1, y0, y1 = one.span
-        for other in kept:
-            u0, u1, v0, v1 = other.span
-            shared = min(x1, u1) - max(x0, u0)
-            if min(y1, v1) > max(y0, v0) and shared > 0.5 * min(x1 - x0, u1 - u0):
-                break
-        else:
-            kept.append(one)
-    return kept
-
-
-def _without_outlines(bars: list[_Candidate]) -> list[_Candidate]:
-    """Leave out the strokes that an outline or a box makes along the bar that it surrounds."""
-    along = {id(c): [o for o in bars if _lies_along(o, c)] for c in bars}
-    # An outline or a box shows as a contrary stroke on either side of its bar.
-    held = [
-        c
-        for c in bars
-        if any(o.middle < c.middle for o in along[id(c)])
-        and any(o.middle > c.middle for o in along[id(c)])
-    ]
-    dropped = {id(o) for c in held for o in along[id(c)]} - {id(c) for c in held}
-    for c in bars:
-        if id(c) not in dropped:
-            dropped |= {id(o) for o in along[id(c)] if id(o) not in dropped and _is_around(o, c)}
-    return [c for c in bars if id(c) not in dropped]
-
-
-def _lies_along(one: _Candidate, other: _Candidate) -> bool:
-    """Whether two strokes of contrary ink lie on each other, the ends of one within the other's."""
-    x0, x1, y0, y1 = one.span
-    u0, u1, v0, v1 = other.span
-    if one.polarity == other.polarity or max(v0 - y1, y0 - v1) > 2:
-        return False
-    return (x0 <= u0 + 1 and x1 >= u1 - 1) or (u0 <= x0 + 1 and u1 >= x1 - 1)
-
-
-def _is_around(outer: _Candidate, inner: _Candidate) -> bool:
-    """Whether the longer of two strokes is of a box around the shorter, or a shadow."""
-    x0, x1, _, _ = outer.span
-    u0, u1, _, _ = inner.span
-    if abs((x1 - x0) - (u1 - u0)) <= 1.2:
-        return outer.stroke.thickness < inner.stroke.thickness
-    # A line that is thin beside the other may be the outline between the ticks of a bar: both
-    # stay, and the picture shows two.
-    if 2 * inner.stroke.thickness < outer.stroke.thickness:
-        return False
-    # The box shows again beyond the bar; between the ticks of a bar there is its ground.
-    level = abs(inner.stroke.above - inner.stroke.below)
-    return x1 - x0 > u1 - u0 and level <= 14
-
-
-def _is_clear(stroke: Stroke, width: int, has_text: bool) -> bool:
-    """Whether a stroke is drawn clearly enough for a bar, without text all the more."""
-    # A line of an outline, or the gap between two ticks, has the bar on one side.
-    if abs(stroke.above - stroke.below) > 60:
-        return False
-    pure = stroke.ink <= 30 and stroke.spread <= 4 and stroke.contrast >= 60
-    if has_text:
-        long = stroke.length >= 0.08 * width and stroke.thickness >= 2
-        return pure or (long and stroke.spread <= 8)
-    return pure and stroke.thickness >= 2 and 0.06 * width <= stroke.length <= 0.5 * width
-
-
-def _inside(candidate: _Candidate, text: Box) -> bool:
-    """Whether a bar is a stroke of the letters of another."""
-    x0, x1, y0, y1 = candidate.span
-    x, y, w, h = text
-    if x1 - x0 > 1.5 * h:
-        return False
-    return x - 2 <= x0 and x1 <= x + w + 2 and y - 2 <= y0 and y1 <= y + h + 2
-
-
-def _bar(candidate: _Candidate, width: int, height: int) -> ScaleBar:
-    x, y, w, h = _pixels(candidate.stroke)
-    box = _grown((x + candidate.x, y + candidate.y, w, h), 2, width, height)
-    text = candidate.text
-    if text is not None:
-        text = _grown(text, max(2, round(0.12 * text[3])), width, height)
-    return ScaleBar(candidate.stroke.length, box, text, candidate.plate, candidate.polarity)
-
-
-def _grown(box: Box, by: int, width: int, height: int) -> Box:
-    """A box with what anti-aliasing, JPEG and an outline put around it."""
-    x0, y0 = max(box[0] - by, 0), max(box[1] - by, 0)
-    x1, y1 = min(box[0] + box[2] + by, width), min(box[1] + box[3] + by, height)
-    return x0, y0, x1 - x0, y1 - y0

@@ -1,7 +1,6 @@
-"""Intervals of counts, shares, medians and differences of counts.
+"""Confidence intervals of counts, fractions, means and medians.
 
-All take arrays and work on each entry; one that is empty gives the interval that tells nothing, or
-NaN where there is no such interval.
+Functions of arrays work on each entry; NaN stands for an interval that does not exist.
 """
 
 import functools
@@ -32,10 +31,7 @@ def poisson_interval(counts: np.ndarray, level: float = LEVEL) -> Interval:
         counts: whole numbers from 0 on.
         level: coverage, in (0, 1).
     """
-    counts = np.asarray(counts, dtype=np.float64)
-    tail = (1 - level) / 2
-    low = np.where(counts > 0, gammaincinv(np.maximum(counts, 1), tail), 0.0)
-    return Interval(low, gammainccinv(counts + 1, tail))
+    return weighted_poisson_interval(counts, counts, 1, level)
 
 
 def weighted_poisson_interval(
@@ -43,13 +39,13 @@ def weighted_poisson_interval(
 ) -> Interval:
     """Interval of the mean of a sum of weighted Poisson counts.
 
-    With all weights 1 it is that of :func:`poisson_interval`. Source: the gamma interval of Fay and
+    With all weights 1 it equals :func:`poisson_interval`. Source: the gamma interval of Fay and
     Feuer 1997, doi:10.1002/(SICI)1097-0258(19970415)16:7<791::AID-SIM500>3.0.CO;2-#.
 
     Args:
         sums: of the weights of what was counted.
         squares: sum of the squared weights.
-        largest: the largest weight that one more could have; 1 without better knowledge.
+        largest: largest weight that another particle could have; 1 if unknown.
         level: coverage, in (0, 1).
     """
     sums = np.asarray(sums, dtype=np.float64)
@@ -62,27 +58,28 @@ def weighted_poisson_interval(
     return Interval(low, variance / mean * gammainccinv(mean**2 / variance, tail))
 
 
-def wilson_interval(shares: np.ndarray, numbers: np.ndarray, level: float = LEVEL) -> Interval:
-    """Score interval of a share.
+def wilson_interval(fractions: np.ndarray, numbers: np.ndarray, level: float = LEVEL) -> Interval:
+    """Score interval of a fraction.
 
-    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953; of those in use the one whose coverage
-    is nearest to its level (Brown, Cai and DasGupta 2001, doi:10.1214/ss/1009213286).
+    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953; of common
+    intervals its coverage is closest to the level (Brown, Cai and DasGupta 2001,
+    doi:10.1214/ss/1009213286).
 
     Args:
-        shares: in [0, 1].
-        numbers: of how many; of a weighted share Kish's (Σw)² / Σw². 0 gives NaN.
+        fractions: in [0, 1].
+        numbers: sample sizes; for a weighted fraction Kish's (Σw)² / Σw². 0 gives NaN.
         level: coverage, in (0, 1).
     """
-    shares = np.asarray(shares, dtype=np.float64)
+    fractions = np.asarray(fractions, dtype=np.float64)
     numbers = np.asarray(numbers, dtype=np.float64)
     numbers = np.where(numbers > 0, numbers, np.nan)
     square = ndtri((1 + level) / 2) ** 2
-    center = (shares + square / (2 * numbers)) / (1 + square / numbers)
-    variance = shares * (1 - shares) / numbers + square / (4 * numbers**2)
+    center = (fractions + square / (2 * numbers)) / (1 + square / numbers)
+    variance = fractions * (1 - fractions) / numbers + square / (4 * numbers**2)
     half = np.sqrt(square * variance) / (1 + square / numbers)
-    # At the ends the bound is exact, but its rounding is not.
-    low = np.where(shares == 0, 0 * center, np.clip(center - half, 0, 1))
-    return Interval(low, np.where(shares == 1, 1 + 0 * center, np.clip(center + half, 0, 1)))
+    # At 0 and 1 the bound is exact, its rounding is not.
+    low = np.where(fractions == 0, 0 * center, np.clip(center - half, 0, 1))
+    return Interval(low, np.where(fractions == 1, 1 + 0 * center, np.clip(center + half, 0, 1)))
 
 
 def difference_interval(
@@ -105,15 +102,15 @@ def difference_interval(
 def bootstrap_median_interval(
     values: np.ndarray, weights: np.ndarray | None = None, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a median; the same values in any order give the same.
+    """Percentile bootstrap interval of a median, whatever the order of the values.
 
     Source: Efron and Tibshirani 1993, chapter 13. Resampling n of n values and taking the median is
     the same as drawing the middle order statistics of n uniform numbers, which needs two random
     numbers, not n.
 
     Args:
-        values: (n,); none gives NaN.
-        weights: (n,) positive, the resampling's probabilities up to a factor; None are equal ones.
+        values: (n,); an empty array gives NaN.
+        weights: (n,) positive, probabilities of resampling up to a factor; None for equal ones.
         level: coverage, in (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
@@ -146,10 +143,10 @@ def _median_positions(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap_mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean; the same values in any order give the same.
+    """Percentile bootstrap interval of a mean, whatever the order of the values.
 
     Args:
-        values: (n,); fewer than two tell nothing of their spread and give NaN.
+        values: (n,); fewer than two give NaN.
         level: coverage, in (0, 1).
     """
     values = np.sort(np.asarray(values, dtype=np.float64))

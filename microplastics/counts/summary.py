@@ -1,4 +1,4 @@
-"""The summary: one row an image, or one row a group of images of one sample."""
+"""Summary of counts per image or group of images."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,6 +27,14 @@ from microplastics.utils.errors import UserError
 
 _MOST_SOURCES = 5
 _UM2_PER_MM2 = 1e6
+PERCENTILES = (10, 25, 50, 75, 90)
+STATISTICS = (
+    "mean",
+    "sd",
+    *(f"p{percentile}" for percentile in PERCENTILES),
+    "p50_low",
+    "p50_high",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +48,11 @@ class Rows:
         members: images of each row.
         frames: (N, 2) width and height of each image in px.
         calibrated: (R,) whether the row's images have a calibration.
-        areas: (R,) of the row's images in mm², of what of them counts; NaN without a calibration.
-        shares: (R,) sum over the row's images of the share of their px in which particles count.
+        areas: (R,) counted area of each row in mm²; NaN without a calibration.
+        fractions: (R,) sum over the row's images of the fraction of their px that is counted.
         blank: (R,) whether the row is a blank.
         grouped: whether rows are groups.
-        columns: what the summary tells of the rows themselves.
+        columns: columns of the summary about the rows themselves.
     """
 
     names: list[str]
@@ -54,7 +62,7 @@ class Rows:
     frames: np.ndarray
     calibrated: np.ndarray
     areas: np.ndarray
-    shares: np.ndarray
+    fractions: np.ndarray
     blank: np.ndarray
     grouped: bool
     columns: dict[str, object]
@@ -64,13 +72,71 @@ class Rows:
 
     @property
     def exposures(self) -> np.ndarray:
-        """(R,) area in mm², or where a row has no scale images, each by its share that counts."""
-        return self.shares if np.isnan(self.areas).any() else self.areas
+        """(R,) counted areas in mm², or if a row has no scale, counted numbers of images."""
+        return self.fractions if np.isnan(self.areas).any() else self.areas
 
     @property
     def whole(self) -> np.ndarray:
-        """(R,) whether particles count in all px of the row's images."""
-        return self.shares == [len(members) for members in self.members]
+        """(R,) whether the row's images are counted completely."""
+        return self.fractions == [len(members) for members in self.members]
+
+
+def summarize(
+    table: pd.DataFrame,
+    images: pd.DataFrame,
+    *,
+    classes: Sequence[str] = (),
+    groups: Mapping[str, str] | None = None,
+    size_classes: SizeClasses = DEFAULT_SIZE_CLASSES,
+    min_size: float | None = None,
+    edge: EdgeRule = "count",
+    blanks: Collection[str] = (),
+    sampling: Sampling | None = None,
+    level: float = LEVEL,
+) -> pd.DataFrame:
+    """Count the particles of each image or group; ``docs/counts.md`` has the columns.
+
+    Args:
+        table: of particles, as of :func:`microplastics.measurement.table.combine_tables`.
+        images: all images, with or without particles, as of
+            :func:`microplastics.measurement.table.images_table`.
+        classes: that have columns even if none was found; other classes of the table follow.
+        groups: group of each image; None gives a row an image.
+        size_classes: bins of the counts by size.
+        min_size: smallest reported size in µm, in px of an image without a calibration; smaller
+            particles are counted only in ``below_min_size``.
+        edge: how particles at the edge count.
+        blanks: names of the images that are blanks.
+        sampling: what was filtered; None leaves the concentrations out.
+        level: coverage of all intervals, in (0, 1).
+
+    Returns:
+        a row for each image in their order, or for each group by its name.
+
+    Raises:
+        ValueError: an image stands twice, or a particle's image is not among them.
+        UserError: a group mixes blanks with samples or µm with px, a name is unknown, a setting is
+            invalid, or weights are combined with a region.
+    """
+    check_min_size(min_size)
+    rows = image_rows(images, groups, blanks)
+    if edge == "weight" and not rows.whole.all():
+        name = rows.names[int(np.argmin(rows.whole))]
+        raise UserError(
+            f"{name} has a region of interest, which excludes --edge weight (it corrects for a "
+            "rectangular border); leave out one of them.",
+            code="option_conflict",
+        )
+    particles = _particles(table, rows, min_size, edge)
+    names = list(dict.fromkeys([*classes, *sorted(set(table["class"]) - set(classes))]))
+    columns = _row_columns(rows, particles)
+    liters = _liters(rows, sampling)
+    for name in (None, *names):
+        part = particles if name is None else particles[particles["class"] == name]
+        prefix = "" if name is None else f"{name}."
+        scope = _scope_columns(part, particles, rows, size_classes, edge, liters, level, name)
+        columns.update({f"{prefix}{key}": values for key, values in scope})
+    return pd.DataFrame(columns)
 
 
 def image_rows(
@@ -92,7 +158,10 @@ def image_rows(
     if not index.is_unique:
         raise ValueError(f"{index[index.duplicated()][0]} stands twice among the images")
     if unknown := sorted(set(blanks) - set(index)):
-        raise UserError(f"The blank {unknown[0]} is not among the images; give its name as there.")
+        raise UserError(
+            f"The blank {unknown[0]} is not among the images; give its name as in the table.",
+            code="option_invalid",
+        )
     owners = list(index) if groups is None else [_group(groups, name) for name in index]
     names = list(index) if groups is None else sorted(set(owners))
     codes = pd.Index(names, dtype=object).get_indexer(owners).astype(np.int64)
@@ -115,7 +184,7 @@ def image_rows(
     columns["area_mm2"] = sums
     if blank.any():
         columns["is_blank"] = blank
-    shares = np.bincount(codes, pixels / frames.prod(axis=1), len(names))
+    fractions = np.bincount(codes, pixels / frames.prod(axis=1), len(names))
     return Rows(
         names=names,
         images=index,
@@ -124,78 +193,17 @@ def image_rows(
         frames=frames,
         calibrated=calibrated,
         areas=sums,
-        shares=shares,
+        fractions=fractions,
         blank=blank,
         grouped=groups is not None,
         columns=columns,
     )
 
 
-def _group(groups: Mapping[str, str], name: str) -> str:
-    if name not in groups:
-        raise UserError(f"{name} belongs to no group; name a group for every image.")
-    return groups[name]
-
-
-def _uniform(
-    flags: np.ndarray, members: list[np.ndarray], names: list[str], mixture: str
-) -> np.ndarray:
-    """The flag that all images of a row share."""
-    for name, own in zip(names, members, strict=True):
-        if flags[own].any() != flags[own].all():
-            raise UserError(f"The group {name} mixes {mixture}.")
-    return np.array([flags[own].all() for own in members], dtype=bool)
-
-
-def _columns(
-    images: pd.DataFrame,
-    names: list[str],
-    members: list[np.ndarray],
-    frames: np.ndarray,
-    scales: np.ndarray,
-    grouped: bool,
-) -> dict[str, object]:
-    sources = images["calibration_source"].to_numpy(object)
-    if not grouped:
-        return {
-            "image": pd.array(names, dtype="string"),
-            "width_px": frames[:, 0],
-            "height_px": frames[:, 1],
-            "region_px": images["region_px"].to_numpy(np.int64),
-            "um_per_px": scales,
-            "calibration_source": pd.array(sources, dtype="string"),
-        }
-    shared = [scales[own[0]] if len(set(scales[own])) == 1 else np.nan for own in members]
-    return {
-        "group": pd.array(names, dtype="string"),
-        "images": np.array([len(own) for own in members], dtype=np.int64),
-        "um_per_px": np.array(shared, dtype=np.float64),
-        "calibration_source": pd.array([_sources(sources[own]) for own in members], dtype="string"),
-    }
-
-
-def _sources(sources: np.ndarray) -> str | None:
-    """All sources of a group's scales in one text."""
-    found = sorted({source for source in sources if isinstance(source, str)})
-    more = len(found) - _MOST_SOURCES
-    text = "; ".join(found[:_MOST_SOURCES]) + (f"; and {more} more" if more > 0 else "")
-    return text or None
-
-
-PERCENTILES = (10, 25, 50, 75, 90)
-STATISTICS = (
-    "mean",
-    "sd",
-    *(f"p{percentile}" for percentile in PERCENTILES),
-    "p50_low",
-    "p50_high",
-)
-
-
 def size_columns(
     particles: pd.DataFrame, rows: Rows, size_classes: SizeClasses, weighted: bool, level: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Statistics of ``feret_max`` and counts by size class.
+    """Give statistics of ``feret_max`` and counts by size class.
 
     Args:
         particles: that count, with ``row``, ``size``, ``calibrated`` and ``weight``.
@@ -203,6 +211,9 @@ def size_columns(
         size_classes: bins in µm; particles without a calibration are in none.
         weighted: whether the weights are not all 1.
         level: coverage of the median's interval.
+
+    Yields:
+        name and (R,) values of each column.
     """
     place = particles["row"].to_numpy()
     sizes, weights = particles["size"].to_numpy(), particles["weight"].to_numpy()
@@ -235,8 +246,77 @@ def size_columns(
             yield f"weighted_size_{name}", sums[:, index].astype(np.float64)
 
 
+def percentiles(sizes: np.ndarray, weights: np.ndarray | None) -> list[float]:
+    """Compute the :data:`PERCENTILES` of sorted sizes.
+
+    Args:
+        sizes: (N,) ascending, at least one.
+        weights: (N,) positive. None interpolates as numpy, pandas, R and Excel do by default
+            (type 7 of Hyndman and Fan 1996, doi:10.1080/00031305.1996.10473566); weights put each
+            size at the middle of its step of the cumulative weight (type 5).
+    """
+    fractions = np.array(PERCENTILES) / 100
+    if weights is None:
+        return np.quantile(sizes, fractions).tolist()
+    ends = np.cumsum(weights)
+    return np.interp(fractions, (ends - weights / 2) / ends[-1], sizes).tolist()
+
+
+def _group(groups: Mapping[str, str], name: str) -> str:
+    if name not in groups:
+        raise UserError(
+            f"{name} does not belong to a group; give each image a group.", code="option_missing"
+        )
+    return groups[name]
+
+
+def _uniform(
+    flags: np.ndarray, members: list[np.ndarray], names: list[str], mixture: str
+) -> np.ndarray:
+    """The flag of each row, which all its images must have in common."""
+    for name, own in zip(names, members, strict=True):
+        if flags[own].any() != flags[own].all():
+            raise UserError(f"The group {name} mixes {mixture}.", code="option_conflict")
+    return np.array([flags[own].all() for own in members], dtype=bool)
+
+
+def _columns(
+    images: pd.DataFrame,
+    names: list[str],
+    members: list[np.ndarray],
+    frames: np.ndarray,
+    scales: np.ndarray,
+    grouped: bool,
+) -> dict[str, object]:
+    sources = images["calibration_source"].to_numpy(object)
+    if not grouped:
+        return {
+            "image": pd.array(names, dtype="string"),
+            "width_px": frames[:, 0],
+            "height_px": frames[:, 1],
+            "region_px": images["region_px"].to_numpy(np.int64),
+            "um_per_px": scales,
+            "calibration_source": pd.array(sources, dtype="string"),
+        }
+    common = [scales[own[0]] if len(set(scales[own])) == 1 else np.nan for own in members]
+    return {
+        "group": pd.array(names, dtype="string"),
+        "images": np.array([len(own) for own in members], dtype=np.int64),
+        "um_per_px": np.array(common, dtype=np.float64),
+        "calibration_source": pd.array([_sources(sources[own]) for own in members], dtype="string"),
+    }
+
+
+def _sources(sources: np.ndarray) -> str | None:
+    """The sources of a group's scales in one text."""
+    found = sorted({source for source in sources if isinstance(source, str)})
+    more = len(found) - _MOST_SOURCES
+    text = "; ".join(found[:_MOST_SOURCES]) + (f"; and {more} more" if more > 0 else "")
+    return text or None
+
+
 def _statistics(sizes: np.ndarray, weights: np.ndarray | None, level: float) -> list[float]:
-    """The values of :data:`STATISTICS`; all NaN without a particle, the spread of one NaN."""
+    """Compute :data:`STATISTICS`; all are NaN without a particle, the sd of one is NaN."""
     if not len(sizes):
         return [np.nan] * len(STATISTICS)
     # Sums in one order, so that the order of the particles does not show in the last digit.
@@ -251,82 +331,10 @@ def _statistics(sizes: np.ndarray, weights: np.ndarray | None, level: float) -> 
     return [mean, float(sd), *percentiles(sizes, weights), low, high]
 
 
-def percentiles(sizes: np.ndarray, weights: np.ndarray | None) -> list[float]:
-    """The :data:`PERCENTILES` of sorted sizes.
-
-    Args:
-        sizes: (N,) ascending, at least one.
-        weights: (N,) positive. None interpolates as numpy, pandas, R and Excel do by themselves
-            (type 7 of Hyndman and Fan 1996, doi:10.1080/00031305.1996.10473566); weights put each
-            size at the middle of its step of the cumulative weight (type 5).
-    """
-    shares = np.array(PERCENTILES) / 100
-    if weights is None:
-        return np.quantile(sizes, shares).tolist()
-    ends = np.cumsum(weights)
-    return np.interp(shares, (ends - weights / 2) / ends[-1], sizes).tolist()
-
-
-def summarize(
-    table: pd.DataFrame,
-    images: pd.DataFrame,
-    *,
-    classes: Sequence[str] = (),
-    groups: Mapping[str, str] | None = None,
-    size_classes: SizeClasses = DEFAULT_SIZE_CLASSES,
-    min_size: float | None = None,
-    edge: EdgeRule = "count",
-    blanks: Collection[str] = (),
-    sampling: Sampling | None = None,
-    level: float = LEVEL,
-) -> pd.DataFrame:
-    """Count the particles of each image or group; ``docs/counts.md`` has the columns.
-
-    Args:
-        table: of particles, as of :func:`microplastics.measurement.table.combine_tables`.
-        images: all images, those without a particle too, as of
-            :func:`microplastics.measurement.table.images_table`.
-        classes: that have columns even where none of them was found; those of the table follow.
-        groups: group of each image; None gives a row an image.
-        size_classes: bins of the counts by size.
-        min_size: smallest reported size in µm, in px of an image without a calibration; what is
-            smaller is counted in ``below_min_size`` alone.
-        edge: what counts of particles that touch the edge.
-        blanks: names of the images that are blanks.
-        sampling: what was filtered; None leaves the concentrations out.
-        level: coverage of all intervals, in (0, 1).
-
-    Returns:
-        a row for each image in their order, or for each group by its name.
-
-    Raises:
-        ValueError: an image stands twice, or a particle's image is not among them.
-        UserError: a group mixes blanks with samples or µm with px, a name is unknown, a setting is
-            none, or weights are asked for where a region counts.
-    """
-    check_min_size(min_size)
-    rows = image_rows(images, groups, blanks)
-    if edge == "weight" and not rows.whole.all():
-        raise UserError(
-            f"In {rows.names[int(np.argmin(rows.whole))]} particles count in a region alone, but "
-            "weights hold for a rectangle; leave out --edge weight."
-        )
-    particles = _particles(table, rows, min_size, edge)
-    names = list(dict.fromkeys([*classes, *sorted(set(table["class"]) - set(classes))]))
-    columns = _row_columns(rows, particles)
-    liters = _liters(rows, sampling)
-    for name in (None, *names):
-        part = particles if name is None else particles[particles["class"] == name]
-        prefix = "" if name is None else f"{name}."
-        scope = _scope_columns(part, particles, rows, size_classes, edge, liters, level, name)
-        columns.update({f"{prefix}{key}": values for key, values in scope})
-    return pd.DataFrame(columns)
-
-
 def _particles(
     table: pd.DataFrame, rows: Rows, min_size: float | None, edge: EdgeRule
 ) -> pd.DataFrame:
-    """What of each particle counts: class, row, image, size, unit, whether small, weight."""
+    """Class, row, image, size, unit, whether small, and weight of each particle."""
     places = rows.images.get_indexer(table["image"])
     if (places < 0).any():
         unknown = table["image"].iloc[int(np.argmax(places < 0))]
@@ -350,7 +358,7 @@ def _particles(
 
 
 def _row_columns(rows: Rows, particles: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What a row tells of its images, and where all its particles are."""
+    """Columns about a row's images, and how many of its particles are not counted."""
     reported = ~particles["small"].to_numpy()
     touching = particles["touching"].to_numpy() & reported
     left_out = (particles["weight"].to_numpy() == 0) & reported
@@ -365,7 +373,7 @@ def _row_columns(rows: Rows, particles: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _liters(rows: Rows, sampling: Sampling | None) -> np.ndarray | None:
-    """Volume whose particles were counted in each row; NaN of blanks, which have none."""
+    """Volume whose particles were counted in each row; NaN for blanks."""
     if sampling is None:
         return None
     liters = np.full(len(rows), np.nan)
@@ -386,7 +394,7 @@ def _scope_columns(
     level: float,
     name: str | None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The columns of all particles, or of those of one class."""
+    """The columns of all particles or of one class."""
     part = _counted(part)
     counts = _count(part, rows)
     exact = poisson_interval(counts.numbers, level)
@@ -427,7 +435,7 @@ def _count(particles: pd.DataFrame, rows: Rows) -> Counts:
     np.maximum.at(largest, place, weights)
     return Counts(
         _numbers(place, len(rows)),
-        # Of no particle at all numpy makes whole numbers.
+        # Without particles numpy returns integers.
         np.bincount(place, weights, len(rows)).astype(np.float64),
         np.bincount(place, weights**2, len(rows)).astype(np.float64),
         largest,
@@ -442,11 +450,11 @@ def _fraction_columns(
     counts: Counts, whole: Counts, level: float
 ) -> Iterator[tuple[str, np.ndarray]]:
     some = whole.sums > 0
-    shares = np.divide(counts.sums, whole.sums, out=np.full(len(some), np.nan), where=some)
+    fractions = np.divide(counts.sums, whole.sums, out=np.full(len(some), np.nan), where=some)
     numbers = np.divide(whole.sums**2, whole.squares, out=np.zeros(len(some)), where=some)
     # A sum of weights in another order may be off by a rounding.
-    interval = wilson_interval(np.minimum(shares, 1), numbers, level)
-    yield "fraction", np.minimum(shares, 1)
+    interval = wilson_interval(np.minimum(fractions, 1), numbers, level)
+    yield "fraction", np.minimum(fractions, 1)
     yield "fraction_low", interval.low
     yield "fraction_high", interval.high
 
@@ -454,7 +462,7 @@ def _fraction_columns(
 def _per_image_columns(
     part: pd.DataFrame, rows: Rows, level: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Mean of a group's images, and how it varies between them."""
+    """Mean and spread over a group's images."""
     sums = np.bincount(part["image"].to_numpy(), part["weight"].to_numpy(), len(rows.images))
     values = [sums[members] for members in rows.members]
     bounds = np.array([bootstrap_mean_interval(one, level) for one in values]).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Measuring particles: pure geometry on masks, in pixels."""
+"""Measurement of particles from masks, in pixels."""
 
 from microplastics.measurement.shape import NAMED_COLORS, Kind, Shape, measure
 from microplastics.measurement.table import Item, measure_many, nearest_distances

@@ -1,6 +1,6 @@
-"""Shapes of known size, drawn at any place and angle: what the measurements are checked with.
+"""Shapes of known size, for measurement errors.
 
-A pixel is inside when its centre is, without any smoothing: the definition of a mask.
+A pixel is inside if its centre is, without smoothing: the definition of a mask.
 """
 
 import math
@@ -32,9 +32,9 @@ class AnalyticShape(NamedTuple):
     Attributes:
         name: with its sizes in px.
         kind: as :func:`microplastics.measurement.measure` takes it.
-        inside: tells for (N, 2) x and y in px whether each lies inside.
-        reach: no point of it is farther from the origin, in px.
-        truth: area in px² and what of :data:`QUANTITIES` is known, in px.
+        inside: takes (N, 2) x and y in px, returns (N,) bool.
+        reach: largest distance of its points from the origin, in px.
+        truth: area in px² and :data:`QUANTITIES` in px.
     """
 
     name: str
@@ -49,8 +49,8 @@ def draw(shape: AnalyticShape, angle: float, shift: Sequence[float]) -> np.ndarr
 
     Args:
         shape: the shape.
-        angle: by which it is turned, in radians.
-        shift: x and y by which its centre is off a pixel's centre, in px.
+        angle: rotation in radians.
+        shift: x and y from a pixel's centre to the shape's, in px.
 
     Returns:
         (h, w) bool with a margin.
@@ -64,7 +64,7 @@ def draw(shape: AnalyticShape, angle: float, shift: Sequence[float]) -> np.ndarr
 
 
 def disc(radius: float) -> AnalyticShape:
-    """A disc of a radius in px."""
+    """Make a disc of a radius in px."""
     truth = _truth(math.pi * radius**2, 2 * math.pi * radius, 2 * radius, 2 * radius)
     return AnalyticShape(
         f"disc, radius {radius:g}",
@@ -76,7 +76,7 @@ def disc(radius: float) -> AnalyticShape:
 
 
 def ring(radius: float, width: float) -> AnalyticShape:
-    """A closed ring of a fibre: radius of its centreline and width in px."""
+    """Make a closed ring of a fibre: radius of its centreline and width in px."""
     outer = 2 * radius + width
     truth = _truth(2 * math.pi * radius * width, 4 * math.pi * radius, outer, outer)
     truth.update(length=2 * math.pi * radius, width=width)
@@ -90,7 +90,7 @@ def ring(radius: float, width: float) -> AnalyticShape:
 
 
 def rectangle(length: float, width: float) -> AnalyticShape:
-    """A rectangle of sides in px, the longer one first."""
+    """Make a rectangle of two sides in px, the longer one first."""
     diagonal = math.hypot(length, width)
     truth = _truth(length * width, 2 * (length + width), diagonal, width)
     return AnalyticShape(
@@ -103,7 +103,7 @@ def rectangle(length: float, width: float) -> AnalyticShape:
 
 
 def ellipse(length: float, width: float) -> AnalyticShape:
-    """An ellipse of axes in px, the longer one first."""
+    """Make an ellipse of two axes in px, the longer one first."""
     perimeter = 2 * length * float(ellipe(1 - (width / length) ** 2))
     truth = _truth(math.pi * length * width / 4, perimeter, length, width)
     return AnalyticShape(
@@ -116,13 +116,13 @@ def ellipse(length: float, width: float) -> AnalyticShape:
 
 
 def straight(length: float, width: float) -> AnalyticShape:
-    """A straight fibre with round ends; length from tip to tip and width in px."""
+    """Make a straight fibre with round ends: length from tip to tip and width in px."""
     core = np.array([[width - length, 0.0], [length - width, 0.0]]) / 2
     return tube(f"straight fibre {length:g} long, {width:g} wide", core, width)
 
 
 def arc(radius: float, angle: float, width: float) -> AnalyticShape:
-    """A fibre along an arc: radius and width in px, angle in radians."""
+    """Make a fibre along an arc: radius and width in px, angle in radians."""
     turn = np.linspace(0, angle, math.ceil(radius * angle / _SPACING))
     core = radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
     name = f"arc, radius {radius:g}, {math.degrees(angle):.0f}°, {width:g} wide"
@@ -130,7 +130,7 @@ def arc(radius: float, angle: float, width: float) -> AnalyticShape:
 
 
 def sine(length: float, amplitude: float, period: float, width: float) -> AnalyticShape:
-    """A fibre along a sine wave; all in px."""
+    """Make a fibre along a sine wave; all in px."""
     x = np.linspace(0, length, math.ceil(3 * length / _SPACING))
     core = np.stack([x, amplitude * np.sin(2 * np.pi * x / period)], axis=1)
     name = f"sine, amplitude {amplitude:g}, period {period:g}, {width:g} wide"
@@ -138,7 +138,7 @@ def sine(length: float, amplitude: float, period: float, width: float) -> Analyt
 
 
 def coil(radius: float, pitch: float, turns: float, width: float) -> AnalyticShape:
-    """A fibre coiled to a spiral: its innermost radius, pitch and width in px."""
+    """Make a fibre coiled to a spiral: innermost radius, pitch and width in px."""
     turn = np.linspace(0, 2 * np.pi * turns, 20_000)
     distance = radius + pitch * turn / (2 * np.pi)
     core = distance[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -146,7 +146,7 @@ def coil(radius: float, pitch: float, turns: float, width: float) -> AnalyticSha
 
 
 def tube(name: str, core: np.ndarray, width: float) -> AnalyticShape:
-    """The points within half a width of a line that does not come near itself.
+    """Make the points within half a width of a line that does not come near itself.
 
     Args:
         name: of the shape.
@@ -178,28 +178,8 @@ def tube(name: str, core: np.ndarray, width: float) -> AnalyticShape:
     )
 
 
-def _truth(area: float, perimeter: float, feret_max: float, feret_min: float) -> dict[str, float]:
-    return {
-        "area": area,
-        "equivalent_diameter": math.sqrt(4 * area / math.pi),
-        "perimeter": perimeter,
-        "feret_max": feret_max,
-        "feret_min": feret_min,
-        "length": feret_max,
-        "width": feret_min,
-    }
-
-
-def _extents(hull: BaseGeometry) -> tuple[float, float]:
-    """Largest and smallest Feret diameter of a polygon or a line."""
-    points = np.asarray(hull.coords if hull.geom_type == "LineString" else hull.exterior.coords)
-    angles = np.linspace(0, np.pi, 7200, endpoint=False)
-    widths = np.ptp(points @ np.stack([np.cos(angles), np.sin(angles)]), axis=0)
-    return float(widths.max()), float(widths.min())
-
-
 def standard_shapes() -> list[AnalyticShape]:
-    """The shapes of the error table."""
+    """Make the shapes of the error table."""
     return [
         *(disc(radius) for radius in (3, 5, 10, 20, 40, 60)),
         *(rectangle(side, side) for side in (6, 10, 20, 40)),
@@ -222,11 +202,11 @@ def measure_errors(
 
     Args:
         shape: the shape.
-        drawings: how many times it is drawn.
-        rng: where places and angles come from.
+        drawings: number of drawings.
+        rng: for places and angles.
 
     Returns:
-        for each of :data:`QUANTITIES` measured less true values in px, (drawings,); further
+        measured minus true values of each of :data:`QUANTITIES` in px, (drawings,); and
         ``circularity`` and ``solidity`` as measured.
     """
     found = []
@@ -243,18 +223,46 @@ def measure_errors(
 
 
 def error_table(drawings: int, seed: int) -> str:
-    """The errors of all standard shapes as a Markdown table: mean, smallest and largest."""
+    """Make a Markdown table of all standard shapes' errors: mean, smallest and largest.
+
+    Args:
+        drawings: number of drawings of each shape.
+        seed: of places and angles.
+
+    Returns:
+        the table.
+    """
     heads = ("shape", "eq. diameter %", "perimeter %", "Feret max px", "Feret min px")
     heads += ("length px", "length %", "width %", "circularity")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     rng = np.random.default_rng(seed)
     for shape in standard_shapes():
         errors = measure_errors(shape, drawings, rng)
-        share = {name: 100 * errors[name] / shape.truth[name] for name in QUANTITIES}
-        cells = (share["equivalent_diameter"], share["perimeter"], errors["feret_max"])
-        cells += (errors["feret_min"], errors["length"], share["length"], share["width"])
+        percent = {name: 100 * errors[name] / shape.truth[name] for name in QUANTITIES}
+        cells = (percent["equivalent_diameter"], percent["perimeter"], errors["feret_max"])
+        cells += (errors["feret_min"], errors["length"], percent["length"], percent["width"])
         row = [f"{v.mean():+.1f} [{v.min():+.1f} {v.max():+.1f}]" for v in cells]
         circularity = errors["circularity"]
         row.append(f"{circularity.mean():.2f} [{circularity.min():.2f} {circularity.max():.2f}]")
         lines.append("| " + " | ".join([shape.name, *row]) + " |")
     return "\n".join(lines)
+
+
+def _truth(area: float, perimeter: float, feret_max: float, feret_min: float) -> dict[str, float]:
+    return {
+        "area": area,
+        "equivalent_diameter": math.sqrt(4 * area / math.pi),
+        "perimeter": perimeter,
+        "feret_max": feret_max,
+        "feret_min": feret_min,
+        "length": feret_max,
+        "width": feret_min,
+    }
+
+
+def _extents(hull: BaseGeometry) -> tuple[float, float]:
+    """Largest and smallest Feret diameter of a polygon or a line."""
+    points = np.asarray(hull.coords if hull.geom_type == "LineString" else hull.exterior.coords)
+    angles = np.linspace(0, np.pi, 7200, endpoint=False)
+    widths = np.ptp(points @ np.stack([np.cos(angles), np.sin(angles)]), axis=0)
+    return float(widths.max()), float(widths.min())

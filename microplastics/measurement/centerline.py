@@ -1,4 +1,4 @@
-"""The length of a fibre along its centreline, with branches, crossings and loops."""
+"""Centrelines of fibres."""
 
 import functools
 import itertools
@@ -8,35 +8,35 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.morphology import skeletonize
-
-
-def median(values: np.ndarray) -> float:
-    """The same number as ``numpy.median``, without its care for axes, NaN and masks.
-
-    Args:
-        values: (N,) floats, none NaN, at least one.
-    """
-    middle = len(values) // 2
-    if len(values) % 2:
-        return float(np.partition(values, middle)[middle])
-    low, high = np.partition(values, (middle - 1, middle))[middle - 1 : middle + 1]
-    return float((low + high) / 2)
-
 
 # A spur reaches from the centreline to the outline, at most √2 radii away at a square end.
 _SPUR_RADII = 1.5
 _SPUR_SLACK = 1.0  # px of a ragged outline
 # Two branches closer than this many times their radii may be one crossing at a sharp angle.
 _CROSSING_RADII = 2.0
-_STRAIGHT = math.cos(math.radians(50))  # the most that an arm turns when it goes over a crossing
-_DIRECTION_LENGTH = 8  # px of an arm that tell its direction
+_STRAIGHT = math.cos(math.radians(50))  # largest turn of an arm that goes over a crossing
+_DIRECTION_LENGTH = 8  # px of an arm that give its direction
 # Mean lengths of a step, so that a chain is on average as long as the line it follows
 # (Vossepoel and Smeulders 1982, doi:10.1016/0146-664X(82)90012-3).
 _STRAIGHT_STEP, _DIAGONAL_STEP = 0.948, 1.340
 
 Dart = tuple[int, int]
 """An arm's number and which of its ends: 0 the first point, 1 the last."""
+
+# Half the smoothing window in widths of the fibre, which is the length of its skeleton's waves.
+_WINDOW_WIDTHS = 1.0
+_SMALLEST_WINDOW, _LARGEST_WINDOW = 4, 14
+_RAY_STEP, _SIDE_STEP = 0.1, 0.25  # px
+_FEWEST_POINTS = 12  # of the centreline from which it is extended at a tip
+_ERODED = 20.0  # px that thinning may take off the end of a slanting line 2 px wide
+_RAY_GAP = 0.6  # px outside of the mask that a ray steps over: the notches of a line 1 px wide
+_ROWS = 8192  # points of a line at a time
+_HALF_LEVEL = 0.5 - 1e-6
+_LARGEST_SHIFT = 1.5  # px between the skeleton and the middle
+_SEARCH_STEPS = 20_000  # arms tried for the longest path; simple masks need a dozen
 
 
 @dataclass
@@ -101,8 +101,63 @@ class Skeleton:
         return vector / norm if norm else vector
 
 
+class Centerline(NamedTuple):
+    """The centreline of one connected mask, in px.
+
+    Attributes:
+        length: of the longest path, from tip to tip, or around a ring.
+        total_length: of all arms.
+        branches: nodes of three arms.
+        crossings: nodes of four or more arms.
+        loops: independent closed paths along the centreline.
+        radius: largest distance of a pixel's centre to the outline.
+    """
+
+    length: float
+    total_length: float
+    branches: int
+    crossings: int
+    loops: int
+    radius: float
+
+
+def measure_centerline(mask: np.ndarray) -> Centerline:
+    """Measure the centreline of one connected mask.
+
+    The skeleton's longest path uses no arm twice; at a crossing it goes straight on, at a branch
+    to the side that makes it longest. The path is cut back at both tips by the local radius,
+    smoothed by a local quadratic fit (Savitzky and Golay 1964, doi:10.1021/ac60214a047), which
+    unlike a mean does not shorten bends, and extended along its direction to the outline.
+
+    Args:
+        mask: (h, w) bool, one 8-connected part with a border of at least one empty pixel.
+
+    Returns:
+        lengths in px, and numbers of nodes.
+    """
+    skeleton = skeletonise(mask)
+    meeting = skeleton.darts()
+    degrees = [len(darts) for darts in meeting.values()]
+    rings = sum(arm.closed for arm in skeleton.arms.values())
+    # Arms less nodes plus parts: the mask is connected, and a ring is a part of its own.
+    nodes = len([degree for degree in degrees if degree])
+    loops = rings + (len(skeleton.arms) - rings - nodes + 1 if nodes else 0)
+    trail = _longest_trail(skeleton, meeting)
+    length = _trail_length(skeleton, meeting, trail, mask)
+    used = {number for number, _ in trail}
+    rest = sum(arm.length for number, arm in skeleton.arms.items() if number not in used)
+    return Centerline(
+        length=length,
+        total_length=length + rest,
+        branches=degrees.count(3),
+        crossings=sum(degree > 3 for degree in degrees),
+        loops=loops,
+        radius=float(skeleton.radii.max()),
+    )
+
+
 def skeletonise(mask: np.ndarray) -> Skeleton:
-    """Thin a connected mask and read the graph, without spurs, crossings in one node.
+    """Thin a connected mask to its graph, without spurs and with one node for each crossing.
 
     Args:
         mask: (h, w) bool with a border of at least one empty pixel, one 8-connected part.
@@ -123,11 +178,14 @@ def skeletonise(mask: np.ndarray) -> Skeleton:
 
 
 def pair_straight(skeleton: Skeleton, darts: list[Dart]) -> list[tuple[Dart, Dart]]:
-    """Pair the arms at a crossing so that they go on as straight as they can.
+    """Pair the arms at a crossing so that they go on as straight as possible.
 
     Args:
         skeleton: the graph.
         darts: the ends that meet; of an odd number one is left over.
+
+    Returns:
+        pairs of ends that belong to one line.
     """
     directions = {dart: skeleton.direction(dart) for dart in darts}
     turns = sorted(
@@ -170,10 +228,10 @@ def _trace(thin: np.ndarray) -> dict[int, Arm]:
             seen.add((chain[0], chain[1]))
             chains.append(chain)
     visited = {pixel for chain in chains for pixel in chain}
-    names = _name_nodes(nodes, degrees, chains)
+    numbers = _node_numbers(degrees, chains)
     arms = []
     for chain in chains:
-        ends = names[chain[0]], names[chain[-1]]
+        ends = numbers[chain[0]], numbers[chain[-1]]
         if len(chain) == 1:  # a lone pixel is an arm of no length with two tips
             arms.append(Arm(points[chain], (ends[0], ends[0] + len(points))))
         # Neighbouring junction pixels are one node, and no hole is as small as their gaps.
@@ -191,7 +249,7 @@ def _trace(thin: np.ndarray) -> dict[int, Arm]:
 
 
 def _neighbors(thin: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> list[list[int]]:
-    """Neighbours of each pixel; a diagonal step only where no two straight ones do the same."""
+    """Neighbours of each pixel; a diagonal one only if no two straight steps lead there."""
     height, width = thin.shape
     flat = thin.ravel()
     place = rows * width + columns
@@ -214,24 +272,22 @@ def _neighbors(thin: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> list[
     return found
 
 
-def _name_nodes(nodes: list[int], degrees: list[int], chains: list[list[int]]) -> dict[int, int]:
-    """Number the nodes; junction pixels that are neighbours share a number."""
-    names = {node: node for node in nodes}
-
-    def find(node: int) -> int:
-        while names[node] != node:
-            names[node] = names[names[node]]
-            node = names[node]
-        return node
-
-    for chain in chains:
-        if len(chain) == 2 and min(degrees[chain[0]], degrees[chain[1]]) > 2:
-            names[find(chain[0])] = find(chain[1])
-    return {node: find(node) for node in nodes}
+def _node_numbers(degrees: list[int], chains: list[list[int]]) -> list[int]:
+    """Number of each pixel's node; junction pixels that are neighbours have the same."""
+    links = [
+        chain
+        for chain in chains
+        if len(chain) == 2 and min(degrees[chain[0]], degrees[chain[1]]) > 2
+    ]
+    count = len(degrees)
+    if not links:
+        return list(range(count))
+    graph = coo_array((np.ones(len(links)), tuple(zip(*links, strict=True))), (count, count))
+    return connected_components(graph, directed=False)[1].tolist()
 
 
 def _prune(skeleton: Skeleton) -> None:
-    """Take off the spurs that a ragged outline or a square end makes, the shortest first."""
+    """Remove the spurs of ragged outlines and square ends, the shortest first."""
     while True:
         meeting = skeleton.darts()
         spurs = []
@@ -256,7 +312,7 @@ def _prune(skeleton: Skeleton) -> None:
 
 
 def _dissolve(skeleton: Skeleton) -> None:
-    """Join the two arms at each node where no more than two meet."""
+    """Join the two arms at each node that has just two."""
     meeting = skeleton.darts()
     for node in sorted(meeting):
         if len(meeting[node]) != 2:
@@ -286,7 +342,7 @@ def _linked(head: np.ndarray, tail: np.ndarray) -> np.ndarray:
 
 
 def _join_crossings(skeleton: Skeleton) -> None:
-    """Make one node of two close branches where two lines go straight over both."""
+    """Make one node of two close branches if two lines go straight over both."""
     meeting = skeleton.darts()
     for number in sorted(skeleton.arms, key=lambda n: (skeleton.arms[n].length, n)):
         bridge = skeleton.arms[number]
@@ -311,75 +367,10 @@ def _join_crossings(skeleton: Skeleton) -> None:
             meeting[right] = []
 
 
-# Half the smoothing window in widths of the fibre: as long are the waves of its skeleton.
-_WINDOW_WIDTHS = 1.0
-_SMALLEST_WINDOW, _LARGEST_WINDOW = 4, 14
-_RAY_STEP, _SIDE_STEP = 0.1, 0.25  # px
-_FEWEST_POINTS = 12  # of the centreline that tell how it goes on at a tip
-_ERODED = 20.0  # px that thinning may take off the end of a slanting line 2 px wide
-_RAY_GAP = 0.6  # px outside of the mask that a ray steps over: the notches of a line 1 px wide
-_ROWS = 8192  # points of a line at a time
-_HALF_LEVEL = 0.5 - 1e-6
-_LARGEST_SHIFT = 1.5  # px that the skeleton is off the middle
-_SEARCH_STEPS = 20_000  # arms tried for the longest path; simple masks need a dozen
-
-
-class Centerline(NamedTuple):
-    """The centreline of one connected mask, in px.
-
-    Attributes:
-        length: of the longest path, from tip to tip, or around a ring.
-        total_length: of all arms.
-        branches: nodes where three arms meet.
-        crossings: nodes where four or more arms meet.
-        loops: independent closed ways along the centreline.
-        radius: largest distance of a pixel's centre to the outline.
-    """
-
-    length: float
-    total_length: float
-    branches: int
-    crossings: int
-    loops: int
-    radius: float
-
-
-def measure_centerline(mask: np.ndarray) -> Centerline:
-    """Measure the centreline of one connected mask.
-
-    The skeleton's longest path uses no arm twice; at a crossing it goes straight on, at a branch
-    to where it gets longest. The path is cut back at both tips by the local radius, smoothed by
-    a local quadratic fit (Savitzky and Golay 1964, doi:10.1021/ac60214a047), which unlike a mean
-    does not shorten bends, and extended along its direction to the outline.
-
-    Args:
-        mask: (h, w) bool, one 8-connected part with a border of at least one empty pixel.
-    """
-    skeleton = skeletonise(mask)
-    meeting = skeleton.darts()
-    degrees = [len(darts) for darts in meeting.values()]
-    rings = sum(arm.closed for arm in skeleton.arms.values())
-    # Arms less nodes plus parts: the mask is connected, and a ring is a part of its own.
-    nodes = len([degree for degree in degrees if degree])
-    loops = rings + (len(skeleton.arms) - rings - nodes + 1 if nodes else 0)
-    trail = _longest_trail(skeleton, meeting)
-    length = _trail_length(skeleton, meeting, trail, mask)
-    used = {number for number, _ in trail}
-    rest = sum(arm.length for number, arm in skeleton.arms.items() if number not in used)
-    return Centerline(
-        length=length,
-        total_length=length + rest,
-        branches=degrees.count(3),
-        crossings=sum(degree > 3 for degree in degrees),
-        loops=loops,
-        radius=float(skeleton.radii.max()),
-    )
-
-
 def _longest_trail(skeleton: Skeleton, meeting: dict[int, list[Dart]]) -> list[Dart]:
-    """The longest way along the arms, each named by the end at which it is entered.
+    """The longest path along the arms, each given by the end at which it is entered.
 
-    Searches all ways; of a mask so ragged that they are too many, the longest found by then.
+    Searches all paths; of a very ragged mask, which has too many, the first ones.
     """
     onward: dict[Dart, list[Dart]] = {}
     for darts in meeting.values():
@@ -432,7 +423,7 @@ def _trail_length(
 
 def _usual_radius(skeleton: Skeleton, arms: list[Arm]) -> float:
     points = np.concatenate([arm.points for arm in arms])
-    return median(skeleton.radii[points[:, 1], points[:, 0]])
+    return float(np.median(skeleton.radii[points[:, 1], points[:, 0]]))
 
 
 def _path(skeleton: Skeleton, meeting: dict[int, list[Dart]], trail: list[Dart]) -> np.ndarray:
@@ -484,9 +475,9 @@ def _open_length(
     if stop - start < 2:  # as wide as it is long
         return 0.0
     line = _smooth(path[start : stop + 1], half)
-    line = _smooth(_recenter(line, median(local), mask), _SMALLEST_WINDOW)
+    line = _smooth(_recenter(line, float(np.median(local)), mask), _SMALLEST_WINDOW)
     length = float(_steps(line).sum())
-    # Half of a short line at most: one that turns far is no parabola.
+    # Half of a short line at most: one that turns far does not fit a parabola.
     count = min(max(2 * half, _FEWEST_POINTS), max(len(line) // 2, 4))
     if tips[0]:
         length += _to_outline(line, count, float(local[start]), path[0], mask)
@@ -518,7 +509,7 @@ def _smooth(line: np.ndarray, half: int, closed: bool = False) -> np.ndarray:
 
 @functools.lru_cache
 def _parabola_fit(half: int) -> np.ndarray:
-    """Matrix that turns 2 half + 1 values into those of the parabola fitted to them."""
+    """Matrix that smooths 2 half + 1 values by a fitted parabola."""
     powers = np.vander(np.linspace(-1, 1, 2 * half + 1), 3)
     return powers @ np.linalg.pinv(powers)
 
@@ -528,13 +519,8 @@ def _recenter(
 ) -> np.ndarray:
     """Move each point of a smooth line to the middle between the outlines on its two sides.
 
-    The skeleton is an integer approximation, and smoothing flattens sharp bends. Where an
-    outline is too far, as at a crossing, a point stays.
-
-    Args:
-        line: (N, 2) points in px, N at least 2.
-        radius: usual distance of the line to the outline in px.
-        mask: (h, w) bool.
+    The skeleton is an integer approximation, and smoothing flattens sharp bends. A point far from
+    an outline, as at a crossing, stays.
     """
     if closed:
         tangents = np.roll(line, -1, axis=0) - np.roll(line, 1, axis=0)
@@ -548,13 +534,13 @@ def _recenter(
     sides = []
     for points_x, points_y in ((x + away_x, y + away_y), (x - away_x, y - away_y)):
         level = _level(mask, points_x, points_y)
-        first = (level < _HALF_LEVEL).argmax(axis=1)  # 0 where all or none is inside
+        first = (level < _HALF_LEVEL).argmax(axis=1)  # 0 if all or none is inside
         rows = np.flatnonzero(first > 0)
         crossed = first[rows]
         before, after = level[rows, crossed - 1], level[rows, crossed]
         side = np.full(len(line), np.nan)
-        share = (before - _HALF_LEVEL) / (before - after)
-        side[rows] = (crossed - 1 + share) * _SIDE_STEP
+        beyond = (before - _HALF_LEVEL) / (before - after)
+        side[rows] = (crossed - 1 + beyond) * _SIDE_STEP
         sides.append(side)
     shifts = (sides[0] - sides[1]) / 2
     shifts = np.where(np.isfinite(shifts), shifts.clip(-_LARGEST_SHIFT, _LARGEST_SHIFT), 0)
@@ -578,15 +564,7 @@ def _level(mask: np.ndarray, points_x: np.ndarray, points_y: np.ndarray) -> np.n
 def _to_outline(
     line: np.ndarray, count: int, radius: float, end: np.ndarray, mask: np.ndarray
 ) -> float:
-    """Distance from the first point of a line to the outline before it, as the line bends.
-
-    Args:
-        line: (N, 2) points that lead away from the tip, N at least 3.
-        count: of the points that tell the direction and the bend.
-        radius: of the mask at the first point in px.
-        end: last pixel of the skeleton towards the tip; the outline lies behind it.
-        mask: (h, w) bool.
-    """
+    """Distance from the first point of a line to the outline before it, as the line bends."""
     place, direction, bend = _osculating(line[: count + 1], 1 / max(2 * radius, 2.0))
     distances = np.arange(0, 3 * radius + _ERODED, _RAY_STEP)
     # A circle of curvature k turns by k·s over the way s: its chord is sin(k·s / 2) / (k / 2).
@@ -606,7 +584,7 @@ def _to_outline(
 
 
 def _inside(distances: np.ndarray, level: np.ndarray) -> float:
-    """How far along a ray the mask goes on."""
+    """Length of a ray within the mask, in px."""
     inside = distances[level >= _HALF_LEVEL]
     if not len(inside) or inside[0] > _RAY_GAP:
         return 0.0
@@ -615,16 +593,11 @@ def _inside(distances: np.ndarray, level: np.ndarray) -> float:
 
 
 def _osculating(line: np.ndarray, sharpest: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Place, direction and curvature of a line before its first point, by a quadratic fit.
-
-    Args:
-        line: (N, 2) points in px, N at least 3.
-        sharpest: largest curvature that is believed, in 1/px.
-    """
+    """Place, direction and curvature at a line's start, looking backwards, by a quadratic fit."""
     along = np.concatenate([[0.0], np.cumsum(_steps(line))])
     scale = max(float(along[-1]), 1e-9)  # keeps the normal equations well conditioned
-    share = along / scale
-    powers = np.stack([np.ones(len(share)), share, share * share], axis=1)
+    place = along / scale
+    powers = np.stack([np.ones(len(place)), place, place * place], axis=1)
     place, speed, acceleration = np.linalg.solve(powers.T @ powers, powers.T @ line)
     speed, acceleration = speed / scale, acceleration / scale**2
     norm = max(float(np.hypot(*speed)), 1e-9)

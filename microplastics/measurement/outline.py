@@ -1,10 +1,9 @@
-"""What a mask's convex hull and its border say: Feret diameters, solidity, perimeter.
+"""Feret diameters, convex area and perimeter.
 
-A pixel belongs to a mask when its centre lies inside the particle. So the hull of those centres
-is a little too small, by how much depends on what the particle ends in: an edge along the pixel
-grid hides half a pixel, a corner more, an edge askew to the grid nearly nothing. These amounts
-are estimated and added. The outline at half level, and that along the pixels' corners, add the
-same half pixel, or one, everywhere.
+A pixel belongs to a mask when its centre lies inside the particle. The hull of these centres is
+therefore a little too small: an edge along the pixel grid hides half a pixel, a corner more, an
+edge askew to the grid nearly nothing. These amounts are estimated and added. (The outline at half
+level, and the outline along the pixels' corners, add the same half pixel, or one, everywhere.)
 """
 
 import math
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-# Depth in px of a tip's pixels that tell its form: more of them would leave a small radius.
+# Depth in px down to which a tip's form is fitted: deeper pixels would leave a small radius.
 _TIP_DEPTH = 5.0
 _SMALLEST_TIP_DEPTH = 1.5
 # Area of a tip down to depth d grows as d^k: 1.5 for a round one, 2 for a corner.
@@ -26,7 +25,7 @@ _DIAGONAL = 1 / math.sqrt(2)
 
 
 class Hull(NamedTuple):
-    """What the convex hull of a mask says, in px.
+    """Measures of a mask's convex hull, in px.
 
     Attributes:
         feret_max: largest extent over all directions.
@@ -42,7 +41,7 @@ class Hull(NamedTuple):
 def measure_hull(mask: np.ndarray) -> Hull:
     """Measure the convex hull of a mask.
 
-    ``feret_max`` is the largest distance of two pixel centres and what each of the two tips
+    ``feret_max`` is the largest distance of two pixel centres plus what each of the two tips
     hides. With A(d) = c·d^k the area of a tip down to depth d, and pixel centres spread evenly,
     a tip hides k / (k + 1) · c^(-1/k) on average; c and k follow from the number and the mean
     depth of the tip's pixels.
@@ -80,12 +79,15 @@ def measure_hull(mask: np.ndarray) -> Hull:
 
 
 def crofton_perimeter(mask: np.ndarray) -> float:
-    """Perimeter by Crofton's formula from lines in four directions, in px; holes count too.
+    """Measure the perimeter by Crofton's formula, from lines in four directions.
 
-    The same number as ``skimage.measure.perimeter_crofton(mask, directions=4)``.
+    It equals ``skimage.measure.perimeter_crofton(mask, directions=4)``.
 
     Args:
         mask: (h, w) bool.
+
+    Returns:
+        the perimeter in px, holes included.
     """
     padded = with_border(mask)
     straight = np.count_nonzero(padded[:, 1:] != padded[:, :-1])
@@ -96,7 +98,7 @@ def crofton_perimeter(mask: np.ndarray) -> float:
 
 
 def with_border(mask: np.ndarray) -> np.ndarray:
-    """A mask with one empty pixel on all sides (``np.pad`` takes ten times as long)."""
+    """Add one empty pixel on all sides to an (h, w) bool mask, ten times as fast as ``np.pad``."""
     padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=bool)
     padded[1:-1, 1:-1] = mask
     return padded
@@ -145,9 +147,9 @@ def _hidden(depths: np.ndarray, limit: float) -> float:
     inside = depths[depths <= limit]
     mean = float(np.add.reduce(inside)) / len(inside)
     hidden = 0.4
-    for _ in range(6):  # the depths count from the true tip, which is what is sought
-        share = (mean + hidden) / (limit + hidden)  # k / (k + 1)
-        power = share / (1 - share)
+    for _ in range(6):  # depths count from the true tip, which is unknown
+        ratio = (mean + hidden) / (limit + hidden)  # k / (k + 1)
+        power = ratio / (1 - ratio)
         power = _ROUND if power < _ROUND else _CORNER if power > _CORNER else power
         scale = len(inside) / (limit + hidden) ** power
         hidden = min(_LARGEST_GAIN, power / (power + 1) * scale ** (-1 / power))

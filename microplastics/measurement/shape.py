@@ -1,4 +1,4 @@
-"""Size, form, place and colour of one particle, from its mask."""
+"""Size, form, place and colour of a particle."""
 
 import dataclasses
 import math
@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from skimage.color import deltaE_ciede2000
 
-from microplastics.measurement.centerline import Centerline, measure_centerline, median
+from microplastics.measurement.centerline import Centerline, measure_centerline
 from microplastics.measurement.outline import crofton_perimeter, measure_hull, with_border
 
-# CIE L*, a*, b* under D65 of sRGB colours. A name has as many entries as its dark, muted and
-# light shades need: what plastic looks like under a microscope is seldom a pure colour.
+# CIE L*, a*, b* under D65 of sRGB colours. A name has several entries for its dark, muted and
+# light shades, because plastic under a microscope seldom has a pure colour.
 NAMED_COLORS: tuple[tuple[str, tuple[float, float, float]], ...] = (
     ("black", (8.0, 0.0, 0.0)),
     ("grey", (35.0, 0.0, 0.0)),
@@ -44,54 +44,16 @@ NAMED_COLORS: tuple[tuple[str, tuple[float, float, float]], ...] = (
     ("beige", (80.0, 4.0, 20.0)),
 )
 _LABS = np.array([lab for _, lab in NAMED_COLORS])
-
-
-def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:
-    """Median of L*, a* and b*, each on its own (CIE 1976, D65, from sRGB).
-
-    Args:
-        pixels: (N, 3) uint8, BGR, at least one.
-    """
-    scaled = pixels.reshape(1, -1, 3).astype(np.float32) / 255
-    lightness, a, b = cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0].T
-    return median(lightness), median(a), median(b)
-
-
-def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:
-    """Name the entries of :data:`NAMED_COLORS` that are nearest by CIEDE2000.
-
-    Source of the distance: Sharma, Wu and Dalal 2005, doi:10.1002/col.20070.
-
-    Args:
-        labs: N times CIE L*, a*, b*.
-    """
-    colors = np.asarray(labs, dtype=np.float64).reshape(-1, 1, 3)
-    nearest = deltaE_ciede2000(colors, _LABS[None]).argmin(axis=1)
-    return [NAMED_COLORS[index][0] for index in nearest]
-
-
 Kind = Literal["fiber", "other"]
-
 FIBER_CLASSES = ("Fiber", "Fibre")
-"""Classes whose length runs along the centreline; case does not count."""
-
-
-def kind_of(class_name: str, fiber_classes: Iterable[str] = FIBER_CLASSES) -> Kind:
-    """How particles of a class are measured.
-
-    Args:
-        class_name: of the class.
-        fiber_classes: those that are measured along their centreline; case does not count.
-    """
-    fibers = {name.casefold() for name in fiber_classes}
-    return "fiber" if class_name.casefold() in fibers else "other"
+"""Classes whose length is measured along the centreline; case is ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is measured of a particle, in px and px²; ``docs/measurement.md`` has the definitions.
+    """Measures of a particle in px and px²; ``docs/measurement.md`` has the definitions.
 
-    Coordinates are those of the image, whose first pixel's centre lies at (0.5, 0.5).
+    Coordinates are in the image, whose first pixel's centre lies at (0.5, 0.5).
 
     Attributes:
         x, y: centroid.
@@ -107,11 +69,11 @@ class Shape:
         roundness: 4 · area / (π · feret_max²).
         solidity: area / area of the convex hull, in (0, 1].
         elongation: 1 - feret_min / feret_max, in [0, 1).
-        touches_edge: whether the mask meets the image's border; None where its size is unknown.
+        touches_edge: whether the mask meets the image's border; None if its size is unknown.
         parts: number of 8-connected parts.
         holes: number of holes.
-        centerline_length: of all arms of a fibre's centreline in all its parts, where ``length``
-            is that of the longest path; of others 0.
+        centerline_length: total length of a fibre's centreline with all branches and parts
+            (``length`` follows the longest path); of others 0.
         branches, crossings, loops: of a fibre's centreline; of others 0.
         color_lab: median CIE L*, a* and b* of the mask's pixels; None without an image.
         color_name: nearest named colour; None without an image.
@@ -143,6 +105,17 @@ class Shape:
     color_name: str | None
 
 
+class Cut(NamedTuple):
+    """A particle's mask without margins, its place and its pixels' colours."""
+
+    mask: np.ndarray
+    x0: int
+    y0: int
+    touches_edge: bool | None
+    pixels: np.ndarray | None
+    kind: Kind
+
+
 def measure(
     mask: np.ndarray,
     offset: tuple[int, int] = (0, 0),
@@ -153,8 +126,8 @@ def measure(
 ) -> Shape:
     """Measure one particle.
 
-    The same mask anywhere, turned by right angles or mirrored, has the same size and form to the
-    last bit: it is brought into one of its eight positions first.
+    A mask that is shifted, turned by right angles or mirrored has the same size and form to the
+    last bit, because it is brought into one of its eight positions first.
 
     Args:
         mask: (h, w) bool or integers, non-zero inside: a crop of the image.
@@ -162,11 +135,14 @@ def measure(
         image_size: height and width of the whole image, for ``touches_edge``.
         image: uint8 BGR, (h, w, 3) as the mask or the whole image, for the colour.
         kind: ``"fiber"`` measures ``length`` and ``width`` along the centreline.
-        pixels: uint8 BGR, (pixels of the mask, 3), for the colour in place of ``image``.
+        pixels: uint8 BGR, (pixels of the mask, 3), for the colour instead of ``image``.
+
+    Returns:
+        its measures.
 
     Raises:
-        ValueError: the mask is empty or not of two dimensions, or lies outside of the image, or the
-            pixels are not as many as its own.
+        ValueError: the mask is empty, not of two dimensions or outside of the image, or the number
+            of pixels is wrong.
     """
     return measure_cuts([cut(mask, offset, image_size, image, kind, pixels)])[0]
 
@@ -178,8 +154,8 @@ def cut(
     image: np.ndarray | None = None,
     kind: Kind = "other",
     pixels: np.ndarray | None = None,
-) -> "Cut":
-    """Take from a mask and its image what :func:`measure` needs, with the same arguments."""
+) -> Cut:
+    """Prepare a particle for :func:`measure_cuts`, with the arguments of :func:`measure`."""
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"A mask has two dimensions, not {mask.ndim}")
@@ -211,8 +187,8 @@ def cut(
     return Cut(mask, x0, y0, edge, pixels, kind)
 
 
-def measure_cuts(cuts: list["Cut"]) -> list[Shape]:
-    """Measure what :func:`cut` took of each particle."""
+def measure_cuts(cuts: list[Cut]) -> list[Shape]:
+    """Measure particles that :func:`cut` prepared."""
     shapes = [_measure(particle) for particle in cuts]
     colored = [index for index, shape in enumerate(shapes) if shape.color_lab is not None]
     names = color_names([shapes[index].color_lab for index in colored]) if colored else []
@@ -221,8 +197,52 @@ def measure_cuts(cuts: list["Cut"]) -> list[Shape]:
     return shapes
 
 
-def _measure(particle: "Cut") -> Shape:
-    """Measure one particle, but name no colour: one array of colours is named faster."""
+def kind_of(class_name: str, fiber_classes: Iterable[str] = FIBER_CLASSES) -> Kind:
+    """Give the kind of a class's particles.
+
+    Args:
+        class_name: of the class.
+        fiber_classes: classes that are measured along their centreline; case is ignored.
+
+    Returns:
+        ``"fiber"`` or ``"other"``.
+    """
+    fibers = {name.casefold() for name in fiber_classes}
+    return "fiber" if class_name.casefold() in fibers else "other"
+
+
+def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:
+    """Take the medians of L*, a* and b* separately (CIE 1976, D65, from sRGB).
+
+    Args:
+        pixels: (N, 3) uint8, BGR, at least one.
+
+    Returns:
+        CIE L*, a*, b*.
+    """
+    scaled = pixels.reshape(1, -1, 3).astype(np.float32) / 255
+    lightness, a, b = np.median(cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0], axis=0).tolist()
+    return lightness, a, b
+
+
+def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:
+    """Name the nearest entries of :data:`NAMED_COLORS` by CIEDE2000.
+
+    Source of the distance: Sharma, Wu and Dalal 2005, doi:10.1002/col.20070.
+
+    Args:
+        labs: N times CIE L*, a*, b*.
+
+    Returns:
+        N names.
+    """
+    colors = np.asarray(labs, dtype=np.float64).reshape(-1, 1, 3)
+    nearest = deltaE_ciede2000(colors, _LABS[None]).argmin(axis=1)
+    return [NAMED_COLORS[index][0] for index in nearest]
+
+
+def _measure(particle: Cut) -> Shape:
+    """Measure one particle, without its colour's name: many colours are named faster at once."""
     mask = particle.mask
     rows, columns = np.nonzero(mask)
     area = len(rows)
@@ -264,21 +284,10 @@ def _measure(particle: "Cut") -> Shape:
     )
 
 
-class Cut(NamedTuple):
-    """What is measured of a particle: its mask without margins and its pixels' colours."""
-
-    mask: np.ndarray
-    x0: int
-    y0: int
-    touches_edge: bool | None
-    pixels: np.ndarray | None
-    kind: Kind
-
-
 def _canonical(mask: np.ndarray) -> np.ndarray:
-    """One of the eight positions of a mask, the same for all of them.
+    """One of the eight positions of a mask, the same whichever is given.
 
-    Thinning and sums of floats depend on the position, and a particle's size must not.
+    Thinning and sums of floats depend on the position; a particle's size must not.
     """
     positions = [mask[::down, ::right] for down in (1, -1) for right in (1, -1)]
     positions += [position.T for position in positions]
@@ -297,13 +306,13 @@ def _count_parts(mask: np.ndarray) -> tuple[int, int]:
 def _fiber_centerline(
     mask: np.ndarray, feret_max: float, parts: int, holes: int, breadth: float
 ) -> Centerline:
-    """The centreline of a fibre; of one in several parts the sums over its parts.
+    """The centreline of a fibre, summed over its parts.
 
     Args:
         mask: (h, w) bool.
         feret_max: of the mask in px.
         parts, holes: their numbers.
-        breadth: about that of the fibre in px; a hole of less than its square is no loop.
+        breadth: rough width of the fibre in px; a hole smaller than its square is not a loop.
     """
     padded = with_border(mask)
     if holes:
@@ -318,12 +327,12 @@ def _fiber_centerline(
         lines.append(_at_least(line, measure_hull(part).feret_max))
     sums = [sum(values) for values in zip(*lines, strict=True)]
     sum_of_parts = Centerline(*sums[:5], max(line.radius for line in lines))
-    # Gaps count for the length, of which no way is shorter; there is no area in them.
+    # Gaps count for the length, but not for the width, as they have no area.
     return _at_least(sum_of_parts, feret_max)._replace(total_length=sum_of_parts.total_length)
 
 
 def _at_least(line: Centerline, feret_max: float) -> Centerline:
-    """A way from tip to tip is no shorter than a straight line; a compact mask has no other."""
+    """Extend a line to the straight distance of its tips, which no path can be shorter than."""
     short = feret_max - line.length
     if short <= max(line.radius, 0.5):
         return line

@@ -1,4 +1,4 @@
-"""Size classes: bins of the largest Feret diameter in µm."""
+"""Size classes by the largest Feret diameter."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from microplastics.utils.errors import UserError
 
-_MOST_EDGES = 100
+_MOST_BOUNDS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class SizeClasses:
     """Half-open bins [low, high), one below the first bound and one from the last on.
 
     Attributes:
-        name: that of the scheme, or ``custom``.
+        name: of the scheme, or ``custom``.
         bounds: between the bins in µm, ascending.
     """
 
@@ -25,7 +25,7 @@ class SizeClasses:
 
     @property
     def labels(self) -> list[str]:
-        """What stands in the column ``size_class``, from the smallest bin on.
+        """Values of the column ``size_class``, from the smallest bin on.
 
         ASCII: spreadsheets read CSV in the encoding of the system.
         """
@@ -69,7 +69,7 @@ def parse_size_classes(text: str) -> SizeClasses:
         text: a name of :data:`SCHEMES`, or bounds in µm with commas between them.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or the bounds are not positive and ascending.
     """
     name = text.strip().casefold()
     if name in SCHEMES:
@@ -77,15 +77,16 @@ def parse_size_classes(text: str) -> SizeClasses:
     try:
         bounds = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(
-            f"The size classes {_quoted(text)} are neither one of {', '.join(SCHEMES)} nor bounds "
-            "in µm with commas between them; write for example 10,50,100,500."
+        shown = text if len(text) <= 60 else text[:57] + "…"
+        raise _invalid(
+            f"{shown!r}; expected one of {', '.join(SCHEMES)} or bounds in µm, for example "
+            "10,50,100,500"
         ) from error
     return custom_size_classes(bounds)
 
 
 def custom_size_classes(bounds: Sequence[float]) -> SizeClasses:
-    """Make size classes of given bounds.
+    """Make size classes with given bounds.
 
     Args:
         bounds: in µm.
@@ -94,47 +95,46 @@ def custom_size_classes(bounds: Sequence[float]) -> SizeClasses:
         UserError: there are none or too many, or they are not positive and ascending.
     """
     bounds = tuple(float(bound) for bound in bounds)
-    if not 0 < len(bounds) <= _MOST_EDGES:
-        raise UserError(
-            f"The size classes have {len(bounds)} bounds; give at least one and at most "
-            f"{_MOST_EDGES}."
-        )
+    if not 0 < len(bounds) <= _MOST_BOUNDS:
+        raise _invalid(f"{len(bounds)} bounds; expected 1 to {_MOST_BOUNDS}")
     for bound in bounds:
         if not (math.isfinite(bound) and bound > 0):
-            raise UserError(
-                f"The size classes have the bound {bound:g} µm; give positive, finite numbers."
-            )
+            raise _invalid(f"the bound {bound:g} µm; expected positive, finite numbers")
     for low, high in zip(bounds, bounds[1:], strict=False):
         if low >= high:
-            raise UserError(
-                f"The size classes have the bound {_text(high)} µm after {_text(low)} µm; give "
-                "each bound once, the smallest first."
+            raise _invalid(
+                f"the bound {_text(high)} µm after {_text(low)} µm; expected each bound once, the "
+                "smallest first"
             )
     return SizeClasses("custom", bounds)
 
 
 def check_min_size(min_size: float | None) -> None:
-    """Refuse a smallest reported size that is none.
+    """Check a smallest reported size.
+
+    Args:
+        min_size: in µm, in px for images without a calibration; None for all sizes.
 
     Raises:
         UserError: it is not positive and finite.
     """
     if min_size is not None and not (math.isfinite(min_size) and min_size > 0):
         raise UserError(
-            f"The smallest reported size is {min_size:g}; give a positive number, in µm where the "
-            "image is calibrated and in px where it is not."
+            f"The smallest reported size is {min_size:g}; expected a positive number, in µm if the "
+            "image is calibrated and in px if not.",
+            code="option_invalid",
         )
 
 
 def below_label(min_size: float, unit: str) -> str:
-    """What stands in ``size_class`` of a particle smaller than the smallest reported size."""
+    """Give the value of ``size_class`` below the smallest reported size, in ``unit``."""
     return f"below {_text(min_size)} {unit}"
 
 
 def _text(value: float) -> str:
-    """The shortest text of a number that tells it from all others."""
+    """The shortest text that identifies a number."""
     return repr(float(value)).removesuffix(".0")
 
 
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")
+def _invalid(problem: str) -> UserError:
+    return UserError(f"The size classes have {problem}.", code="option_invalid")

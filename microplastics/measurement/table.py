@@ -1,4 +1,4 @@
-"""The table of particles: one row a particle, in micrometres where the scale is known."""
+"""Table of measured particles."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -30,125 +30,10 @@ from microplastics.measurement.size_classes import (
 from microplastics.structures.particles import Particles
 from microplastics.utils.system import available_processors, map_in_processes
 
-_BATCH = 100  # particles that a process takes at a time
-# Below this starting the processes, which import the package, takes longer than they save.
+_BATCH = 100  # particles per task of a process
+# With fewer particles the start of the processes, which import the package, takes longer than they
+# save.
 _WORTH_PROCESSES = 20_000
-
-
-class Item(NamedTuple):
-    """One particle to measure; the arguments of :func:`microplastics.measurement.measure`."""
-
-    mask: np.ndarray
-    offset: tuple[int, int] = (0, 0)
-    image_size: tuple[int, int] | None = None
-    image: np.ndarray | None = None
-    kind: Kind = "other"
-    pixels: np.ndarray | None = None
-
-
-def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Shape]:
-    """Measure many particles; the same results as one by one, in their order.
-
-    Only the crops travel to other processes, never an image.
-
-    Args:
-        items: the particles.
-        processes: None takes as many as pay.
-
-    Raises:
-        ValueError: a mask is empty, or lies outside of its image.
-        UserError: a process was killed.
-    """
-    cuts = [cut(*item) for item in items]
-    if processes is None:
-        processes = available_processors() if len(cuts) >= _WORTH_PROCESSES else 1
-    batches = [cuts[start : start + _BATCH] for start in range(0, len(cuts), _BATCH)]
-    shapes: list[Shape] = []
-    silent = None if len(cuts) >= _WORTH_PROCESSES else True
-    with tqdm(total=len(cuts), desc="measuring", unit="particle", disable=silent) as progress:
-        for batch in map_in_processes(measure_cuts, batches, processes, chunk=1):
-            shapes += batch
-            progress.update(len(batch))
-    return shapes
-
-
-def nearest_distances(
-    masks: Sequence[np.ndarray], offsets: Sequence[tuple[int, int]]
-) -> np.ndarray:
-    """Distance of each particle to the nearest other one of its image, from edge to edge.
-
-    Not from centre to centre: the centre of a curled fibre lies outside of it, and what counts
-    for picking or spectroscopy is the gap. It is the smallest distance of two pixel centres less
-    one, so that masks whose pixels share an edge are 0 apart, as are masks that overlap; two whose
-    pixels touch at a corner are √2 - 1 apart.
-
-    Args:
-        masks: N arrays of shape (h, w), non-zero inside, each with at least one pixel.
-        offsets: N pairs, x and y of the masks' first pixels in their common image.
-
-    Returns:
-        (N,) float64 in px; NaN where there is no other particle.
-
-    Raises:
-        ValueError: a mask is empty, or the numbers do not agree.
-    """
-    if len(masks) != len(offsets):
-        raise ValueError(f"{len(masks)} masks have {len(offsets)} offsets")
-    cuts = [cut(mask, offset) for mask, offset in zip(masks, offsets, strict=True)]
-    if len(cuts) < 2:
-        return np.full(len(cuts), np.nan)
-    borders = [_border(particle) for particle in cuts]
-    boxes = np.array([(c.x0, c.y0, c.x0 + c.mask.shape[1], c.y0 + len(c.mask)) for c in cuts])
-    # One that is near bounds the search for the nearest: most are far from most others.
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    _, near = cKDTree(centers).query(centers, k=2)
-    near = np.where(near[:, 0] == np.arange(len(cuts)), near[:, 1], near[:, 0])
-    pairs = {(min(pair), max(pair)) for pair in enumerate(near.tolist())}
-    apart = {pair: _apart(borders[pair[0]], borders[pair[1]], math.inf) for pair in pairs}
-    squares = np.array([apart[min(pair), max(pair)] for pair in enumerate(near.tolist())])
-    frames = shapely.box(*boxes.T)
-    reach = np.sqrt(squares) + 1  # boxes run along the pixels' edges, half a pixel outside
-    ones, others = shapely.STRtree(frames).query(frames, predicate="dwithin", distance=reach)
-    gaps = shapely.distance(frames[ones], frames[others])
-    for index in np.argsort(gaps, kind="stable"):
-        one, other = ones[index], others[index]
-        if one == other or (gaps[index] > 0 and gaps[index] ** 2 >= squares[one]):
-            continue
-        if gaps[index] == 0 and _overlap(cuts[one], cuts[other]):
-            squares[one] = 0.0
-        elif other != near[one]:
-            squares[one] = _apart(borders[one], borders[other], squares[one])
-    return np.maximum(np.sqrt(squares) - 1, 0)
-
-
-def _border(particle: Cut) -> cKDTree:
-    """The centres of a mask's pixels that have a neighbour outside."""
-    padded = with_border(particle.mask)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    rows, columns = np.nonzero(particle.mask & ~inner)
-    points = np.stack([columns + particle.x0, rows + particle.y0], axis=1)
-    # A tree for one or two questions is not worth balancing.
-    return cKDTree(points, compact_nodes=False, balanced_tree=False)
-
-
-def _apart(one: cKDTree, other: cKDTree, bound: float) -> float:
-    """Smallest squared distance of points of two trees, or ``bound`` where that is less."""
-    small, large = sorted((one, other), key=lambda tree: tree.n)
-    distances, _ = large.query(small.data, distance_upper_bound=math.sqrt(bound) + 1e-9)
-    return min(bound, round(float(distances.min()) ** 2) if np.isfinite(distances).any() else bound)
-
-
-def _overlap(one: Cut, other: Cut) -> bool:
-    """Whether two masks share a pixel."""
-    left, top = max(one.x0, other.x0), max(one.y0, other.y0)
-    right = min(one.x0 + one.mask.shape[1], other.x0 + other.mask.shape[1])
-    bottom = min(one.y0 + len(one.mask), other.y0 + len(other.mask))
-    if left >= right or top >= bottom:
-        return False
-    parts = [c.mask[top - c.y0 : bottom - c.y0, left - c.x0 : right - c.x0] for c in (one, other)]
-    return bool((parts[0] & parts[1]).any())
-
-
 PLACE_COLUMNS = {
     "image": "string",
     "particle": "int64",
@@ -196,12 +81,26 @@ IMAGE_COLUMNS = {
 }
 
 
+class Item(NamedTuple):
+    """One particle to measure; the arguments of :func:`microplastics.measurement.measure`."""
+
+    mask: np.ndarray
+    offset: tuple[int, int] = (0, 0)
+    image_size: tuple[int, int] | None = None
+    image: np.ndarray | None = None
+    kind: Kind = "other"
+    pixels: np.ndarray | None = None
+
+
 def table_columns(um: bool = True, px: bool = False) -> dict[str, str]:
-    """Names and dtypes of a table's columns, in order.
+    """Give names and dtypes of a table's columns, in order.
 
     Args:
         um: whether there are images with a calibration.
         px: whether there are images without one.
+
+    Returns:
+        dtype by name.
     """
     sizes = {**(UM_COLUMNS if um else {}), **(PX_COLUMNS if px else {})}
     return {**PLACE_COLUMNS, **sizes, **FORM_COLUMNS}
@@ -223,9 +122,9 @@ def particle_table(
         calibration: its scale; None leaves all sizes in px.
         size_classes: the bins of ``size_class``.
         min_size: smallest reported size (``feret_max``) in µm, without a calibration in px; smaller
-            ones stay in the table and are marked in ``size_class``.
-        fiber_classes: classes that are measured along their centreline; case does not count.
-        processes: as of :func:`microplastics.measurement.measure_many`.
+            particles stay in the table and are marked in ``size_class``.
+        fiber_classes: classes that are measured along their centreline; case is ignored.
+        processes: as for :func:`microplastics.measurement.measure_many`.
 
     Returns:
         a row for each particle in their order; columns and dtypes of :func:`table_columns`, the
@@ -233,7 +132,7 @@ def particle_table(
 
     Raises:
         ValueError: a mask is empty or lies outside of the image.
-        UserError: ``min_size`` is no size.
+        UserError: ``min_size`` is not positive.
     """
     kinds = {name: kind_of(name, fiber_classes) for name in set(particles.classes)}
     pixels = particles.pixels if particles.pixels is not None else [None] * len(particles)
@@ -267,6 +166,210 @@ def particle_table(
         {name: pd.Series(values[name], rows, dtype) for name, dtype in columns.items()}
     )
     return with_size_classes(table, size_classes, min_size)
+
+
+def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Shape]:
+    """Measure many particles; the results equal those of :func:`measure` one by one.
+
+    Crops are sent to other processes, images are not.
+
+    Args:
+        items: the particles.
+        processes: None for as many as save time.
+
+    Returns:
+        the shapes in the order of the particles.
+
+    Raises:
+        ValueError: a mask is empty, or lies outside of its image.
+        UserError: a process was killed.
+    """
+    cuts = [cut(*item) for item in items]
+    if processes is None:
+        processes = available_processors() if len(cuts) >= _WORTH_PROCESSES else 1
+    batches = [cuts[start : start + _BATCH] for start in range(0, len(cuts), _BATCH)]
+    shapes: list[Shape] = []
+    silent = None if len(cuts) >= _WORTH_PROCESSES else True
+    with tqdm(total=len(cuts), desc="measuring", unit="particle", disable=silent) as progress:
+        for batch in map_in_processes(measure_cuts, batches, processes, chunk=1):
+            shapes += batch
+            progress.update(len(batch))
+    return shapes
+
+
+def nearest_distances(
+    masks: Sequence[np.ndarray], offsets: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """Measure the distance of each particle to the nearest other one, from edge to edge.
+
+    Not from centre to centre: the centre of a curled fibre lies outside of it, and picking or
+    spectroscopy need the gap. It is the smallest distance of two pixel centres less one, so that
+    masks with a common pixel edge are 0 apart, as are masks that overlap; masks that touch at a
+    corner are √2 - 1 apart.
+
+    Args:
+        masks: N arrays of shape (h, w), non-zero inside, each with at least one pixel.
+        offsets: N pairs, x and y of the masks' first pixels in their common image.
+
+    Returns:
+        (N,) float64 in px; NaN for a single particle.
+
+    Raises:
+        ValueError: a mask is empty, or the numbers do not agree.
+    """
+    if len(masks) != len(offsets):
+        raise ValueError(f"{len(masks)} masks have {len(offsets)} offsets")
+    cuts = [cut(mask, offset) for mask, offset in zip(masks, offsets, strict=True)]
+    if len(cuts) < 2:
+        return np.full(len(cuts), np.nan)
+    borders = [_border(particle) for particle in cuts]
+    boxes = np.array([(c.x0, c.y0, c.x0 + c.mask.shape[1], c.y0 + len(c.mask)) for c in cuts])
+    # A near neighbour bounds the search for the nearest: most particles are far apart.
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    _, near = cKDTree(centers).query(centers, k=2)
+    near = np.where(near[:, 0] == np.arange(len(cuts)), near[:, 1], near[:, 0])
+    pairs = {(min(pair), max(pair)) for pair in enumerate(near.tolist())}
+    apart = {pair: _apart(borders[pair[0]], borders[pair[1]], math.inf) for pair in pairs}
+    squares = np.array([apart[min(pair), max(pair)] for pair in enumerate(near.tolist())])
+    frames = shapely.box(*boxes.T)
+    reach = np.sqrt(squares) + 1  # boxes run along the pixels' edges, half a pixel outside
+    ones, others = shapely.STRtree(frames).query(frames, predicate="dwithin", distance=reach)
+    gaps = shapely.distance(frames[ones], frames[others])
+    for index in np.argsort(gaps, kind="stable"):
+        one, other = ones[index], others[index]
+        if one == other or (gaps[index] > 0 and gaps[index] ** 2 >= squares[one]):
+            continue
+        if gaps[index] == 0 and _overlap(cuts[one], cuts[other]):
+            squares[one] = 0.0
+        elif other != near[one]:
+            squares[one] = _apart(borders[one], borders[other], squares[one])
+    return np.maximum(np.sqrt(squares) - 1, 0)
+
+
+def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Give the largest Feret diameter of each particle, in its own unit.
+
+    Args:
+        table: of particles.
+
+    Returns:
+        (N,) float64, and (N,) bool: True for µm, False for px.
+    """
+    calibrated = table["um_per_px"].notna().to_numpy(bool)
+    sizes = np.full(len(table), np.nan)
+    for unit, rows in (("um", calibrated), ("px", ~calibrated)):
+        if rows.any():
+            sizes[rows] = table[f"feret_max_{unit}"].to_numpy(np.float64)[rows]
+    return sizes, calibrated
+
+
+def with_size_classes(
+    table: pd.DataFrame, size_classes: SizeClasses, min_size: float | None = None
+) -> pd.DataFrame:
+    """Put particles into size classes.
+
+    Args:
+        table: of particles.
+        size_classes: the bins; a particle without a calibration gets none.
+        min_size: as for :func:`particle_table`.
+
+    Returns:
+        the table with a new or replaced column ``size_class``.
+
+    Raises:
+        UserError: ``min_size`` is not positive.
+    """
+    check_min_size(min_size)
+    sizes, calibrated = table_sizes(table)
+    labels = np.full(len(table), None, dtype=object)
+    bins = size_classes.bins(sizes[calibrated])
+    labels[calibrated] = np.array(size_classes.labels, dtype=object)[bins]
+    if min_size is not None:
+        small = sizes < min_size
+        labels[small & calibrated] = below_label(min_size, "um")
+        labels[small & ~calibrated] = below_label(min_size, "px")
+    return table.assign(size_class=pd.Series(labels, table.index, "string"))
+
+
+def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Combine the tables of several images.
+
+    If only some images have a calibration, the result has columns of sizes in µm and in px, empty
+    for the other images.
+
+    Args:
+        tables: of particles; an empty list gives an empty table in µm.
+
+    Returns:
+        the rows of all tables, in order.
+    """
+    tables = list(tables)
+    px = any("feret_max_px" in table for table in tables)
+    um = not px or any("feret_max_um" in table for table in tables)
+    columns = table_columns(um, px)
+    full = [table.reindex(columns=list(columns)) for table in tables]
+    # An empty frame with NaN columns would make pandas guess the dtypes.
+    full = [frame for frame in full if len(frame)]
+    if not full:
+        return pd.DataFrame({name: pd.Series([], dtype=dtype) for name, dtype in columns.items()})
+    return pd.concat(full, ignore_index=True).astype(columns)
+
+
+def images_table(
+    images: Iterable[
+        tuple[str, tuple[int, int], Calibration | None]
+        | tuple[str, tuple[int, int], Calibration | None, int]
+    ],
+) -> pd.DataFrame:
+    """Make the table of a run's images that :func:`microplastics.counts.summary.summarize` needs.
+
+    Args:
+        images: name, (height, width) in px, and calibration of each, also of images without a
+            particle; optionally the number of pixels in which particles count, by default all.
+
+    Returns:
+        columns and dtypes of :data:`IMAGE_COLUMNS`.
+    """
+    rows = [
+        (
+            name,
+            width,
+            height,
+            region[0] if region else width * height,
+            calibration.um_per_px if calibration else np.nan,
+            calibration.source if calibration else None,
+        )
+        for name, (height, width), calibration, *region in images
+    ]
+    return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(IMAGE_COLUMNS)
+
+
+def _border(particle: Cut) -> cKDTree:
+    """The centres of a mask's pixels that have a neighbour outside."""
+    padded = with_border(particle.mask)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    rows, columns = np.nonzero(particle.mask & ~inner)
+    points = np.stack([columns + particle.x0, rows + particle.y0], axis=1)
+    # Balancing a tree takes longer than one or two queries.
+    return cKDTree(points, compact_nodes=False, balanced_tree=False)
+
+
+def _apart(one: cKDTree, other: cKDTree, bound: float) -> float:
+    """Smallest squared distance of points of two trees, or ``bound`` if that is less."""
+    small, large = sorted((one, other), key=lambda tree: tree.n)
+    distances, _ = large.query(small.data, distance_upper_bound=math.sqrt(bound) + 1e-9)
+    return min(bound, round(float(distances.min()) ** 2) if np.isfinite(distances).any() else bound)
+
+
+def _overlap(one: Cut, other: Cut) -> bool:
+    """Whether two masks have a common pixel."""
+    left, top = max(one.x0, other.x0), max(one.y0, other.y0)
+    right = min(one.x0 + one.mask.shape[1], other.x0 + other.mask.shape[1])
+    bottom = min(one.y0 + len(one.mask), other.y0 + len(other.mask))
+    if left >= right or top >= bottom:
+        return False
+    parts = [c.mask[top - c.y0 : bottom - c.y0, left - c.x0 : right - c.x0] for c in (one, other)]
+    return bool((parts[0] & parts[1]).any())
 
 
 def _place(shapes: list[Shape]) -> dict[str, object]:
@@ -310,95 +413,3 @@ def _form(shapes: list[Shape]) -> dict[str, list]:
 def _lab_text(lab: tuple[float, float, float] | None) -> str | None:
     # Adding 0.0 turns the -0.0 to which a small negative number is rounded into 0.0.
     return None if lab is None else " ".join(f"{round(value, 1) + 0.0:.1f}" for value in lab)
-
-
-def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The largest Feret diameter of each particle, whichever its unit.
-
-    Returns:
-        (N,) float64, and (N,) bool telling which are in µm; the others are in px.
-    """
-    calibrated = table["um_per_px"].notna().to_numpy(bool)
-    sizes = np.full(len(table), np.nan)
-    for unit, rows in (("um", calibrated), ("px", ~calibrated)):
-        if rows.any():
-            sizes[rows] = table[f"feret_max_{unit}"].to_numpy(np.float64)[rows]
-    return sizes, calibrated
-
-
-def with_size_classes(
-    table: pd.DataFrame, size_classes: SizeClasses, min_size: float | None = None
-) -> pd.DataFrame:
-    """Put particles into size classes, in place of those that they were in.
-
-    Args:
-        table: of particles.
-        size_classes: the bins; a particle without a calibration is in none.
-        min_size: as of :func:`particle_table`.
-
-    Returns:
-        the table with another column ``size_class``.
-
-    Raises:
-        UserError: ``min_size`` is no size.
-    """
-    check_min_size(min_size)
-    sizes, calibrated = table_sizes(table)
-    labels = np.full(len(table), None, dtype=object)
-    bins = size_classes.bins(sizes[calibrated])
-    labels[calibrated] = np.array(size_classes.labels, dtype=object)[bins]
-    if min_size is not None:
-        small = sizes < min_size
-        labels[small & calibrated] = below_label(min_size, "um")
-        labels[small & ~calibrated] = below_label(min_size, "px")
-    return table.assign(size_class=pd.Series(labels, table.index, "string"))
-
-
-def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """One table of the tables of several images.
-
-    Where some images have a calibration and some have none, it has the sizes in µm and those in px,
-    each empty where it does not apply.
-
-    Args:
-        tables: of particles; none at all gives an empty table in µm.
-    """
-    tables = list(tables)
-    px = any("feret_max_px" in table for table in tables)
-    um = not px or any("feret_max_um" in table for table in tables)
-    columns = table_columns(um, px)
-    full = [table.reindex(columns=list(columns)) for table in tables]
-    # An empty frame with NaN columns would make pandas guess the dtypes.
-    full = [frame for frame in full if len(frame)]
-    if not full:
-        return pd.DataFrame({name: pd.Series([], dtype=dtype) for name, dtype in columns.items()})
-    return pd.concat(full, ignore_index=True).astype(columns)
-
-
-def images_table(
-    images: Iterable[
-        tuple[str, tuple[int, int], Calibration | None]
-        | tuple[str, tuple[int, int], Calibration | None, int]
-    ],
-) -> pd.DataFrame:
-    """The images of a run, those without a particle too, as :func:`summarize` needs them.
-
-    Args:
-        images: name, height and width in px, and calibration of each; and the pixels in which
-            particles count, all of them where left out.
-
-    Returns:
-        columns and dtypes of :data:`IMAGE_COLUMNS`.
-    """
-    rows = [
-        (
-            name,
-            width,
-            height,
-            region[0] if region else width * height,
-            calibration.um_per_px if calibration else np.nan,
-            calibration.source if calibration else None,
-        )
-        for name, (height, width), calibration, *region in images
-    ]
-    return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(IMAGE_COLUMNS)

@@ -2,10 +2,10 @@ import cv2
 import numpy as np
 import pytest
 from scale_bar_pictures import as_jpeg, draw_bar, draw_style, reader
+from support import user_error
 
 from microplastics.calibration.scale_bar import find_scale_bar, find_scale_bars
 from microplastics.synthetic.scene import PRESETS, render_image
-from microplastics.utils.errors import UserError
 
 NAMES = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 
@@ -108,7 +108,7 @@ def test_filters_without_a_bar(grounds, quality):
         assert found(image if quality is None else as_jpeg(image, quality)) == []
 
 
-def test_straight_fibres_and_grids_are_no_bars():
+def test_straight_fibres_and_grids_are_not_bars():
     rng = np.random.default_rng(1)
     image = np.full((400, 400, 3), 190.0)
     for y in range(20, 400, 90):
@@ -120,25 +120,24 @@ def test_straight_fibres_and_grids_are_no_bars():
     assert found(np.clip(image, 0, 255).astype(np.uint8)) == []
 
 
-def test_none_and_two_say_so():
+def test_none_and_two_are_errors():
     image = np.full((300, 400, 3), 180, np.uint8)
-    with pytest.raises(UserError, match="^x.png shows no scale bar .* --um-per-px or in a CSV"):
+    with user_error("scale_missing", "x.png", "--um-per-px", "--calibration"):
         find_scale_bar(reader(image), 400, 300, "x.png")
     one = draw_bar(image, plain_style())
     two = draw_bar(one.image, plain_style(corner="nw", px=80.0))
-    words = r"^x.png shows 2 things .* \(80.0 px at \(.*\) and 120.0 px at \(.*\)\): give"
-    with pytest.raises(UserError, match=words):
+    with user_error("scale_invalid", "x.png", "2 possible", "80.0 px at (", "120.0 px at ("):
         find_scale_bar(reader(two.image), 400, 300, "x.png")
     assert find_scale_bar(reader(one.image), 400, 300).px == 120.0
 
 
-def test_a_bar_cut_by_the_border_is_none():
+def test_a_bar_cut_by_the_border_is_not_found():
     image = np.full((300, 400, 3), 180, np.uint8)
     image[280:285, 300:] = 0
     assert found(image) == []
 
 
-def test_a_mosaic_is_read_along_its_borders_alone():
+def test_a_large_picture_is_read_only_along_its_borders():
     width, height = 5000, 4000
     small = draw_bar(
         np.full((300, 900, 3), 180, np.uint8), plain_style(px=600.0, thick=9.0, font_px=40)

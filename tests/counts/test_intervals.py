@@ -74,7 +74,7 @@ def test_differences_are_covered(sample, blank, number):
         Interval(bounds.low / number, bounds.high / number),
     )
     covered = ((found.low <= sample) & (sample <= found.high)).mean()
-    assert 0.945 < covered <= 1  # Garwood's intervals are no shorter than they need to be
+    assert 0.945 < covered <= 1  # Garwood's intervals are as short as they can be
 
 
 def test_nothing_taken_off_leaves_the_interval():
@@ -96,8 +96,8 @@ def test_the_bootstrap_of_medians_is_that_of_plain_resampling(number, monkeypatc
     rng = np.random.default_rng(5)
     plain = np.median(values[rng.integers(0, number, (20_000, number))], axis=1)
     grid = np.arange(0, number, 0.5)
-    shares = [np.array([(m <= g + 0.1).mean() for g in grid]) for m in (fast, plain)]
-    assert np.abs(shares[0] - shares[1]).max() < 0.015
+    fractions = [np.array([(m <= g + 0.1).mean() for g in grid]) for m in (fast, plain)]
+    assert np.abs(fractions[0] - fractions[1]).max() < 0.015
 
 
 @settings(max_examples=50, deadline=None)

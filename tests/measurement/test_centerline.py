@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from microplastics.measurement import measure
 from microplastics.measurement.analytic import draw, ring, sine, straight
-from microplastics.measurement.centerline import Arm, median, skeletonise
+from microplastics.measurement.centerline import Arm, skeletonise
 
 WIDTHS = [3, 4, 6, 10]
 
@@ -170,16 +170,6 @@ def test_noise_ends_in_finite_numbers_soon(density):
     mask = np.random.default_rng(3).random((120, 120)) < density
     shape = measure(mask, kind="fiber")
     assert math.isfinite(shape.length) and shape.width > 0
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 100, 101])
-def test_it_is_that_of_numpy(count, dtype):
-    values = np.random.default_rng(count).normal(50, 20, count).astype(dtype)
-    before = values.copy()
-    assert median(values) == float(np.median(values))
-    assert np.array_equal(values, before)
-    assert median(np.repeat(values, 2)) == float(np.median(np.repeat(values, 2)))
 
 
 def graph(mask):

@@ -61,9 +61,9 @@ def measured():
 )
 def test_rendered_particles(measured, name, quantity, bias, deviation):
     found, true = measured[name][quantity].T
-    share = 100 * (found - true) / true
-    print(f"{name} {quantity}: n {len(share)}, bias {share.mean():+.2f} %, ", end="")
-    print(f"MAE {np.abs(share).mean():.2f} % ({np.abs(found - true).mean():.2f} px)")
-    assert len(share) > 40
-    assert abs(share.mean()) < bias
-    assert np.abs(share).mean() < deviation
+    percent = 100 * (found - true) / true
+    print(f"{name} {quantity}: n {len(percent)}, bias {percent.mean():+.2f} %, ", end="")
+    print(f"MAE {np.abs(percent).mean():.2f} % ({np.abs(found - true).mean():.2f} px)")
+    assert len(percent) > 40
+    assert abs(percent.mean()) < bias
+    assert np.abs(percent).mean() < deviation

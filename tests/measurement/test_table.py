@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import user_error
 
 from microplastics.calibration import Calibration
 from microplastics.measurement import Item, measure, measure_many, nearest_distances
@@ -18,7 +19,6 @@ from microplastics.measurement.table import (
     with_size_classes,
 )
 from microplastics.structures.particles import Particles
-from microplastics.utils.errors import UserError
 
 UM = "area_um2 equivalent_diameter_um feret_max_um feret_min_um length_um width_um perimeter_um"
 PLACES = "image particle class score x y bbox_x bbox_y bbox_w bbox_h area_px"
@@ -116,8 +116,8 @@ def test_size_classes_and_small_particles_are_marked():
 
 
 @pytest.mark.parametrize("size", [0, -1, np.nan, np.inf])
-def test_no_size_is_an_error(size):
-    with pytest.raises(UserError, match="The smallest reported size is"):
+def test_a_smallest_size_that_is_not_positive_is_refused(size):
+    with user_error("option_invalid", "smallest reported size"):
         particle_table(some(1), SCALE, min_size=size)
 
 

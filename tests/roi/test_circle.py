@@ -1,3 +1,5 @@
+"""microplastics/roi/circle.py."""
+
 import cv2
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_a_pressed_line_bounds_the_deposit():
     assert found(image) == pytest.approx((258.6, 211.3, 172.4), abs=1.0)
 
 
-def test_an_edge_of_colour_alone():
+def test_an_edge_only_of_colour():
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     inside = np.hypot(x - 255.3, y - 205.8) < 150.4
     lab = np.full((HEIGHT, WIDTH, 3), (140, 128, 128), np.uint8)
@@ -127,8 +129,8 @@ def test_a_rendered_filter_is_found(tmp_path):
     path = tmp_path / "filter.tif"
     render_mosaic(path, 1024, seed=34, particles=20, filter_name="polycarbonate", workers=1)
     deposit = draw_membrane(34, 1024)
-    with open_reader(path) as regions:
-        image, _ = regions.overview(1024)
+    with open_reader(path) as reader:
+        image, _ = reader.overview(1024)
     circle = find_circle(image)
     assert (circle.x, circle.y) == pytest.approx(deposit.center, abs=3)
     assert circle.radius == pytest.approx(deposit.deposit_radius, abs=2)
