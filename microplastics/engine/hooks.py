@@ -303,18 +303,18 @@ class Writers(HookBase):
 class AdaptThreads(HookBase):
     """Trains on fewer threads while other processes compute.
 
-    oneDNN's gradients of convolution weights wait for each other in generated code that spins
-    and never sleeps, so no setting of OpenMP helps when a thread has lost its core: an iteration
+    The threads of oneDNN's gradients of convolution weights wait for each other by spinning, in
+    generated code that no setting of OpenMP reaches: when a thread loses its core, an iteration
     takes several times as long as on one thread.
     """
 
     def __init__(self) -> None:
         self._most = torch.get_num_threads()
-        self._told = False
+        self._logged = False
 
     @classmethod
     def applies(cls, cfg: CfgNode) -> bool:
-        """Whether training is one process on CPU threads whose number the user left open."""
+        """Return whether training is one process on CPU threads whose number is not set."""
         return (
             cfg.SOLVER.ADAPT_THREADS
             and "OMP_NUM_THREADS" not in os.environ
@@ -334,7 +334,7 @@ class AdaptThreads(HookBase):
         if threads == torch.get_num_threads():
             return
         torch.set_num_threads(threads)
-        if not self._told:
+        if not self._logged:
             logger.info(
                 "Other processes use %.1f cores: training takes %d of %d threads until they end "
                 "(SOLVER.ADAPT_THREADS). Results differ in their last bits; set OMP_NUM_THREADS "
@@ -343,7 +343,7 @@ class AdaptThreads(HookBase):
                 threads,
                 self._most,
             )
-            self._told = True
+            self._logged = True
 
     def after_train(self) -> None:
         torch.set_num_threads(self._most)
