@@ -2,7 +2,8 @@
 #
 #   PYTHON       the interpreter that .venv is made with (3.10 to 3.13), e.g. make PYTHON=python3.12
 #   VENV         the environment; one with Detectron2 main in it keeps that Detectron2
-#   PYTEST_ARGS  arguments for pytest, e.g. make test PYTEST_ARGS="-x tests/data"
+#   PYTEST_ARGS  arguments for pytest, e.g. make test PYTEST_ARGS="-x tests/data",
+#                or PYTEST_ARGS="-n 2 -m 'not slow'" without whole demos, notebooks and resumes
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -23,9 +23,8 @@ from torch import nn
 
 from microplastics.config import load_config
 from microplastics.data.images import read_image
-from microplastics.data.loader import check_datasets
 from microplastics.engine.checkpoint import TrainingCheckpointer
-from microplastics.engine.defaults import resolve_device
+from microplastics.engine.defaults import finalize_config
 from microplastics.engine.solver import FULL_MODEL, amp_dtype
 from microplastics.engine.trainer import Trainer
 from microplastics.synthetic import render_dataset
@@ -119,7 +118,7 @@ def prepare(
     cfg.SEED = seed
     cfg.OUTPUT_DIR = str(folder / "output")
     cfg.freeze()
-    return check_datasets(resolve_device(cfg))
+    return finalize_config(cfg)
 
 
 def _render(folder: Path, split: str, images: int, size: int, seed: int) -> str:

@@ -1,6 +1,7 @@
-"""Every config key that the project adds to Detectron2, in one place."""
+"""Config keys that the project adds to Detectron2's."""
 
 import difflib
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 from detectron2.config import CfgNode
@@ -21,31 +22,31 @@ def add_microplastics_config(cfg: CfgNode) -> None:
 
 
 def _add_input(cfg: CfgNode) -> None:
-    """How images are read, cut and changed."""
-    # Look at most so many pixels into one file: a defence against decompression bombs.
+    """Add the keys of reading, tiling and augmentation."""
+    # Maximum number of pixels of an image file: a guard against decompression bombs.
     cfg.INPUT.MAX_PIXELS = 178_956_970
 
-    # Resize training images by torch instead of Pillow: half the time, and 2 of 10,000 values come
-    # out one grey level away. Validation and prediction always have Detectron2's pixels.
+    # Resize training images by torch instead of Pillow: half the time, and 2 of 10,000 values
+    # differ by one grey level. Validation and prediction always have Detectron2's pixels.
     cfg.INPUT.FAST_RESIZE = True
-    # What augmentations and tiles cut off is no particle any more below this share of it, or
-    # below so many pixels: such pieces are dropped and counted. See docs/training_input.md.
+    # Particles with less than this visible fraction, or fewer pixels, after augmentation and
+    # tiling are dropped and counted. See docs/training_input.md.
     cfg.INPUT.MIN_VISIBLE_SHARE = 0.1
     cfg.INPUT.MIN_MASK_PIXELS = 4
     # Train on overlapping windows of this side, in px of the photograph; 0: on whole images.
     cfg.INPUT.TILE = CfgNode()
     cfg.INPUT.TILE.SIZE = 0
-    # Pixels that neighbouring windows share at least.
+    # Minimum overlap of neighbouring windows, in px.
     cfg.INPUT.TILE.OVERLAP = 64
-    # Share of the windows without a particle that are kept.
+    # Fraction of the windows without a particle that is kept.
     cfg.INPUT.TILE.EMPTY_SHARE = 1.0
     _add_augmentation(cfg)
 
 
 def _add_data(cfg: CfgNode) -> None:
-    """Which images are drawn."""
-    # One number for each data set of DATASETS.TRAIN: the relative share of training images drawn
-    # from it. Empty draws every image of all sets equally often.
+    """Add the keys of sampling and of the image cache."""
+    # One weight for each data set of DATASETS.TRAIN: how often its images are drawn, relative to
+    # the others. Empty draws every image of all sets equally often.
     cfg.DATASETS.TRAIN_WEIGHTS = []
 
     # Megabytes of decoded images kept in memory by all workers of a process; 0 keeps none.
@@ -53,29 +54,29 @@ def _add_data(cfg: CfgNode) -> None:
 
 
 def _add_model(cfg: CfgNode) -> None:
-    """Weights, memory order and the keys of PointRend."""
+    """Add the keys of weights, memory order and PointRend."""
     # Imported here: it brings PointRend's heads into Detectron2's registries, and all of modeling.
     from detectron2.projects.point_rend import add_pointrend_config
 
     add_pointrend_config(cfg)
-    # Demand this sha256 of the file behind MODEL.WEIGHTS; empty demands nothing.
+    # Expected sha256 of the file of MODEL.WEIGHTS; empty accepts any.
     cfg.MODEL.WEIGHTS_SHA256 = ""
-    # Prefixes of parameter names that may be missing, surplus or of another shape in
-    # MODEL.WEIGHTS. Class-dependent heads of another shape are always allowed.
+    # Prefixes of parameter names that may be missing, unexpected or of another shape in
+    # MODEL.WEIGHTS. Class-dependent layers of another shape are always allowed.
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = []
     # Keep convolutions in NHWC memory order: a fifth faster on the CPU in bf16.
     cfg.MODEL.CHANNELS_LAST = False
 
 
 def _add_solver(cfg: CfgNode) -> None:
-    """Epochs, and what watches the evaluation."""
-    # Train at most so many passes over the training set; 0 leaves SOLVER.MAX_ITER as it is.
+    """Add the keys of epochs, precision, and of the hooks that watch the evaluation."""
+    # Maximum number of passes over the training set; 0 leaves SOLVER.MAX_ITER as it is.
     cfg.SOLVER.MAX_EPOCHS = 0
-    # Warm-up lasts at most this share of the training, however small the data set.
+    # Warm-up lasts at most this fraction of the training, however small the data set.
     cfg.SOLVER.WARMUP_MAX_SHARE = 0.1
-    # Save a checkpoint every so many epochs; 0 leaves SOLVER.CHECKPOINT_PERIOD as it is.
+    # Epochs between checkpoints; 0 leaves SOLVER.CHECKPOINT_PERIOD as it is.
     cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS = 0.0
-    # Keep so many of the newest periodic checkpoints.
+    # Number of periodic checkpoints that are kept, the newest ones.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3
     # Train on fewer CPU threads while other processes compute (docs/training.md); without
     # effect if OMP_NUM_THREADS is set. Results then differ in their last bits.
@@ -86,14 +87,14 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.PLATEAU = CfgNode()
     cfg.SOLVER.PLATEAU.ENABLED = False
     # Any flattened metric of the evaluation: validation/total_loss, segm/AP50, bbox/AP-Fiber, …
-    # The losses (validation/…), what is counted on blanks (blank/…) and mean absolute errors
+    # Losses (validation/…), false positives on blanks (blank/…) and mean absolute errors
     # (counting/count_MAE, …) are minimised, all others maximised.
     cfg.SOLVER.PLATEAU.METRIC = "validation/total_loss"
     cfg.SOLVER.PLATEAU.FACTOR = 0.1
     cfg.SOLVER.PLATEAU.PATIENCE = 5
     # Relative change that counts as an improvement.
     cfg.SOLVER.PLATEAU.THRESHOLD = 1e-4
-    # Never scale below this share of the scheduled LR.
+    # Lowest factor on the scheduled LR.
     cfg.SOLVER.PLATEAU.MIN_SCALE = 1e-4
 
     # Stop when METRIC has not improved for PATIENCE evaluations.
@@ -108,22 +109,22 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.BEST_CHECKPOINT.ENABLED = True
     cfg.SOLVER.BEST_CHECKPOINT.METRIC = "segm/AP50"
 
-    # Mixed precision is used on CUDA; on the CPU only when this is set as well and the processor
+    # Mixed precision is used on CUDA; on the CPU only if this is set as well and the processor
     # has bf16 instructions.
     cfg.SOLVER.AMP.ON_CPU = False
-    # auto (bf16 where the card has it, else fp16), bfloat16 or float16.
+    # auto (bf16 if the card has it, else fp16), bfloat16 or float16.
     cfg.SOLVER.AMP.DTYPE = "auto"
 
 
 def _add_test(cfg: CfgNode) -> None:
-    """What is evaluated."""
-    # Evaluate every so many epochs; 0 leaves TEST.EVAL_PERIOD (iterations) as it is.
+    """Add the keys of evaluation."""
+    # Epochs between evaluations; 0 leaves TEST.EVAL_PERIOD (iterations) as it is.
     cfg.TEST.EVAL_PERIOD_EPOCHS = 0.0
     cfg.TEST.VAL_LOSS = CfgNode()
     cfg.TEST.VAL_LOSS.ENABLED = True
     # RoIs sampled per image for the validation loss; see evaluation/validation.py on its cost.
     cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
-    # Predicted masks of at least this score make up the union that semantic IoU and Dice judge.
+    # Minimum score of the predicted masks whose union semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
     # Proposals that RPN passes on for a crowded tile of a large image, before and after its NMS;
     # other tiles keep MODEL.RPN's own numbers. Heads whose boxes depend on each other, such as
@@ -140,17 +141,17 @@ def _add_counting(cfg: CfgNode) -> None:
     counting.ENABLED = True
     # A detection counts as a particle from this score on.
     counting.SCORE_THRESH = 0.5
-    # One number for each class instead. Where empty, evaluation takes those that
-    # microplastics thresholds stored in the checkpoint, if any.
+    # One number for each class instead. If empty, evaluation takes the ones that microplastics
+    # thresholds stored in the checkpoint, if any.
     counting.CLASS_SCORE_THRESH = []
-    # A detection counts no more where a better-scored one covers more than this share of it; 1
-    # counts all. microplastics predict does the same; AP knows nothing of it.
+    # A detection is not counted if a better-scored one covers more than this fraction of it; 1
+    # counts all. microplastics predict does the same; AP is not affected.
     counting.MAX_OVERLAP = 0.5
     # Errors of length, Feret diameter and area, and counts by size class, take about 1 ms a
     # particle: "eval_only", "always" (in training's evaluations too) or "never".
     counting.SIZES = "eval_only"
     # Size classes by maximum Feret diameter: below the first bound, between each two, from the
-    # last; in "px", or in "um" where every image of the JSON has its um_per_px.
+    # last; in "px", or in "um" if every image of the JSON has its um_per_px.
     counting.SIZE_BOUNDS = [32.0, 96.0]
     counting.SIZE_UNIT = "px"
 
@@ -187,7 +188,7 @@ def _add_augmentation(cfg: CfgNode) -> None:
     aug.BRIGHTNESS = CfgNode({"PROB": 0.0, "RANGE": (0.8, 1.2)})
     aug.CONTRAST = CfgNode({"PROB": 0.0, "RANGE": (0.8, 1.2)})
     aug.SATURATION = CfgNode({"PROB": 0.0, "RANGE": (0.7, 1.3)})
-    # All hues turned by up to so many degrees.
+    # All hues turned by up to MAX_SHIFT degrees.
     aug.HUE = CfgNode({"PROB": 0.0, "MAX_SHIFT": 10.0})
     # Standard deviation in px; KIND: "gaussian", "defocus" (a disc) or "both" (either).
     aug.BLUR = CfgNode({"PROB": 0.0, "SIGMA": (0.5, 1.5), "KIND": "both"})
@@ -196,7 +197,7 @@ def _add_augmentation(cfg: CfgNode) -> None:
     # Quality of the JPEG packing.
     aug.JPEG = CfgNode({"PROB": 0.0, "QUALITY": (40, 95)})
     # 1 to MAX_PARTICLES particles of another image, scaled, flipped and, with ROTATE, turned; they
-    # cover at most MAX_COVER of any other; what surrounds them fades over EDGE px. OCCLUSION:
+    # cover at most MAX_COVER of any other; their surroundings fade over EDGE px. OCCLUSION:
     # "modal" cuts what they cover out of the masks below, "amodal" leaves those whole.
     aug.COPY_PASTE = CfgNode(
         {
@@ -232,43 +233,67 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         The config, not frozen.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key, a value of another type.
+        UserError: file_missing, config_invalid (not YAML, an unknown key, a value of another type).
     """
     cfg = get_cfg()
     if config_file:
-        path = model_zoo.config_file(config_file)
-        _merge(cfg, config_file, lambda: cfg.merge_from_file(path))
-    opts = [str(opt) for opt in opts]
-    if len(opts) % 2:
-        raise UserError(
-            f"Config options come as KEY VALUE pairs, but {opts[-1]!r} has no partner; "
-            "quote values that hold spaces."
-        )
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
-        _merge(cfg, "the command line", lambda k=key, v=value: cfg.merge_from_list([k, v]))
+        path = config_file if os.path.isfile(config_file) else model_zoo.config_file(config_file)
+        merge(cfg, config_file, lambda: cfg.merge_from_file(path))
+    merge_options(cfg, opts)
     return cfg
 
 
-def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
+def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Apply ``KEY VALUE`` pairs to a config in place.
+
+    Raises:
+        UserError: config_invalid.
+    """
+    opts = [str(opt) for opt in opts]
+    if len(opts) % 2:
+        raise UserError(
+            f"Config options are KEY VALUE pairs, but {opts[-1]!r} has no partner; quote values "
+            "that contain spaces.",
+            code="config_invalid",
+        )
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        merge(cfg, "the command line", lambda k=key, v=value: cfg.merge_from_list([k, v]))
+
+
+def merge(cfg: CfgNode, source: str, run: Callable[[], None]) -> None:
+    """Run a merge of yacs into a config and translate its errors.
+
+    Args:
+        cfg: the config.
+        source: where the values come from, for the messages.
+        run: merges.
+
+    Raises:
+        UserError: config_invalid (an unknown key, a value of another type, not YAML),
+            file_missing (a ``_BASE_``).
+    """
     try:
-        merge()
-    except (KeyError, AssertionError) as error:
-        # yacs raises the one for files and the other for command lines.
-        key = str(error.args[0]).rpartition(" ")[2]
-        close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}" if close else "see microplastics/config.py for the keys"
-        raise UserError(f"{source} sets {key}, which is not a config key; {hint}?") from error
-    except AttributeError as error:
-        raise UserError(f"{source} is not a table of config keys; see configs/.") from error
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise UserError(f"{source} holds a value that does not fit: {error}.") from error
+        run()
     except OSError as error:
-        raise UserError(f"Cannot read {source}: {error}; check its _BASE_.") from error
+        raise UserError(
+            f"{source} cannot be read: {error}; check its _BASE_.", code="file_missing"
+        ) from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        first = " ".join(str(error).split())
-        raise UserError(f"{source} is not valid YAML: {first}; mend that line.") from error
+        # yacs, yaml and ast raise KeyError, AssertionError, SyntaxError and more.
+        problem = " ".join(str(error.args[0] if error.args else error).split())
+        if "on-existent" in problem:
+            key = problem.rpartition(" ")[2]
+            close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}" if close else "see microplastics/config.py"
+            problem = f"{source} sets {key}, which is not a config key; {hint}?"
+        else:
+            if len(problem) > 300:  # the values come first, the key last
+                problem = f"{problem[:150]} … {problem[-100:]}"
+            problem = (
+                f"{source} is not a valid config ({problem or type(error).__name__}); "
+                "expected YAML with the keys and types of microplastics/config.py."
+            )
+        raise UserError(problem, code="config_invalid") from error
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

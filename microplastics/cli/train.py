@@ -17,12 +17,18 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
     Returns:
         the exit code: 0, or 128 + the signal that stopped training.
     """
-    from microplastics.engine import Trainer, evaluate, setup
+    from microplastics.engine.defaults import setup
 
     cfg = setup(args)
     if args.eval_only:
-        evaluate(cfg, weights_given="MODEL.WEIGHTS" in args.opts)
+        from microplastics.engine.scoring import evaluate
+        from microplastics.visualization.curves import plot_counting_curves
+
+        given = "MODEL.WEIGHTS" in args.opts
+        evaluate(cfg, weights_given=given, draw_curves=plot_counting_curves)
         return 0
+    from microplastics.engine.trainer import Trainer
+
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
@@ -110,19 +116,23 @@ def thresholds(config_file: str, opts: list[str], weights: str, metric: str, out
 
     from microplastics.config import load_config
     from microplastics.engine.scoring import choose_and_store
+    from microplastics.visualization.curves import plot_counting_curves
 
     cfg = load_config(config_file, opts)
     cfg.freeze()
     setup_logger(name="microplastics")
     weights = weights or (cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in opts else "")
     outcome = choose_and_store(cfg, metric, weights, output)
+    picture = outcome.curves.removesuffix(".csv") + ".png"
+    chosen = {choice.class_name: choice.threshold for choice in outcome.choices}
+    plot_counting_curves(outcome.curves, picture, chosen)
     print(f"Thresholds by {metric} on {outcome.num_images} images (from 0.5 on -> chosen):")
     print(_threshold_table(outcome.choices))
     for choice in outcome.choices:
         if choice.kept_because:
             print(choice.kept_because)
     print("On other images expect somewhat less: the thresholds were chosen on these very ones.")
-    print(f"Stored in {outcome.checkpoint}; curves in {outcome.curves} and {outcome.picture}")
+    print(f"Stored in {outcome.checkpoint}; curves in {outcome.curves} and {picture}")
 
 
 def _threshold_table(choices: Any) -> str:

@@ -93,7 +93,7 @@ class MicroplasticsDatasetMapper:
         self._mosaic, self._mosaic_prob = mosaic, mosaic_prob
         self._copy_paste, self._copy_paste_prob = copy_paste, copy_paste_prob
         self._cache = ImageCache(cache_bytes)
-        self._windows = WindowReader(max_pixels=max_pixels)
+        self._windows: WindowReader | None = None
         self._warned = False
         mode = "training" if is_train else "validation"
         logger.info("Augmentations used in %s: %s", mode, augmentations)
@@ -120,9 +120,9 @@ class MicroplasticsDatasetMapper:
             "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // workers,
             "min_visible_fraction": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
             "min_mask_pixels": cfg.INPUT.MIN_MASK_PIXELS if limits else 1,
-            "mosaic": Mosaic(tuple(aug.MOSAIC.SCALE)),
+            "mosaic": Mosaic(tuple(aug.MOSAIC.SCALE)) if aug.MOSAIC.PROB > 0 else None,
             "mosaic_prob": aug.MOSAIC.PROB,
-            "copy_paste": augmentation.build_copy_paste(cfg),
+            "copy_paste": augmentation.build_copy_paste(cfg) if aug.COPY_PASTE.PROB > 0 else None,
             "copy_paste_prob": aug.COPY_PASTE.PROB,
             **common,
         }
@@ -192,6 +192,8 @@ class MicroplasticsDatasetMapper:
         if image is not None:
             x, y, width, height = window
             return image[y : y + height, x : x + width]
+        if self._windows is None:
+            self._windows = WindowReader(max_pixels=self.max_pixels)
         part = self._windows.read(path, window, full_size)
         decoded = self._windows.decoded(path)
         if decoded is not None:

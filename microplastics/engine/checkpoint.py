@@ -1,10 +1,9 @@
-"""Checkpoints that survive a kill and a full disk."""
+"""Checkpoints: writing, resuming and what they say of themselves."""
 
 import logging
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 import microplastics
-from microplastics.config import get_cfg, load_config
+from microplastics.config import get_cfg, merge, merge_options
 from microplastics.data.loader import TrainLoader
 from microplastics.engine.distributed import unwrap
 from microplastics.engine.solver import amp_dtype, load_optimizer_state, optimizer_state
@@ -29,243 +28,29 @@ from microplastics.utils.io import atomic_write, write_error
 logger = logging.getLogger(__name__)
 
 
-def trainer_state(trainer) -> dict[str, Any]:
-    """The state of a :class:`microplastics.engine.Trainer`, fit for ``weights_only=True``."""
-    states = {type(hook).__name__: _hook_state(hook) for hook in trainer._hooks}
-    state = {
-        "iteration": trainer.finished_iters - 1,
-        "seed": trainer.seed,
-        "lr_scale": trainer.lr_scale,
-        "optimizer": optimizer_state(trainer.optimizer, unwrap(trainer.model)),
-        "hooks": {name: hook_state for name, hook_state in states.items() if hook_state},
-        "circumstances": _circumstances(trainer),
-    }
-    if trainer.grad_scaler is not None:
-        state["grad_scaler"] = trainer.grad_scaler.state_dict()
-    return state
+FINAL = "model_final"
+SCORE_THRESHOLDS = "score_thresholds"
+"""Key of the score thresholds in the description that a checkpoint carries."""
 
-
-def load_trainer_state(trainer, state: dict[str, Any]) -> None:
-    """Take :func:`trainer_state` back; what differs from then is logged as a warning.
-
-    Raises:
-        UserError: the state is of another model.
-    """
-    ours = _circumstances(trainer)
-    for key, theirs in state["circumstances"].items():
-        if ours.get(key) != theirs:
-            logger.warning(
-                "Resuming under other circumstances: %s was %s and is %s; the run goes on, but "
-                "not bit for bit as it would have.",
-                key,
-                theirs,
-                ours.get(key),
-            )
-    trainer.finished_iters = state["iteration"] + 1
-    trainer.seed = state["seed"]
-    if isinstance(trainer.data_loader, TrainLoader):
-        trainer.data_loader.seed = trainer.seed
-    load_optimizer_state(trainer.optimizer, unwrap(trainer.model), state["optimizer"])
-    if trainer.grad_scaler is not None and "grad_scaler" in state:
-        trainer.grad_scaler.load_state_dict(state["grad_scaler"])
-    trainer.scheduler.last_epoch = trainer.finished_iters
-    trainer.set_lr_scale(state["lr_scale"])
-    for hook in trainer._hooks:
-        if type(hook).__name__ in state["hooks"]:
-            hook.load_state_dict(state["hooks"][type(hook).__name__])
-
-
-def _hook_state(hook: HookBase) -> dict[str, Any]:
-    # Detectron2's own LR hook saves what iteration and scale already say.
-    return {} if isinstance(hook, hooks.LRScheduler) else hook.state_dict()
-
-
-def _circumstances(trainer) -> dict[str, Any]:
-    device = torch.device(trainer.cfg.MODEL.DEVICE).type
-    return {
-        "Detectron2 build": detectron2.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "number of processes": comm.get_world_size(),
-        "device": device,
-        # Sums over threads differ in their last bits.
-        **({"number of threads": torch.get_num_threads()} if device == "cpu" else {}),
-        "batch size": trainer.cfg.SOLVER.IMS_PER_BATCH,
-        "training images": trainer.schedule.images,
-        "MAX_ITER": trainer.max_iter,
-        "precision": str(amp_dtype(trainer.cfg) or torch.float32),
-    }
-
-
-_MAX_CHARACTERS = 1_000_000
-_MAX_VALUES = 100_000
-_MEND = "name a config with --config-file, or use another checkpoint"
-_CHOOSE = (
-    "choose them anew with microplastics thresholds, or give others: --confidence-threshold, in "
+_PERIODIC = re.compile(r"^model_(\d{7,})\.pth$")
+_MAX_CONFIG = 1_000_000
+_MAX_ALIASES = 30
+_FIX = "name a config with --config-file, or use another checkpoint"
+_FIX_THRESHOLDS = (
+    "choose them again with microplastics thresholds, or give others: --confidence-threshold, in "
     "evaluation TEST.COUNTING.CLASS_SCORE_THRESH"
 )
-
-SCORE_THRESHOLDS = "score_thresholds"
-"""Key of the score thresholds in what a checkpoint says of itself."""
-
 # Key that a newer Detectron2 main writes and the one from PyPI (April 2024) does not know, with the
 # value that changes nothing.
 _NEWER_KEY, _NEUTRAL_VALUE = "FLOAT32_PRECISION", ""
 
 
-def config_of(info: Mapping[str, Any], path: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The config that a checkpoint was trained with, and ``KEY VALUE`` pairs on top of it.
-
-    The text is parsed as plain YAML: it runs no code, and opens no ``_BASE_``.
-
-    Args:
-        info: what :func:`microplastics.engine.checkpoint.checkpoint_info` gives.
-        path: the checkpoint, for the messages.
-        opts: alternating keys and values.
-
-    Returns:
-        The config, not frozen.
-
-    Raises:
-        UserError: no text, not YAML, a key that is unknown here, a value of another type.
-    """
-    table = _parse(info.get("config"), path)
-    if "_BASE_" in table:
-        raise UserError(f"The config in {path} names a _BASE_ outside of it; {_MEND}.")
-    cfg = get_cfg()
-    if _NEWER_KEY not in cfg and table.get(_NEWER_KEY) == _NEUTRAL_VALUE:
-        del table[_NEWER_KEY]
-    if isinstance(table.get("INPUT"), dict):
-        # What guards the reader against bombs is the reader's own to lift.
-        table["INPUT"].pop("MAX_PIXELS", None)
-    try:
-        cfg.merge_from_other_cfg(CfgNode(table))
-    except KeyError as error:
-        key = str(error.args[0]).rpartition(" ")[2]
-        raise UserError(
-            f"The config in {path} sets {key}, which is not a config key of this version; use the "
-            "version that wrote it, or name a config with --config-file."
-        ) from error
-    except (
-        AttributeError,
-        AssertionError,
-        MemoryError,
-        RecursionError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # yacs evaluates strings as Python literals, and asserts the types of keys.
-        raise UserError(
-            f"The config in {path} holds a value that does not fit ({_short(error)}); {_MEND}."
-        ) from error
-    if cfg.VERSION != get_cfg().VERSION:
-        raise UserError(f"The config in {path} is of VERSION {cfg.VERSION}; {_MEND}.")
-    with tempfile.TemporaryDirectory() as folder:
-        # The one place that applies pairs works on a file.
-        file_name = os.path.join(folder, "config.yaml")
-        with open(file_name, "w", encoding="utf-8") as file:
-            file.write(cfg.dump())
-        return load_config(file_name, opts)
-
-
-def class_names_of(info: Mapping[str, Any], path: str) -> list[str] | None:
-    """The class names in a checkpoint; ``None`` where it has none.
-
-    Raises:
-        UserError: they are no list of different words.
-    """
-    names = info.get("class_names")
-    if names is None or (isinstance(names, (list, tuple)) and not names):
-        return None
-    fits = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
-    if not fits or len(set(names)) != len(names):
-        raise UserError(f"The class names in {path} are no list of different words; {_MEND}.")
-    return list(names)
-
-
-def score_thresholds_of(
-    info: Mapping[str, Any], path: str, class_names: Sequence[str]
-) -> dict[str, float] | None:
-    """The score thresholds that were chosen on a validation set, or ``None``.
-
-    Args:
-        info: what :func:`microplastics.engine.checkpoint.checkpoint_info` gives.
-        path: the checkpoint, for the messages.
-        class_names: of the model or data set that they are for; some may have none.
-
-    Raises:
-        UserError: they are no numbers from 0 to 1 by class name, or some are for other classes.
-    """
-    thresholds = info.get(SCORE_THRESHOLDS)
-    if thresholds is None:
-        return None
-    if not isinstance(thresholds, Mapping):
-        raise UserError(f"The score thresholds in {path} are not by class name; {_CHOOSE}.")
-    others = [str(name)[:40] for name in thresholds if name not in class_names]
-    if others:
-        raise UserError(
-            f"The score thresholds in {path} are for {', '.join(others[:10])}, not for "
-            f"{', '.join(class_names)}; {_CHOOSE}."
-        )
-    for name, value in thresholds.items():
-        if not is_score(value):
-            raise UserError(
-                f"The score threshold of {name} in {path} is {str(value)[:40]}, not a number from "
-                f"0 to 1; {_CHOOSE}."
-            )
-    return {name: float(value) for name, value in thresholds.items()}
-
-
-def is_score(value: object) -> bool:
-    """Whether a value is a number from 0 to 1."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value <= 1
-
-
-def _parse(text: object, path: str) -> dict[str, Any]:
-    if not isinstance(text, str) or len(text) > _MAX_CHARACTERS:
-        raise UserError(f"{path} carries no config that can be read; {_MEND}.")
-    try:
-        # Aliases share a node, so that a few lines can stand for billions of values.
-        if _values(yaml.compose(text, yaml.SafeLoader), {}) > _MAX_VALUES:
-            raise UserError(f"The config in {path} holds too many values; {_MEND}.")
-        table = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"The config in {path} is not plain YAML ({_short(error)}); {_MEND}."
-        ) from error
-    if not isinstance(table, dict):
-        raise UserError(f"The config in {path} is not a table of keys; {_MEND}.")
-    return table
-
-
-def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Values below a YAML node with its aliases written out; infinite for one within itself."""
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = _MAX_VALUES + 1
-        children = node.value
-        if isinstance(node, yaml.MappingNode):
-            children = [child for pair in node.value for child in pair]
-        known[id(node)] = 1 + sum(_values(child, known) for child in children)
-    return known[id(node)]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
-
-
-FINAL = "model_final"
-_PERIODIC = re.compile(r"^model_(\d{7,})\.pth$")
-
-
 class TrainingCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, made safe.
+    """Detectron2's checkpointer with atomic, self-describing files.
 
-    - A file appears under its name only when it is whole.
-    - Each file carries the config, the class names and both versions, so that a ``.pth`` is
-      enough to predict with.
+    - A file appears under its name only when it is complete.
+    - Each file carries the config, the class names and both versions, so a ``.pth`` is enough to
+      predict with.
     - Only the newest periodic files are kept.
     - Reading never runs code from the file.
     """
@@ -282,10 +67,10 @@ class TrainingCheckpointer(DetectionCheckpointer):
         """
         Args:
             model: the model, wrapped in DDP or not.
-            cfg: stored in each file, and gives OUTPUT_DIR and what MODEL.WEIGHTS must fulfil.
+            cfg: stored in each file; OUTPUT_DIR and the MODEL.WEIGHTS keys are used.
             class_names: stored in each file.
             trainer: an object with ``state_dict`` and ``load_state_dict`` to resume from.
-            save_to_disk: rank 0 alone by default.
+            save_to_disk: only on rank 0 by default.
             training_side: of :attr:`TrainLoader.image_side`, stored in each file, in px.
         """
         super().__init__(model, cfg.OUTPUT_DIR, save_to_disk=save_to_disk)
@@ -295,15 +80,15 @@ class TrainingCheckpointer(DetectionCheckpointer):
         self._training_side = training_side
 
     def save(self, name: str, with_trainer: bool = True, **extra: Any) -> None:
-        """Write ``OUTPUT_DIR/name.pth``, whole or not at all.
+        """Write ``OUTPUT_DIR/name.pth``, completely or not at all.
 
         Args:
             name: file name without its ending.
-            with_trainer: store what resuming needs and make this the newest checkpoint.
+            with_trainer: store the trainer's state too and make this the newest checkpoint.
             extra: more plain values and tensors to store.
 
         Raises:
-            UserError: it cannot be written; older checkpoints are untouched.
+            UserError: not_writable; older checkpoints are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -319,14 +104,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         if with_trainer:
             data["trainer"] = self.trainer.state_dict()
         path = os.path.join(self.save_dir, f"{name}.pth")
-        try:
-            with atomic_write(path, "wb") as file:
-                torch.save(data, file)
-        except RuntimeError as error:
-            # torch's writer wraps the OSError of a full disk.
-            if isinstance(error.__context__, OSError):
-                raise write_error(path, error.__context__) from error
-            raise
+        write_checkpoint(data, path)
         logger.info("Saved %s", path)
         if with_trainer:
             self.tag_last_checkpoint(f"{name}.pth")
@@ -343,14 +121,14 @@ class TrainingCheckpointer(DetectionCheckpointer):
                 os.unlink(path)
 
     def _periodic(self) -> list[str]:
-        """Periodic checkpoints, newest first."""
+        """Return the periodic checkpoints, newest first."""
         if not os.path.isdir(self.save_dir):
             return []
         found = [(int(m[1]), m[0]) for m in map(_PERIODIC.match, os.listdir(self.save_dir)) if m]
         return [os.path.join(self.save_dir, name) for _, name in sorted(found, reverse=True)]
 
     def resumable(self) -> list[str]:
-        """Checkpoints to resume from, the one to try first at the front."""
+        """Return the checkpoints to resume from, the one to try first at the front."""
         found = []
         last = self.get_checkpoint_file() if self.has_checkpoint() else ""
         for path in [last, *self._periodic(), os.path.join(self.save_dir, f"{FINAL}.pth")]:
@@ -366,24 +144,27 @@ class TrainingCheckpointer(DetectionCheckpointer):
                     os.unlink(os.path.join(self.save_dir, name))
 
     def resume(self) -> str | None:
-        """Load the newest whole checkpoint and the trainer's state from it.
+        """Load the newest complete checkpoint and the trainer's state from it.
 
         Returns:
-            Its path, or ``None`` where there is nothing to resume.
+            Its path, or ``None`` if there is nothing to resume.
 
         Raises:
-            UserError: checkpoints are there, but none of them can be used.
+            UserError: there are checkpoints, but none of them can be used.
         """
         paths = self.resumable()
         for number, path in enumerate(paths):
             try:
                 checkpoint = read_weights(path)
                 if "circumstances" not in checkpoint.get("trainer", {}):
-                    raise UserError(f"{path} was not written by this project's trainer.")
+                    raise UserError(
+                        f"{path} was not written by microplastics train, and cannot be resumed.",
+                        code="checkpoint_mismatch",
+                    )
             except UserError as error:
                 if number + 1 == len(paths):
                     raise
-                logger.warning("%s Going back to %s.", error, paths[number + 1])
+                logger.warning("%s Trying %s.", error, paths[number + 1])
                 continue
             load_into(self.model, checkpoint, path)
             self.trainer.load_state_dict(checkpoint["trainer"])
@@ -412,28 +193,231 @@ class TrainingCheckpointer(DetectionCheckpointer):
         )
 
 
+def write_checkpoint(data: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a ``.pth``, completely or not at all.
+
+    Raises:
+        UserError: not_writable; an existing file is untouched.
+    """
+    try:
+        with atomic_write(path, "wb") as file:
+            torch.save(data, file)
+    except RuntimeError as error:
+        # torch's writer wraps the OSError of a full disk.
+        if isinstance(error.__context__, OSError):
+            raise write_error(path, error.__context__) from error
+        raise
+
+
 def refuse_second_training(output_dir: str) -> None:
-    """Raise a ``UserError`` where OUTPUT_DIR holds a training that a new one would mix with."""
+    """Check that OUTPUT_DIR has no training that a new one would mix with.
+
+    Raises:
+        UserError: training_exists.
+    """
     for name in sorted(os.listdir(output_dir)) if os.path.isdir(output_dir) else []:
         if _PERIODIC.match(name) or name == f"{FINAL}.pth":
             raise UserError(
-                f"{os.path.join(output_dir, name)} is of an earlier training; add --resume to go "
-                "on with it, or choose another OUTPUT_DIR."
+                f"{os.path.join(output_dir, name)} belongs to an earlier training; add --resume to "
+                "continue it, or choose another OUTPUT_DIR.",
+                code="training_exists",
             )
 
 
 def checkpoint_info(path: str) -> dict[str, Any]:
-    """What a checkpoint of this project says of itself: version, class names, config.
+    """Read the description in a checkpoint of this project: version, class names, config.
 
     Raises:
-        UserError: not a checkpoint of this project.
+        UserError: checkpoint_invalid; not a checkpoint of this project.
     """
     return checkpoint_info_of(read_weights(path), path)
 
 
 def checkpoint_info_of(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
-    """Like :func:`checkpoint_info`, of a checkpoint that is already read."""
+    """Return :func:`checkpoint_info` of a checkpoint that is already read."""
     info = checkpoint.get("microplastics")
     if not isinstance(info, dict):
-        raise UserError(f"{path} carries no config; name one with --config-file.")
+        raise UserError(
+            f"{path} has no config; name one with --config-file.", code="checkpoint_invalid"
+        )
     return info
+
+
+def config_of(info: Mapping[str, Any], path: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Return the config that a checkpoint was trained with, with ``KEY VALUE`` pairs applied.
+
+    The text is parsed as plain YAML: it runs no code and opens no ``_BASE_``.
+
+    Args:
+        info: description of the checkpoint, see :func:`checkpoint_info`.
+        path: the checkpoint, for the messages.
+        opts: alternating keys and values.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        UserError: checkpoint_invalid (no config, not YAML, a ``_BASE_``, another VERSION),
+            config_invalid (a key that is unknown here, a value of another type).
+    """
+    text = info.get("config")
+    if not isinstance(text, str) or len(text) > _MAX_CONFIG:
+        raise UserError(
+            f"{path} has no readable config of at most {_MAX_CONFIG} characters; {_FIX}.",
+            code="checkpoint_invalid",
+        )
+    try:
+        # Aliases of aliases let a few lines stand for billions of values.
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > _MAX_ALIASES:
+            raise ValueError(f"it has more than {_MAX_ALIASES} aliases")
+        table = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+        raise UserError(
+            f"The config in {path} is not plain YAML ({reason}); {_FIX}.", code="checkpoint_invalid"
+        ) from error
+    cfg = get_cfg()
+    version = cfg.VERSION
+    if not isinstance(table, dict) or "_BASE_" in table or table.get("VERSION", version) != version:
+        raise UserError(
+            f"The config in {path} is not a table of keys of VERSION {version} without _BASE_; "
+            f"{_FIX}.",
+            code="checkpoint_invalid",
+        )
+    if _NEWER_KEY not in cfg and table.get(_NEWER_KEY) == _NEUTRAL_VALUE:
+        del table[_NEWER_KEY]
+    if isinstance(table.get("INPUT"), dict):
+        # The limit against decompression bombs is the reader's decision, not the file's.
+        table["INPUT"].pop("MAX_PIXELS", None)
+    merge(cfg, f"The config in {path}", lambda: cfg.merge_from_other_cfg(CfgNode(table)))
+    merge_options(cfg, opts)
+    return cfg
+
+
+def class_names_of(info: Mapping[str, Any], path: str) -> list[str] | None:
+    """Return the class names in a checkpoint; ``None`` if there are none.
+
+    Raises:
+        UserError: checkpoint_invalid; they are not a list of different words.
+    """
+    names = info.get("class_names")
+    if names is None or (isinstance(names, (list, tuple)) and not names):
+        return None
+    fits = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
+    if not fits or len(set(names)) != len(names):
+        raise UserError(
+            f"The class names in {path} are not a list of different words; {_FIX}.",
+            code="checkpoint_invalid",
+        )
+    return list(names)
+
+
+def score_thresholds_of(
+    info: Mapping[str, Any], path: str, class_names: Sequence[str]
+) -> dict[str, float] | None:
+    """Return the score thresholds that were chosen on a validation set, or ``None``.
+
+    Args:
+        info: description of the checkpoint, see :func:`checkpoint_info`.
+        path: the checkpoint, for the messages.
+        class_names: of the model or data set; not every class needs a threshold.
+
+    Raises:
+        UserError: checkpoint_invalid (not numbers from 0 to 1 by class name), classes_mismatch.
+    """
+    thresholds = info.get(SCORE_THRESHOLDS)
+    if thresholds is None:
+        return None
+    if not isinstance(thresholds, Mapping):
+        raise UserError(
+            f"The score thresholds in {path} are not by class name; {_FIX_THRESHOLDS}.",
+            code="checkpoint_invalid",
+        )
+    others = [str(name)[:40] for name in thresholds if name not in class_names]
+    if others:
+        raise UserError(
+            f"The score thresholds in {path} are for {', '.join(others[:10])}, not for "
+            f"{', '.join(class_names)}; {_FIX_THRESHOLDS}.",
+            code="classes_mismatch",
+        )
+    for name, value in thresholds.items():
+        if not is_score(value):
+            raise UserError(
+                f"The score threshold of {name} in {path} is {str(value)[:40]}; expected a number "
+                f"from 0 to 1; {_FIX_THRESHOLDS}.",
+                code="checkpoint_invalid",
+            )
+    return {name: float(value) for name, value in thresholds.items()}
+
+
+def is_score(value: object) -> bool:
+    """Return whether a value is a number from 0 to 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and 0 <= value <= 1
+
+
+def trainer_state(trainer) -> dict[str, Any]:
+    """Return the state of a ``Trainer``, loadable with ``weights_only=True``."""
+    states = {type(hook).__name__: _hook_state(hook) for hook in trainer._hooks}
+    state = {
+        "iteration": trainer.finished_iters - 1,
+        "seed": trainer.seed,
+        "lr_scale": trainer.lr_scale,
+        "optimizer": optimizer_state(trainer.optimizer, unwrap(trainer.model)),
+        "hooks": {name: hook_state for name, hook_state in states.items() if hook_state},
+        "circumstances": _circumstances(trainer),
+    }
+    if trainer.grad_scaler is not None:
+        state["grad_scaler"] = trainer.grad_scaler.state_dict()
+    return state
+
+
+def load_trainer_state(trainer, state: dict[str, Any]) -> None:
+    """Restore :func:`trainer_state`; other circumstances than then are logged as warnings.
+
+    Raises:
+        UserError: checkpoint_mismatch; the state belongs to another model.
+    """
+    ours = _circumstances(trainer)
+    for key, theirs in state["circumstances"].items():
+        if ours.get(key) != theirs:
+            logger.warning(
+                "Resuming under other circumstances: %s was %s and is %s; training continues, but "
+                "not bit for bit as it would have.",
+                key,
+                theirs,
+                ours.get(key),
+            )
+    trainer.finished_iters = state["iteration"] + 1
+    trainer.seed = state["seed"]
+    if isinstance(trainer.data_loader, TrainLoader):
+        trainer.data_loader.seed = trainer.seed
+    load_optimizer_state(trainer.optimizer, unwrap(trainer.model), state["optimizer"])
+    if trainer.grad_scaler is not None and "grad_scaler" in state:
+        trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+    trainer.scheduler.last_epoch = trainer.finished_iters
+    trainer.set_lr_scale(state["lr_scale"])
+    for hook in trainer._hooks:
+        if type(hook).__name__ in state["hooks"]:
+            hook.load_state_dict(state["hooks"][type(hook).__name__])
+
+
+def _hook_state(hook: HookBase) -> dict[str, Any]:
+    # The state of Detectron2's LR hook follows from iteration and scale.
+    return {} if isinstance(hook, hooks.LRScheduler) else hook.state_dict()
+
+
+def _circumstances(trainer) -> dict[str, Any]:
+    device = torch.device(trainer.cfg.MODEL.DEVICE).type
+    return {
+        "Detectron2 build": detectron2.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "number of processes": comm.get_world_size(),
+        "device": device,
+        # Sums over threads differ in their last bits.
+        **({"number of threads": torch.get_num_threads()} if device == "cpu" else {}),
+        "batch size": trainer.cfg.SOLVER.IMS_PER_BATCH,
+        "training images": trainer.schedule.images,
+        "MAX_ITER": trainer.max_iter,
+        "precision": str(amp_dtype(trainer.cfg) or torch.float32),
+    }

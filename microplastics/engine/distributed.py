@@ -1,4 +1,4 @@
-"""Starting one process or many: alone, by Detectron2's launcher, or by torchrun."""
+"""Launching of one or several processes, and what they exchange."""
 
 import argparse
 import os
@@ -17,56 +17,35 @@ from torch.nn.parallel import DistributedDataParallel
 from microplastics.cli import report
 from microplastics.utils.errors import UserError
 
-
-def distribute(model: nn.Module, device: str) -> nn.Module:
-    """DDP where there are several processes, on the CPU too (main's own wrapper fails there)."""
-    if comm.get_world_size() == 1:
-        return model
-    ids = None if torch.device(device).type == "cpu" else [comm.get_local_rank()]
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
-
-def share_buffers(model: nn.Module) -> None:
-    """Give all ranks rank 0's running statistics, which are the ones that are saved."""
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP, or the model itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 USER_ERROR = 2
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's own: ``--config-file --num-gpus --resume --eval-only … KEY VALUE``."""
+    """Return Detectron2's: ``--config-file --num-gpus --resume --eval-only … KEY VALUE``."""
     return _detectron2_argument_parser(epilog)
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun (or another launcher of its kind) started this process."""
+    """Return whether torchrun (or another launcher of its kind) started this process."""
     return all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
 
 
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    """Run ``main(args)`` on as many processes as asked for.
+    """Run ``main(args)`` in the number of processes asked for.
 
-    - under torchrun: as one of its processes, with NCCL where CUDA is and gloo elsewhere;
+    - under torchrun: as one of its processes, with NCCL on CUDA and gloo otherwise;
     - ``--num-gpus`` above 1, or several machines: by Detectron2's launcher;
     - else: in this process.
 
     Args:
         main: a function at module level.
-        args: of Detectron2's ``default_argument_parser``.
+        args: from Detectron2's ``default_argument_parser``.
 
     Returns:
-        What ``main`` returned, where it ran in this process.
+        The result of ``main``, if it ran in this process.
 
     Raises:
-        UserError: more GPUs are asked for than there are.
+        UserError: option_invalid or option_missing (ranks, machines), device_unavailable.
     """
     if under_torchrun():
         return _run_under_torchrun(main, args)
@@ -83,30 +62,53 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
             args=(main, args),
         )
     except ProcessExitedException as error:
-        # The process has already said in a sentence what is wrong.
+        # The process has printed the error already.
         raise SystemExit(error.exit_code) from None
     return None
 
 
+def distribute(model: nn.Module, device: str) -> nn.Module:
+    """Wrap a model in DDP, on the CPU too, where Detectron2's own wrapper fails."""
+    ids = None if torch.device(device).type == "cpu" else [comm.get_local_rank()]
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the running statistics of rank 0, which are the ones that are saved."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def _check_num_gpus(args: argparse.Namespace) -> None:
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    machines, rank = args.num_machines, args.machine_rank
     if args.num_gpus < 0:
-        raise UserError(f"--num-gpus {args.num_gpus} makes no sense; use 0 or more.")
-    if not there and args.num_gpus * args.num_machines > 1:
         raise UserError(
-            f"--num-gpus {args.num_gpus} on {args.num_machines} machine(s) needs CUDA, and there "
-            "is no GPU here; use --num-gpus 0 for one CPU process, or torchrun "
-            "--nproc_per_node=N -m microplastics … for several."
+            f"--num-gpus is {args.num_gpus}; expected 0 or more.", code="option_invalid"
         )
-    if args.num_gpus > max(there, 1):
+    if not available and args.num_gpus * machines > 1:
         raise UserError(
-            f"--num-gpus {args.num_gpus} is above the {there} GPU(s) of this machine; "
-            f"use --num-gpus {there}."
+            f"--num-gpus {args.num_gpus} on {machines} machine(s) needs GPUs, but there is none "
+            "here; use --num-gpus 0 for one CPU process, or torchrun --nproc_per_node=N -m "
+            "microplastics … for several.",
+            code="device_unavailable",
         )
-    if args.num_machines > 1 and not 0 <= args.machine_rank < args.num_machines:
+    if args.num_gpus > max(available, 1):
         raise UserError(
-            f"--machine-rank {args.machine_rank} must lie between 0 and --num-machines "
-            f"{args.num_machines} minus 1."
+            f"--num-gpus is {args.num_gpus}; expected at most {available}, the GPU(s) of this "
+            "machine.",
+            code="device_unavailable",
+        )
+    if machines > 1 and not 0 <= rank < machines:
+        raise UserError(
+            f"--machine-rank is {rank}; expected 0 to {machines - 1}, below --num-machines.",
+            code="option_invalid",
         )
     if args.num_machines > 1 and args.dist_url == "auto":
         raise UserError(
@@ -123,8 +125,9 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun starts more processes than the {torch.cuda.device_count()} GPU(s) of "
-                "this machine; lower --nproc_per_node, or hide them with CUDA_VISIBLE_DEVICES= to "
-                "train on the CPU."
+                "this machine; lower --nproc_per_node, or set CUDA_VISIBLE_DEVICES= to train on "
+                "the CPU.",
+                code="device_unavailable",
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if cuda else "gloo")
@@ -140,8 +143,7 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
 def _destroy_process_groups() -> None:
     """End ``torch.distributed`` and drop the groups that ``detectron2.utils.comm`` keeps.
 
-    A gloo group that is still referenced when Python ends takes its threads down with an abort,
-    after a training that went well.
+    A gloo group that is still referenced when Python ends aborts, after a successful training.
     """
     comm._get_global_gloo_group.cache_clear()
     comm._LOCAL_PROCESS_GROUP = None
@@ -149,7 +151,7 @@ def _destroy_process_groups() -> None:
 
 
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Body of a spawned process: a person's mistake is one line, said once."""
+    """Run in a spawned process; a user error is printed as one line, once."""
     try:
         code = main(args)
     except UserError as error:

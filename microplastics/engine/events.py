@@ -36,12 +36,13 @@ _LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mas
 _WATCHERS = ("PLATEAU", "EARLY_STOPPING", "BEST_CHECKPOINT")
 
 
-def known_metrics(cfg: CfgNode, losses: Sequence[str] = _LOSSES) -> list[str]:
+def known_metrics(cfg: CfgNode, losses: Sequence[str] = _LOSSES, blanks: bool = True) -> list[str]:
     """Name the metrics, flattened, that an evaluation under a config yields.
 
     Args:
         cfg: the config.
         losses: names of the model's losses.
+        blanks: read the data sets, and name the metrics of blank images if there are some.
     """
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
@@ -55,7 +56,7 @@ def known_metrics(cfg: CfgNode, losses: Sequence[str] = _LOSSES) -> list[str]:
         names += _counting_names(cfg, classes)
     # Blanks are often a test set of their own, beside the one with particles.
     json_files = [MetadataCatalog.get(name).get("json_file") for name in cfg.DATASETS.TEST]
-    if any(json_file is not None and blank_images(json_file) for json_file in json_files):
+    if blanks and any(file is not None and blank_images(file) for file in json_files):
         names += ["blank/FP_per_image", "blank/images_with_FP"]
         names += [f"blank/FP_per_image-{name}" for name in classes]
     return names
@@ -94,10 +95,13 @@ def check_metric_names(cfg: CfgNode, loss_names: Callable[[], Sequence[str]] | N
                 code="option_conflict",
             )
         return
-    known = known_metrics(cfg)
-    foreign = [m for m in watched.values() if "validation/" in m and not _is_known(m, known)]
-    if foreign and cfg.TEST.VAL_LOSS.ENABLED and loss_names is not None:
-        known = known_metrics(cfg, loss_names() or _LOSSES)
+    known = known_metrics(cfg, blanks=False)
+    unknown = [metric for metric in watched.values() if not _is_known(metric, known)]
+    if unknown:
+        losses: Sequence[str] = _LOSSES
+        if cfg.TEST.VAL_LOSS.ENABLED and any("validation/" in metric for metric in unknown):
+            losses = loss_names() if loss_names is not None else _LOSSES
+        known = known_metrics(cfg, losses or _LOSSES)
     for key, metric in watched.items():
         if not _is_known(metric, known):
             raise UserError(

@@ -1,8 +1,7 @@
-"""Hooks of training.
+"""Training hooks: validation, plateau LR, best checkpoint, early stopping, writers, threads.
 
-Those that decide by the validation (when to lower the LR, what to keep, when to stop) see the same
-broadcast results on every rank, so that every rank decides alike, and keep their state in the
-checkpoint.
+The hooks that decide by the validation see the same broadcast results on every rank, so every rank
+decides alike, and keep their state in the checkpoint.
 """
 
 import logging
@@ -26,14 +25,14 @@ from microplastics.utils.threads import OtherProcesses, fitting_threads
 logger = logging.getLogger(__name__)
 
 
-# Not what looks like it in the path of a data set, which may precede the metric.
+# Anchored, for the path of a data set may precede the metric and look like it.
 _MINIMISED = re.compile(
     r"(^|/)(validation/[^/]*$|blank/(FP_per_image|images_with_FP)|counting/[a-z_]+_MAE)"
 )
 
 
 def flatten_results(results: dict[str, Any]) -> dict[str, float]:
-    """``{"segm": {"AP50": x}}`` to ``{"segm/AP50": x}``, at any depth."""
+    """Turn ``{"segm": {"AP50": x}}`` into ``{"segm/AP50": x}``, at any depth."""
     flat = {}
     for key, value in results.items():
         if isinstance(value, dict):
@@ -44,29 +43,30 @@ def flatten_results(results: dict[str, Any]) -> dict[str, float]:
 
 
 def metric_value(metrics: dict[str, float], name: str) -> float:
-    """Look a metric up; with several test sets a bare name means the first that has a number.
+    """Return a metric; with several test sets a bare name means the first that has a number.
 
-    A test set of blanks alone has no AP and no loss: both are NaN there.
+    A test set of only blanks has neither AP nor loss: both are NaN there.
 
     Raises:
-        UserError: there is no such metric.
+        UserError: metric_unknown.
     """
     found = [value for key, value in metrics.items() if key == name or key.endswith(f"/{name}")]
     if found:
         return next((value for value in found if not math.isnan(value)), found[0])
     raise UserError(
-        f"There is no metric {name} in the evaluation; choose one of {', '.join(metrics)}."
+        f"{name} is not a metric of the evaluation; expected one of {', '.join(metrics)}.",
+        code="metric_unknown",
     )
 
 
 class Improvement:
-    """Follows one metric: is the newest value better than all before?"""
+    """Best value of one metric."""
 
     def __init__(self, metric: str, threshold: float = 0.0):
         """
         Args:
-            metric: flattened name; those of ``validation/`` (losses) and ``blank/`` (false
-                positives) and the mean absolute errors of ``counting/`` are minimised.
+            metric: flattened name; ``validation/`` (losses), ``blank/`` (false positives) and
+                the mean absolute errors of ``counting/`` are minimised.
             threshold: relative change that counts as better (torch's ``rel`` mode).
         """
         self.metric = metric
@@ -75,7 +75,7 @@ class Improvement:
         self.best: float | None = None
 
     def update(self, value: float) -> bool:
-        """Take a new value in; NaN is never better."""
+        """Take a new value and return whether it is better than all before; NaN never is."""
         if math.isnan(value):
             return False
         if self.best is not None:
@@ -129,10 +129,16 @@ class ValidationHook(HookBase):
 
 
 class _MetricHook(HookBase):
-    """Calls ``decide`` once for each evaluation."""
+    """Calls ``decide`` once for each evaluation.
+
+    Attributes:
+        improvement: the metric and its best value.
+        bad_evaluations: evaluations since then, if the subclass counts them.
+    """
 
     def __init__(self, metric: str, threshold: float = 0.0):
         self.improvement = Improvement(metric, threshold)
+        self.bad_evaluations = 0
         self._seen: int | None = None
 
     def after_step(self) -> None:
@@ -156,12 +162,13 @@ class _MetricHook(HookBase):
             "metric": self.improvement.metric,
             "best": self.improvement.best,
             "seen": self._seen,
+            "bad_evaluations": self.bad_evaluations,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["metric"] != self.improvement.metric:
             logger.warning(
-                "%s watched %s in the checkpoint and watches %s now: it starts anew.",
+                "%s watched %s in the checkpoint and watches %s now: it starts again.",
                 type(self).__name__,
                 state["metric"],
                 self.improvement.metric,
@@ -169,10 +176,7 @@ class _MetricHook(HookBase):
             return
         self.improvement.best = state["best"]
         self._seen = state["seen"]
-        self.load_counters(state)
-
-    def load_counters(self, state: dict[str, Any]) -> None:
-        """Take over what a subclass adds to the state."""
+        self.bad_evaluations = state.get("bad_evaluations", 0)
 
 
 class PlateauLR(_MetricHook):
@@ -184,7 +188,6 @@ class PlateauLR(_MetricHook):
         self._factor = settings.FACTOR
         self._patience = settings.PATIENCE
         self._min_scale = settings.MIN_SCALE
-        self.bad_evaluations = 0
 
     def decide(self, value: float) -> None:
         if self.improvement.update(value):
@@ -204,12 +207,6 @@ class PlateauLR(_MetricHook):
                 )
                 self.trainer.set_lr_scale(scale)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "bad_evaluations": self.bad_evaluations}
-
-    def load_counters(self, state: dict[str, Any]) -> None:
-        self.bad_evaluations = state["bad_evaluations"]
-
 
 class EarlyStopping(_MetricHook):
     """Ends training when a metric has not improved for PATIENCE evaluations."""
@@ -218,10 +215,9 @@ class EarlyStopping(_MetricHook):
         settings = cfg.SOLVER.EARLY_STOPPING
         super().__init__(settings.METRIC, settings.THRESHOLD)
         self._patience = settings.PATIENCE
-        self.bad_evaluations = 0
 
     def before_train(self) -> None:
-        # A run that had stopped stays stopped when it is resumed.
+        # A training that has stopped stays stopped when it is resumed.
         self._stop_if_due()
 
     def decide(self, value: float) -> None:
@@ -236,12 +232,6 @@ class EarlyStopping(_MetricHook):
                 f"{'any number' if best is None else f'{best:.5g}'} "
                 f"in {self.bad_evaluations} evaluations"
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "bad_evaluations": self.bad_evaluations}
-
-    def load_counters(self, state: dict[str, Any]) -> None:
-        self.bad_evaluations = state["bad_evaluations"]
 
 
 class BestCheckpoint(_MetricHook):
@@ -281,13 +271,12 @@ class PeriodicCheckpoints(HookBase):
 
 
 class Writers(HookBase):
-    """Detectron2's ``PeriodicWriter`` for a loop whose end is not known beforehand."""
+    """Detectron2's ``PeriodicWriter`` for a loop that may end early."""
 
     def __init__(self, build_writers: Callable[[], list[EventWriter]], period: int = 20):
         """
         Args:
-            build_writers: called when training starts: a writer that opened its file before a
-                resume has tidied it would write to a file that is gone.
+            build_writers: called when training starts: a resume replaces metrics.json before.
             period: iterations.
         """
         self._build_writers = build_writers
@@ -314,18 +303,18 @@ class Writers(HookBase):
 class AdaptThreads(HookBase):
     """Trains on fewer threads while other processes compute.
 
-    oneDNN's gradients of convolution weights wait for each other in generated code that spins
-    and never sleeps, so no setting of OpenMP helps when a thread has lost its core: an iteration
+    The threads of oneDNN's gradients of convolution weights wait for each other by spinning, in
+    generated code that no setting of OpenMP reaches: when a thread loses its core, an iteration
     takes several times as long as on one thread.
     """
 
     def __init__(self) -> None:
         self._most = torch.get_num_threads()
-        self._told = False
+        self._logged = False
 
     @classmethod
     def applies(cls, cfg: CfgNode) -> bool:
-        """Whether training is one process on CPU threads whose number the user left open."""
+        """Return whether training is one process on CPU threads whose number is not set."""
         return (
             cfg.SOLVER.ADAPT_THREADS
             and "OMP_NUM_THREADS" not in os.environ
@@ -345,7 +334,7 @@ class AdaptThreads(HookBase):
         if threads == torch.get_num_threads():
             return
         torch.set_num_threads(threads)
-        if not self._told:
+        if not self._logged:
             logger.info(
                 "Other processes use %.1f cores: training takes %d of %d threads until they end "
                 "(SOLVER.ADAPT_THREADS). Results differ in their last bits; set OMP_NUM_THREADS "
@@ -354,7 +343,7 @@ class AdaptThreads(HookBase):
                 threads,
                 self._most,
             )
-            self._told = True
+            self._logged = True
 
     def after_train(self) -> None:
         torch.set_num_threads(self._most)

@@ -1,11 +1,10 @@
-"""Optimizer with a global gradient norm, and its state by parameter name."""
+"""Precision, schedule and optimizer of a training."""
 
 import contextlib
 import functools
 import logging
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -16,26 +15,34 @@ from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+FULL_MODEL = "full_model"
+
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The type that autocast computes in, or ``None`` for full precision.
+    """Return the type that autocast computes in, or ``None`` for full precision.
 
     ``SOLVER.AMP.ENABLED`` holds on CUDA; the CPU needs ``SOLVER.AMP.ON_CPU`` as well, and bf16
     instructions, without which bf16 is emulated and slow.
 
     Raises:
-        UserError: ``SOLVER.AMP.DTYPE`` is unknown or cannot run here.
+        UserError: config_invalid (an unknown type), device_unavailable (float16 on the CPU).
     """
     name = cfg.SOLVER.AMP.DTYPE
     if name not in ("auto", *_DTYPES):
-        raise UserError(f"SOLVER.AMP.DTYPE is {name}; use auto, bfloat16 or float16.")
+        raise UserError(
+            f"SOLVER.AMP.DTYPE is {name}; expected auto, bfloat16 or float16.",
+            code="config_invalid",
+        )
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if torch.device(cfg.MODEL.DEVICE).type == "cpu":
         if name == "float16" and cfg.SOLVER.AMP.ON_CPU:
-            raise UserError("SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU.")
+            raise UserError(
+                "SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU.",
+                code="device_unavailable",
+            )
         return torch.bfloat16 if cfg.SOLVER.AMP.ON_CPU and cpu_has_bf16() else None
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -44,13 +51,13 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 @functools.cache
 def cpu_has_bf16() -> bool:
-    """Whether the processor computes in bf16 (AVX512-BF16, AMX or Arm's BF16)."""
+    """Return whether the processor computes in bf16 (AVX512-BF16, AMX or Arm's BF16)."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def autocast(cfg: CfgNode) -> contextlib.AbstractContextManager:
-    """Autocast for one forward pass, or a context that does nothing."""
+    """Return autocast for one forward pass, or a context that does nothing."""
     dtype = amp_dtype(cfg)
     if dtype is None:
         return contextlib.nullcontext()
@@ -61,7 +68,7 @@ def keep_boxes_fp32(model: nn.Module) -> None:
     """Cast the backbone's feature maps back to fp32.
 
     Detectron2's ``ROIAlign`` casts box coordinates to the type of the features, and bf16 has
-    steps of 4 px at 512–1024: boxes would be read off the particle.
+    steps of 4 px at 512–1024: boxes would miss their particles.
     """
 
     def cast(_module, _inputs, features):
@@ -70,80 +77,69 @@ def keep_boxes_fp32(model: nn.Module) -> None:
     model.backbone.register_forward_hook(cast)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What SOLVER and TEST come to for one data set, in iterations."""
+class Schedule(NamedTuple):
+    """Length and periods of a training.
+
+    Attributes:
+        images: training images that one epoch shows.
+        epoch: iterations of an epoch.
+    """
 
     images: float
-    batch_size: int
     epoch: float
-    max_iter: int
-    warmup_iters: int
-    eval_period: int
-    checkpoint_period: int
-    base_lr: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.images:.0f} training images, {self.batch_size} a batch: "
-            f"{self.epoch:g} iterations an epoch; {self.max_iter} iterations "
-            f"({self.max_iter / self.epoch:.1f} epochs), LR {self.base_lr:g} "
-            f"after {self.warmup_iters} of warm-up, evaluation every {self.eval_period}, "
-            f"checkpoint every {self.checkpoint_period}"
-        )
 
 
-def resolve_schedule(cfg: CfgNode, num_images: float) -> tuple[CfgNode, Schedule]:
-    """Turn the keys that count epochs into Detectron2's, which count iterations.
+def set_schedule(cfg: CfgNode, num_images: float) -> Schedule:
+    """Turn the keys that count epochs into Detectron2's, which count iterations, and log them.
 
     Args:
-        cfg: scaled to the number of processes already (``DefaultTrainer.auto_scale_workers``).
-        num_images: training images that one epoch shows, after the filter of empty ones.
+        cfg: scaled to the number of processes already (``DefaultTrainer.auto_scale_workers``);
+            MAX_ITER, WARMUP_ITERS, EVAL_PERIOD and CHECKPOINT_PERIOD are set.
+        num_images: training images that one epoch shows, without the filtered empty ones.
 
-    Returns:
-        A frozen copy with MAX_ITER, WARMUP_ITERS, EVAL_PERIOD and CHECKPOINT_PERIOD set, and
-        the resolved numbers.
+    Raises:
+        UserError: config_invalid.
     """
-    cfg = cfg.clone()
+    solver, epoch = cfg.SOLVER, num_images / cfg.SOLVER.IMS_PER_BATCH
+    if solver.MAX_EPOCHS <= 0 and solver.MAX_ITER < 1:
+        raise UserError(
+            "SOLVER.MAX_EPOCHS and SOLVER.MAX_ITER are 0; expected one above 0.",
+            code="config_invalid",
+        )
+    frozen = cfg.is_frozen()
     cfg.defrost()
-    if cfg.SOLVER.MAX_EPOCHS <= 0 and cfg.SOLVER.MAX_ITER < 1:
-        raise UserError("Neither SOLVER.MAX_EPOCHS nor SOLVER.MAX_ITER is above 0; set one.")
-    epoch = num_images / cfg.SOLVER.IMS_PER_BATCH
-
-    def iterations(epochs: float) -> int:
-        return max(1, math.ceil(epochs * epoch))
-
-    if cfg.SOLVER.MAX_EPOCHS > 0:
-        cfg.SOLVER.MAX_ITER = iterations(cfg.SOLVER.MAX_EPOCHS)
-    if cfg.TEST.EVAL_PERIOD_EPOCHS > 0:
-        cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_PERIOD_EPOCHS)
-    if cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS > 0:
-        cfg.SOLVER.CHECKPOINT_PERIOD = iterations(cfg.SOLVER.CHECKPOINT_PERIOD_EPOCHS)
-    longest = int(cfg.SOLVER.WARMUP_MAX_SHARE * cfg.SOLVER.MAX_ITER)
-    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, longest)
-    cfg.freeze()
-    schedule = Schedule(
-        images=num_images,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        epoch=epoch,
-        max_iter=cfg.SOLVER.MAX_ITER,
-        warmup_iters=cfg.SOLVER.WARMUP_ITERS,
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-        base_lr=cfg.SOLVER.BASE_LR,
+    for node, key, epochs in (
+        (solver, "MAX_ITER", solver.MAX_EPOCHS),
+        (cfg.TEST, "EVAL_PERIOD", cfg.TEST.EVAL_PERIOD_EPOCHS),
+        (solver, "CHECKPOINT_PERIOD", solver.CHECKPOINT_PERIOD_EPOCHS),
+    ):
+        if epochs > 0:
+            node[key] = max(1, math.ceil(epochs * epoch))
+    longest = int(solver.WARMUP_MAX_SHARE * solver.MAX_ITER)
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, longest)
+    if frozen:
+        cfg.freeze()
+    logger.info(
+        "Schedule: %.0f training images, %d a batch: %g iterations an epoch; %d iterations "
+        "(%.1f epochs), LR %g after %d of warm-up, evaluation every %d, checkpoint every %d",
+        num_images,
+        solver.IMS_PER_BATCH,
+        epoch,
+        solver.MAX_ITER,
+        solver.MAX_ITER / epoch,
+        solver.BASE_LR,
+        solver.WARMUP_ITERS,
+        cfg.TEST.EVAL_PERIOD,
+        solver.CHECKPOINT_PERIOD,
     )
-    logger.info("Schedule: %s", schedule)
-    return cfg, schedule
-
-
-FULL_MODEL = "full_model"
+    return Schedule(num_images, epoch)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's optimizer; ``CLIP_TYPE full_model`` leaves clipping to :func:`clip_gradients`.
+    """Build Detectron2's optimizer; ``CLIP_TYPE full_model`` is left to :func:`clip_gradients`.
 
-    Detectron2's own ``CLIP_TYPE`` ``norm`` clips each parameter by itself and knows no
-    ``full_model``; the name is the one that projects built on Detectron2 use.
+    Detectron2's own ``CLIP_TYPE`` ``norm`` clips each parameter by itself, and ``full_model``,
+    the name that its LazyConfig projects use, is unknown to it.
     """
     if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:
         cfg = cfg.clone()
@@ -156,7 +152,7 @@ def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:
     """Scale all gradients so that their common norm is at most ``CLIP_VALUE``.
 
     Returns:
-        The norm before, or ``None`` where the config does not ask for it.
+        The norm before, or ``None`` if the config does not ask for it.
     """
     settings = cfg.SOLVER.CLIP_GRADIENTS
     if not settings.ENABLED or settings.CLIP_TYPE != FULL_MODEL:
@@ -168,11 +164,10 @@ def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Momentum and the like by parameter name.
+    """Return momentum and similar state by parameter name.
 
-    torch numbers parameters by their place in the groups, and the two Detectron2 builds group
-    them differently; names are the same in both. Learning rates are not part of it: the
-    schedule sets them from the iteration.
+    torch numbers parameters by their place in the groups, which Detectron2's versions form
+    differently. Learning rates are left out: the schedule sets them from the iteration.
     """
     state = {}
     for name, parameter in model.named_parameters():
@@ -184,16 +179,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Any]
 ) -> None:
-    """Give an optimizer back what :func:`optimizer_state` took.
+    """Restore :func:`optimizer_state`.
 
     Raises:
-        UserError: the state belongs to other parameters.
+        UserError: checkpoint_mismatch; the state belongs to other parameters.
     """
     parameters = dict(model.named_parameters())
     if unknown := sorted(set(state) - set(parameters)):
         raise UserError(
-            f"The checkpoint's optimizer state is of another model ({unknown[0]} is unknown "
-            "here); resume with the config that the run began with."
+            f"The checkpoint's optimizer state belongs to another model ({unknown[0]} is unknown "
+            "here); resume with the config that the training started with.",
+            code="checkpoint_mismatch",
         )
     for name, values in state.items():
         parameter = parameters[name]

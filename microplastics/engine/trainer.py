@@ -22,7 +22,7 @@ from detectron2.utils.events import EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from microplastics.data.loader import TrainLoader, ValidationLoader, check_datasets, training_dicts
+from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
 from microplastics.engine.checkpoint import (
     FINAL,
     TrainingCheckpointer,
@@ -30,7 +30,7 @@ from microplastics.engine.checkpoint import (
     refuse_second_training,
     trainer_state,
 )
-from microplastics.engine.defaults import resolve_device
+from microplastics.engine.defaults import finalize_config
 from microplastics.engine.distributed import distribute, share_buffers, unwrap
 from microplastics.engine.events import (
     build_writers,
@@ -54,7 +54,7 @@ from microplastics.engine.solver import (
     build_optimizer,
     clip_gradients,
     keep_boxes_fp32,
-    resolve_schedule,
+    set_schedule,
 )
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
@@ -66,15 +66,15 @@ from microplastics.utils.system import seed_all
 
 logger = logging.getLogger(__name__)
 
-# With several processes a signal is agreed upon every so many iterations.
+# Iterations after which several processes agree on a signal.
 _PERIOD = 10
 
 
 class StopSignals:
-    """Notes a signal instead of dying of it; a second one acts at once.
+    """SIGINT and SIGTERM as a request to stop; a second one acts at once.
 
     Attributes:
-        name: of the signal that came, agreed upon by all ranks once :meth:`agreed` was true.
+        name: of the signal that came; the same on all ranks once :meth:`agreed` was true.
     """
 
     def __init__(self):
@@ -90,7 +90,7 @@ class StopSignals:
     def caught(self) -> Iterator[None]:
         """Catch the signals within the block."""
         before = {}
-        # Outside the main thread somebody else handles signals.
+        # Only the main thread may handle signals.
         with contextlib.suppress(ValueError):
             for number in (signal.SIGINT, signal.SIGTERM):
                 before[number] = signal.signal(number, self._note)
@@ -101,62 +101,60 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def agreed(self, iteration: int) -> bool:
-        """Whether all ranks must stop now; to be called on all ranks at the same iteration."""
+        """Return whether all ranks must stop now; call it on all ranks at the same iteration."""
         if comm.get_world_size() == 1:
             return self.name is not None
         if iteration % _PERIOD:
             return False
         names = [name for name in comm.all_gather(self.name) if name]
         if names:
-            # Not otherwise: a signal may have come while the ranks were gathering.
+            # Only then: a signal may have come while the ranks were gathering.
             self.name = names[0]
         return bool(names)
 
     @property
     def exit_code(self) -> int:
-        """0, or what a shell expects of a process that a signal has ended."""
+        """0, or 128 + signal number."""
         return 0 if self.name is None else 128 + signal.Signals[self.name]
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with validation loss, plateau LR, early stopping and resume.
 
-    The constructor and the loop are the project's own, because what they do differs between the
-    two Detectron2 builds; ``build_model``, ``build_optimizer``, ``build_lr_scheduler``,
-    ``build_train_loader``, ``build_test_loader``, ``build_evaluator``, ``build_hooks``,
-    ``build_writers`` and ``test`` can be overridden as in ``DefaultTrainer``.
+    Constructor and loop are the project's own; ``build_model``, ``build_optimizer``,
+    ``build_lr_scheduler``, ``build_train_loader``, ``build_test_loader``, ``build_evaluator``,
+    ``build_hooks``, ``build_writers`` and ``test`` can be overridden as in ``DefaultTrainer``.
 
     Attributes:
         last_eval: ``(finished iterations, flat metrics)`` of the newest evaluation, equal on all
             ranks.
         finished: the loop came to its end by MAX_ITER or early stopping.
-        signals: what SIGINT and SIGTERM have asked for; ``signals.exit_code`` is the tool's.
+        signals: SIGINT and SIGTERM; ``signals.exit_code`` is the exit code of the command.
         lr_scale: factor of :class:`PlateauLR` on the scheduled LR.
     """
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: the config; data sets are checked and epochs resolved here.
+            cfg: the config; it is made final here (:func:`finalize_config`, :func:`set_schedule`).
 
         Raises:
             UserError: data sets, metrics or batch size do not fit.
         """
         TrainerBase.__init__(self)
-        # DefaultTrainer's model, data_loader and optimizer are properties that live in here.
+        # DefaultTrainer's properties model, data_loader and optimizer are stored in here.
         self._trainer = SimpleNamespace()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
             setup_logger(name="microplastics")
-        cfg = DefaultTrainer.auto_scale_workers(resolve_device(cfg), comm.get_world_size())
-        cfg = check_datasets(cfg, ("TRAIN", "TEST") if cfg.DATASETS.TEST else ("TRAIN",))
+        cfg = finalize_config(cfg, ("TRAIN", "TEST") if cfg.DATASETS.TEST else ("TRAIN",))
         if cfg.TEST.AUG.ENABLED:
             logger.warning(
                 "TEST.AUG is scored by microplastics evaluate; evaluations in training go without."
             )
         self.data_loader = self.build_train_loader(cfg)
         self.seed = getattr(self.data_loader, "seed", max(cfg.SEED, 0))
-        cfg, self.schedule = resolve_schedule(cfg, _num_images(cfg, self.data_loader))
+        self.schedule = set_schedule(cfg, _num_images(cfg, self.data_loader))
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
@@ -168,7 +166,8 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self._base_lrs = list(self.scheduler.base_lrs)
         self.lr_scale = 1.0
-        self.model = distribute(model, cfg.MODEL.DEVICE)
+        several = comm.get_world_size() > 1
+        self.model = distribute(model, cfg.MODEL.DEVICE) if several else model
         self.grad_scaler = torch.amp.GradScaler("cuda") if amp_dtype(cfg) is torch.float16 else None
         class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         side = getattr(self.data_loader, "image_side", None)
@@ -193,8 +192,8 @@ class Trainer(DefaultTrainer):
         """Resume from OUTPUT_DIR, or load ``MODEL.WEIGHTS`` and start at iteration 0.
 
         Args:
-            resume: go on from the newest whole checkpoint. Where OUTPUT_DIR has none, training
-                starts anew, as in Detectron2, with a warning.
+            resume: continue from the newest complete checkpoint. If OUTPUT_DIR has none, training
+                starts from the beginning, as in Detectron2, with a warning.
 
         Raises:
             UserError: the checkpoint does not fit, or ``resume`` is off and OUTPUT_DIR already
@@ -212,7 +211,7 @@ class Trainer(DefaultTrainer):
             if path is not None:
                 return
             logger.warning(
-                "There is no checkpoint in %s to resume from: training starts anew.",
+                "There is no checkpoint in %s to resume from: training starts from the beginning.",
                 self.cfg.OUTPUT_DIR,
             )
         else:
@@ -220,12 +219,13 @@ class Trainer(DefaultTrainer):
         self.checkpointer.load_weights()
 
     def _agree_on_start(self, path: str | None) -> None:
-        """Ranks that start from different files would train different models in silence."""
+        """Check that all ranks start from the same iteration."""
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise UserError(
                 f"The processes found different checkpoints (this one {path or 'none'}; they would "
-                f"start at iterations {starts}); put OUTPUT_DIR on a disk that all machines share."
+                f"start at iterations {starts}); put OUTPUT_DIR on a disk that all machines share.",
+                code="checkpoint_mismatch",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Trainer(DefaultTrainer):
         """Train to MAX_ITER, early stop or a signal.
 
         Returns:
-            The flat metrics of the last evaluation (empty where there was none).
+            The flat metrics of the last evaluation (empty if there was none).
 
         Raises:
             UserError: an image of the training set cannot be read, the loss is not finite, or a
@@ -268,7 +268,7 @@ class Trainer(DefaultTrainer):
             if self.signals.agreed(self.iter):
                 self.checkpointer.save_periodic(self.iter - 1, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP)
                 logger.warning(
-                    "%s: stopped after iteration %d; --resume goes on from there.",
+                    "%s: stopped after iteration %d; --resume continues from there.",
                     self.signals.name,
                     self.iter - 1,
                 )
@@ -283,7 +283,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save(FINAL)
 
     def request_stop(self, reason: str) -> None:
-        """End training after this iteration; to be called on all ranks alike."""
+        """End training after this iteration; call it on all ranks."""
         self._stop_reason = reason
 
     def set_lr_scale(self, scale: float) -> None:
@@ -294,12 +294,12 @@ class Trainer(DefaultTrainer):
             group["lr"] = lr
 
     def run_step(self) -> None:
-        """One iteration: batch, forward, backward, clip, step."""
+        """Run one iteration: batch, forward, backward, clip, step."""
         start = time.perf_counter()
         try:
             batch = next(self._batches)
         except UserError:
-            # The weights are those of the iteration before: worth keeping.
+            # The weights of the last iteration are worth keeping.
             if self.iter > self.start_iter:
                 self.checkpointer.save_periodic(self.iter - 1, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP)
             raise
@@ -310,7 +310,7 @@ class Trainer(DefaultTrainer):
             with autocast(self.cfg):
                 losses = self.model(batch)
                 total = sum(losses.values())
-        except FloatingPointError as error:  # Detectron2's RPN looks at its own output
+        except FloatingPointError as error:  # Detectron2's RPN checks its own output
             files = [item["file_name"] for item in batch]
             raise divergence("Predicted boxes", self.iter, files, self.checkpointer) from error
         write_losses(losses, data_time, batch, self.checkpointer)
@@ -340,7 +340,7 @@ class Trainer(DefaultTrainer):
     # Parts that a subclass may replace
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Hooks in the order in which they must run, the same on every rank."""
+        """Return the hooks in the order in which they must run, the same on every rank."""
         cfg, checkpointer = self.cfg, self.checkpointer
         best = cfg.SOLVER.BEST_CHECKPOINT.ENABLED
         deciding = [
@@ -395,8 +395,9 @@ class Trainer(DefaultTrainer):
             return super().build_lr_scheduler(cfg, optimizer)
         except ValueError as error:
             raise UserError(
-                f"SOLVER.LR_SCHEDULER_NAME and its keys do not fit ({error}); use "
-                "WarmupMultiStepLR or WarmupCosineLR."
+                f"SOLVER.LR_SCHEDULER_NAME and its keys do not fit ({error}); expected "
+                "WarmupMultiStepLR or WarmupCosineLR.",
+                code="config_invalid",
             ) from error
 
     @classmethod
@@ -411,7 +412,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
     ) -> DatasetEvaluator:
-        """COCO AP, false positives on blanks; of masks semantic figures and counts too."""
+        """Build the evaluators: COCO AP, blanks, and for masks semantic figures and counts."""
         output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         evaluators = [
@@ -443,7 +444,7 @@ class Trainer(DefaultTrainer):
         Returns:
             Nested results on rank 0 (``{}`` on the others): ``validation`` (losses), ``bbox``,
             ``segm``, ``semantic``, ``counting``, and ``blank`` where there are blanks; below the
-            name of the data set where there are several.
+            name of the data set if there are several.
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]

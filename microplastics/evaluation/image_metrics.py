@@ -1,27 +1,22 @@
-"""What the model sees where there is nothing: false positives on blank images."""
+"""Semantic IoU and Dice, and false positives on blank images."""
 
 import logging
-import os
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 from detectron2.utils.logger import create_small_table
 
 from microplastics.data.coco import coco_api
-from microplastics.evaluation.coco import masks_to_rles
-from microplastics.evaluation.gather import gather_by_image
-from microplastics.utils.errors import UserError
+from microplastics.evaluation.base import TruthEvaluator
 
 logger = logging.getLogger(__name__)
 
 
-class SemanticEvaluator(DatasetEvaluator):
-    """Compares predicted pixels with true pixels, classes and instances aside.
+class SemanticEvaluator(TruthEvaluator):
+    """Compares predicted pixels with true pixels, whatever their classes and instances.
 
     For each image, with T the union of its true masks:
 
@@ -30,63 +25,61 @@ class SemanticEvaluator(DatasetEvaluator):
       |P and T| / |P or T| and 2 |P and T| / (|P| + |T|).
 
     Both sides empty count as 1, one empty as 0. The pixels of crowd annotations count on neither
-    side. What is reported is the mean over images, in percent as AP is. All of it is arithmetic
-    on runs: no full frame is made.
+    side. The report is the mean over images, in percent as AP is. All of it is arithmetic on
+    runs: no full frame is made.
     """
 
     def __init__(
-        self,
-        dataset_name: str,
-        score_threshold: float = 0.5,
-        distributed: bool = True,
+        self, dataset_name: str, score_threshold: float = 0.5, distributed: bool = True
     ) -> None:
         """
         Args:
             dataset_name: a registered data set whose metadata has ``json_file``.
-            score_threshold: least score of a mask that is part of the union.
+            score_threshold: lowest score of a mask that is part of the union.
             distributed: collect the figures of all ranks; else report this rank's.
 
         Raises:
             UserError: the data set has no COCO JSON, or the JSON cannot be used.
         """
-        json_file: str | os.PathLike | None = MetadataCatalog.get(dataset_name).get("json_file")
-        if json_file is None:
-            raise UserError(
-                f"Data set {dataset_name} has no COCO JSON to be evaluated against; "
-                "register it with microplastics.register_microplastics_instances."
-            )
-        self._coco_api = coco_api(json_file)
+        super().__init__(dataset_name, distributed)
         self._score_threshold = score_threshold
-        self._distributed = distributed
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget all figures."""
-        self._figures: list[dict[str, Any]] = []
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take in the predictions of a batch.
+    def judge(self, image_id: int, instances: Instances) -> dict[str, float]:
+        """Compare the predictions of an image.
 
         Args:
-            inputs: dicts with ``image_id``.
-            outputs: dicts with ``instances`` in pixels of the original image, whose
-                ``pred_masks`` are :class:`CropMasks` or an (N, H, W) bool tensor.
+            image_id: COCO id of the image.
+            instances: in pixels of the original image, with ``scores`` and maybe ``pred_masks``,
+                :class:`CropMasks` or an (N, H, W) bool tensor.
 
         Raises:
-            ValueError: a mask is not of the image's size.
+            ValueError: the masks are not of the image's size.
         """
-        for each, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"]
-            scores = np.array(instances.scores.tolist())
-            rles = masks_to_rles(instances.pred_masks) if instances.has("pred_masks") else []
-            self._figures.append(self._judge(each["image_id"], rles, scores))
+        rles = []
+        if instances.has("pred_masks"):
+            rles = self.masks_of(image_id, instances).to_rles()
+        scores = np.array(instances.scores.tolist())
+        image = self.coco_api.imgs[image_id]
+        size = [image["height"], image["width"]]
+        truths: dict[bool, list] = {False: [], True: []}
+        for annotation in self.coco_api.imgToAnns[image_id]:
+            crowd = bool(annotation.get("iscrowd", 0))
+            truths[crowd].append(self.coco_api.annToRLE(annotation))
+        truth, crowd = _union(truths[False], size), _union(truths[True], size)
+        best = [rles[int(scores.argmax())]] if rles else []
+        confident = [
+            rle for rle, s in zip(rles, scores, strict=False) if s >= self._score_threshold
+        ]
+        iou_best, _ = _overlap(_union(best, size), truth, crowd)
+        iou, dice = _overlap(_union(confident, size), truth, crowd)
+        return {"IoU_best": iou_best, "IoU": iou, "Dice": dice}
 
     def evaluate(self) -> OrderedDict:
-        """Give the means over images: ``{"semantic": {"IoU_best", "IoU", "Dice"}}`` in percent.
+        """Return the means over images: ``{"semantic": {"IoU_best", "IoU", "Dice"}}`` in percent.
 
         NaN without an image; ``{}`` on ranks other than 0.
         """
-        figures = gather_by_image(self._figures, self._distributed)
+        figures = self.gathered()
         if figures is None:
             return OrderedDict()
         report = {
@@ -97,52 +90,11 @@ class SemanticEvaluator(DatasetEvaluator):
             )
             for name in ("IoU_best", "IoU", "Dice")
         }
-        logger.info("Evaluation results for semantic:\n" + create_small_table(report))
+        logger.info("Evaluation results for semantic:\n%s", create_small_table(report))
         return OrderedDict(semantic=report)
 
-    def _judge(self, image_id: int, rles: list, scores: np.ndarray) -> dict[str, Any]:
-        image = self._coco_api.imgs[image_id]
-        size = [image["height"], image["width"]]
-        for rle in rles:
-            if list(rle["size"]) != size:
-                raise ValueError(
-                    f"A mask predicted for image {image_id} is of size {rle['size']}, "
-                    f"the image of size {size}"
-                )
-        truths: dict[bool, list] = {False: [], True: []}
-        for annotation in self._coco_api.imgToAnns[image_id]:
-            crowd = bool(annotation.get("iscrowd", 0))
-            truths[crowd].append(self._coco_api.annToRLE(annotation))
-        truth, crowd = _union(truths[False], size), _union(truths[True], size)
-        best = [rles[int(scores.argmax())]] if rles else []
-        confident = [
-            rle for rle, s in zip(rles, scores, strict=False) if s >= self._score_threshold
-        ]
-        iou_best, _ = _overlap(_union(best, size), truth, crowd)
-        iou, dice = _overlap(_union(confident, size), truth, crowd)
-        return {"image_id": image_id, "IoU_best": iou_best, "IoU": iou, "Dice": dice}
 
-
-def _union(rles: list[dict[str, Any]], size: list[int]) -> dict[str, Any]:
-    if not rles:
-        return mask_util.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
-    return mask_util.merge(rles)
-
-
-def _overlap(prediction: dict, truth: dict, crowd: dict) -> tuple[float, float]:
-    """Give IoU and Dice of two masks outside of a third."""
-    common = mask_util.merge([prediction, truth], intersect=True)
-    inside = [
-        mask_util.merge([mask, crowd], intersect=True) for mask in (common, prediction, truth)
-    ]
-    areas = [int(area) for area in mask_util.area([common, prediction, truth, *inside])]
-    both, predicted, true = (areas[i] - areas[i + 3] for i in range(3))
-    if not predicted + true:
-        return 1.0, 1.0
-    return both / (predicted + true - both), 2 * both / (predicted + true)
-
-
-class BlankEvaluator(DatasetEvaluator):
+class BlankEvaluator(TruthEvaluator):
     """Counts detections on the images of a data set that have no annotation at all.
 
     AP mixes these false positives with all others; a procedural blank must be judged by
@@ -161,46 +113,30 @@ class BlankEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered data set whose metadata has ``json_file``.
-            score_threshold: least score of a detection that counts.
+            score_threshold: lowest score of a detection that counts.
             distributed: collect the counts of all ranks; else report this rank's.
 
         Raises:
             UserError: the data set has no COCO JSON, or the JSON cannot be used.
         """
-        metadata = MetadataCatalog.get(dataset_name)
-        json_file = metadata.get("json_file")
-        if json_file is None:
-            raise UserError(
-                f"Data set {dataset_name} has no COCO JSON to be evaluated against; "
-                "register it with microplastics.register_microplastics_instances."
-            )
-        self._classes: Sequence[str] = metadata.thing_classes
-        self._blanks = blank_images(json_file)
+        super().__init__(dataset_name, distributed)
         self._score_threshold = score_threshold
-        self._distributed = distributed
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget all counts."""
-        self._records: list[dict[str, Any]] = []
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take in the predictions of a batch.
+    def judge(self, image_id: int, instances: Instances) -> dict[str, Any] | None:
+        """Count the detections on a blank by class; ``None`` for an image with annotations.
 
         Args:
-            inputs: dicts with ``image_id``.
-            outputs: dicts with ``instances`` that have ``scores`` and ``pred_classes``.
+            image_id: COCO id of the image.
+            instances: with ``scores`` and ``pred_classes``.
         """
-        for each, output in zip(inputs, outputs, strict=True):
-            if each["image_id"] in self._blanks:
-                instances = output["instances"]
-                kept = instances.pred_classes[instances.scores >= self._score_threshold]
-                counts = Counter(kept.tolist())
-                self._records.append({"image_id": each["image_id"], "counts": counts})
+        if self.coco_api.imgToAnns.get(image_id):
+            return None
+        kept = instances.pred_classes[instances.scores >= self._score_threshold]
+        return {"counts": Counter(kept.tolist())}
 
     def evaluate(self) -> OrderedDict:
-        """Give ``{"blank": {…}}``; empty without a blank, and on ranks other than 0."""
-        records = gather_by_image(self._records, self._distributed)
+        """Return ``{"blank": {…}}``; empty without a blank, and on ranks other than 0."""
+        records = self.gathered()
         if not records:
             return OrderedDict()
         counts = [record["counts"] for record in records]
@@ -210,7 +146,7 @@ class BlankEvaluator(DatasetEvaluator):
             "FP_per_image": sum(totals) / len(records),
             "images_with_FP": 100 * sum(total > 0 for total in totals) / len(records),
         }
-        for index, name in enumerate(self._classes):
+        for index, name in enumerate(self.metadata.thing_classes):
             found = sum(each[index] for each in counts)
             report[f"FP_per_image-{name}"] = found / len(records)
         logger.info(
@@ -229,3 +165,22 @@ def blank_images(json_file: str) -> set[int]:
     """
     api = coco_api(json_file)
     return {image_id for image_id in api.imgs if not api.imgToAnns.get(image_id)}
+
+
+def _union(rles: list[dict[str, Any]], size: list[int]) -> dict[str, Any]:
+    if not rles:
+        return mask_util.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
+    return mask_util.merge(rles)
+
+
+def _overlap(prediction: dict, truth: dict, crowd: dict) -> tuple[float, float]:
+    """Return IoU and Dice of two masks outside of a third."""
+    common = mask_util.merge([prediction, truth], intersect=True)
+    inside = [
+        mask_util.merge([mask, crowd], intersect=True) for mask in (common, prediction, truth)
+    ]
+    areas = [int(area) for area in mask_util.area([common, prediction, truth, *inside])]
+    both, predicted, true = (areas[i] - areas[i + 3] for i in range(3))
+    if not predicted + true:
+        return 1.0, 1.0
+    return both / (predicted + true - both), 2 * both / (predicted + true)

@@ -1,18 +1,17 @@
-"""Which prediction is which true particle: mask IoU, with a tolerance for the outline.
+"""Matching of predicted and true masks by tolerant IoU.
 
 A shift of a 4 px wide fibre by one pixel diagonally costs it 0.4 of its IoU, and no annotator's
-hand is that steady. So beside the IoU there is one that forgives t pixels. With P and T the masks
-and P⊕t all pixels whose centre is at most t px away from one of P's:
+hand is that steady. So beside the IoU there is one that tolerates t pixels. With P and T the masks
+and P⊕t all pixels whose centre is at most t px away from a pixel centre of P:
 
     p = |P ∩ (T⊕t)| / |P|        r = |T ∩ (P⊕t)| / |T|        IoU_t = p·r / (p + r - p·r)
 
 p and r are the relaxed precision and recall of Mnih and Hinton (Learning to detect roads in
-high-resolution aerial images, ECCV 2010), who took them from the correctness and completeness
-within a buffer of Wiedemann, Heipke, Mayer and Jamet (Empirical evaluation of automatically
-extracted road axes, 1998); the way that they are joined is the latter's "quality". It is the same
-for (P, T) and (T, P), 1 for equal masks, never falls as t grows, and IoU_0 is the IoU itself.
-Boundary IoU (Cheng et al. 2021) would not do: it is stricter than IoU, and equal to it on masks
-that are thinner than twice its distance.
+high-resolution aerial images, ECCV 2010), from the correctness and completeness within a buffer of
+Wiedemann, Heipke, Mayer and Jamet (Empirical evaluation of automatically extracted road axes,
+1998), whose "quality" combines them. IoU_t is symmetric, 1 for equal masks and never falls as t
+grows; IoU_0 is the IoU. Boundary IoU (Cheng et al. 2021) does not serve: it is stricter than IoU,
+and equal to it on masks that are thinner than twice its distance.
 """
 
 import functools
@@ -22,7 +21,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-Crop = tuple[np.ndarray, int, int]  # bool mask, and x and y of its first pixel
+from microplastics.structures.crop_masks import CropMasks
+
+# A bool mask, and x and y of its first pixel.
+_Crop = tuple[np.ndarray, int, int]
 
 
 class Pairs(NamedTuple):
@@ -39,64 +41,33 @@ class Pairs(NamedTuple):
     iou: np.ndarray
 
 
-def tolerant_iou(
-    mask: np.ndarray,
-    other: np.ndarray,
-    tolerance: float = 0.0,
-    offset: tuple[int, int] = (0, 0),
-    other_offset: tuple[int, int] = (0, 0),
-) -> float:
-    """IoU_t of two masks, as the module's docstring has it.
-
-    Args:
-        mask, other: bool arrays of two dimensions, each a crop of the same image.
-        tolerance: t in px.
-        offset, other_offset: x and y of the crops' first pixels in the image.
-
-    Returns:
-        In [0, 1]; 0 where one mask is empty, 1 where both are.
-    """
-    one = (np.asarray(mask, dtype=bool), *map(int, offset))
-    two = (np.asarray(other, dtype=bool), *map(int, other_offset))
-    areas = np.count_nonzero(one[0]), np.count_nonzero(two[0])
-    if not min(areas):
-        return float(areas[0] == areas[1])
-    return _iou(one, two, _grow(one, tolerance), _grow(two, tolerance), areas)
-
-
 def candidate_pairs(
-    predicted: Sequence[Crop],
-    true: Sequence[Crop],
+    predicted: CropMasks,
+    true: CropMasks,
     tolerances: Sequence[float] = (0.0,),
-    least: float = 0.5,
+    min_iou: float = 0.5,
 ) -> Pairs:
-    """All pairs whose IoU_t is ``least`` or more at the largest tolerance.
+    """Find all pairs whose IoU_t is ``min_iou`` or more at the largest tolerance.
 
-    No full frame is made: every mask is grown once within its own crop.
+    Full frames are not made: every mask is grown once within its own crop.
 
     Args:
         predicted, true: the masks of one image.
         tolerances: ascending, in px.
-        least: in (0, 1].
+        min_iou: in (0, 1].
     """
-    areas = [np.array([np.count_nonzero(c[0]) for c in side]) for side in (predicted, true)]
-    rows, columns = _near(predicted, true, areas, tolerances[-1], least)
-    grown: dict[tuple[int, int, float], Crop] = {}
-
-    def grow(side: int, index: int, tolerance: float) -> Crop:
-        key = (side, index, tolerance)
-        if key not in grown:
-            grown[key] = _grow((predicted, true)[side][index], tolerance)
-        return grown[key]
-
+    crops = _crops(predicted), _crops(true)
+    areas = [np.array([np.count_nonzero(c[0]) for c in side]) for side in crops]
+    rows, columns = _near(*crops, areas, tolerances[-1], min_iou)
+    grow = functools.cache(lambda side, index, t: _grow(crops[side][index], t))
     kept, values = [], []
     for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
         ious = []
         # The largest tolerance first: below it the IoU is no higher.
         for t in reversed(tolerances):
             sizes = areas[0][i], areas[1][j]
-            ious.append(_iou(predicted[i], true[j], grow(0, i, t), grow(1, j, t), sizes))
-            if ious[0] < least:
+            ious.append(_iou(crops[0][i], crops[1][j], grow(0, i, t), grow(1, j, t), sizes))
+            if ious[0] < min_iou:
                 break
         else:
             kept.append((i, j))
@@ -106,21 +77,21 @@ def candidate_pairs(
 
 
 def match_by_score(
-    scores: np.ndarray, predicted: np.ndarray, true: np.ndarray, iou: np.ndarray, least: float
+    scores: np.ndarray, predicted: np.ndarray, true: np.ndarray, iou: np.ndarray, min_iou: float
 ) -> np.ndarray:
     """Match predictions to truths one to one, the highest score first.
 
-    As COCO does: each prediction takes, of the truths that no higher score has taken, the one of
-    the highest IoU, if that is ``least`` or more. What a prediction takes does not depend on any
-    of a lower score, so the matches at a higher score threshold are simply those of the
-    predictions above it. That holds for no optimal assignment (Hungarian method), which would
-    have to be solved anew for each threshold. Both are the same where masks do not overlap and
-    ``least`` is over 0.5: then no mask has two partners.
+    As in COCO, each prediction takes the truth of the highest IoU that no higher score has taken,
+    if that IoU is ``min_iou`` or more. A match does not depend on predictions of a lower score, so
+    the matches at a higher score threshold are simply those of the predictions above it. An
+    optimal assignment (Hungarian method) would have to be solved again for each threshold. Both
+    are the same if masks do not overlap and ``min_iou`` is over 0.5: then a mask has one partner
+    at most.
 
     Args:
         scores: (N,) of all predictions; of equal scores the first goes first.
         predicted, true, iou: (M,) the pairs.
-        least: least IoU of a match.
+        min_iou: lowest IoU of a match.
 
     Returns:
         (N,) int64, the number of the truth that each prediction took; -1 for none.
@@ -129,7 +100,7 @@ def match_by_score(
     rank = np.empty(len(scores), dtype=np.int64)
     rank[np.argsort(-np.asarray(scores), kind="stable")] = np.arange(len(scores))
     taken = set()
-    fits = np.flatnonzero(iou >= least)
+    fits = np.flatnonzero(iou >= min_iou)
     for index in fits[np.lexsort((true[fits], -iou[fits], rank[predicted[fits]]))].tolist():
         i, j = int(predicted[index]), int(true[index])
         if matches[i] < 0 and j not in taken:
@@ -138,30 +109,32 @@ def match_by_score(
     return matches
 
 
-def covered_share(predicted: Sequence[Crop], regions: Sequence[Crop]) -> np.ndarray:
-    """The largest share of each prediction's pixels that lies in one of the regions.
-
-    COCO's overlap with a crowd.
+def covered_fraction(predicted: CropMasks, regions: CropMasks) -> np.ndarray:
+    """Return the fraction of each prediction's pixels inside each region, as COCO's for crowds.
 
     Returns:
         (N, R) float64; 0 for an empty prediction.
     """
-    shares = np.zeros((len(predicted), len(regions)))
-    for i, crop in enumerate(predicted):
+    fractions = np.zeros((len(predicted), len(regions)))
+    for i, crop in enumerate(_crops(predicted)):
         area = np.count_nonzero(crop[0])
-        for j, region in enumerate(regions):
-            shares[i, j] = _common(crop, region) / area if area else 0.0
-    return shares
+        for j, region in enumerate(_crops(regions)):
+            fractions[i, j] = _common(crop, region) / area if area else 0.0
+    return fractions
+
+
+def _crops(masks: CropMasks) -> list[_Crop]:
+    return [(crop, *xy) for crop, xy in zip(masks.crops, masks.offsets.tolist(), strict=True)]
 
 
 def _near(
-    predicted: Sequence[Crop],
-    true: Sequence[Crop],
+    predicted: Sequence[_Crop],
+    true: Sequence[_Crop],
     areas: list[np.ndarray],
     tolerance: float,
-    least: float,
+    min_iou: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs whose boxes and areas do not rule out an IoU_t of ``least``."""
+    """Return the pairs whose boxes and areas do not rule out an IoU_t of ``min_iou``."""
     if not (len(predicted) and len(true)):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     one, two = (
@@ -171,16 +144,18 @@ def _near(
     start = np.maximum(one[:, None, :2], two[None, :, :2] - tolerance)
     end = np.minimum(one[:, None, 2:], two[None, :, 2:] + tolerance)
     within = np.prod((end - start).clip(0), axis=2)
-    # p and r are no less than IoU_t; neither's common pixels are more than the boxes share.
-    possible = (within > 0) & (within >= least * areas[0][:, None])
+    # p and r are no less than IoU_t; the pixels in common are at most those of the boxes' overlap.
+    possible = (within > 0) & (within >= min_iou * areas[0][:, None])
     start = np.maximum(one[:, None, :2] - tolerance, two[None, :, :2])
     end = np.minimum(one[:, None, 2:] + tolerance, two[None, :, 2:])
-    possible &= np.prod((end - start).clip(0), axis=2) >= least * areas[1][None]
+    possible &= np.prod((end - start).clip(0), axis=2) >= min_iou * areas[1][None]
     possible &= (areas[0][:, None] > 0) & (areas[1][None] > 0)
     return np.nonzero(possible)
 
 
-def _iou(one: Crop, two: Crop, one_grown: Crop, two_grown: Crop, areas: tuple[int, int]) -> float:
+def _iou(
+    one: _Crop, two: _Crop, one_grown: _Crop, two_grown: _Crop, areas: tuple[int, int]
+) -> float:
     # In whole numbers up to the one division, so that an IoU of exactly one half is one.
     a, b = _common(one, two_grown), _common(two, one_grown)
     if not a * b:
@@ -188,8 +163,8 @@ def _iou(one: Crop, two: Crop, one_grown: Crop, two_grown: Crop, areas: tuple[in
     return a * b / (int(areas[0]) * b + int(areas[1]) * a - a * b)
 
 
-def _common(one: Crop, two: Crop) -> int:
-    """Number of pixels that two masks share."""
+def _common(one: _Crop, two: _Crop) -> int:
+    """Return the number of pixels that two masks have in common."""
     (a, ax, ay), (b, bx, by) = one, two
     left, top = max(ax, bx), max(ay, by)
     right = min(ax + a.shape[1], bx + b.shape[1])
@@ -201,8 +176,8 @@ def _common(one: Crop, two: Crop) -> int:
     return int(np.count_nonzero(a & b))
 
 
-def _grow(crop: Crop, tolerance: float) -> Crop:
-    """All pixels whose centre lies at most ``tolerance`` px from one of the mask's."""
+def _grow(crop: _Crop, tolerance: float) -> _Crop:
+    """Return all pixels whose centre is at most ``tolerance`` px from one of the mask."""
     reach = int(tolerance)
     if not reach:
         return crop

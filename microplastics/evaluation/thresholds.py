@@ -1,4 +1,4 @@
-"""Choosing the score threshold of each class on a validation set."""
+"""Choice of the score threshold of each class on a validation set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from microplastics.evaluation.counting import Pooled, class_curve
 Metric = Literal["f1", "count"]
 
 DEFAULT = 0.5
-LEAST_PARTICLES = 10
+MIN_PARTICLES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The threshold of one class, and what it changes on the set that it was chosen on.
+    """Threshold of one class and its effect on the set that it was chosen on.
 
     Attributes:
         class_name: name of the class.
-        threshold: a particle of this class counts from this score on.
+        threshold: lowest score of a particle of this class that counts.
         true: true particles.
         before, after: ``predicted``, ``count_error``, ``precision``, ``recall``, ``F1`` (%) at
             the default and at the chosen threshold.
-        kept_because: why the default was kept without a choice; empty where one was made.
+        kept_because: why the default was kept without a choice; empty if one was made.
     """
 
     class_name: str
@@ -41,32 +41,32 @@ def choose_thresholds(
     metric: Metric,
     lowest: float = 0.0,
     default: float = DEFAULT,
-    least_particles: int = LEAST_PARTICLES,
+    min_particles: int = MIN_PARTICLES,
 ) -> list[Choice]:
     """Choose the threshold of each class by itself.
 
-    Every set of predictions that a threshold can leave is tried. Of equal ones that with the
-    smaller count error (``"f1"``) or the higher F1 (``"count"``) is taken, then the one nearest
-    to the default, then the higher threshold. All thresholds between two scores are alike: the
-    default is taken where it is one of them, else a short number near their middle.
+    Every set of predictions that a threshold can leave is tried. Of equal ones the smaller
+    count error (``"f1"``) or the higher F1 (``"count"``) wins, then the one nearest to the default,
+    then the higher threshold. All thresholds between two scores are equivalent: the default is
+    taken if it is between them, else a short number near their middle.
 
     Args:
         pooled: the records of the validation set, with predictions from ``lowest`` on.
         class_names: by class number.
-        metric: ``"f1"`` maximises F1 at IoU 0.5; ``"count"`` minimises the amount of the
-            difference of the numbers of predicted and true particles.
-        lowest: no predictions of a lower score were made.
-        default: threshold of classes for which there is no choice.
-        least_particles: a class of fewer true particles keeps the default.
+        metric: ``"f1"`` maximises F1 at IoU 0.5; ``"count"`` minimises the absolute
+            difference between the numbers of predicted and true particles.
+        lowest: lowest score that was predicted.
+        default: threshold of a class without enough particles to choose.
+        min_particles: a class of fewer true particles keeps the default.
     """
     choices = []
     for number, name in enumerate(class_names):
         threshold, reason = default, ""
         true = int((pooled.true_classes == number).sum())
         scores = pooled.scores[(pooled.classes == number) & ~pooled.ignored[:, 0]]
-        if true < least_particles:
+        if true < min_particles:
             reason = (
-                f"{name} has {true} true particles, fewer than the {least_particles} that a "
+                f"{name} has {true} true particles, fewer than the {min_particles} that a "
                 f"choice needs: it keeps {default:g}."
             )
         elif not len(scores):
@@ -84,7 +84,7 @@ def choose_thresholds(
 def _choose(
     pooled: Pooled, number: int, scores: np.ndarray, metric: Metric, lowest: float, default: float
 ) -> float:
-    """The best threshold; ``scores`` are the distinct ones, ascending."""
+    """Return the best threshold; ``scores`` are distinct and ascending."""
     curve = class_curve(pooled, number, scores)
     f1, error = -curve["F1"], np.abs(curve["count_error"])
     first, second = (f1, error) if metric == "f1" else (error, f1)
@@ -97,10 +97,10 @@ def _choose(
 
 
 def _short_number(low: float, high: float) -> float:
-    """The number of fewest decimals, two at least, near the middle of (low, high).
+    """Return the number of fewest decimals, at least two, near the middle of (low, high).
 
-    Not ``high`` itself, where there is another one: evaluation counts scores from the threshold on,
-    Detectron2 and the predictor those above it.
+    Not ``high`` itself if avoidable: evaluation counts scores from the threshold on, Detectron2
+    and the predictor scores above it.
     """
     for decimals in range(2, 17):
         number = round((low + high) / 2, decimals)

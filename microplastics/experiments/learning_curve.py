@@ -1,9 +1,7 @@
-"""What more images and other starting weights bring: short trainings on subsets, side by side."""
+"""Learning curves: trainings on subsets of the images from several starts."""
 
 import argparse
-import csv
 import gc
-import io
 import logging
 import os
 import random
@@ -20,7 +18,7 @@ from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_json
+from microplastics.utils.io import write_csv, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +74,10 @@ def run_learning_curve(
 ) -> list[Run]:
     """Train from each start on subsets of the training set, and evaluate each at its end.
 
-    A subset is drawn at random from the annotated images; with one seed all starts get the same
-    one, and a smaller one is part of a larger one. A run that is finished is not done again, one
-    that was stopped goes on. Writes ``runs.csv`` (a row a run) and ``summary.csv`` into
-    ``output`` after each run.
+    A subset is drawn at random from the annotated images; under one seed all starts get the same
+    subset, and a smaller subset is part of a larger one. A finished run is not repeated, a stopped
+    one is continued. Writes ``runs.csv`` (a row a run) and ``summary.csv`` into ``output`` after
+    each run.
 
     Args:
         config_file: the config of all runs; DATASETS.TRAIN names one COCO data set.
@@ -94,7 +92,7 @@ def run_learning_curve(
 
     Raises:
         UserError: settings or data do not fit.
-        Stopped: Ctrl-C or SIGTERM; the same call goes on.
+        Stopped: Ctrl-C or SIGTERM; the same call continues.
     """
     output = Path(output)
     _check_names(starts)
@@ -111,13 +109,13 @@ def run_learning_curve(
 
 
 def summarise(runs: Sequence[Run]) -> list[dict[str, str | int | float]]:
-    """Mean and spread over the seeds, one row for each start and number of images.
+    """Compute mean and spread over the seeds, one row for each start and number of images.
 
     Args:
         runs: as :func:`run_learning_curve` returns them.
 
     Returns:
-        rows of ``images``, ``start``, ``seeds`` and, for each metric, its mean and
+        Rows of ``images``, ``start``, ``seeds`` and, for each metric, its mean and
         ``… spread``: half the distance between the lowest and the highest run.
     """
     groups: dict[tuple[int, str], list[Run]] = {}
@@ -144,27 +142,39 @@ def _check_names(starts: Sequence[Start]) -> None:
     for start in starts:
         if not start.name.replace("-", "_").isidentifier() or names.count(start.name) > 1:
             raise UserError(
-                f"--start {start.name!r} cannot name a folder of its own; use another name, of "
-                "letters, digits, - and _."
+                f"--start {start.name!r} is not the name of a folder of its own; expected another "
+                "name, of letters, digits, - and _.",
+                code="name_clash" if names.count(start.name) > 1 else "option_invalid",
             )
         if start.weights and "://" not in start.weights and not os.path.isfile(start.weights):
-            raise UserError(f"--start {start.name}: {start.weights} does not exist; correct it.")
+            raise UserError(
+                f"--start {start.name}: {start.weights} does not exist; expected weights.",
+                code="file_missing",
+            )
 
 
 def _arguments(config_file: str, opts: Sequence[str]) -> argparse.Namespace:
-    # resume: a stopped run goes on, and a first one simply starts.
+    # resume: a stopped run continues, and a new one starts.
     return argparse.Namespace(
         config_file=config_file, opts=[str(o) for o in opts], eval_only=False, resume=True
     )
 
 
 def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[str, int]:
-    """Write the JSON of ``count`` annotated images; return it and how many images it has."""
+    """Write the JSON of ``count`` annotated images; return it and its number of images."""
     if len(cfg.DATASETS.TRAIN) != 1:
-        raise UserError("A learning curve is drawn from one data set: name one in DATASETS.TRAIN.")
+        raise UserError(
+            f"DATASETS.TRAIN has {len(cfg.DATASETS.TRAIN)} data sets; expected one for a learning "
+            "curve.",
+            code="config_invalid",
+        )
     json_file = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("json_file")
     if json_file is None:
-        raise UserError(f"{cfg.DATASETS.TRAIN[0]} has no COCO JSON to take a part of; give one.")
+        raise UserError(
+            f"Data set {cfg.DATASETS.TRAIN[0]} has no COCO JSON; register it with "
+            "microplastics.register_microplastics_instances.",
+            code="dataset_unknown",
+        )
     data = read_json(json_file)
     ids = sorted({annotation["image_id"] for annotation in data["annotations"]})
     if count is None:
@@ -172,7 +182,8 @@ def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[s
         return json_file, len(kept)
     if not 1 <= count <= len(ids):
         raise UserError(
-            f"--images {count}: {json_file} has {len(ids)} annotated images; give 1 to {len(ids)}."
+            f"--images is {count}; expected 1 to {len(ids)}, the annotated images of {json_file}.",
+            code="option_invalid",
         )
     random.Random(seed).shuffle(ids)
     chosen = set(ids[:count])
@@ -212,30 +223,32 @@ def _train(
         done = dict(trainer.train())
         exit_code = trainer.signals.exit_code
         del trainer
-        gc.collect()  # hooks and trainer point at each other
+        gc.collect()  # hooks and trainer refer to each other
         if exit_code:
             raise Stopped(exit_code)
         if not done:
             raise UserError(
-                "The trainings were not evaluated: set TEST.EVAL_PERIOD to SOLVER.MAX_ITER or a "
-                "part of it."
+                "The training was not evaluated; set TEST.EVAL_PERIOD to SOLVER.MAX_ITER or a part "
+                "of it.",
+                code="config_invalid",
             )
         write_json(folder / _RESULT, {"settings": settings, "metrics": done}, indent=1)
     return Run(start.name, number, seed, done)
 
 
 def _finished(path: Path, settings: dict) -> dict[str, float] | None:
-    """The metrics of a run that is finished, or None.
+    """Return the metrics of a finished run, or None.
 
     Raises:
-        UserError: a run of other settings is there.
+        UserError: run_mismatch; the run has other settings.
     """
     if not path.is_file():
         return None
     data = read_json(path)
     if data.get("settings") != settings or not isinstance(data.get("metrics"), dict):
         raise UserError(
-            f"{path.parent} holds a run of other settings; delete it or choose another --output."
+            f"{path.parent} holds a run of other settings; delete it or choose another --output.",
+            code="run_mismatch",
         )
     return data["metrics"]
 
@@ -246,11 +259,6 @@ def _write(runs: Sequence[Run], output: Path) -> None:
         | {metric: r.metrics.get(metric) for metric in METRICS}
         for r in runs
     ]
-    for name, table in (("runs.csv", rows), ("summary.csv", summarise(runs))):
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, dict.fromkeys(key for row in table for key in row))
-        writer.writeheader()
-        writer.writerows(table)
-        with atomic_write(output / name) as file:
-            file.write(buffer.getvalue())
+    write_csv(output / "runs.csv", rows)
+    write_csv(output / "summary.csv", summarise(runs))
     logger.info("%d runs finished, written to %s", len(runs), output)

@@ -27,7 +27,7 @@ from microplastics.engine.checkpoint import (
     is_score,
     score_thresholds_of,
 )
-from microplastics.engine.defaults import resolve_device
+from microplastics.engine.defaults import available_device
 from microplastics.engine.solver import cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
@@ -275,7 +275,7 @@ class Predictor:
         if score_threshold is None:
             score_threshold = score_thresholds_of(self.info, source, self.class_names)
         self.score_thresholds = _thresholds(score_threshold, self.class_names, default)
-        self.cfg = _with_score_threshold(resolve_device(cfg), min(self.score_thresholds))
+        self.cfg = _final_config(cfg, min(self.score_thresholds))
         on_cpu = torch.device(self.cfg.MODEL.DEVICE).type == "cpu"
         if batch_size is None:
             batch_size = 1 if on_cpu else _GPU_BATCH
@@ -572,9 +572,10 @@ class _Queue:
         self._count += 1
 
 
-def _with_score_threshold(cfg: CfgNode, threshold: float) -> CfgNode:
+def _final_config(cfg: CfgNode, threshold: float) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     for node in (cfg.MODEL.ROI_HEADS, class_node(cfg)[1]):
         if "SCORE_THRESH_TEST" in node:
             node.SCORE_THRESH_TEST = float(threshold)

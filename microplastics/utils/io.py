@@ -1,12 +1,13 @@
 """Atomic writing of files, reading of JSON, text and tables."""
 
 import contextlib
+import csv
 import errno
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -123,6 +124,21 @@ def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) ->
     """Write ``data`` as JSON with :func:`atomic_write`."""
     with atomic_write(path) as file:
         json.dump(data, file, indent=indent)
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+    """Write dicts as CSV with :func:`atomic_write`.
+
+    The columns are the keys of all rows in their first order; None, NaN and a missing key become
+    an empty cell.
+    """
+    with atomic_write(path) as file:
+        columns = dict.fromkeys(key for row in rows for key in row)
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            # NaN is the only value that differs from itself.
+            writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
 
 
 def read_text(path: str | os.PathLike) -> str:

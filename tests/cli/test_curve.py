@@ -41,9 +41,9 @@ def test_every_start_sees_the_same_images_and_finished_runs_stay(cli, tiny_opts,
 @pytest.mark.parametrize(
     "options, words",
     [
-        (("--images", "99", "--start", "scratch="), "annotated images; give 1 to"),
+        (("--images", "99", "--start", "scratch="), "--images is 99; expected 1 to 8"),
         (("--images", "1", "--start", "a=missing.pth"), "missing.pth does not exist"),
-        (("--images", "1", "--start", "../up="), "cannot name a folder"),
+        (("--images", "1", "--start", "../up="), "--start '../up' is not the name of a folder"),
     ],
 )
 def test_what_cannot_be_run_is_a_sentence(cli, tiny_opts, tmp_path, options, words):

@@ -1,10 +1,12 @@
 """microplastics demo, from rendering to pictures, on a tiny network."""
 
+import pytest
 from support import ROOT, TINY
 
 QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
 
 
+@pytest.mark.slow
 def test_the_demo_goes_all_the_way_and_says_where_everything_is(tmp_path, cli_process):
     arguments = ("--output", tmp_path, "--train", "4", "--val", "2", "--test", "2", *TINY, *QUICK)
     done = cli_process("demo", *arguments, env={"OMP_NUM_THREADS": "1"}, cwd=tmp_path)

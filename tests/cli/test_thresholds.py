@@ -119,7 +119,7 @@ def test_the_checkpoint_itself_is_written_without_output(checkpoint, opts, tmp_p
 MISTAKES = {
     "no weights": (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
     "gone": (["--weights", "gone.pth"], "weights file gone.pth"),
-    "name": (["--output", "a.pkl"], "A checkpoint's name ends in .pth, unlike a.pkl"),
+    "name": (["--output", "a.pkl"], "--output is a.pkl; expected a name that ends in .pth"),
     "classes": (["DATASETS.TEST", ""], "MODEL.ROI_HEADS.NUM_CLASSES is 3"),
     "masks": (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON is False"),
     "metric": (["--metric", "f2"], "'f2' is not one of 'f1', 'count'"),

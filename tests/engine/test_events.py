@@ -6,7 +6,6 @@ from support import user_error
 from microplastics.data.loader import check_datasets
 from microplastics.engine.events import check_metric_names, known_metrics
 from microplastics.engine.hooks import Improvement
-from microplastics.utils.errors import UserError
 
 WATCH = "SOLVER.BEST_CHECKPOINT.METRIC"
 
@@ -57,5 +56,5 @@ def test_sizes_is_one_of_three(tiny_cfg):
     from microplastics.engine import Trainer
 
     cfg = check_datasets(tiny_cfg("TEST.COUNTING.SIZES", "sometimes"))
-    with pytest.raises(UserError, match="'sometimes'; use always, eval_only or never"):
+    with user_error("config_invalid", "TEST.COUNTING.SIZES", "sometimes"):
         Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])

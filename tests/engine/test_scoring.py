@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import dataset_entry
+from support import dataset_entry, user_error
 
 from microplastics.data.images import read_image
-from microplastics.data.loader import check_datasets
 from microplastics.engine import Trainer
 from microplastics.engine import scoring as module
 from microplastics.engine.checkpoint import TrainingCheckpointer
+from microplastics.engine.defaults import finalize_config
 from microplastics.engine.scoring import (
     _test_with_augmentation,
     choose_and_store,
@@ -22,7 +22,6 @@ from microplastics.engine.scoring import (
     stored_thresholds,
 )
 from microplastics.evaluation.counting import CountingEvaluator
-from microplastics.utils.errors import UserError
 
 
 def test_test_time_augmentation_sees_16_bit_images_as_prediction_does(
@@ -38,7 +37,7 @@ def test_test_time_augmentation_sees_16_bit_images_as_prediction_does(
         *("DATASETS.TEST", repr((f"{tmp_path}/deep.json:{tmp_path}",))),
         *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(96,)"),
     )
-    cfg = check_datasets(cfg)
+    cfg = finalize_config(cfg)
     seen = []
 
     def record(_model, loader, _evaluator):
@@ -114,30 +113,30 @@ def test_a_write_that_fails_leaves_the_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "words"),
+    ("thresholds", "code", "name"),
     [
-        ({"Fiber": 2, "Film": 0.5}, "threshold of Fiber in .* is 2, not a number from 0 to 1"),
-        ({"Fiber": "0.5"}, "threshold of Fiber in .* is 0.5, not a number"),
-        ({"Fiber": True}, "threshold of Fiber in .* is True"),
-        ({"Fiber": float("nan")}, "threshold of Fiber in .* is nan"),
-        ({1: 0.5}, "are for 1, not for Fiber, Film"),
-        ({"Fiber": 0.5, "Bead": 0.5}, "are for Bead, not for Fiber, Film; choose them anew"),
-        ([0.5, 0.5], "are not by class name"),
-        (0.5, "are not by class name"),
+        ({"Fiber": 2, "Film": 0.5}, "checkpoint_invalid", "Fiber"),
+        ({"Fiber": "0.5"}, "checkpoint_invalid", "Fiber"),
+        ({"Fiber": True}, "checkpoint_invalid", "Fiber"),
+        ({"Fiber": float("nan")}, "checkpoint_invalid", "Fiber"),
+        ({1: 0.5}, "classes_mismatch", "for 1,"),
+        ({"Fiber": 0.5, "Bead": 0.5}, "classes_mismatch", "Bead"),
+        ([0.5, 0.5], "checkpoint_invalid", "a.pth"),
+        (0.5, "checkpoint_invalid", "a.pth"),
     ],
 )
-def test_thresholds_of_strangers_are_checked(tmp_path, thresholds, words):
+def test_thresholds_of_untrusted_files_are_checked(tmp_path, thresholds, code, name):
     write(tmp_path / "a.pth", score_thresholds=thresholds)
-    with pytest.raises(UserError, match=words):
+    with user_error(code, name):
         stored_thresholds(tmp_path / "a.pth", NAMES)
 
 
 def test_checkpoints_that_cannot_hold_thresholds(tmp_path):
     write(tmp_path / "a.pth")
-    with pytest.raises(UserError, match="trained on the classes Fiber, Film, but the data set"):
+    with user_error("classes_mismatch", "Fiber, Film", "Bead"):
         read_own_checkpoint(str(tmp_path / "a.pth"), ["Bead"])
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "plain.pth")
-    with pytest.raises(UserError, match="carries no class names"):
+    with user_error("checkpoint_invalid", "plain.pth"):
         read_own_checkpoint(str(tmp_path / "plain.pth"), NAMES)
     assert stored_thresholds(tmp_path / "plain.pth", NAMES) == {}
     (tmp_path / "backbone.pkl").write_bytes(b"not a zip")
@@ -179,7 +178,7 @@ def test_duplicates_are_those_of_the_config(cfg, monkeypatch):
     assert seen == [0.3, 0.3]
 
 
-def test_a_checkpoint_that_training_replaced_meanwhile_is_left_alone(cfg, monkeypatch):
+def test_a_checkpoint_that_training_replaced_meanwhile_is_left_unchanged(cfg, monkeypatch):
     path = f"{cfg.OUTPUT_DIR}/model_best.pth"
 
     def train_on(*_args):
@@ -188,7 +187,7 @@ def test_a_checkpoint_that_training_replaced_meanwhile_is_left_alone(cfg, monkey
         return []
 
     monkeypatch.setattr(module, "choose_thresholds", train_on)
-    with pytest.raises(UserError, match="model_best.pth has changed meanwhile; run again"):
+    with user_error("checkpoint_mismatch", "model_best.pth"):
         choose_and_store(cfg, "f1")
     with open(path, "rb") as file:
         assert file.read().endswith(b"newer")
@@ -197,5 +196,5 @@ def test_a_checkpoint_that_training_replaced_meanwhile_is_left_alone(cfg, monkey
 def test_fetched_weights_need_a_name_to_be_written_to(cfg, monkeypatch):
     local = f"{cfg.OUTPUT_DIR}/model_best.pth"
     monkeypatch.setattr(module, "fetch_weights", lambda _path: local)
-    with pytest.raises(UserError, match="https://x/m.pth is not a file of yours.*--output"):
+    with user_error("option_missing", "https://x/m.pth", "--output"):
         choose_and_store(cfg, "f1", weights="https://x/m.pth")

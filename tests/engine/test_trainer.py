@@ -9,12 +9,12 @@ import types
 import detectron2
 import pytest
 import torch
+from support import user_error
 
 from microplastics.engine import Trainer, launch
 from microplastics.engine.checkpoint import checkpoint_info
 from microplastics.engine.events import truncate_metrics
 from microplastics.engine.solver import amp_dtype, clip_gradients, cpu_has_bf16
-from microplastics.utils.errors import UserError
 
 
 def trained(cfg, resume=False):
@@ -69,7 +69,7 @@ def test_momentum_is_stored_by_name_and_survives_other_parameter_groups(tiny_cfg
 
     trainer = trained(tiny_cfg("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0))
     state = optimizer_state(trainer.optimizer, trainer.model)
-    # Grouped as the other build does it: one group a parameter, in another order.
+    # Grouped in another way: one group a parameter, in another order.
     groups = [{"params": [p]} for p in reversed([*trainer.model.parameters()]) if p.requires_grad]
     other = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     load_optimizer_state(other, trainer.model, state)
@@ -78,11 +78,11 @@ def test_momentum_is_stored_by_name_and_survives_other_parameter_groups(tiny_cfg
             assert torch.equal(
                 other.state[parameter]["momentum_buffer"], state[name]["momentum_buffer"]
             )
-    with pytest.raises(UserError, match="optimizer state is of another model"):
+    with user_error("checkpoint_mismatch", "gone.weight"):
         load_optimizer_state(other, trainer.model, {"gone.weight": {}})
 
 
-def test_a_run_of_the_other_build_goes_on_with_a_warning(tiny_cfg, caplog):
+def test_a_run_of_another_detectron2_continues_with_a_warning(tiny_cfg, caplog):
     cfg = tiny_cfg("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0)
     trained(cfg)
     path = f"{cfg.OUTPUT_DIR}/model_final.pth"
@@ -99,7 +99,7 @@ def test_a_run_of_the_other_build_goes_on_with_a_warning(tiny_cfg, caplog):
 def test_no_validation_set_trains_without_deciding_hooks(tiny_cfg):
     trainer = trained(tiny_cfg("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1))
     assert trainer.last_eval is None
-    with pytest.raises(UserError, match="EARLY_STOPPING.*DATASETS.TEST is empty"):
+    with user_error("option_conflict", "SOLVER.EARLY_STOPPING"):
         Trainer(tiny_cfg("DATASETS.TEST", "()", "SOLVER.EARLY_STOPPING.ENABLED", True))
 
 
@@ -108,7 +108,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tiny_cfg, monke
     trainer = Trainer(tiny_cfg())
     trainer.resume_or_load(resume=False)
     before = {k: v.clone() for k, v in trainer.model.named_parameters()}
-    with pytest.raises(UserError, match="The gradient became infinite or NaN at iteration 0"):
+    with user_error("training_failed", "The gradient", "iteration 0"):
         trainer.train()
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.named_parameters())
 
@@ -135,14 +135,14 @@ def test_the_global_norm_is_clipped_and_reported(tiny_cfg):
     assert norm.item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_mixed_precision_on_the_cpu_only_where_asked_for(tiny_cfg):
+def test_mixed_precision_on_the_cpu_only_if_asked_for(tiny_cfg):
     on = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.ON_CPU", True)
     off = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.ON_CPU", False)
     assert amp_dtype(tiny_cfg(*off)) is None
     assert amp_dtype(tiny_cfg(*on)) is (torch.bfloat16 if cpu_has_bf16() else None)
-    with pytest.raises(UserError, match="float16 needs a GPU"):
+    with user_error("device_unavailable", "float16"):
         amp_dtype(tiny_cfg(*on, "SOLVER.AMP.DTYPE", "float16"))
-    with pytest.raises(UserError, match="DTYPE is half"):
+    with user_error("config_invalid", "SOLVER.AMP.DTYPE", "half"):
         amp_dtype(tiny_cfg(*on, "SOLVER.AMP.DTYPE", "half"))
 
 
@@ -155,14 +155,14 @@ def test_training_on_cuda(tiny_cfg):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_one_warning_or_an_error_that_names_torchrun(tiny_cfg, caplog):
-    from microplastics.engine.defaults import resolve_device
+    from microplastics.engine.defaults import finalize_config
 
-    assert resolve_device(tiny_cfg("MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
-    assert [r.message for r in caplog.records] == [
-        "MODEL.DEVICE is cuda, but there is no GPU here: using the CPU."
-    ]
+    given = tiny_cfg("MODEL.DEVICE", "cuda")
+    assert finalize_config(given).MODEL.DEVICE == "cpu" and given.MODEL.DEVICE == "cuda"
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert warnings == ["MODEL.DEVICE is cuda, but there is no GPU here: using the CPU."]
     args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
-    with pytest.raises(UserError, match="torchrun"):
+    with user_error("device_unavailable", "--num-gpus 2", "torchrun"):
         launch(lambda _: None, args)
     for number in (0, 1):
         args.num_gpus = number
@@ -178,7 +178,7 @@ def test_metrics_of_iterations_that_are_trained_again_are_dropped(tmp_path):
 
 
 class Recorder(types.ModuleType):
-    """Stands for wandb and mlflow: remembers what it was told."""
+    """Replaces wandb and mlflow, and records their calls."""
 
     def __init__(self, name):
         super().__init__(name)
@@ -208,5 +208,5 @@ def test_other_writers_get_the_scalars_and_are_closed(tiny_cfg, tmp_path, monkey
     names = {key for _, scalars in recorder.logged for key in scalars}
     assert {"total_loss", "segm/AP50"} <= names and recorder.ended
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"pip install {name}"):
+    with user_error("dependency_missing", f"pip install {name}"):
         trained(tiny_cfg(f"WRITERS.{name.upper()}.ENABLED", True, "OUTPUT_DIR", str(tmp_path)))

@@ -14,27 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from support import user_error
 
 from microplastics.data.catalog import resolve_datasets
-from microplastics.evaluation import gather
+from microplastics.evaluation import base
 from microplastics.evaluation.counting import (
     GRID,
-    LEAST_IOU,
+    MIN_IOU,
     CountingEvaluator,
     SizeBins,
     agreement,
     class_curve,
     count_table,
-    crops_of,
     curves,
     judge_image,
     measure_sizes,
     pool,
     read_scales,
-    write_rows,
+    write_table,
 )
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
 
 SIZE = (100, 200)
 FIBER, FILM = 0, 1
@@ -251,7 +250,7 @@ def test_micrometres_come_from_the_json(tmp_path, caplog):
     broken = write_truth(tmp_path / "b.json", {1: 2.0, 2: "2", 3: True, 4: float("nan")})
     assert "length_um_bias" not in judge(broken)
     assert "3 of 4 images of" in caplog.text
-    with pytest.raises(UserError, match=r"3 images of .*b.json have no usable um_per_px.*2.png"):
+    with user_error("scale_missing", "3 images", "b.json", "2.png"):
         CountingEvaluator(broken, size_bins=bins)
 
 
@@ -261,9 +260,9 @@ def test_ranks_do_not_matter(name, monkeypatch):
     for image_id in [*FOUND, 1]:  # the last is padded
         ranks[image_id % 2].process([{"image_id": image_id}], [predicted(FOUND[image_id])])
     records = [rank.records for rank in ranks]
-    monkeypatch.setattr(gather.comm, "gather", lambda mine, dst: records)
+    monkeypatch.setattr(base.comm, "gather", lambda mine, dst: records)
     assert ranks[0].evaluate()["counting"] == pytest.approx(expected, nan_ok=True)
-    monkeypatch.setattr(gather.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(base.comm, "is_main_process", lambda: False)
     assert ranks[1].evaluate() == {}
 
 
@@ -297,16 +296,16 @@ def test_an_empty_mask_counts_and_is_wrong(name):
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.5, float("nan"), True])
-def test_an_overlap_is_a_share(name, overlap):
-    with pytest.raises(UserError, match="MAX_OVERLAP is .*; give a share from 0 to 1"):
+def test_an_overlap_is_a_fraction(name, overlap):
+    with user_error("config_invalid", "MAX_OVERLAP"):
         CountingEvaluator(name, max_overlap=overlap)
 
 
 def test_refusals(name):
-    with pytest.raises(UserError, match="Data set nowhere has no COCO JSON"):
+    with user_error("dataset_unknown", "nowhere"):
         CountingEvaluator("nowhere")
     for wrong in ([0.5], [0.5, 2], ["a", 1], 1.5, [0.5, float("nan")]):
-        with pytest.raises(UserError, match="for the classes Fiber, Film; give a number from 0"):
+        with user_error("config_invalid", "Fiber, Film", "SCORE_THRESH"):
             CountingEvaluator(name, score_thresholds=wrong)
     instances = Instances(
         (9, 9),
@@ -314,7 +313,7 @@ def test_refusals(name):
         pred_classes=torch.zeros(1, dtype=torch.int64),
         pred_masks=torch.ones(1, 9, 9, dtype=torch.bool),
     )
-    with pytest.raises(ValueError, match=r"of size \(9, 9\), the image of size \(100, 200\)"):
+    with pytest.raises(ValueError, match=r"of size \(9, 9\).*\(100, 200\)"):
         CountingEvaluator(name).process([{"image_id": 1}], [{"instances": instances}])
     output = predicted(FOUND[1])
     output["instances"].pred_classes[0] = 2
@@ -326,10 +325,8 @@ NAMES = ["Fiber", "Film"]
 
 
 def random_crops(random, count):
-    return [
-        (random.random((6, 6)) < 0.9, int(random.integers(8)), int(random.integers(8)))
-        for _ in range(count)
-    ]
+    crops = [random.random((6, 6)) < 0.9 for _ in range(count)]
+    return CropMasks(crops, random.integers(8, size=(count, 2)), (14, 14))
 
 
 def record(image_id, seed, least=0.0):
@@ -339,9 +336,8 @@ def record(image_id, seed, least=0.0):
     predicted, classes = random_crops(random, found), random.integers(0, 2, found)
     scores = random.choice([0.05, 0.31, 0.5, 0.72, 0.9], found)
     kept = np.flatnonzero(scores >= least)
-    return judge_image(
-        image_id,
-        [predicted[i] for i in kept],
+    judged = judge_image(
+        predicted[kept],
         classes[kept],
         scores[kept],
         random_crops(random, true),
@@ -349,6 +345,7 @@ def record(image_id, seed, least=0.0):
         random.random(true) < 0.15,
         np.zeros(2),
     )
+    return {"image_id": image_id, **judged}
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3))
@@ -367,18 +364,12 @@ def test_one_matching_gives_what_matching_anew_at_each_threshold_gives(seeds):
 
 
 def test_a_threshold_counts_from_itself_on():
-    thresholds = np.zeros(1)
-    square = (np.ones((5, 5), dtype=bool), 3, 3)
-    apart = (np.ones((5, 5), dtype=bool), 30, 30)
-    numbers = np.zeros(2, dtype=np.int64)
-    truth = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
-    pooled = pool(
-        [
-            judge_image(
-                1, [square, apart], numbers, np.array([0.8, 0.5]), [square], *truth, thresholds
-            )
-        ]
-    )
+    square = np.ones((5, 5), dtype=bool)
+    found = CropMasks([square, square], [(3, 3), (30, 30)], (40, 40))
+    true, none = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)), np.zeros(1)
+    classes, scores = np.zeros(2, dtype=np.int64), np.array([0.8, 0.5])
+    judged = judge_image(found, classes, scores, found[:1], *true, none)
+    pooled = pool([{"image_id": 1, **judged}])
     curve = class_curve(pooled, 0, np.array([0.5, 0.51, 0.8, 0.81]))
     assert curve["predicted"].tolist() == [2, 1, 1, 0]
     assert curve["count_error"].tolist() == [1, 0, 0, -1]
@@ -388,17 +379,17 @@ def test_a_threshold_counts_from_itself_on():
     assert np.isnan(curve["precision"][-1])
 
 
-def test_a_table_has_empty_cells_for_what_is_no_number(tmp_path):
-    write_rows(tmp_path / "a.csv", [{"class": None, "F1": float("nan"), "true": 3}])
+def test_a_table_has_empty_cells_for_nan(tmp_path):
+    write_table(tmp_path / "a.csv", [{"class": None, "F1": float("nan"), "true": 3}])
     with open(tmp_path / "a.csv", newline="") as file:
         assert list(csv.reader(file)) == [["class", "F1", "true"], ["all", "", "3"]]
 
 
-SIZE_COUNTING_RECORDS = (24, 24)
+SMALL = (24, 24)
 
 
 def random_masks(random, count):
-    masks = np.zeros((count, *SIZE_COUNTING_RECORDS), dtype=bool)
+    masks = np.zeros((count, *SMALL), dtype=bool)
     for mask in masks:
         x, y = random.integers(0, 12, 2)
         width, height = random.integers(5, 13, 2)
@@ -423,9 +414,7 @@ def coco_matches(found, classes, scores, true, true_classes, crowd):
     ]
     api.dataset = {
         "info": {},
-        "images": [
-            {"id": 1, "height": SIZE_COUNTING_RECORDS[0], "width": SIZE_COUNTING_RECORDS[1]}
-        ],
+        "images": [{"id": 1, "height": SMALL[0], "width": SMALL[1]}],
         "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
         "annotations": annotations,
     }
@@ -436,7 +425,7 @@ def coco_matches(found, classes, scores, true, true_classes, crowd):
     with contextlib.redirect_stdout(io.StringIO()):
         api.createIndex()
         judge = COCOeval(api, api.loadRes(results), "segm")
-        judge.params.iouThrs = np.array([LEAST_IOU])
+        judge.params.iouThrs = np.array([MIN_IOU])
         judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
         judge.evaluate()
     counts = {}
@@ -455,9 +444,7 @@ def test_matches_are_those_of_pycocotools(seed):
     classes, true_classes = (random.integers(0, 2, len(masks)) for masks in (found, true))
     crowd = random.random(len(true)) < 0.2
     scores = random.random(len(found))
-    record = judge_image(
-        1, crops_of(found), classes, scores, crops_of(true), true_classes, crowd, np.zeros(2)
-    )
+    record = judge_image(found, classes, scores, true, true_classes, crowd, np.zeros(2))
     expected = coco_matches(found, classes, scores, true, true_classes, crowd)
     for number, (matched, ignored) in expected.items():
         own = classes == number
@@ -471,9 +458,7 @@ def test_each_particle_stands_once_in_the_confusion():
         found, true = (random_masks(random, int(n)) for n in random.integers(0, 9, 2))
         classes, true_classes = (random.integers(0, 2, len(masks)) for masks in (found, true))
         scores, none = random.random(len(found)), np.zeros(len(true), dtype=bool)
-        record = judge_image(
-            1, crops_of(found), classes, scores, crops_of(true), true_classes, none, np.full(2, 0.4)
-        )
+        record = judge_image(found, classes, scores, true, true_classes, none, np.full(2, 0.4))
         truths, guesses = record["confusion"].T
         assert sorted(truths[truths >= 0]) == sorted(true_classes)
         assert sorted(guesses[guesses >= 0]) == sorted(classes[scores >= 0.4])
@@ -497,21 +482,20 @@ def test_a_bound_belongs_to_the_bin_above():
     "bounds", [(3, 2), (2, 2), (0,), (-1, 4), (float("nan"),), ("a",), (True,), range(1, 102)]
 )
 def test_bounds_that_make_no_bins(bounds):
-    with pytest.raises(UserError, match="SIZE_BOUNDS is .* ascending numbers above 0"):
+    with user_error("config_invalid", "SIZE_BOUNDS"):
         SizeBins(bounds)
 
 
 def test_an_unknown_unit():
-    with pytest.raises(UserError, match="SIZE_UNIT is 'mm'; use px or um"):
+    with user_error("config_invalid", "SIZE_UNIT", "mm"):
         SizeBins((1,), "mm")
 
 
 def test_only_fibres_have_a_centreline():
     arc = np.zeros((60, 60), dtype=bool)
     arc[10:50, 10:14] = arc[46:50, 10:50] = True  # an L of 76 px along its middle
-    fiber, film, none = measure_sizes(
-        [(arc, 0, 0), (arc, 5, 5), (arc[:5, :5], 0, 0)], [0, 1, 0], ["fibre", "Film"]
-    )
+    masks = CropMasks([arc, arc, arc[:5, :5]], [(0, 0), (5, 5), (0, 0)], (80, 80))
+    fiber, film, none = measure_sizes(masks, [0, 1, 0], ["fibre", "Film"])
     assert fiber[0] > 1.25 * fiber[1] and film[0] == film[1] == fiber[1]
     assert fiber[2] == film[2] == np.count_nonzero(arc)
     assert none.tolist() == [0, 0, 0]

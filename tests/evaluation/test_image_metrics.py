@@ -1,19 +1,17 @@
 """microplastics/evaluation/image_metrics.py."""
 
 import json
-import uuid
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import dataset_entry
+from support import dataset_entry, user_error
 
 from microplastics.data.catalog import resolve_datasets
-from microplastics.evaluation import gather
+from microplastics.evaluation import base
 from microplastics.evaluation.image_metrics import (
     BlankEvaluator,
     SemanticEvaluator,
@@ -22,7 +20,6 @@ from microplastics.evaluation.image_metrics import (
     blank_images,
 )
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def found(scores, classes):
     }
 
 
-def test_false_positives_are_counted_on_blanks_alone(name):
+def test_false_positives_are_counted_only_on_blanks(name):
     evaluator = BlankEvaluator(name, score_threshold=0.5)
     evaluator.process([{"image_id": 1}], [found([0.9, 0.9], [0, 1])])
     evaluator.process([{"image_id": 2}], [found([0.9, 0.5, 0.4], [0, 1, 1])])
@@ -116,7 +113,7 @@ def predicted(spans, scores, crop=True):
 
 
 @pytest.fixture(scope="module")
-def name_semantic(tmp_path_factory):
+def bands(tmp_path_factory):
     """Four images of horizontal bands; in image 4 the second truth is a crowd."""
     coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "Fiber"}]}
     for image_id, spans in ROWS.items():
@@ -139,14 +136,11 @@ def name_semantic(tmp_path_factory):
             )
     path = tmp_path_factory.mktemp("semantic") / "truth.json"
     path.write_text(json.dumps(coco))
-    name_semantic = f"test_semantic_{uuid.uuid4().hex}"
-    MetadataCatalog.get(name_semantic).set(json_file=str(path), thing_classes=["Fiber"])
-    yield name_semantic
-    MetadataCatalog.pop(name_semantic, None)
+    yield resolve_datasets([f"{path}:{path.parent}"])[0]
 
 
-def judge(name_semantic, image_id, output, **options):
-    evaluator = SemanticEvaluator(name_semantic, **options)
+def judge(bands, image_id, output, **options):
+    evaluator = SemanticEvaluator(bands, **options)
     evaluator.process([{"image_id": image_id}], [output])
     return evaluator.evaluate()["semantic"]
 
@@ -169,14 +163,14 @@ def judge(name_semantic, image_id, output, **options):
         (4, [(15, 20)], [0.9], 0, 0, 0),
     ],
 )
-def test_one_image(name_semantic, image_id, spans, scores, best, iou, dice, crop):
-    figures = judge(name_semantic, image_id, predicted(spans, scores, crop))
+def test_one_image(bands, image_id, spans, scores, best, iou, dice, crop):
+    figures = judge(bands, image_id, predicted(spans, scores, crop))
     assert figures == pytest.approx({"IoU_best": best, "IoU": iou, "Dice": dice})
 
 
-def test_threshold_and_mean_over_images(name_semantic):
-    assert judge(name_semantic, 1, predicted([(0, 10)], [0.3]), score_threshold=0.3)["IoU"] == 100
-    evaluator = SemanticEvaluator(name_semantic)
+def test_threshold_and_mean_over_images(bands):
+    assert judge(bands, 1, predicted([(0, 10)], [0.3]), score_threshold=0.3)["IoU"] == 100
+    evaluator = SemanticEvaluator(bands)
     for image_id, span in ((1, (0, 10)), (2, (0, 5)), (3, (0, 1))):
         evaluator.process([{"image_id": image_id}], [predicted([span], [0.9])])
     assert evaluator.evaluate()["semantic"]["IoU"] == 50
@@ -184,21 +178,21 @@ def test_threshold_and_mean_over_images(name_semantic):
     assert np.isnan(evaluator.evaluate()["semantic"]["IoU"])
 
 
-def test_ranks_do_not_matter(name_semantic, monkeypatch):
+def test_ranks_do_not_matter(bands, monkeypatch):
     outputs = {1: predicted([(0, 7)], [0.9]), 2: predicted([(1, 4)], [0.9]), 3: predicted([], [])}
-    whole, ranks = SemanticEvaluator(name_semantic), [
-        SemanticEvaluator(name_semantic),
-        SemanticEvaluator(name_semantic),
+    whole, ranks = SemanticEvaluator(bands), [
+        SemanticEvaluator(bands),
+        SemanticEvaluator(bands),
     ]
     for image_id, output in outputs.items():
         whole.process([{"image_id": image_id}], [output])
         ranks[image_id % 2].process([{"image_id": image_id}], [output])
     ranks[0].process([{"image_id": 1}], [outputs[1]])  # padded
     expected = whole.evaluate()
-    records = [evaluator._figures for evaluator in ranks]
-    monkeypatch.setattr(gather.comm, "gather", lambda mine, dst: records)
+    records = [evaluator.records for evaluator in ranks]
+    monkeypatch.setattr(base.comm, "gather", lambda mine, dst: records)
     assert ranks[0].evaluate() == expected
-    monkeypatch.setattr(gather.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(base.comm, "is_main_process", lambda: False)
     assert ranks[1].evaluate() == {}
 
 
@@ -220,9 +214,7 @@ def test_runs_agree_with_pixels(prediction, truth, crowd):
     assert dice == (2 * both / (p_pixels.sum() + t_pixels.sum()) if either else 1)
 
 
-def test_refusals(name_semantic):
-    with pytest.raises(UserError, match="Data set nowhere has no COCO JSON"):
-        SemanticEvaluator("nowhere")
-    small = Instances((9, 9), scores=torch.ones(1), pred_masks=torch.ones(1, 9, 9, dtype=bool))
-    with pytest.raises(ValueError, match=r"of size \[9, 9\], the image of size \[20, 30\]"):
-        SemanticEvaluator(name_semantic).process([{"image_id": 1}], [{"instances": small}])
+@pytest.mark.parametrize("kind", [SemanticEvaluator, BlankEvaluator])
+def test_a_data_set_without_a_json_is_refused(kind):
+    with user_error("dataset_unknown", "nowhere"):
+        kind("nowhere")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import ROOT
 
+pytestmark = pytest.mark.slow
 QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 THREADS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,4 +1,4 @@
-"""notebooks/tutorial.ipynb: what is kept in it, and that it still runs from top to bottom."""
+"""notebooks/tutorial.ipynb: its stored outputs, and a run from top to bottom."""
 
 import json
 import math
@@ -60,6 +60,7 @@ def test_the_file_is_small_and_names_no_folder_of_a_machine():
         assert word not in content
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(executed, kept):
     notebook, folder = executed
     assert pictures(notebook) == pictures(kept)

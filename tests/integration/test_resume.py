@@ -1,4 +1,4 @@
-"""Kill, resume, and come out as if nothing had happened."""
+"""Training that is killed or stopped, and resumed."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import ROOT
 
+pytestmark = pytest.mark.slow
 QUICK = f"{ROOT}/configs/microplastics_quick.yaml"
 
 

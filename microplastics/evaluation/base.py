@@ -1,0 +1,113 @@
+"""Base class of the evaluators."""
+
+import itertools
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+
+from microplastics.data.coco import coco_api
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
+
+
+class TruthEvaluator(DatasetEvaluator):
+    """Judges the predictions of each image against the COCO JSON of a data set.
+
+    A subclass gives :meth:`judge`, which turns the predictions of an image into a small record,
+    and ``evaluate``, which makes figures of :meth:`gathered`.
+
+    Attributes:
+        metadata: of the data set.
+        json_file: path of its COCO JSON.
+        coco_api: pycocotools' ``COCO`` of it.
+        records: this rank's, one for each image, with its ``image_id``.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True) -> None:
+        """
+        Args:
+            dataset_name: a registered data set whose metadata has ``json_file``.
+            distributed: collect the records of all ranks; else evaluate this rank's.
+
+        Raises:
+            UserError: dataset_unknown (there is no COCO JSON), or the JSON cannot be used.
+        """
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.json_file: str | None = self.metadata.get("json_file")
+        if self.json_file is None:
+            raise UserError(
+                f"Data set {dataset_name} has no COCO JSON; register it with "
+                "microplastics.register_microplastics_instances.",
+                code="dataset_unknown",
+            )
+        self.coco_api = coco_api(self.json_file)
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all records."""
+        self.records: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Judge the predictions of a batch.
+
+        Args:
+            inputs: dicts with ``image_id``.
+            outputs: dicts with ``instances`` as :meth:`judge` takes them.
+        """
+        for each, output in zip(inputs, outputs, strict=True):
+            record = self.judge(each["image_id"], output["instances"])
+            if record is not None:
+                self.records.append({"image_id": each["image_id"], **record})
+
+    def judge(self, image_id: int, instances: Instances) -> dict[str, Any] | None:
+        """Return the record of an image, plain values and arrays; ``None`` to skip it."""
+        raise NotImplementedError
+
+    def gathered(self) -> list[dict[str, Any]] | None:
+        """Collect the records of all ranks, in an order that the number of ranks does not change.
+
+        Collective if ``distributed``.
+
+        Returns:
+            On rank 0 the records sorted by image id, one for each image (a sampler that pads its
+            last batch gives an image to two ranks); ``None`` on the other ranks.
+        """
+        records = self.records
+        if self._distributed:
+            comm.synchronize()
+            records = list(itertools.chain(*comm.gather(records, dst=0)))
+            if not comm.is_main_process():
+                return None
+        unique: dict[Any, dict[str, Any]] = {}
+        for record in records:
+            unique.setdefault(record["image_id"], record)
+        return [unique[image_id] for image_id in sorted(unique)]
+
+    def masks_of(self, image_id: int, instances: Instances) -> CropMasks:
+        """Return the predicted masks of an image as crops.
+
+        Args:
+            image_id: COCO id of the image.
+            instances: with ``pred_masks``, :class:`CropMasks` or an (N, H, W) bool tensor.
+
+        Raises:
+            ValueError: the masks are not of the image's size.
+        """
+        masks = as_crops(instances.pred_masks)
+        image = self.coco_api.imgs[image_id]
+        size = (image["height"], image["width"])
+        if masks.image_size != size:
+            raise ValueError(
+                f"Masks predicted for image {image_id} are of size {masks.image_size}; expected "
+                f"the size of the image, {size}"
+            )
+        return masks
+
+
+def as_crops(masks: Any) -> CropMasks:
+    """Return :class:`CropMasks`, made from an (N, H, W) bool tensor if they are not."""
+    return masks if isinstance(masks, CropMasks) else CropMasks.from_bitmasks(masks)
