@@ -414,13 +414,15 @@ def _tiff_page(path: str, max_pixels: int | None) -> Iterator["tifffile.TiffPage
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
         check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
-        length = os.path.getsize(path)
-        if any(
-            offset + count > length
-            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-        ):
-            raise ValueError("the file ends before its pixels do")
+        check_complete(page, os.path.getsize(path))
         yield page
+
+
+def check_complete(page: "tifffile.TiffPage", file_size: int) -> None:
+    """Raise ``ValueError`` if a tile or strip of a page ends after the file, in bytes."""
+    ends = map(int.__add__, page.dataoffsets, page.databytecounts)
+    if max(ends, default=0) > file_size:
+        raise ValueError("the file ends before its pixels do")
 
 
 def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:

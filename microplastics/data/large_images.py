@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ from microplastics.data.images import (
     MAX_SAMPLES,
     RGB,
     WHITE_IS_ZERO,
+    check_complete,
     image_size,
     is_deep_tiff,
     limits_of_counts,
@@ -56,7 +57,6 @@ _NO_LIMIT = 1 << 62
 _MAX_LEVELS = 32
 # Pages of a stack that are counted.
 _MAX_PAGES = 10_000
-_BLOCK = 512
 # Values from which the percentiles of a 32 or 64-bit image are computed.
 _SAMPLED_VALUES = 4_000_000
 _BAND_BYTES = 12 << 20
@@ -212,45 +212,40 @@ def _colour_of(page: "tifffile.TiffPage", image: Image.Image | None) -> Colour |
         )
     if page.bitspersample != 8 or _ASSOCIATED_ALPHA in page.extrasamples:
         return None
-    planar = int(page.planarconfig) == 2 and samples > 1
     if photometric == RGB and samples >= 3:
         return Colour(bgr)
-    if photometric == _YCBCR and int(page.compression) == _JPEG and samples == 3 and not planar:
+    if photometric == _YCBCR and int(page.compression) == _JPEG and samples == 3:
         return Colour(bgr)  # the decoder gives RGB
-    if photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and samples <= 2 and not planar:
+    if photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and samples <= 2:
         return Colour(grey, photometric == WHITE_IS_ZERO)
     return None
 
 
-class SegmentCache:
-    """The decoded tiles and strips used last, within a number of bytes.
+class _SegmentCache:
+    """The decoded tiles and strips used last, within a number of bytes; at least the latest."""
 
-    The latest is kept however large it is.
-    """
-
-    def __init__(self, max_bytes: int = CACHE_BYTES):
-        self.max_bytes = max_bytes
-        self.nbytes = 0
+    def __init__(self) -> None:
+        self.max_bytes = CACHE_BYTES
+        self._nbytes = 0
         self._segments: OrderedDict[Hashable, np.ndarray] = OrderedDict()
 
     def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the segment of a key, decoded if it is not kept."""
-        segment = self._segments.get(key)
-        if segment is None:
-            segment = self._segments[key] = decode()
-            self.nbytes += segment.nbytes
-            while self.nbytes > self.max_bytes and len(self._segments) > 1:
-                self.nbytes -= self._segments.popitem(last=False)[1].nbytes
+        if key not in self._segments:
+            self._segments[key] = decode()
+            self._nbytes += self._segments[key].nbytes
+            while self._nbytes > self.max_bytes and len(self._segments) > 1:
+                self._nbytes -= self._segments.popitem(last=False)[1].nbytes
         self._segments.move_to_end(key)
-        return segment
+        return self._segments[key]
 
     def clear(self) -> None:
         """Drop all segments."""
         self._segments.clear()
-        self.nbytes = 0
+        self._nbytes = 0
 
 
-class TiffPixels:
+class _TiffPage:
     """The samples of one page of a TIFF as stored: not turned, colours not converted.
 
     Only the tiles or strips of a window are read; of uncompressed strips only its rows.
@@ -258,7 +253,7 @@ class TiffPixels:
     Attributes:
         width, height: of the page, in px.
         dtype: of the samples.
-        row_bytes: of one row of decoded samples.
+        row_bytes: of one row of samples.
     """
 
     def __init__(
@@ -266,14 +261,14 @@ class TiffPixels:
         path: str,
         tiff: "tifffile.TiffFile",
         page: "tifffile.TiffPage",
-        cache: SegmentCache,
+        cache: _SegmentCache,
         max_segment_pixels: int,
     ):
         """
         Args:
             path: the file, for messages.
             tiff: the open file; its handle is used.
-            page: a page that :func:`is_readable` accepts.
+            page: a page that :func:`_is_readable` accepts.
             cache: for the decoded tiles and strips; pages may share it.
             max_segment_pixels: limit of one tile or strip.
 
@@ -281,37 +276,36 @@ class TiffPixels:
             UserError: ``image_too_large``, a compressed tile or strip is above the limit.
             ValueError: the page is damaged, or the file ends before its pixels do.
         """
-        self._path, self._file, self._page, self._cache = path, tiff.filehandle, page, cache
+        self._file, self._page, self._cache = tiff.filehandle, page, cache
         self.width, self.height = page.imagewidth, page.imagelength
         self.dtype = np.dtype(page.dtype)
-        self._samples = page.samplesperpixel
-        self._planes = self._samples if int(page.planarconfig) == 2 else 1
         self._down, self._across = min(page.rowsperstrip, self.height), self.width
         if page.is_tiled:
             self._down, self._across = page.tilelength, page.tilewidth
-        if min(self.width, self.height, self._down, self._across, self._samples) < 1:
+        if min(self.width, self.height, self._down, self._across, page.samplesperpixel) < 1:
             raise ValueError("a side of 0 px")
         self._columns = math.ceil(self.width / self._across)
-        self._rows = math.ceil(self.height / self._down)
-        self.row_bytes = self.width * self.dtype.itemsize * self._samples
+        self._count = self._columns * math.ceil(self.height / self._down)
+        self._pixel_bytes = self.dtype.itemsize * page.samplesperpixel
+        self.row_bytes = self.width * self._pixel_bytes
         self._by_rows = _has_plain_rows(page)
-        self._piece = "tile" if page.is_tiled else "strip"
         if not self._by_rows and self._down * self._across > max_segment_pixels:
             raise UserError(
-                f"{path} is stored in {self._piece}s of {self._across} x {self._down} px, each "
-                f"decoded whole, above the limit of {max_segment_pixels} pixels (a possible "
-                "decompression bomb); save it as a tiled TIFF, or give --allow-large if you trust "
-                "it.",
+                f"{path} is stored in {'tiles' if page.is_tiled else 'strips'} of {self._across} x "
+                f"{self._down} px, each decoded whole, above the limit of {max_segment_pixels} "
+                "pixels (a possible decompression bomb); save it as a tiled TIFF, or give "
+                "--allow-large if you trust it.",
                 code="image_too_large",
             )
-        self._check_extent()
+        listed = min(len(page.dataoffsets), len(page.databytecounts))
+        if listed < self._count:
+            raise ValueError(f"it lists {listed} of its {self._count} tiles or strips")
+        check_complete(page, self._file.size)
 
     def cache_bytes(self) -> int:
-        """Bytes of all pieces that a row of windows meets, for :class:`SegmentCache`."""
-        if self._page.is_tiled or self._by_rows:
-            return CACHE_BYTES
-        needed = (_WINDOW_ROWS + 2 * self._down) * self.row_bytes
-        return max(CACHE_BYTES, min(needed, _MAX_CACHE_BYTES))
+        """Bytes of all pieces that a row of windows meets."""
+        rows = 2 * self._down + (0 if self._page.is_tiled else _WINDOW_ROWS)
+        return CACHE_BYTES if self._by_rows else min(rows * self.row_bytes, _MAX_CACHE_BYTES)
 
     def read(self, x0: int, y0: int, x1: int, y1: int, samples: slice) -> np.ndarray:
         """Read a window.
@@ -327,56 +321,20 @@ class TiffPixels:
         Raises:
             ValueError, or any error of a decoder: the file is damaged.
         """
-        chosen = range(self._samples)[samples]
-        out = np.empty((y1 - y0, x1 - x0, len(chosen)), self.dtype)
-        part = self._read_rows if self._by_rows else self._read_segments
-        if self._planes > 1:
-            for channel, plane in enumerate(chosen):
-                part(out[:, :, channel : channel + 1], plane, x0, y0, slice(None))
-        else:
-            part(out, 0, x0, y0, samples)
-        return out
-
-    def blocks(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield x0, y0, x1, y1 of windows of at most 512 px that cover the page piece by piece."""
-        down, across = min(self._down, self.height), min(self._across, self.width)
-        if not self._page.is_tiled:  # thin strips together, as many as half of the cache holds
-            rows = max(1, min(_BLOCK, self._cache.max_bytes // 2 // self.row_bytes))
-            down *= max(1, rows // down)
-        for top in range(0, self.height, down):
-            for left in range(0, self.width, across):
-                bottom, right = min(top + down, self.height), min(left + across, self.width)
-                for y in range(top, bottom, _BLOCK):
-                    for x in range(left, right, _BLOCK):
-                        yield x, y, min(x + _BLOCK, right), min(y + _BLOCK, bottom)
-
-    def _read_rows(self, out: np.ndarray, plane: int, x0: int, y0: int, samples: slice) -> None:
-        """Fill (h, w, samples) from uncompressed strips."""
-        page = self._page
-        stored = self.dtype.newbyteorder(page.parent.byteorder)
-        count = self._samples // self._planes
-        pixel_bytes = count * self.dtype.itemsize
-        for row in range(len(out)):
-            strip, below = divmod(y0 + row, self._down)
-            index = plane * self._rows + strip
-            if self._is_missing(index):
-                out[row] = page.nodata
-                continue
-            start = page.dataoffsets[index] + (below * self.width + x0) * pixel_bytes
-            data = self._bytes(start, out.shape[1] * pixel_bytes)
-            out[row] = np.frombuffer(data, stored).reshape(-1, count)[:, samples]
-
-    def _read_segments(self, out: np.ndarray, plane: int, x0: int, y0: int, samples: slice) -> None:
-        """Fill (h, w, samples) from tiles, or from compressed strips."""
+        chosen = len(range(self._page.samplesperpixel)[samples])
+        out = np.empty((y1 - y0, x1 - x0, chosen), self.dtype)
+        if self._by_rows:
+            for row, line in enumerate(out, y0):
+                self._read_row(line, x0, row, samples)
+            return out
         down, across = self._down, self._across
-        y1, x1 = y0 + out.shape[0], x0 + out.shape[1]
         for top in range(y0 // down * down, y1, down):
             for left in range(x0 // across * across, x1, across):
                 rows = slice(max(top, y0), min(top + down, y1))
                 columns = slice(max(left, x0), min(left + across, x1))
                 target = out[rows.start - y0 : rows.stop - y0, columns.start - x0 :]
                 target = target[:, : columns.stop - columns.start]
-                index = (plane * self._rows + top // down) * self._columns + left // across
+                index = top // down * self._columns + left // across
                 if self._is_missing(index):
                     target[:] = self._page.nodata
                     continue
@@ -387,29 +345,54 @@ class TiffPixels:
                     rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
                 ]
                 if piece.shape[:2] != target.shape[:2]:
-                    raise ValueError(f"its {self._name(index)} is too small")
+                    raise ValueError("a tile or strip is too small")
                 target[:] = piece[:, :, samples]
+        return out
+
+    def values(self, samples: slice) -> Iterator[np.ndarray]:
+        """Yield all samples of the page, each piece once."""
+        if self._by_rows:
+            rows = max(1, _BAND_BYTES // self.row_bytes)
+            for y in range(0, self.height, rows):
+                yield self.read(0, y, self.width, min(y + rows, self.height), samples)
+            return
+        for index in range(self._count):
+            top = index // self._columns * self._down
+            left = index % self._columns * self._across
+            shape = (min(self._down, self.height - top), min(self._across, self.width - left))
+            if self._is_missing(index):
+                fill = np.full((*shape, self._page.samplesperpixel), self._page.nodata, self.dtype)
+                yield fill[:, :, samples]
+            else:
+                yield self._decode(index)[: shape[0], : shape[1], samples]
+
+    def _read_row(self, line: np.ndarray, x0: int, y: int, samples: slice) -> None:
+        """Fill (w, samples) from an uncompressed strip."""
+        strip, below = divmod(y, self._down)
+        if self._is_missing(strip):
+            line[:] = self._page.nodata
+            return
+        start = self._page.dataoffsets[strip] + below * self.row_bytes + x0 * self._pixel_bytes
+        data = self._bytes(start, len(line) * self._pixel_bytes)
+        stored = self.dtype.newbyteorder(self._page.parent.byteorder)
+        line[:] = np.frombuffer(data, stored).reshape(len(line), -1)[:, samples]
 
     def _decode(self, index: int) -> np.ndarray:
         page = self._page
         data = self._bytes(page.dataoffsets[index], page.databytecounts[index])
         headers = {"jpegtables": page.jpegtables}
-        try:
-            if page.jpegheader is not None:  # of NDPI, whose tiles are cut out of one JPEG stream
-                headers["jpegheader"] = page.jpegheader
-            elif int(page.compression) in _CODED:
-                self._check_coded_size(data)
-            segment, _, _ = page.decode(data, index, **headers)
-        except Exception as error:
-            raise ValueError(f"its {self._name(index)}: {error}") from error
-        return segment[0]
+        if page.jpegheader is not None:  # of NDPI, whose tiles are cut out of one JPEG stream
+            headers["jpegheader"] = page.jpegheader
+        elif int(page.compression) in _CODED:
+            self._check_coded_size(data)
+        return page.decode(data, index, **headers)[0][0]
 
     def _check_coded_size(self, data: bytes) -> None:
         """Refuse coded data of a larger image than its tile, which would be decoded whole."""
         with Image.open(io.BytesIO(data), formats=(_CODED[int(self._page.compression)],)) as image:
             # Coders pad to blocks.
             if image.width * image.height > (self._across + 64) * (self._down + 64):
-                raise ValueError(f"it contains {image.width} x {image.height} px")
+                raise ValueError(f"a tile contains {image.width} x {image.height} px")
 
     def _bytes(self, offset: int, count: int) -> bytes:
         self._file.seek(offset)
@@ -419,49 +402,26 @@ class TiffPixels:
         return data
 
     def _is_missing(self, index: int) -> bool:
-        page = self._page
         # Some writers give no length of a single strip.
-        return page.dataoffsets[index] == 0 or (
-            page.databytecounts[index] == 0 and not (self._by_rows and self._rows == 1)
-        )
-
-    def _name(self, index: int) -> str:
-        return f"{self._piece} {index + 1} of {len(self._page.dataoffsets)}"
-
-    def _check_extent(self) -> None:
-        """Check that each tile or strip is listed, and inside the file."""
-        page = self._page
-        count = self._rows * self._columns * self._planes
-        listed = min(len(page.dataoffsets), len(page.databytecounts))
-        if listed < count:
-            raise ValueError(f"it lists {listed} of its {count} tiles or strips")
-        for index in range(count):
-            if self._is_missing(index):
-                continue
-            length = page.databytecounts[index]
-            if self._by_rows:
-                rows = min(self._down, self.height - index % self._rows * self._down)
-                needed = rows * self.row_bytes // self._planes
-                if length < needed and self._rows > 1:
-                    raise ValueError(f"its {self._name(index)} is too small")
-                length = needed
-            if page.dataoffsets[index] + length > self._file.size:
-                raise ValueError(f"the file ends before its {self._name(index)} does")
+        unknown = self._by_rows and self._count == 1
+        lengths = self._page.databytecounts
+        return self._page.dataoffsets[index] == 0 or (lengths[index] == 0 and not unknown)
 
 
-def is_readable(page: Any) -> bool:
-    """Return whether :class:`TiffPixels` can read a page of a TIFF."""
+def _is_readable(page: "tifffile.TiffPage") -> bool:
+    """Return whether :class:`_TiffPage` can read a page of a TIFF."""
     return (
         page.dtype is not None
         and page.imagedepth == 1
         and page.tiledepth in (0, 1)
         and int(page.compression) in _COMPRESSIONS
         and isinstance(page.bitspersample, int)
+        and (int(page.planarconfig) == 1 or page.samplesperpixel == 1)
         and 0 not in page.shaped
     )
 
 
-def _has_plain_rows(page: Any) -> bool:
+def _has_plain_rows(page: "tifffile.TiffPage") -> bool:
     return (
         not page.is_tiled
         and int(page.compression) == _NONE
@@ -488,9 +448,9 @@ class TiffReader(ImageReader):
         self._orientation = orientation if orientation in range(2, 9) else 1
         self._swapped = self._orientation in AXES_SWAPPED
         self._tiff, self._colour, self._max_segment = tiff, colour, max_segment
-        self._cache = SegmentCache()
-        self._pixels = TiffPixels(path, tiff, page, self._cache, max_segment)
-        self._cache.max_bytes = self._pixels.cache_bytes()
+        self._cache = _SegmentCache()
+        self._pixels = _TiffPage(path, tiff, page, self._cache, max_segment)
+        self._cache.max_bytes = max(CACHE_BYTES, self._pixels.cache_bytes())
         self._limits: tuple[float, float] | None = None
         self._limits_known = not colour.deep
         width, height = self._pixels.width, self._pixels.height
@@ -512,7 +472,7 @@ class TiffReader(ImageReader):
         with self._lock:
             self._cache.clear()
 
-    def _stored(self, pixels: TiffPixels, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    def _stored(self, pixels: _TiffPage, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Return a window as stored, in BGR."""
         samples = pixels.read(x0, y0, x1, y1, self._colour.samples)
         if self._colour.deep:
@@ -523,11 +483,11 @@ class TiffReader(ImageReader):
 
     def _find_limits(self) -> tuple[float, float] | None:
         """Find the limits of :func:`stretch`: exact for 16 bits, else of evenly sampled values."""
-        pixels, chosen = self._pixels, self._colour.samples
-        blocks = (pixels.read(*block, chosen).reshape(-1) for block in pixels.blocks())
+        pixels, samples = self._pixels, self._colour.samples
+        blocks = (block.reshape(-1) for block in pixels.values(samples))
         if pixels.dtype == np.uint16:
             return limits_of_counts(sum(np.bincount(block, minlength=65536) for block in blocks))
-        values = pixels.width * pixels.height * len(range(MAX_SAMPLES)[chosen])
+        values = pixels.width * pixels.height * len(range(MAX_SAMPLES)[samples])
         step = values // _SAMPLED_VALUES | 1  # odd, so that the samples do not form columns
         return stretch_limits(np.concatenate([block[::step] for block in blocks]))
 
@@ -550,7 +510,7 @@ class TiffReader(ImageReader):
             shrunk[top:bottom] = np.rint(means).reshape(bottom - top, width, 3)
         return np.require(turn(shrunk, self._orientation), requirements=["C", "W", "O"])
 
-    def _fitting_level(self, size: tuple[int, int]) -> TiffPixels:
+    def _fitting_level(self, size: tuple[int, int]) -> _TiffPage:
         """Return the smallest level of the pyramid that is not smaller than (width, height) px."""
         best = self._pixels
         for page in _reduced_pages(self._tiff):
@@ -561,17 +521,14 @@ class TiffReader(ImageReader):
             skew = abs(width * self._pixels.height - height * self._pixels.width)
             if skew > self._pixels.width + self._pixels.height:
                 continue
-            if _layout(page) != _layout(self._tiff.pages[0]) or not is_readable(page):
+            if _layout(page) != _layout(self._tiff.pages[0]) or not _is_readable(page):
                 continue
-            best = TiffPixels(self.path, self._tiff, page, self._cache, self._max_segment)
+            best = _TiffPage(self.path, self._tiff, page, self._cache, self._max_segment)
         return best
 
 
 def _layout(page: "tifffile.TiffPage") -> tuple:
-    return (
-        *(page.photometric, page.planarconfig, page.samplesperpixel),
-        *(page.bitspersample, page.sampleformat, page.extrasamples),
-    )
+    return page.photometric, page.samplesperpixel, page.bitspersample, page.sampleformat
 
 
 def _count_alike(tiff: "tifffile.TiffFile") -> int:
@@ -608,8 +565,9 @@ def open_reader(
     - Deep images are stretched as a whole, as by ``read_image``, which reads the file once in
       bounded memory. The percentiles are exact for unsigned 16 bits; otherwise they are
       those of up to about 4,000,000 evenly spaced values.
-    - JPEG, PNG, BMP, … and TIFFs in rare colours (palette, CMYK, CIELAB, 1 to 4 bits, YCbCr
-      without JPEG, premultiplied alpha) are decoded whole at the first read and kept.
+    - JPEG, PNG, BMP, … and rare TIFFs (palette, CMYK, CIELAB, 1 to 4 bits, YCbCr without JPEG,
+      premultiplied alpha, channels in separate planes) are decoded whole at the first read and
+      kept.
 
     Args:
         path: image file.
@@ -647,7 +605,7 @@ def _open_tiff(
 
         tiff = stack.enter_context(tifffile.TiffFile(path))
         page = tiff.pages[0]
-        colour = _colour_of(page, image) if is_readable(page) else None
+        colour = _colour_of(page, image) if _is_readable(page) else None
         if colour is None:
             logger.debug("%s is read whole: %s", path, page)
             return None
