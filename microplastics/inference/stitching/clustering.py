@@ -249,7 +249,7 @@ class Clusters:
 
     def __init__(self, fragments: Fragments) -> None:
         self._parent = list(range(len(fragments)))
-        whole = np.flatnonzero(fragments.border_gaps().min(axis=1, initial=MARGIN + 1) > MARGIN)
+        whole = np.flatnonzero(fragments.whole())
         self._whole: dict[int, set[int]] = {
             number: {window}
             for number, window in zip(whole.tolist(), fragments.window[whole].tolist(), strict=True)
@@ -338,7 +338,7 @@ def _resolve_ties(
     linked: list[tuple[Overlap, set[Pair]]],
 ) -> None:
     """Match what agrees with several: as other windows do, then of one class and direction."""
-    classes, scores = fragments.classes, fragments.scores
+    classes, scores = fragments.found.classes, fragments.found.scores
     used: list[set[int]] = [set() for _ in linked]
 
     def order(tie: tuple[float, int, int, int]) -> tuple:

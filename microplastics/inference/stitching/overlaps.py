@@ -1,48 +1,53 @@
-"""What two overlapping windows saw of the same place, and which fragments agree there."""
+"""Fragments of overlapping windows and their agreement."""
 
+import dataclasses
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import cv2
 import numpy as np
 
+AGREE = 0.5  # least IoU of two views of one particle
+TOLERANCE = 2  # px by which outlines may differ
+TOLERANT = 0.6  # least fraction of both masks that lies within the tolerance of the other
+MARGIN = 8  # px along a window's inner border where masks are unreliable
+_SPECK = 0.05  # of both fragments: too little to join them if the rest disagrees
 _PLAIN_PIXELS = 4096  # smaller masks are kept as they are
-_DEFLATED_PIXELS = 65536  # larger ones are worth deflating: a fibre's box is nearly empty
-_UNPACKED_PIXELS = 16 << 20  # of fragments that are kept unpacked for a while
+_DEFLATED_PIXELS = 65536  # larger ones are compressed: the box of a fibre is nearly empty
+_UNPACKED_PIXELS = 16 << 20  # of recently used fragments that stay unpacked
 _FAR = 1 << 30
+
+# Numbers of a fragment of the first and of the second window.
+Pair = tuple[int, int]
 
 
 class PackedMasks(Sequence[np.ndarray]):
     """Bool masks that are unpacked one at a time: a thin fibre takes 1/50 of its box.
 
-    Indexing and iterating give read-only (h, w) bool arrays.
+    An index or iteration gives read-only (h, w) bool arrays; slices and lists of indices give
+    packed masks.
     """
 
     def __init__(self, masks: Iterable[np.ndarray] = ()) -> None:
-        self._items: list[np.ndarray | tuple[tuple[int, int], bytes, bool]] = []
-        for mask in masks:
-            self.append(mask)
+        self._items = [_pack(mask) for mask in masks]
 
-    def append(self, mask: np.ndarray) -> None:
-        """Keep a (h, w) bool mask; the array itself is not held."""
-        if mask.size <= _PLAIN_PIXELS:
-            mask = mask.copy()
-            mask.setflags(write=False)
-            self._items.append(mask)
-            return
-        bits = np.packbits(mask).tobytes()
-        deflate = mask.size > _DEFLATED_PIXELS
-        self._items.append((mask.shape, zlib.compress(bits, 1) if deflate else bits, deflate))
+    @classmethod
+    def cat(cls, parts: Iterable["PackedMasks"]) -> Self:
+        """Concatenate packed masks without unpacking them."""
+        whole = cls()
+        whole._items = [item for part in parts for item in part._items]
+        return whole
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, item: int | slice) -> np.ndarray:
-        if isinstance(item, slice):
-            part = PackedMasks()
-            part._items = self._items[item]
+    def __getitem__(self, item: int | slice | Iterable[int]) -> np.ndarray | Self:
+        if isinstance(item, (slice, Iterable)):
+            numbers = range(len(self))[item] if isinstance(item, slice) else item
+            part = type(self)()
+            part._items = [self._items[number] for number in numbers]
             return part
         kept = self._items[item]
         if isinstance(kept, np.ndarray):
@@ -53,15 +58,15 @@ class PackedMasks(Sequence[np.ndarray]):
         mask.setflags(write=False)
         return mask
 
-    def extend(self, others: "PackedMasks") -> None:
-        """Keep other packed masks too."""
-        self._items += others._items
 
-    def take(self, order: Iterable[int]) -> "PackedMasks":
-        """Select masks by number, without unpacking them."""
-        part = PackedMasks()
-        part._items = [self._items[index] for index in order]
-        return part
+def _pack(mask: np.ndarray) -> np.ndarray | tuple[tuple[int, int], bytes, bool]:
+    if mask.size <= _PLAIN_PIXELS:
+        mask = mask.copy()
+        mask.setflags(write=False)
+        return mask
+    bits = np.packbits(mask).tobytes()
+    deflate = mask.size > _DEFLATED_PIXELS
+    return mask.shape, zlib.compress(bits, 1) if deflate else bits, deflate
 
 
 class View(NamedTuple):
@@ -129,18 +134,81 @@ def dilated(view: View, pixels: int) -> View:
     return View(cv2.dilate(framed, kernel).view(bool), view.x - pixels, view.y - pixels)
 
 
-class Fragments:
-    """All fragments of one image, in an order that does not depend on how they came.
+def paint(canvas: View, part: View, value: int = True) -> None:
+    """Set the pixels of a mask in another array, as far as they lie in it."""
+    part = clip(part, box_of(canvas))
+    clip(canvas, box_of(part)).mask[part.mask] = value
+
+
+@dataclasses.dataclass
+class Detections:
+    """Masks of one image and their attributes, one row each.
 
     Attributes:
-        windows: (M, 4) int64 x0, y0, x1, y1 in px, row by row.
-        inner: (M, 4) bool, which of these sides lie inside of the image.
-        window: (N,) int64 window of each fragment; ascending.
-        boxes: (N, 4) int64 x0, y0, x1, y1 of each fragment's pixels.
+        masks: N masks, tight.
+        boxes: (N, 4) int64 x0, y0, x1, y1 in px.
         areas: (N,) int64 px.
         classes: (N,) int64.
         scores: (N,) float64.
-        masks: N masks, tight.
+    """
+
+    masks: PackedMasks
+    boxes: np.ndarray
+    areas: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, views: Sequence[View], classes: object, scores: object, **columns: object) -> Self:
+        """Compute boxes and areas of tight masks.
+
+        Args:
+            views: N masks.
+            classes: (N,) numbers.
+            scores: (N,) in [0, 1].
+            columns: (N, ...) arrays of a subclass.
+        """
+        return cls(
+            PackedMasks(view.mask for view in views),
+            np.array([box_of(view) for view in views], dtype=np.int64).reshape(-1, 4),
+            np.array([np.count_nonzero(view.mask) for view in views], dtype=np.int64),
+            np.asarray(classes, dtype=np.int64),
+            np.asarray(scores, dtype=np.float64),
+            **columns,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate rows; at least one part."""
+        columns = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(cls)[1:]
+        }
+        return cls(PackedMasks.cat(part.masks for part in parts), **columns)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def view(self, number: int) -> View:
+        """Unpack a mask."""
+        return View(self.masks[number], *self.boxes[number, :2].tolist())
+
+    def take(self, numbers: Sequence[int] | np.ndarray) -> Self:
+        """Select rows by number."""
+        numbers = np.asarray(numbers, dtype=np.int64)
+        columns = (getattr(self, field.name) for field in dataclasses.fields(self)[1:])
+        return type(self)(self.masks[numbers.tolist()], *(column[numbers] for column in columns))
+
+
+class Fragments:
+    """All fragments of one image, in an order that does not depend on the order of windows.
+
+    Attributes:
+        windows: (M, 4) int64 x0, y0, x1, y1 in px, row by row.
+        image_size: height and width in px.
+        inner: (M, 4) bool, which of these sides lie inside the image.
+        window: (N,) int64 window of each fragment; ascending.
+        found: the fragments.
     """
 
     def __init__(
@@ -148,28 +216,16 @@ class Fragments:
         windows: np.ndarray,
         image_size: tuple[int, int],
         window: np.ndarray,
-        boxes: np.ndarray,
-        areas: np.ndarray,
-        classes: np.ndarray,
-        scores: np.ndarray,
-        masks: PackedMasks,
+        found: Detections,
     ) -> None:
         by_row = np.lexsort(windows.T[[2, 3, 0, 1]])
-        number = np.empty(len(windows), dtype=np.int64)
-        number[by_row] = np.arange(len(windows))
         self.windows = windows[by_row]
         self.image_size = image_size
-        height, width = image_size
-        self.inner = self.windows != (0, 0, width, height)
-        window = number[window]
-        keys = (scores, classes, areas, *boxes.T[::-1], window)
-        order = np.lexsort(keys)
-        self.window, self.boxes, self.areas = window[order], boxes[order], areas[order]
-        self.classes, self.scores = classes[order], scores[order]
-        self.masks = masks.take(order.tolist())
-        bounds = np.searchsorted(self.window, np.arange(len(windows) + 1))
-        self._bounds = bounds.tolist()
-        self._corners = self.boxes[:, :2].tolist()
+        self.inner = self.windows != (0, 0, *image_size[::-1])
+        window = np.argsort(by_row)[window]
+        order = np.lexsort((found.scores, found.classes, found.areas, *found.boxes.T[::-1], window))
+        self.window, self.found = window[order], found.take(order)
+        self._bounds = np.searchsorted(self.window, np.arange(len(windows) + 1)).tolist()
         self._unpacked: OrderedDict[int, View] = OrderedDict()
         self._unpacked_pixels = 0
 
@@ -177,35 +233,38 @@ class Fragments:
         return len(self.window)
 
     def members(self, window: int) -> slice:
-        """The fragments of a window."""
+        """Return the fragments of a window."""
         return slice(self._bounds[window], self._bounds[window + 1])
 
     def view(self, fragment: int) -> View:
-        """Unpack a fragment; neighbouring windows ask for the same ones, so some are kept."""
+        """Unpack a fragment, and keep it: neighbouring windows need the same ones."""
         view = self._unpacked.get(fragment)
         if view is None:
-            view = View(self.masks[fragment], *self._corners[fragment])
-            self._unpacked[fragment] = view
+            view = self._unpacked[fragment] = self.found.view(fragment)
             self._unpacked_pixels += view.mask.size
             while self._unpacked_pixels > _UNPACKED_PIXELS:
                 self._unpacked_pixels -= self._unpacked.popitem(last=False)[1].mask.size
         return view
 
     def border_gaps(self, numbers: Sequence[int] | slice = slice(None)) -> np.ndarray:
-        """(n, 4) px between fragments and their windows' sides; huge at the image's border."""
+        """Return (n, 4) px from fragments to the sides of their windows; huge at the image's."""
         window = self.window[numbers]
-        gaps = np.abs(self.boxes[numbers] - self.windows[window])
+        gaps = np.abs(self.found.boxes[numbers] - self.windows[window])
         return np.where(self.inner[window], gaps, _FAR)
 
+    def whole(self) -> np.ndarray:
+        """Return (N,) bool: which fragments keep the margin to their window's inner borders."""
+        return self.border_gaps().min(axis=1, initial=MARGIN + 1) > MARGIN
+
     def inner_distance(self, window: int, box: Sequence[int]) -> np.ndarray:
-        """Distance of each pixel of a box from its window's nearest inner border, in px.
+        """Compute the distance of each pixel of a box from its window's nearest inner border.
 
         Args:
-            window: which one.
-            box: x0, y0, x1, y1 inside of it.
+            window: its number.
+            box: x0, y0, x1, y1 inside it.
 
         Returns:
-            (height, width) of the box, int64, 1 at the border; huge without inner borders.
+            (height, width) of the box, int64 px, 1 at the border; huge without inner borders.
         """
         x0, y0, x1, y1 = self.windows[window].tolist()
         left, top, right, bottom = self.inner[window].tolist()
@@ -216,44 +275,25 @@ class Fragments:
         return np.minimum(across, np.broadcast_to(down, y.shape)[:, None])
 
     def trusted(self, margin: int) -> np.ndarray:
-        """(M, 4) int64 boxes of the windows without a margin along their inner borders."""
+        """Return (M, 4) int64 boxes of the windows without a margin at their inner borders."""
         return self.windows + self.inner * np.array([1, 1, -1, -1]) * margin
 
     def replaced(self, parts: dict[int, list[View]]) -> "Fragments":
-        """Cut some fragments into parts, which have their class and score.
+        """Cut fragments into parts, which have their class and score.
 
         Args:
-            parts: of fragments, by their number; every part has a pixel.
+            parts: the parts by number of the fragment; each part has a pixel.
         """
-        kept = [index for index in range(len(self)) if index not in parts]
-        origin = kept + [index for index, views in parts.items() for _ in views]
-        masks, boxes, areas = self.masks.take(kept), [], []
-        for views in parts.values():
-            for view in views:
-                view = tight(*view)
-                masks.append(view.mask)
-                boxes.append(box_of(view))
-                areas.append(np.count_nonzero(view.mask))
+        kept = [number for number in range(len(self)) if number not in parts]
+        origin = [number for number, views in parts.items() for _ in views]
+        views = [tight(*view) for group in parts.values() for view in group]
+        cut = Detections.of(views, self.found.classes[origin], self.found.scores[origin])
         return Fragments(
             self.windows,
             self.image_size,
-            self.window[origin],
-            np.concatenate([self.boxes[kept], np.array(boxes, dtype=np.int64).reshape(-1, 4)]),
-            np.concatenate([self.areas[kept], np.array(areas, dtype=np.int64)]),
-            self.classes[origin],
-            self.scores[origin],
-            masks,
+            self.window[kept + origin],
+            Detections.cat([self.found.take(kept), cut]),
         )
-
-
-AGREE = 0.5  # least IoU at which two views show one thing
-TOLERANCE = 2  # px by which outlines may differ
-TOLERANT = 0.6  # least share of both that lies within the tolerance of the other
-MARGIN = 8  # px along a window's inner border where masks are not to be trusted
-_SPECK = 0.05  # of both fragments: too little to join them when the rest disagrees
-
-# Numbers of a fragment of the first and of the second window.
-Pair = tuple[int, int]
 
 
 class Overlap:
@@ -309,12 +349,13 @@ def _inside(
 ) -> list[tuple[int, View, int]]:
     """Number, mask and pixels of what a window shows inside of a region."""
     members = fragments.members(window)
-    low, high = fragments.boxes[members, :2], fragments.boxes[members, 2:]
+    boxes = fragments.found.boxes[members]
+    low, high = boxes[:, :2], boxes[:, 2:]
     meets = ((low < region[2:]) & (high > region[:2])).all(axis=1)
     numbers = np.flatnonzero(meets)
     inside = ((low[numbers] >= region[:2]) & (high[numbers] <= region[2:])).all(axis=1)
     numbers += members.start
-    areas = np.where(inside, fragments.areas[numbers], 0).tolist()
+    areas = np.where(inside, fragments.found.areas[numbers], 0).tolist()
     found = []
     for number, area in zip(numbers.tolist(), areas, strict=True):
         view = fragments.view(number)
