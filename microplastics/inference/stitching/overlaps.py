@@ -70,7 +70,7 @@ def _pack(mask: np.ndarray) -> np.ndarray | tuple[tuple[int, int], bytes, bool]:
 
 
 class View(NamedTuple):
-    """A bool mask, or part of one, and where its first pixel lies in the image."""
+    """A bool mask, or part of one, and the position of its first pixel in the image."""
 
     mask: np.ndarray
     x: int
@@ -78,13 +78,13 @@ class View(NamedTuple):
 
 
 def tight(mask: np.ndarray, x: int, y: int) -> View:
-    """Cut a mask down to its pixels; (0, 0) in shape where it has none."""
+    """Cut a mask down to its pixels; the shape of an empty one is (0, 0)."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     return View(mask[top : top + height, left : left + width], x + left, y + top)
 
 
 def clip(view: View, box: Sequence[int]) -> View:
-    """The part of a mask inside of a box x0, y0, x1, y1."""
+    """Cut out the part of a mask inside a box x0, y0, x1, y1; a view of the same memory."""
     height, width = view.mask.shape
     x0, y0 = max(box[0], view.x), max(box[1], view.y)
     x1, y1 = min(box[2], view.x + width), min(box[3], view.y + height)
@@ -93,13 +93,13 @@ def clip(view: View, box: Sequence[int]) -> View:
 
 
 def box_of(view: View) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask's array."""
+    """Return x0, y0, x1, y1 of a mask's array."""
     height, width = view.mask.shape
     return view.x, view.y, view.x + width, view.y + height
 
 
 def common_pixels(first: View, second: View) -> int:
-    """Number of pixels that are in both of two masks."""
+    """Count the pixels that are in both of two masks."""
     own, ox, oy = first
     other, tx, ty = second
     x0, y0 = (ox if ox > tx else tx), (oy if oy > ty else ty)
@@ -112,7 +112,7 @@ def common_pixels(first: View, second: View) -> int:
 
 
 def union(views: Sequence[View]) -> View:
-    """All pixels of some masks."""
+    """Merge masks into one that has all their pixels."""
     boxes = np.array([box_of(view) for view in views])
     x0, y0 = boxes[:, :2].min(axis=0).tolist()
     x1, y1 = boxes[:, 2:].max(axis=0).tolist()
@@ -124,13 +124,11 @@ def union(views: Sequence[View]) -> View:
 
 
 def dilated(view: View, pixels: int) -> View:
-    """A mask grown by a disc of some radius; its array grows with it."""
+    """Grow a mask by a disc of a radius in px; its array grows with it."""
     if not view.mask.size:
         return view
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1,) * 2)
-    framed = cv2.copyMakeBorder(
-        np.ascontiguousarray(view.mask).view(np.uint8), *[pixels] * 4, cv2.BORDER_CONSTANT
-    )
+    framed = np.pad(view.mask, pixels).view(np.uint8)
     return View(cv2.dilate(framed, kernel).view(bool), view.x - pixels, view.y - pixels)
 
 
@@ -297,14 +295,15 @@ class Fragments:
 
 
 class Overlap:
-    """Two windows, and their fragments inside of what they share.
+    """Two overlapping windows and their fragments inside the common region.
 
     Attributes:
         windows: numbers of the two.
-        region: x0, y0, x1, y1 of what they share.
+        region: x0, y0, x1, y1 of the common region.
         numbers: for each of the two, the fragments with pixels in the region.
-        areas: for each of the two, how many pixels these have there, (n,) int64.
-        common: (n, m) int64 pixels that are in both.
+        views: for each of the two, the masks of these fragments in the region.
+        areas: for each of the two, (n,) int64 pixels of these masks.
+        common: (n, m) int64 pixels that are in both masks.
     """
 
     def __init__(self, fragments: Fragments, first: int, second: int, region: Sequence[int]):
@@ -324,19 +323,19 @@ class Overlap:
             self.common[i, j] = common_pixels(self.views[0][i], self.views[1][j])
 
     def iou(self) -> np.ndarray:
-        """(n, m) IoU inside of the region."""
+        """Return (n, m) IoU inside the region."""
         return self.common / (self.areas[0][:, None] + self.areas[1] - self.common)
 
     def twins(self) -> np.ndarray:
-        """(n, m) bool: equal to the last pixel."""
+        """Return (n, m) bool: equal to the last pixel."""
         return (self.common == self.areas[0][:, None]) & (self.common == self.areas[1])
 
-    def forget(self) -> None:
-        """Let go of the masks; :meth:`look` brings them back."""
+    def release(self) -> None:
+        """Free the memory of the masks."""
         self.views = [[], []]
 
-    def look(self, fragments: Fragments) -> None:
-        """Unpack the masks again."""
+    def load(self, fragments: Fragments) -> None:
+        """Unpack the masks again after :meth:`release`."""
         if not any(self.views):
             self.views = [
                 [clip(fragments.view(number), self.region) for number in numbers]
@@ -347,7 +346,7 @@ class Overlap:
 def _inside(
     fragments: Fragments, window: int, region: Sequence[int]
 ) -> list[tuple[int, View, int]]:
-    """Number, mask and pixels of what a window shows inside of a region."""
+    """Return number, mask and area of each fragment of a window inside a region."""
     members = fragments.members(window)
     boxes = fragments.found.boxes[members]
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -367,33 +366,30 @@ def _inside(
     return found
 
 
-def overlaps_of(fragments: Fragments, among: set[int] | None = None) -> Iterator[Overlap]:
-    """Every two windows that share pixels and have both found something there.
+def overlaps_of(fragments: Fragments) -> Iterator[Overlap]:
+    """Yield every two windows that share pixels and both have fragments there.
 
     Args:
         fragments: of all windows.
-        among: only pairs with one of these windows.
     """
     windows = fragments.windows
     for first in range(len(windows)):
         low = np.maximum(windows[first, :2], windows[first + 1 :, :2])
         high = np.minimum(windows[first, 2:], windows[first + 1 :, 2:])
         for index in np.flatnonzero((low < high).all(axis=1)).tolist():
-            second = first + 1 + index
-            if among is None or first in among or second in among:
-                region = (*low[index].tolist(), *high[index].tolist())
-                overlap = Overlap(fragments, first, second, region)
-                if all(overlap.numbers):
-                    yield overlap
+            region = (*low[index].tolist(), *high[index].tolist())
+            overlap = Overlap(fragments, first, first + 1 + index, region)
+            if all(overlap.numbers):
+                yield overlap
 
 
 class Agreement(NamedTuple):
     """Links between the fragments of two windows, by number.
 
     Attributes:
-        sure: pairs of which each is the other's only best.
+        sure: pairs that are each other's only best match.
         tied: pairs that agree as well as others do, with their IoU.
-        loose: fragments without an equal twin, which may be linked nevertheless.
+        loose: fragments without an equal twin; they may be linked nevertheless.
     """
 
     sure: list[Pair]
@@ -404,9 +400,12 @@ class Agreement(NamedTuple):
 def agreement(overlap: Overlap) -> Agreement:
     """Match the fragments of two windows one to one, by the pixels that both could see.
 
-    Equal ones first. Of the rest each 4-connected piece inside of the region is matched by
-    itself: a bent fibre may be one fragment in a window and two in the other, but a piece of it
-    is the same in both. What agrees as a whole though not piece by piece comes last.
+    Equal ones first. Then each 4-connected piece inside the region is matched by itself: a bent
+    fibre may be one fragment in a window and two in the other, but a piece of it is the same in
+    both. Fragments that agree as a whole but not piece by piece come last.
+
+    Args:
+        overlap: the two windows; with masks, unless all fragments are equal.
     """
     twins = overlap.twins()
     rows, columns = twins.sum(axis=1), twins.sum(axis=0)
@@ -432,12 +431,12 @@ def agreement(overlap: Overlap) -> Agreement:
 def greedy_pairs(
     values: np.ndarray, least: float, among: Sequence[Sequence[int]] | None = None
 ) -> list[Pair]:
-    """Rows and columns one to one, the highest values first.
+    """Match rows and columns one to one, the highest values first.
 
     Args:
         values: (n, m).
-        least: leave pairs below alone.
-        among: rows and columns that may be used; all when left out.
+        least: lowest value of a pair.
+        among: rows and columns that may be used; all by default.
     """
     if among is None:
         among = [range(size) for size in values.shape]
@@ -454,7 +453,7 @@ def greedy_pairs(
 
 
 def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
-    """Positions of fragments that have a matching piece."""
+    """Return positions of fragments that have a matching piece."""
     labels, areas, owners = [], [], []
     for side in (0, 1):
         found = [pieces(overlap.views[side][index]) for index in rest[side]]
@@ -469,8 +468,8 @@ def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
         own = clip(first, box_of(second))
         other = clip(second, box_of(own)).mask
         both = (own.mask > 0) & (other > 0)
-        where = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
-        np.add.at(common, where, 1)
+        cells = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
+        np.add.at(common, cells, 1)
     pairs = greedy_pairs(common / (areas[0][:, None] + areas[1] - common), AGREE)
     matched: dict[Pair, int] = {}
     for i, j in pairs:
@@ -489,17 +488,17 @@ def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
 
 
 def pieces(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """4-connected pieces of a mask: labels from 1, and the pixels of each.
+    """Label the 4-connected pieces of a mask from 1, and count the pixels of each.
 
-    Of a particle's piece in a region two windows see the same, however each has cut the rest of
-    it; with diagonal neighbours that would not hold for parts that were told apart without them.
+    Two windows see the same piece of a particle in a region, however each has cut the rest of it.
+    With diagonal neighbours that fails for parts that were separated without them.
     """
     mask = np.ascontiguousarray(view.mask).view(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     return labels, stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
 
 
-def tolerant_share(own: View, other: View) -> float:
-    """Share of a mask's pixels within :data:`TOLERANCE` of another mask; 0 where one is empty."""
+def tolerant_fraction(own: View, other: View) -> float:
+    """Return the fraction of a mask within :data:`TOLERANCE` of another; 0 if one is empty."""
     pixels = int(np.count_nonzero(own.mask))
     return common_pixels(own, dilated(other, TOLERANCE)) / pixels if pixels else 0.0
