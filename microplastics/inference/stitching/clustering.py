@@ -1,10 +1,12 @@
-"""The graph of fragments: which of them are one particle."""
+"""Clusters of fragments that are one particle."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
@@ -22,67 +24,68 @@ from microplastics.inference.stitching.overlaps import (
     common_pixels,
     greedy_pairs,
     overlaps_of,
+    paint,
     pieces,
-    tolerant_share,
+    tolerant_fraction,
     union,
 )
 
-_CONTAINED = 0.6  # least share of a part inside of the merged fragment
-_PART = 0.1  # least size of a part, of the merged fragment
-_COVERED = 0.5  # least share of the merged fragment that its parts cover
+_CONTAINED = 0.6  # least fraction of a part inside the merged fragment
+_PART = 0.1  # least area of a part, as a fraction of the merged fragment
+_COVERED = 0.5  # least fraction of the merged fragment that its parts cover
 _THIN = 3.0  # area / width²: a fibre
-_STRAIGHT = 0.85  # cosine of the angle at which two ends still go on in one another
+_STRAIGHT = 0.85  # least cosine of the angle between two ends that continue one another
 _ONE_SIDED = 0.3  # of the radius: how far the pixels around an end lie to one side of it
-_ROUNDS = 3  # of splitting: what was split may show that a third window merges too
+_ROUNDS = 3  # of splitting: a split may show that a third window merges the same particles
+_REACH = 12  # px around the nearest points of two masks that show their directions
+_AROUND = 32  # px on both sides of a region in which fibres show their direction
 
 
 def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair], int]:
-    """Find fragments that another window shows as several, and split or join.
+    """Find fragments that another window shows as several, and split or join them.
 
-    The window that tells particles apart is believed, for touching particles are merged far more
-    often than one is broken: the merged fragment is cut along the parts. Unless the parts lie end
-    to end along a fibre, or meet where their own window ends: then they belong together.
+    The window that separates the particles is believed, because merged touching particles are far
+    more frequent than broken ones: the merged fragment is cut along the parts. Parts that lie end
+    to end along a fibre, or meet at their own window's border, belong together instead.
+
+    Args:
+        fragments: all of them.
 
     Returns:
-        the fragments, their overlaps (without masks), pairs that belong together, and how many
-        fragments were split.
+        the fragments, their overlaps (without masks), pairs that belong together, and the number
+        of fragments that were split.
     """
-    overlaps = {}
-    joined: set[tuple] = set()
     split = 0
     for turn in range(_ROUNDS + 1):
+        overlaps: list[Overlap] = []
+        joined: set[Pair] = set()
         parts: dict[int, list[View]] = {}
         for overlap in overlaps_of(fragments):
-            overlaps[overlap.windows] = overlap
+            overlaps.append(overlap)
             for side in (0, 1):
                 for merged, group in _conflicts(overlap, side):
+                    number, others = overlap.numbers[side][merged], overlap.numbers[1 - side]
                     if _belong_together(fragments, overlap, side, merged, group):
-                        numbers = overlap.numbers[1 - side]
-                        joined.update((overlap.numbers[side][merged], numbers[i]) for i in group)
-                    elif turn < _ROUNDS and overlap.numbers[side][merged] not in parts:
-                        cut = _cut_along(fragments, overlap, side, merged, group)
-                        parts[overlap.numbers[side][merged]] = cut
-            overlap.forget()
+                        joined.update((number, others[part]) for part in group)
+                    elif turn < _ROUNDS and number not in parts:
+                        parts[number] = _cut_along(fragments, overlap, side, merged, group)
+            overlap.release()
         if not parts:
             break
         split += len(parts)
-        # Numbers change: what was found so far is found again.
         fragments = fragments.replaced(parts)
-        overlaps, joined = {}, set()
-    return fragments, list(overlaps.values()), sorted(joined), split
+    return fragments, overlaps, sorted(joined), split
 
 
 def _conflicts(overlap: Overlap, side: int) -> list[tuple[int, list[int]]]:
-    """Positions of merged fragments on a side, with those of their parts on the other."""
-    common = overlap.common if side == 0 else overlap.common.T
+    """Return positions of merged fragments on a side, and of their parts on the other."""
+    common, iou = overlap.common, overlap.iou()
+    if side == 1:
+        common, iou = common.T, iou.T
     own, other = overlap.areas[side], overlap.areas[1 - side]
     inside = (common >= _CONTAINED * other) & (other >= _PART * own[:, None])
-    rows = np.flatnonzero(inside.sum(axis=1) >= 2)
-    if not len(rows):
-        return []
     found = []
-    iou = common / (own[:, None] + other - common)
-    for row in rows.tolist():
+    for row in np.flatnonzero(inside.sum(axis=1) >= 2).tolist():
         if (iou[row] == 1).any():
             continue
         elsewhere = np.delete(iou, row, axis=0)
@@ -94,7 +97,7 @@ def _conflicts(overlap: Overlap, side: int) -> list[tuple[int, list[int]]]:
 
 
 def _apart(overlap: Overlap, side: int, group: list[int]) -> list[int]:
-    """Those of some parts that are not nested in a larger one."""
+    """Select the parts that are not nested in a larger one."""
     views, areas = overlap.views[1 - side], overlap.areas[1 - side]
     kept: list[int] = []
     for index in sorted(group, key=lambda i: (-areas[i], i)):
@@ -104,19 +107,19 @@ def _apart(overlap: Overlap, side: int, group: list[int]) -> list[int]:
 
 
 def _by_piece(overlap: Overlap, side: int, row: int, group: list[int]) -> list[list[int]]:
-    """The parts by the connected piece of the merged fragment, where this has several."""
+    """Group the parts by the connected piece of the merged fragment that they lie in."""
     view = overlap.views[side][row]
     labels, areas = pieces(view)
-    owners: dict[int, list[int]] = {}
-    covered: dict[int, int] = {}
+    owners: dict[int, list[int]] = defaultdict(list)
+    covered: dict[int, int] = defaultdict(int)
     for index in group:
         part = clip(overlap.views[1 - side][index], box_of(view))
         under = clip(View(labels, view.x, view.y), box_of(part)).mask[part.mask]
         counts = np.bincount(under, minlength=len(areas) + 1)
         counts[0] = 0
         label = int(counts.argmax())
-        owners.setdefault(label, []).append(index)
-        covered[label] = covered.get(label, 0) + int(counts[label])
+        owners[label].append(index)
+        covered[label] += int(counts[label])
     return [
         found
         for label, found in owners.items()
@@ -127,42 +130,40 @@ def _by_piece(overlap: Overlap, side: int, row: int, group: list[int]) -> list[l
 def _belong_together(
     fragments: Fragments, overlap: Overlap, side: int, merged: int, group: list[int]
 ) -> bool:
+    """Whether each part connects to another one, along a fibre or at its window's border."""
     views = [overlap.views[1 - side][index] for index in group]
     window = overlap.windows[1 - side]
     fibre = is_thin(overlap.views[side][merged])
-    # Every part must hang together with some other one.
     for index, view in enumerate(views):
-        joints = [joint_of(view, other) for other in views[:index] + views[index + 1 :]]
+        joints = (joint_of(view, other) for other in views[:index] + views[index + 1 :])
         if not any(
-            (fibre and each.end_to_end) or near_border(fragments, window, each.first, MARGIN)
-            for each in joints
+            (fibre and joint.end_to_end) or near_border(fragments, window, joint.first, MARGIN)
+            for joint in joints
         ):
             return False
     return True
 
 
 def near_border(fragments: Fragments, window: int, pixel: tuple[int, int], reach: int) -> bool:
-    """Whether a pixel lies within some px of an inner border of a window that holds it."""
+    """Whether a pixel of a window lies within a distance of one of its inner borders, in px."""
     x, y = pixel
     return bool(fragments.inner_distance(window, (x, y, x + 1, y + 1))[0, 0] <= reach)
 
 
 def is_thin(view: View) -> bool:
     """Whether a mask is several times as long as wide, bent or not."""
-    framed = cv2.copyMakeBorder(
-        np.ascontiguousarray(view.mask).view(np.uint8), *[1] * 4, cv2.BORDER_CONSTANT
-    )
+    framed = np.pad(view.mask, 1).view(np.uint8)
     width = 2 * float(cv2.distanceTransform(framed, cv2.DIST_L2, 3).max()) - 1
     return np.count_nonzero(view.mask) >= _THIN * max(width, 2) ** 2
 
 
 class Joint(NamedTuple):
-    """Where two masks come nearest.
+    """Nearest points of two masks.
 
     Attributes:
         first, second: x and y of the two pixels that are nearest to each other.
         gap: px between them.
-        end_to_end: whether both end there and each goes on in the other.
+        end_to_end: whether both masks end there and continue one another.
     """
 
     first: tuple[int, int]
@@ -171,12 +172,11 @@ class Joint(NamedTuple):
     end_to_end: bool
 
 
-def joint_of(first: View, second: View, reach: int = 12) -> Joint:
-    """Find where two masks come nearest, and whether both end there.
+def joint_of(first: View, second: View) -> Joint:
+    """Find the nearest points of two masks, and whether both end there.
 
     Args:
-        first, second: the masks.
-        reach: px around the nearest points that are looked at.
+        first, second: the masks, neither empty.
     """
     points = [np.argwhere(v.mask)[:, ::-1] + (v.x, v.y) for v in (first, second)]
     distances, nearest = cKDTree(points[1]).query(points[0])
@@ -185,15 +185,15 @@ def joint_of(first: View, second: View, reach: int = 12) -> Joint:
     ends, ways = [], []
     for own, spot, other in zip(points, spots, spots[::-1], strict=True):
         # The middle of the end: its nearest pixel may be a corner of it.
-        local = own[((own - spot) ** 2).sum(axis=1) <= (reach / 2) ** 2]
+        local = own[((own - spot) ** 2).sum(axis=1) <= (_REACH / 2) ** 2]
         away = np.hypot(*(local - other).T)
         end = local[away <= away.min() + 1.5].mean(axis=0)
         offsets = own - end
         ends.append(end)
-        ways.append(offsets[(offsets**2).sum(axis=1) <= reach**2].mean(axis=0))
+        ways.append(offsets[(offsets**2).sum(axis=1) <= _REACH**2].mean(axis=0))
     at = (*(tuple(spot.tolist()) for spot in spots), float(distances[nearest_own]))
     lengths = [float(np.hypot(*way)) for way in ways]
-    if min(lengths) < _ONE_SIDED * reach:
+    if min(lengths) < _ONE_SIDED * _REACH:
         return Joint(*at, False)
     cosine = -float(ways[0] @ ways[1]) / (lengths[0] * lengths[1])
     gap = ends[1] - ends[0]
@@ -207,83 +207,69 @@ def joint_of(first: View, second: View, reach: int = 12) -> Joint:
 def _cut_along(
     fragments: Fragments, overlap: Overlap, side: int, merged: int, group: list[int]
 ) -> list[View]:
-    """Give each pixel of the merged fragment to the nearest part.
+    """Assign each pixel of the merged fragment to the nearest part.
 
-    What lies outside of the other window goes to parts that this window cuts, if there are any.
+    Pixels outside the other window go to the parts that this window cuts, if there are any.
     """
     whole = fragments.view(overlap.numbers[side][merged])
     parts = [clip(overlap.views[1 - side][index], box_of(whole)) for index in group]
     numbers = [overlap.numbers[1 - side][index] for index in group]
-    goes_on = fragments.border_gaps(numbers).min(axis=1) <= MARGIN
-    if not goes_on.any():
-        goes_on[:] = True
+    cut = fragments.border_gaps(numbers).min(axis=1) <= MARGIN
+    if not cut.any():
+        cut[:] = True
     owner = _nearest(whole, parts)
     outside = np.ones_like(whole.mask)
     clip(View(outside, whole.x, whole.y), overlap.region).mask[:] = False
-    beyond = _nearest(whole, [part for part, on in zip(parts, goes_on, strict=True) if on])
-    owner[outside] = np.flatnonzero(goes_on)[beyond[outside]]
-    views = [View(whole.mask & (owner == k), whole.x, whole.y) for k in range(len(parts))]
-    # Where parts overlap, as crossing fibres do, each keeps all of its own.
-    views = [
-        union([view, View(shared.mask & part.mask, *part[1:])])
-        for view, part in zip(views, parts, strict=True)
-        for shared in [clip(whole, box_of(part))]
-    ]
+    beyond = _nearest(whole, [parts[k] for k in np.flatnonzero(cut).tolist()])
+    owner[outside] = np.flatnonzero(cut)[beyond[outside]]
+    views = []
+    for number, part in enumerate(parts):
+        # Where parts overlap, as crossing fibres do, each keeps all of its own.
+        shared = View(clip(whole, box_of(part)).mask & part.mask, part.x, part.y)
+        views.append(union([View(whole.mask & (owner == number), whole.x, whole.y), shared]))
     return [view for view in views if view.mask.any()]
 
 
 def _nearest(whole: View, parts: list[View]) -> np.ndarray:
-    """For each pixel of a mask's array the number of the part nearest to it."""
+    """Return for each pixel of a mask's array the number of the part nearest to it."""
     seeds = np.full(whole.mask.shape, -1, dtype=np.int32)
     for number, part in enumerate(parts):
-        clip(View(seeds, whole.x, whole.y), box_of(part)).mask[part.mask] = number
+        paint(View(seeds, whole.x, whole.y), part, number)
     rows, columns = distance_transform_edt(seeds < 0, return_distances=False, return_indices=True)
     return seeds[rows, columns]
-
-
-_AROUND = 32  # px on both sides of a region in which fibres show where they go
 
 
 class Clusters:
     """Disjoint sets of fragments."""
 
     def __init__(self, fragments: Fragments) -> None:
-        self._parent = list(range(len(fragments)))
-        whole = np.flatnonzero(fragments.border_gaps().min(axis=1, initial=MARGIN + 1) > MARGIN)
+        self._sets = DisjointSet(range(len(fragments)))
+        whole = fragments.whole()
         self._whole: dict[int, set[int]] = {
             number: {window}
-            for number, window in zip(whole.tolist(), fragments.window[whole].tolist(), strict=True)
+            for number, window in enumerate(fragments.window.tolist())
+            if whole[number]
         }
 
     def find(self, fragment: int) -> int:
-        """The number that stands for a fragment's set."""
-        parent = self._parent
-        while parent[fragment] != fragment:
-            parent[fragment] = parent[parent[fragment]]
-            fragment = parent[fragment]
-        return fragment
+        """Return the number that represents a fragment's set."""
+        return self._sets[fragment]
 
     def join(self, first: int, second: int) -> None:
-        """Make two sets one."""
-        low, high = sorted((self.find(first), self.find(second)))
-        if low == high:
-            return
-        self._parent[high] = low
-        whole = self._whole.pop(high, None)
-        if whole:
-            self._whole.setdefault(low, set()).update(whole)
+        """Merge two sets."""
+        whole = [self._whole.get(self.find(fragment), set()) for fragment in (first, second)]
+        if self._sets.merge(first, second):
+            self._whole[self.find(first)] = whole[0] | whole[1]
 
     def may_join(self, first: int, second: int) -> bool:
-        """Whether no window shows both sets whole: it would have told them apart."""
-        sets = [self._whole.get(self.find(fragment), set()) for fragment in (first, second)]
-        return sets[0].isdisjoint(sets[1])
+        """Whether they are one set, or no window shows both sets whole and thus separately."""
+        first, second = self.find(first), self.find(second)
+        whole = self._whole
+        return first == second or whole.get(first, set()).isdisjoint(whole.get(second, set()))
 
     def members(self) -> list[list[int]]:
-        """The sets, each ascending."""
-        sets: dict[int, list[int]] = {}
-        for fragment in range(len(self._parent)):
-            sets.setdefault(self.find(fragment), []).append(fragment)
-        return list(sets.values())
+        """Return the sets in ascending order, each ascending."""
+        return sorted(sorted(members) for members in self._sets.subsets())
 
 
 def cluster(
@@ -297,7 +283,7 @@ def cluster(
         joined: pairs known to belong together.
 
     Returns:
-        the sets, and the fragments that are not the same in some other window which sees them.
+        the sets, and the fragments that differ in another window which sees them.
     """
     clusters = Clusters(fragments)
     linked: list[tuple[Overlap, set[Pair]]] = []
@@ -307,9 +293,9 @@ def cluster(
     together = set(joined)
     for overlap in overlaps:
         if not overlap.twins().all(axis=None):
-            overlap.look(fragments)
+            overlap.load(fragments)
         found = agreement(overlap)
-        overlap.forget()
+        overlap.release()
         for first, second in found.sure:
             clusters.join(first, second)
         tied += [(*pair, len(linked)) for pair in found.tied]
@@ -337,8 +323,8 @@ def _resolve_ties(
     tied: list[tuple[float, int, int, int]],
     linked: list[tuple[Overlap, set[Pair]]],
 ) -> None:
-    """Match what agrees with several: as other windows do, then of one class and direction."""
-    classes, scores = fragments.classes, fragments.scores
+    """Match fragments that agree with several: as other windows do, then by class and direction."""
+    classes, scores = fragments.found.classes, fragments.found.scores
     used: list[set[int]] = [set() for _ in linked]
 
     def order(tie: tuple[float, int, int, int]) -> tuple:
@@ -355,7 +341,7 @@ def _resolve_ties(
         sides[1].add(b)
 
     def taken(a: int, b: int, place: int) -> bool:
-        """Whether other windows have already given one of the two to a rival of the other."""
+        """Whether other windows have already assigned one of the two to a rival of the other."""
         first, second = clusters.find(a), clusters.find(b)
         return first != second and (
             any(clusters.find(rival) == second for rival in rivals[place][0])
@@ -370,10 +356,9 @@ def _resolve_ties(
 
 
 def _bend(fragments: Fragments, a: int, b: int, region: Sequence[int]) -> float:
-    """How far two fragments around a region are from one straight line, in px."""
+    """Measure how far two fragments near a region deviate from one straight line, in px."""
     x0, y0, x1, y1 = region
-    reach = _AROUND
-    around = (x0 - reach, y0 - reach, x1 + reach, y1 + reach)
+    around = (x0 - _AROUND, y0 - _AROUND, x1 + _AROUND, y1 + _AROUND)
     views = [clip(fragments.view(number), around) for number in (a, b)]
     points = np.concatenate([np.argwhere(v.mask) + (v.y, v.x) for v in views])
     return float(np.sqrt(max(0.0, np.linalg.eigvalsh(np.cov(points, rowvar=False, ddof=0))[0])))
@@ -382,7 +367,7 @@ def _bend(fragments: Fragments, a: int, b: int, region: Sequence[int]) -> float:
 def _link_loosely(
     fragments: Fragments, clusters: Clusters, overlap: Overlap, pairs: set[Pair]
 ) -> None:
-    """Link what agrees in neither pixels nor pieces, in one overlap."""
+    """Link the fragments of one overlap that agree neither in pixels nor in pieces."""
     linked = [{pair[side] for pair in pairs} for side in (0, 1)]
     free = [
         [i for i, number in enumerate(overlap.numbers[side]) if number not in linked[side]]
@@ -390,48 +375,45 @@ def _link_loosely(
     ]
     if not any(free):
         return
-    overlap.look(fragments)
+    overlap.load(fragments)
     for link in (_tolerant, _contained, _end_to_end):
         for i, j in link(fragments, overlap, free, pairs):
             a, b = overlap.numbers[0][i], overlap.numbers[1][j]
-            if clusters.find(a) == clusters.find(b) or clusters.may_join(a, b):
+            if clusters.may_join(a, b):
                 clusters.join(a, b)
                 pairs.add((a, b))
                 free = [[k for k in free[0] if k != i], [k for k in free[1] if k != j]]
-    overlap.forget()
+    overlap.release()
 
 
 def _tolerant(
     fragments: Fragments, overlap: Overlap, free: list[list[int]], _: set[Pair]
 ) -> list[Pair]:
-    """Free fragments whose outlines are within a tolerance, margins left out."""
-    region = np.array(overlap.region)
-    for window in overlap.windows:
-        box = fragments.trusted(MARGIN)[window]
-        region[:2] = np.maximum(region[:2], box[:2])
-        region[2:] = np.minimum(region[2:], box[2:])
-    if (region[:2] >= region[2:]).any() or not all(free):
+    """Match free fragments whose outlines are within a tolerance, margins left out."""
+    boxes = fragments.trusted(MARGIN)[list(overlap.windows)]
+    low, high = boxes[:, :2].max(axis=0), boxes[:, 2:].min(axis=0)
+    if (low >= high).any() or not all(free):
         return []
-    inner = [[clip(view, region.tolist()) for view in views] for views in overlap.views]
-    shares = np.zeros(overlap.common.shape)
+    region = (*low.tolist(), *high.tolist())
+    inner = [[clip(view, region) for view in views] for views in overlap.views]
+    fractions = np.zeros(overlap.common.shape)
     for i in free[0]:
         for j in free[1]:
             if overlap.common[i, j]:
                 own, other = inner[0][i], inner[1][j]
-                shares[i, j] = min(tolerant_share(own, other), tolerant_share(other, own))
-    return greedy_pairs(shares, TOLERANT, free)
+                fractions[i, j] = min(tolerant_fraction(own, other), tolerant_fraction(other, own))
+    return greedy_pairs(fractions, TOLERANT, free)
 
 
 def _contained(
     fragments: Fragments, overlap: Overlap, free: list[list[int]], pairs: set[Pair]
 ) -> list[Pair]:
-    """Free fragments that are cut where the other window sees on, and lie in one of its own.
+    """Match free fragments that their window cuts with a larger one of the other window.
 
-    Not those that lie in the same thing in their own window too: they are something else on it.
+    A fragment that its own window shows inside the same particle is another particle on top of it.
     """
-    found, views = [], overlap.views
+    found, views, numbers = [], overlap.views, overlap.numbers
     for side in (0, 1):
-        numbers = overlap.numbers
         common = overlap.common if side == 0 else overlap.common.T
         trusted = fragments.trusted(MARGIN)[overlap.windows[1 - side]].tolist()
         cut = _cut_before(fragments, overlap, side)
@@ -441,14 +423,14 @@ def _contained(
             reliable = np.count_nonzero(clip(own, trusted).mask)
             if not others or not cut[index] or reliable < overlap.areas[side][index] / 2:
                 continue
-            shares = [tolerant_share(own, views[1 - side][k]) for k in others]
-            best = int(np.argmax(shares))
-            if shares[best] < TOLERANT:
+            fractions = [tolerant_fraction(own, views[1 - side][k]) for k in others]
+            best = int(np.argmax(fractions))
+            if fractions[best] < TOLERANT:
                 continue
             target = numbers[1 - side][others[best]]
             twins = {pair[side] for pair in pairs if pair[1 - side] == target}
             if any(
-                tolerant_share(own, views[side][k]) >= TOLERANT
+                tolerant_fraction(own, views[side][k]) >= TOLERANT
                 for k, number in enumerate(numbers[side])
                 if number in twins
             ):
@@ -459,7 +441,7 @@ def _contained(
 
 
 def _cut_before(fragments: Fragments, overlap: Overlap, side: int) -> np.ndarray:
-    """(n,) bool: which fragments end near a border beyond which the other window sees on."""
+    """Return (n,) bool: which fragments end near a border that lies inside the other window."""
     own, other = (fragments.windows[overlap.windows[k]] for k in (side, 1 - side))
     beyond = np.concatenate([other[:2] < own[:2], other[2:] > own[2:]])
     boxes = np.array([box_of(view) for view in overlap.views[side]]).reshape(-1, 4)
@@ -469,7 +451,7 @@ def _cut_before(fragments: Fragments, overlap: Overlap, side: int) -> np.ndarray
 def _end_to_end(
     fragments: Fragments, overlap: Overlap, free: list[list[int]], _: set[Pair]
 ) -> list[Pair]:
-    """Free thin fragments that end opposite each other, both near their windows' borders."""
+    """Match free thin fragments that end opposite each other, both near their windows' borders."""
     x0, y0, x1, y1 = overlap.region
     reach = max(MARGIN, min(x1 - x0, y1 - y0) // 2)
     close = np.zeros(overlap.common.shape)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from microplastics.inference.stitching.merging import Merged
-from microplastics.inference.stitching.overlaps import PackedMasks, View, box_of, clip, tight, union
+from microplastics.inference.stitching.overlaps import View, clip, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
 
 JOINS = "pieces of fibres joined end to end"
@@ -309,25 +309,21 @@ def _with(
     bands: dict[int, list[View]],
     image_size: tuple[int, int],
 ) -> Merged:
-    """Put one particle in place of each group."""
+    """Merge each group of particles into one, with the bands over its gaps."""
     taken = [particle for group in groups for particle in group]
     rest = merged.take(np.setdiff1d(np.arange(len(merged)), taken))
-    masks, boxes, areas, scores = PackedMasks(), [], [], []
-    for group in groups:
-        frame = (0, 0, *image_size[::-1])
-        views = [clip(view, frame) for particle in group for view in bands.get(particle, [])]
-        whole = tight(*union([merged.view(particle) for particle in group] + views))
-        masks.append(whole.mask)
-        boxes.append(box_of(whole))
-        areas.append(np.count_nonzero(whole.mask))
-        scores.append(np.average(merged.scores[group], weights=merged.areas[group]))
-    rest.masks.extend(masks)
-    return Merged(
-        rest.masks,
-        np.vstack([rest.boxes, boxes]),
-        np.append(rest.areas, areas),
-        np.append(rest.classes, [merged.classes[group[0]] for group in groups]),
-        np.append(rest.scores, scores),
-        [*rest.members, *([n for p in group for n in merged.members[p]] for group in groups)],
-        np.append(rest.coarse, [merged.coarse[group].any() for group in groups]),
+    frame = (0, 0, *image_size[::-1])
+    joined = Merged.build(
+        [
+            union(
+                [merged.view(particle) for particle in group]
+                + [clip(view, frame) for particle in group for view in bands.get(particle, [])]
+            )
+            for group in groups
+        ],
+        [merged.classes[group[0]] for group in groups],
+        [np.average(merged.scores[group], weights=merged.areas[group]) for group in groups],
+        [[number for particle in group for number in merged.members[particle]] for group in groups],
+        [merged.coarse[group].any() for group in groups],
     )
+    return Merged.cat([rest, joined])

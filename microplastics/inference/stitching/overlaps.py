@@ -1,48 +1,53 @@
-"""What two overlapping windows saw of the same place, and which fragments agree there."""
+"""Fragments of overlapping windows and their agreement."""
 
+import dataclasses
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import cv2
 import numpy as np
 
+AGREE = 0.5  # least IoU of two views of one particle
+TOLERANCE = 2  # px by which outlines may differ
+TOLERANT = 0.6  # least fraction of both masks that lies within the tolerance of the other
+MARGIN = 8  # px along a window's inner border where masks are unreliable
+_SPECK = 0.05  # of both fragments: too little to join them if the rest disagrees
 _PLAIN_PIXELS = 4096  # smaller masks are kept as they are
-_DEFLATED_PIXELS = 65536  # larger ones are worth deflating: a fibre's box is nearly empty
-_UNPACKED_PIXELS = 16 << 20  # of fragments that are kept unpacked for a while
+_DEFLATED_PIXELS = 65536  # larger ones are compressed: the box of a fibre is nearly empty
+_UNPACKED_PIXELS = 16 << 20  # of recently used fragments that stay unpacked
 _FAR = 1 << 30
+
+# Numbers of a fragment of the first and of the second window.
+Pair = tuple[int, int]
 
 
 class PackedMasks(Sequence[np.ndarray]):
     """Bool masks that are unpacked one at a time: a thin fibre takes 1/50 of its box.
 
-    Indexing and iterating give read-only (h, w) bool arrays.
+    An index or iteration gives read-only (h, w) bool arrays; slices and lists of indices give
+    packed masks.
     """
 
     def __init__(self, masks: Iterable[np.ndarray] = ()) -> None:
-        self._items: list[np.ndarray | tuple[tuple[int, int], bytes, bool]] = []
-        for mask in masks:
-            self.append(mask)
+        self._items = [_pack(mask) for mask in masks]
 
-    def append(self, mask: np.ndarray) -> None:
-        """Keep a (h, w) bool mask; the array itself is not held."""
-        if mask.size <= _PLAIN_PIXELS:
-            mask = mask.copy()
-            mask.setflags(write=False)
-            self._items.append(mask)
-            return
-        bits = np.packbits(mask).tobytes()
-        deflate = mask.size > _DEFLATED_PIXELS
-        self._items.append((mask.shape, zlib.compress(bits, 1) if deflate else bits, deflate))
+    @classmethod
+    def cat(cls, parts: Iterable["PackedMasks"]) -> Self:
+        """Concatenate packed masks without unpacking them."""
+        whole = cls()
+        whole._items = [item for part in parts for item in part._items]
+        return whole
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, item: int | slice) -> np.ndarray:
-        if isinstance(item, slice):
-            part = PackedMasks()
-            part._items = self._items[item]
+    def __getitem__(self, item: int | slice | Iterable[int]) -> np.ndarray | Self:
+        if isinstance(item, (slice, Iterable)):
+            numbers = range(len(self))[item] if isinstance(item, slice) else item
+            part = type(self)()
+            part._items = [self._items[number] for number in numbers]
             return part
         kept = self._items[item]
         if isinstance(kept, np.ndarray):
@@ -53,19 +58,19 @@ class PackedMasks(Sequence[np.ndarray]):
         mask.setflags(write=False)
         return mask
 
-    def extend(self, others: "PackedMasks") -> None:
-        """Keep other packed masks too."""
-        self._items += others._items
 
-    def take(self, order: Iterable[int]) -> "PackedMasks":
-        """Select masks by number, without unpacking them."""
-        part = PackedMasks()
-        part._items = [self._items[index] for index in order]
-        return part
+def _pack(mask: np.ndarray) -> np.ndarray | tuple[tuple[int, int], bytes, bool]:
+    if mask.size <= _PLAIN_PIXELS:
+        mask = mask.copy()
+        mask.setflags(write=False)
+        return mask
+    bits = np.packbits(mask).tobytes()
+    deflate = mask.size > _DEFLATED_PIXELS
+    return mask.shape, zlib.compress(bits, 1) if deflate else bits, deflate
 
 
 class View(NamedTuple):
-    """A bool mask, or part of one, and where its first pixel lies in the image."""
+    """A bool mask, or part of one, and the position of its first pixel in the image."""
 
     mask: np.ndarray
     x: int
@@ -73,13 +78,13 @@ class View(NamedTuple):
 
 
 def tight(mask: np.ndarray, x: int, y: int) -> View:
-    """Cut a mask down to its pixels; (0, 0) in shape where it has none."""
+    """Cut a mask down to its pixels; the shape of an empty one is (0, 0)."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     return View(mask[top : top + height, left : left + width], x + left, y + top)
 
 
 def clip(view: View, box: Sequence[int]) -> View:
-    """The part of a mask inside of a box x0, y0, x1, y1."""
+    """Cut out the part of a mask inside a box x0, y0, x1, y1; a view of the same memory."""
     height, width = view.mask.shape
     x0, y0 = max(box[0], view.x), max(box[1], view.y)
     x1, y1 = min(box[2], view.x + width), min(box[3], view.y + height)
@@ -88,13 +93,13 @@ def clip(view: View, box: Sequence[int]) -> View:
 
 
 def box_of(view: View) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask's array."""
+    """Return x0, y0, x1, y1 of a mask's array."""
     height, width = view.mask.shape
     return view.x, view.y, view.x + width, view.y + height
 
 
 def common_pixels(first: View, second: View) -> int:
-    """Number of pixels that are in both of two masks."""
+    """Count the pixels that are in both of two masks."""
     own, ox, oy = first
     other, tx, ty = second
     x0, y0 = (ox if ox > tx else tx), (oy if oy > ty else ty)
@@ -107,7 +112,7 @@ def common_pixels(first: View, second: View) -> int:
 
 
 def union(views: Sequence[View]) -> View:
-    """All pixels of some masks."""
+    """Merge masks into one that has all their pixels."""
     boxes = np.array([box_of(view) for view in views])
     x0, y0 = boxes[:, :2].min(axis=0).tolist()
     x1, y1 = boxes[:, 2:].max(axis=0).tolist()
@@ -119,28 +124,89 @@ def union(views: Sequence[View]) -> View:
 
 
 def dilated(view: View, pixels: int) -> View:
-    """A mask grown by a disc of some radius; its array grows with it."""
+    """Grow a mask by a disc of a radius in px; its array grows with it."""
     if not view.mask.size:
         return view
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1,) * 2)
-    framed = cv2.copyMakeBorder(
-        np.ascontiguousarray(view.mask).view(np.uint8), *[pixels] * 4, cv2.BORDER_CONSTANT
-    )
+    framed = np.pad(view.mask, pixels).view(np.uint8)
     return View(cv2.dilate(framed, kernel).view(bool), view.x - pixels, view.y - pixels)
 
 
-class Fragments:
-    """All fragments of one image, in an order that does not depend on how they came.
+def paint(canvas: View, part: View, value: int = True) -> None:
+    """Set the pixels of a mask in another array, as far as they lie in it."""
+    part = clip(part, box_of(canvas))
+    clip(canvas, box_of(part)).mask[part.mask] = value
+
+
+@dataclasses.dataclass
+class Detections:
+    """Masks of one image and their attributes, one row each.
 
     Attributes:
-        windows: (M, 4) int64 x0, y0, x1, y1 in px, row by row.
-        inner: (M, 4) bool, which of these sides lie inside of the image.
-        window: (N,) int64 window of each fragment; ascending.
-        boxes: (N, 4) int64 x0, y0, x1, y1 of each fragment's pixels.
+        masks: N masks, tight.
+        boxes: (N, 4) int64 x0, y0, x1, y1 in px.
         areas: (N,) int64 px.
         classes: (N,) int64.
         scores: (N,) float64.
-        masks: N masks, tight.
+    """
+
+    masks: PackedMasks
+    boxes: np.ndarray
+    areas: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, views: Sequence[View], classes: object, scores: object, **columns: object) -> Self:
+        """Compute boxes and areas of tight masks.
+
+        Args:
+            views: N masks.
+            classes: (N,) numbers.
+            scores: (N,) in [0, 1].
+            columns: (N, ...) arrays of a subclass.
+        """
+        return cls(
+            PackedMasks(view.mask for view in views),
+            np.array([box_of(view) for view in views], dtype=np.int64).reshape(-1, 4),
+            np.array([np.count_nonzero(view.mask) for view in views], dtype=np.int64),
+            np.asarray(classes, dtype=np.int64),
+            np.asarray(scores, dtype=np.float64),
+            **columns,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate rows; at least one part."""
+        columns = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(cls)[1:]
+        }
+        return cls(PackedMasks.cat(part.masks for part in parts), **columns)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def view(self, number: int) -> View:
+        """Unpack a mask."""
+        return View(self.masks[number], *self.boxes[number, :2].tolist())
+
+    def take(self, numbers: Sequence[int] | np.ndarray) -> Self:
+        """Select rows by number."""
+        numbers = np.asarray(numbers, dtype=np.int64)
+        columns = (getattr(self, field.name) for field in dataclasses.fields(self)[1:])
+        return type(self)(self.masks[numbers.tolist()], *(column[numbers] for column in columns))
+
+
+class Fragments:
+    """All fragments of one image, in an order that does not depend on the order of windows.
+
+    Attributes:
+        windows: (M, 4) int64 x0, y0, x1, y1 in px, row by row.
+        image_size: height and width in px.
+        inner: (M, 4) bool, which of these sides lie inside the image.
+        window: (N,) int64 window of each fragment; ascending.
+        found: the fragments.
     """
 
     def __init__(
@@ -148,28 +214,16 @@ class Fragments:
         windows: np.ndarray,
         image_size: tuple[int, int],
         window: np.ndarray,
-        boxes: np.ndarray,
-        areas: np.ndarray,
-        classes: np.ndarray,
-        scores: np.ndarray,
-        masks: PackedMasks,
+        found: Detections,
     ) -> None:
         by_row = np.lexsort(windows.T[[2, 3, 0, 1]])
-        number = np.empty(len(windows), dtype=np.int64)
-        number[by_row] = np.arange(len(windows))
         self.windows = windows[by_row]
         self.image_size = image_size
-        height, width = image_size
-        self.inner = self.windows != (0, 0, width, height)
-        window = number[window]
-        keys = (scores, classes, areas, *boxes.T[::-1], window)
-        order = np.lexsort(keys)
-        self.window, self.boxes, self.areas = window[order], boxes[order], areas[order]
-        self.classes, self.scores = classes[order], scores[order]
-        self.masks = masks.take(order.tolist())
-        bounds = np.searchsorted(self.window, np.arange(len(windows) + 1))
-        self._bounds = bounds.tolist()
-        self._corners = self.boxes[:, :2].tolist()
+        self.inner = self.windows != (0, 0, *image_size[::-1])
+        window = np.argsort(by_row)[window]
+        order = np.lexsort((found.scores, found.classes, found.areas, *found.boxes.T[::-1], window))
+        self.window, self.found = window[order], found.take(order)
+        self._bounds = np.searchsorted(self.window, np.arange(len(windows) + 1)).tolist()
         self._unpacked: OrderedDict[int, View] = OrderedDict()
         self._unpacked_pixels = 0
 
@@ -177,35 +231,38 @@ class Fragments:
         return len(self.window)
 
     def members(self, window: int) -> slice:
-        """The fragments of a window."""
+        """Return the fragments of a window."""
         return slice(self._bounds[window], self._bounds[window + 1])
 
     def view(self, fragment: int) -> View:
-        """Unpack a fragment; neighbouring windows ask for the same ones, so some are kept."""
+        """Unpack a fragment, and keep it: neighbouring windows need the same ones."""
         view = self._unpacked.get(fragment)
         if view is None:
-            view = View(self.masks[fragment], *self._corners[fragment])
-            self._unpacked[fragment] = view
+            view = self._unpacked[fragment] = self.found.view(fragment)
             self._unpacked_pixels += view.mask.size
             while self._unpacked_pixels > _UNPACKED_PIXELS:
                 self._unpacked_pixels -= self._unpacked.popitem(last=False)[1].mask.size
         return view
 
     def border_gaps(self, numbers: Sequence[int] | slice = slice(None)) -> np.ndarray:
-        """(n, 4) px between fragments and their windows' sides; huge at the image's border."""
+        """Return (n, 4) px from fragments to the sides of their windows; huge at the image's."""
         window = self.window[numbers]
-        gaps = np.abs(self.boxes[numbers] - self.windows[window])
+        gaps = np.abs(self.found.boxes[numbers] - self.windows[window])
         return np.where(self.inner[window], gaps, _FAR)
 
+    def whole(self) -> np.ndarray:
+        """Return (N,) bool: which fragments keep the margin to their window's inner borders."""
+        return self.border_gaps().min(axis=1, initial=MARGIN + 1) > MARGIN
+
     def inner_distance(self, window: int, box: Sequence[int]) -> np.ndarray:
-        """Distance of each pixel of a box from its window's nearest inner border, in px.
+        """Compute the distance of each pixel of a box from its window's nearest inner border.
 
         Args:
-            window: which one.
-            box: x0, y0, x1, y1 inside of it.
+            window: its number.
+            box: x0, y0, x1, y1 inside it.
 
         Returns:
-            (height, width) of the box, int64, 1 at the border; huge without inner borders.
+            (height, width) of the box, int64 px, 1 at the border; huge without inner borders.
         """
         x0, y0, x1, y1 = self.windows[window].tolist()
         left, top, right, bottom = self.inner[window].tolist()
@@ -216,55 +273,37 @@ class Fragments:
         return np.minimum(across, np.broadcast_to(down, y.shape)[:, None])
 
     def trusted(self, margin: int) -> np.ndarray:
-        """(M, 4) int64 boxes of the windows without a margin along their inner borders."""
+        """Return (M, 4) int64 boxes of the windows without a margin at their inner borders."""
         return self.windows + self.inner * np.array([1, 1, -1, -1]) * margin
 
     def replaced(self, parts: dict[int, list[View]]) -> "Fragments":
-        """Cut some fragments into parts, which have their class and score.
+        """Cut fragments into parts, which have their class and score.
 
         Args:
-            parts: of fragments, by their number; every part has a pixel.
+            parts: the parts by number of the fragment; each part has a pixel.
         """
-        kept = [index for index in range(len(self)) if index not in parts]
-        origin = kept + [index for index, views in parts.items() for _ in views]
-        masks, boxes, areas = self.masks.take(kept), [], []
-        for views in parts.values():
-            for view in views:
-                view = tight(*view)
-                masks.append(view.mask)
-                boxes.append(box_of(view))
-                areas.append(np.count_nonzero(view.mask))
+        kept = [number for number in range(len(self)) if number not in parts]
+        origin = [number for number, views in parts.items() for _ in views]
+        views = [tight(*view) for group in parts.values() for view in group]
+        cut = Detections.of(views, self.found.classes[origin], self.found.scores[origin])
         return Fragments(
             self.windows,
             self.image_size,
-            self.window[origin],
-            np.concatenate([self.boxes[kept], np.array(boxes, dtype=np.int64).reshape(-1, 4)]),
-            np.concatenate([self.areas[kept], np.array(areas, dtype=np.int64)]),
-            self.classes[origin],
-            self.scores[origin],
-            masks,
+            self.window[kept + origin],
+            Detections.cat([self.found.take(kept), cut]),
         )
 
 
-AGREE = 0.5  # least IoU at which two views show one thing
-TOLERANCE = 2  # px by which outlines may differ
-TOLERANT = 0.6  # least share of both that lies within the tolerance of the other
-MARGIN = 8  # px along a window's inner border where masks are not to be trusted
-_SPECK = 0.05  # of both fragments: too little to join them when the rest disagrees
-
-# Numbers of a fragment of the first and of the second window.
-Pair = tuple[int, int]
-
-
 class Overlap:
-    """Two windows, and their fragments inside of what they share.
+    """Two overlapping windows and their fragments inside the common region.
 
     Attributes:
         windows: numbers of the two.
-        region: x0, y0, x1, y1 of what they share.
+        region: x0, y0, x1, y1 of the common region.
         numbers: for each of the two, the fragments with pixels in the region.
-        areas: for each of the two, how many pixels these have there, (n,) int64.
-        common: (n, m) int64 pixels that are in both.
+        views: for each of the two, the masks of these fragments in the region.
+        areas: for each of the two, (n,) int64 pixels of these masks.
+        common: (n, m) int64 pixels that are in both masks.
     """
 
     def __init__(self, fragments: Fragments, first: int, second: int, region: Sequence[int]):
@@ -284,19 +323,19 @@ class Overlap:
             self.common[i, j] = common_pixels(self.views[0][i], self.views[1][j])
 
     def iou(self) -> np.ndarray:
-        """(n, m) IoU inside of the region."""
+        """Return (n, m) IoU inside the region."""
         return self.common / (self.areas[0][:, None] + self.areas[1] - self.common)
 
     def twins(self) -> np.ndarray:
-        """(n, m) bool: equal to the last pixel."""
+        """Return (n, m) bool: equal to the last pixel."""
         return (self.common == self.areas[0][:, None]) & (self.common == self.areas[1])
 
-    def forget(self) -> None:
-        """Let go of the masks; :meth:`look` brings them back."""
+    def release(self) -> None:
+        """Free the memory of the masks."""
         self.views = [[], []]
 
-    def look(self, fragments: Fragments) -> None:
-        """Unpack the masks again."""
+    def load(self, fragments: Fragments) -> None:
+        """Unpack the masks again after :meth:`release`."""
         if not any(self.views):
             self.views = [
                 [clip(fragments.view(number), self.region) for number in numbers]
@@ -307,14 +346,15 @@ class Overlap:
 def _inside(
     fragments: Fragments, window: int, region: Sequence[int]
 ) -> list[tuple[int, View, int]]:
-    """Number, mask and pixels of what a window shows inside of a region."""
+    """Return number, mask and area of each fragment of a window inside a region."""
     members = fragments.members(window)
-    low, high = fragments.boxes[members, :2], fragments.boxes[members, 2:]
+    boxes = fragments.found.boxes[members]
+    low, high = boxes[:, :2], boxes[:, 2:]
     meets = ((low < region[2:]) & (high > region[:2])).all(axis=1)
     numbers = np.flatnonzero(meets)
     inside = ((low[numbers] >= region[:2]) & (high[numbers] <= region[2:])).all(axis=1)
     numbers += members.start
-    areas = np.where(inside, fragments.areas[numbers], 0).tolist()
+    areas = np.where(inside, fragments.found.areas[numbers], 0).tolist()
     found = []
     for number, area in zip(numbers.tolist(), areas, strict=True):
         view = fragments.view(number)
@@ -326,33 +366,30 @@ def _inside(
     return found
 
 
-def overlaps_of(fragments: Fragments, among: set[int] | None = None) -> Iterator[Overlap]:
-    """Every two windows that share pixels and have both found something there.
+def overlaps_of(fragments: Fragments) -> Iterator[Overlap]:
+    """Yield every two windows that share pixels and both have fragments there.
 
     Args:
         fragments: of all windows.
-        among: only pairs with one of these windows.
     """
     windows = fragments.windows
     for first in range(len(windows)):
         low = np.maximum(windows[first, :2], windows[first + 1 :, :2])
         high = np.minimum(windows[first, 2:], windows[first + 1 :, 2:])
         for index in np.flatnonzero((low < high).all(axis=1)).tolist():
-            second = first + 1 + index
-            if among is None or first in among or second in among:
-                region = (*low[index].tolist(), *high[index].tolist())
-                overlap = Overlap(fragments, first, second, region)
-                if all(overlap.numbers):
-                    yield overlap
+            region = (*low[index].tolist(), *high[index].tolist())
+            overlap = Overlap(fragments, first, first + 1 + index, region)
+            if all(overlap.numbers):
+                yield overlap
 
 
 class Agreement(NamedTuple):
     """Links between the fragments of two windows, by number.
 
     Attributes:
-        sure: pairs of which each is the other's only best.
+        sure: pairs that are each other's only best match.
         tied: pairs that agree as well as others do, with their IoU.
-        loose: fragments without an equal twin, which may be linked nevertheless.
+        loose: fragments without an equal twin; they may be linked nevertheless.
     """
 
     sure: list[Pair]
@@ -363,9 +400,12 @@ class Agreement(NamedTuple):
 def agreement(overlap: Overlap) -> Agreement:
     """Match the fragments of two windows one to one, by the pixels that both could see.
 
-    Equal ones first. Of the rest each 4-connected piece inside of the region is matched by
-    itself: a bent fibre may be one fragment in a window and two in the other, but a piece of it
-    is the same in both. What agrees as a whole though not piece by piece comes last.
+    Equal ones first. Then each 4-connected piece inside the region is matched by itself: a bent
+    fibre may be one fragment in a window and two in the other, but a piece of it is the same in
+    both. Fragments that agree as a whole but not piece by piece come last.
+
+    Args:
+        overlap: the two windows; with masks, unless all fragments are equal.
     """
     twins = overlap.twins()
     rows, columns = twins.sum(axis=1), twins.sum(axis=0)
@@ -391,12 +431,12 @@ def agreement(overlap: Overlap) -> Agreement:
 def greedy_pairs(
     values: np.ndarray, least: float, among: Sequence[Sequence[int]] | None = None
 ) -> list[Pair]:
-    """Rows and columns one to one, the highest values first.
+    """Match rows and columns one to one, the highest values first.
 
     Args:
         values: (n, m).
-        least: leave pairs below alone.
-        among: rows and columns that may be used; all when left out.
+        least: lowest value of a pair.
+        among: rows and columns that may be used; all by default.
     """
     if among is None:
         among = [range(size) for size in values.shape]
@@ -413,7 +453,7 @@ def greedy_pairs(
 
 
 def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
-    """Positions of fragments that have a matching piece."""
+    """Return positions of fragments that have a matching piece."""
     labels, areas, owners = [], [], []
     for side in (0, 1):
         found = [pieces(overlap.views[side][index]) for index in rest[side]]
@@ -428,8 +468,8 @@ def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
         own = clip(first, box_of(second))
         other = clip(second, box_of(own)).mask
         both = (own.mask > 0) & (other > 0)
-        where = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
-        np.add.at(common, where, 1)
+        cells = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
+        np.add.at(common, cells, 1)
     pairs = greedy_pairs(common / (areas[0][:, None] + areas[1] - common), AGREE)
     matched: dict[Pair, int] = {}
     for i, j in pairs:
@@ -448,17 +488,17 @@ def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
 
 
 def pieces(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """4-connected pieces of a mask: labels from 1, and the pixels of each.
+    """Label the 4-connected pieces of a mask from 1, and count the pixels of each.
 
-    Of a particle's piece in a region two windows see the same, however each has cut the rest of
-    it; with diagonal neighbours that would not hold for parts that were told apart without them.
+    Two windows see the same piece of a particle in a region, however each has cut the rest of it.
+    With diagonal neighbours that fails for parts that were separated without them.
     """
     mask = np.ascontiguousarray(view.mask).view(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     return labels, stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
 
 
-def tolerant_share(own: View, other: View) -> float:
-    """Share of a mask's pixels within :data:`TOLERANCE` of another mask; 0 where one is empty."""
+def tolerant_fraction(own: View, other: View) -> float:
+    """Return the fraction of a mask within :data:`TOLERANCE` of another; 0 if one is empty."""
     pixels = int(np.count_nonzero(own.mask))
     return common_pixels(own, dilated(other, TOLERANCE)) / pixels if pixels else 0.0

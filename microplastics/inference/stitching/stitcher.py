@@ -1,7 +1,4 @@
-"""Putting together what overlapping windows of one image have found.
-
-``docs/stitching.md`` tells how it decides.
-"""
+"""Stitching of detections across overlapping windows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,14 +8,13 @@ import numpy as np
 
 from microplastics.inference.stitching.clustering import cluster, resolve
 from microplastics.inference.stitching.fibers import join_fibers
-from microplastics.inference.stitching.merging import (
-    CoarseDetections,
-    Merged,
-    duplicates,
-    join_coarse,
-    merge,
+from microplastics.inference.stitching.merging import Merged, duplicates, join_coarse, merge
+from microplastics.inference.stitching.overlaps import (
+    Detections,
+    Fragments,
+    PackedMasks,
+    tight,
 )
-from microplastics.inference.stitching.overlaps import Fragments, PackedMasks, box_of, tight
 
 Window = tuple[int, int, int, int]
 
@@ -33,11 +29,11 @@ class Stitched:
         offsets: (N, 2) int64, x and y of the masks' first pixels in the image.
         classes: (N,) int64.
         scores: (N,) float64.
-        windows_seen: (N,) int64 windows that have a share in the particle; 0 where only the
-            coarse pass saw it.
+        windows_seen: (N,) int64 number of windows that show a part of the particle; 0 if only the
+            coarse pass found it.
         touches_edge: (N,) bool, whether the mask meets the border of the image.
-        coarse: (N,) bool, whether the coarse pass has a share in the mask.
-        notes: what was left out or changed on the way, by what it was, and how often.
+        coarse: (N,) bool, whether the coarse pass contributed to the mask.
+        notes: number of detections dropped or changed, by the reason.
     """
 
     image_size: tuple[int, int]
@@ -55,34 +51,31 @@ class Stitched:
 
 
 class Stitcher:
-    """Collects the detections of overlapping windows and makes particles of them.
+    """Collects the detections of overlapping windows and merges them into particles.
 
-    Windows may come in any order and be of several sizes; the result is the same. They should
-    overlap: where they do not, nothing tells which fragments belong together.
+    Windows may come in any order and size; the result is the same. They should overlap: nothing
+    else shows which fragments belong together. ``docs/stitching.md`` describes the rules.
     """
 
     def __init__(self, image_size: tuple[int, int], *, join_broken: bool = False) -> None:
         """
         Args:
             image_size: height and width of the image in px.
-            join_broken: join thin pieces that lie end to end, which no window shows as one: a
-                model breaks fibres, perfect masks are not broken.
+            join_broken: join thin pieces that lie end to end and that no window shows as one:
+                models break fibres, perfect masks are not broken.
         """
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.join_broken = join_broken
         self._windows: dict[Window, int] = {}
+        self._found: list[Detections] = [Detections.of([], [], [])]
         self._window: list[int] = []
-        self._masks = PackedMasks()
-        self._boxes: list[tuple[int, int, int, int]] = []
-        self._areas: list[int] = []
-        self._classes: list[np.ndarray] = []
-        self._scores: list[np.ndarray] = []
-        self._coarse = CoarseDetections(self.image_size)
+        self._coarse: list[Detections] = [Detections.of([], [], [])]
+        self._scales: list[float] = []
         self._empty = 0
 
     def __len__(self) -> int:
-        """Fragments collected so far."""
-        return len(self._masks)
+        """Return the number of fragments so far."""
+        return len(self._window)
 
     def add(
         self,
@@ -92,7 +85,7 @@ class Stitcher:
         classes: Any,
         scores: Any,
     ) -> None:
-        """Add what was found in one window; one in which nothing was found counts too.
+        """Add the detections of one window; a window without detections counts too.
 
         Args:
             window: x, y, width and height in px of the image.
@@ -102,29 +95,17 @@ class Stitcher:
             scores: (N,) in [0, 1].
 
         Raises:
-            ValueError: the window leaves the image, a mask its window, or the numbers disagree.
+            ValueError: the window leaves the image, a mask its window, or the lengths differ.
         """
         x, y, width, height = (int(value) for value in window)
         if x < 0 or y < 0 or x + width > self.image_size[1] or y + height > self.image_size[0]:
-            raise ValueError(f"Window {window} leaves the image of {self.image_size}")
-        classes, scores, offsets = checked(masks, offsets, classes, scores)
-        number = self._windows.setdefault((x, y, width, height), len(self._windows))
-        kept = []
-        for index, (mask, (left, top)) in enumerate(zip(masks, offsets, strict=True)):
-            view = tight(np.ascontiguousarray(mask, dtype=bool), left, top)
-            if not view.mask.size:
-                self._empty += 1
-                continue
-            box = box_of(view)
-            if box[0] < x or box[1] < y or box[2] > x + width or box[3] > y + height:
-                raise ValueError(f"A mask with the box {box} leaves its window {window}")
-            kept.append(index)
-            self._masks.append(view.mask)
-            self._boxes.append(box)
-            self._areas.append(int(np.count_nonzero(view.mask)))
-        self._window += [number] * len(kept)
-        self._classes.append(classes[kept])
-        self._scores.append(scores[kept])
+            raise ValueError(
+                f"Window {window} leaves the image; expected a part of {self.image_size}"
+            )
+        corners = (x, y, x + width, y + height)
+        found = self._checked(corners, masks, offsets, classes, scores)
+        self._found.append(found)
+        self._window += [self._windows.setdefault(corners, len(self._windows))] * len(found)
 
     def add_coarse(
         self,
@@ -135,24 +116,28 @@ class Stitcher:
         *,
         scale: float,
     ) -> None:
-        """Add what was found on the whole image shrunk; each thing there once.
+        """Add the detections on the shrunk image, each particle once.
 
         Args:
-            masks: N bool crops in px of the whole image: of those found scaled up by ``scale``,
-                which :func:`microplastics.inference.stitching.merging.enlarge` does.
+            masks: N bool crops in px of the whole image, scaled up from those found by
+                :func:`microplastics.inference.stitching.merging.enlarge`.
             offsets: (N, 2) x and y of their first pixels, in px of the whole image.
             classes: (N,) numbers.
             scores: (N,) in [0, 1].
             scale: px of the whole image in one px of the shrunk one, at least 1.
 
         Raises:
-            ValueError: a mask leaves the image, or the numbers disagree.
+            ValueError: a mask leaves the image, the scale is below 1, or the lengths differ.
         """
-        classes, scores, offsets = checked(masks, offsets, classes, scores)
-        self._empty += self._coarse.add(masks, offsets, classes, scores, float(scale))
+        if not 1 <= scale < np.inf:
+            raise ValueError(f"The scale is {scale}; expected at least 1")
+        corners = (0, 0, self.image_size[1], self.image_size[0])
+        found = self._checked(corners, masks, offsets, classes, scores)
+        self._coarse.append(found)
+        self._scales += [float(scale)] * len(found)
 
     def finish(self) -> Stitched:
-        """Put everything together. More windows may be added after it."""
+        """Merge everything into particles. More windows may be added afterwards."""
         merged, fragments, notes = self._particles()
         if self._empty:
             notes["empty masks"] = self._empty
@@ -176,18 +161,43 @@ class Stitcher:
             notes,
         )
 
+    def _checked(
+        self,
+        corners: tuple[int, int, int, int],
+        masks: Sequence[np.ndarray],
+        offsets: Any,
+        classes: Any,
+        scores: Any,
+    ) -> Detections:
+        """Tighten masks and check that they lie inside x0, y0, x1, y1; count the empty ones."""
+        classes = np.asarray(classes, dtype=np.int64).reshape(-1)
+        scores = np.asarray(scores, dtype=np.float64).reshape(-1)
+        offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).tolist()
+        if not len(masks) == len(offsets) == len(classes) == len(scores):
+            raise ValueError(
+                f"{len(masks)} masks have {len(offsets)} offsets, {len(classes)} classes and "
+                f"{len(scores)} scores; expected one each"
+            )
+        views = [
+            tight(np.ascontiguousarray(mask, dtype=bool), left, top)
+            for mask, (left, top) in zip(masks, offsets, strict=True)
+        ]
+        kept = [number for number, view in enumerate(views) if view.mask.size]
+        found = Detections.of([views[number] for number in kept], classes[kept], scores[kept])
+        outside = (found.boxes[:, :2] < corners[:2]) | (found.boxes[:, 2:] > corners[2:])
+        if outside.any():
+            box = found.boxes[outside.any(axis=1)][0].tolist()
+            raise ValueError(f"A mask covers {box}; expected a box inside {list(corners)}")
+        self._empty += len(views) - len(kept)
+        return found
+
     def _particles(self) -> tuple[Merged, Fragments, dict[str, int]]:
         notes: dict[str, int] = {}
-        corners = [(x, y, x + width, y + height) for x, y, width, height in self._windows]
         fragments = Fragments(
-            np.array(corners, dtype=np.int64).reshape(-1, 4),
+            np.array(list(self._windows), dtype=np.int64).reshape(-1, 4),
             self.image_size,
             np.array(self._window, dtype=np.int64),
-            np.array(self._boxes, dtype=np.int64).reshape(-1, 4),
-            np.array(self._areas, dtype=np.int64),
-            np.concatenate([np.zeros(0, np.int64), *self._classes]),
-            np.concatenate([np.zeros(0), *self._scores]),
-            self._masks,
+            Detections.cat(self._found),
         )
         fragments, overlaps, joined, split = resolve(fragments)
         if split:
@@ -198,27 +208,9 @@ class Stitcher:
         if len(dropped):
             notes["duplicates and slivers of other particles"] = len(dropped)
             merged = merged.take(np.delete(np.arange(len(merged)), dropped))
-        if len(self._coarse):
-            merged = join_coarse(fragments, merged, self._coarse, notes)
+        if self._scales:
+            coarse = Detections.cat(self._coarse)
+            merged = join_coarse(fragments, merged, coarse, np.array(self._scales), notes)
         if self.join_broken:
             merged = join_fibers(merged, self.image_size, notes)
         return merged, fragments, notes
-
-
-def checked(
-    masks: Sequence[np.ndarray], offsets: Any, classes: Any, scores: Any
-) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Classes as int64, scores as float64 and offsets as lists, one for each mask.
-
-    Raises:
-        ValueError: the numbers disagree.
-    """
-    classes = np.asarray(classes, dtype=np.int64).reshape(-1)
-    scores = np.asarray(scores, dtype=np.float64).reshape(-1)
-    offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).tolist()
-    if not len(masks) == len(offsets) == len(classes) == len(scores):
-        raise ValueError(
-            f"{len(masks)} masks have {len(offsets)} offsets, {len(classes)} classes and "
-            f"{len(scores)} scores"
-        )
-    return classes, scores, offsets
