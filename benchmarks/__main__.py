@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import busy, evaluation, infer, loader, stitch, train, validate
 from benchmarks.setting import cores, require_positive, workspace
-from microplastics.cli import report as report_error
 from microplastics.cli import run
+from microplastics.utils.errors import report_error
 from microplastics.utils.io import write_json
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

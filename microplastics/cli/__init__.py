@@ -9,7 +9,7 @@ import click
 from click.exceptions import Exit, NoSuchCommand
 
 import microplastics
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, report_error
 from microplastics.utils.io import is_write_error, write_error
 
 PROGRAM = "microplastics"
@@ -128,12 +128,6 @@ def _invoke(arguments: list[str]) -> int | None:
         raise UserError(f"{message}{hint}", code=code) from error
 
 
-def report(message: str) -> None:
-    """Print ``error: message`` on stderr."""
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
-
-
 def run(main: Callable[[], int | None]) -> None:
     """Run a function and leave the process with its exit code.
 
@@ -145,7 +139,7 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        report(str(error))
+        report_error(str(error))
         code = 2
     except BrokenPipeError:
         # Python would complain once more when it flushes at the end.
@@ -155,9 +149,9 @@ def run(main: Callable[[], int | None]) -> None:
         # A full disk or a missing permission can surface in any library that writes.
         if not is_write_error(error):
             raise
-        report(str(write_error(error.filename or os.getcwd(), error)))
+        report_error(str(write_error(error.filename or os.getcwd(), error)))
         code = 2
     except KeyboardInterrupt:
-        report("Stopped by Ctrl-C.")
+        report_error("Stopped by Ctrl-C.")
         code = 130
     sys.exit(code)

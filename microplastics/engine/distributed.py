@@ -14,8 +14,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
-from microplastics.cli import report
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, report_error
 
 USER_ERROR = 2
 
@@ -155,7 +154,7 @@ def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     try:
         code = main(args)
     except UserError as error:
-        report(str(error))
+        report_error(str(error))
         raise SystemExit(USER_ERROR) from None
     if code:
         raise SystemExit(code)

@@ -21,9 +21,9 @@ from microplastics.evaluation.matching import (
     covered_fraction,
     match_by_score,
 )
-from microplastics.inference.postprocess import distinct
 from microplastics.measurement import Item, measure_many
 from microplastics.measurement.shape import kind_of
+from microplastics.modeling.postprocessing import distinct
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import write_csv
@@ -177,7 +177,7 @@ class CountingEvaluator(TruthEvaluator):
             size_bins: the size classes; below 32, 32 to 96, and from 96 px if ``None``.
             distributed: collect the records of all ranks; else report this rank's.
             max_overlap: of two detections, for
-                :func:`microplastics.inference.postprocess.distinct`; 1 counts all.
+                :func:`microplastics.modeling.postprocessing.distinct`; 1 counts all.
 
         Raises:
             UserError: dataset_unknown, config_invalid (thresholds or overlap), scale_missing (size

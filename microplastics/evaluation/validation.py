@@ -22,8 +22,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from tqdm import tqdm
 
-from microplastics.inference.postprocess import to_image
 from microplastics.modeling.interface import is_staged, losses_and_predictions
+from microplastics.modeling.postprocessing import to_image
 
 logger = logging.getLogger(__name__)
 

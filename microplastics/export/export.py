@@ -26,9 +26,9 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import microplastics
-from microplastics.inference.postprocess import postprocess
 from microplastics.inference.predictor import Predictions, Predictor
 from microplastics.modeling.interface import is_staged
+from microplastics.modeling.postprocessing import postprocess
 from microplastics.synthetic import render_image
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write

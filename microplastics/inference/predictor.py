@@ -31,7 +31,6 @@ from microplastics.engine.defaults import available_device
 from microplastics.engine.solver import cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
-from microplastics.inference.postprocess import to_image
 from microplastics.modeling.interface import (
     build_shapes,
     check_architecture,
@@ -39,6 +38,7 @@ from microplastics.modeling.interface import (
     num_classes,
     predicts_masks,
 )
+from microplastics.modeling.postprocessing import to_image
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError

@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from microplastics.data.tiling import Tiling, Window, windows_of
-from microplastics.inference.postprocess import drop_duplicates
 from microplastics.inference.predictor import Predictions, Predictor
 from microplastics.inference.stitching.merging import enlarge
 from microplastics.inference.stitching.stitcher import Stitched, Stitcher
+from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import Region
 from microplastics.structures.particles import Particles
 

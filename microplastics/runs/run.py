@@ -35,7 +35,6 @@ from microplastics.data.segmentation import read_json
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
-from microplastics.inference.postprocess import drop_duplicates
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_mosaic
 from microplastics.measurement.size_classes import parse_size_classes
@@ -45,6 +44,7 @@ from microplastics.measurement.table import (
     particle_table,
     with_size_classes,
 )
+from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import CIRCLE, RegionSource
 from microplastics.runs.images import (
     ArrayImage,

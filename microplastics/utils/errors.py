@@ -1,5 +1,7 @@
 """Exceptions for user errors, with stable codes."""
 
+import sys
+
 # What a code stands for; docs/errors.md lists them. Messages may change, codes do not.
 CODES = {
     "annotations_invalid": "an annotation file has content that cannot be used",
@@ -63,3 +65,9 @@ class WriteError(UserError):
 
     def __init__(self, message: str, code: str = "not_writable") -> None:
         super().__init__(message, code)
+
+
+def report_error(message: str) -> None:
+    """Print ``error: message`` on stderr."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from microplastics.data.loader import ValidationLoader, check_datasets
 from microplastics.engine import Trainer
 from microplastics.engine.hooks import flatten_results
-from microplastics.inference.postprocess import postprocess
+from microplastics.modeling.postprocessing import postprocess
 from microplastics.utils.system import seed_all
 
 

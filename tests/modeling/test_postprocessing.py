@@ -1,4 +1,4 @@
-"""microplastics/inference/postprocess.py."""
+"""microplastics/modeling/postprocessing.py."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microplastics.inference import Predictions
-from microplastics.inference.postprocess import distinct, drop_duplicates
+from microplastics.modeling.postprocessing import distinct, drop_duplicates
 from microplastics.structures.crop_masks import CropMasks
 
 
