@@ -78,4 +78,4 @@ format: $(STAMP)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find microplastics tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find microplastics benchmarks tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

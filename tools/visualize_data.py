@@ -12,7 +12,11 @@ from microplastics.cli import main
 MODES = {"annotation": "annotations", "dataloader": "batches"}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Further arguments: microplastics view annotations --help.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--source", choices=MODES, required=True)
     source, arguments = parser.parse_known_args()
     main(["view", MODES[source.source], *arguments])

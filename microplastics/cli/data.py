@@ -14,6 +14,17 @@ EXPORT_FORMATS = ("yolo", "labelme", "masks", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"
 
+_limit = option("--limit", type=click.IntRange(1), metavar="N", help="Draw only the first N.")
+_show = option("--show", is_flag=True, help="Show the pictures in a window instead.")
+# Detectron2's scripts have the second names.
+_folder = option(
+    *("--output", "--output-dir"),
+    default="./",
+    type=FILE,
+    metavar="DIR",
+    help="Folder of the pictures.",
+)
+
 
 def _place(copy: bool, link: bool) -> str:
     return "copy" if copy else "link" if link else "keep"
@@ -428,18 +439,6 @@ def render_backgrounds(input: str, images: str, output: str, min_size: int, marg
 )
 def view() -> None:
     """Draw annotations, training batches, augmentations or results."""
-
-
-_limit = option("--limit", type=click.IntRange(1), metavar="N", help="Draw only the first N.")
-_show = option("--show", is_flag=True, help="Show the pictures in a window instead.")
-# Detectron2's scripts have the second names.
-_folder = option(
-    *("--output", "--output-dir"),
-    default="./",
-    type=FILE,
-    metavar="DIR",
-    help="Folder of the pictures.",
-)
 
 
 @view.command("annotations", cls=Command, pairs=True)

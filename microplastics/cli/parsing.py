@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 CONFIG_NAMES = ("quick", "quick_finetune", "r50", "r50_balanced", "r50_scratch")
-"""Names that ``--config-file`` takes in place of a path."""
+"""Names that ``--config-file`` takes in place of a path; completion must not import Detectron2."""
 
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|WRITERS|GLOBAL"
 _KEY = re.compile(
@@ -20,6 +20,8 @@ _KEY = re.compile(
     "|FLOAT32_PRECISION"
 )
 _NUMBER = re.compile(r"-[\d.]+(?:e-?\d+)?", re.IGNORECASE)
+
+FILE = click.Path()
 
 
 class Option(click.Option):
@@ -181,7 +183,6 @@ class ConfigFile(click.ParamType):
 
 option = functools.partial(click.option, cls=Option)
 command = functools.partial(click.command, cls=Command)
-FILE = click.Path()
 
 
 def section(title: str, *options: Callable) -> Callable:

@@ -12,6 +12,13 @@ RUN_FORMATS = ("csv", "parquet", "coco", "overlays", "labels", "rois", "geojson"
 EXPORT_FORMATS = ("onnx", "torchscript")
 EXCLUSIVE = [("resume", "overwrite"), ("counted_fraction", "filter_area_mm2")]
 
+_threshold = option(
+    "--confidence-threshold",
+    type=float,
+    metavar="S",
+    help="Lowest score of a particle (the checkpoint's own if not given, else 0.5).",
+)
+
 
 def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -102,13 +109,6 @@ run_options = section(
         "Large files",
         option("--allow-large", is_flag=True, help="Decode files of any number of pixels."),
     ),
-)
-
-_threshold = option(
-    "--confidence-threshold",
-    type=float,
-    metavar="S",
-    help="Lowest score of a particle (the checkpoint's own if not given, else 0.5).",
 )
 
 

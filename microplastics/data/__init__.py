@@ -1,1 +1,1 @@
-"""Reading, checking, registering, mapping and rendering data sets."""
+"""Data sets: reading, checking, registration, mapping."""

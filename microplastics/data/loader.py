@@ -30,6 +30,10 @@ from microplastics.utils.system import available_processors, seeded
 
 logger = logging.getLogger(__name__)
 
+# From <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 class BatchStream(Sampler[list[tuple[int, int]]]):
     """Infinite, resumable stream of batches.
@@ -148,12 +152,6 @@ def repeat_factors(
             threshold,
         )
     return factors
-
-
-# From <linux/prctl.h>.
-_PR_SET_PDEATHSIG = 1
-
-Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> CfgNode:

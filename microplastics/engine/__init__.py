@@ -1,4 +1,4 @@
-"""Training and evaluation."""
+"""Training and scoring of checkpoints."""
 
 import importlib
 from typing import Any

@@ -38,7 +38,7 @@ from microplastics.evaluation.counting import (
 from microplastics.evaluation.thresholds import DEFAULT, Choice, Metric, choose_thresholds
 from microplastics.evaluation.validation import validate
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_csv, write_json
+from microplastics.utils.io import write_json, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _write(results: OrderedDict, cfg: CfgNode, class_names: list[str]) -> None:
     metrics = flatten_results(results)
     write_json(os.path.join(folder, "metrics.json"), metrics, indent=2)
     rows = per_class_table(metrics, class_names)
-    write_csv(os.path.join(folder, "per_class.csv"), rows)
+    write_rows(os.path.join(folder, "per_class.csv"), rows)
     logger.info(
         "Scores of %s:\n%s\nWritten to %s",
         cfg.MODEL.WEIGHTS,

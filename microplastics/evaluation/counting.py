@@ -26,7 +26,7 @@ from microplastics.measurement.shape import kind_of
 from microplastics.modeling.postprocessing import distinct
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_csv
+from microplastics.utils.io import write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -736,7 +736,7 @@ def curves(pooled: Pooled, class_names: Sequence[str]) -> list[dict[str, Any]]:
 
 def write_table(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV; None, which stands for all classes or sizes, becomes ``all``."""
-    write_csv(path, _named(rows))
+    write_rows(path, _named(rows))
 
 
 def _named(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

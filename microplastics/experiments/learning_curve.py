@@ -18,7 +18,7 @@ from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_csv, write_json
+from microplastics.utils.io import write_json, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -259,6 +259,6 @@ def _write(runs: Sequence[Run], output: Path) -> None:
         | {metric: r.metrics.get(metric) for metric in METRICS}
         for r in runs
     ]
-    write_csv(output / "runs.csv", rows)
-    write_csv(output / "summary.csv", summarise(runs))
+    write_rows(output / "runs.csv", rows)
+    write_rows(output / "summary.csv", summarise(runs))
     logger.info("%d runs finished, written to %s", len(runs), output)

@@ -20,7 +20,7 @@ from microplastics.structures.particles import Particles
 # Side in px of the pieces in which the colours of particles are read.
 _PIECE = 1024
 # Share of a window's side below which the coarse pass tells nothing new.
-_MIN_COARSE_SHARE = 0.5
+_MIN_COARSE_FRACTION = 0.5
 
 
 class Regions(Protocol):
@@ -74,7 +74,8 @@ def predict_mosaic(
         regions: the image.
         name: of the image, in the outputs.
         tiling: how it is cut.
-        max_overlap: of two detections in a window, as of :func:`modeling.duplicates.distinct`.
+        max_overlap: of two detections in a tile, see
+            :func:`microplastics.modeling.postprocessing.drop_duplicates`.
         join: put pieces of fibres that the model has broken together.
         region: where particles count. Windows that are farther from it than their side are not
             predicted; what the others find outside of it is in the result.
@@ -208,7 +209,7 @@ def _coarse_pass(
             count += 1
             _add(small, whole[window], found)
     seen = small.finish()
-    least = _MIN_COARSE_SHARE * tiling.tile / factor
+    least = _MIN_COARSE_FRACTION * tiling.tile / factor
     large = [number for number, mask in enumerate(seen.masks) if max(mask.shape) >= least]
     size = (regions.height, regions.width)
     grown = [enlarge(seen.masks[n], seen.offsets[n].tolist(), factor, size) for n in large]

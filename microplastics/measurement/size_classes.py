@@ -10,6 +10,14 @@ from microplastics.utils.errors import UserError
 
 _MOST_BOUNDS = 100
 
+# docs/counts.md has the sources.
+SCHEMES = {
+    "default": (20.0, 50.0, 100.0, 300.0, 500.0, 1000.0, 5000.0),
+    "msfd": (20.0, 1000.0, 5000.0),
+    "iso24187": (1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0),
+    "mm": (1000.0, 2000.0, 5000.0, 10000.0),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SizeClasses:
@@ -52,13 +60,6 @@ class SizeClasses:
         return np.searchsorted(np.asarray(self.bounds), np.asarray(sizes), side="right")
 
 
-# docs/counts.md has the sources.
-SCHEMES = {
-    "default": (20.0, 50.0, 100.0, 300.0, 500.0, 1000.0, 5000.0),
-    "msfd": (20.0, 1000.0, 5000.0),
-    "iso24187": (1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0),
-    "mm": (1000.0, 2000.0, 5000.0, 10000.0),
-}
 DEFAULT_SIZE_CLASSES = SizeClasses("default", SCHEMES["default"])
 
 

@@ -1,1 +1,1 @@
-"""Model components and the interface to Detectron2 models."""
+"""The interface to Detectron2 models."""

@@ -1,4 +1,4 @@
-"""Masks that are given: annotations, results of any model, label images."""
+"""Inputs of a run: options, images, given masks."""
 
 import argparse
 import contextlib
@@ -38,6 +38,18 @@ _OF_THE_RUN = frozenset(
     ("edge", "group_by", "sampled_volume", "counted_fraction", "filter_area_mm2", "blanks")
     + ("allow_large", "max_pixels")
 )
+
+IMAGE_ENDINGS = frozenset(
+    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".tf8", ".bmp", ".webp", ".jp2", ".gif")
+    + (".ppm", ".pgm", ".pnm", ".svs")
+)
+LIST_ENDINGS = frozenset((".txt", ".lst"))
+logger = logging.getLogger(__name__)
+Box = tuple[int, int, int, int]
+# Pixels around a scale bar whose colour takes its place.
+_RIM = 8
+# Share of a particle that lies on a scale bar or its text from which on it is none.
+_ON_BAR = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +119,6 @@ def run_options(args: argparse.Namespace, **more: Any) -> RunOptions:
     names = {field.name for field in dataclasses.fields(RunOptions)}
     given = {name: value for name, value in vars(args).items() if name in names}
     return RunOptions(**{**given, "blanks": tuple(given["blanks"]), **more})
-
-
-IMAGE_ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".tf8", ".bmp", ".webp", ".jp2", ".gif")
-    + (".ppm", ".pgm", ".pnm", ".svs")
-)
-LIST_ENDINGS = frozenset((".txt", ".lst"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,16 +245,6 @@ def _common_folder(paths: list[str]) -> str:
         raise UserError(
             "--input names images on several drives; run once for each.", code="option_conflict"
         ) from None
-
-
-logger = logging.getLogger(__name__)
-
-Box = tuple[int, int, int, int]
-
-# Pixels around a scale bar whose colour takes its place.
-_RIM = 8
-# Share of a particle that lies on a scale bar or its text from which on it is none.
-_ON_BAR = 0.5
 
 
 class ArrayImage:

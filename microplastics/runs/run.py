@@ -1,4 +1,4 @@
-"""``microplastics measure``: from given masks to the tables of ``microplastics predict``."""
+"""Prediction and measurement runs over many images."""
 
 import argparse
 import contextlib
@@ -100,13 +100,22 @@ _TABLE_VERSION = 2
 _SHOWN = 20  # rows of the summary on the terminal
 _PATIENCE = datetime.timedelta(days=30)
 
+DEFAULT_THRESHOLD = 0.5
+"""Lowest score of a particle if neither the command line nor the checkpoint has one."""
+# Images whose files are written while the model is at work on the next ones.
+_BEHIND = 3
+_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
+# What found the particles must be the same, or the counts cannot be added up.
+_OF_MODEL = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "join", "max_overlap")
+_SAME = (*_OF_MODEL, "min_score")
+
 
 class Run:
     """The images of a run, from their particles to its files; shared by several processes.
 
     Attributes:
         images: all of the run.
-        options: of it.
+        options: of the run.
         region_source: regions of interest; None is the whole image.
     """
 
@@ -121,7 +130,7 @@ class Run:
         """
         Args:
             images: all of the run.
-            options: of it.
+            options: of the run.
             class_names: of model or data set, in order.
             about: what run.json says of what found the particles.
             settings: what of that the particles depend on.
@@ -179,7 +188,7 @@ class Run:
             # A process may wait for hours for the one that got the largest images.
             self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
         comm.synchronize()
-        # One process looks for all: what another one finishes meanwhile must not shift the shares.
+        # One process looks for all: what another one finishes meanwhile must not shift the parts.
         looked_at = self.images if comm.is_main_process() else []
         numbers = [n for n, each in enumerate(looked_at) if not self._store.is_finished(each)]
         left = [self.images[number] for number in comm.all_gather(numbers)[0]]
@@ -413,22 +422,16 @@ def _time(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
-DEFAULT_THRESHOLD = 0.5
-"""Lowest score of a particle if neither the command line nor the checkpoint has one."""
-
-# Images whose files are written while the model is at work on the next ones.
-_BEHIND = 3
-
-
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """What of a prediction is not the model's.
+    """Options of a prediction that are not part of the model.
 
     Attributes:
         tile, overlap, largest, coarse: how images are cut; see
             :func:`microplastics.data.tiling.choose_tiling`.
         join: put pieces of broken fibres together, in windows.
-        max_overlap: of two detections, as of :func:`modeling.duplicates.distinct`; 1 keeps all.
+        max_overlap: of two detections, see
+            :func:`microplastics.modeling.postprocessing.drop_duplicates`; 1 keeps all.
     """
 
     tile: int | None = None
@@ -722,12 +725,6 @@ class BackgroundWriter:
                 self._take()
         finally:
             self._pool.shutdown(cancel_futures=True)
-
-
-_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
-# What found the particles must be the same, or the counts cannot be added up.
-_OF_MODEL = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "join", "max_overlap")
-_SAME = (*_OF_MODEL, "min_score")
 
 
 def merge_into(runs: Sequence[str], options: RunOptions) -> int:

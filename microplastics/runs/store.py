@@ -20,6 +20,9 @@ from microplastics.writers.parts import write_part
 SUMMARY_FILE, SAMPLES_FILE = "summary.csv", "samples.csv"
 RUN_FILE, FAILED_FILE = "run.json", "failed.csv"
 
+_FOLDER, _SETTINGS = "parts", "settings.json"
+_SHOWN = 80  # characters of a setting in an error
+
 
 def forget_image(output: Path, stem: str) -> None:
     """Delete the files of one image, which would tell of another state of it.
@@ -65,10 +68,6 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
-
-
-_FOLDER, _SETTINGS = "parts", "settings.json"
-_SHOWN = 80  # characters of a setting in an error
 
 
 class RunStore:

@@ -30,6 +30,8 @@ from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+PARTICLES_FILE = "particles.csv"
+
 
 def check_samples(options: RunOptions, names: Sequence[str]) -> None:
     """Refuse options of the summary that make no sense, before hours of work.
@@ -200,9 +202,6 @@ def _liters(options: RunOptions, names: Sequence[str], warn: bool) -> float | di
     if unused and warn:
         logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
     return liters
-
-
-PARTICLES_FILE = "particles.csv"
 
 
 def merge_runs(

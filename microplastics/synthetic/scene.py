@@ -59,6 +59,21 @@ _MIN_INSIDE, _MIN_AREA_PX = 0.4, 60
 # Maximum fraction of a picture that beads cover.
 _MAX_BEAD_COVER = 0.28
 
+_FILTERS = {
+    "glass_fiber": 0.28,
+    "cellulose": 0.28,
+    "polycarbonate": 0.20,
+    "nylon_mesh": 0.10,
+    "dark_polycarbonate": 0.14,
+}
+_BEAD_FILTERS = {
+    "gold_membrane": 0.34,
+    "clear_membrane": 0.18,
+    "black_membrane": 0.30,
+    "glowing_membrane": 0.18,
+}
+_MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -108,20 +123,6 @@ class Preset:
         return 1 if kind == BEAD else kind
 
 
-_FILTERS = {
-    "glass_fiber": 0.28,
-    "cellulose": 0.28,
-    "polycarbonate": 0.20,
-    "nylon_mesh": 0.10,
-    "dark_polycarbonate": 0.14,
-}
-_BEAD_FILTERS = {
-    "gold_membrane": 0.34,
-    "clear_membrane": 0.18,
-    "black_membrane": 0.30,
-    "glowing_membrane": 0.18,
-}
-_MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
 PRESETS: Mapping[str, Preset] = {
     "default": Preset(_FILTERS, _MIX),
     "glass-filter": Preset({"glass_fiber": 1.0}, {FILM: 0.16, FRAGMENT: 0.26, FIBER: 0.58}),

@@ -2,7 +2,6 @@
 
 import sys
 
-# What a code stands for; docs/errors.md lists them. Messages may change, codes do not.
 CODES = {
     "annotations_invalid": "an annotation file has content that cannot be used",
     "checkpoint_invalid": "a checkpoint is damaged, unsafe or not a checkpoint",
@@ -42,6 +41,7 @@ CODES = {
     "training_exists": "the output folder holds another training",
     "training_failed": "training diverged or ran out of memory",
 }
+"""Codes and their meaning. Messages may change, codes do not."""
 
 
 class UserError(Exception):

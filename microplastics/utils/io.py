@@ -126,7 +126,7 @@ def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) ->
         json.dump(data, file, indent=indent)
 
 
-def write_csv(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     """Write dicts as CSV with :func:`atomic_write`.
 
     The columns are the keys of all rows in their first order; None, NaN and a missing key become

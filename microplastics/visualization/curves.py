@@ -1,4 +1,4 @@
-"""A plot of accuracy over the number of training images."""
+"""Curves of training, of counting and of learning."""
 
 import csv
 import json
@@ -27,6 +27,12 @@ _VALIDATION = "validation/"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FORMATS = (".png", ".pdf", ".svg", ".jpg")
 _SEMANTIC = "semantic/"
+
+_RIGHT_FILE = "give the counting_curves.csv that microplastics evaluate or thresholds wrote"
+_COLUMNS = ("threshold", "true", "predicted", "precision", "recall", "F1")
+_NUMBERS = ("threshold", "true", "predicted")
+_MOST = 1e12
+_ACROSS = 3
 
 
 def read_metrics(metrics_json: str | os.PathLike) -> dict[str, Curve]:
@@ -221,13 +227,6 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-_RIGHT_FILE = "give the counting_curves.csv that microplastics evaluate or thresholds wrote"
-_COLUMNS = ("threshold", "true", "predicted", "precision", "recall", "F1")
-_NUMBERS = ("threshold", "true", "predicted")
-_MOST = 1e12
-_ACROSS = 3
-
-
 def read_counting_curves(path: str | os.PathLike) -> dict[str, dict[str, list[float]]]:
     """Read ``counting_curves.csv``.
 
@@ -317,7 +316,8 @@ def plot_learning_curve(rows: Sequence[dict[str, Any]], output: str | os.PathLik
     """Plot accuracy over the number of training images, one line for each starting point.
 
     Args:
-        rows: of ``engine.learning_curve.summarise``: ``images``, ``start``, metrics and spreads.
+        rows: of ``experiments.learning_curve.summarise``: ``images``, ``start``, metrics and
+            spreads.
         output: .png, .pdf, .svg or .jpg file.
 
     Raises:

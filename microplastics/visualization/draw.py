@@ -35,6 +35,9 @@ _OUTLINE_POINTS = 48
 # Rows of the photograph.
 _STRIP = 256
 
+_INK, _PAPER, _GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+_GAP = 8
+
 
 def picture_scale(height: int, width: int, max_side: int = MAX_SIDE) -> float:
     """Choose the picture's size for an image: a whole factor up, so that pixels stay squares.
@@ -379,10 +382,6 @@ def _overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     start = np.maximum(one[:, None, :2], other[None, :, :2])
     end = np.minimum(one[:, None, 2:], other[None, :, 2:])
     return (end - start).clip(min=0).prod(axis=2)
-
-
-_INK, _PAPER, _GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
-_GAP = 8
 
 
 @dataclass(frozen=True)

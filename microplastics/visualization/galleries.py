@@ -1,4 +1,4 @@
-"""One picture that shows what each augmentation does to a photograph and its masks."""
+"""Pictures of annotations, batches, augmentations and results."""
 
 import itertools
 import json
@@ -40,6 +40,11 @@ from microplastics.visualization.draw import (
 )
 
 _RIGHT_FILE = "give the coco_instances_results.json that an evaluation wrote"
+
+# Three panels of this side still open in any viewer.
+_PANEL_SIDE = 2400
+_COLUMNS = 4
+_GAP = 8
 
 
 def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -208,10 +213,6 @@ def _is_number(value: Any) -> bool:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
         return False
-
-
-# Three panels of this side still open in any viewer.
-_PANEL_SIDE = 2400
 
 
 @dataclass(frozen=True)
@@ -407,10 +408,6 @@ def _deliver(
         else:
             save_picture(picture, os.path.join(output_dir, name))
     return count
-
-
-_COLUMNS = 4
-_GAP = 8
 
 
 def draw_augmentations(

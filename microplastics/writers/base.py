@@ -1,4 +1,4 @@
-"""Names of output files: readable, safe on every file system, and never two alike."""
+"""Formats, results and file names of outputs."""
 
 import dataclasses
 import functools
@@ -17,6 +17,12 @@ from microplastics.calibration import Calibration
 from microplastics.data.catalog import class_colors
 from microplastics.roi.region import Region
 from microplastics.structures.particles import Particles
+
+# Unsafe in file names of Windows, macOS or a shell.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# File systems take 255 bytes; a suffix and the mark of a temporary file come on top.
+_MAX_BYTES, _HASH_DIGITS = 160, 8
 
 
 class ImageSource(Protocol):
@@ -90,13 +96,6 @@ class Format:
     files: tuple[str, ...]
     write: ImageWriter | None = None
     needs_image: bool = False
-
-
-# Unsafe in file names of Windows, macOS or a shell.
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# File systems take 255 bytes; a suffix and the mark of a temporary file come on top.
-_MAX_BYTES, _HASH_DIGITS = 160, 8
 
 
 def output_names(images: Sequence[str]) -> dict[str, str]:

@@ -26,6 +26,24 @@ _CELL = 4
 # What one cell of another number costs, in cells with an outline, and how many may be shared.
 _NUMBER, _SHARED = 1000, 1
 
+MAX_SIDE = 3000
+"""Longer side of an overlay in px; larger images are shown as a thumbnail of that size."""
+# In px of a picture of 1000 px; they grow with the picture up to this factor.
+_LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 15.0, 6.0, 6.0, 2.0
+_GROWTH = 1.6
+# Below this scale (px of the picture per px of the image) lines are thin, to show thin fibres.
+_THIN_BELOW = 0.75
+# Tolerance of simplified outlines, in px of the picture.
+_TOLERANCE = 0.35
+# Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
+_LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
+# Characters of a name in the caption.
+_NAME_LENGTH = 100
+# Parts of a pixel that OpenCV draws to, as a power of two.
+_SHIFT = 4
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
 
 class Numerals:
     """Digits of one size, dark in the colour of a class on a white rim."""
@@ -129,26 +147,6 @@ def _glyphs(size: int) -> dict[str, np.ndarray]:
         ImageDraw.Draw(image).text((0, -top), character, 255, font)
         glyphs[character] = np.asarray(image, dtype=np.float32) / 255
     return glyphs
-
-
-MAX_SIDE = 3000
-"""Longer side of an overlay in px; larger images are shown as a thumbnail of that size."""
-
-# In px of a picture of 1000 px; they grow with the picture up to this factor.
-_LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 15.0, 6.0, 6.0, 2.0
-_GROWTH = 1.6
-# Below this scale (px of the picture per px of the image) lines are thin, to show thin fibres.
-_THIN_BELOW = 0.75
-# Tolerance of simplified outlines, in px of the picture.
-_TOLERANCE = 0.35
-# Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
-_LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
-# Characters of a name in the caption.
-_NAME_LENGTH = 100
-# Parts of a pixel that OpenCV draws to, as a power of two.
-_SHIFT = 4
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 
 def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""ImageJ ROI archives: one region of interest a particle, for the ROI Manager."""
+"""GeoJSON for QuPath and ROI archives for ImageJ."""
 
 import json
 import math
@@ -20,6 +20,16 @@ from microplastics.utils.io import atomic_write
 from microplastics.writers.base import ImageResult
 
 Ring = np.ndarray
+
+# Ids are derived in this namespace from the image's name and the particle.
+_NAMESPACE = uuid.UUID("0d7f3f0c-5c53-5b8e-9a3e-6d1c5f4b2a90")
+# Told elsewhere in the feature.
+_NO_MEASUREMENT = frozenset(("image", "particle", "class"))
+# ImageJ reads 16-bit coordinates from -5000 to 60535, and 8-bit groups.
+_LARGEST_COORDINATE, _LARGEST_CROP, _LARGEST_GROUP = 60535, 32767, 255
+_MOVE_TO, _LINE_TO, _CLOSE = 0, 1, 4
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff<>:"/\\|?*]')
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[list[Ring]]:
@@ -97,12 +107,6 @@ def _owners(padded: np.ndarray, outer: list[Ring]):
         x, y = loop[np.lexsort(loop.T)[0]]
         numbers[int(parts[y + 1, x + 1])] = number
     return lambda y, x: numbers[int(parts[y + 1, x + 1])]
-
-
-# Ids are derived in this namespace from the image's name and the particle.
-_NAMESPACE = uuid.UUID("0d7f3f0c-5c53-5b8e-9a3e-6d1c5f4b2a90")
-# Told elsewhere in the feature.
-_NO_MEASUREMENT = frozenset(("image", "particle", "class"))
 
 
 def write_geojson(result: ImageResult, path: Path) -> dict[str, int]:
@@ -197,13 +201,6 @@ def _closed(ring: Ring) -> list[list[int]]:
     points = ring.tolist()
     points.append(points[0])
     return points
-
-
-# ImageJ reads 16-bit coordinates from -5000 to 60535, and 8-bit groups.
-_LARGEST_COORDINATE, _LARGEST_CROP, _LARGEST_GROUP = 60535, 32767, 255
-_MOVE_TO, _LINE_TO, _CLOSE = 0, 1, 4
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f\ud800-\udfff<>:"/\\|?*]')
-_NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def write_rois(result: ImageResult, path: Path) -> dict[str, int]:

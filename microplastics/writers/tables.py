@@ -1,4 +1,4 @@
-"""Label masks: an int32 TIFF whose pixels hold the number of their particle."""
+"""Tables as CSV and Parquet, and label images."""
 
 import contextlib
 import csv
@@ -31,6 +31,17 @@ _EXACT = frozenset(("um_per_px",))
 _DIGITS = 6
 _ROWS_OF_A_GROUP = 100_000
 _CODEC = "zstd"
+
+_LARGEST_LABEL = 2**31 - 1
+# Beyond every scanner: a size that an untrusted file claims must not fill the disk.
+_MOST_PIXELS = 40_000_000_000
+# Strips, which every reader knows (ImageJ no tiles), up to this side; tiles above.
+_LARGEST_STRIPED = 4096
+_STRIP_ROWS, _TILE = 64, 512
+_COMPRESSION_LEVEL = 1
+# Compressed labels are far smaller, so that a classic TIFF holds what would not fit as it is.
+_CLASSIC_BYTES = 2**32 - 2**25
+_UM_PER_CM = 10_000
 
 
 def to_arrow(table: pd.DataFrame) -> pa.Table:
@@ -162,18 +173,6 @@ def _number(value: float | None) -> str:
         return ""
     # Spreadsheets show exponents; large numbers keep all their digits instead.
     return f"{value:.{_DIGITS}g}" if abs(value) < 10**_DIGITS else f"{value:.0f}"
-
-
-_LARGEST_LABEL = 2**31 - 1
-# Beyond every scanner: a size that an untrusted file claims must not fill the disk.
-_MOST_PIXELS = 40_000_000_000
-# Strips, which every reader knows (ImageJ no tiles), up to this side; tiles above.
-_LARGEST_STRIPED = 4096
-_STRIP_ROWS, _TILE = 64, 512
-_COMPRESSION_LEVEL = 1
-# Compressed labels are far smaller, so that a classic TIFF holds what would not fit as it is.
-_CLASSIC_BYTES = 2**32 - 2**25
-_UM_PER_CM = 10_000
 
 
 def write_labels(result: ImageResult, path: Path) -> dict[str, int]:

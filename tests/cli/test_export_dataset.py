@@ -1,4 +1,4 @@
-"""The export tool on the command line."""
+"""microplastics export-dataset on the command line."""
 
 import json
 

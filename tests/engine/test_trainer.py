@@ -1,4 +1,4 @@
-"""microplastics/engine: trainer, checkpoint, optimizer, precision, launch, writers."""
+"""microplastics/engine: trainer, checkpoint, solver, events, distributed."""
 
 import argparse
 import json

@@ -15,6 +15,12 @@ from detectron2.structures import BoxMode
 
 from microplastics.structures.crop_masks import CropMasks
 
+OCCLUSIONS = ("modal", "amodal")
+MOSAIC_IMAGES = 4
+_TRIES = 10
+# Range of the centre of a mosaic, as fraction of its sides.
+_MIDDLE = (0.3, 0.7)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -59,14 +65,6 @@ def box_polygon(annotation: dict[str, Any]) -> list[list[float]]:
     """Return the box of an annotation as a COCO polygon."""
     x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-
-
-OCCLUSIONS = ("modal", "amodal")
-MOSAIC_IMAGES = 4
-
-_TRIES = 10
-# Range of the centre of a mosaic, as fraction of its sides.
-_MIDDLE = (0.3, 0.7)
 
 
 class CopyPaste:

@@ -30,6 +30,21 @@ _TABLE_HEAD = (
 )
 _TABLE_MARKS = "<!-- generated from microplastics/data/doctor/codes.csv -->\n", "<!-- end -->\n"
 
+# Kinds of change that ``--fix`` makes.
+CHANGES = {
+    "image_dropped": "images left out",
+    "annotation_dropped": "annotations left out",
+    "category_dropped": "placeholder categories left out",
+    "polygon_dropped": "polygons or parts of them left out",
+    "polygon_fixed": "polygons made valid",
+    "polygon_clipped": "polygons clipped to the image",
+    "points_removed": "polygons with repeated points removed",
+    "bbox": "boxes computed from the mask",
+    "area": "areas computed from the mask",
+    "iscrowd": "missing iscrowd set to 0",
+    "id": "annotations given a new id",
+}
+
 
 @dataclass
 class Example:
@@ -176,21 +191,6 @@ def _read_codes() -> dict[str, list[Finding]]:
 
 SECTIONS = _read_codes()
 CODES = {finding.code: finding for section in SECTIONS.values() for finding in section}
-
-# Kinds of change that ``--fix`` makes.
-CHANGES = {
-    "image_dropped": "images left out",
-    "annotation_dropped": "annotations left out",
-    "category_dropped": "placeholder categories left out",
-    "polygon_dropped": "polygons or parts of them left out",
-    "polygon_fixed": "polygons made valid",
-    "polygon_clipped": "polygons clipped to the image",
-    "points_removed": "polygons with repeated points removed",
-    "bbox": "boxes computed from the mask",
-    "area": "areas computed from the mask",
-    "iscrowd": "missing iscrowd set to 0",
-    "id": "annotations given a new id",
-}
 
 
 @dataclass
