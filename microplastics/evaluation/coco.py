@@ -214,22 +214,26 @@ class CocoEvaluation(COCOeval_faster):
         self._part = "bbox" if iou_type == "bbox" else "segmentation"
         self._to_rle = coco_gt.annToRLE
         with _no_garbage_collection():
-            self._truths = self._grouped(coco_gt.dataset["annotations"])
-            areas = _areas(results, iou_type)
-            scored = [{**result, "area": area} for result, area in zip(results, areas, strict=True)]
+            truths, areas = coco_gt.dataset["annotations"], _areas(results, iou_type)
             # By a stable sort, as in COCOeval: it decides which of equal scores comes first.
-            self._detections = self._grouped(sorted(scored, key=lambda each: -each["score"]))
+            order = np.argsort([-each["score"] for each in results], kind="stable").tolist()
+            scored = [results[i] for i in order]
+            self._truths = self._grouped(truths, [each["area"] for each in truths])
+            self._detections = self._grouped(scored, [areas[i] for i in order])
+            if iou_type == "bbox":
+                self._truth_boxes = np.array([each["bbox"] for each in truths], dtype=float)
+                self._detection_boxes = np.array([each["bbox"] for each in scored], dtype=float)
 
-    def _grouped(self, annotations: Iterable[dict[str, Any]]) -> _Groups:
+    def _grouped(self, annotations: Sequence[dict[str, Any]], areas: Sequence[float]) -> _Groups:
         # Copies of what is needed: the base class writes into them, and an id of 0 means no match.
         groups: _Groups = {}
-        for number, each in enumerate(annotations, 1):
+        for number, (each, area) in enumerate(zip(annotations, areas, strict=True), 1):
             crowd = int(each.get("iscrowd", 0))
             annotation = {
                 "id": number,
                 "image_id": each["image_id"],
                 "category_id": each["category_id"],
-                "area": each["area"],
+                "area": area,
                 "iscrowd": crowd,
                 "ignore": crowd,
                 "score": each.get("score", 0),
@@ -264,8 +268,8 @@ class CocoEvaluation(COCOeval_faster):
         detections = self._detections[imgId, catId][: self.params.maxDets[-1]]
         crowds = [each["iscrowd"] for each in truths]
         if self._part == "bbox":
-            boxes = (np.array([each["bbox"] for each in side]) for side in (detections, truths))
-            return mask_util.iou(*boxes, crowds)
+            own, true = ([each["id"] - 1 for each in side] for side in (detections, truths))
+            return mask_util.iou(self._detection_boxes[own], self._truth_boxes[true], crowds)
         masks = [each["segmentation"] for each in detections]
         return mask_util.iou(masks, [self._to_rle(each) for each in truths], crowds)
 
