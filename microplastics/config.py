@@ -80,7 +80,7 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3
     # Train on fewer CPU threads while other processes compute (docs/training.md); without
     # effect if OMP_NUM_THREADS is set. Results then differ in their last bits.
-    cfg.SOLVER.ADAPT_THREADS = True
+    cfg.SOLVER.ADAPT_THREADS = False
 
     # Lower the LR by FACTOR when METRIC has not improved for more than PATIENCE evaluations
     # (torch's ReduceLROnPlateau), within warm-up and the schedule of LR_SCHEDULER_NAME.
