@@ -1,11 +1,11 @@
-"""Masks drawn, cut by windows and put together: what the tests of stitching share."""
+"""Scenes and views for the tests of stitching."""
 
 import cv2
 import numpy as np
 
 from microplastics.inference.stitching.stitcher import Stitcher
 
-LEFT, RIGHT = (0, 0, 120, 160), (80, 0, 120, 160)  # share 40 columns
+LEFT, RIGHT = (0, 0, 120, 160), (80, 0, 120, 160)  # overlap by 40 columns
 SEAM = [LEFT, RIGHT]
 SIZE = (160, 200)
 
@@ -34,7 +34,7 @@ def disc(x, y, radius, size=SIZE):
 
 
 def shown(mask, window, parts=False):
-    """What a window sees of a full-frame mask: crops and offsets."""
+    """Return the crops of a full-frame mask that a window sees."""
     x, y, width, height = window
     crop = mask[y : y + height, x : x + width]
     if not parts:
@@ -55,7 +55,7 @@ def add(stitcher, window, masks, classes=None, scores=None, parts=False):
 
 
 def stitch(views, size=SIZE, parts=False):
-    """``views``: pairs of a window and the full-frame masks that it shows."""
+    """Stitch pairs of a window and the full-frame masks that it shows."""
     stitcher = Stitcher(size)
     for window, masks in views:
         add(stitcher, window, masks, parts=parts)

@@ -1,4 +1,4 @@
-"""Particles of an image that is larger than the network's windows, in memory that does not grow."""
+"""Prediction of large images in overlapping windows."""
 
 import dataclasses
 from collections import deque
@@ -12,14 +12,15 @@ from tqdm import tqdm
 from microplastics.data.tiling import Tiling, Window, windows_of
 from microplastics.inference.predictor import Predictions, Predictor
 from microplastics.inference.stitching.merging import enlarge
-from microplastics.inference.stitching.stitcher import Stitched, Stitcher
+from microplastics.inference.stitching.overlaps import View, box_of, clip
+from microplastics.inference.stitching.stitcher import Stitcher
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import Region
 from microplastics.structures.particles import Particles
 
 # Side in px of the pieces in which the colours of particles are read.
 _PIECE = 1024
-# Share of a window's side below which the coarse pass tells nothing new.
+# Fraction of a window's side below which the coarse pass adds nothing new.
 _MIN_COARSE_FRACTION = 0.5
 
 
@@ -30,21 +31,21 @@ class Regions(Protocol):
     height: int
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Give (h, w, 3) uint8 BGR."""
+        """Read (h, w, 3) uint8 BGR."""
 
 
 @dataclasses.dataclass
 class MosaicCounts:
-    """What happened to the windows of one image.
+    """Statistics of the windows of one image.
 
     Attributes:
         windows: predicted.
         constant: not predicted, because all their pixels are equal: the padding of a mosaic.
         outside: not predicted, because they lie farther from the region than a window's side.
         coarse: windows of the coarse pass.
-        duplicates: detections left out because another one of their window covers them.
+        duplicates: detections dropped because another one of their window covers them.
         fragments: the other detections in all windows, before stitching.
-        notes: what stitching left out or changed, and how often.
+        notes: number of detections that stitching dropped or changed, by the reason.
     """
 
     windows: int = 0
@@ -67,23 +68,23 @@ def predict_mosaic(
     region: Region | None = None,
     quiet: bool | None = None,
 ) -> tuple[Particles, MosaicCounts]:
-    """Predict an image window by window and put the particles together again.
+    """Predict an image window by window and stitch the particles; memory stays constant.
 
     Args:
-        predictor: its score and mask thresholds hold for each window.
+        predictor: its score and mask thresholds apply to each window.
         regions: the image.
         name: of the image, in the outputs.
-        tiling: how it is cut.
-        max_overlap: of two detections in a tile, see
+        tiling: sizes of the windows.
+        max_overlap: of two detections in a window, see
             :func:`microplastics.modeling.postprocessing.drop_duplicates`.
-        join: put pieces of fibres that the model has broken together.
-        region: where particles count. Windows that are farther from it than their side are not
-            predicted; what the others find outside of it is in the result.
+        join: join fibres that the model has broken.
+        region: of interest. Windows farther from it than their side are not predicted; detections
+            of the others outside it are in the result.
         quiet: show no progress; None shows it on a terminal.
 
     Returns:
         The particles, from top to bottom and numbered from 1, with their pixels' colours; and
-        what happened to the windows.
+        the statistics of the windows.
     """
     size = (regions.height, regions.width)
     stitcher, counts = Stitcher(size, join_broken=join), MosaicCounts()
@@ -91,13 +92,13 @@ def predict_mosaic(
     near = [window for window in windows if _is_near(window, region)]
     counts.outside = len(windows) - len(near)
     with tqdm(near, desc=name, unit="window", leave=False, disable=quiet) as progress:
-        for window, all_found in _predicted(predictor, regions, progress, tiling.scale, 1):
-            if all_found is None:
+        for window, detected in _predicted(predictor, regions, progress, tiling.scale, 1):
+            if detected is None:
                 counts.constant += 1
                 continue
-            found = drop_duplicates(all_found, max_overlap)
+            found = drop_duplicates(detected, max_overlap)
             counts.windows += 1
-            counts.duplicates += len(all_found) - len(found)
+            counts.duplicates += len(detected) - len(found)
             counts.fragments += len(found)
             _add(stitcher, window, found)
     if tiling.coarse:
@@ -105,36 +106,30 @@ def predict_mosaic(
             predictor, regions, tiling, stitcher, max_overlap, region, quiet
         )
     stitched = stitcher.finish()
-    counts.notes = {what: int(number) for what, number in stitched.notes.items()}
-    return _particles(stitched, predictor.class_names, regions, name), counts
+    counts.notes = stitched.notes
+    particles = Particles(
+        image=name,
+        image_size=size,
+        masks=stitched.masks,
+        offsets=stitched.offsets,
+        classes=[predictor.class_names[number] for number in stitched.classes],
+        scores=stitched.scores,
+        ids=np.arange(1, len(stitched) + 1, dtype=np.int64),
+        pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
+    )
+    return particles, counts
 
 
 def _add(stitcher: Stitcher, window: Window, found: Predictions) -> None:
-    """Tell the stitcher what a window shows."""
     offsets = found.pred_masks.offsets + window[:2]
     classes, scores = found.pred_classes.numpy(), found.scores.numpy()
     stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
 
 
-def _particles(
-    stitched: Stitched, class_names: Sequence[str], regions: Regions, name: str
-) -> Particles:
-    return Particles(
-        image=name,
-        image_size=(regions.height, regions.width),
-        masks=stitched.masks,
-        offsets=stitched.offsets,
-        classes=[class_names[number] for number in stitched.classes],
-        scores=stitched.scores,
-        ids=np.arange(1, len(stitched) + 1, dtype=np.int64),
-        pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
-    )
-
-
 def _predicted(
     predictor: Predictor, regions: Regions, windows: Iterable[Window], scale: float, shrink: int
 ) -> Iterator[tuple[Window, Predictions | None]]:
-    """The predictions of each window that is not of one colour all over; None of one that is.
+    """Yield the predictions of each window; None if all its pixels are equal.
 
     The windows are read in the predictor's own thread, ahead of the model.
     """
@@ -157,7 +152,7 @@ def _predicted(
 
 
 def _is_near(window: Window, region: Region | None) -> bool:
-    """Whether particles that count may lie in a window, most of which may lie beside it."""
+    """Whether a particle of the region may reach into a window."""
     x, y, width, height = window
     if region is None:
         return True
@@ -187,27 +182,28 @@ def _coarse_pass(
     region: Region | None,
     quiet: bool | None,
 ) -> int:
-    """Tell the stitcher of what is larger than a window, seen on the image shrunk.
+    """Predict the shrunk image and add what is larger than a window to the stitcher.
 
-    The windows of this pass have a stitcher of their own, in px of the shrunk image.
+    A stitcher of its own, in px of the shrunk image, merges the windows of this pass.
+
+    Returns:
+        the number of windows predicted.
     """
     factor = tiling.coarse
     height, width = -(-regions.height // factor), -(-regions.width // factor)
     small, count = Stitcher((height, width)), 0
-    tiles = windows_of(width, height, tiling.tile, tiling.overlap)
-    whole = {}
-    for x, y, w, h in tiles:
-        right, bottom = min((x + w) * factor, regions.width), min((y + h) * factor, regions.height)
-        window = (x * factor, y * factor, right - x * factor, bottom - y * factor)
+    frame = np.array([regions.width, regions.height] * 2)
+    windows = {}
+    for x, y, w, h in windows_of(width, height, tiling.tile, tiling.overlap):
+        x0, y0, x1, y1 = np.minimum(np.array([x, y, x + w, y + h]) * factor, frame).tolist()
+        window = (x0, y0, x1 - x0, y1 - y0)
         if _is_near(window, region):
-            whole[window] = (x, y, w, h)
-    with tqdm(whole, desc="coarse pass", unit="window", leave=False, disable=quiet) as progress:
+            windows[window] = (x, y, w, h)
+    with tqdm(windows, desc="coarse pass", unit="window", leave=False, disable=quiet) as progress:
         for window, found in _predicted(predictor, regions, progress, tiling.scale, factor):
-            if found is None:
-                continue
-            found = drop_duplicates(found, max_overlap)
-            count += 1
-            _add(small, whole[window], found)
+            if found is not None:
+                count += 1
+                _add(small, windows[window], drop_duplicates(found, max_overlap))
     seen = small.finish()
     least = _MIN_COARSE_FRACTION * tiling.tile / factor
     large = [number for number, mask in enumerate(seen.masks) if max(mask.shape) >= least]
@@ -230,8 +226,8 @@ def particle_pixels(
 
     Args:
         regions: the image.
-        masks: N bool crops.
-        offsets: (N, 2) x and y of their first pixels.
+        masks: N bool arrays of shape (h, w), crops.
+        offsets: (N, 2) x and y of their first pixels in the image.
 
     Returns:
         N uint8 BGR arrays of shape (pixels of the mask, 3), in any order.
@@ -248,9 +244,8 @@ def particle_pixels(
         right, bottom = min(left + _PIECE, regions.width), min(top + _PIECE, regions.height)
         image = regions.read(left, top, right, bottom)
         for number in members:
-            mask, (x, y) = masks[number], offsets[number].tolist()
-            x0, y0 = max(x, left), max(y, top)
-            x1, y1 = min(x + mask.shape[1], right), min(y + mask.shape[0], bottom)
-            part = mask[y0 - y : y1 - y, x0 - x : x1 - x]
-            found[number].append(image[y0 - top : y1 - top, x0 - left : x1 - left][part])
+            whole = View(masks[number], *offsets[number].tolist())
+            part = clip(whole, (left, top, right, bottom))
+            x0, y0, x1, y1 = box_of(part)
+            found[number].append(image[y0 - top : y1 - top, x0 - left : x1 - left][part.mask])
     return [np.concatenate(parts) for parts in found]

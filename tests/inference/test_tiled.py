@@ -1,4 +1,4 @@
-"""Whole images in windows, with the truth in place of the model."""
+"""Tests of tiled prediction, with the truth in place of the model."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ SIZE = (700, 900)
 
 @pytest.fixture(scope="module")
 def scene():
-    """A photograph whose particles are told by their colours, its last columns one colour."""
+    """Render a photograph with one colour per class; its last columns are constant."""
     image = np.random.default_rng(3).integers(40, 60, (*SIZE, 3), dtype=np.uint8)
     image[:, 640:] = 7
     fibre = np.array([[20, 30], [200, 300], [400, 200], [600, 650]], np.int32)
@@ -31,9 +31,9 @@ def scene():
 
 
 class Oracle:
-    """Finds what has the colour of a particle, each as a whole, but nothing larger than 200 px.
+    """Detects particles by colour, each as a whole, up to a largest size in px.
 
-    ``scale`` and ``dense`` are as of ``Predictor``; images of any size may come.
+    ``scale`` and ``dense`` are as of ``Predictor``.
     """
 
     class_names = ["Fiber", "Fragment", "Film"]
@@ -100,7 +100,7 @@ def test_every_particle_comes_out_once_and_whole(scene, tile, overlap):
         assert color.argmax() == {"Film": 0, "Fragment": 1, "Fiber": 2}[name]
 
 
-def test_what_no_window_holds_is_seen_by_the_coarse_pass(scene):
+def test_the_coarse_pass_finds_what_no_window_holds(scene):
     tiling = Tiling(128, 32, 4, 1.0)
     oracle = Oracle(largest=120)  # sees nothing that fills its window
     particles, counts = predict_mosaic(oracle, ArrayImage(scene), "a", tiling, quiet=True)
@@ -113,7 +113,7 @@ def test_what_no_window_holds_is_seen_by_the_coarse_pass(scene):
     assert max(areas) < 191 * 101 / 2
 
 
-def test_the_pixels_of_a_particle_are_those_of_its_mask():
+def test_particle_pixels_are_read_inside_the_mask():
     image = np.arange(60 * 50 * 3, dtype=np.uint8).reshape(60, 50, 3)
     masks, offsets = [np.eye(20, dtype=bool), np.ones((3, 4), bool)], np.array([[5, 7], [40, 50]])
     found = particle_pixels(ArrayImage(image), masks, offsets)

@@ -1,10 +1,13 @@
-"""Fibres that the model has broken: pieces that lie end to end become one particle."""
+"""Joining of fibres that the model has broken."""
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
 from microplastics.inference.stitching.merging import Merged
@@ -12,33 +15,34 @@ from microplastics.inference.stitching.overlaps import View, clip, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
 
 JOINS = "pieces of fibres joined end to end"
-"""What the joins are called in ``Stitched.notes``."""
+"""Name of the joins in ``Stitched.notes``."""
 
-_THIN = 3.0  # area / width²: less is no piece of a fibre
-_BACK = 3.0  # widths of the centreline that tell the direction of an end
+_THIN = 3.0  # area / width²: thicker pieces are not fibres
+_BACK = 3.0  # widths of the centreline that show the direction of an end
 _SHORTEST_BACK = 10.0  # px of it, at least
-_GAP = 6.0  # widths between two ends
-_OVERLAP = 8.0  # widths by which two pieces may cover one another
+_GAP = 6.0  # largest gap between two ends, in widths
+_OVERLAP = 8.0  # largest overlap of two pieces, in widths
 _ABUT = 1.0  # widths of overlap that need not be seen in the masks
-_TURN = np.cos(np.radians(35))  # the most that a fibre turns between two ends
-_SAME = np.cos(np.radians(25))  # the same where both pieces show the stretch between
-_ASIDE = 0.5  # widths that an end may lie beside the other's way, for a start
+_TURN = np.cos(np.radians(35))  # largest turn of a fibre between two ends
+_SAME = np.cos(np.radians(25))  # the same if both pieces show the stretch between
+_ASIDE = 0.5  # widths that an end may lie beside the other's direction, without a gap
 _SPREAD = 0.15  # further px beside it for each px of gap
-_WIDTHS = 1.26  # the highest ratio of two widths
-_WIDTHS_IN_LINE = 1.7  # the same of two ends in line: masks of one fibre are ragged
+_WIDTHS = 1.26  # largest ratio of two widths
+# Limits for two ends in line, whose widths may differ more because masks of one fibre are ragged.
+_WIDTHS_IN_LINE = 1.7
 _TURN_IN_LINE = np.cos(np.radians(20))
 _ASIDE_IN_LINE, _SPREAD_IN_LINE, _OVERLAP_IN_LINE, _GAP_IN_LINE = 0.35, 0.1, 4.0, 2.0
 _CLEAR = 1.5  # an end's second choice must cost this many times as much as the first
 
 
 class End(NamedTuple):
-    """Where a piece ends.
+    """An end of a thin piece.
 
     Attributes:
         particle: number of the particle.
         piece: number of the piece, which is 8-connected.
         at: (2,) x and y of the middle of the end in px of the image.
-        way: (2,) unit vector along which the fibre would go on.
+        way: (2,) unit vector along which the fibre would continue.
         width: of the piece in px.
         length: of the piece's centreline in px, with all its branches.
     """
@@ -55,9 +59,9 @@ class Join(NamedTuple):
     """Two ends of one fibre.
 
     Attributes:
-        cost: px from end to end, more where they are not in line.
+        cost: px from end to end, more if they are not in line.
         first, second: numbers of the ends.
-        along: px from end to end along the way; less than 0 where the pieces overlap.
+        along: px from end to end along the fibre; negative if the pieces overlap.
     """
 
     cost: float
@@ -72,104 +76,66 @@ def join_fibers(merged: Merged, image_size: tuple[int, int], notes: dict[str, in
     Args:
         merged: the particles.
         image_size: height and width in px; nothing is filled beyond.
-        notes: where the joins are counted.
+        notes: receives the number of joins.
     """
     ends = [end for particle in range(len(merged)) for end in ends_of(merged, particle)]
     joins = choose(ends, _candidates(merged, ends))
-    parents = list(range(len(merged)))
-
-    def find(particle: int) -> int:
-        while parents[particle] != particle:
-            particle = parents[particle]
-        return particle
-
-    bands: dict[int, list[View]] = {}
-    for join in joins:
-        pair = ends[join.first], ends[join.second]
-        low, high = sorted(find(end.particle) for end in pair)
-        parents[high] = low
-        bands.setdefault(pair[0].particle, []).append(band(*pair))
-    groups: dict[int, list[int]] = {}
-    for particle in sorted({ends[k].particle for j in joins for k in (j.first, j.second)}):
-        groups.setdefault(find(particle), []).append(particle)
-    if not groups:
+    if not joins:
         return merged
     notes[JOINS] = len(joins)
-    return _with(merged, list(groups.values()), bands, image_size)
+    sets = DisjointSet(sorted({ends[k].particle for j in joins for k in (j.first, j.second)}))
+    bands: dict[int, list[View]] = defaultdict(list)
+    for join in joins:
+        one, two = ends[join.first], ends[join.second]
+        sets.merge(one.particle, two.particle)
+        bands[one.particle].append(band(one, two))
+    return _with(merged, [sorted(group) for group in sets.subsets()], bands, image_size)
 
 
 def ends_of(merged: Merged, particle: int) -> Iterator[End]:
-    """The ends of each connected piece of a particle that is thin."""
+    """Yield the ends of each connected piece of a particle that is thin.
+
+    Args:
+        merged: the particles.
+        particle: number of one of them.
+    """
     view = merged.view(particle)
     mask = np.ascontiguousarray(view.mask).view(np.uint8)
     _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1):
-        part = labels[y : y + height, x : x + width] == label
-        framed = np.pad(part, 1)
-        thickness = 2 * float(cv2.distanceTransform(framed.view(np.uint8), cv2.DIST_L2, 5).max())
+        part = np.pad(labels[y : y + height, x : x + width] == label, 1)
+        thickness = 2 * float(cv2.distanceTransform(part.view(np.uint8), cv2.DIST_L2, 5).max())
         if area < _THIN * max(thickness - 1, 2) ** 2:
             continue
-        origin = np.array([view.x + x - 1, view.y + y - 1])
-        # Thinning depends on how a mask lies, and what is joined must not.
-        position = canonical_position(framed)
-        lying = position.apply(framed)
+        # Thinning depends on the orientation of a mask, but joins must not.
+        lying, matrix, shift = _canonical(part)
         skeleton = skeletonise(lying)
         length = sum(arm.length for arm in skeleton.arms.values()) + thickness
+        origin = np.array([view.x + x - 1, view.y + y - 1])
         for at, way, wide in _tips(skeleton, lying):
-            at, way = position.back(at, way, lying.shape)
-            yield End(particle, label, at + origin, way, wide, length)
+            at = matrix @ at + shift + origin
+            yield End(particle, label, at, matrix @ way, wide, length)
 
 
-class Position(NamedTuple):
-    """One of the eight positions of a mask: swapped sides, then turned over.
+def _canonical(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn and flip a mask into the one of its eight orientations that comes first.
 
-    Attributes:
-        swapped: rows are columns.
-        down, right: 1, or -1 where turned over.
+    Returns:
+        the mask there; and a (2, 2) matrix and a (2,) shift, which bring x and y back from it.
     """
-
-    swapped: bool
-    down: int
-    right: int
-
-    def apply(self, mask: np.ndarray) -> np.ndarray:
-        """Bring a mask into the position."""
-        mask = mask.T if self.swapped else mask
-        return np.ascontiguousarray(mask[:: self.down, :: self.right])
-
-    def back(
-        self, at: np.ndarray, way: np.ndarray, shape: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Bring a place and a direction, x and y, back from it.
-
-        Args:
-            at, way: (2,) in the position.
-            shape: height and width of the mask in the position.
-        """
-        turned = np.array([self.right, self.down])
-        at = np.where(turned < 0, np.array(shape[::-1]) - 1 - at, at)
-        way = way * turned
-        return (at[::-1], way[::-1]) if self.swapped else (at, way)
-
-
-def canonical_position(mask: np.ndarray) -> Position:
-    """The same one of a mask's eight positions, however it lies."""
-    positions = [
-        Position(swapped, down, right)
-        for swapped in (False, True)
-        for down in (1, -1)
-        for right in (1, -1)
-    ]
-
-    def key(position: Position) -> tuple:
-        lying = position.apply(mask)
-        return lying.shape, lying.tobytes()
-
-    return min(positions, key=key)
+    found = []
+    for swapped in (False, True):
+        for down, right in itertools.product((1, -1), repeat=2):
+            lying = np.ascontiguousarray((mask.T if swapped else mask)[::down, ::right])
+            found.append(((lying.shape, lying.tobytes()), swapped, (right, down), lying))
+    _, swapped, flips, lying = min(found, key=lambda each: each[0])
+    flips = np.array(flips)
+    matrix, shift = np.diag(flips), np.where(flips < 0, np.array(lying.shape[::-1]) - 1, 0)
+    return (lying, matrix[::-1], shift[::-1]) if swapped else (lying, matrix, shift)
 
 
 def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Middle, direction and width of each end of a mask, from its skeleton."""
+    """Yield middle, direction and width of each end of a mask."""
     for (number, side), *others in skeleton.darts().values():
         if others:
             continue
@@ -180,13 +146,13 @@ def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
         walked = np.concatenate([[0.0], steps.cumsum()])
         # At the very end the skeleton may run into a corner.
         back = max(_SHORTEST_BACK, _BACK * width)
-        told = points[(walked >= min(width / 2, walked[-1] / 4)) & (walked <= back)]
-        if len(told) < 3:
+        used = points[(walked >= min(width / 2, walked[-1] / 4)) & (walked <= back)]
+        if len(used) < 3:
             continue
-        middle = told.mean(axis=0)
-        _, _, axes = np.linalg.svd(told - middle, full_matrices=False)
-        way = axes[0] * np.sign(axes[0] @ (told[0] - told[-1]))
-        # The last pixel of the mask along this way, near the tip.
+        middle = used.mean(axis=0)
+        _, _, axes = np.linalg.svd(used - middle, full_matrices=False)
+        way = axes[0] * np.sign(axes[0] @ (used[0] - used[-1]))
+        # The last pixel of the mask in this direction, near the tip.
         around = int(np.ceil(width)) + 2
         x0, y0 = np.maximum(points[0].astype(int) - around, 0).tolist()
         near = np.argwhere(mask[y0 : y0 + 2 * around + 1, x0 : x0 + 2 * around + 1])[:, ::-1]
@@ -197,11 +163,11 @@ def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
 
 
 def _candidates(merged: Merged, ends: list[End]) -> list[Join]:
-    """All pairs of ends that go on in one another."""
+    """Return all pairs of ends that continue one another."""
     if len(ends) < 2:
         return []
     tree = cKDTree(np.array([end.at for end in ends]))
-    # Of two ends the wider one's reach counts, so that a broad thing does not make all look far.
+    # The reach depends on each end, so that one broad piece does not enlarge every search.
     reach = [1.1 * max(_GAP, _OVERLAP) * end.width for end in ends]
     around = tree.query_ball_point(tree.data, reach)
     pairs = {(min(a, b), max(a, b)) for a, near in enumerate(around) for b in near if a != b}
@@ -229,10 +195,16 @@ def _holds(view: View, end: End) -> bool:
 
 
 def fit(one: End, two: End) -> tuple[float, float] | None:
-    """Whether two ends go on in one another: what that costs, and the px from one to the other.
+    """Rate whether two ends continue one another.
 
-    An arc that leaves one end along its way arrives at the other along that one's way if the line
-    between the ends halves the turn. How far it is off from that is what counts.
+    An arc that leaves one end along its direction arrives at the other along that one's direction
+    if the line between the ends halves the turn; the deviation from that counts.
+
+    Args:
+        one, two: the ends.
+
+    Returns:
+        cost and distance along the fibre as in :class:`Join`; None if they do not fit.
     """
     if (one.particle, one.piece) == (two.particle, two.piece):
         return None
@@ -262,7 +234,12 @@ def fit(one: End, two: End) -> tuple[float, float] | None:
 
 
 def choose(ends: list[End], candidates: list[Join]) -> list[Join]:
-    """Of the pairs those in which each end is the other's best, clearly before any other one."""
+    """Select the pairs in which each end is the other's best by a clear margin.
+
+    Args:
+        ends: all of them.
+        candidates: pairs of them.
+    """
     costs: list[list[float]] = [[] for _ in ends]
     for join in candidates:
         costs[join.first].append(join.cost)
@@ -282,9 +259,13 @@ def choose(ends: list[End], candidates: list[Join]) -> list[Join]:
 
 
 def band(one: End, two: End) -> View:
-    """Pixels within half a mean width of a curve from end to end, tangent to both ways."""
+    """Draw a curve of the mean width from end to end, tangent to both directions.
+
+    Args:
+        one, two: the ends.
+    """
     width = (one.width + two.width) / 2
-    # From inside of the pieces: their ends are round.
+    # Starts inside the pieces, because their ends are round.
     start, stop = one.at - width * one.way, two.at - width * two.way
     length = float(np.hypot(*(stop - start)))
     t = np.linspace(0, 1, int(np.ceil(2 * length)) + 2)[:, None]
@@ -317,7 +298,7 @@ def _with(
         [
             union(
                 [merged.view(particle) for particle in group]
-                + [clip(view, frame) for particle in group for view in bands.get(particle, [])]
+                + [clip(view, frame) for particle in group for view in bands[particle]]
             )
             for group in groups
         ],

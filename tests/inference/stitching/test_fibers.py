@@ -1,4 +1,4 @@
-"""Pieces of one fibre become one particle; what only lies near or across does not."""
+"""Tests of fibre joining: pieces of one fibre become one particle, its neighbours do not."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ def joined(masks, size=SIZE, classes=None, scores=None):
 
 
 def without(mask, *columns):
-    """Parts of a mask that are left when spans of columns are taken out."""
+    """Return the parts of a mask that remain when spans of columns are removed."""
     parts, start = [], 0
     for low, high in (*columns, (mask.shape[1], mask.shape[1])):
         part = mask.copy()
@@ -80,7 +80,7 @@ def test_parts_of_one_mask_are_connected():
         [line((10, 80), (90, 80)), line((100, 77), (190, 70)), line((100, 83), (190, 90))],  # or?
     ],
 )
-def test_what_only_lies_near_stays_as_it_is(masks):
+def test_neighbours_are_not_joined(masks):
     found = joined(masks)
     assert_found(found, masks)
     assert JOINS not in found.notes
@@ -112,7 +112,7 @@ def test_the_score_is_weighted_by_area():
     assert found.windows_seen.tolist() == [1] and found.classes.tolist() == [0]
 
 
-def test_nothing_is_joined_unasked():
+def test_joining_is_off_by_default():
     parts = without(line((10, 80), (190, 80)), (95, 103))
     stitcher = Stitcher(SIZE)
     add(stitcher, (0, 0, 200, 160), parts)
@@ -128,7 +128,7 @@ def test_a_join_at_the_border_stays_in_the_image():
 
 
 def layout(rng, size, count=6):
-    """Fibres that cross at 25° or more or run side by side at 1.5 to 4 widths, full frames."""
+    """Draw fibres that cross at 25° or more or run side by side at 1.5 to 4 widths."""
     masks, taken = [], []
     for _ in range(count):
         width = int(rng.integers(4, 11))
@@ -140,8 +140,7 @@ def layout(rng, size, count=6):
         for shift in (0 * beside, beside)[: int(rng.integers(1, 3))]:
             ends = np.stack([middle + shift - reach * way, middle + shift + reach * way])
             at = float(ends[0] @ (-way[1], way[0]))
-            # Not two in one line or with their ends together, which nobody could tell from one
-            # that is broken.
+            # Two in one line or with their ends together look like a broken one.
             if any(
                 (abs(way @ w) > 0.9 and abs(at - a) < 12)
                 or np.hypot(*(ends[:, None] - e).T).min() < 7 * 11
@@ -158,7 +157,7 @@ def layout(rng, size, count=6):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_whole_fibres_are_left_alone(seed):
+def test_whole_fibres_stay_unchanged(seed):
     masks = layout(np.random.default_rng(seed), 400)
     found = joined(masks, (400, 400))
     assert_found(found, masks, (400, 400))

@@ -1,4 +1,4 @@
-"""The coarse pass adds what is larger than a window, and nothing else."""
+"""Tests of the coarse pass: it adds what is larger than a window, and nothing else."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from microplastics.inference.stitching.stitcher import Stitcher
 
 
 def coarse(stitcher, masks, scale=4.0, scores=None):
-    """Adds masks as a pass at 1 / scale would see them."""
+    """Add masks as a pass at 1 / scale would see them."""
     for k, mask in enumerate(masks):
         height, width = mask.shape
         small = cv2.resize(
@@ -24,7 +24,7 @@ def coarse(stitcher, masks, scale=4.0, scores=None):
 
 
 def fine(size, tile, overlap, see):
-    """A stitcher with what ``see(window)`` gives, full-frame masks."""
+    """Make a stitcher of the full-frame masks that ``see(window)`` returns."""
     stitcher = Stitcher((size, size))
     for window in windows_of(size, tile, overlap):
         add(stitcher, window, see(window))
@@ -42,7 +42,7 @@ def test_the_coarse_pass_joins_pieces_of_one_large_thing():
     assert_found(found, [film], (size, size), least=0.97)
 
 
-def test_the_coarse_pass_gives_what_fine_windows_see_scraps_of():
+def test_the_coarse_pass_completes_what_fine_windows_see_scraps_of():
     size = 600
     film = disc(300, 300, 220, (size, size))
     scraps = [(480, 288, 120, 120), (288, 480, 120, 120)]
@@ -56,7 +56,7 @@ def test_the_coarse_pass_gives_what_fine_windows_see_scraps_of():
     assert found.notes == {"coarse detections that join fine ones": 1}
 
 
-def test_the_coarse_pass_alone_finds_what_fine_windows_missed():
+def test_the_coarse_pass_finds_what_fine_windows_missed():
     film = disc(300, 300, 220, (600, 600))
     stitcher = fine(600, 128, 32, lambda _: [])
     coarse(stitcher, [film])
@@ -97,10 +97,10 @@ def test_a_false_coarse_blob_does_not_glue_whole_particles():
     assert_found(stitcher.finish(), truth, (size, size))
 
 
-def test_coarse_numbers_are_checked():
+def test_invalid_coarse_detections_are_refused():
     stitcher = Stitcher(SIZE)
     for scale in (0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="at least 1"):
             stitcher.add_coarse([np.ones((2, 2), bool)], [(0, 0)], [0], [0.5], scale=scale)
-    with pytest.raises(ValueError, match="leaves the image"):
+    with pytest.raises(ValueError, match=r"covers \[199, 0, 201, 2\]"):
         stitcher.add_coarse([np.ones((2, 2), bool)], [(199, 0)], [0], [0.5], scale=2)

@@ -1,4 +1,4 @@
-"""Fragments of overlapping windows become particles: perfect views exactly, poor ones sensibly."""
+"""Tests of stitching: perfect views exactly, poor ones within tolerances."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def connected(mask):
 
 
 def random_layout(rng, size, tile, overlap, count):
-    """Bent and straight fibres, discs, touching pairs, rings about windows' corners, films."""
+    """Draw fibres, discs, touching pairs, rings about windows' corners and films."""
     masks = []
     places = starts(size, tile, overlap)
     frame = (size, size)
@@ -67,7 +67,7 @@ def random_layout(rng, size, tile, overlap, count):
 
 
 def coincide(masks, windows):
-    """Whether two masks are equal through all that two windows share, where nothing tells them."""
+    """Whether two masks are equal in a whole overlap, so that nothing distinguishes them there."""
     for (x, y, w, h), (u, v, *_) in itertools.permutations(windows, 2):
         part = slice(max(y, v), min(y, v) + h), slice(max(x, u), min(x, u) + w)
         shown = [mask[part].tobytes() for mask in masks if mask[part].any()]
@@ -81,12 +81,12 @@ def coincide(masks, windows):
     seed=st.integers(0, 10**6),
     size=st.integers(200, 500),
     tile=st.integers(96, 256),
-    share=st.floats(0.34, 0.5),
+    fraction=st.floats(0.34, 0.5),
     parts=st.booleans(),
 )
-def test_perfect_views_give_every_particle_once_and_whole(seed, size, tile, share, parts):
+def test_perfect_views_give_every_particle_once_and_whole(seed, size, tile, fraction, parts):
     rng = np.random.default_rng(seed)
-    overlap = max(32, int(share * tile))
+    overlap = max(32, int(fraction * tile))
     truth = random_layout(rng, size, tile, overlap, int(rng.integers(1, 16)))
     windows = windows_of(size, tile, overlap)
     assume(not coincide(truth, windows))
@@ -135,7 +135,7 @@ def test_one_window_comes_out_as_it_went_in():
     assert all((a == b).all() for a, b in zip(found.masks, again.finish().masks, strict=True))
 
 
-def test_nothing_gives_nothing():
+def test_no_detections_give_no_particles():
     assert len(Stitcher(SIZE).finish()) == 0
     found = stitch([(window, []) for window in SEAM])
     assert len(found) == 0 and found.offsets.shape == (0, 2)
@@ -148,18 +148,17 @@ def test_empty_masks_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("window", "offset", "words"),
+    ("window", "offset", "classes", "message"),
     [
-        ((0, 0, 300, 160), (0, 0), "leaves the image"),
-        (LEFT, (118, 0), "leaves its window"),
-        (LEFT, (-1, 0), "leaves its window"),
+        ((0, 0, 300, 160), (0, 0), [0], "leaves the image"),
+        (LEFT, (118, 0), [0], r"covers \[118, 0, 122, 4\]"),
+        (LEFT, (-1, 0), [0], r"covers \[-1, 0, 3, 4\]"),
+        (LEFT, (0, 0), [0, 1], "1 masks have 1 offsets, 2 classes"),
     ],
 )
-def test_what_lies_outside_is_an_error(window, offset, words):
-    with pytest.raises(ValueError, match=words):
-        Stitcher(SIZE).add(window, [np.ones((4, 4), bool)], [offset], [0], [0.5])
-    with pytest.raises(ValueError, match="1 masks have 1 offsets, 2 classes"):
-        Stitcher(SIZE).add(LEFT, [np.ones((4, 4), bool)], [(0, 0)], [0, 1], [0.5])
+def test_invalid_detections_are_refused(window, offset, classes, message):
+    with pytest.raises(ValueError, match=message):
+        Stitcher(SIZE).add(window, [np.ones((4, 4), bool)], [offset], classes, [0.5])
 
 
 def test_a_long_fibre_is_one_with_its_whole_length():
@@ -264,7 +263,7 @@ def test_a_window_that_merges_touching_particles_is_overruled(radius):
         assert list(found.notes.values()) == [1]
 
 
-def test_crossing_fibres_that_a_window_merges_are_told_apart():
+def test_crossing_fibres_that_a_window_merges_are_separated():
     pair = [line((82, 40), (118, 110)), line((82, 110), (118, 40))]
     found = stitch([(LEFT, [pair[0] | pair[1]]), (RIGHT, pair)])
     assert_found(found, pair, least=0.9)
