@@ -52,7 +52,7 @@ def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair],
         fragments: all of them.
 
     Returns:
-        the fragments, their overlaps (without masks), pairs that belong together, and the number
+        the fragments, their overlaps, pairs that belong together, and the number
         of fragments that were split.
     """
     split = 0
@@ -65,11 +65,10 @@ def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair],
             for side in (0, 1):
                 for merged, group in _conflicts(overlap, side):
                     number, others = overlap.numbers[side][merged], overlap.numbers[1 - side]
-                    if _belong_together(fragments, overlap, side, merged, group):
+                    if _belong_together(overlap, side, merged, group):
                         joined.update((number, others[part]) for part in group)
                     elif turn < _ROUNDS and number not in parts:
-                        parts[number] = _cut_along(fragments, overlap, side, merged, group)
-            overlap.release()
+                        parts[number] = _cut_along(overlap, side, merged, group)
         if not parts:
             break
         split += len(parts)
@@ -98,22 +97,23 @@ def _conflicts(overlap: Overlap, side: int) -> list[tuple[int, list[int]]]:
 
 def _apart(overlap: Overlap, side: int, group: list[int]) -> list[int]:
     """Select the parts that are not nested in a larger one."""
-    views, areas = overlap.views[1 - side], overlap.areas[1 - side]
-    kept: list[int] = []
+    areas = overlap.areas[1 - side]
+    kept: dict[int, View] = {}
     for index in sorted(group, key=lambda i: (-areas[i], i)):
-        if all(common_pixels(views[index], views[k]) <= areas[index] / 2 for k in kept):
-            kept.append(index)
-    return kept
+        view = overlap.view(1 - side, index)
+        if all(common_pixels(view, other) <= areas[index] / 2 for other in kept.values()):
+            kept[index] = view
+    return list(kept)
 
 
 def _by_piece(overlap: Overlap, side: int, row: int, group: list[int]) -> list[list[int]]:
     """Group the parts by the connected piece of the merged fragment that they lie in."""
-    view = overlap.views[side][row]
+    view = overlap.view(side, row)
     labels, areas = pieces(view)
     owners: dict[int, list[int]] = defaultdict(list)
     covered: dict[int, int] = defaultdict(int)
     for index in group:
-        part = clip(overlap.views[1 - side][index], box_of(view))
+        part = clip(overlap.view(1 - side, index), box_of(view))
         under = clip(View(labels, view.x, view.y), box_of(part)).mask[part.mask]
         counts = np.bincount(under, minlength=len(areas) + 1)
         counts[0] = 0
@@ -127,17 +127,16 @@ def _by_piece(overlap: Overlap, side: int, row: int, group: list[int]) -> list[l
     ]
 
 
-def _belong_together(
-    fragments: Fragments, overlap: Overlap, side: int, merged: int, group: list[int]
-) -> bool:
+def _belong_together(overlap: Overlap, side: int, merged: int, group: list[int]) -> bool:
     """Whether each part connects to another one, along a fibre or at its window's border."""
-    views = [overlap.views[1 - side][index] for index in group]
+    views = [overlap.view(1 - side, index) for index in group]
     window = overlap.windows[1 - side]
-    fibre = is_thin(overlap.views[side][merged])
+    fibre = is_thin(overlap.view(side, merged))
     for index, view in enumerate(views):
         joints = (joint_of(view, other) for other in views[:index] + views[index + 1 :])
         if not any(
-            (fibre and joint.end_to_end) or near_border(fragments, window, joint.first, MARGIN)
+            (fibre and joint.end_to_end)
+            or near_border(overlap.fragments, window, joint.first, MARGIN)
             for joint in joints
         ):
             return False
@@ -204,15 +203,14 @@ def joint_of(first: View, second: View) -> Joint:
     return Joint(*at, cosine >= _STRAIGHT)
 
 
-def _cut_along(
-    fragments: Fragments, overlap: Overlap, side: int, merged: int, group: list[int]
-) -> list[View]:
+def _cut_along(overlap: Overlap, side: int, merged: int, group: list[int]) -> list[View]:
     """Assign each pixel of the merged fragment to the nearest part.
 
     Pixels outside the other window go to the parts that this window cuts, if there are any.
     """
+    fragments = overlap.fragments
     whole = fragments.view(overlap.numbers[side][merged])
-    parts = [clip(overlap.views[1 - side][index], box_of(whole)) for index in group]
+    parts = [clip(overlap.view(1 - side, index), box_of(whole)) for index in group]
     numbers = [overlap.numbers[1 - side][index] for index in group]
     cut = fragments.border_gaps(numbers).min(axis=1) <= MARGIN
     if not cut.any():
@@ -292,10 +290,7 @@ def cluster(
         clusters.join(first, second)
     together = set(joined)
     for overlap in overlaps:
-        if not overlap.twins().all(axis=None):
-            overlap.load(fragments)
         found = agreement(overlap)
-        overlap.release()
         for first, second in found.sure:
             clusters.join(first, second)
         tied += [(*pair, len(linked)) for pair in found.tied]
@@ -308,7 +303,7 @@ def cluster(
         inside = [set(numbers) for numbers in overlap.numbers]
         pairs |= {(a, b) for a, b in together if a in inside[0] and b in inside[1]}
         pairs |= {(b, a) for a, b in together if b in inside[0] and a in inside[1]}
-        _link_loosely(fragments, clusters, overlap, pairs)
+        _link_loosely(clusters, overlap, pairs)
     return clusters, loose
 
 
@@ -364,9 +359,7 @@ def _bend(fragments: Fragments, a: int, b: int, region: Sequence[int]) -> float:
     return float(np.sqrt(max(0.0, np.linalg.eigvalsh(np.cov(points, rowvar=False, ddof=0))[0])))
 
 
-def _link_loosely(
-    fragments: Fragments, clusters: Clusters, overlap: Overlap, pairs: set[Pair]
-) -> None:
+def _link_loosely(clusters: Clusters, overlap: Overlap, pairs: set[Pair]) -> None:
     """Link the fragments of one overlap that agree neither in pixels nor in pieces."""
     linked = [{pair[side] for pair in pairs} for side in (0, 1)]
     free = [
@@ -375,62 +368,54 @@ def _link_loosely(
     ]
     if not any(free):
         return
-    overlap.load(fragments)
     for link in (_tolerant, _contained, _end_to_end):
-        for i, j in link(fragments, overlap, free, pairs):
+        for i, j in link(overlap, free, pairs):
             a, b = overlap.numbers[0][i], overlap.numbers[1][j]
             if clusters.may_join(a, b):
                 clusters.join(a, b)
                 pairs.add((a, b))
                 free = [[k for k in free[0] if k != i], [k for k in free[1] if k != j]]
-    overlap.release()
 
 
-def _tolerant(
-    fragments: Fragments, overlap: Overlap, free: list[list[int]], _: set[Pair]
-) -> list[Pair]:
+def _tolerant(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[Pair]:
     """Match free fragments whose outlines are within a tolerance, margins left out."""
-    boxes = fragments.trusted(MARGIN)[list(overlap.windows)]
+    boxes = overlap.fragments.trusted(MARGIN)[list(overlap.windows)]
     low, high = boxes[:, :2].max(axis=0), boxes[:, 2:].min(axis=0)
     if (low >= high).any() or not all(free):
         return []
     region = (*low.tolist(), *high.tolist())
-    inner = [[clip(view, region) for view in views] for views in overlap.views]
     fractions = np.zeros(overlap.common.shape)
     for i in free[0]:
         for j in free[1]:
             if overlap.common[i, j]:
-                own, other = inner[0][i], inner[1][j]
+                own, other = (clip(overlap.view(*k), region) for k in ((0, i), (1, j)))
                 fractions[i, j] = min(tolerant_fraction(own, other), tolerant_fraction(other, own))
     return greedy_pairs(fractions, TOLERANT, free)
 
 
-def _contained(
-    fragments: Fragments, overlap: Overlap, free: list[list[int]], pairs: set[Pair]
-) -> list[Pair]:
+def _contained(overlap: Overlap, free: list[list[int]], pairs: set[Pair]) -> list[Pair]:
     """Match free fragments that their window cuts with a larger one of the other window.
 
     A fragment that its own window shows inside the same particle is another particle on top of it.
     """
-    found, views, numbers = [], overlap.views, overlap.numbers
+    found, numbers = [], overlap.numbers
     for side in (0, 1):
         common = overlap.common if side == 0 else overlap.common.T
-        trusted = fragments.trusted(MARGIN)[overlap.windows[1 - side]].tolist()
-        cut = _cut_before(fragments, overlap, side)
+        trusted = overlap.fragments.trusted(MARGIN)[overlap.windows[1 - side]].tolist()
         for index in free[side]:
             others = np.flatnonzero(common[index]).tolist()
-            own = views[side][index]
-            reliable = np.count_nonzero(clip(own, trusted).mask)
-            if not others or not cut[index] or reliable < overlap.areas[side][index] / 2:
+            own = overlap.view(side, index)
+            reliable = np.count_nonzero(clip(own, trusted).mask) >= overlap.areas[side][index] / 2
+            if not (others and reliable and _is_cut_inside(overlap, side, own)):
                 continue
-            fractions = [tolerant_fraction(own, views[1 - side][k]) for k in others]
+            fractions = [tolerant_fraction(own, overlap.view(1 - side, k)) for k in others]
             best = int(np.argmax(fractions))
             if fractions[best] < TOLERANT:
                 continue
             target = numbers[1 - side][others[best]]
             twins = {pair[side] for pair in pairs if pair[1 - side] == target}
             if any(
-                tolerant_fraction(own, views[side][k]) >= TOLERANT
+                tolerant_fraction(own, overlap.view(side, k)) >= TOLERANT
                 for k, number in enumerate(numbers[side])
                 if number in twins
             ):
@@ -440,18 +425,16 @@ def _contained(
     return found
 
 
-def _cut_before(fragments: Fragments, overlap: Overlap, side: int) -> np.ndarray:
-    """Return (n,) bool: which fragments end near a border that lies inside the other window."""
-    own, other = (fragments.windows[overlap.windows[k]] for k in (side, 1 - side))
+def _is_cut_inside(overlap: Overlap, side: int, view: View) -> bool:
+    """Whether a fragment ends near a border of its window that lies inside the other window."""
+    own, other = (overlap.fragments.windows[overlap.windows[k]] for k in (side, 1 - side))
     beyond = np.concatenate([other[:2] < own[:2], other[2:] > own[2:]])
-    boxes = np.array([box_of(view) for view in overlap.views[side]]).reshape(-1, 4)
-    return ((np.abs(boxes - own) <= MARGIN) & beyond).any(axis=1)
+    return bool(((np.abs(box_of(view) - own) <= MARGIN) & beyond).any())
 
 
-def _end_to_end(
-    fragments: Fragments, overlap: Overlap, free: list[list[int]], _: set[Pair]
-) -> list[Pair]:
+def _end_to_end(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[Pair]:
     """Match free thin fragments that end opposite each other, both near their windows' borders."""
+    fragments = overlap.fragments
     x0, y0, x1, y1 = overlap.region
     reach = max(MARGIN, min(x1 - x0, y1 - y0) // 2)
     close = np.zeros(overlap.common.shape)

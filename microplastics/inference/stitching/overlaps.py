@@ -298,29 +298,34 @@ class Overlap:
     """Two overlapping windows and their fragments inside the common region.
 
     Attributes:
+        fragments: of all windows.
         windows: numbers of the two.
         region: x0, y0, x1, y1 of the common region.
         numbers: for each of the two, the fragments with pixels in the region.
-        views: for each of the two, the masks of these fragments in the region.
-        areas: for each of the two, (n,) int64 pixels of these masks.
-        common: (n, m) int64 pixels that are in both masks.
+        areas: for each of the two, (n,) int64 pixels of these fragments in the region.
+        common: (n, m) int64 pixels that are in both.
     """
 
     def __init__(self, fragments: Fragments, first: int, second: int, region: Sequence[int]):
+        self.fragments = fragments
         self.windows = (first, second)
         self.region = tuple(region)
         sides = [_inside(fragments, window, self.region) for window in self.windows]
         self.numbers = [[number for number, _, _ in side] for side in sides]
-        self.views = [[view for _, view, _ in side] for side in sides]
         self.areas = [np.array([area for *_, area in side], dtype=np.int64) for side in sides]
         self.common = np.zeros([len(side) for side in sides], dtype=np.int64)
         if not all(sides):
             return
-        boxes = [np.array([box_of(v) for v in views]).reshape(-1, 4) for views in self.views]
+        views = [[view for _, view, _ in side] for side in sides]
+        boxes = [np.array([box_of(view) for view in side]) for side in views]
         low = np.maximum(boxes[0][:, None, :2], boxes[1][None, :, :2])
         high = np.minimum(boxes[0][:, None, 2:], boxes[1][None, :, 2:])
         for i, j in np.argwhere((low < high).all(axis=2)).tolist():
-            self.common[i, j] = common_pixels(self.views[0][i], self.views[1][j])
+            self.common[i, j] = common_pixels(views[0][i], views[1][j])
+
+    def view(self, side: int, index: int) -> View:
+        """Return the part of a fragment inside the region, by its position in ``numbers``."""
+        return clip(self.fragments.view(self.numbers[side][index]), self.region)
 
     def iou(self) -> np.ndarray:
         """Return (n, m) IoU inside the region."""
@@ -330,35 +335,21 @@ class Overlap:
         """Return (n, m) bool: equal to the last pixel."""
         return (self.common == self.areas[0][:, None]) & (self.common == self.areas[1])
 
-    def release(self) -> None:
-        """Free the memory of the masks."""
-        self.views = [[], []]
-
-    def load(self, fragments: Fragments) -> None:
-        """Unpack the masks again after :meth:`release`."""
-        if not any(self.views):
-            self.views = [
-                [clip(fragments.view(number), self.region) for number in numbers]
-                for numbers in self.numbers
-            ]
-
 
 def _inside(
     fragments: Fragments, window: int, region: Sequence[int]
 ) -> list[tuple[int, View, int]]:
     """Return number, mask and area of each fragment of a window inside a region."""
     members = fragments.members(window)
-    boxes = fragments.found.boxes[members]
-    low, high = boxes[:, :2], boxes[:, 2:]
-    meets = ((low < region[2:]) & (high > region[:2])).all(axis=1)
-    numbers = np.flatnonzero(meets)
-    inside = ((low[numbers] >= region[:2]) & (high[numbers] <= region[2:])).all(axis=1)
-    numbers += members.start
-    areas = np.where(inside, fragments.found.areas[numbers], 0).tolist()
+    boxes, areas = fragments.found.boxes[members], fragments.found.areas[members]
+    meets = ((boxes[:, :2] < region[2:]) & (boxes[:, 2:] > region[:2])).all(axis=1)
+    inside = ((boxes[:, :2] >= region[:2]) & (boxes[:, 2:] <= region[2:])).all(axis=1)
     found = []
-    for number, area in zip(numbers.tolist(), areas, strict=True):
+    for index in np.flatnonzero(meets).tolist():
+        number = members.start + index
         view = fragments.view(number)
-        if not area:
+        area = int(areas[index])
+        if not inside[index]:
             view = clip(view, region)
             area = int(np.count_nonzero(view.mask))
         if area:
@@ -405,7 +396,7 @@ def agreement(overlap: Overlap) -> Agreement:
     both. Fragments that agree as a whole but not piece by piece come last.
 
     Args:
-        overlap: the two windows; with masks, unless all fragments are equal.
+        overlap: the two windows.
     """
     twins = overlap.twins()
     rows, columns = twins.sum(axis=1), twins.sum(axis=0)
@@ -455,16 +446,17 @@ def greedy_pairs(
 def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
     """Return positions of fragments that have a matching piece."""
     labels, areas, owners = [], [], []
+    views = [[overlap.view(side, index) for index in rest[side]] for side in (0, 1)]
     for side in (0, 1):
-        found = [pieces(overlap.views[side][index]) for index in rest[side]]
+        found = [pieces(view) for view in views[side]]
         labels.append([label for label, _ in found])
         areas.append(np.concatenate([area for _, area in found]))
         owners.append(np.repeat(rest[side], [len(area) for _, area in found]))
     starts = [np.searchsorted(owners[side], rest[side]).tolist() for side in (0, 1)]
     common = np.zeros((len(areas[0]), len(areas[1])), dtype=np.int64)
     for i, j in np.argwhere(overlap.common[np.ix_(*rest)] > 0).tolist():
-        first = View(labels[0][i], *overlap.views[0][rest[0][i]][1:])
-        second = View(labels[1][j], *overlap.views[1][rest[1][j]][1:])
+        first = View(labels[0][i], *views[0][i][1:])
+        second = View(labels[1][j], *views[1][j][1:])
         own = clip(first, box_of(second))
         other = clip(second, box_of(own)).mask
         both = (own.mask > 0) & (other > 0)
