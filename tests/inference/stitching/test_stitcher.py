@@ -306,6 +306,7 @@ def test_packed_masks_are_small_and_exact():
     packed = PackedMasks(masks)
     assert all((a == b).all() for a, b in zip(masks, packed, strict=True))
     assert (packed[1:][0] == masks[1]).all() and len(packed[1:]) == 2
+    assert (packed[[2, 0]][1] == masks[0]).all() and len(PackedMasks.cat([packed, packed])) == 6
     with pytest.raises(ValueError, match="read-only"):
         packed[0][0, 0] = True
     assert len(packed._items[2][1]) < fibre.size / 50
