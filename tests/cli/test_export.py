@@ -73,14 +73,11 @@ def test_errors_are_one_sentence(cli, checkpoint, tmp_path):
     arguments = ("export", "--weights", checkpoint, "--format", "onnx")
     done = cli(*arguments, "--output", tmp_path / "model.ts")
     assert done.returncode == 2
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith("error: With --format onnx the name ends in")
-    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "model.ts" in last and ".onnx" in last
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
     done = cli(*arguments, "--output", tmp_path / "m.onnx", "--confidence-threshold", 7)
-    assert done.returncode == 2 and "give one from 0 to 1" in done.stderr
+    assert done.returncode == 2 and "expected a number from 0 to 1" in done.stderr
     done = cli(
         *("export", "--weights", tmp_path / "none.pth", "--format", "onnx"),
         *("--output", tmp_path / "m.onnx"),

@@ -86,7 +86,7 @@ def test_each_sample_has_its_volume_and_all_have_one_filter(cli, coco, tmp_path)
     volumes.write_text("sample,volume\na/one.png,2 L\n")
     arguments = ("--masks", coco, "--um-per-px", "10", "--sampled-volume", volumes)
     result = cli("measure", *arguments, "--output", tmp_path / "missing")
-    assert result.returncode == 2 and "volumes.csv has no volume of two.png" in result.stderr
+    assert result.returncode == 2 and "volumes.csv has no volume for two.png" in result.stderr
     volumes.write_text("Sample;Volume\none;2 L\ntwo;500 mL\n")
     # An image shows 1 mm x 0.8 mm of the filter's 1.6 mm².
     more = ("--filter-area-mm2", "1.6", "--formats", "csv", "--output", tmp_path / "out")
@@ -138,17 +138,17 @@ def test_what_lies_in_the_region_counts(cli, coco, images, tmp_path):
     ("change", "words"),
     [
         (lambda d: {"--region": "circle"}, "--region circle needs the photographs"),
-        (lambda d: {"--region": d / "masks.json", "--edge": "weight"}, "leave one of them out"),
+        (lambda d: {"--region": d / "masks.json", "--edge": "weight"}, "--edge weight"),
         (lambda d: {"--filter-area-mm2": "9"}, "--filter-area-mm2 needs --sampled-volume"),
         (lambda d: {"--sampled-volume": d / "v.csv"}, "Cannot read"),
-        (lambda d: {"--images": d / "nowhere"}, "is no folder"),
+        (lambda d: {"--images": d / "nowhere"}, "nowhere is not a folder"),
         (lambda d: {"--images": d}, "which is not in"),
         (lambda d: {"--masks": d / "results.json"}, "which name neither images nor classes"),
         (lambda d: {"--scale-bar-um": "100"}, "--scale-bar-um needs the photographs"),
         (lambda d: {"--size-classes": "5,x"}, "5,x"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(cli, coco, tmp_path, change, words):
+def test_mistakes_are_one_sentence(cli, coco, tmp_path, change, words):
     (tmp_path / "results.json").write_text("[]")
     options = {"--masks": coco, "--output": tmp_path / "out", **change(tmp_path)}
     result = cli("measure", *[part for pair in options.items() for part in pair])
@@ -160,8 +160,11 @@ def test_results_of_another_data_set_are_refused(cli, coco, tmp_path):
     for entry, words in [
         ({"image_id": 9, "category_id": 1, "score": 1}, "image 9 is not in the data set"),
         ({"image_id": 1, "category_id": 9, "score": 1}, "category 9 is not in the data set"),
-        ({"image_id": 1, "category_id": 1, "score": "x"}, "its score is 'x'"),
-        ({"image_id": 1, "category_id": 1, "score": 1, "segmentation": None}, "it has no mask"),
+        ({"image_id": 1, "category_id": 1, "score": "x"}, "the score is 'x'"),
+        (
+            {"image_id": 1, "category_id": 1, "score": 1, "segmentation": None},
+            "the result has no mask",
+        ),
     ]:
         path = tmp_path / "results.json"
         path.write_text(json.dumps([{"segmentation": rle, **entry}]))
@@ -195,4 +198,7 @@ def test_merging_says_what_it_cannot_do_and_what_is_missing(cli, coco, tmp_path)
     merged = cli("measure", "--merge-runs", one, "--output", both)
     assert merged.returncode == 3 and f"1 image failed in {one}" in merged.stdout
     scaled = cli("measure", "--merge-runs", one, "--output", both, "--um-per-px", "2")
-    assert scaled.returncode == 2 and "--um-per-px has no part in --merge-runs" in scaled.stderr
+    assert (
+        scaled.returncode == 2
+        and "--um-per-px cannot be combined with --merge-runs" in scaled.stderr
+    )

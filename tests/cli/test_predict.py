@@ -151,16 +151,16 @@ def test_two_processes_share_the_images(cli_process, weights, photographs, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Name a checkpoint with --weights"),
+        ((), "--weights is missing"),
         (("--weights", "nowhere.pth"), "weights file nowhere.pth"),
-        (("--weights", "W", "--tile", "9"), "--tile 9 is too small"),
-        (("--weights", "W", "--confidence-threshold", "2"), "give one from 0 to 1"),
-        (("--weights", "W", "--blanks", "*.gif"), "--blanks *.gif matches none of the images"),
+        (("--weights", "W", "--tile", "9"), "--tile is 9"),
+        (("--weights", "W", "--confidence-threshold", "2"), "score threshold of Fiber is 2.0"),
+        (("--weights", "W", "--blanks", "*.gif"), "--blanks *.gif"),
         (("--weights", "W", "--sampled-volume", "2 apples"), "2 apples"),
         (("--weights", "W", "--scale-bar-um", "500", "--input", "P"), "scale bar"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(cli, weights, photographs, tmp_path, arguments, words):
+def test_mistakes_are_one_sentence(cli, weights, photographs, tmp_path, arguments, words):
     places = {"W": weights, "P": photographs / "val_000000.jpg"}
     given = [places.get(each, each) for each in arguments]
     if "--input" not in given:

@@ -184,10 +184,10 @@ def test_threads_follow_the_load(two_threads, monkeypatch, caplog):
 def test_threads_that_the_user_has_set_stay(two_threads, monkeypatch):
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
-    assert AdaptThreads.applies(cfg)
-    cfg.SOLVER.ADAPT_THREADS = False
     assert not AdaptThreads.applies(cfg)
-    cfg.SOLVER.ADAPT_THREADS, cfg.MODEL.DEVICE = True, "cuda"
+    cfg.SOLVER.ADAPT_THREADS = True
+    assert AdaptThreads.applies(cfg)
+    cfg.MODEL.DEVICE = "cuda"
     assert not AdaptThreads.applies(cfg)
     cfg.MODEL.DEVICE = "cpu"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
