@@ -23,7 +23,7 @@ def read_version() -> str:
 
 
 def read_readme() -> str:
-    """Reads the README where there is one."""
+    """Reads the README if there is one."""
     readme = HERE / "README.md"
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
@@ -48,7 +48,7 @@ INSTALL_REQUIRES = [
     "fvcore>=0.1.5,<0.1.6",
     # Detectron2's own lower bound; it also asks for <0.1.10, and 0.1.10 works.
     "iopath>=0.1.7,<0.1.11",
-    # Detectron2's own bounds, like those of the next ones.
+    # Detectron2's own bounds, like the next ones.
     "omegaconf>=2.1,<2.4",
     "hydra-core>=1.1",
     "termcolor>=1.1",
@@ -83,7 +83,7 @@ INSTALL_REQUIRES = [
     "click>=8.5",
     # when_imported, which registers the data sets as soon as Detectron2 is imported.
     "wrapt>=1.16",
-    # The oldest that the measures were tested with, like that of the next one.
+    # The oldest that the measures were tested with, like the next one.
     "scipy>=1.15",
     "scikit-image>=0.25",
 ]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Installs Detectron2 main as a pure-Python package unless one can be imported already.
 
-The Python files are those of the PyPI wheel sal-detectron2 0.7.2, unchanged; docs/detectron2.md
+The Python files come from the PyPI wheel sal-detectron2 0.7.2, unchanged; docs/detectron2.md
 says what that wheel is and what is missing without compiled operators.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 UPLOAD, UPLOAD_VERSION = "sal-detectron2", "0.7.2"
 UPLOAD_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-# Its tags are those of the compiled file, which is left out: it needs CPython 3.10 and one torch.
+# Its tags fit the compiled file, which is left out: it needs CPython 3.10 and one torch.
 PLATFORM = ("--python-version=3.10", "--implementation=cp", "--platform=manylinux_2_28_x86_64")
 OURS = "microplastics"
 REQUIRES = (
