@@ -2,12 +2,12 @@
 #
 #   PYTHON       the interpreter that .venv is made with (3.10 to 3.13), e.g. make PYTHON=python3.12
 #   VENV         the environment; one with Detectron2 main in it keeps that Detectron2
-#   PYTEST_ARGS  arguments for pytest, e.g. make test PYTEST_ARGS="-x tests/data",
-#                or PYTEST_ARGS="-n 2 -m 'not slow'" without whole demos, notebooks and resumes
+#   PYTEST_ARGS  arguments for pytest, e.g. make test PYTEST_ARGS="-x tests/data"; "-n 2" adds the slow
+#                tests: a whole demo, the notebook, killed and distributed trainings
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 -m 'not slow'
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
@@ -26,7 +26,7 @@ CHECK_PYTHON = import sys; v = sys.version_info[:2]; \
 
 help:
 	@echo "make demo    render particles, train, evaluate, then find, measure and count particles"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (with the slow ones: make test PYTEST_ARGS='-n 2')"
 	@echo "make setup   only the environment ($(VENV)): Python packages, Detectron2, this package"
 	@echo "make docs    build the documentation (output/site/index.html)"
 	@echo "make lint    check the style; make format fixes it"
