@@ -94,7 +94,8 @@ def _environment(**variables: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _busy_process() -> Iterator[None]:
     # A session of its own, as a program in another terminal has: Linux shares cores by session.
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    code = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # ends with this process
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         yield
     finally:
