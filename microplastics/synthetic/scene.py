@@ -12,15 +12,14 @@ import numpy as np
 import shapely
 from numpy.random import Generator
 from pycocotools import mask as mask_util
-from shapely.geometry import MultiPolygon, Polygon, box
+from shapely.geometry import Polygon, box
 
-from microplastics.structures.rle import counts_of_runs, encode_counts, runs_of_crop
+from microplastics.structures.crop_masks import CropMasks
 from microplastics.synthetic.camera import (
     Scene,
     draw_scale_bar,
     expose,
     generator,
-    jpeg_quality,
     plan_scale_bar,
     scratch,
     soil_lens,
@@ -77,41 +76,23 @@ _MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Parameters of one kind of picture.
+    """Parameters of one kind of picture."""
 
-    Attributes:
-        filters: frequency of each filter of :mod:`.filters`; they add up to 1.
-        mix: frequency of each kind of particle, lowest layer first; they add up to 1.
-        particles_per_256: particles on 256 x 256 px (median); 0 for blanks.
-        spread: standard deviation of the logarithm of their number.
-        empty_fraction: fraction of the pictures without a particle.
-        scale_bar_fraction: fraction of the pictures with a burnt-in scale bar.
-        dirt: factor on the amount of natural debris, scratches and the filter's own loose fibres.
-        bubbles: air bubbles on 256 x 256 px (mean).
-        crossing: fraction of the fibres that are laid across another one.
-        touching: fraction of the other particles that are set against another one.
-        max_overlap: fraction of a particle that another may cover, if neither is a fibre.
-        max_crossing: fraction of a particle that another of its kind may cover.
-        min_visible: fraction of a particle that must stay uncovered.
-        min_contrast: minimum colour difference (0 to 1) along most of a particle's contour.
-        blur: range of the lens's blur, standard deviation in px.
-    """
-
-    filters: Mapping[str, float]
-    mix: Mapping[int, float]
-    particles_per_256: float = 6.5
-    spread: float = 0.5
-    empty_fraction: float = 0.05
-    scale_bar_fraction: float = 0.35
-    dirt: float = 1.0
-    bubbles: float = 0.12
-    crossing: float = 0.25
-    touching: float = 0.0
-    max_overlap: float = 0.06
-    max_crossing: float = 0.3
-    min_visible: float = 0.6
-    min_contrast: float = 0.13
-    blur: tuple[float, float] = (0.35, 0.95)
+    filters: Mapping[str, float]  # frequency of each; they add up to 1
+    mix: Mapping[int, float]  # the same of each kind of particle, lowest layer first
+    particles_per_256: float = 6.5  # on 256 x 256 px (median); 0 for blanks
+    spread: float = 0.5  # standard deviation of the logarithm of their number
+    empty_fraction: float = 0.05  # of the pictures, without a particle
+    scale_bar_fraction: float = 0.35  # of the pictures, with a burnt-in scale bar
+    dirt: float = 1.0  # factor on natural debris, scratches and the filter's own loose fibres
+    bubbles: float = 0.12  # of air, on 256 x 256 px (mean)
+    crossing: float = 0.25  # fraction of the fibres that are laid across another one
+    touching: float = 0.0  # fraction of the other particles that are set against another one
+    max_overlap: float = 0.06  # fraction of a particle that another may cover, both no fibres
+    max_crossing: float = 0.3  # fraction of a particle that another of its kind may cover
+    min_visible: float = 0.6  # fraction of a particle that must stay uncovered
+    min_contrast: float = 0.13  # colour difference (0 to 1) along most of a particle's contour
+    blur: tuple[float, float] = (0.35, 0.95)  # range of the lens's, standard deviation in px
 
     @property
     def categories(self) -> list[dict[str, Any]]:
@@ -186,7 +167,7 @@ def render_image(
         seed: key of the picture, such as ``(seed, "train", index)``.
         size: side in px, at least 64.
         um_per_px: micrometres per pixel.
-        preset: parameters of the picture.
+        preset: one of :data:`PRESETS`.
         blanks: photographs of empty filters that replace the drawn filter with its dirt, light
             and camera; None draws the filter.
 
@@ -205,7 +186,7 @@ def render_image(
         scene, photograph = photographed_filter(seed, size, blanks)
     rng = generator(*seed, "optics")
     record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
-    record["jpeg_quality"] = jpeg_quality(rng)
+    record["jpeg_quality"] = int(rng.integers(84, 98))
     has_bar = rng.random() < preset.scale_bar_fraction
     bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
     if photograph is None:
@@ -228,21 +209,20 @@ def render_image(
 
 
 class Ground:
-    """Particles laid so far, which decide whether another one has room.
-
-    Attributes:
-        size: side of the picture in px.
-        preset: limits of overlap and contrast.
-        disc: area in which all particles must lie completely; None for the whole picture.
-        fibers: particles laid, in px.
-        compact: the other particles laid.
-    """
+    """Particles laid so far, which decide whether another one has room."""
 
     def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
+        """
+        Args:
+            size: side of the picture in px.
+            bar: its scale bar, which stays free.
+            preset: limits of overlap and contrast.
+            disc: area in which all particles must lie completely; None for the whole picture.
+        """
         self.size, self.preset, self.disc = size, preset, disc
         shapely.prepare(disc)
         self.fibers: list[Particle] = []
-        self.compact: list[Particle] = []
+        self.compact: list[Particle] = []  # the other particles
         self.bar = None
         if bar is not None:
             x, y, width, height = bar["bbox"]
@@ -262,13 +242,10 @@ class Ground:
         for number in self._near(particle):
             other, other_area, covered = self._laid[number]
             overlap = particle.outline.intersection(other.outline).area
-            both_compact = FIBER not in (particle.category_id, other.category_id)
-            if both_compact and overlap > self.preset.max_overlap * min(area, other_area):
+            kinds = particle.category_id, other.category_id
+            if FIBER not in kinds and overlap > self.preset.max_overlap * min(area, other_area):
                 return False
-            if (
-                overlap > self.preset.max_crossing * area
-                and particle.category_id == other.category_id
-            ):
+            if kinds[0] == kinds[1] and overlap > self.preset.max_crossing * area:
                 return False
             if covered + overlap > (1 - self.preset.min_visible) * other_area:
                 return False
@@ -278,11 +255,8 @@ class Ground:
         """Record a painted particle."""
         for number in self._near(particle):
             other, area, covered = self._laid[number]
-            self._laid[number] = (
-                other,
-                area,
-                covered + particle.outline.intersection(other.outline).area,
-            )
+            covered += particle.outline.intersection(other.outline).area
+            self._laid[number] = other, area, covered
         self._boxes = np.vstack([self._boxes, particle.outline.bounds])
         self._laid.append((particle, annotation["area"], 0.0))
         (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
@@ -298,9 +272,9 @@ def lay(
     rng: Generator,
     particle: Particle,
     scene: Scene,
-    ground: "Ground",
+    ground: Ground,
     um_per_px: float,
-    painter: Callable[..., bool],
+    painter: Callable[..., bool] = paint,
     places: int = 6,
 ) -> dict[str, Any] | None:
     """Place, paint and annotate a particle.
@@ -310,7 +284,7 @@ def lay(
         scene: painted in place.
         ground: particles laid so far, to which it is added.
         um_per_px: micrometres per pixel.
-        painter: :func:`.particles.paint` or :func:`.particles.paint_bead`.
+        painter: :func:`.particles.paint` or :func:`.particles.paint_bead` with a look.
         places: number of places tried.
 
     Returns:
@@ -338,11 +312,6 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
     One simple outline becomes a polygon; an outline with holes or in several pieces becomes RLE,
     rasterised ring by ring by pycocotools. ``area`` and ``bbox`` describe the mask.
 
-    Args:
-        particle: the particle, in px of the image.
-        size: side of the image in px.
-        um_per_px: micrometres per pixel.
-
     Returns:
         A COCO annotation without ids, with ``truth`` (see :meth:`Particle.truth`) and
         ``touches_edge``: the frame cuts the particle, or its mask meets the border, and ``truth``
@@ -354,15 +323,16 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
     if cut:
         # A tube cut at a flat angle leaves a wedge with a tip that no pixel of the mask shows.
         shape = opened(shape.intersection(box(0, 0, size, size)))
-    pieces = _pieces(shape)
+    # Clipping can leave points and lines, and collections of multipolygons.
+    parts = shapely.get_parts(shapely.get_parts(shape))
+    pieces = [part for part in parts if isinstance(part, Polygon) and part.area > 0.5]
     if not pieces:
         return None
     if len(pieces) == 1 and not pieces[0].interiors:
         segmentation: Any = [_ring(pieces[0].exterior)]
         rle = mask_util.frPyObjects(segmentation, size, size)[0]
     else:
-        rle = _rings_to_rle(pieces, size)
-        segmentation = {"size": [size, size], "counts": rle["counts"].decode("ascii")}
+        rle = segmentation = _rings_to_rle(pieces, size)
     area = int(mask_util.area(rle))
     if area == 0:
         return None
@@ -377,17 +347,6 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
         "touches_edge": bool(cut or meets),
         "truth": {k: float(f"{v:.8g}") for k, v in particle.truth(um_per_px).items()},
     }
-
-
-def _pieces(shape) -> list[Polygon]:
-    """Return the polygons of a shape, without the points and lines that clipping can leave."""
-    parts = getattr(shape, "geoms", [shape])
-    return [
-        p
-        for part in parts
-        for p in (part.geoms if isinstance(part, MultiPolygon) else [part])
-        if isinstance(p, Polygon) and p.area > 0.5
-    ]
 
 
 def _ring(ring) -> list[float]:
@@ -411,8 +370,7 @@ def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
             rle = mask_util.frPyObjects([points.ravel().tolist()], height, width)[0]
             window[mask_util.decode(rle) > 0] = value
         mask[top - y : top - y + height, left - x : left - x + width] |= window
-    runs = counts_of_runs(*runs_of_crop(mask, (x, y), size), size * size)
-    return {"size": [size, size], "counts": encode_counts(runs)}
+    return CropMasks([mask > 0], [(x, y)], (size, size)).to_rles(as_str=True)[0]
 
 
 def _count(rng: Generator, size: int, preset: Preset) -> int:
@@ -430,32 +388,22 @@ def _lay_particles(
     size = scene.canvas.shape[0]
     number = _count(rng, size, preset)
     kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
-    makers, painters, room = _makers_and_painters(rng, preset, size)
+    makers, painter = MAKERS, paint
+    if BEAD in preset.mix:
+        # The beads of a picture are of one batch; large ones are fewer.
+        diameter = bead_diameter(rng)
+        painter = functools.partial(paint_bead, look=sphere_look(rng, diameter))
+        makers = {BEAD: functools.partial(make_bead, diameter=diameter)}
+        kinds = kinds[: max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)]
     ground = Ground(size, bar, preset)
     annotations = []
-    for kind in sorted(kinds[:room], key=list(preset.mix).index):
+    for kind in sorted(kinds, key=list(preset.mix).index):
         particle = makers[kind](rng, size)
-        annotations.append(lay(rng, particle, scene, ground, um_per_px, painters[kind]))
+        annotations.append(lay(rng, particle, scene, ground, um_per_px, painter))
     return [annotation for annotation in annotations if annotation is not None]
 
 
-def _makers_and_painters(rng: Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
-    """Return a maker and a painter for each kind, and the maximum number of particles.
-
-    The beads of a picture are of one batch; large ones are fewer.
-    """
-    makers, painters = dict(MAKERS), dict.fromkeys(MAKERS, paint)
-    room = MAX_PARTICLES
-    if BEAD in preset.mix:
-        diameter = bead_diameter(rng)
-        look = sphere_look(rng, diameter)
-        makers[BEAD] = functools.partial(make_bead, diameter=diameter)
-        painters[BEAD] = functools.partial(paint_bead, look=look)
-        room = max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)
-    return makers, painters, room
-
-
-def _place(rng: Generator, particle: Particle, ground: "Ground") -> Particle:
+def _place(rng: Generator, particle: Particle, ground: Ground) -> Particle:
     """Move a particle from the origin to a random place, or across or against an earlier one."""
     preset = ground.preset
     if particle.category_id == FIBER:
@@ -473,11 +421,9 @@ def _set_against(rng: Generator, particle: Particle, other: Particle) -> Particl
     """Move a particle towards another one from a random side until they touch."""
     angle = rng.uniform(0, 2 * np.pi)
     toward = np.array([np.cos(angle), np.sin(angle)])
-    reach = sum(
-        np.hypot(*np.ptp(np.reshape(p.outline.bounds, (2, 2)), axis=0)) for p in (particle, other)
-    )
-    center = np.mean(np.reshape(other.outline.bounds, (2, 2)), axis=0)
-    placed = particle.moved(*(center + reach * toward))
+    boxes = np.reshape([particle.outline.bounds, other.outline.bounds], (2, 2, 2))
+    reach = np.hypot(*np.ptp(boxes, axis=1).T).sum()
+    placed = particle.moved(*(boxes[1].mean(axis=0) + reach * toward))
     for _ in range(12):
         # No step exceeds the gap: the outlines cannot pass through each other.
         gap = placed.outline.distance(other.outline)

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +18,10 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.synthetic.camera import (
+    MOSAIC,
     Scene,
     draw_camera,
     draw_cast,
-    draw_demosaic,
     generator,
     scratch,
     smooth_noise,
@@ -34,7 +34,7 @@ from microplastics.synthetic.filters import (
     scatter_debris,
     shed_fibers,
 )
-from microplastics.synthetic.particles import BEAD, FIBER, MAKERS, Particle, make_long_fiber, paint
+from microplastics.synthetic.particles import BEAD, FIBER, MAKERS, Particle, make_long_fiber
 from microplastics.synthetic.scene import Ground, find_preset, lay
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_json
@@ -70,17 +70,11 @@ _PIXELS_WORTH_A_PROCESS = 16_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Membrane:
-    """Position of the membrane in px.
+    """Position of the membrane in px."""
 
-    Attributes:
-        center: (x, y).
-        radius: radius of the membrane's edge.
-        deposit_radius: radius of the disc inside the funnel, in which all particles lie.
-    """
-
-    center: tuple[float, float]
-    radius: float
-    deposit_radius: float
+    center: tuple[float, float]  # (x, y)
+    radius: float  # of the membrane's edge
+    deposit_radius: float  # of the disc inside the funnel, in which all particles lie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +98,20 @@ class FilterSettings:
         check_option(1 <= quality <= 100, "--jpeg-quality", quality, "1 to 100")
         plain = BEAD not in find_preset(self.preset).mix
         check_option(plain, "--preset", self.preset, "a preset of fibres, fragments and films")
-        fit = [None, *filters_of(self.preset)]
-        expected = f"one of {', '.join(fit[1:])} for --preset {self.preset}"
-        check_option(self.filter_name in fit, "--filter", self.filter_name, expected)
+        fit = self.filters()
+        expected = f"one of {', '.join(fit)} for --preset {self.preset}"
+        known = self.filter_name is None or self.filter_name in fit
+        check_option(known, "--filter", self.filter_name, expected)
+
+    def filters(self) -> dict[str, float]:
+        """Return the preset's filters that whole filters can be made of, and their frequencies."""
+        filters = find_preset(self.preset).filters
+        fit = {name: weight for name, weight in filters.items() if name not in _UNFIT}
+        return {name: weight / sum(fit.values()) for name, weight in fit.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that the file's bytes depend on, as JSON."""
         return {"renderer_version": _VERSION, **dataclasses.asdict(self)}
-
-    def count(self, membrane: Membrane) -> int:
-        """Return the number of particles to lay."""
-        if self.particles is not None:
-            return self.particles
-        density = _PARTICLES_PER_MPX * find_preset(self.preset).particles_per_256 / 6.5
-        return min(round(density * math.pi * membrane.deposit_radius**2 / 1e6), MAX_PARTICLES)
 
 
 def render_mosaic(
@@ -130,7 +124,6 @@ def render_mosaic(
     filter_name: str | None = None,
     jpeg_quality: int | None = 92,
     workers: int | None = None,
-    progress: bool = True,
 ) -> Path:
     """Render a stitched photograph of a whole filter, with exact annotations.
 
@@ -150,7 +143,6 @@ def render_mosaic(
         filter_name: one of the preset's filters; None draws one.
         jpeg_quality: of the tiles, 1 to 100; None compresses without loss (deflate).
         workers: processes; None uses all processors for large pictures.
-        progress: whether to show progress bars on stderr, if it is a terminal.
 
     Returns:
         Path of the annotation file.
@@ -173,16 +165,39 @@ def render_mosaic(
     if _is_complete(path, annotations, settings):
         return annotations
     membrane = draw_membrane(seed, size)
-    scene = _empty_filter(settings, membrane, workers, progress)
-    entries = _lay_particles(settings, scene, membrane, progress)
+    if particles is None:
+        density = _PARTICLES_PER_MPX * find_preset(preset).particles_per_256 / 6.5
+        particles = round(density * math.pi * membrane.deposit_radius**2 / 1e6)
+        particles = min(particles, MAX_PARTICLES)
+    scene = _empty_filter(settings, membrane, workers)
+    entries = _lay_particles(settings, scene, membrane, particles)
     image = _photograph(settings, scene.canvas)
     with atomic_write(path, "wb") as file:
         _write_tiff(file, image, settings)
-        place = {k: np.round(v, 2).tolist() for k, v in dataclasses.asdict(membrane).items()}
-        fields = {"file_name": path.name, "filter": scene.filter, "membrane": place}
-        info = {"particles_wanted": settings.count(membrane), "bytes": file.seek(0, os.SEEK_END)}
+        info = {
+            "description": "Rendered photograph of a whole filter with microplastics (no real "
+            "sample)",
+            **settings.manifest(),
+            "particles_wanted": particles,
+            "bytes": file.seek(0, os.SEEK_END),
+        }
+        record = {
+            "id": 1,
+            "file_name": path.name,
+            "filter": scene.filter,
+            "membrane": {k: np.round(v, 2).tolist() for k, v in vars(membrane).items()},
+            "width": size,
+            "height": size,
+            "um_per_px": settings.um_per_px,
+        }
+        coco = {
+            "info": info,
+            "images": [record],
+            "annotations": [{"id": i, "image_id": 1, **e} for i, e in enumerate(entries, 1)],
+            "categories": find_preset(preset).categories,
+        }
         # Renamed first: an annotation file without its image is rendered again.
-        write_json(annotations, _coco(settings, fields, info, entries))
+        write_json(annotations, coco)
     return annotations
 
 
@@ -192,13 +207,6 @@ def draw_membrane(seed: int, size: int) -> Membrane:
     x, y = size * (0.5 + rng.uniform(-0.008, 0.008, 2))
     radius = size * rng.uniform(0.47, 0.482)
     return Membrane((float(x), float(y)), radius, radius * rng.uniform(0.92, 0.95))
-
-
-def filters_of(preset_name: str) -> dict[str, float]:
-    """Return the preset's filters that whole filters can be made of, and their frequencies."""
-    filters = find_preset(preset_name).filters
-    fit = {name: weight for name, weight in filters.items() if name not in _UNFIT}
-    return {name: weight / sum(fit.values()) for name, weight in fit.items()}
 
 
 def _is_complete(image: Path, annotations: Path, settings: FilterSettings) -> bool:
@@ -217,13 +225,9 @@ def _is_complete(image: Path, annotations: Path, settings: FilterSettings) -> bo
     return image.exists() and image.stat().st_size == info.get("bytes")
 
 
-def _empty_filter(
-    settings: FilterSettings, membrane: Membrane, workers: int, progress: bool
-) -> Scene:
-    """Draw the filter with its dirt on the stage, lit evenly, as float16.
-
-    Blocks are cut from one texture and soiled each on its own, then faded over into each other.
-    """
+def _empty_filter(settings: FilterSettings, membrane: Membrane, workers: int) -> Scene:
+    """Draw the filter with its dirt on the stage, lit evenly, as float16."""
+    # Blocks are cut from one texture, soiled each on its own, then faded over into each other.
     texture = _texture(settings)
     canvas = np.empty((settings.size, settings.size, 3), np.float16)
     canvas[:] = texture.canvas.mean((0, 1))
@@ -236,13 +240,8 @@ def _empty_filter(
         for j, y in enumerate(starts)
         for i, x in enumerate(starts)
     ]
-    blocks = tqdm(
-        map_in_processes(_block, tasks, min(workers, len(tasks)), chunk=1),
-        total=len(tasks),
-        desc="Rendering",
-        unit="block",
-        disable=None if progress else True,
-    )
+    blocks = map_in_processes(_block, tasks, min(workers, len(tasks)), chunk=1)
+    blocks = tqdm(blocks, "Rendering", len(tasks), unit="block", disable=None)
     for (_, x, y, _), block in zip(tasks, blocks, strict=True):
         inside = block[max(-y, 0) : settings.size - y, max(-x, 0) : settings.size - x]
         canvas[max(y, 0) : y + _BLOCK, max(x, 0) : x + _BLOCK] += inside
@@ -255,7 +254,7 @@ def _empty_filter(
 @functools.lru_cache(maxsize=1)
 def _texture(settings: FilterSettings) -> Scene:
     name = settings.filter_name
-    filters = filters_of(settings.preset) if name is None else {name: 1.0}
+    filters = settings.filters() if name is None else {name: 1.0}
     return bare_filter(generator(settings.seed, "filter"), _TEXTURE, filters)
 
 
@@ -341,7 +340,7 @@ def _mount(settings: FilterSettings, scene: Scene, membrane: Membrane) -> None:
 
 
 def _lay_particles(
-    settings: FilterSettings, scene: Scene, membrane: Membrane, progress: bool
+    settings: FilterSettings, scene: Scene, membrane: Membrane, count: int
 ) -> list[dict[str, Any]]:
     """Paint the particles: films lowest, then fragments, fibres across all, long ones first."""
     preset = find_preset(settings.preset)
@@ -349,13 +348,9 @@ def _lay_particles(
     disc = shapely.Point(membrane.center).buffer(membrane.deposit_radius - _CLEARANCE, quad_segs=90)
     ground = Ground(settings.size, None, preset, disc)
     rng, annotations = generator(settings.seed, "places"), []
-    for particle in tqdm(
-        list(_make_particles(settings, settings.count(membrane))),
-        desc="Laying particles",
-        unit="particle",
-        disable=None if progress else True,
-    ):
-        annotation = lay(rng, particle, scene, ground, settings.um_per_px, paint, _PLACES)
+    particles = list(_make_particles(settings, count))
+    for particle in tqdm(particles, "Laying particles", unit="particle", disable=None):
+        annotation = lay(rng, particle, scene, ground, settings.um_per_px, places=_PLACES)
         if annotation is not None:
             annotations.append(annotation)
     return annotations
@@ -381,13 +376,13 @@ def _photograph(settings: FilterSettings, canvas: np.ndarray) -> np.ndarray:
     """Light the scene and photograph it with one camera, uint8 (size, size, 3), RGB."""
     rng = generator(settings.seed, "camera")
     camera = draw_camera(rng, find_preset(settings.preset).blur)
-    demosaic = draw_demosaic(rng)
-    light = _Light(settings.seed, settings.size)
+    demosaic = rng.random() < MOSAIC
+    light = _light(settings.seed, settings.size)
     image = np.empty(canvas.shape, np.uint8)
     noise, drawn = np.empty((0, settings.size, 3), np.float32), 0
     for rows in _strips(settings.size):
         padded = slice(max(rows.start - _PAD, 0), min(rows.stop + _PAD, settings.size))
-        strip = camera.focus(canvas[padded].astype(np.float32) * light.strip(padded))
+        strip = camera.focus(canvas[padded].astype(np.float32) * light(padded))
         # Demosaicing correlates noise across the border of strips: it continues there.
         old = noise[len(noise) - (drawn - padded.start) :]
         new = rng.standard_normal((padded.stop - drawn, *strip.shape[1:]), dtype=np.float32)
@@ -397,45 +392,41 @@ def _photograph(settings: FilterSettings, canvas: np.ndarray) -> np.ndarray:
     return image
 
 
-class _Light:
-    """Light over a stitched photograph: uneven as a whole, and field by field.
+def _light(seed: int, size: int) -> Callable[[slice], np.ndarray]:
+    """Draw uneven light; return a function that gives rows of it, float32 (rows, size, 3)."""
+    rng = generator(seed, "light")
+    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.10)
+    slopes = slope * math.cos(angle), slope * math.sin(angle)
+    fall = rng.uniform(0.02, 0.10)
+    clouds = rng.uniform(0.005, 0.02) * _coarse_noise(rng, size, size / 4)
+    cast = (rng.uniform(0.88, 1.05) * draw_cast(rng)).astype(np.float32)
+    # The stitching has levelled the microscope's fields, but not quite: each has its own gain, and
+    # all have in common a residue of the lens's vignetting and the dust on the camera.
+    width = round(rng.uniform(1000, 1500))
+    height = round(0.75 * width)
+    start = rng.integers((height, width))
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    u, v = (x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1
+    field = 1 - rng.uniform(0.012, 0.04) * (u**2 + v**2) / 2
+    veil = rng.uniform(0.015, 0.04)
+    for _ in range(rng.poisson(1.5)):
+        far = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height))
+        field *= 1 - veil * np.exp(-((far / rng.uniform(4, 10)) ** 4))
+    fields = (size // height + 2, size // width + 2)
+    gains = rng.uniform(0.004, 0.011) * rng.standard_normal(fields, dtype=np.float32)
 
-    The stitching has levelled the fields, but not quite: each has its own gain, and all have in
-    common a residue of the lens's vignetting and the dust on the camera.
-    """
-
-    def __init__(self, seed: int, size: int):
-        rng = generator(seed, "light")
-        self._size, (angle, slope) = size, (rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.10))
-        self._slope = slope * math.cos(angle), slope * math.sin(angle)
-        self._fall = rng.uniform(0.02, 0.10)
-        self._clouds = rng.uniform(0.005, 0.02) * _coarse_noise(rng, size, size / 4)
-        self._cast = (rng.uniform(0.88, 1.05) * draw_cast(rng)).astype(np.float32)
-        width = round(rng.uniform(1000, 1500))
-        height = round(0.75 * width)
-        self._start = rng.integers((height, width))
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        u, v = (x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1
-        self._field = 1 - rng.uniform(0.012, 0.04) * (u**2 + v**2) / 2
-        veil = rng.uniform(0.015, 0.04)
-        for _ in range(rng.poisson(1.5)):
-            far = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height))
-            self._field *= 1 - veil * np.exp(-((far / rng.uniform(4, 10)) ** 4))
-        fields = (size // height + 2, size // width + 2)
-        self._gains = rng.uniform(0.004, 0.011) * rng.standard_normal(fields, dtype=np.float32)
-
-    def strip(self, rows: slice) -> np.ndarray:
-        """Return the factor on the light of rows, float32 (rows, size, 3)."""
-        height, width = self._field.shape
+    def strip(rows: slice) -> np.ndarray:
         y = np.arange(rows.start, rows.stop)[:, None]
-        x = np.arange(self._size)[None]
-        v, u = (2 * place.astype(np.float32) / self._size - 1 for place in (y, x))
-        light = 1 + self._slope[0] * u + self._slope[1] * v - self._fall * (u**2 + v**2) / 2
-        light += _enlarge(self._clouds, rows, self._size)
-        y, x = y + self._start[0], x + self._start[1]
-        fields = self._field[y % height, x % width] + self._gains[y // height, x // width]
+        x = np.arange(size)[None]
+        v, u = (2 * place.astype(np.float32) / size - 1 for place in (y, x))
+        light = 1 + slopes[0] * u + slopes[1] * v - fall * (u**2 + v**2) / 2
+        light += _enlarge(clouds, rows, size)
+        y, x = y + start[0], x + start[1]
+        fields = field[y % height, x % width] + gains[y // height, x // width]
         # Stitching fades neighbours over into each other.
-        return (light * cv2.blur(fields, (7, 7)))[..., None] * self._cast
+        return (light * cv2.blur(fields, (7, 7)))[..., None] * cast
+
+    return strip
 
 
 def _write_tiff(file: IO[bytes], image: np.ndarray, settings: FilterSettings) -> None:
@@ -465,17 +456,3 @@ def _write_tiff(file: IO[bytes], image: np.ndarray, settings: FilterSettings) ->
                 **options,
                 **({"subfiletype": 1} if number else first),
             )
-
-
-def _coco(
-    settings: FilterSettings, image: dict[str, Any], info: dict[str, Any], entries: list[dict]
-) -> dict[str, Any]:
-    """Build the annotation file from additional fields and the annotations without ids."""
-    image |= {"width": settings.size, "height": settings.size, "um_per_px": settings.um_per_px}
-    description = "Rendered photograph of a whole filter with microplastics (no real sample)"
-    return {
-        "info": {"description": description, **settings.manifest(), **info},
-        "images": [{"id": 1, **image}],
-        "annotations": [{"id": i, "image_id": 1, **e} for i, e in enumerate(entries, start=1)],
-        "categories": find_preset(settings.preset).categories,
-    }
