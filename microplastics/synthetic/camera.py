@@ -1,7 +1,4 @@
-"""Light, lens, camera and scale bar of rendered photographs.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Light, lens, camera and scale bar of rendered photographs."""
 
 import dataclasses
 import math
@@ -47,12 +44,10 @@ class Camera:
         return image
 
     def sense(self, image: np.ndarray, noise: np.ndarray, demosaic: bool) -> np.ndarray:
-        """Add noise and digitise, uint8 (H, W, 3).
+        """Add noise and digitise to uint8 (H, W, 3).
 
-        Args:
-            image: float32 (H, W, 3), changed in place.
-            noise: float32 (H, W, 3), independent standard normal numbers.
-            demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
+        ``image`` is changed in place; ``noise`` are independent standard normal numbers, which
+        demosaicing spreads over neighbours; both are float32 (H, W, 3).
         """
         if demosaic:
             noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
@@ -92,12 +87,10 @@ def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> np.ndar
 def fractal_noise(
     rng: Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
 ) -> np.ndarray:
-    """Sum :func:`smooth_noise` of several cells to float32, mean 0, standard deviation 1.
+    """Sum :func:`smooth_noise` of several cells, weighted by 1, ``falloff``, its square and so on.
 
-    Args:
-        shape: (height, width) in px.
-        cells: structure sizes in px, of weights 1, ``falloff``, ``falloff`` ** 2 and so on.
-        falloff: ratio of successive weights.
+    Returns:
+        float32 (height, width), mean 0, standard deviation 1.
     """
     field, weight = np.zeros(shape, np.float32), 1.0
     for cell in cells:
@@ -122,11 +115,6 @@ def walk(start: np.ndarray | tuple[float, float], heading: np.ndarray, step: flo
     """Return the points (N + 1, 2) of a line from its start, N headings in rad and a step in px."""
     steps = step * np.stack([np.cos(heading), np.sin(heading)], 1)
     return np.concatenate([[start], start + np.cumsum(steps, 0)])
-
-
-def lognormal(rng: Generator, median: float, sigma: float, low: float, high: float) -> float:
-    """Draw a log-normal number, clipped to [low, high] (to low if low > high)."""
-    return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
 
 
 def expose(rng: Generator, scene: Scene, blur_range: tuple[float, float]) -> np.ndarray:
@@ -196,7 +184,8 @@ def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
 
     Returns:
         ``um``, ``px`` (drawn length, whole pixels), ``bbox`` ([x, y, width, height] of bar and
-        number) and ``style`` (for :func:`draw_scale_bar`); None if the number does not fit.
+        number), and for :func:`draw_scale_bar` ``ink`` (their pixels, 0 to 1) and ``plate``; None
+        if the number does not fit.
     """
     power = math.floor(math.log10(um_per_px * size * 0.125))
     powers, steps = range(power - 1, power + 3), (1, 2, 2.5, 5, 7.5)
@@ -205,20 +194,26 @@ def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
     um = float(rng.choice(fitting))
     px = round(um / um_per_px)
     thick = min(int(rng.integers(2, max(3, size // 64) + 1)), 8)
-    text = bar_text(um)
     font_px = int(np.clip(size / 20, 9, 34) * rng.uniform(0.9, 1.3))
-    text_width, text_height = _text_mask(text, font_px).shape[::-1]
+    text = _text_mask(bar_text(um), font_px) / 255
     ticks = int(thick * 1.5) if rng.random() < 0.5 else 0
     gap = 3 + ticks
-    width, height = max(px, text_width), text_height + gap + thick + ticks
+    width, height = max(px, text.shape[1]), len(text) + gap + thick + ticks
     pad = int(rng.integers(5, max(6, size // 24) + 1))
     x = pad if rng.random() < 0.5 else size - pad - width
     y = pad if rng.random() < 0.3 else size - pad - height
     if width + 2 * pad > size or height + 2 * pad > size:
         return None
-    style = {"text": text, "font_px": font_px, "thick": thick, "ticks": ticks, "gap": gap}
-    style |= {"plate": bool(rng.random() < 0.25), "above": bool(rng.random() < 0.7)}
-    return {"um": um, "px": px, "bbox": [x, y, width, height], "style": style}
+    plate, above = bool(rng.random() < 0.25), rng.random() < 0.7
+    bar_x, text_x = (width - px) // 2, (width - text.shape[1]) // 2
+    bar_y, text_y = (len(text) + gap, 0) if above else (ticks, height - len(text))
+    ink = np.zeros((height, width, 1), np.float32)
+    ink[text_y : text_y + len(text), text_x : text_x + text.shape[1], 0] = text
+    ink[bar_y : bar_y + thick, bar_x : bar_x + px] = 1
+    if ticks:
+        for tick in (bar_x, bar_x + px - 2):
+            ink[bar_y - ticks : bar_y + thick + ticks, tick : tick + 2] = 1
+    return {"um": um, "px": px, "bbox": [x, y, width, height], "ink": ink, "plate": plate}
 
 
 def bar_text(um: float) -> str:
@@ -231,26 +226,12 @@ def bar_text(um: float) -> str:
 def draw_scale_bar(image: np.ndarray, bar: dict) -> None:
     """Burn a bar of :func:`plan_scale_bar` into a photograph, uint8 (size, size, 3), BGR."""
     x, y, width, height = bar["bbox"]
-    style = bar["style"]
-    ground = image[y : y + height, x : x + width].mean()
-    ink = 0 if ground > 115 else 255
-    if style["plate"]:
-        plate = image[max(y - 3, 0) : y + height + 3, max(x - 3, 0) : x + width + 3]
-        ink = 0 if ground > 60 else 255
-        plate[:] = 255 - ink
-    text = _text_mask(style["text"], style["font_px"])
-    thick, ticks = style["thick"], style["ticks"]
-    bar_x = (width - bar["px"]) // 2
-    bar_y = len(text) + style["gap"] if style["above"] else ticks
-    text_x, text_y = (width - text.shape[1]) // 2, 0 if style["above"] else height - len(text)
-    mask = np.zeros((height, width, 1), np.float32)
-    mask[text_y : text_y + len(text), text_x : text_x + text.shape[1], 0] = text / 255
-    mask[bar_y : bar_y + thick, bar_x : bar_x + bar["px"]] = 1
-    if ticks:
-        for tick in (bar_x, bar_x + bar["px"] - 2):
-            mask[bar_y - ticks : bar_y + thick + ticks, tick : tick + 2] = 1
     window = image[y : y + height, x : x + width]
-    window[:] = np.round(window * (1 - mask) + ink * mask).astype(np.uint8)
+    ground = window.mean()
+    color = 0 if ground > (60 if bar["plate"] else 115) else 255
+    if bar["plate"]:
+        image[max(y - 3, 0) : y + height + 3, max(x - 3, 0) : x + width + 3] = 255 - color
+    window[:] = np.round(window * (1 - bar["ink"]) + color * bar["ink"]).astype(np.uint8)
 
 
 def _illumination(rng: Generator, size: int) -> np.ndarray:
@@ -281,5 +262,5 @@ def _text_mask(text: str, font_px: int) -> np.ndarray:
             pen.rectangle((left, (top + bottom) // 2, left + stem, bottom + font_px // 5), 255)
         x += round(font.getlength("u" if letter == "µ" else letter))
     ink = np.asarray(drawing)
-    rows, columns = np.nonzero(ink.any(1))[0], np.nonzero(ink.any(0))[0]
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x, y, width, height = cv2.boundingRect(ink)
+    return ink[y : y + height, x : x + width]

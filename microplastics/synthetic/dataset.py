@@ -1,10 +1,7 @@
 """Rendered data sets on disk."""
 
-import contextlib
-import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import cv2
 from tqdm import tqdm
 
 from microplastics.synthetic.filters import Blanks, check_blanks, find_blanks
-from microplastics.synthetic.scene import find_preset, render_image
+from microplastics.synthetic.scene import check_option, find_preset, render_image
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, read_json, write_error, write_json
 from microplastics.utils.system import available_processors, map_in_processes
@@ -20,11 +17,7 @@ from microplastics.utils.system import available_processors, map_in_processes
 # Must be raised whenever the same parameters give another picture.
 RENDERER_VERSION = 2
 MANIFEST = "synthetic.json"
-# Folder with a JSON file per finished image, while a data set is incomplete.
-UNFINISHED = "unfinished"
 MIN_SIZE, MAX_SIZE = 64, 8192
-# Starting a process costs a few seconds: smaller jobs are rendered without.
-_PIXELS_WORTH_A_PROCESS = 100 * 512 * 512
 
 
 def render_dataset(
@@ -40,8 +33,8 @@ def render_dataset(
     """Render a data set: ``output/SPLIT/*.jpg`` and ``output/annotations/instances_SPLIT.json``.
 
     The bytes of an image depend only on (seed, split, index, size, um_per_px, preset, content of
-    backgrounds). A complete data set is kept, an interrupted one is continued, and one with fewer
-    images is rendered again in place.
+    backgrounds). A complete data set is kept; an interrupted one, or one with fewer images, is
+    rendered again in place.
 
     Args:
         output: folder of the data set.
@@ -69,7 +62,7 @@ def render_dataset(
     check_option(total > 0, "The number of images of all splits", total, "1 or more")
     check_parameters(size, (MIN_SIZE, MAX_SIZE), um_per_px, seed)
     find_preset(preset)
-    check_option(workers is None or workers > 0, "--workers", workers, "1 or more")
+    workers = choose_workers(workers, total * size**2)
     root, blanks = Path(output), None
     if backgrounds is not None:
         _check_apart(root, Path(backgrounds))
@@ -91,7 +84,6 @@ def render_dataset(
         write_json(root / MANIFEST, {**settings, "complete": False}, indent=1)
         files = _render(root, settings, blanks, workers)
         write_json(root / MANIFEST, {**settings, "complete": True, "files": files}, indent=1)
-    _discard_notes(root)
     return {split: root / "annotations" / f"instances_{split}.json" for split in counts}
 
 
@@ -104,10 +96,11 @@ def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed:
     check_option(seed >= 0, "--seed", seed, "0 or more")
 
 
-def check_option(valid: bool, option: str, value: object, expected: str) -> None:
-    """Raise UserError for an option with an invalid value."""
-    if not valid:
-        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
+def choose_workers(workers: int | None, pixels: int) -> int:
+    """Check --workers; if it is None, choose all processors or one."""
+    check_option(workers is None or workers > 0, "--workers", workers, "1 or more")
+    # Starting a process costs a few seconds: small jobs are rendered without.
+    return workers or (available_processors() if pixels >= 16_000_000 else 1)
 
 
 def _check_apart(root: Path, backgrounds: Path) -> None:
@@ -139,12 +132,10 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds this data set, with every file at its recorded size."""
     manifest = _read_manifest(root) or {}
     expected = {**settings, "complete": True}
-    if any(manifest.get(name) != value for name, value in expected.items()):
-        return False
-    with contextlib.suppress(OSError):
-        files = manifest.get("files", {})
-        return all((root / name).stat().st_size == length for name, length in files.items())
-    return False
+    files = [(root / name, length) for name, length in manifest.get("files", {}).items()]
+    return all(manifest.get(name) == value for name, value in expected.items()) and all(
+        path.is_file() and path.stat().st_size == length for path, length in files
+    )
 
 
 def _claim(root: Path, settings: dict[str, Any]) -> None:
@@ -180,18 +171,10 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
                 leftover.unlink()
         except OSError as error:
             raise write_error(folder, error) from error
-    if manifest is None:
-        # Their settings are unknown.
-        _discard_notes(root)
-
-
-def _discard_notes(root: Path) -> None:
-    if (root / UNFINISHED).is_dir():
-        shutil.rmtree(root / UNFINISHED)
 
 
 def _render(
-    root: Path, settings: dict[str, Any], blanks: Blanks | None, workers: int | None
+    root: Path, settings: dict[str, Any], blanks: Blanks | None, workers: int
 ) -> dict[str, int]:
     """Render all images and write the annotations; return path -> bytes of every file."""
     tasks = [
@@ -199,9 +182,6 @@ def _render(
         for split, count in settings["counts"].items()
         for index in range(count)
     ]
-    if workers is None:
-        small = len(tasks) * settings["size"] ** 2 < _PIXELS_WORTH_A_PROCESS
-        workers = 1 if small else available_processors()
     rendered = map_in_processes(_render_to_file, tasks, min(workers, len(tasks)))
     rendered = tqdm(rendered, "Rendering", len(tasks), unit="image", disable=None)
     head = {
@@ -227,19 +207,13 @@ def _render(
 
 
 def _render_to_file(task: tuple) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
-    """Render an image to disk, unless an interrupted run has finished it.
+    """Render an image to disk.
 
     Returns:
         Length of its file in bytes, its COCO image entry and its annotations without ids.
     """
     split, index, root, settings, blanks = task
     path = root / split / f"{split}_{index:06d}.jpg"
-    note = root / UNFINISHED / f"{path.stem}.json"
-    # Both files are written whole or not at all, the note last.
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        length, record, annotations = json.loads(note.read_text(encoding="utf-8"))
-        if path.stat().st_size == length:
-            return length, record, annotations
     key, preset = (settings["seed"], split, index), find_preset(settings["preset"])
     image, record, annotations = render_image(
         key, settings["size"], settings["um_per_px"], preset, blanks
@@ -248,6 +222,4 @@ def _render_to_file(task: tuple) -> tuple[int, dict[str, Any], list[dict[str, An
     encoded = cv2.imencode(".jpg", image, quality)[1].tobytes()
     with atomic_write(path, "wb") as file:
         file.write(encoded)
-    done = len(encoded), {"file_name": path.name, **record}, annotations
-    write_json(note, done)
-    return done
+    return len(encoded), {"file_name": path.name, **record}, annotations

@@ -1,7 +1,4 @@
-"""Empty filters, drawn or photographed, and their debris.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Empty filters, drawn or photographed, and their debris."""
 
 import dataclasses
 import logging
@@ -76,13 +73,7 @@ class Photograph:
 
 
 def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, float]) -> Scene:
-    """Draw an empty filter, lit evenly; light, optics and camera come later.
-
-    Args:
-        key: key of the picture's random stream.
-        size: side of the picture in px.
-        filters: frequency of each filter; they add up to 1.
-    """
+    """Draw an empty filter, lit evenly; ``filters`` are frequencies that add up to 1."""
     rng = generator(*key, "filter")
     scene = bare_filter(rng, size, filters)
     if scene.filter in ("glass_fiber", "cellulose") and rng.random() < 0.45:
@@ -159,9 +150,6 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
     """Find the images in a folder and its sub-folders, by their suffix.
 
     Hidden files and folders are skipped; other files are named in a warning.
-
-    Raises:
-        UserError: the folder does not exist, cannot be read or contains no image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -198,11 +186,7 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
 
 
 def check_blanks(blanks: Blanks, size: int) -> None:
-    """Decode every photograph once, with a progress bar if stderr is a terminal.
-
-    Raises:
-        UserError: a photograph cannot be read, or has a side below half of ``size``.
-    """
+    """Refuse photographs that cannot be decoded, or have a side below half of ``size``."""
     for name in tqdm(blanks.files, "Checking backgrounds", unit="image", disable=None):
         path = Path(blanks.root, name)
         height, width = read_image(path).shape[:2]
@@ -259,9 +243,6 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
     Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n,
     a natural texture (Field 1987) with the lens's Gaussian blur s and white noise n.
 
-    Args:
-        gray: float32 (H, W), 0 to 1.
-
     Returns:
         (standard deviation of the blur in px, 0.3 to 4; of the noise, 0 to 0.1).
     """
@@ -288,15 +269,10 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
 
 
 def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
-    """Find the largest square of an image that overlaps no box.
+    """Find the largest square of an image that overlaps no box, float (N, 4), x0, y0, x1, y1.
 
     A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free
-    square of side 2 d - 1.
-
-    Args:
-        boxes: float (N, 4), x0, y0, x1, y1 in px; may reach out of the image.
-        width: of the image in px.
-        height: of the image in px.
+    square of side 2 d - 1. Boxes may reach out of the image.
 
     Returns:
         left, top and side in px; the side is 0 if no pixel is free.
@@ -309,8 +285,6 @@ def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int
     distance = cv2.distanceTransform(free, cv2.DIST_C, 3)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     radius = int(distance[row, column])
-    if radius == 0:
-        return 0, 0, 0
     # Four adjacent centres of such squares are the middle of a square of side 2 d.
     full = distance == radius
     middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
@@ -338,9 +312,6 @@ def cut_blank_windows(
 
     Returns:
         The files written, and the images skipped.
-
-    Raises:
-        UserError: the data set cannot be used, or no image has such a square.
     """
     if min_size < 1 or margin < 0:
         raise UserError(

@@ -1,10 +1,8 @@
-"""Shapes, true measures and looks of particles.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Shapes, true measures and looks of particles."""
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,14 +11,7 @@ from shapely import affinity
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 from shapely.geometry.base import BaseGeometry
 
-from microplastics.synthetic.camera import (
-    Scene,
-    fractal_noise,
-    lognormal,
-    relief,
-    smooth_noise,
-    walk,
-)
+from microplastics.synthetic.camera import Scene, fractal_noise, relief, smooth_noise, walk
 
 FIBER, FRAGMENT, FILM, BEAD = 1, 2, 3, 4
 CATEGORIES = [
@@ -80,9 +71,8 @@ class Particle:
 
     def moved(self, dx: float, dy: float) -> "Particle":
         """Shift by (dx, dy) px."""
-        return dataclasses.replace(
-            self, outline=affinity.translate(self.outline, dx, dy), core=self.core + (dx, dy)
-        )
+        outline = affinity.translate(self.outline, dx, dy)
+        return dataclasses.replace(self, outline=outline, core=self.core + (dx, dy))
 
     def truth(self, um_per_px: float) -> dict[str, float]:
         """Compute the true measures of the whole particle.
@@ -107,21 +97,6 @@ class Particle:
             "area_um2": self.outline.area * um_per_px**2,
             "perimeter_um": self.outline.length * um_per_px,
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class SphereLook:
-    """Look of all beads of a picture, taken by one microscope at one focus."""
-
-    ring: float  # depth of the dark ring in bright field
-    width: float  # of rings, as a fraction of the radius
-    core: float  # brightness of the middle relative to the ground in bright field
-    tint: np.ndarray  # float64 (3,), B G R, colour of the middle
-    halo: float  # strength of the light around the outline
-    lobes: int  # number of bright spots on a sphere in dark field, 0 for an even ring
-    turn: float  # direction of the first spot in rad
-    middle: float  # distance of the light from the centre in dark field, in radii
-    glare: float  # overexposure in dark field
 
 
 def opened(shape: BaseGeometry) -> BaseGeometry:
@@ -159,23 +134,23 @@ def make_fiber(rng: Generator, size: int) -> Particle:
     to 1.3 times ``size``, the side of the image in px.
     """
     style = rng.choice(3, p=[0.56, 0.36, 0.08])
-    width = lognormal(rng, (7.0, 6.0, 5.0)[style], 0.22, (4.5, 3.0, 3.0)[style], 10.0)
+    width = _lognormal(rng, (7.0, 6.0, 5.0)[style], 0.22, (4.5, 3.0, 3.0)[style], 10.0)
     longest = min(MAX_ASPECT_RATIO * width, 1.3 * size)
     median = 72 if rng.random() > 0.06 else 300
-    length = lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
+    length = _lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
     return _curled_tube(rng, int(style), width, min(length, longest))
 
 
 def make_long_fiber(rng: Generator, length: float) -> Particle:
     """Draw a fibre of a given length in px around the origin: a thread of 5 to 10 px."""
-    width = lognormal(rng, 7.0, 0.2, 5.0, 10.0)
+    width = _lognormal(rng, 7.0, 0.2, 5.0, 10.0)
     style = int(rng.choice(3, p=[0.4, 0.5, 0.1]))
     return _curled_tube(rng, style, width, length, waves=4 + int(length / 300))
 
 
 def make_fragment(rng: Generator, size: int) -> Particle:
     """Draw a fragment around the origin: an angular chip with broken edges."""
-    span = lognormal(rng, 30, 0.33, 13, min(95, 0.4 * size))
+    span = _lognormal(rng, 30, 0.33, 13, min(95, 0.4 * size))
     while True:
         corners = int(rng.integers(5, 10))
         spacing = rng.dirichlet(np.full(corners, 4.0))
@@ -193,7 +168,7 @@ def make_fragment(rng: Generator, size: int) -> Particle:
 
 def make_film(rng: Generator, size: int) -> Particle:
     """Draw a film around the origin: a large soft outline, often cut straight somewhere."""
-    span = lognormal(rng, 56, 0.30, 28, min(150, 0.5 * size))
+    span = _lognormal(rng, 56, 0.30, 28, min(150, 0.5 * size))
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     while True:
         radius = np.ones_like(angles)
@@ -229,8 +204,8 @@ def make_bead(rng: Generator, size: int, diameter: float | None = None) -> Parti
 def bead_diameter(rng: Generator) -> float:
     """Draw the diameter of a batch of beads in px: two thirds of the batches are small."""
     if rng.random() < 0.65:
-        return lognormal(rng, 25, 0.25, 16, 42)
-    return lognormal(rng, 82, 0.22, 50, 130)
+        return _lognormal(rng, 25, 0.25, 16, 42)
+    return _lognormal(rng, 82, 0.22, 50, 130)
 
 
 MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: make_bead}
@@ -239,14 +214,9 @@ MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: mak
 def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
     """Paint a particle onto the scene in a colour that stands out from the ground.
 
-    Args:
-        particle: particle in px of the scene; it may exceed the frame.
-        scene: changed in place.
-        min_contrast: minimum :func:`contour_contrast`.
-
     Returns:
-        Whether it was painted: False, with the scene unchanged, if five colours in succession are
-        below ``min_contrast``.
+        Whether it was painted: False, with the scene unchanged, if five colours in succession
+        have a :func:`contour_contrast` below ``min_contrast``.
     """
     crop = _Crop(particle, scene.canvas.shape[0])
     coverage = crop.coverage(particle.outline)
@@ -267,10 +237,8 @@ def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float)
 def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarray) -> float:
     """Compute the colour difference that a particle makes just inside its contour.
 
-    Args:
-        painted: float32 (h, w, 3) with the particle.
-        below: the same without it.
-        coverage: float32 (h, w), fraction of each pixel inside the outline.
+    ``painted`` and ``below`` are float32 (h, w, 3) with and without the particle, ``coverage`` is
+    float32 (h, w), the fraction of each pixel inside the outline.
 
     Returns:
         The 30th percentile along the contour of the root mean square difference over the
@@ -285,24 +253,32 @@ def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarra
     return float(np.percentile(np.sqrt((difference**2).mean(1)), 30))
 
 
-def sphere_look(rng: Generator, diameter: float) -> SphereLook:
-    """Draw the look of beads of a diameter in px: only large ones scatter mainly from the rim."""
+def sphere_look(rng: Generator, diameter: float) -> SimpleNamespace:
+    """Draw the look of all beads of a picture, taken by one microscope at one focus.
+
+    Only beads of a large ``diameter``, in px, scatter mainly from the rim.
+    """
     large = diameter > 46
-    return SphereLook(
+    return SimpleNamespace(
+        # Depth of the dark ring in bright field, and width of rings as a fraction of the radius.
         ring=rng.uniform(0.08, 0.42),
         width=rng.uniform(0.12, 0.26) if large else rng.uniform(0.18, 0.34),
+        # Brightness of the middle relative to the ground in bright field, and its colour, BGR.
         core=rng.uniform(-0.08, 0.16) if large else rng.uniform(-0.3, 0.08),
         tint=np.array([0.95, 1.02, 0.96]) + rng.normal(0, 0.03, 3),
+        # Strength of the light around the outline.
         halo=rng.uniform(0.0, 0.12),
+        # Bright spots in dark field, 0 for an even ring, and direction of the first one in rad.
         lobes=int(rng.choice([0, 4], p=[0.3, 0.7])),
         turn=rng.uniform(0, np.pi),
+        # Distance of the light from the centre in dark field, in radii, and its overexposure.
         middle=rng.uniform(0.82, 0.98) if large else rng.uniform(0.4, 0.72),
         glare=rng.lognormal(-0.2, 0.5),
     )
 
 
 def paint_bead(
-    rng: Generator, bead: Particle, scene: Scene, look: SphereLook, min_contrast: float
+    rng: Generator, bead: Particle, scene: Scene, look: SimpleNamespace, min_contrast: float
 ) -> bool:
     """Paint a bead, and the light around it, as :func:`paint` does; three attempts are made."""
     crop = _Crop(bead, scene.canvas.shape[0], margin=8 + int(0.6 * bead.radius))
@@ -323,6 +299,11 @@ def paint_bead(
             scene.canvas[crop.window] = painted
             return True
     return False
+
+
+def _lognormal(rng: Generator, median: float, sigma: float, low: float, high: float) -> float:
+    """Draw a log-normal number, clipped to [low, high] (to low if low > high)."""
+    return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
 
 
 def _curled_tube(
@@ -604,7 +585,7 @@ def _crumple(rng: Generator, shape: tuple[int, int], span: float) -> np.ndarray:
     return bent * rng.uniform(0.3, 1.1)
 
 
-def _refracting(rng: Generator, below, polar, coverage, look: SphereLook, scene: Scene):
+def _refracting(rng: Generator, below, polar, coverage, look: SimpleNamespace, scene: Scene):
     """Draw a ball lens in bright field: its rim deflects the light, its middle focuses it."""
     r, angle = polar
     depth = look.ring * rng.uniform(0.8, 1.2)
@@ -625,7 +606,7 @@ def _refracting(rng: Generator, below, polar, coverage, look: SphereLook, scene:
     return (below * (1 + halo[..., None]) * (1 - mix) + inside * mix).astype(np.float32)
 
 
-def _scattering(rng: Generator, below, polar, coverage, look: SphereLook, scene: Scene):
+def _scattering(rng: Generator, below, polar, coverage, look: SimpleNamespace, scene: Scene):
     """Draw light from the rim in dark field, in lobes if there are few lamps, with its glow."""
     r, angle = polar
     ring = np.exp(-(((r - look.middle) / (0.5 * look.width + 0.1)) ** 2))

@@ -1,7 +1,4 @@
-"""Presets and rendered images with annotations.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Presets and rendered images with annotations."""
 
 import dataclasses
 import functools
@@ -15,40 +12,9 @@ from pycocotools import mask as mask_util
 from shapely.geometry import Polygon, box
 
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.synthetic.camera import (
-    Scene,
-    draw_scale_bar,
-    expose,
-    generator,
-    plan_scale_bar,
-    scratch,
-    soil_lens,
-)
-from microplastics.synthetic.filters import (
-    Blanks,
-    draw_dirt,
-    enclose_bubbles,
-    photographed_filter,
-    render_filter,
-    scatter_debris,
-    shed_fibers,
-)
-from microplastics.synthetic.particles import (
-    BEAD,
-    BEAD_CATEGORIES,
-    CATEGORIES,
-    FIBER,
-    FILM,
-    FRAGMENT,
-    MAKERS,
-    Particle,
-    bead_diameter,
-    make_bead,
-    opened,
-    paint,
-    paint_bead,
-    sphere_look,
-)
+from microplastics.synthetic import camera, filters, particles
+from microplastics.synthetic.camera import Scene, generator
+from microplastics.synthetic.particles import BEAD, FIBER, FILM, FRAGMENT, Particle
 from microplastics.utils.errors import UserError
 
 # Maximum number of particles on a picture of any size and preset.
@@ -97,11 +63,7 @@ class Preset:
     @property
     def categories(self) -> list[dict[str, Any]]:
         """COCO categories: the project's three, or the single one of beads."""
-        return BEAD_CATEGORIES if BEAD in self.mix else CATEGORIES
-
-    def category_id(self, kind: int) -> int:
-        """Return the COCO category id of a kind of particle."""
-        return 1 if kind == BEAD else kind
+        return particles.BEAD_CATEGORIES if BEAD in self.mix else particles.CATEGORIES
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -137,17 +99,15 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def find_preset(name: str) -> Preset:
-    """Return a preset by name.
+def check_option(valid: bool, option: str, value: object, expected: str) -> None:
+    """Raise UserError for an option with an invalid value."""
+    if not valid:
+        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
 
-    Raises:
-        UserError: the name is unknown.
-    """
-    if name not in PRESETS:
-        raise UserError(
-            f"--preset is {name}; expected one of {', '.join(PRESETS)}.",
-            code="option_invalid",
-        )
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by name, or raise UserError."""
+    check_option(name in PRESETS, "--preset", name, f"one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -156,7 +116,7 @@ def render_image(
     size: int,
     um_per_px: float,
     preset: Preset = PRESETS["default"],
-    blanks: Blanks | None = None,
+    blanks: filters.Blanks | None = None,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
     """Draw one photograph of a filter, with exact annotations.
 
@@ -181,29 +141,29 @@ def render_image(
     """
     photograph = None
     if blanks is None:
-        scene = render_filter(seed, size, preset.filters)
+        scene = filters.render_filter(seed, size, preset.filters)
     else:
-        scene, photograph = photographed_filter(seed, size, blanks)
+        scene, photograph = filters.photographed_filter(seed, size, blanks)
     rng = generator(*seed, "optics")
     record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
     record["jpeg_quality"] = int(rng.integers(84, 98))
     has_bar = rng.random() < preset.scale_bar_fraction
-    bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
+    bar = camera.plan_scale_bar(rng, size, um_per_px) if has_bar else None
     if photograph is None:
         debris = generator(*seed, "debris")
-        scatter_debris(debris, scene, preset.dirt * draw_dirt(debris))
-        enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
-        shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
-        scratch(rng, scene, preset.dirt)
+        filters.scatter_debris(debris, scene, preset.dirt * filters.draw_dirt(debris))
+        filters.enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
+        filters.shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
+        camera.scratch(rng, scene, preset.dirt)
     annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
     if photograph is None:
-        soil_lens(rng, scene)
-        image = expose(rng, scene, preset.blur)
+        camera.soil_lens(rng, scene)
+        image = camera.expose(rng, scene, preset.blur)
     else:
         image = photograph.retake(rng, scene)
         record["background"] = photograph.name
     if bar is not None:
-        draw_scale_bar(image, bar)
+        camera.draw_scale_bar(image, bar)
         record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
     return image, record, annotations
 
@@ -212,13 +172,7 @@ class Ground:
     """Particles laid so far, which decide whether another one has room."""
 
     def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
-        """
-        Args:
-            size: side of the picture in px.
-            bar: its scale bar, which stays free.
-            preset: limits of overlap and contrast.
-            disc: area in which all particles must lie completely; None for the whole picture.
-        """
+        # The scale bar stays free; all particles must lie completely in the disc.
         self.size, self.preset, self.disc = size, preset, disc
         shapely.prepare(disc)
         self.fibers: list[Particle] = []
@@ -274,24 +228,15 @@ def lay(
     scene: Scene,
     ground: Ground,
     um_per_px: float,
-    painter: Callable[..., bool] = paint,
+    painter: Callable[..., bool] = particles.paint,
     places: int = 6,
 ) -> dict[str, Any] | None:
-    """Place, paint and annotate a particle.
-
-    Args:
-        particle: about the origin.
-        scene: painted in place.
-        ground: particles laid so far, to which it is added.
-        um_per_px: micrometres per pixel.
-        painter: :func:`.particles.paint` or :func:`.particles.paint_bead` with a look.
-        places: number of places tried.
+    """Place, paint and annotate a particle about the origin.
 
     Returns:
-        Its annotation, see :func:`annotate`; None, and nothing is painted, if every place tried
-        lacks room or a colour that stands out.
+        Its annotation, see :func:`annotate`; None, and nothing is painted, if every one of
+        ``places`` lacks room or a colour that stands out.
     """
-    preset = ground.preset
     for _ in range(places):
         placed = _place(rng, particle, ground)
         if ground.disc is not None and not ground.disc.contains(placed.outline):
@@ -299,9 +244,8 @@ def lay(
         annotation = annotate(placed, ground.size, um_per_px)
         if annotation is None or not ground.has_room(placed, annotation):
             continue
-        if painter(rng, placed, scene, min_contrast=preset.min_contrast):
+        if painter(rng, placed, scene, min_contrast=ground.preset.min_contrast):
             ground.take(placed, annotation)
-            annotation["category_id"] = preset.category_id(placed.category_id)
             return annotation
     return None
 
@@ -322,7 +266,7 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
     shape = particle.outline
     if cut:
         # A tube cut at a flat angle leaves a wedge with a tip that no pixel of the mask shows.
-        shape = opened(shape.intersection(box(0, 0, size, size)))
+        shape = particles.opened(shape.intersection(box(0, 0, size, size)))
     # Clipping can leave points and lines, and collections of multipolygons.
     parts = shapely.get_parts(shapely.get_parts(shape))
     pieces = [part for part in parts if isinstance(part, Polygon) and part.area > 0.5]
@@ -339,7 +283,8 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     meets = min(x, y) <= 0 or x + width >= size or y + height >= size
     return {
-        "category_id": particle.category_id,
+        # Beads are the only class of their data sets.
+        "category_id": 1 if particle.category_id == BEAD else particle.category_id,
         "segmentation": segmentation,
         "area": area,
         "bbox": [x, y, width, height],
@@ -388,12 +333,12 @@ def _lay_particles(
     size = scene.canvas.shape[0]
     number = _count(rng, size, preset)
     kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
-    makers, painter = MAKERS, paint
+    makers, painter = particles.MAKERS, particles.paint
     if BEAD in preset.mix:
         # The beads of a picture are of one batch; large ones are fewer.
-        diameter = bead_diameter(rng)
-        painter = functools.partial(paint_bead, look=sphere_look(rng, diameter))
-        makers = {BEAD: functools.partial(make_bead, diameter=diameter)}
+        diameter = particles.bead_diameter(rng)
+        painter = functools.partial(particles.paint_bead, look=particles.sphere_look(rng, diameter))
+        makers = {BEAD: functools.partial(particles.make_bead, diameter=diameter)}
         kinds = kinds[: max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)]
     ground = Ground(size, bar, preset)
     annotations = []

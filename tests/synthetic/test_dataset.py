@@ -1,6 +1,5 @@
 import json
 import math
-import shutil
 from pathlib import Path
 
 import cv2
@@ -81,19 +80,15 @@ def test_a_finished_data_set_is_kept(tmp_path, monkeypatch):
     assert content(tmp_path) == before
 
 
-def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
+def test_an_interrupted_data_set_is_rendered_again(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     render_dataset(whole, {"train": 3}, 64, 1.0, 0)
-    calls, later = [], []
+    calls = []
 
     def interrupted(*args):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return render_image(*args)
-
-    def counted(*args):
-        later.append(args[0])
         return render_image(*args)
 
     with monkeypatch.context() as patch:
@@ -102,10 +97,7 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
             render_dataset(cut, {"train": 3}, 64, 1.0, 0)
     assert not json.loads((cut / "synthetic.json").read_text())["complete"]
     (cut / "train/.train_000001.jpg.abc").write_bytes(b"half")
-    with monkeypatch.context() as patch:
-        patch.setattr("microplastics.synthetic.dataset.render_image", counted)
-        render_dataset(cut, {"train": 3}, 64, 1.0, 0)
-    assert later == [(0, "train", 2)]
+    render_dataset(cut, {"train": 3}, 64, 1.0, 0)
     assert content(cut) == content(whole)
 
 
@@ -177,27 +169,6 @@ def test_every_preset_gives_a_clean_data_set(preset, tmp_path):
     coco = json.loads(paths["train"].read_text())
     assert {image["filter"] for image in coco["images"]} <= set(PRESETS[preset].filters)
     assert coco["info"]["preset"] == preset and coco["info"]["backgrounds"] is None
-
-
-def test_notes_without_a_manifest_or_of_changed_files_are_not_trusted(tmp_path):
-    notes = tmp_path / "unfinished"
-    notes.mkdir()
-    (notes / "train_000000.json").write_text(json.dumps([1, {"file_name": "x"}, []]))
-    paths = render_dataset(tmp_path, {"train": 1}, 64)
-    assert not notes.exists()
-    assert json.loads(paths["train"].read_text())["images"][0]["width"] == 64
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "3", '[1, {"file_name": "x"}, []]', "\xff"])
-def test_a_damaged_note_or_image_is_rendered_again(rendered, tmp_path, text):
-    shutil.copytree(rendered[0], tmp_path / "again")
-    manifest = tmp_path / "again/synthetic.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "complete": False}))
-    (tmp_path / "again/unfinished").mkdir()
-    (tmp_path / "again/unfinished/train_000002.json").write_bytes(text.encode("latin-1"))
-    (tmp_path / "again/train/train_000002.jpg").write_bytes(b"damaged")
-    render_dataset(tmp_path / "again", {"train": 4, "val": 2}, 96, 4.0, 7)
-    assert content(tmp_path / "again") == content(rendered[0])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"counts": {"train": "x"}}', "[" * 100000])

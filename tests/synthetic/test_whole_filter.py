@@ -99,7 +99,9 @@ def test_a_finished_filter_is_kept_and_never_overwritten_by_another(lossless, mo
         render_mosaic(lossless[0], **{**SMALL, "seed": 7}, jpeg_quality=None)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"info": 3}', "{", "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"info": 3}', '{"info": {"a": []}}', "{", "[" * 100_000]
+)
 def test_foreign_files_are_not_overwritten(tmp_path, content):
     (tmp_path / "filter.json").write_text(content)
     with user_error("output_exists", "filter.json"):
