@@ -301,14 +301,10 @@ def cut_blank_windows(
     min_size: int = 256,
     margin: int = 25,
 ) -> tuple[list[Path], list[str]]:
-    """Write the largest particle-free square of each image as a PNG.
+    """Write the largest particle-free square of each image of a COCO JSON as a PNG.
 
-    Args:
-        json_file: COCO JSON whose particles are all annotated.
-        image_root: its image folder.
-        output: folder of the PNGs.
-        min_size: smallest side in px; images without such a square are skipped.
-        margin: px kept free around each particle, for its halo.
+    Images without a square of ``min_size`` px are skipped. ``margin`` px are kept free around each
+    particle, for its halo.
 
     Returns:
         The files written, and the images skipped.
