@@ -161,7 +161,12 @@ def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
     help="Write a fixed copy to this file (a folder for several JSONs) and list the changes.",
 )
 @option("--report", type=FILE, metavar="DIR", help="Write report.json and a page to look at.")
-@option("--workers", type=int, metavar="W", help="Processes (chosen by itself if not given).")
+@option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="W",
+    help="Processes (chosen by itself if not given).",
+)
 def check(annotations: tuple[str, ...], opts: list[str], **given: Any) -> int:
     """Find what is wrong in an annotated data set, and fix what can be fixed.
 
@@ -257,7 +262,7 @@ def _fractions(
     metavar="A,B[,C]",
     help="Fractions of train, val and test (0.7,0.15,0.15 if not given).",
 )
-@option("--folds", type=int, metavar="K", help="Folds of equal size instead.")
+@option("--folds", type=click.IntRange(2), metavar="K", help="Folds of equal size instead.")
 @option(
     "--fold-lists",
     several=True,
@@ -280,7 +285,7 @@ def _fractions(
     is_flag=True,
     help="Do not keep Roboflow's augmented copies of one image together.",
 )
-@option("--seed", type=int, default=0, metavar="N", help="Same seed, same splits.")
+@option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Same seed, same splits.")
 @placing
 def split(input: list[str], images: list[str], output: str, **given: Any) -> None:
     """Divide a data set by filter or sample into train, val and test, or into folds.

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,16 +84,6 @@ def roboflow_original(file_name: str) -> str | None:
     return match["name"] if match else None
 
 
-def groups_from_csv(path: str | os.PathLike) -> dict[str, str]:
-    """Read the columns ``image`` and ``group`` of a CSV; see :func:`table_from_csv`."""
-    return table_from_csv(path, "image", "group")
-
-
-def folds_from_csv(path: str | os.PathLike) -> dict[str, str]:
-    """Read the columns ``image`` and ``fold`` of a CSV; see :func:`table_from_csv`."""
-    return table_from_csv(path, "image", "fold")
-
-
 def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, str]:
     """Read two columns of a CSV (:func:`microplastics.utils.io.read_table`).
 
@@ -112,31 +102,26 @@ def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, 
     path = os.fspath(path)
     table = read_table(path)
     titles = table.columns.tolist()
-    for title in (key, column):
-        if titles.count(title) != 1:
-            raise UserError(
-                f"{path} has the columns {listed(titles) or '(none)'}; expected {title!r} once: "
-                f"its first line must be {key},{column}.",
-                code="table_invalid",
-            )
-    values: dict[str, str] = {}
-    for line, name, value in table[[key, column]][(table != "").any(axis=1)].itertuples():
-        if not name or not value:
-            raise UserError(
-                f"{path}, line {line}, is incomplete; fill in both {key} and {column}.",
-                code="table_invalid",
-            )
-        if name in values:
-            raise UserError(
-                f"{path}, line {line}, lists {show(name)} again; list every {key} once.",
-                code="table_invalid",
-            )
-        values[name] = value
-    if not values:
+    if titles.count(key) != 1 or titles.count(column) != 1:
+        raise UserError(
+            f"{path} has the columns {listed(titles) or '(none)'}; expected {key!r} and {column!r} "
+            f"once: its first line must be {key},{column}.",
+            code="table_invalid",
+        )
+    table = table[[key, column]][(table != "").any(axis=1)]
+    if table.empty:
         raise UserError(
             f"{path} lists no {key}; fill in the columns {key} and {column}.", code="table_invalid"
         )
-    return values
+    unusable = (table == "").any(axis=1) | table[key].duplicated()
+    if unusable.any():
+        line = unusable.idxmax()
+        raise UserError(
+            f"{path}, line {line}, is incomplete or lists {show(table[key][line])} again; fill in "
+            f"{key} and {column}, and list every {key} once.",
+            code="table_invalid",
+        )
+    return dict(zip(table[key], table[column], strict=True))
 
 
 class NameIndex:
@@ -161,13 +146,8 @@ class NameIndex:
             matches = self._by_stem.get(Path(part).stem)
         return next(iter(matches)) if matches and len(matches) == 1 else None
 
-    def assign(self, table: dict[str, str], source: str, column: str) -> dict[str, str]:
-        """Turn a table by external names into one by file name, with every image.
-
-        Args:
-            table: value by name.
-            source: file of the table, for messages.
-            column: column of the values, for messages.
+    def assign(self, rows: Iterable[tuple[str, str]], source: str, column: str) -> dict[str, str]:
+        """Turn rows of an external name and a value into values by file name.
 
         Raises:
             UserError: ``table_invalid`` for names that match no image or several, for two values
@@ -175,7 +155,7 @@ class NameIndex:
         """
         values: dict[str, str] = {}
         unknown = []
-        for name, value in table.items():
+        for name, value in rows:
             found = self.find(name)
             if found is None:
                 unknown.append(name)
