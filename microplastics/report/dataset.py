@@ -221,11 +221,6 @@ def draw_histograms(
 ) -> list[Histogram]:
     """Draw the distributions of a data set over all its files.
 
-    Args:
-        datasets: one for each annotation file.
-        names: class names, the most frequent first.
-        files: short names of the files.
-
     Returns:
         Sizes in px, in µm if a scale is known, aspect ratios, particles per image; those without
         a value are left out.

@@ -16,7 +16,7 @@ _HEADINGS = {
     WARNING: ("warnings", "WARNINGS: training will run, but check that this is intended"),
     INFO: ("notes", "GOOD TO KNOW"),
 }
-_WIDTH = 100
+_WRAP = {"width": 100, "break_long_words": False, "break_on_hyphens": False}
 
 # Kinds of change that ``--fix`` makes.
 CHANGES = {
@@ -63,63 +63,39 @@ class Finding:
 
 @dataclass
 class DatasetSummary:
-    """Figures of one annotation file.
-
-    Attributes:
-        json_file: the annotation file.
-        image_root: its image folder.
-        num_images: images in the JSON.
-        num_annotations: measurable annotations of a class of the file.
-        classes: class name -> number of annotations.
-        blanks: images without annotations.
-        particles_per_image: number of these annotations in each image, by ascending id.
-        class_of: class name of each measured annotation.
-        size_px: square root of the mask area of each, in px.
-        long_side_px: longer side of its box, in px.
-        aspect_ratio: longer divided by shorter side of the mask's minimum-area rectangle; a side
-            counts as at least 1 px.
-        um_per_px: scale of the image of each (``um_per_px`` of its entry), or None if unknown.
-        unusable_images: ``file_name`` of every image that is missing or cannot be read.
-    """
+    """Figures of one annotation file; the lists of particles have one entry each."""
 
     json_file: str
     image_root: str
     num_images: int = 0
-    num_annotations: int = 0
-    classes: dict[str, int] = field(default_factory=dict)
-    blanks: int = 0
-    particles_per_image: list[int] = field(default_factory=list)
+    num_annotations: int = 0  # measurable annotations of a class of the file
+    classes: dict[str, int] = field(default_factory=dict)  # their number by class name
+    blanks: int = 0  # images without annotations
+    particles_per_image: list[int] = field(default_factory=list)  # by ascending id
     class_of: list[str] = field(default_factory=list)
-    size_px: list[float] = field(default_factory=list)
-    long_side_px: list[float] = field(default_factory=list)
+    size_px: list[float] = field(default_factory=list)  # square root of the mask area
+    long_side_px: list[float] = field(default_factory=list)  # longer side of the box
+    # Longer divided by shorter side (at least 1 px) of the mask's minimum-area rectangle.
     aspect_ratio: list[float] = field(default_factory=list)
-    um_per_px: list[float | None] = field(default_factory=list)
+    um_per_px: list[float | None] = field(default_factory=list)  # of its image, None if unknown
+    # file_name of every image that is missing or cannot be read.
     unusable_images: list[str] = field(default_factory=list)
 
 
 @dataclass
 class ModelFit:
-    """How well a model of a given config can see the particles.
-
-    Attributes:
-        config_file: the config.
-        no_anchor: class name (and ``"all"``) -> fraction of boxes that no anchor matches at IoU
-            0.5 after the resize of INPUT.MIN_SIZE_TEST; recall at IoU 0.5 without box regression
-            is at most 1 minus this fraction.
-        small: class name (and ``"all"``) -> fraction of particles whose mask is under 4 px wide
-            after the resize.
-        mask_iou: class name (and ``"all"``) -> mask side M -> mean IoU of the true masks with
-            themselves after an M x M crop and back.
-        mask_size: the M of the config's mask head.
-        sampled: particles whose masks were measured; all boxes are compared with the anchors.
-    """
+    """How well a model of a given config can see the particles; by class name, and ``"all"``."""
 
     config_file: str
+    # Fraction of boxes that no anchor matches at IoU 0.5 after the resize of INPUT.MIN_SIZE_TEST;
+    # recall at IoU 0.5 without box regression is at most 1 minus this fraction.
     no_anchor: dict[str, float] = field(default_factory=dict)
+    # Fraction of particles whose mask is under 4 px wide after the resize.
     small: dict[str, float] = field(default_factory=dict)
+    # Mean IoU of the true masks with themselves after an M x M crop and back, by M.
     mask_iou: dict[str, dict[int, float]] = field(default_factory=dict)
-    mask_size: int = 28
-    sampled: int = 0
+    mask_size: int = 28  # M of the config's mask head
+    sampled: int = 0  # particles whose masks were measured; all boxes are compared with anchors
 
 
 @dataclass
@@ -243,23 +219,14 @@ def describe_fixed(fixed: list[Fixed]) -> str:
 def _finding_lines(finding: Finding) -> list[str]:
     fixable = " (--fix)" if finding.fixable else ""
     lines = [f"  {finding.count} x {finding.what}  [{finding.code}]"]
-    lines += _wrapped(f"{finding.consequence} {finding.fix}{fixable}", "      ")
+    effect, indent = f"{finding.consequence} {finding.fix}{fixable}", " " * 6
+    lines += textwrap.wrap(effect, initial_indent=indent, subsequent_indent=indent, **_WRAP)
     for example in finding.examples:
-        lines += _wrapped(f"- {example.text}", "      ", "        ")
+        text, hanging = f"- {example.text}", " " * 8
+        lines += textwrap.wrap(text, initial_indent=indent, subsequent_indent=hanging, **_WRAP)
     if finding.count > len(finding.examples):
         lines.append(f"      - and {finding.count - len(finding.examples)} more")
     return lines
-
-
-def _wrapped(words: str, indent: str, following: str | None = None) -> list[str]:
-    return textwrap.wrap(
-        words,
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=following or indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _fit_lines(fit: ModelFit) -> list[str]:

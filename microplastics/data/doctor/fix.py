@@ -148,12 +148,6 @@ def fix_polygons(
     even-odd rule, by which COCO masks are drawn; those that enclose holes are outlined along their
     pixels. Polygons of zero area and repeats of another are left out.
 
-    Args:
-        polygons: COCO polygons, some of them possibly unusable.
-        width: of the image in px.
-        height: of the image in px.
-        note: takes every change.
-
     Returns:
         The fixed polygons, empty if nothing can be kept; None if a polygon cannot be fixed without
         a guess.
@@ -271,7 +265,7 @@ def _fix_annotation(
     if image is None or "invalid" in image or "segmentation" not in entry:
         return entry
     untouched, before = dict(entry), len(noted)
-    outlined = _has_polygons(entry["segmentation"])
+    outlined = isinstance(entry["segmentation"], list) and any(entry["segmentation"])
     if outlined:
         size = image["width"], image["height"]
         entry["segmentation"] = fix_polygons(entry["segmentation"], *size, note)
@@ -292,15 +286,6 @@ def _fix_annotation(
     changed = any(change["change"] != "points_removed" for change in noted[before:])
     _fix_figures(entry, measured, changed, note)
     return entry
-
-
-def _has_polygons(segmentation: Any) -> bool:
-    """Whether it is a list of polygons, not all of them empty."""
-    return (
-        isinstance(segmentation, list)
-        and any(segmentation)
-        and type(segmentation[0]) not in NUMBERS
-    )
 
 
 def _fix_figures(entry: dict[str, Any], measured: Measured, changed: bool, note: Note) -> None:

@@ -171,40 +171,21 @@ def measure_fit(
     fit.mask_iou = {name: {size: by_size[size][name] for size in by_size} for name in fit.small}
     findings = []
     if severity := _severity(fit.no_anchor):
+        about, fix = _percents(fit.no_anchor), _anchor_fix(cfg, particles, fit.no_anchor[ALL])
         every, words = np.arange(len(labels)), "its best anchor has IoU {:.2f}"
-        findings.append(
-            _finding(
-                "no_anchor",
-                f"{config_file}: {_percents(fit.no_anchor)}",
-                anchor_iou < ANCHOR_IOU,
-                severity=severity,
-                fix=_anchor_fix(cfg, particles, fit.no_anchor[ALL]),
-                examples=particles.worst(every, anchor_iou, words),
-            )
-        )
+        examples = particles.worst(every, anchor_iou, words)
+        missed = anchor_iou < ANCHOR_IOU
+        findings.append(_finding("no_anchor", fit, about, missed, severity, fix, examples))
     if severity := _severity(fit.small):
-        findings.append(
-            _finding(
-                "too_small",
-                f"{config_file}: {_percents(fit.small)}",
-                width < MIN_WIDTH,
-                severity=severity,
-                fix=_size_fix(width),
-                examples=particles.worst(rows, width, "{:.1f} px wide after the resize"),
-            )
-        )
+        examples = particles.worst(rows, width, "{:.1f} px wide after the resize")
+        about, fix, small = _percents(fit.small), _size_fix(width), width < MIN_WIDTH
+        findings.append(_finding("too_small", fit, about, small, severity, fix, examples))
     means = by_size[fit.mask_size]
     if side and min(means.values()) < WARNING_IOU:
-        words = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
-        findings.append(
-            _finding(
-                "mask_resolution",
-                f"M = {side} of {config_file}; mean IoU: {words}",
-                iou[side] < WARNING_IOU,
-                fix=_mask_fix(cfg, side, by_size),
-                examples=particles.worst(rows, iou[side], f"IoU {{:.2f}} at {side} x {side}"),
-            )
-        )
+        about = f"M = {side}; mean IoU: {_decimals(means)}"
+        examples = particles.worst(rows, iou[side], f"IoU {{:.2f}} at {side} x {side}")
+        coarse, fix = iou[side] < WARNING_IOU, _mask_fix(cfg, side, by_size)
+        findings.append(_finding("mask_resolution", fit, about, coarse, WARNING, fix, examples))
     return fit, findings
 
 
@@ -343,9 +324,22 @@ def _percents(fractions: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * fraction:.1f} %" for name, fraction in fractions.items())
 
 
-def _finding(code: str, about: str, concerned: np.ndarray, **changes: Any) -> Finding:
+def _decimals(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+
+
+def _finding(
+    code: str,
+    fit: ModelFit,
+    about: str,
+    concerned: np.ndarray,
+    severity: str,
+    fix: str,
+    examples: list[Example],
+) -> Finding:
     base, count = CODES[code], int(np.count_nonzero(concerned))
-    return replace(base, what=f"{base.what} ({about})", count=count, **changes)
+    what = f"{base.what} ({fit.config_file}: {about})"
+    return replace(base, what=what, severity=severity, fix=fix, count=count, examples=examples)
 
 
 def _anchor_fix(cfg: CfgNode, particles: _Particles, left: float) -> str:
@@ -390,9 +384,8 @@ def _mask_fix(cfg: CfgNode, size: int, by_size: dict[int, dict[str, float]]) -> 
             how = "Use a larger mask head"
             if size == 2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION:
                 how = f"Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION {other // 2}"
-            words = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
             return (
-                f"{how}: masks of {other} x {other} keep a mean IoU of {words}, for "
+                f"{how}: masks of {other} x {other} keep a mean IoU of {_decimals(means)}, for "
                 f"{(other / size) ** 2:.0f} times the time of the mask head."
             )
     return CODES["mask_resolution"].fix

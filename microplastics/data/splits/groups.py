@@ -32,16 +32,15 @@ def compile_pattern(pattern: str) -> re.Pattern:
     """
     try:
         compiled = re.compile(pattern)
+        count = 1 if "group" in compiled.groupindex else compiled.groups
+        reason = "" if count == 1 else f"it has {count} capture groups"
     except (re.error, RecursionError, OverflowError) as error:
+        reason = str(error)
+    if reason:
         raise UserError(
-            f"The group regex {show(pattern)} is not a regular expression ({error}); correct it.",
-            code="option_invalid",
-        ) from error
-    if "group" not in compiled.groupindex and compiled.groups != 1:
-        raise UserError(
-            f"The group regex {show(pattern)} has {compiled.groups} capture groups; expected one: "
-            "put parentheses round the part of the file name that names the filter, or name it "
-            "(?P<group>...).",
+            f"The group regex {show(pattern)} is not a regular expression with one capture group "
+            f"({reason}); put parentheses round the part of the file name that names the filter, "
+            "or name it (?P<group>...).",
             code="option_invalid",
         )
     return compiled
@@ -58,18 +57,13 @@ def group_of(file_name: str, pattern: str | re.Pattern) -> str:
         UserError: ``option_invalid`` if the name does not match or has over 255 characters.
     """
     compiled = compile_pattern(pattern) if isinstance(pattern, str) else pattern
-    if len(file_name) > _MAX_NAME:
-        raise UserError(
-            f"The file name {show(file_name)} has {len(file_name)} characters; a group regex is "
-            f"applied to at most {_MAX_NAME}: shorten it, or give the groups as a CSV file.",
-            code="option_invalid",
-        )
-    match = compiled.search(file_name)
+    match = compiled.search(file_name) if len(file_name) <= _MAX_NAME else None
     group = match and match.group("group" if "group" in compiled.groupindex else 1)
     if not group:
         raise UserError(
             f"The file name {show(file_name)} does not match the group regex "
-            f"{show(compiled.pattern)}; widen the regex, or rename the image.",
+            f"{show(compiled.pattern)} or has over {_MAX_NAME} characters; widen the regex, rename "
+            "the image, or give the groups as a CSV file.",
             code="option_invalid",
         )
     return group

@@ -41,17 +41,14 @@ _BLOCK = 64  # images compared with all others at a time
 class Fingerprint:
     """Fingerprint of one image for :func:`find_duplicates`, 17 kB.
 
-    Attributes:
-        sha256: of the shape and the pixels.
-        descriptor: float32 (8, 8), the lowest DCT coefficients of the thumbnail except its mean,
-            of norm 1; zeros for an image without detail.
-        thumbnail: int8 (128, 128), the grey image resized to a square, without shading, with even
-            local contrast; 31 levels a standard deviation.
+    The descriptor holds the lowest DCT coefficients of the thumbnail except its mean, with norm 1;
+    zeros for an image without detail. The thumbnail is the grey image resized to a square, without
+    shading, with even local contrast; 31 levels a standard deviation.
     """
 
-    sha256: str
-    descriptor: np.ndarray
-    thumbnail: np.ndarray
+    sha256: str  # of the shape and the pixels
+    descriptor: np.ndarray  # float32 (8, 8)
+    thumbnail: np.ndarray  # int8 (128, 128)
 
 
 class Duplicates(NamedTuple):

@@ -314,10 +314,9 @@ class _Search:
         return float((self._excess**2).sum())
 
     def fill(self, shuffle: bool) -> None:
-        """Assign every group, the largest first; the seed decides between equals.
+        """Assign every group, the largest (if shuffled, roughly the largest) first.
 
-        Args:
-            shuffle: take the groups only roughly in the order of their size.
+        The seed decides between equals.
         """
         size = self._parts.sum(axis=1)
         if shuffle:
@@ -455,11 +454,7 @@ def _given_groups(source: Source, options: SplitOptions, notes: list[str]) -> li
 
 
 def _connected(*ways: Sequence[Hashable]) -> np.ndarray:
-    """Number the groups of N images that are connected by equal keys in any of the ways.
-
-    Returns:
-        int32 (N,), from 0 without gaps.
-    """
+    """Number, from 0, the groups of N images connected by equal keys in any of the ways: (N,)."""
     rows, columns = [], []
     for keys in ways:
         first: dict[Hashable, int] = {}

@@ -30,7 +30,7 @@ def test_group_of_extracts_the_group():
         ("x.jpg", r"F(\d+", "not a regular expression"),
         ("x.jpg", r"x", "0 capture groups"),
         ("x.jpg", r"(x)(.)", "2 capture groups"),
-        ("x" * 300, r"(x)", "300 characters"),
+        ("x" * 300, r"(x)", "over 255 characters"),
     ],
 )
 def test_group_of_refuses(name, pattern, named):
