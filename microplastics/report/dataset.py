@@ -61,11 +61,6 @@ class Place:
     pictures: dict[int, bytes] = field(default_factory=dict)  # by number, 1 for a second image
     why: str = ""
 
-    @property
-    def jpegs(self) -> list[bytes]:
-        """The pictures in order."""
-        return [self.pictures[number] for number in sorted(self.pictures)]
-
 
 @dataclass(frozen=True)
 class Histogram:

@@ -280,10 +280,13 @@ def test_pairs_and_images_that_cannot_be_read(tmp_path):
         ),
     ]
     (pair,), (cut, text, gone, none) = draw_places(findings)
-    assert (len(pair.jpegs), pair.why) == (2, "")
-    reds = [np.asarray(Image.open(io.BytesIO(data)))[5, 5, 0] for data in pair.jpegs]
+    assert (sorted(pair.pictures), pair.why) == ([0, 1], "")
+    reds = [
+        np.asarray(Image.open(io.BytesIO(data)))[5, 5, 0]
+        for _, data in sorted(pair.pictures.items())
+    ]
     assert reds == pytest.approx([40, 200], abs=3)
-    assert len(cut.jpegs) == 1
+    assert list(cut.pictures) == [1]
     assert "cut.png" in cut.why
     assert "text.jpg is not an image" in text.why
     assert "gone.png does not exist" in gone.why

@@ -223,19 +223,15 @@ def only_touches(ring: np.ndarray) -> bool:
     parts = repair(ring)
     if parts is None:
         return False
-    area = shapely.area(shapely.Polygon(ring)) if len(ring) > 3 else 0.0
+    area = shapely.area(shapely.Polygon(ring))
     return area > 0 and abs(float(shapely.area(parts)) - area) <= _TOUCH_TOLERANCE * area
 
 
 def repair(ring: np.ndarray) -> shapely.Geometry | None:
-    """Make a ring valid, filled by the even-odd rule.
-
-    Returns:
-        a geometry that may contain lines and points; None if the ring crosses itself too often.
-    """
-    if not _can_close(ring):
-        return shapely.GeometryCollection()
-    return None if crosses_too_often(ring) else shapely.make_valid(shapely.Polygon(ring))
+    """Make a ring valid, filled by the even-odd rule; None for a line or too many crossings."""
+    if not _can_close(ring) or crosses_too_often(ring):
+        return None
+    return shapely.make_valid(shapely.Polygon(ring))
 
 
 def crosses_too_often(ring: np.ndarray) -> bool:

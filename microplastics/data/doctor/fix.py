@@ -234,10 +234,8 @@ def _fix_annotations(
     seen: dict[tuple, Any] = {}
     for index, entry in enumerate(entries):
         if isinstance(entry, dict):
-            of_entry: Changes = []
-            note = partial(_note, of_entry, index=index, id_=entry.get("id"))
-            entry = _fix_annotation(entry, images, seen, of_entry, note)
-            changes += of_entry
+            entry, noted = _fix_annotation(index, entry, images, seen)
+            changes += noted
             if entry is None:
                 continue
         fixed.append((index, entry))
@@ -245,47 +243,43 @@ def _fix_annotations(
 
 
 def _fix_annotation(
-    original: dict[str, Any],
-    images: dict[int, dict[str, Any]],
-    seen: dict[tuple, Any],
-    noted: Changes,
-    note: Note,
-) -> dict[str, Any] | None:
-    """Return the fixed annotation, or None if it is left out; ``note`` adds to ``noted``."""
-    image_id = original.get("image_id")
+    index: int, original: dict[str, Any], images: dict[int, dict[str, Any]], seen: dict[tuple, Any]
+) -> tuple[dict[str, Any] | None, Changes]:
+    """Return the fixed annotation, or None if it is left out, and its changes."""
+    noted: Changes = []
+    note = partial(_note, noted, index=index, id_=original.get("id"))
+    image_id, entry = original.get("image_id"), dict(original)
     image = images.get(key_of(image_id))
     if is_id(image_id) and image is None:
         reason = "its image is left out or not in the file"
         note("annotation_dropped", reason, annotation=original)
-        return None
-    entry = dict(original)
+        return None, noted
     if entry.get("iscrowd") is None:
         entry["iscrowd"] = 0
         note("iscrowd", "missing")
     if image is None or "invalid" in image or "segmentation" not in entry:
-        return entry
-    untouched, before = dict(entry), len(noted)
+        return entry, noted
+    untouched, size = (dict(entry), noted.copy()), (image["width"], image["height"])
     outlined = isinstance(entry["segmentation"], list) and any(entry["segmentation"])
     if outlined:
-        size = image["width"], image["height"]
         entry["segmentation"] = fix_polygons(entry["segmentation"], *size, note)
         if entry["segmentation"] is None:
             return untouched
-    reason = "repeats another's image, category and outline"
+    dropped = ""
     try:
         measured = measure(entry["segmentation"], image["height"], image["width"])
-        kept = not is_repeated(entry, measured, seen)
+        if is_repeated(entry, measured, seen):
+            dropped = "repeats another's image, category and outline"
     except SegmentationError as error:
         if not outlined or error.code not in _NOTHING_LEFT:
-            del noted[before:]
             return untouched
-        kept, reason = False, f"nothing of its outline can be used ({error.code})"
-    if not kept:
-        note("annotation_dropped", reason, annotation=original)
-        return None
-    changed = any(change["change"] != "points_removed" for change in noted[before:])
+        dropped = f"nothing of its outline can be used ({error.code})"
+    if dropped:
+        note("annotation_dropped", dropped, annotation=original)
+        return None, noted
+    changed = any(c["change"] not in ("iscrowd", "points_removed") for c in noted)
     _fix_figures(entry, measured, changed, note)
-    return entry
+    return entry, noted
 
 
 def _fix_figures(entry: dict[str, Any], measured: Measured, changed: bool, note: Note) -> None:

@@ -177,13 +177,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def groups_by_similarity(image_paths: Sequence[str | os.PathLike]) -> list[int]:
-    """Group copies of one photograph, by :func:`~.similarity.find_duplicates`.
-
-    Args:
-        image_paths: image files; each is decoded once, in parallel.
-
-    Returns:
-        for each image the index of the first image of its group.
+    """Group copies of one photograph: for each image the index of the first of its group.
 
     Raises:
         UserError: an image cannot be read.

@@ -334,13 +334,10 @@ class _Search:
 
     def improve(self) -> None:
         """Move and swap groups while that lowers the cost."""
-        idle = 0
+        idle, patience = 0, 1 if len(self._parts) <= _SWAP_SAMPLE else _IDLE_ROUNDS
         for _ in range(_MAX_ROUNDS):
-            if self._move() or self._swap():
-                idle = 0
-                continue
-            idle += 1
-            if idle >= _IDLE_ROUNDS or len(self._parts) <= _SWAP_SAMPLE:
+            idle = 0 if self._move() or self._swap() else idle + 1
+            if idle >= patience:
                 return
 
     def _put(self, group: int, target: int) -> None:
