@@ -66,7 +66,7 @@ def test_what_is_no_json_is_a_problem(cli, train, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--images", "{images}", "--fix", "{json}"], "would overwrite the annotation file"),
+        (["--images", "{images}", "--fix", "{json}"], "which is an input"),
         (["--images", "{images}/none"], "The image folder"),
         (["none.json", "--images", "{images}"], "Cannot read none.json"),
         (["--images", "{images}", "--group-regex", "("], "is not a regular expression"),

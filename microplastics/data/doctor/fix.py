@@ -89,19 +89,16 @@ def check_output(json_files: list[str], output: str | os.PathLike) -> list[str]:
     outputs = _output_paths(json_files, os.fspath(output))
     inputs = [path for path in json_files if os.path.exists(path)]
     for path in outputs:
+        foreign = os.path.lexists(path) and not os.path.exists(changes_path(path))
         for written in (path, changes_path(path)):
             real = os.path.realpath(written)  # a folder of x/../a.json may be made only later
-            if os.path.exists(real) and any(os.path.samefile(real, i) for i in inputs):
+            given = os.path.exists(real) and any(os.path.samefile(real, i) for i in inputs)
+            if given or foreign:
                 raise UserError(
-                    f"--fix would overwrite the annotation file {written}; choose another path.",
+                    f"--fix would overwrite {written}, which is "
+                    f"{'an input' if given else 'not an earlier fixed copy'}; choose another path.",
                     code="output_exists",
                 )
-        if os.path.lexists(path) and not os.path.exists(changes_path(path)):
-            raise UserError(
-                f"--fix would overwrite {path}, which is not an earlier fixed copy (there is no "
-                f"{changes_path(path)}); choose another path, or delete it.",
-                code="output_exists",
-            )
     return outputs
 
 

@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_anchor_generator, build_backbone
 from tqdm import tqdm
 
+from microplastics.data.coco import Place
 from microplastics.data.doctor.findings import (
     CODES,
     EXAMPLES,
@@ -119,11 +120,10 @@ class _Particles:
         examples = []
         for index in np.argsort(values, kind="stable")[:EXAMPLES]:
             dic, annotation = self.owners[rows[index]]
-            x0, y0, x1, y1 = self.boxes[rows[index]].tolist()
-            name, id_ = os.path.basename(dic["file_name"]), annotation["id"]
-            text = f"annotation {id_} of image {dic['image_id']} ({name!r}) "
-            text += f"({words.format(values[index])})"
-            examples.append(Example(text, "", dic["file_name"], (x0, y0, x1 - x0, y1 - y0), id_))
+            image = {"id": dic["image_id"], "file_name": os.path.basename(dic["file_name"])}
+            place, box = Place("annotation", 0, annotation, image), tuple(annotation["bbox"])
+            text = f"{place} ({words.format(values[index])})"
+            examples.append(Example(text, "", dic["file_name"], box, annotation["id"]))
         return examples
 
 

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import PureWindowsPath
 
 from tqdm import tqdm
 
@@ -126,18 +126,19 @@ class NameIndex:
         self._by_part: dict[str, set[str]] = defaultdict(set)
         self._by_stem: dict[str, set[str]] = defaultdict(set)
         for name in file_names:
-            self._by_part[_last_part(name)].add(name)
-            self._by_stem[Path(_last_part(name)).stem].add(name)
+            path = PureWindowsPath(name)  # takes / and \\
+            self._by_part[path.name].add(name)
+            self._by_stem[path.stem].add(name)
 
     def find(self, name: str) -> str | None:
         """Return the file name of the image, or None if no image or more than one matches."""
         if name in self._names:
             return name
-        part = _last_part(name)
-        matches = self._by_part.get(part) or self._by_stem.get(part)
+        path = PureWindowsPath(name)
+        matches = self._by_part.get(path.name) or self._by_stem.get(path.name)
         # "S1.3" is not the file S1 with the extension 3.
-        if not matches and re.fullmatch(r"\.[A-Za-z]\w{1,4}", Path(part).suffix):
-            matches = self._by_stem.get(Path(part).stem)
+        if not matches and re.fullmatch(r"\.[A-Za-z]\w{1,4}", path.suffix):
+            matches = self._by_stem.get(path.stem)
         return next(iter(matches)) if matches and len(matches) == 1 else None
 
     def assign(self, rows: Iterable[tuple[str, str]], source: str, column: str) -> dict[str, str]:
@@ -200,7 +201,3 @@ def groups_by_similarity(image_paths: Sequence[str | os.PathLike]) -> list[int]:
         for index in group:
             firsts[index] = group[0]
     return firsts
-
-
-def _last_part(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1]

@@ -277,15 +277,9 @@ def check_shares(shares: Sequence[float]) -> np.ndarray:
 
 
 def deviation(kinds: np.ndarray, assignment: np.ndarray, fractions: Sequence[float]) -> float:
-    """Return the largest difference between a split's part of a kind and its fraction.
+    """Return the largest difference, 0 to 1, between a split's part of a kind and its fraction.
 
-    Args:
-        kinds: (N, C), as for :func:`split`.
-        assignment: (N,), the split of each image.
-        fractions: of S splits.
-
-    Returns:
-        from 0, perfect, to 1; kinds without members are left out.
+    The arguments are those of :func:`split`; kinds without members are left out.
     """
     parts = _parts(np.asarray(kinds, np.float64))
     loads = np.zeros((len(fractions), parts.shape[1]))
