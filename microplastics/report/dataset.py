@@ -78,10 +78,6 @@ def write_report(diagnosis: Diagnosis, folder: Path) -> Path:
     The JSON holds the fields of the diagnosis, with ``null`` for values that are not finite. The
     page contains its pictures and style and runs no script.
 
-    Args:
-        diagnosis: the findings.
-        folder: of the two files; made if missing.
-
     Returns:
         The path of ``report.html``.
 

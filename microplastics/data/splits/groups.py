@@ -22,10 +22,7 @@ _ROBOFLOW = re.compile(r"(?P<name>.+)\.rf\.[0-9A-Za-z]{6,}\.[A-Za-z]{3,4}")
 
 
 def compile_pattern(pattern: str) -> re.Pattern:
-    """Compile the regular expression of ``--group-regex``.
-
-    Args:
-        pattern: with one capture group, or one named ``group``.
+    """Compile a regular expression with one capture group, or one named ``group``.
 
     Raises:
         UserError: ``option_invalid``.
@@ -79,15 +76,7 @@ def roboflow_original(file_name: str) -> str | None:
 
 
 def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, str]:
-    """Read two columns of a CSV (:func:`microplastics.utils.io.read_table`).
-
-    Args:
-        path: the file.
-        key: column of names, each listed once.
-        column: column of values.
-
-    Returns:
-        the value of each name.
+    """Read values by name from two columns of a CSV (:func:`microplastics.utils.io.read_table`).
 
     Raises:
         UserError: ``table_invalid`` for a missing column or value or a repeated name, or as for
@@ -126,7 +115,7 @@ class NameIndex:
         self._by_part: dict[str, set[str]] = defaultdict(set)
         self._by_stem: dict[str, set[str]] = defaultdict(set)
         for name in file_names:
-            path = PureWindowsPath(name)  # takes / and \\
+            path = PureWindowsPath(name)  # takes both / and \
             self._by_part[path.name].add(name)
             self._by_stem[path.stem].add(name)
 
