@@ -173,18 +173,18 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
 
 def check_polygons(dataset: Dataset, collector: Collector) -> None:
     """Find invalid, repeated and nested polygons of measurable annotations."""
-    measured = [m for m in dataset.examined.measured if isinstance(m.entry["segmentation"], list)]
-    owners = [m for m in measured for _ in m.entry["segmentation"]]
-    rings = [polygon_points(polygon) for m in measured for polygon in m.entry["segmentation"]]
-    for m, ring, valid in zip(owners, rings, are_valid(rings), strict=True):
-        if len(without_repeats(ring)) < len(ring):
-            collector.add("points_repeated", _example(m, dataset))
-        if not valid:
-            code = "polygon_touching" if only_touches(ring) else "polygon_crossing"
-            collector.add(code, _example(m, dataset))
-    for m in measured:
-        different = list(dict.fromkeys(map(tuple, m.entry["segmentation"])))
-        if len(different) < len(m.entry["segmentation"]):
+    for m in dataset.examined.measured:
+        polygons = m.entry["segmentation"]
+        if not isinstance(polygons, list):
+            continue
+        for ring in map(polygon_points, polygons):
+            if len(without_repeats(ring)) < len(ring):
+                collector.add("points_repeated", _example(m, dataset))
+            if not is_valid(ring):
+                code = "polygon_touching" if only_touches(ring) else "polygon_crossing"
+                collector.add(code, _example(m, dataset))
+        different = list(dict.fromkeys(map(tuple, polygons)))
+        if len(different) < len(polygons):
             collector.add("polygon_repeated", _example(m, dataset))
         if len(different) > _PARTS:
             collector.add("unchecked", _example(m, dataset))
@@ -202,16 +202,9 @@ def without_repeats(points: np.ndarray) -> np.ndarray:
     return points[np.append(True, (points[1:] != points[:-1]).any(axis=1))]
 
 
-def are_valid(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """Whether each ring, (N, 2) float64, neither crosses nor touches itself."""
-    valid = np.zeros(len(rings), bool)
-    closed = [i for i, ring in enumerate(rings) if _can_close(ring)]
-    if closed:
-        owners = np.repeat(np.arange(len(closed)), [len(rings[i]) for i in closed])
-        points = np.concatenate([rings[i] for i in closed])
-        polygons = shapely.polygons(shapely.linearrings(points, indices=owners))
-        valid[closed] = shapely.is_valid(polygons)
-    return valid
+def is_valid(ring: np.ndarray) -> bool:
+    """Whether a ring, (N, 2) float64, neither crosses nor touches itself."""
+    return _can_close(ring) and bool(shapely.is_valid(shapely.Polygon(ring)))
 
 
 def only_touches(ring: np.ndarray) -> bool:
@@ -446,8 +439,7 @@ def _can_close(ring: np.ndarray) -> bool:
 
 def _is_nested(polygons: list[Sequence[float]]) -> bool:
     """Whether one valid polygon is inside another."""
-    rings = [polygon_points(polygon) for polygon in polygons]
-    shapes = [shapely.Polygon(ring) for ring, ok in zip(rings, are_valid(rings), strict=True) if ok]
+    shapes = [shapely.Polygon(ring) for ring in map(polygon_points, polygons) if is_valid(ring)]
     outer, inner = shapely.STRtree(shapes).query(shapes, predicate="contains")
     return bool((outer != inner).any())
 

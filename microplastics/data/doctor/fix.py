@@ -27,7 +27,7 @@ from microplastics.data.coco import (
     structure_problem,
 )
 from microplastics.data.doctor.checks import (
-    are_valid,
+    is_valid,
     only_touches,
     polygon_points,
     repair,
@@ -330,7 +330,7 @@ def _fix_polygon(polygon: list[float], width: int, height: int, note: Note) -> l
     if len(ring) < len(points):
         note("points_removed", f"{len(points) - len(ring)} repeated points")
     outside = bool((ring < 0).any() or (ring > (width, height)).any())
-    sound = len(ring) >= 3 and (bool(are_valid([ring])[0]) or only_touches(ring))
+    sound = len(ring) >= 3 and (is_valid(ring) or only_touches(ring))
     if sound and not outside:
         return [polygon if len(ring) == len(points) else _flat(ring)]
     if not sound:
@@ -365,7 +365,7 @@ def _repaired(ring: np.ndarray, width: int, height: int, note: Note) -> list[np.
         return None
     rings = [shapely.get_coordinates(part)[:-1] for part in kept]
     rings = [without_repeats(np.clip(ring, 0, (width, height))) for ring in rings]
-    if not are_valid(rings).all():  # after rounding
+    if not all(map(is_valid, rings)):  # after rounding
         return None
     if len(kept) < len(parts):
         note("polygon_dropped", f"{len(parts) - len(kept)} parts of less than {_SLIVER} px²")

@@ -16,11 +16,11 @@ from microplastics.data.coco import examine
 from microplastics.data.doctor import diagnose
 from microplastics.data.doctor.checks import (
     Dataset,
-    are_valid,
     aspect_ratio,
     check_overlaps,
     crosses_too_often,
     inspect_file,
+    is_valid,
     only_touches,
 )
 from microplastics.data.doctor.findings import Collector, DatasetSummary
@@ -32,14 +32,14 @@ def test_valid_rings():
     bow_tie = SQUARE[[0, 2, 1, 3]]
     closed = np.vstack([SQUARE, SQUARE[:1]])
     flat, back = SQUARE[[0, 1, 0]], SQUARE[[0, 1, 0, 1]]
-    assert are_valid([SQUARE, bow_tie, closed, flat, back]).tolist() == [1, 0, 1, 0, 0]
-    assert are_valid([]).tolist() == []
+    rings = [SQUARE, bow_tie, closed, flat, back]
+    assert list(map(is_valid, rings)) == [True, False, True, False, False]
 
 
 def test_a_cut_to_a_hole_only_touches():
     hole = [[20, 20], [20, 25], [25, 25], [25, 20], [20, 20]]
     keyhole = np.vstack([SQUARE, SQUARE[:1], hole])
-    assert not are_valid([keyhole])[0] and only_touches(keyhole)
+    assert not is_valid(keyhole) and only_touches(keyhole)
     assert not only_touches(SQUARE[[0, 2, 1, 3]])
     assert not only_touches(np.vstack([SQUARE, SQUARE]))  # twice round: nothing is filled
 
