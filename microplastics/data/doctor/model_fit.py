@@ -34,7 +34,7 @@ MASK_SIZES = (28, 56, 112)
 # Fractions above which a finding is a warning, or information; mean IoU below which it is one.
 WARNING_FRACTION, INFO_FRACTION, WARNING_IOU = 0.05, 0.01, 0.9
 MAX_PER_CLASS = 1000  # the error of a mean IoU is below 0.01, of a fraction one or two points
-ALL = "all"
+ALL, _PERCENT = "all", "{:.1%}"
 # Above this many pixels a bin of the largest crop spans 18 px, and a smaller copy suffices.
 _MAX_MASK_PIXELS = 2**22
 # Other anchors to recommend, the simplest first: sizes for each size, ratios, factor of the sizes.
@@ -171,18 +171,20 @@ def measure_fit(
     fit.mask_iou = {name: {size: by_size[size][name] for size in by_size} for name in fit.small}
     findings = []
     if severity := _severity(fit.no_anchor):
-        about, fix = _percents(fit.no_anchor), _anchor_fix(cfg, particles, fit.no_anchor[ALL])
+        about, fix = _words(fit.no_anchor, _PERCENT), _anchor_fix(
+            cfg, particles, fit.no_anchor[ALL]
+        )
         every, words = np.arange(len(labels)), "its best anchor has IoU {:.2f}"
         examples = particles.worst(every, anchor_iou, words)
         missed = anchor_iou < ANCHOR_IOU
         findings.append(_finding("no_anchor", fit, about, missed, severity, fix, examples))
     if severity := _severity(fit.small):
         examples = particles.worst(rows, width, "{:.1f} px wide after the resize")
-        about, fix, small = _percents(fit.small), _size_fix(width), width < MIN_WIDTH
+        about, fix, small = _words(fit.small, _PERCENT), _size_fix(width), width < MIN_WIDTH
         findings.append(_finding("too_small", fit, about, small, severity, fix, examples))
     means = by_size[fit.mask_size]
     if side and min(means.values()) < WARNING_IOU:
-        about = f"M = {side}; mean IoU: {_decimals(means)}"
+        about = f"M = {side}; mean IoU: {_words(means)}"
         examples = particles.worst(rows, iou[side], f"IoU {{:.2f}} at {side} x {side}")
         coarse, fix = iou[side] < WARNING_IOU, _mask_fix(cfg, side, by_size)
         findings.append(_finding("mask_resolution", fit, about, coarse, WARNING, fix, examples))
@@ -320,12 +322,8 @@ def _severity(fractions: dict[str, float]) -> str | None:
     return INFO if fractions[ALL] > INFO_FRACTION else None
 
 
-def _percents(fractions: dict[str, float]) -> str:
-    return ", ".join(f"{name} {100 * fraction:.1f} %" for name, fraction in fractions.items())
-
-
-def _decimals(means: dict[str, float]) -> str:
-    return ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+def _words(figures: dict[str, float], number: str = "{:.2f}") -> str:
+    return ", ".join(f"{name} {number.format(figure)}" for name, figure in figures.items())
 
 
 def _finding(
@@ -363,7 +361,7 @@ def _anchor_fix(cfg: CfgNode, particles: _Particles, left: float) -> str:
         return "Set INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST larger, or cut the images into tiles."
     return (
         f"Set MODEL.ANCHOR_GENERATOR.SIZES {best.SIZES} and ASPECT_RATIOS {best.ASPECT_RATIOS} "
-        f"(the RPN head is trained from scratch if their number changes): {100 * left:.1f} % are "
+        f"(the RPN head is trained from scratch if their number changes): {left:.1%} are "
         "left."
     )
 
@@ -385,7 +383,7 @@ def _mask_fix(cfg: CfgNode, size: int, by_size: dict[int, dict[str, float]]) -> 
             if size == 2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION:
                 how = f"Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION {other // 2}"
             return (
-                f"{how}: masks of {other} x {other} keep a mean IoU of {_decimals(means)}, for "
+                f"{how}: masks of {other} x {other} keep a mean IoU of {_words(means)}, for "
                 f"{(other / size) ** 2:.0f} times the time of the mask head."
             )
     return CODES["mask_resolution"].fix

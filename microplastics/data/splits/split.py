@@ -207,6 +207,7 @@ def plan_splits(source: Source, options: SplitOptions) -> Plan:
     else:
         if are_folds:
             fractions = np.full(options.folds, 1 / options.folds)
+            fractions /= fractions.sum()
             parts = [f"fold{k + 1}" for k in range(options.folds)]
         else:
             fractions = check_shares(options.shares or DEFAULT_SHARES)

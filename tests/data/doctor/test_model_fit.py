@@ -106,7 +106,7 @@ def test_figures_class_by_class():
     assert {finding.severity for finding in findings} == {"warning"}
     small = by_code["too_small"]
     assert small.count == 2
-    assert "Fiber 100.0 %, Film 33.3 %, all 50.0 %" in small.what
+    assert "Fiber 100.0%, Film 33.3%, all 50.0%" in small.what
     worst = small.examples[0]
     assert worst.text.startswith("annotation 1 of image 0 ('0.png') (1.")
     assert worst.image == "images/0.png"
@@ -146,7 +146,7 @@ def test_the_recommended_anchors_are_better():
     better_cfg = config(f"{generator}.SIZES", sizes, f"{generator}.ASPECT_RATIOS", ratios)
     better_cfg.INPUT.MIN_SIZE_TEST = 256
     better, _ = measure_fit(better_cfg, "quick.yaml", [image_dict(masks)], ["Bead"])
-    assert f"{100 * better.no_anchor['all']:.1f} % are left" in finding.fix
+    assert f"{better.no_anchor['all']:.1%} are left" in finding.fix
     assert better.no_anchor["all"] < fit.no_anchor["all"]
 
 
