@@ -594,6 +594,6 @@ def _detectron2_dicts(datasets: Sequence[Dataset]) -> tuple[list[dict[str, Any]]
             )
         for id_, annotations in by_image.items():
             image = dataset.examined.images[id_]
-            path = os.path.join(dataset.summary.image_root, image["file_name"])
+            path = os.path.join(dataset.summary.image_root, str(image["file_name"]))
             dicts.append({**image, "file_name": path, "image_id": id_, "annotations": annotations})
     return dicts, names

@@ -361,8 +361,7 @@ def _anchor_fix(cfg: CfgNode, particles: _Particles, left: float) -> str:
         return "Set INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST larger, or cut the images into tiles."
     return (
         f"Set MODEL.ANCHOR_GENERATOR.SIZES {best.SIZES} and ASPECT_RATIOS {best.ASPECT_RATIOS} "
-        f"(the RPN head is trained from scratch if their number changes): {left:.1%} are "
-        "left."
+        f"(the RPN head is trained from scratch if their number changes): {left:.1%} are left."
     )
 
 

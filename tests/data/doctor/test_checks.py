@@ -179,6 +179,11 @@ def test_a_config_of_other_classes(check):
     assert diagnosis.model_fit.config_file == "x.yaml" and diagnosis.has_problems
 
 
+def test_an_image_without_a_name_is_compared_with_a_config(check):
+    diagnosis = check(_box(10, 10, 20, 5), image={"file_name": None}, cfg=get_cfg())
+    assert "image_field" in _codes(diagnosis) and diagnosis.model_fit.sampled == 1
+
+
 def test_a_too_large_image_is_named(check):
     diagnosis = check(_box(10, 10, 20, 5), max_pixels=100)
     [finding] = [f for f in diagnosis.findings if f.code == "image_file"]
