@@ -128,9 +128,10 @@ def split_dataset(
     output = Path(output)
     given = {"annotations": list(json_files), "images": list(image_roots), "place": place}
     settings = json.loads(json.dumps(given | asdict(options)))  # as the manifest will hold them
+    earlier = _earlier_places(output, settings)
     plan = plan_splits(read_source(json_files, image_roots), options)
     outputs = _outputs(plan, output, place)
-    _check_earlier(plan, output, outputs, settings)
+    _check_free(plan, output, outputs, earlier)
     if place != "keep":
         _place_images(plan, outputs, place)
     manifest = _manifest(plan, outputs, settings, output)
@@ -500,38 +501,47 @@ def _note_missing_classes(
             notes.append(f"{name} has no {words}: they are in too few groups")
 
 
-def _check_earlier(
-    plan: Plan, output: Path, outputs: Sequence[Output], settings: dict[str, Any]
+def _earlier_places(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Places of the images in an earlier run with the same settings, None if there was none."""
+    if not os.path.lexists(output / MANIFEST):
+        return None
+    manifest = read_json(output / MANIFEST, meant="a manifest of splits")
+    earlier, images = (
+        value if isinstance(value, dict) else {}
+        for value in (manifest.get("settings"), manifest.get("images"))
+    )
+    changed = [key for key, value in settings.items() if earlier.get(key) != value]
+    if changed:
+        raise _occupied(output, f"splits made with other settings ({', '.join(changed)})")
+    return images
+
+
+def _check_free(
+    plan: Plan, output: Path, outputs: Sequence[Output], earlier: dict[str, Any] | None
 ) -> None:
-    """Refuse to overwrite other splits, or to move an image after the input has changed.
+    """Refuse to overwrite other files, or to move an image after the input has changed.
 
     A model trained on the earlier splits would be tested on images that it has seen.
     """
-    if os.path.lexists(output / MANIFEST):
-        manifest = read_json(output / MANIFEST, meant="a manifest of splits")
-        earlier, images = (
-            value if isinstance(value, dict) else {}
-            for value in (manifest.get("settings"), manifest.get("images"))
-        )
-        changed = [key for key, value in settings.items() if earlier.get(key) != value]
-        moved = [
-            name
-            for name, place in _places(plan).items()
-            if _part(images.get(name)) not in (None, _part(place))
-        ]
+    existing = [item.path for item in outputs if os.path.lexists(item.path)]
+    if earlier is None and existing:
+        raise _occupied(output, f"{existing[0]} without a {MANIFEST}")
+    moved = [
+        name
+        for name, place in _places(plan).items()
+        if _part((earlier or {}).get(name)) not in (None, _part(place))
+    ]
+    if moved:
         what = f"splits of an earlier input with {len(moved)} images in other places"
-        found = [f"{what} ({listed(moved)})"] if moved else []
-        if changed:
-            found = [f"splits made with other settings ({', '.join(changed)})"]
-    else:
-        existing = [item.path for item in outputs if os.path.lexists(item.path)]
-        found = [f"{path} without a {MANIFEST}" for path in existing]
-    if found:
-        raise UserError(
-            f"{output} holds {found[0]}; choose another --output, or delete the annotation files "
-            f"and {MANIFEST} there.",
-            code="output_exists",
-        )
+        raise _occupied(output, f"{what} ({listed(moved)})")
+
+
+def _occupied(output: Path, what: str) -> UserError:
+    return UserError(
+        f"{output} holds {what}; choose another --output, or delete the annotation files and "
+        f"{MANIFEST} there.",
+        code="output_exists",
+    )
 
 
 def _part(place: Any) -> Any:
