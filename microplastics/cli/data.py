@@ -20,7 +20,9 @@ _images = option(
     "--images=DIR", "Folder of the images if they are not found.", type=click.Path(path_type=Path)
 )
 _seed = option("--seed=K", "Same seed, same bytes.", default=0)
-_workers = option("--workers=W", "Processes (chosen by itself if not given).", type=int)
+_workers = option(
+    "--workers=W", "Processes (chosen by itself if not given).", type=click.IntRange(1)
+)
 _limit = option("--limit=N", "Draw only the first N.", type=click.IntRange(1))
 _drawing = section(
     "",
@@ -219,7 +221,7 @@ def _fractions(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     "Fractions of train, val and test (0.7,0.15,0.15 if not given).",
     callback=_fractions,
 )
-@option("--folds=K", "Folds of equal size instead.", type=int)
+@option("--folds=K", "Folds of equal size instead.", type=click.IntRange(2))
 @option(
     "--fold-lists=FILE",
     "Folds that exist already: a text file of names for each, or one CSV image,fold.",
@@ -234,7 +236,7 @@ def _fractions(ctx: click.Context, param: click.Parameter, text: str | None) -> 
     "Keep copies of one photograph together, found by their pixels; also with the others.",
 )
 @flag("--split-roboflow-copies", "Do not keep Roboflow's augmented copies of one image together.")
-@option("--seed=N", "Same seed, same splits.", default=0)
+@option("--seed=N", "Same seed, same splits.", default=0, type=click.IntRange(0))
 @_copy
 @_link
 def split(input: list[str], images: list[str], output: str, **given: Any) -> None:

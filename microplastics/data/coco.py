@@ -12,7 +12,7 @@ import os
 import re
 import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -637,17 +637,42 @@ def _check_files(
     json_file: str, images: Iterable[dict[str, Any]], image_root: str, max_pixels: int | None
 ) -> None:
     """Check that every image exists and that its header has the size of the JSON."""
-    if not os.path.isdir(image_root):
-        raise UserError(
-            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
-            code="file_missing",
-        )
+    check_image_root(json_file, image_root)
     findings = Findings()
     for index, image in enumerate(images):
         problem = file_problem(image, image_root, max_pixels)
         if problem:
             findings.error(problem[0], Place("image", index, image), problem[1])
     findings.raise_errors(json_file)
+
+
+def check_image_root(json_file: str, image_root: str) -> None:
+    """Raise ``file_missing`` unless the image folder of a JSON exists."""
+    if not os.path.isdir(image_root):
+        raise UserError(
+            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
+            code="file_missing",
+        )
+
+
+def pair_image_roots(
+    json_files: Sequence[str | os.PathLike], image_roots: Sequence[str | os.PathLike]
+) -> list[tuple[str, str]]:
+    """Give each annotation file its image folder: its own, or the one for all.
+
+    Raises:
+        UserError: ``option_invalid`` for another number of folders.
+    """
+    roots = list(image_roots) * (len(json_files) if len(image_roots) == 1 else 1)
+    if len(roots) != len(json_files):
+        raise UserError(
+            f"--images names {len(roots)} folders for {len(json_files)} annotation files; give "
+            "one for all, or one for each in the same order.",
+            code="option_invalid",
+        )
+    return [
+        (os.fspath(path), os.fspath(root)) for path, root in zip(json_files, roots, strict=True)
+    ]
 
 
 def file_problem(

@@ -6,11 +6,10 @@ import itertools
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
@@ -42,15 +41,11 @@ from microplastics.visualization.draw import resize
 Box = Sequence[float]
 Color = tuple[int, int, int]
 
-# All pictures of places together, in bytes; they are reduced until they fit.
-PLACES_BYTES = 3_000_000
-# Side in px and JPEG quality.
-_SIZES = ((300, 85), (300, 70), (220, 65), (150, 60), (100, 50))
+_SIDE, _QUALITY = 300, 85  # of the JPEG of a place
 # Surroundings of a place in box sides, and its least size in px of the photograph.
 _MARGIN, _MIN_WINDOW, _MAX_ZOOM = 0.6, 48, 8
 _FIRST, _SECOND, _WHITE = (213, 94, 0), (0, 114, 178), (255, 255, 255)
 _MAX_CLASSES = 7
-_OTHER = "other classes"
 _OTHER_COLOR = (150, 150, 150)
 _BINS = 36
 _RANGE = 1e-9, 1e12  # of plausible sizes
@@ -61,48 +56,27 @@ _SIGNS = {PROBLEM: "✕", WARNING: "!", INFO: "i"}
 
 @dataclass
 class Place:
-    """Pictures of one example, or why there are none.
+    """Pictures of one example, or why there are none."""
 
-    Attributes:
-        pictures: JPEGs by number, 0 and, for a pair of images, 1.
-        why: why a picture is missing, or "".
-    """
-
-    pictures: dict[int, bytes] = field(default_factory=dict)
+    pictures: dict[int, bytes] = field(default_factory=dict)  # by number, 1 for a second image
     why: str = ""
-
-    @property
-    def jpegs(self) -> list[bytes]:
-        """The pictures in order."""
-        return [self.pictures[number] for number in sorted(self.pictures)]
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """One figure of the report.
-
-    Attributes:
-        title: what it shows.
-        png: the figure.
-        legend: name and RGB of each colour.
-        note: median and values left out.
-    """
+    """One figure of the report."""
 
     title: str
     png: bytes
-    legend: list[tuple[str, Color]]
-    note: str
+    legend: list[tuple[str, Color]]  # name and RGB
+    note: str  # median and values left out
 
 
 def write_report(diagnosis: Diagnosis, folder: Path) -> Path:
     """Write a diagnosis as ``report.json`` and ``report.html``.
 
-    The JSON is :meth:`Diagnosis.to_dict`, with ``null`` for values that are not finite. The page
-    contains its pictures and style and runs no script.
-
-    Args:
-        diagnosis: the findings.
-        folder: of the two files; made if missing.
+    The JSON holds the fields of the diagnosis, with ``null`` for values that are not finite. The
+    page contains its pictures and style and runs no script.
 
     Returns:
         The path of ``report.html``.
@@ -113,7 +87,7 @@ def write_report(diagnosis: Diagnosis, folder: Path) -> Path:
     folder = Path(folder)
     page = folder / "report.html"
     html = render_report(diagnosis)
-    text = json.dumps(diagnosis.to_dict(), default=np.generic.item)
+    text = json.dumps(asdict(diagnosis), default=np.generic.item)
     finite = json.loads(text, parse_constant=lambda constant: None)
     write_json(folder / "report.json", finite, indent=1)
     with atomic_write(page, "wb") as file:
@@ -172,38 +146,34 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, common) for path in full]
 
 
-def draw_places(findings: Sequence[Finding], max_bytes: int = PLACES_BYTES) -> list[list[Place]]:
+def draw_places(findings: Sequence[Finding]) -> list[list[Place]]:
     """Crop every example from its photograph and draw its boxes.
 
     Each image is read once. If it cannot be read, the place says why.
-
-    Args:
-        findings: with their examples.
-        max_bytes: for all pictures together.
 
     Returns:
         For each finding a :class:`Place` for each of its examples.
     """
     places = [[Place() for _ in finding.examples] for finding in findings]
-    jobs = [
-        (path, boxes, place, number)
-        for finding, row in zip(findings, places, strict=True)
-        for example, place in zip(finding.examples, row, strict=True)
-        for number, (path, boxes) in enumerate(_views(example))
-        if path
-    ]
-    limit = max_bytes // max(1, len(jobs))
-    bar = tqdm(sorted(jobs, key=itemgetter(0)), "Drawing", unit="picture", disable=None)
-    for path, of_image in itertools.groupby(bar, itemgetter(0)):
+    views = defaultdict(list)
+    for finding, row in zip(findings, places, strict=True):
+        for example, place in zip(finding.examples, row, strict=True):
+            for number, (path, boxes) in enumerate(_views(example)):
+                views[path].append((place, number, boxes))
+    views.pop("", None)
+    for path, of_image in tqdm(views.items(), "Drawing", unit="image", disable=None):
         try:
             image, why = np.ascontiguousarray(read_image(path)[:, :, ::-1]), ""
         except UserError as error:
             image, why = None, str(error)
-        for _, boxes, place, number in of_image:
-            if image is not None:
-                place.pictures[number] = _jpeg(image, boxes, limit)
-            elif why not in place.why:
+        for place, number, boxes in of_image:
+            if image is None:
                 place.why = f"{place.why} {why}".strip()
+                continue
+            file = io.BytesIO()
+            picture = Image.fromarray(draw_place(image, boxes, _SIDE))
+            picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+            place.pictures[number] = file.getvalue()
     return places
 
 
@@ -219,15 +189,15 @@ def draw_place(image: np.ndarray, boxes: Sequence[tuple[Box, Color]], side: int)
         (h, w, 3) uint8 RGB, neither side longer than ``side``.
     """
     height, width = image.shape[:2]
-    usable = [(box, color) for box, color in boxes if _is_on(box, width, height)]
-    x0, y0, x1, y1 = _window([box for box, _ in usable], width, height)
+    placed = [(_corners(box, width, height), color) for box, color in boxes]
+    placed = [(corners, color) for corners, color in placed if corners is not None]
+    x0, y0, x1, y1 = _window([corners for corners, _ in placed], width, height)
     scale = side / max(x1 - x0, y1 - y0)
     scale = float(min(math.floor(scale), _MAX_ZOOM)) if scale >= 1 else scale
     picture = Image.fromarray(resize(image[y0:y1, x0:x1], scale))
     draw, line = ImageDraw.Draw(picture), max(3, max(picture.size) // 60)
-    for box, color in usable:
-        on_image = np.clip(_corners(box), 0, (width, height, width, height))
-        corners = np.round((on_image - (x0, y0, x0, y0)) * scale).astype(int)
+    for corners, color in placed:
+        corners = np.round((corners - (x0, y0, x0, y0)) * scale).astype(int)
         # Around the box, so that no pixel of the particle is hidden, but within the picture.
         low = np.clip(corners[:2] - line, 0, np.array(picture.size) - 1)
         high = np.clip(corners[2:] + line - 1, low, np.array(picture.size) - 1)
@@ -242,18 +212,13 @@ def draw_histograms(
 ) -> list[Histogram]:
     """Draw the distributions of a data set over all its files.
 
-    Args:
-        datasets: one for each annotation file.
-        names: class names, the most frequent first.
-        files: short names of the files.
-
     Returns:
         Sizes in px, in µm if a scale is known, aspect ratios, particles per image; those without
         a value are left out.
     """
     labels = [name for dataset in datasets for name in dataset.class_of]
     sides = _joined(datasets, "long_side_px")
-    figures = (
+    of_classes = (
         ("Size: square root of the mask's area", "px", _joined(datasets, "size_px")),
         ("Longer side of the box", "px", sides),
         (
@@ -267,8 +232,13 @@ def draw_histograms(
             _joined(datasets, "aspect_ratio"),
         ),
     )
-    drawn = [_by_class(*figure, labels, names) for figure in figures]
-    drawn.append(_particles_per_image(datasets, files))
+    drawn = [
+        _histogram(title, unit, values, labels, [*names[:_MAX_CLASSES], "other classes"])
+        for title, unit, values in of_classes
+    ]
+    labels = [f for f, d in zip(files, datasets, strict=True) for _ in d.particles_per_image]
+    counts, shown = _joined(datasets, "particles_per_image"), [*files[:_MAX_CLASSES], "other files"]
+    drawn.append(_histogram("Particles per image", "particles", counts, labels, shown, "images"))
     return [histogram for histogram in drawn if histogram is not None]
 
 
@@ -287,37 +257,19 @@ def _views(example: Example) -> list[tuple[str, list[tuple[Box, Color]]]]:
     return [(example.image, first + second)]
 
 
-def _jpeg(image: np.ndarray, boxes: Sequence[tuple[Box, Color]], max_bytes: int) -> bytes:
-    """A JPEG of at most ``max_bytes``, or the smallest possible."""
-    data = b""
-    for side, quality in _SIZES:
-        file = io.BytesIO()
-        picture = Image.fromarray(draw_place(image, boxes, side))
-        picture.save(file, "JPEG", quality=quality, subsampling=0)
-        data = file.getvalue()
-        if len(data) <= max_bytes:
-            break
-    return data
+def _corners(box: Box, width: int, height: int) -> np.ndarray | None:
+    """x0, y0, x1, y1 in px of an untrusted box within the image, None if it is not on it."""
+    corners = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]], np.float64)
+    (x0, y0, x1, y1), border = corners, (width, height, width, height)
+    on_image = x0 <= x1 and y0 <= y1 and x0 < width and y0 < height and x1 >= 0 and y1 >= 0
+    return np.clip(corners, 0, border) if on_image and np.isfinite(corners).all() else None
 
 
-def _corners(box: Box) -> tuple[float, float, float, float]:
-    return box[0], box[1], box[0] + box[2], box[1] + box[3]
-
-
-def _is_on(box: Box, width: int, height: int) -> bool:
-    """Whether a part of an untrusted box is on the image."""
-    if not all(math.isfinite(number) for number in box):
-        return False
-    x0, y0, x1, y1 = _corners(box)
-    return x1 >= x0 and y1 >= y0 and x0 < width and y0 < height and x1 >= 0 and y1 >= 0
-
-
-def _window(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, int, int]:
-    """The part of an image around boxes, as x0, y0, x1, y1 in px."""
-    if not boxes:
+def _window(corners: list[np.ndarray], width: int, height: int) -> tuple[int, int, int, int]:
+    """The part of an image around boxes on it, as x0, y0, x1, y1 in px."""
+    if not corners:
         return 0, 0, width, height
-    corners = np.clip([_corners(box) for box in boxes], 0, [width, height] * 2)
-    low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    low, high = np.min(corners, axis=0)[:2], np.max(corners, axis=0)[2:]
     longer = float((high - low).max())
     margin = max(_MARGIN * longer, (_MIN_WINDOW - longer) / 2)
     x0, y0 = np.floor(low - margin).clip(0).astype(int).tolist()
@@ -330,99 +282,72 @@ def _joined(datasets: Sequence[DatasetSummary], name: str) -> np.ndarray:
     return np.array([v for dataset in datasets for v in getattr(dataset, name)], np.float64)
 
 
-def _by_class(
-    title: str, unit: str, values: np.ndarray, labels: Sequence[str], names: Sequence[str]
+def _histogram(
+    title: str,
+    unit: str,
+    values: np.ndarray,
+    labels: Sequence[str],
+    shown: Sequence[str],
+    counted: str = "particles",
 ) -> Histogram | None:
-    """Stack the classes over a logarithmic axis."""
-    usable = (values > _RANGE[0]) & (values < _RANGE[1])  # False for NaN
+    """Stack the values by label: particles over a logarithmic axis, images over a linear one.
+
+    The last of the ``shown`` labels takes those that are not among them.
+    """
+    log = counted == "particles"
+    usable = np.isfinite(values)
+    if log:
+        usable = (values > _RANGE[0]) & (values < _RANGE[1])  # False for NaN
     if not usable.any():
         return None
-    shown = [*names[:_MAX_CLASSES], _OTHER]
     number = {name: index for index, name in enumerate(shown[:-1])}
-    classes = np.array([number.get(label, len(shown) - 1) for label in labels])[usable]
+    places = np.array([number.get(label, len(shown) - 1) for label in labels])[usable]
     values, missing = values[usable], int(np.count_nonzero(~usable))
-    present = np.unique(classes).tolist()
+    present = np.unique(places).tolist()
     colors = [*legend_colors(shown[:-1]).values(), _OTHER_COLOR]
     legend = [(shown[index], colors[index]) for index in present]
-    low, high = values.min() / 1.1, values.max() * 1.1
-    edges = np.geomspace(low, high, _BINS + 1)
-    groups = [values[classes == index] for index in present]
-    png = _draw(groups, legend, edges, "particles", unit, ticks=_decimal_ticks(low, high))
-    note = f"Median {np.median(values):.3g}{' ' if unit else ''}{unit} of {len(values)} particles"
+    if log:
+        edges = np.geomspace(values.min() / 1.1, values.max() * 1.1, _BINS + 1)
+    else:
+        step = max(1, math.ceil((values.max() + 1) / _BINS))
+        edges = np.arange(0, values.max() + step + 1, step) - 0.5
+    groups = [values[places == index] for index in present]
+    png = _draw(groups, [color for _, color in legend], edges, log, counted, unit)
+    note = f"Median {np.median(values):.3g}{' ' if unit else ''}{unit} of {len(values)} {counted}"
     note += f"; {missing} without a value are left out." if missing else "."
     return Histogram(title, png, legend, note)
 
 
-def _particles_per_image(
-    datasets: Sequence[DatasetSummary], files: Sequence[str]
-) -> Histogram | None:
-    counts = [
-        (file, np.array(dataset.particles_per_image, np.int64))
-        for file, dataset in zip(files, datasets, strict=True)
-        if dataset.particles_per_image
-    ]
-    if not counts:
-        return None
-    shown, rest = counts[:_MAX_CLASSES], counts[_MAX_CLASSES:]
-    colors = map(tuple, class_colors([str(index) for index in range(len(shown))]))
-    legend = [(file, color) for (file, _), color in zip(shown, colors, strict=True)]
-    groups = [count for _, count in shown]
-    if rest:
-        groups.append(np.concatenate([count for _, count in rest]))
-        legend.append((f"{len(rest)} other files", _OTHER_COLOR))
-    every = np.concatenate(groups)
-    step = max(1, math.ceil((every.max() + 1) / _BINS))
-    edges = np.arange(0, every.max() + step + 1, step) - 0.5
-    png = _draw(groups, legend, edges, "images", "particles")
-    blanks = int(np.count_nonzero(every == 0))
-    note = f"Median {np.median(every):g}, most {every.max()}, {blanks or 'no'} blank images."
-    return Histogram("Particles per image", png, legend, note)
-
-
 def _draw(
     groups: list[np.ndarray],
-    legend: list[tuple[str, Color]],
+    colors: list[Color],
     edges: np.ndarray,
+    log: bool,
     counted: str,
     unit: str,
-    ticks: np.ndarray | None = None,
 ) -> bytes:
-    """Draw a stacked histogram as PNG; with ``ticks``, over a logarithmic axis."""
+    """Draw a stacked histogram as PNG."""
     with rc_context({"text.parse_math": False, "font.size": 8}):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        colors = [np.array(color) / 255 for _, color in legend]
+        colors = [np.array(color) / 255 for color in colors]
         axes.hist(groups, edges, stacked=True, color=colors, edgecolor="white", linewidth=0.4)
         axes.set(xlabel=unit, ylabel=counted, xlim=(edges[0], edges[-1]))
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
-        if ticks is None:
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if log:
             axes.set_xscale("log")
-            axes.set_xticks(ticks)
-            axes.set_xticks([], minor=True)
+            steps = (1, 2, 5) if edges[-1] < 1000 * edges[0] else (1,)
+            axes.xaxis.set_major_locator(LogLocator(10, steps, numticks=9))
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         file = io.BytesIO()
         figure.savefig(file, dpi=170)
     return file.getvalue()
-
-
-def _decimal_ticks(low: float, high: float) -> np.ndarray:
-    """At most nine round numbers for a logarithmic axis."""
-    decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        ticks = np.outer(decades, steps).ravel()
-        ticks = ticks[(ticks >= low) & (ticks <= high)]
-        if len(ticks) <= 9:
-            break
-    if len(ticks) < 3:
-        ticks = MaxNLocator(5).tick_values(low, high)
-        ticks = ticks[(ticks >= low) & (ticks <= high)]
-    return ticks[:: math.ceil(len(ticks) / 9)]
 
 
 def _has_images(diagnosis: Diagnosis) -> bool:
@@ -442,7 +367,6 @@ def _class_names(datasets: Sequence[DatasetSummary]) -> list[str]:
     """All class names, the most frequent first."""
     counts: Counter[str] = Counter()
     for dataset in datasets:
-        counts.update(dict.fromkeys(dataset.class_of, 0))
         counts.update(dataset.classes)
     return [name for name, _ in counts.most_common()]
 

@@ -15,7 +15,7 @@ import pandas as pd
 from microplastics.counts.corrections import Sampling, parse_volume
 from microplastics.counts.summary import image_rows, summarize
 from microplastics.data.segmentation import read_json
-from microplastics.data.splits.groups import group_of, groups_from_csv, table_from_csv
+from microplastics.data.splits.groups import group_of, table_from_csv
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
@@ -106,7 +106,7 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
         return {name: posixpath.dirname(name) or "." for name in names}
     if not group_by.lower().endswith(".csv"):
         return {name: group_of(name, group_by) for name in names}
-    table, groups = groups_from_csv(group_by), {}
+    table, groups = table_from_csv(group_by, "image", "group"), {}
     for name in names:
         row = _row_of(table, name)
         if row not in table:

@@ -66,11 +66,11 @@ def test_what_is_no_json_is_a_problem(cli, train, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--images", "{images}", "--fix", "{json}"], "would overwrite the annotation file"),
+        (["--images", "{images}", "--fix", "{json}"], "which is an input"),
         (["--images", "{images}/none"], "The image folder"),
-        (["none.json", "--images", "{images}"], "There is no annotation file none.json"),
+        (["none.json", "--images", "{images}"], "Cannot read none.json"),
         (["--images", "{images}", "--group-regex", "("], "is not a regular expression"),
-        (["--images", "{images}", "--workers", "0"], "--workers is 0"),
+        (["--images", "{images}", "--workers", "0"], "0 is not in the range x>=1"),
         (["--images", "{images}", "MODEL.MASK_ON", "True"], "name it with --config-file"),
         (["--images", "{images}", "--config-file", "none.yaml"], "There is no config file none"),
     ],

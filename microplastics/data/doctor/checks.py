@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from microplastics.data.coco import (
     Examined,
     MeasuredEntry,
     Place,
+    check_image_root,
     examine,
     file_problem,
     is_safe_name,
+    pair_image_roots,
     show,
     structure_problem,
 )
@@ -31,10 +33,9 @@ from microplastics.data.doctor.findings import (
     Diagnosis,
     Example,
     example_at,
-    example_image,
 )
 from microplastics.data.doctor.model_fit import measure_fit
-from microplastics.data.images import read_image
+from microplastics.data.images import EXIF_ORIENTATION, read_image
 from microplastics.data.segmentation import NUMBERS, mask_points
 from microplastics.data.splits.groups import compile_pattern, group_of, roboflow_original
 from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
@@ -47,54 +48,37 @@ OVERLAP = 0.9  # IoU
 _PARTS = 1_000  # polygons of one annotation that are compared with each other
 # Noding an outline that crosses itself takes time and memory for every crossing.
 _CROSSINGS = 200_000
+_EDGES = 400  # of an outline, from which the number of its crossings is estimated
 _TOUCH_TOLERANCE = 1e-6  # of the area
 _CANDIDATES = 20_000  # pairs of one image whose masks are compared
 _BOXES = 3 * 10**7  # pairs of one image whose boxes meet: beyond that they are not compared
-_PAIRS_AT_ONCE = 10**6  # pairs of boxes in memory together
 # Starting a process takes a few seconds: fewer pixels than this are decoded without.
 _PIXELS_WORTH_A_PROCESS = 3 * 10**8
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".webp", ".jp2")
 _FILES = 200_000  # of a folder that are searched
-_EXIF_ORIENTATION, _TIFF_BITS = 274, 258
 _RARE = 10  # times rarer than the most frequent class
 
 
 @dataclass(eq=False)
 class Dataset:
-    """One annotation file under examination.
-
-    Attributes:
-        summary: its figures.
-        examined: result of the check before training.
-        class_names: class name by category id, without placeholders.
-    """
+    """One annotation file under examination."""
 
     summary: DatasetSummary
     examined: Examined
-    class_names: dict[int, str]
+    class_names: dict[int, str]  # by category id, without placeholders
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Properties of an image file.
+    """Properties of an image file."""
 
-    Attributes:
-        problem: code and detail of what is wrong with it, or None.
-        bits: a channel, or 0 if unknown.
-        grey: all channels are the same.
-        turned: its EXIF orientation is not upright.
-        frames: number of frames or pages.
-        fingerprint: for finding duplicates, or None if it cannot be read.
-        unread: why bits, turned or frames are unknown, or "".
-    """
-
-    problem: tuple[str, str] | None = None
-    bits: int = 0
-    grey: bool = False
-    turned: bool = False
+    problem: tuple[str, str] | None = None  # code and detail
+    bits: int = 0  # a channel, or 0 if unknown
+    grey: bool = False  # all channels are the same
+    turned: bool = False  # its EXIF orientation is not upright
     frames: int = 1
-    fingerprint: Fingerprint | None = None
-    unread: str = ""
+    fingerprint: Fingerprint | None = None  # None if it cannot be read
+    unread: str = ""  # why bits, turned or frames are unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +92,7 @@ class CheckedImage:
 
     def example(self, detail: str = "") -> Example:
         """Make an example of it."""
-        return example_image(self.image, detail, self.dataset.summary)
+        return example_at(Place("image", 0, self.image), detail, self.dataset.summary)
 
 
 def diagnose(
@@ -139,13 +123,8 @@ def diagnose(
     Raises:
         UserError: a file or folder does not exist, or an argument is invalid.
     """
-    pairs = _pair(json_files, image_roots)
-    if workers is not None and workers < 1:
-        raise UserError(
-            f"--workers is {workers}; expected a number of processes from 1.", code="option_invalid"
-        )
     collector = Collector()
-    summaries = [DatasetSummary(*pair) for pair in pairs]
+    summaries = [DatasetSummary(*pair) for pair in pair_image_roots(json_files, image_roots)]
     loaded = [load_dataset(summary, collector) for summary in summaries]
     datasets = [dataset for dataset in loaded if dataset is not None]
     findings, fit = [], None
@@ -154,7 +133,7 @@ def diagnose(
             check_polygons(dataset, collector)
             check_overlaps(dataset, collector)
         images = inspect_images(datasets, collector, workers, max_pixels)
-        check_unlisted(datasets, collector)
+        check_unlisted(datasets, images, collector)
         check_duplicates(images, collector)
         check_groups(images, group_regex, collector)
         check_categories(datasets, cfg, collector)
@@ -165,11 +144,7 @@ def diagnose(
 
 
 def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | None:
-    """Read and examine an annotation file.
-
-    Args:
-        summary: of the file; its figures are filled in.
-        collector: takes the findings.
+    """Read and examine an annotation file, and fill in the figures of its summary.
 
     Returns:
         None if it cannot be used at all, which is a finding.
@@ -177,26 +152,17 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
     Raises:
         UserError: ``file_missing`` for the file or its image folder.
     """
-    if not os.path.isfile(summary.json_file):
-        raise UserError(
-            f"There is no annotation file {summary.json_file}; correct the path.",
-            code="file_missing",
-        )
-    if not os.path.isdir(summary.image_root):
-        raise UserError(
-            f"The image folder {summary.image_root} of {summary.json_file} does not exist; correct "
-            "the path.",
-            code="file_missing",
-        )
+    check_image_root(summary.json_file, summary.image_root)
     try:
         data = read_json(summary.json_file)
     except UserError as error:
-        collector.add("not_json", Example, str(error), summary.json_file)
+        if error.code == "file_missing":
+            raise
+        collector.add("not_json", Example(str(error), summary.json_file))
         return None
     problem = structure_problem(data)
     if problem:
-        text = f"{summary.json_file} {problem}"
-        collector.add("structure", Example, text, summary.json_file)
+        collector.add("structure", Example(f"{summary.json_file} {problem}", summary.json_file))
         return None
     examined = examine(data)
     collector.add_checked(examined.findings, summary)
@@ -207,23 +173,23 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
 
 def check_polygons(dataset: Dataset, collector: Collector) -> None:
     """Find invalid, repeated and nested polygons of measurable annotations."""
-    measured = [m for m in dataset.examined.measured if isinstance(m.entry["segmentation"], list)]
-    owners = [m for m in measured for _ in m.entry["segmentation"]]
-    rings = [polygon_points(polygon) for m in measured for polygon in m.entry["segmentation"]]
-    for m, ring, valid in zip(owners, rings, are_valid(rings), strict=True):
-        if len(without_repeats(ring)) < len(ring):
-            _report(dataset, collector, "points_repeated", m)
-        if not valid:
-            code = "polygon_touching" if only_touches(ring) else "polygon_crossing"
-            _report(dataset, collector, code, m)
-    for m in measured:
-        different = list(dict.fromkeys(map(tuple, m.entry["segmentation"])))
-        if len(different) < len(m.entry["segmentation"]):
-            _report(dataset, collector, "polygon_repeated", m)
+    for m in dataset.examined.measured:
+        polygons = m.entry["segmentation"]
+        if not isinstance(polygons, list):
+            continue
+        for ring in map(polygon_points, polygons):
+            if len(without_repeats(ring)) < len(ring):
+                collector.add("points_repeated", _example(m, dataset))
+            if not is_valid(ring):
+                code = "polygon_touching" if only_touches(ring) else "polygon_crossing"
+                collector.add(code, _example(m, dataset))
+        different = list(dict.fromkeys(map(tuple, polygons)))
+        if len(different) < len(polygons):
+            collector.add("polygon_repeated", _example(m, dataset))
         if len(different) > _PARTS:
-            _report(dataset, collector, "unchecked", m)
+            collector.add("unchecked", _example(m, dataset))
         elif len(different) > 1 and _is_nested(different):
-            _report(dataset, collector, "polygon_hole", m)
+            collector.add("polygon_hole", _example(m, dataset))
 
 
 def polygon_points(polygon: Sequence[float]) -> np.ndarray:
@@ -232,31 +198,13 @@ def polygon_points(polygon: Sequence[float]) -> np.ndarray:
 
 
 def without_repeats(points: np.ndarray) -> np.ndarray:
-    """Remove consecutive equal points; a last point equal to the first stays.
-
-    Args:
-        points: (N, 2).
-    """
+    """Remove consecutive equal points of an (N, 2) array; a last equal to the first stays."""
     return points[np.append(True, (points[1:] != points[:-1]).any(axis=1))]
 
 
-def are_valid(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """Whether each ring is a valid polygon, which neither crosses nor touches itself.
-
-    Args:
-        rings: (N_i, 2) float64 arrays of x and y in px, N_i at least 3, all finite.
-
-    Returns:
-        bool array, one a ring.
-    """
-    valid = np.zeros(len(rings), bool)
-    closed = [i for i, ring in enumerate(rings) if _can_close(ring)]
-    if closed:
-        owners = np.repeat(np.arange(len(closed)), [len(rings[i]) for i in closed])
-        points = np.concatenate([rings[i] for i in closed])
-        polygons = shapely.polygons(shapely.linearrings(points, indices=owners))
-        valid[closed] = shapely.is_valid(polygons)
-    return valid
+def is_valid(ring: np.ndarray) -> bool:
+    """Whether a ring, (N, 2) float64, neither crosses nor touches itself."""
+    return _can_close(ring) and bool(shapely.is_valid(shapely.Polygon(ring)))
 
 
 def only_touches(ring: np.ndarray) -> bool:
@@ -264,30 +212,19 @@ def only_touches(ring: np.ndarray) -> bool:
 
     This holds if the area filled by the even-odd rule, by which COCO masks are drawn, equals the
     area of the shoelace formula; a loop passed twice or in reverse makes them differ.
-
-    Args:
-        ring: (N, 2) float64, x and y in px.
     """
     parts = repair(ring)
     if parts is None:
         return False
-    area = shapely.area(shapely.Polygon(ring)) if len(ring) > 3 else 0.0
+    area = shapely.area(shapely.Polygon(ring))
     return area > 0 and abs(float(shapely.area(parts)) - area) <= _TOUCH_TOLERANCE * area
 
 
 def repair(ring: np.ndarray) -> shapely.Geometry | None:
-    """Make a ring valid, filled by the even-odd rule.
-
-    Args:
-        ring: (N, 2) float64, x and y in px.
-
-    Returns:
-        a valid geometry, which may contain lines and points; None if the ring crosses itself too
-        often.
-    """
-    if not _can_close(ring):
-        return shapely.GeometryCollection()
-    return None if crosses_too_often(ring) else shapely.make_valid(shapely.Polygon(ring))
+    """Make a ring valid, filled by the even-odd rule; None for a line or too many crossings."""
+    if not _can_close(ring) or crosses_too_often(ring):
+        return None
+    return shapely.make_valid(shapely.Polygon(ring))
 
 
 def crosses_too_often(ring: np.ndarray) -> bool:
@@ -295,15 +232,10 @@ def crosses_too_often(ring: np.ndarray) -> bool:
     if len(ring) ** 2 <= _CROSSINGS:
         return False
     edges = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
-    tree = shapely.STRtree(edges)
-    step = max(1, 2 * 10**7 // len(edges))
-    pairs = 0
-    for start in range(0, len(edges), step):
-        pairs += tree.query(edges[start : start + step]).shape[1]
-        # Each edge meets itself and its neighbours, and every pair is counted twice.
-        if pairs > 5 * len(edges) + 2 * _CROSSINGS:
-            return True
-    return False
+    sample = np.linspace(0, len(edges) - 1, _EDGES).astype(int)
+    met = shapely.STRtree(edges).query(edges[sample]).shape[1] / len(sample)
+    # Each edge meets itself and its neighbours, and every pair is counted twice.
+    return (met - 5) * len(edges) > 2 * _CROSSINGS
 
 
 def check_overlaps(dataset: Dataset, collector: Collector) -> None:
@@ -316,7 +248,8 @@ def check_overlaps(dataset: Dataset, collector: Collector) -> None:
         rles: dict[int, dict[str, Any]] = {}
         for count, pair in enumerate(_candidates(entries), 1):
             if pair is None or count > _CANDIDATES:
-                collector.add("unchecked", example_image, entries[0].image, "", dataset.summary)
+                image = Place("image", 0, entries[0].image)
+                collector.add("unchecked", example_at(image, "", dataset.summary))
                 break
             for index in pair:
                 if index not in rles:
@@ -324,7 +257,9 @@ def check_overlaps(dataset: Dataset, collector: Collector) -> None:
             iou = float(mask_util.iou([rles[pair[0]]], [rles[pair[1]]], [0])[0, 0])
             if iou > OVERLAP:
                 one, other = (entries[index] for index in pair)
-                collector.add("overlap", _overlap_example, dataset, one, other, iou)
+                example = _example(one, dataset, f"with {_place(other).short()}: IoU {iou:.2f}")
+                example.box, example.other_box = one.measured.box, other.measured.box
+                collector.add("overlap", example)
 
 
 def inspect_images(
@@ -333,30 +268,17 @@ def inspect_images(
     workers: int | None,
     max_pixels: int | None,
 ) -> list[CheckedImage]:
-    """Decode every image once and find problems of its file.
-
-    Args:
-        datasets: of the images; unusable ones are listed in their summaries.
-        collector: takes the findings.
-        workers: processes; by default one a processor, or none for a small job.
-        max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
-    """
+    """Decode every image and find problems of its file; unusable ones enter the summaries."""
     entries = [
         (dataset, image, os.path.join(dataset.summary.image_root, image["file_name"]))
         for dataset in datasets
         for image in sorted(dataset.examined.images.values(), key=lambda image: image["id"])
         if is_safe_name(image["file_name"])
     ]
-    # One file may be named by several splits, with different sizes, which may be of any type.
-    keys = [repr((path, image.get("width"), image.get("height"))) for _, image, path in entries]
-    tasks = {
-        key: (image, dataset.summary.image_root, max_pixels)
-        for key, (dataset, image, _) in zip(keys, entries, strict=True)
-    }
-    results = map_in_processes(inspect_file, list(tasks.values()), _processes(workers, tasks))
+    tasks = [(image, dataset.summary.image_root, max_pixels) for dataset, image, _ in entries]
+    results = map_in_processes(inspect_file, tasks, _processes(workers, tasks))
     bar = tqdm(results, "Decoding", len(tasks), unit="image", disable=None)
-    facts = dict(zip(tasks, bar, strict=True))
-    images = [CheckedImage(*entry, facts[key]) for key, entry in zip(keys, entries, strict=True)]
+    images = [CheckedImage(*entry, facts) for entry, facts in zip(entries, bar, strict=True)]
     for image in images:
         _report_image(image, collector)
     _check_kinds(images, collector)
@@ -364,11 +286,7 @@ def inspect_images(
 
 
 def inspect_file(task: tuple[dict[str, Any], str, int | None]) -> ImageFacts:
-    """Decode one image.
-
-    Args:
-        task: the image as in ``Examined.images``, its image folder, the limit of its pixels.
-    """
+    """Decode an image of ``Examined.images``, given with its folder and the limit of its pixels."""
     image, root, max_pixels = task
     path = os.path.join(root, image["file_name"])
     problem = file_problem(image, root, max_pixels)
@@ -382,23 +300,20 @@ def inspect_file(task: tuple[dict[str, Any], str, int | None]) -> ImageFacts:
     return ImageFacts(problem, grey=grey, fingerprint=fingerprint(pixels), **_header(path))
 
 
-def check_unlisted(datasets: Sequence[Dataset], collector: Collector) -> None:
+def check_unlisted(
+    datasets: Sequence[Dataset], images: Sequence[CheckedImage], collector: Collector
+) -> None:
     """Find image files in the image folders that no JSON names."""
-    known = {
-        os.path.abspath(os.path.join(dataset.summary.image_root, image["file_name"]))
-        for dataset in datasets
-        for image in dataset.examined.images.values()
-        if is_safe_name(image["file_name"])
-    }
+    known = {os.path.abspath(image.path) for image in images}
     for root in dict.fromkeys(os.path.abspath(d.summary.image_root) for d in datasets):
         for number, path in enumerate(_image_files(root)):
             if number >= _FILES:
-                collector.add("image_unlisted_cut", Example, root)
+                collector.add("image_unlisted_cut", Example(root))
                 break
             if path not in known:
                 known.add(path)
                 printable = path.encode("utf-8", "backslashreplace").decode()
-                collector.add("image_unlisted", Example, printable, "", path)
+                collector.add("image_unlisted", Example(printable, image=path))
 
 
 def check_duplicates(images: Sequence[CheckedImage], collector: Collector) -> None:
@@ -407,34 +322,31 @@ def check_duplicates(images: Sequence[CheckedImage], collector: Collector) -> No
     duplicates = find_duplicates([image.facts.fingerprint for image in whole])
     exact_of = {index: group[0] for group in duplicates.exact for index in group}
     for group in duplicates.exact:
-        _check_copies([whole[i] for i in group], ("image_same", "split_same"), collector)
+        _check_copies([whole[i] for i in group], "split_same", collector, "image_same")
     for group in duplicates.near:
         # Images with the same pixels are reported already: one of them represents all.
         distinct = {exact_of.get(index, index): whole[index] for index in reversed(group)}
         members = [distinct[key] for key in sorted(distinct)]
-        _check_copies(members, ("image_near", "split_near"), collector)
+        _check_copies(members, "split_near", collector, "image_near")
 
 
 def check_groups(images: Sequence[CheckedImage], pattern: str | None, collector: Collector) -> None:
-    """Find samples that are in two files, by a pattern or by Roboflow's names.
-
-    Args:
-        images: of all files.
-        pattern: regular expression of ``--group-regex``, or None.
-        collector: takes the findings.
-    """
-    if pattern is not None:
-        compiled = compile_pattern(pattern)
-        grouped = []
-        for image in images:
-            try:
-                grouped.append((image, group_of(image.image["file_name"], compiled)))
-            except UserError:
-                collector.add("group_unmatched", image.example)
-        _check_leaks(grouped, "split_group", collector)
-    originals = ((image, roboflow_original(image.image["file_name"])) for image in images)
-    found = ((image, original) for image, original in originals if original is not None)
-    _check_leaks(found, "split_original", collector)
+    """Find samples that are in two files, by a pattern or by Roboflow's names."""
+    compiled = None if pattern is None else compile_pattern(pattern)
+    samples, originals = defaultdict(list), defaultdict(list)
+    for image in images:
+        name = image.image["file_name"]
+        original = roboflow_original(name)
+        if original is not None:
+            originals[original].append(image)
+        try:
+            if compiled is not None:
+                samples[group_of(name, compiled)].append(image)
+        except UserError:
+            collector.add("group_unmatched", image.example())
+    for code, groups in (("split_group", samples), ("split_original", originals)):
+        for name, members in groups.items():
+            _check_copies(members, code, collector, words=f"{show(name)}, ")
 
 
 def check_categories(
@@ -455,63 +367,31 @@ def check_categories(
             code, pair = "category_ids", (other_ids, ids)
         if code:
             text = f"{json_file}: {show(pair[0])}, not {show(pair[1])} as in "
-            collector.add(code, Example, text + first.summary.json_file, json_file)
+            collector.add(code, Example(text + first.summary.json_file, json_file))
         if cfg is not None and len(other_names) != num_classes(cfg):
             text = f"{json_file} has {len(other_names)} ({show(other_names)}), the config "
-            collector.add("num_classes", Example, f"{text}{num_classes(cfg)}", json_file)
+            collector.add("num_classes", Example(f"{text}{num_classes(cfg)}", json_file))
 
 
 def check_balance(datasets: Sequence[Dataset], collector: Collector) -> None:
-    """Find rare classes and the fraction of blanks, over all files together."""
+    """Find rare classes, or none to learn from, over all files together."""
     counts: Counter[str] = Counter()
     for dataset in datasets:
         counts.update(dataset.summary.classes)
     for name, count in counts.items():
         if 0 < count * _RARE < max(counts.values()):
             text = f"{show(name)}: {count} of {counts.total()}"
-            collector.add("class_imbalance", Example, text)
+            collector.add("class_imbalance", Example(text))
     every = (m for dataset in datasets for m in dataset.examined.measured)
     if all(m.entry.get("iscrowd") == 1 for m in every):
-        collector.add("nothing_to_train", Example, datasets[0].summary.json_file)
-    blanks = sum(dataset.summary.blanks for dataset in datasets)
-    images = sum(dataset.summary.num_images for dataset in datasets)
-    collector.describe("image_blank", f"{blanks / max(images, 1):.0%} of all")
+        collector.add("nothing_to_train", Example(datasets[0].summary.json_file))
 
 
 def aspect_ratio(points: np.ndarray) -> float:
-    """Longer divided by shorter side of the minimum-area rectangle around points.
-
-    Args:
-        points: (N, 2) float64, x and y in px; a side counts as at least 1 px.
-    """
+    """Longer divided by shorter side of the minimum-area rectangle around (N, 2) points in px."""
     # Moved to the origin first: far from it, float32 does not resolve half a pixel.
     _, sides, _ = cv2.minAreaRect((points - points.min(axis=0)).astype(np.float32))
     return max(*sides, 1.0) / max(min(sides), 1.0)
-
-
-def _pair(
-    json_files: Sequence[str | os.PathLike], image_roots: Sequence[str | os.PathLike]
-) -> list[tuple[str, str]]:
-    files = [os.fspath(path) for path in json_files]
-    roots = [os.fspath(path) for path in image_roots]
-    if not files:
-        raise UserError(
-            "The list of annotation files is empty; give at least one.", code="option_missing"
-        )
-    if len(roots) == 1:
-        roots *= len(files)
-    if len(roots) != len(files):
-        raise UserError(
-            f"--images names {len(roots)} folders for {len(files)} annotation files; give one for "
-            "all, or one for each in the same order.",
-            code="option_invalid",
-        )
-    for index, path in enumerate(files):
-        if os.path.realpath(path) in map(os.path.realpath, files[:index]):
-            raise UserError(
-                f"{path} is given twice; name every annotation file once.", code="option_conflict"
-            )
-    return list(zip(files, roots, strict=True))
 
 
 def _summarize(
@@ -544,9 +424,12 @@ def _um_per_px(entry: dict[str, Any]) -> float | None:
     return float(value) if type(value) in NUMBERS and 1e-6 <= value <= 1e6 else None
 
 
-def _report(dataset: Dataset, collector: Collector, code: str, m: MeasuredEntry) -> None:
-    place = Place("annotation", m.index, m.entry, m.image)
-    collector.add(code, example_at, place, "", dataset.summary)
+def _place(m: MeasuredEntry) -> Place:
+    return Place("annotation", m.index, m.entry, m.image)
+
+
+def _example(m: MeasuredEntry, dataset: Dataset, detail: str = "") -> Example:
+    return example_at(_place(m), detail, dataset.summary)
 
 
 def _can_close(ring: np.ndarray) -> bool:
@@ -556,8 +439,7 @@ def _can_close(ring: np.ndarray) -> bool:
 
 def _is_nested(polygons: list[Sequence[float]]) -> bool:
     """Whether one valid polygon is inside another."""
-    rings = [polygon_points(polygon) for polygon in polygons]
-    shapes = [shapely.Polygon(ring) for ring, ok in zip(rings, are_valid(rings), strict=True) if ok]
+    shapes = [shapely.Polygon(ring) for ring in map(polygon_points, polygons) if is_valid(ring)]
     outer, inner = shapely.STRtree(shapes).query(shapes, predicate="contains")
     return bool((outer != inner).any())
 
@@ -567,31 +449,24 @@ def _candidates(entries: list[MeasuredEntry]) -> Iterator[tuple[int, int] | None
 
     None is last if more boxes meet than are compared.
     """
-    if len(entries) < 2:
-        return
     # A polygon's pixels may reach half a pixel beyond its points.
     low = np.array([m.measured.box[:2] for m in entries]) - 1
     high = low + np.array([m.measured.box[2:] for m in entries]) + 2
     area = np.array([m.measured.area for m in entries])
     boxes = shapely.box(*low.T, *high.T)
     tree, compared = shapely.STRtree(boxes), 0
-    step = max(1, _PAIRS_AT_ONCE // len(entries))
-    for start in range(0, len(entries), step):
-        ones, others = tree.query(boxes[start : start + step])
-        ones += start
-        later = ones < others
-        ones, others = ones[later], others[later]
-        compared += len(ones)
+    for one, box in enumerate(boxes):
+        others = np.sort(tree.query(box))
+        others = others[others > one]
+        compared += len(others)
         if compared > _BOXES:
             yield None
             return
-        sides = np.minimum(high[ones], high[others]) - np.maximum(low[ones], low[others])
-        common = np.clip(sides, 0, None).prod(axis=1)
-        common = np.minimum(common, np.minimum(area[ones], area[others]))
-        possible = np.flatnonzero(common > OVERLAP * np.maximum(area[ones], area[others]))
-        # STRtree answers in an undefined order.
-        order = possible[np.lexsort((others[possible], ones[possible]))]
-        yield from zip(ones[order].tolist(), others[order].tolist(), strict=True)
+        sides = np.minimum(high[one], high[others]) - np.maximum(low[one], low[others])
+        smaller, larger = np.minimum(area[one], area[others]), np.maximum(area[one], area[others])
+        common = np.minimum(np.clip(sides, 0, None).prod(axis=1), smaller)
+        for other in others[common > OVERLAP * larger].tolist():
+            yield one, other
 
 
 def _rle(m: MeasuredEntry) -> dict[str, Any]:
@@ -602,41 +477,35 @@ def _rle(m: MeasuredEntry) -> dict[str, Any]:
     return mask_util.merge(rles) if len(rles) > 1 else rles[0]
 
 
-def _overlap_example(
-    dataset: Dataset, one: MeasuredEntry, other: MeasuredEntry, iou: float
-) -> Example:
-    place, second = (Place("annotation", m.index, m.entry, m.image) for m in (one, other))
-    example = example_at(place, f"with {second.short()}: IoU {iou:.2f}", dataset.summary)
-    example.box, example.other_box = one.measured.box, other.measured.box
-    return example
-
-
-def _processes(workers: int | None, tasks: dict[str, tuple]) -> int:
+def _processes(workers: int | None, tasks: Sequence[tuple]) -> int:
     if workers is None:
-        images = [image for image, _, _ in tasks.values() if "invalid" not in image]
+        images = [image for image, _, _ in tasks if "invalid" not in image]
         pixels = sum(image["width"] * image["height"] for image in images)
         workers = available_processors() if pixels >= _PIXELS_WORTH_A_PROCESS else 1
     return max(1, min(workers, len(tasks)))
 
 
 def _header(path: str) -> dict[str, Any]:
-    """Bits, orientation and frames of a decoded file."""
+    """Bits, orientation and frames of a decoded file, or why they are unknown."""
     # A damaged tag can still raise nearly anything.
-    facts: dict[str, Any] = {}
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            # The second picture in a phone's JPEG is a preview.
-            facts["frames"] = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-            facts["bits"] = _bits(image)
-            facts["turned"] = int(image.getexif().get(_EXIF_ORIENTATION, 1)) in range(2, 9)
+        if path.lower().endswith((".tif", ".tiff")):
+            import tifffile  # slow to import and rarely needed
+
+            with tifffile.TiffFile(path) as tiff:
+                frames, page = len(tiff.pages), tiff.pages[0]
+                bits, turned = page.bitspersample, page.tags.valueof(EXIF_ORIENTATION)
+        else:
+            with open(path, "rb") as file, Image.open(file) as image:
+                # The second picture in a phone's JPEG is a preview.
+                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                bits, turned = _bits(image), image.getexif().get(EXIF_ORIENTATION)
+        return {"frames": int(frames), "bits": int(bits), "turned": int(turned or 1) in range(2, 9)}
     except Exception as error:
-        return facts | _tiff_header(path, error)
-    return facts
+        return {"unread": str(error) or type(error).__name__}
 
 
 def _bits(image: Image.Image) -> int:
-    if image.format == "TIFF":
-        return int(max(image.tag_v2.get(_TIFF_BITS, (1,))))
     if image.mode in ("I", "F"):
         return 32
     # Pillow reduces 16-bit colour to 8 bits; only the raw mode shows it.
@@ -644,34 +513,21 @@ def _bits(image: Image.Image) -> int:
     return 16 if deep else 8
 
 
-def _tiff_header(path: str, error: Exception) -> dict[str, Any]:
-    """Frames and bits of a TIFF that Pillow cannot read; for other files, Pillow's error."""
-    if path.lower().endswith((".tif", ".tiff")):
-        import tifffile  # slow to import and rarely needed
-
-        try:
-            with tifffile.TiffFile(path) as tiff:
-                return {"frames": len(tiff.pages), "bits": int(tiff.pages[0].bitspersample)}
-        except Exception as tiff_error:
-            error = tiff_error
-    return {"unread": str(error) or type(error).__name__}
-
-
 def _report_image(image: CheckedImage, collector: Collector) -> None:
     facts = image.facts
     if facts.problem:
         code, detail = facts.problem
-        collector.add(code, image.example, detail)
+        collector.add(code, image.example(detail))
         if code != "image_size":
             image.dataset.summary.unusable_images.append(image.image["file_name"])
     elif facts.turned:
-        collector.add("image_exif", image.example)
+        collector.add("image_exif", image.example())
     if facts.unread:
-        collector.add("image_header", image.example, facts.unread)
+        collector.add("image_header", image.example(facts.unread))
     if facts.frames > 1:
-        collector.add("image_frames", image.example, f"{facts.frames} frames")
+        collector.add("image_frames", image.example(f"{facts.frames} frames"))
     if facts.bits > 8:
-        collector.add("image_deep", image.example, f"{facts.bits} bits")
+        collector.add("image_deep", image.example(f"{facts.bits} bits"))
 
 
 def _check_kinds(images: Sequence[CheckedImage], collector: Collector) -> None:
@@ -686,7 +542,7 @@ def _check_kinds(images: Sequence[CheckedImage], collector: Collector) -> None:
         [(usual, _)] = Counter(kind for _, kind in kinds).most_common(1) or [("", 0)]
         for image, kind in kinds:
             if kind != usual:
-                collector.add(code, image.example, kind)
+                collector.add(code, image.example(kind))
 
 
 def _image_files(root: str) -> Iterator[str]:
@@ -697,41 +553,32 @@ def _image_files(root: str) -> Iterator[str]:
                 yield os.path.join(folder, name)
 
 
-def _check_copies(group: list[CheckedImage], codes: tuple[str, str], collector: Collector) -> None:
-    """Report each image of a group except the first: as of the same file, or of another."""
+def _check_copies(
+    group: Sequence[CheckedImage],
+    code: str,
+    collector: Collector,
+    code_within: str | None = None,
+    words: str = "",
+) -> None:
+    """Report each file of a group after the first, and, with a code, the copies within a file."""
     firsts: dict[Dataset, CheckedImage] = {}
     for image in group:
         earlier = firsts.get(image.dataset)
-        # Two entries that name one file are found without comparing pixels.
-        if earlier is not None and os.path.normpath(earlier.path) != os.path.normpath(image.path):
-            collector.add(codes[0], _copy_example, image, earlier)
-        elif earlier is None:
+        if earlier is None:
             if firsts:
-                collector.add(codes[1], _copy_example, image, next(iter(firsts.values())))
+                first = next(iter(firsts.values()))
+                collector.add(code, _pair_example(image, first, words))
             firsts[image.dataset] = image
+        # Two entries that name one file are found without comparing pixels.
+        elif code_within and os.path.normpath(earlier.path) != os.path.normpath(image.path):
+            collector.add(code_within, _pair_example(image, earlier))
 
 
-def _copy_example(image: CheckedImage, other: CheckedImage) -> Example:
-    same = image.dataset is other.dataset
-    of_file = "" if same else f" of {other.dataset.summary.json_file}"
-    example = image.example(f"as {show(other.image['file_name'])}{of_file}")
+def _pair_example(image: CheckedImage, other: CheckedImage, words: str = "") -> Example:
+    name, json_file = show(other.image["file_name"]), other.dataset.summary.json_file
+    example = image.example(f"{words}as {name} of {json_file}")
     example.other_image = other.path
     return example
-
-
-def _check_leaks(
-    grouped: Iterable[tuple[CheckedImage, str]], code: str, collector: Collector
-) -> None:
-    """Report each group that has images in two files, once for each further file."""
-    groups: dict[str, dict[Dataset, CheckedImage]] = defaultdict(dict)
-    for image, group in grouped:
-        groups[group].setdefault(image.dataset, image)
-    for group, members in groups.items():
-        first, *others = members.values()
-        for image in others:
-            text = f"{show(group)}: {image.path} and {first.path}"
-            json_file = image.dataset.summary.json_file
-            collector.add(code, Example, text, json_file, image.path, None, None, first.path)
 
 
 def _detectron2_dicts(datasets: Sequence[Dataset]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -747,6 +594,6 @@ def _detectron2_dicts(datasets: Sequence[Dataset]) -> tuple[list[dict[str, Any]]
             )
         for id_, annotations in by_image.items():
             image = dataset.examined.images[id_]
-            path = os.path.join(dataset.summary.image_root, image["file_name"])
+            path = os.path.join(dataset.summary.image_root, str(image["file_name"]))
             dicts.append({**image, "file_name": path, "image_id": id_, "annotations": annotations})
     return dicts, names

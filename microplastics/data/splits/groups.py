@@ -3,9 +3,9 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import PureWindowsPath
 
 from tqdm import tqdm
 
@@ -22,26 +22,22 @@ _ROBOFLOW = re.compile(r"(?P<name>.+)\.rf\.[0-9A-Za-z]{6,}\.[A-Za-z]{3,4}")
 
 
 def compile_pattern(pattern: str) -> re.Pattern:
-    """Compile the regular expression of ``--group-regex``.
-
-    Args:
-        pattern: with one capture group, or one named ``group``.
+    """Compile a regular expression with one capture group, or one named ``group``.
 
     Raises:
         UserError: ``option_invalid``.
     """
     try:
         compiled = re.compile(pattern)
+        count = 1 if "group" in compiled.groupindex else compiled.groups
+        reason = "" if count == 1 else f"it has {count} capture groups"
     except (re.error, RecursionError, OverflowError) as error:
+        reason = str(error)
+    if reason:
         raise UserError(
-            f"The group regex {show(pattern)} is not a regular expression ({error}); correct it.",
-            code="option_invalid",
-        ) from error
-    if "group" not in compiled.groupindex and compiled.groups != 1:
-        raise UserError(
-            f"The group regex {show(pattern)} has {compiled.groups} capture groups; expected one: "
-            "put parentheses round the part of the file name that names the filter, or name it "
-            "(?P<group>...).",
+            f"The group regex {show(pattern)} is not a regular expression with one capture group "
+            f"({reason}); put parentheses round the part of the file name that names the filter, "
+            "or name it (?P<group>...).",
             code="option_invalid",
         )
     return compiled
@@ -58,18 +54,13 @@ def group_of(file_name: str, pattern: str | re.Pattern) -> str:
         UserError: ``option_invalid`` if the name does not match or has over 255 characters.
     """
     compiled = compile_pattern(pattern) if isinstance(pattern, str) else pattern
-    if len(file_name) > _MAX_NAME:
-        raise UserError(
-            f"The file name {show(file_name)} has {len(file_name)} characters; a group regex is "
-            f"applied to at most {_MAX_NAME}: shorten it, or give the groups as a CSV file.",
-            code="option_invalid",
-        )
-    match = compiled.search(file_name)
+    match = compiled.search(file_name) if len(file_name) <= _MAX_NAME else None
     group = match and match.group("group" if "group" in compiled.groupindex else 1)
     if not group:
         raise UserError(
             f"The file name {show(file_name)} does not match the group regex "
-            f"{show(compiled.pattern)}; widen the regex, or rename the image.",
+            f"{show(compiled.pattern)} or has over {_MAX_NAME} characters; widen the regex, rename "
+            "the image, or give the groups as a CSV file.",
             code="option_invalid",
         )
     return group
@@ -84,26 +75,8 @@ def roboflow_original(file_name: str) -> str | None:
     return match["name"] if match else None
 
 
-def groups_from_csv(path: str | os.PathLike) -> dict[str, str]:
-    """Read the columns ``image`` and ``group`` of a CSV; see :func:`table_from_csv`."""
-    return table_from_csv(path, "image", "group")
-
-
-def folds_from_csv(path: str | os.PathLike) -> dict[str, str]:
-    """Read the columns ``image`` and ``fold`` of a CSV; see :func:`table_from_csv`."""
-    return table_from_csv(path, "image", "fold")
-
-
 def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, str]:
-    """Read two columns of a CSV (:func:`microplastics.utils.io.read_table`).
-
-    Args:
-        path: the file.
-        key: column of names, each listed once.
-        column: column of values.
-
-    Returns:
-        the value of each name.
+    """Read values by name from two columns of a CSV (:func:`microplastics.utils.io.read_table`).
 
     Raises:
         UserError: ``table_invalid`` for a missing column or value or a repeated name, or as for
@@ -112,31 +85,26 @@ def table_from_csv(path: str | os.PathLike, key: str, column: str) -> dict[str, 
     path = os.fspath(path)
     table = read_table(path)
     titles = table.columns.tolist()
-    for title in (key, column):
-        if titles.count(title) != 1:
-            raise UserError(
-                f"{path} has the columns {listed(titles) or '(none)'}; expected {title!r} once: "
-                f"its first line must be {key},{column}.",
-                code="table_invalid",
-            )
-    values: dict[str, str] = {}
-    for line, name, value in table[[key, column]][(table != "").any(axis=1)].itertuples():
-        if not name or not value:
-            raise UserError(
-                f"{path}, line {line}, is incomplete; fill in both {key} and {column}.",
-                code="table_invalid",
-            )
-        if name in values:
-            raise UserError(
-                f"{path}, line {line}, lists {show(name)} again; list every {key} once.",
-                code="table_invalid",
-            )
-        values[name] = value
-    if not values:
+    if titles.count(key) != 1 or titles.count(column) != 1:
+        raise UserError(
+            f"{path} has the columns {listed(titles) or '(none)'}; expected {key!r} and {column!r} "
+            f"once: its first line must be {key},{column}.",
+            code="table_invalid",
+        )
+    table = table[[key, column]][(table != "").any(axis=1)]
+    if table.empty:
         raise UserError(
             f"{path} lists no {key}; fill in the columns {key} and {column}.", code="table_invalid"
         )
-    return values
+    unusable = (table == "").any(axis=1) | table[key].duplicated()
+    if unusable.any():
+        line = unusable.idxmax()
+        raise UserError(
+            f"{path}, line {line}, is incomplete or lists {show(table[key][line])} again; fill in "
+            f"{key} and {column}, and list every {key} once.",
+            code="table_invalid",
+        )
+    return dict(zip(table[key], table[column], strict=True))
 
 
 class NameIndex:
@@ -147,27 +115,23 @@ class NameIndex:
         self._by_part: dict[str, set[str]] = defaultdict(set)
         self._by_stem: dict[str, set[str]] = defaultdict(set)
         for name in file_names:
-            self._by_part[_last_part(name)].add(name)
-            self._by_stem[Path(_last_part(name)).stem].add(name)
+            path = PureWindowsPath(name)  # takes both / and \
+            self._by_part[path.name].add(name)
+            self._by_stem[path.stem].add(name)
 
     def find(self, name: str) -> str | None:
         """Return the file name of the image, or None if no image or more than one matches."""
         if name in self._names:
             return name
-        part = _last_part(name)
-        matches = self._by_part.get(part) or self._by_stem.get(part)
+        path = PureWindowsPath(name)
+        matches = self._by_part.get(path.name) or self._by_stem.get(path.name)
         # "S1.3" is not the file S1 with the extension 3.
-        if not matches and re.fullmatch(r"\.[A-Za-z]\w{1,4}", Path(part).suffix):
-            matches = self._by_stem.get(Path(part).stem)
+        if not matches and re.fullmatch(r"\.[A-Za-z]\w{1,4}", path.suffix):
+            matches = self._by_stem.get(path.stem)
         return next(iter(matches)) if matches and len(matches) == 1 else None
 
-    def assign(self, table: dict[str, str], source: str, column: str) -> dict[str, str]:
-        """Turn a table by external names into one by file name, with every image.
-
-        Args:
-            table: value by name.
-            source: file of the table, for messages.
-            column: column of the values, for messages.
+    def assign(self, rows: Iterable[tuple[str, str]], source: str, column: str) -> dict[str, str]:
+        """Turn rows of an external name and a value into values by file name.
 
         Raises:
             UserError: ``table_invalid`` for names that match no image or several, for two values
@@ -175,7 +139,7 @@ class NameIndex:
         """
         values: dict[str, str] = {}
         unknown = []
-        for name, value in table.items():
+        for name, value in rows:
             found = self.find(name)
             if found is None:
                 unknown.append(name)
@@ -203,13 +167,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def groups_by_similarity(image_paths: Sequence[str | os.PathLike]) -> list[int]:
-    """Group copies of one photograph, by :func:`~.similarity.find_duplicates`.
-
-    Args:
-        image_paths: image files; each is decoded once, in parallel.
-
-    Returns:
-        for each image the index of the first image of its group.
+    """Group copies of one photograph: for each image the index of the first of its group.
 
     Raises:
         UserError: an image cannot be read.
@@ -232,7 +190,3 @@ def groups_by_similarity(image_paths: Sequence[str | os.PathLike]) -> list[int]:
         for index in group:
             firsts[index] = group[0]
     return firsts
-
-
-def _last_part(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1]

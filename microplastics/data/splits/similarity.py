@@ -8,6 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,34 +35,27 @@ _MAX_STRETCH = 0.1  # of an alignment: a crop of 5 % needs 0.054
 _MAX_SHIFT = 0.08 * _SIDE
 _MIN_OVERLAP = 0.8
 _BLOCK = 64  # images compared with all others at a time
-_SHOW_PROGRESS = 2000  # images
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
     """Fingerprint of one image for :func:`find_duplicates`, 17 kB.
 
-    Attributes:
-        sha256: of the shape and the pixels.
-        descriptor: float32 (8, 8), the lowest DCT coefficients of the thumbnail except its mean,
-            of norm 1; zeros for an image without detail.
-        thumbnail: int8 (128, 128), the grey image resized to a square, without shading, with even
-            local contrast; 31 levels a standard deviation.
+    The descriptor holds the lowest DCT coefficients of the thumbnail except its mean, with norm 1;
+    zeros for an image without detail. The thumbnail is the grey image resized to a square, without
+    shading, with even local contrast; 31 levels a standard deviation.
     """
 
-    sha256: str
-    descriptor: np.ndarray
-    thumbnail: np.ndarray
+    sha256: str  # of the shape and the pixels
+    descriptor: np.ndarray  # float32 (8, 8)
+    thumbnail: np.ndarray  # int8 (128, 128)
 
 
-@dataclass(frozen=True)
-class Duplicates:
+class Duplicates(NamedTuple):
     """Groups of indices, each ascending, ordered by their first index.
 
-    Attributes:
-        exact: images with the same pixels.
-        near: images of one photograph that differ in pixels; exact duplicates of a member are
-            members.
+    Exact duplicates have the same pixels. Near ones are of one photograph but differ in pixels;
+    exact duplicates of a member are members.
     """
 
     exact: list[list[int]]
@@ -96,9 +90,6 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
     Finds copies that were re-encoded, resized (also to another aspect ratio), changed in
     brightness or contrast, flipped, rotated by right angles, or cropped by up to 5 %. Images of
     one colour can only be exact duplicates.
-
-    Args:
-        fingerprints: of each image.
     """
     same = defaultdict(list)
     for index, print_ in enumerate(fingerprints):
@@ -119,13 +110,11 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
         )
         for label in np.flatnonzero(np.bincount(labels) > 1)
     ]
-    return Duplicates(
-        exact=[indices for indices in same.values() if len(indices) > 1], near=sorted(near)
-    )
+    exact = [indices for indices in same.values() if len(indices) > 1]
+    return Duplicates(exact, sorted(near))
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """Two images that may show one photograph after the first is oriented and shifted."""
 
     one: int
@@ -150,8 +139,7 @@ class _Matcher:
         """Yield each pair that may match, ``one`` before ``other``, in its best orientation."""
         count = len(self._descriptors)
         flat = self._descriptors.reshape(count, _FREQUENCIES**2)
-        silent = None if count > _SHOW_PROGRESS else True
-        for start in tqdm(range(0, count, _BLOCK), desc="comparing images", disable=silent):
+        for start in tqdm(range(0, count, _BLOCK), "comparing images", leave=False, disable=None):
             block = self._descriptors[start : start + _BLOCK]
             turned = np.stack([_orient_dct(block, o) for o in range(8)], axis=1)
             cosines = turned.reshape(-1, flat.shape[1]) @ flat[start:].T

@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import shlex
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,16 @@ from scipy.sparse.csgraph import connected_components
 from tabulate import tabulate
 from tqdm import tqdm
 
-from microplastics.data.coco import check_instances, show
+from microplastics.data.coco import check_instances, pair_image_roots
 from microplastics.data.formats.layout import place_image
 from microplastics.data.splits.groups import (
     NameIndex,
     compile_pattern,
-    folds_from_csv,
     group_of,
     groups_by_similarity,
-    groups_from_csv,
     listed,
     roboflow_original,
+    table_from_csv,
 )
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, read_text, write_json
@@ -45,51 +44,29 @@ _TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How to form groups and divide them.
+    """How to form groups and divide them; by ``DEFAULT_SHARES`` if no way is chosen."""
 
-    Attributes:
-        shares: fractions of train and val, or of train, val and test; ``DEFAULT_SHARES`` if
-            shares, folds and fold_lists are all left out.
-        folds: number of folds.
-        fold_lists: one CSV with the columns image and fold, or a text file of names per fold.
-        group_regex: extracts the group from a file name (``groups.group_of``).
-        groups_csv: table with the columns image and group.
-        by_similarity: keep copies of one photograph together, in addition to the other ways.
-        join_roboflow_copies: keep Roboflow's augmented copies of one original together.
-        seed: decides between equally good assignments.
-    """
-
-    shares: tuple[float, ...] | None = None
-    folds: int | None = None
-    fold_lists: tuple[str, ...] = ()
-    group_regex: str | None = None
-    groups_csv: str | None = None
-    by_similarity: bool = False
-    join_roboflow_copies: bool = True
-    seed: int = 0
+    shares: tuple[float, ...] | None = None  # fractions of train and val, or train, val and test
+    folds: int | None = None  # number of folds
+    fold_lists: tuple[str, ...] = ()  # a CSV with image and fold, or a text file of names per fold
+    group_regex: str | None = None  # extracts the group from a file name (groups.group_of)
+    groups_csv: str | None = None  # table with the columns image and group
+    by_similarity: bool = False  # also keep copies of one photograph together
+    join_roboflow_copies: bool = True  # also keep Roboflow's copies of one original together
+    seed: int = 0  # decides between equally good assignments
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set, merged from its annotation files.
+    """One data set of N images and C classes, merged from its annotation files."""
 
-    Attributes:
-        data: the COCO dict; of several files with new ids and file names.
-        image_root: folder that every ``file_name`` is relative to.
-        names: ``file_name`` of each image in its own JSON.
-        classes: class names.
-        counts: int64 (N, C), particles of each class in each image, without crowds.
-        blank: bool (N,), images without any annotation.
-        inputs: path, images and sha256 of each annotation file.
-    """
-
-    data: dict[str, Any]
-    image_root: str
-    names: list[str]
+    data: dict[str, Any]  # COCO; of several files with new ids and file names
+    image_root: str  # folder that every file_name is relative to
+    names: list[str]  # file_name of each image in its own JSON
     classes: list[str]
-    counts: np.ndarray
-    blank: np.ndarray
-    inputs: list[dict[str, str]]
+    counts: np.ndarray  # int64 (N, C), particles of each class in each image, without crowds
+    blank: np.ndarray  # bool (N,), images without any annotation
+    inputs: list[dict[str, str]]  # path, images and sha256 of each annotation file
 
     @property
     def file_names(self) -> list[str]:
@@ -99,42 +76,25 @@ class Source:
 
 @dataclass
 class Plan:
-    """Assignment of every image to a split or fold.
-
-    Attributes:
-        source: the data set.
-        parts: names of the splits or folds.
-        are_folds: the parts are folds, each the validation set once.
-        assignment: int64 (N,), the part of each image.
-        groups: the group of each image.
-        deviation: as of :func:`deviation`, over classes, blanks and images.
-        notes: warnings for the user.
-    """
+    """Assignment of every image to a split or fold."""
 
     source: Source
-    parts: list[str]
-    are_folds: bool
-    assignment: np.ndarray
-    groups: list[str]
-    deviation: float
-    notes: list[str] = field(default_factory=list)
+    parts: list[str]  # names of the splits or folds
+    are_folds: bool  # each part is the validation set once
+    assignment: np.ndarray  # int64 (N,), the part of each image
+    groups: list[str]  # the group of each image
+    deviation: float  # over classes, blanks and images
+    notes: list[str]  # warnings for the user
 
 
 @dataclass(frozen=True)
 class Output:
-    """One annotation file to write.
+    """One annotation file to write."""
 
-    Attributes:
-        name: ``train``, or ``fold1/train``.
-        path: of the file.
-        image_root: folder that its file names are relative to.
-        chosen: bool (N,), its images.
-    """
-
-    name: str
+    name: str  # train, or fold1/train
     path: Path
-    image_root: Path
-    chosen: np.ndarray
+    image_root: Path  # folder that its file names are relative to
+    chosen: np.ndarray  # bool (N,), its images
 
     @property
     def entry(self) -> str:
@@ -168,17 +128,18 @@ def split_dataset(
     output = Path(output)
     given = {"annotations": list(json_files), "images": list(image_roots), "place": place}
     settings = json.loads(json.dumps(given | asdict(options)))  # as the manifest will hold them
-    earlier = _earlier_manifest(output, settings)
+    earlier = _earlier_places(output, settings)
     plan = plan_splits(read_source(json_files, image_roots), options)
-    _check_unmoved(plan, output, earlier)
     outputs = _outputs(plan, output, place)
-    _check_free(plan, output, outputs, json_files)
+    _check_free(plan, output, outputs, earlier)
     if place != "keep":
         _place_images(plan, outputs, place)
+    manifest = _manifest(plan, outputs, settings, output)
+    # First: with it the same command completes a run that was stopped.
+    write_json(output / MANIFEST, manifest, indent=1)
     for item in tqdm(outputs, desc="writing", unit="file", disable=None, leave=False):
         write_json(item.path, _selected(plan.source.data, item.chosen))
-    write_json(output / MANIFEST, _manifest(plan, outputs, settings, output), indent=1)
-    return _describe(plan, outputs, output)
+    return _describe(plan, outputs, manifest, output)
 
 
 def read_source(json_files: Sequence[str], image_roots: Sequence[str]) -> Source:
@@ -192,37 +153,38 @@ def read_source(json_files: Sequence[str], image_roots: Sequence[str]) -> Source
     Raises:
         UserError: a file cannot be used, categories differ, or an image is listed twice.
     """
-    roots = list(image_roots) * (len(json_files) if len(image_roots) == 1 else 1)
-    if len(roots) != len(json_files):
-        raise UserError(
-            f"--images names {len(image_roots)} folders for {len(json_files)} annotation files; "
-            "give one folder for all, or one for each.",
-            code="option_invalid",
-        )
+    pairs = pair_image_roots(json_files, image_roots)
+    roots = [root for _, root in pairs]
     common = roots[0] if len(set(roots)) == 1 else os.path.commonpath(map(os.path.abspath, roots))
     first, classes = None, {}
     images, annotations, names, inputs = [], [], [], []
-    for json_file, root in zip(json_files, roots, strict=True):
+    for json_file, root in pairs:
         checked, data = check_instances(json_file, root), read_json(json_file)
         of_file = {category["id"]: category["name"] for category in checked.categories}
         if first is None:
             first, classes = data, of_file
         elif of_file != classes:
             raise UserError(
-                f"{json_file} has the categories {of_file} and {json_files[0]} has {classes}; "
+                f"{json_file} has the categories {of_file} and {pairs[0][0]} has {classes}; "
                 "give all files the same ids and names.",
                 code="classes_mismatch",
             )
         digest = hashlib.sha256(Path(json_file).read_bytes()).hexdigest()
         inputs.append({"annotations": json_file, "images": root, "sha256": digest})
         names += [image["file_name"] for image in data["images"]]
-        if len(json_files) > 1:
+        if len(pairs) > 1:
             prefix = os.path.relpath(root, common) if root != common else "."
             _renumber(data, len(images), len(annotations), prefix)
         images += data["images"]
         annotations += data["annotations"]
-    if len(json_files) > 1:
-        _check_unique([image["file_name"] for image in images])
+    listing = Counter(image["file_name"] for image in images) if len(pairs) > 1 else {}
+    twice = [name for name, count in listing.items() if count > 1]
+    if twice:
+        raise UserError(
+            f"The annotation files list {len(twice)} images more than once ({listed(twice)}); "
+            "list each image in one file only.",
+            code="option_conflict",
+        )
     counts, blank = _count(images, annotations, list(classes))
     merged = {**first, "images": images, "annotations": annotations}
     return Source(merged, common, names, list(classes.values()), counts, blank, inputs)
@@ -232,36 +194,33 @@ def plan_splits(source: Source, options: SplitOptions) -> Plan:
     """Form the groups and divide them.
 
     Raises:
-        UserError: ``option_conflict``, ``option_invalid``, ``split_impossible``, or a table of
-            groups or folds does not fit the images.
+        UserError: ``option_invalid``, ``split_impossible``, or a table of groups or folds does
+            not fit the images.
     """
-    wanted = [options.shares is not None, options.folds is not None, bool(options.fold_lists)]
-    if sum(wanted) > 1:
-        raise UserError(
-            "--shares, --folds and --fold-lists exclude each other; give one of them.",
-            code="option_conflict",
-        )
-    if options.seed < 0:
-        raise UserError(
-            f"--seed is {options.seed}; expected an integer from 0.", code="option_invalid"
-        )
     notes: list[str] = []
     groups = _groups(source, options, notes)
     kinds = np.column_stack([source.counts, source.blank, np.ones(len(groups), np.int64)])
+    are_folds = options.folds is not None or bool(options.fold_lists)
     if options.fold_lists:
         parts, assignment = _external_folds(source, options.fold_lists)
-        fractions = [1 / len(parts)] * len(parts)
         _note_divided_groups(groups, assignment, notes)
+        fractions = np.full(len(parts), 1 / len(parts))
     else:
-        parts, fractions, assignment = _divide(groups, kinds, options)
+        if are_folds:
+            fractions = np.full(options.folds, 1 / options.folds)
+            fractions /= fractions.sum()
+            parts = [f"fold{k + 1}" for k in range(options.folds)]
+        else:
+            fractions = check_shares(options.shares or DEFAULT_SHARES)
+            parts = list(SPLITS[: len(fractions)])
+        assignment = split(groups, kinds, fractions, options.seed)
     _note_missing_classes(source, parts, assignment, notes)
-    are_folds = options.folds is not None or bool(options.fold_lists)
     difference = deviation(kinds, assignment, fractions)
     return Plan(source, parts, are_folds, assignment, groups, difference, notes)
 
 
 def split(
-    groups: Sequence[str], class_counts: np.ndarray, fractions: Sequence[float], seed: int
+    groups: Sequence[str], kinds: np.ndarray, fractions: Sequence[float], seed: int
 ) -> np.ndarray:
     """Assign every group to one split so that each split has its fraction of every class.
 
@@ -269,74 +228,62 @@ def split(
     Exhaustive search is infeasible; the result is a good local optimum.
 
     Args:
-        groups: unique names of G groups; their order has no influence.
-        class_counts: (G, C), counts of each kind in a group; a kind is a class, the images
-            without particles, or all images. Finite and not negative.
+        groups: name of the group of each of N images; their order has no influence.
+        kinds: (N, C), counts of each kind in an image; a kind is a class, the images without
+            particles, or all images. Finite and not negative.
         fractions: of S splits, each above 0, with sum 1.
         seed: decides between equally good assignments.
 
     Returns:
-        int64 (G,): the split of each group, 0 to S - 1; every split gets at least one group.
+        int64 (N,): the split of each image, 0 to S - 1; every split gets at least one group.
 
     Raises:
-        UserError: the fractions do not add up, or there are fewer groups than splits.
+        UserError: ``split_impossible``, there are fewer groups than splits.
     """
-    fractions = check_fractions(fractions)
-    counts = np.asarray(class_counts, np.float64)
-    if len(set(groups)) != len(groups) or counts.ndim != 2 or len(counts) != len(groups):
-        raise ValueError(f"expected unique groups and as many rows of counts, got {len(groups)}")
-    if len(groups) < len(fractions):
+    names, rows = np.unique(groups, return_inverse=True)
+    rows = rows.reshape(-1)  # numpy 2.0 returns another shape
+    if len(names) < len(fractions):
         raise UserError(
-            f"The {len(groups)} groups are fewer than the {len(fractions)} splits, and a group is "
+            f"The {len(names)} groups are fewer than the {len(fractions)} splits, and a group is "
             "never divided; ask for fewer splits or form smaller groups.",
             code="split_impossible",
         )
-    # By name, so that the order of the input has no influence.
-    order = np.array(sorted(range(len(groups)), key=groups.__getitem__), np.int64)
-    parts, rng = _parts(counts[order]), np.random.default_rng(seed)
-    best = None
-    for start in range(_STARTS if len(groups) <= _SWAP_SAMPLE else 1):
-        search = _Search(parts, fractions, rng)
+    counts = np.zeros((len(names), kinds.shape[1]))
+    np.add.at(counts, rows, kinds)
+    parts, rng, best = _parts(counts), np.random.default_rng(seed), None
+    for start in range(_STARTS if len(names) <= _SWAP_SAMPLE else 1):
+        search = _Search(parts, np.asarray(fractions), rng)
         search.fill(shuffle=start > 0)
         search.improve()
         if best is None or search.cost() < best.cost() - _TOLERANCE:
             best = search
-    assignment = np.empty(len(groups), np.int64)
-    assignment[order] = best.assignment
-    return assignment
+    return best.assignment[rows]
 
 
-def check_fractions(fractions: Sequence[float]) -> np.ndarray:
-    """Return the fractions as float64 with sum 1.
+def check_shares(shares: Sequence[float]) -> np.ndarray:
+    """Return the fractions of two or three splits as float64 with sum 1.
 
     Raises:
         UserError: a fraction is not above 0, or the sum differs from 1 by more than 0.001.
     """
-    array = np.asarray(fractions, np.float64)
-    if not len(array) or not (array > 0).all() or not abs(array.sum() - 1) <= 1e-3:
-        words = ", ".join(f"{fraction:g}" for fraction in fractions)
+    array = np.asarray(shares, np.float64)
+    is_sum = abs(array.sum() - 1) <= 1e-3
+    if not 2 <= len(array) <= len(SPLITS) or not (array > 0).all() or not is_sum:
+        words = ", ".join(f"{share:g}" for share in shares)
         raise UserError(
-            f"--shares is {words}; expected numbers above 0 that add up to 1, such as "
-            "0.7,0.15,0.15.",
+            f"--shares is {words}; expected two (train, val) or three numbers (train, val, test) "
+            "above 0 that add up to 1, such as 0.7,0.15,0.15.",
             code="option_invalid",
         )
     return array / array.sum()
 
 
-def deviation(
-    class_counts: np.ndarray, assignment: np.ndarray, fractions: Sequence[float]
-) -> float:
-    """Return the largest difference between a split's part of a kind and its fraction.
+def deviation(kinds: np.ndarray, assignment: np.ndarray, fractions: Sequence[float]) -> float:
+    """Return the largest difference, 0 to 1, between a split's part of a kind and its fraction.
 
-    Args:
-        class_counts: (G, C), as for :func:`split`.
-        assignment: (G,), the split of each group.
-        fractions: of S splits.
-
-    Returns:
-        from 0, perfect, to 1; kinds without members are left out.
+    The arguments are those of :func:`split`; kinds without members are left out.
     """
-    parts = _parts(np.asarray(class_counts, np.float64))
+    parts = _parts(np.asarray(kinds, np.float64))
     loads = np.zeros((len(fractions), parts.shape[1]))
     np.add.at(loads, assignment, parts)
     return float(np.abs(loads - np.asarray(fractions)[:, None]).max(initial=0.0))
@@ -363,10 +310,9 @@ class _Search:
         return float((self._excess**2).sum())
 
     def fill(self, shuffle: bool) -> None:
-        """Assign every group, the largest first; the seed decides between equals.
+        """Assign every group, the largest (if shuffled, roughly the largest) first.
 
-        Args:
-            shuffle: take the groups only roughly in the order of their size.
+        The seed decides between equals.
         """
         size = self._parts.sum(axis=1)
         if shuffle:
@@ -384,13 +330,10 @@ class _Search:
 
     def improve(self) -> None:
         """Move and swap groups while that lowers the cost."""
-        idle = 0
+        idle, patience = 0, 1 if len(self._parts) <= _SWAP_SAMPLE else _IDLE_ROUNDS
         for _ in range(_MAX_ROUNDS):
-            if self._move() or self._swap():
-                idle = 0
-                continue
-            idle += 1
-            if idle >= _IDLE_ROUNDS or len(self._parts) <= _SWAP_SAMPLE:
+            idle = 0 if self._move() or self._swap() else idle + 1
+            if idle >= patience:
                 return
 
     def _put(self, group: int, target: int) -> None:
@@ -431,10 +374,8 @@ class _Search:
         one, other = divmod(int(change.argmin()), len(sample))
         if change[one, other] >= -_TOLERANCE:
             return False
-        first, second = int(sample[one]), int(sample[other])
-        splits = int(at[one]), int(at[other])
-        self._put(first, splits[1])
-        self._put(second, splits[0])
+        self._put(int(sample[one]), int(at[other]))
+        self._put(int(sample[other]), int(at[one]))
         return True
 
 
@@ -446,16 +387,6 @@ def _renumber(data: dict[str, Any], images: int, annotations: int, prefix: str) 
         image["file_name"] = os.path.normpath(os.path.join(prefix, image["file_name"]))
     for n, annotation in enumerate(data["annotations"], annotations + 1):
         annotation.update(id=n, image_id=ids[annotation["image_id"]])
-
-
-def _check_unique(file_names: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(file_names).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"The annotation files list {len(twice)} images more than once ({listed(twice)}); "
-            "list each image in one file only.",
-            code="option_conflict",
-        )
 
 
 def _count(
@@ -471,35 +402,6 @@ def _count(
         if not annotation.get("iscrowd"):
             counts[row, columns[annotation["category_id"]]] += 1
     return counts, blank
-
-
-def _divide(
-    groups: Sequence[str], kinds: np.ndarray, options: SplitOptions
-) -> tuple[list[str], Sequence[float], np.ndarray]:
-    """Divide groups by ``shares`` or into ``folds``: names, fractions, part of each image."""
-    names, rows = np.unique(groups, return_inverse=True)
-    rows = rows.reshape(-1)  # numpy 2.0 returns another shape
-    table = np.zeros((len(names), kinds.shape[1]), np.int64)
-    np.add.at(table, rows, kinds)
-    if options.folds is not None:
-        if not 2 <= options.folds <= len(names):
-            raise UserError(
-                f"--folds is {options.folds}; expected 2 to {len(names)}, the number of groups, "
-                "since a group is never divided.",
-                code="split_impossible",
-            )
-        parts = [f"fold{k + 1}" for k in range(options.folds)]
-        fractions = [1 / options.folds] * options.folds
-    else:
-        fractions = options.shares or DEFAULT_SHARES
-        if not 2 <= len(fractions) <= len(SPLITS):
-            raise UserError(
-                f"--shares has {len(fractions)} numbers; expected two (train, val) or three "
-                "(train, val, test).",
-                code="option_invalid",
-            )
-        parts = list(SPLITS[: len(fractions)])
-    return parts, fractions, split(names.tolist(), table, fractions, options.seed)[rows]
 
 
 def _groups(source: Source, options: SplitOptions, notes: list[str]) -> list[str]:
@@ -528,17 +430,13 @@ def _groups(source: Source, options: SplitOptions, notes: list[str]) -> list[str
 
 def _given_groups(source: Source, options: SplitOptions, notes: list[str]) -> list[str]:
     """Name the group of each image by ``group_regex`` or ``groups_csv``, else by its file."""
-    if options.group_regex is not None and options.groups_csv is not None:
-        raise UserError(
-            "--group-regex and --groups exclude each other; give one of them.",
-            code="option_conflict",
-        )
     if options.group_regex is not None:
         pattern = compile_pattern(options.group_regex)
         return [group_of(name, pattern) for name in source.names]
     if options.groups_csv is not None:
-        table = groups_from_csv(options.groups_csv)
-        groups = NameIndex(source.file_names).assign(table, options.groups_csv, "group")
+        table = table_from_csv(options.groups_csv, "image", "group")
+        index = NameIndex(source.file_names)
+        groups = index.assign(table.items(), options.groups_csv, "group")
         return [groups[name] for name in source.file_names]
     if not options.by_similarity and not options.fold_lists:
         notes.append(
@@ -549,11 +447,7 @@ def _given_groups(source: Source, options: SplitOptions, notes: list[str]) -> li
 
 
 def _connected(*ways: Sequence[Hashable]) -> np.ndarray:
-    """Number the groups of N images that are connected by equal keys in any of the ways.
-
-    Returns:
-        int32 (N,), from 0 without gaps.
-    """
+    """Number, from 0, the groups of N images connected by equal keys in any of the ways: (N,)."""
     rows, columns = [], []
     for keys in ways:
         first: dict[Hashable, int] = {}
@@ -566,46 +460,33 @@ def _connected(*ways: Sequence[Hashable]) -> np.ndarray:
 
 def _external_folds(source: Source, paths: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Read fold lists: names of the folds, and the fold of each image."""
-    table = folds_from_csv(paths[0]) if len(paths) == 1 else _folds_from_lists(paths)
-    folds_of = NameIndex(source.file_names).assign(table, " + ".join(paths), "fold")
+    if len(paths) == 1:
+        rows = list(table_from_csv(paths[0], "image", "fold").items())
+    else:
+        lists = [filter(None, map(str.strip, read_text(path).splitlines())) for path in paths]
+        rows = [(name, str(number)) for number, names in enumerate(lists, 1) for name in names]
+    where = " + ".join(paths)
+    folds_of = NameIndex(source.file_names).assign(rows, where, "fold")
     labels = set(folds_of.values())
+    if len(labels) < max(2, len(paths)):
+        raise UserError(
+            f"{where} gives images to {len(labels)} folds; expected 2 or more folds and images in "
+            "each list.",
+            code="table_invalid",
+        )
     numeric = all(label.isdecimal() and len(label) < 10 for label in labels)
     order = sorted(labels, key=int if numeric else None)
-    if len(order) < 2:
-        raise UserError(
-            f"{paths[0]} has {len(order)} fold; expected 2 or more.", code="table_invalid"
-        )
     assignment = [order.index(folds_of[name]) for name in source.file_names]
     return [f"fold{k + 1}" for k in range(len(order))], np.array(assignment, np.int64)
 
 
-def _folds_from_lists(paths: Sequence[str]) -> dict[str, str]:
-    """Read one text file of names per fold: the number of the fold by name."""
-    table: dict[str, str] = {}
-    for number, path in enumerate(paths, 1):
-        names = list(filter(None, map(str.strip, read_text(path).splitlines())))
-        if not names:
-            raise UserError(
-                f"{path} lists no image; fill it in, or leave it out.", code="table_invalid"
-            )
-        for name in names:
-            if table.setdefault(name, str(number)) != str(number):
-                other = paths[int(table[name]) - 1]
-                raise UserError(
-                    f"{show(name)} is listed in {other} and in {path}; list it in one.",
-                    code="table_invalid",
-                )
-    return table
-
-
 def _note_divided_groups(groups: Sequence[str], assignment: np.ndarray, notes: list[str]) -> None:
-    parts_of = defaultdict(set)
-    for group, part in zip(groups, assignment.tolist(), strict=True):
-        parts_of[group].add(part)
-    divided = [group for group, parts in parts_of.items() if len(parts) > 1]
+    places = dict.fromkeys(zip(groups, assignment.tolist(), strict=True))
+    parts = Counter(group for group, _ in places)
+    divided = [group for group, count in parts.items() if count > 1]
     if divided:
         notes.append(
-            f"the fold lists have {len(divided)} groups in several folds: " f"{listed(divided)}"
+            f"the fold lists have {len(divided)} groups in several folds: {listed(divided)}"
         )
 
 
@@ -620,69 +501,51 @@ def _note_missing_classes(
             notes.append(f"{name} has no {words}: they are in too few groups")
 
 
-def _earlier_manifest(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of an earlier run with the same settings; empty if there is none."""
+def _earlier_places(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Places of the images in an earlier run with the same settings, None if there was none."""
     if not os.path.lexists(output / MANIFEST):
-        return {}
+        return None
     manifest = read_json(output / MANIFEST, meant="a manifest of splits")
-    earlier = manifest.get("settings")
-    if earlier == settings:
-        return manifest
-    earlier = earlier if isinstance(earlier, dict) else {}
-    changed = [key for key in settings if earlier.get(key) != settings[key]]
-    raise UserError(
-        f"{output} holds splits made with other settings ({', '.join(changed)}); choose another "
-        f"--output, or delete {output / MANIFEST} and the annotation files beside it.",
+    earlier, images = (
+        value if isinstance(value, dict) else {}
+        for value in (manifest.get("settings"), manifest.get("images"))
+    )
+    changed = [key for key, value in settings.items() if earlier.get(key) != value]
+    if changed:
+        raise _occupied(output, f"splits made with other settings ({', '.join(changed)})")
+    return images
+
+
+def _check_free(
+    plan: Plan, output: Path, outputs: Sequence[Output], earlier: dict[str, Any] | None
+) -> None:
+    """Refuse to overwrite other files, or to move an image after the input has changed.
+
+    A model trained on the earlier splits would be tested on images that it has seen.
+    """
+    existing = [item.path for item in outputs if os.path.lexists(item.path)]
+    if earlier is None and existing:
+        raise _occupied(output, f"{existing[0]} without a {MANIFEST}")
+    moved = [
+        name
+        for name, place in _places(plan).items()
+        if _part((earlier or {}).get(name)) not in (None, _part(place))
+    ]
+    if moved:
+        what = f"splits of an earlier input with {len(moved)} images in other places"
+        raise _occupied(output, f"{what} ({listed(moved)})")
+
+
+def _occupied(output: Path, what: str) -> UserError:
+    return UserError(
+        f"{output} holds {what}; choose another --output, or delete the annotation files and "
+        f"{MANIFEST} there.",
         code="output_exists",
     )
 
 
-def _check_unmoved(plan: Plan, output: Path, earlier: dict[str, Any]) -> None:
-    """Refuse to move an image to another split after the input has changed.
-
-    A model trained on the earlier splits would be tested on images that it has seen.
-    """
-    before = earlier.get("images")
-    before = before if isinstance(before, dict) else {}
-    moved = [
-        name
-        for name, place in _places(plan).items()
-        if _part(before.get(name)) not in (None, _part(place))
-    ]
-    if moved:
-        raise UserError(
-            f"{output} holds splits of an earlier state of the input with {len(moved)} images in "
-            f"other places ({listed(moved)}); choose another --output, or delete "
-            f"{output / MANIFEST} and the annotation files beside it.",
-            code="output_exists",
-        )
-
-
 def _part(place: Any) -> Any:
     return place.get("fold", place.get("split")) if isinstance(place, dict) else None
-
-
-def _check_free(
-    plan: Plan, output: Path, outputs: Sequence[Output], json_files: Sequence[str]
-) -> None:
-    inputs = {os.path.realpath(path) for path in json_files}
-    known = os.path.lexists(output / MANIFEST)
-    for item in outputs:
-        if os.path.realpath(item.path) in inputs:
-            raise UserError(
-                f"{item.path} is an input and would be overwritten; choose another --output.",
-                code="output_exists",
-            )
-        # A run that was stopped leaves files without a manifest, with the content of this run.
-        if os.path.lexists(item.path) and not known and not _is_written(plan, item):
-            raise UserError(
-                f"{item.path} exists without a {MANIFEST}; choose another --output, or delete it.",
-                code="output_exists",
-            )
-
-
-def _is_written(plan: Plan, item: Output) -> bool:
-    return item.path.is_file() and read_json(item.path) == _selected(plan.source.data, item.chosen)
 
 
 def _outputs(plan: Plan, output: Path, place: str) -> list[Output]:
@@ -723,7 +586,16 @@ def _selected(data: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
 def _manifest(
     plan: Plan, outputs: Sequence[Output], settings: dict[str, Any], output: Path
 ) -> dict[str, Any]:
-    source = plan.source
+    source, splits = plan.source, {}
+    for item in outputs:
+        particles = source.counts[item.chosen].sum(axis=0).tolist()
+        splits[item.name] = {
+            "annotations": os.path.relpath(item.path, output),
+            "images": int(item.chosen.sum()),
+            "groups": len({plan.groups[index] for index in np.flatnonzero(item.chosen)}),
+            "blanks": int(source.blank[item.chosen].sum()),
+            "particles": dict(zip(source.classes, particles, strict=True)),
+        }
     return {
         "settings": settings,
         "inputs": source.inputs,
@@ -733,13 +605,7 @@ def _manifest(
         "groups": len(set(plan.groups)),
         "deviation": round(plan.deviation, 6),
         "notes": plan.notes,
-        "splits": {
-            item.name: {
-                "annotations": os.path.relpath(item.path, output),
-                **_figures(plan, item.chosen),
-            }
-            for item in outputs
-        },
+        "splits": splits,
         "images": _places(plan),
     }
 
@@ -751,23 +617,11 @@ def _places(plan: Plan) -> dict[str, dict[str, str]]:
     return {name: {"group": group, key: plan.parts[part]} for name, group, part in rows}
 
 
-def _figures(plan: Plan, chosen: np.ndarray) -> dict[str, Any]:
-    source = plan.source
-    particles = source.counts[chosen].sum(axis=0).tolist()
-    return {
-        "images": int(chosen.sum()),
-        "groups": len({plan.groups[index] for index in np.flatnonzero(chosen)}),
-        "blanks": int(source.blank[chosen].sum()),
-        "particles": dict(zip(source.classes, particles, strict=True)),
-    }
-
-
-def _describe(plan: Plan, outputs: Sequence[Output], output: Path) -> str:
+def _describe(plan: Plan, outputs: Sequence[Output], manifest: dict[str, Any], output: Path) -> str:
     rows = []
-    for item in outputs:
-        figures = _figures(plan, item.chosen)
+    for name, figures in manifest["splits"].items():
         counts = (figures[key] for key in ("images", "groups", "blanks"))
-        rows.append([item.name, *counts, *figures["particles"].values()])
+        rows.append([name, *counts, *figures["particles"].values()])
     headers = ["split", "images", "groups", "blanks", *plan.source.classes]
     lines = [
         *(f"warning: {note}" for note in plan.notes),

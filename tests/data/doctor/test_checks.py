@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -15,11 +16,11 @@ from microplastics.data.coco import examine
 from microplastics.data.doctor import diagnose
 from microplastics.data.doctor.checks import (
     Dataset,
-    are_valid,
     aspect_ratio,
     check_overlaps,
     crosses_too_often,
     inspect_file,
+    is_valid,
     only_touches,
 )
 from microplastics.data.doctor.findings import Collector, DatasetSummary
@@ -31,14 +32,14 @@ def test_valid_rings():
     bow_tie = SQUARE[[0, 2, 1, 3]]
     closed = np.vstack([SQUARE, SQUARE[:1]])
     flat, back = SQUARE[[0, 1, 0]], SQUARE[[0, 1, 0, 1]]
-    assert are_valid([SQUARE, bow_tie, closed, flat, back]).tolist() == [1, 0, 1, 0, 0]
-    assert are_valid([]).tolist() == []
+    rings = [SQUARE, bow_tie, closed, flat, back]
+    assert list(map(is_valid, rings)) == [True, False, True, False, False]
 
 
 def test_a_cut_to_a_hole_only_touches():
     hole = [[20, 20], [20, 25], [25, 25], [25, 20], [20, 20]]
     keyhole = np.vstack([SQUARE, SQUARE[:1], hole])
-    assert not are_valid([keyhole])[0] and only_touches(keyhole)
+    assert not is_valid(keyhole) and only_touches(keyhole)
     assert not only_touches(SQUARE[[0, 2, 1, 3]])
     assert not only_touches(np.vstack([SQUARE, SQUARE]))  # twice round: nothing is filled
 
@@ -106,7 +107,7 @@ def test_figures(check):
     assert data.num_images == 1 and data.num_annotations == 2 and data.particles_per_image == [2]
     assert data.size_px == [10.0, 160**0.5] and data.long_side_px == [20, 40]
     assert data.aspect_ratio == pytest.approx([4, 10]) and data.um_per_px == [2.5, 2.5]
-    assert diagnosis.findings == [] and json.dumps(diagnosis.to_dict())
+    assert diagnosis.findings == [] and json.dumps(asdict(diagnosis))
 
 
 def test_overlap_begins_above_nine_tenths(check):
@@ -159,18 +160,15 @@ def test_crossing_fibres_with_one_box_are_not_repeats(check):
 
 
 @pytest.mark.parametrize(
-    ("files", "roots", "workers", "code", "named"),
+    ("files", "roots", "code", "named"),
     [
-        (["a.json"], ["a"], 0, "option_invalid", "--workers is 0"),
-        (["a.json"], ["a", "b"], 1, "option_invalid", "--images names 2 folders"),
-        (["a.json", "./a.json"], ["a"], 1, "option_conflict", "a.json"),
-        ([], ["a"], 1, "option_missing", "annotation files"),
-        (["none.json"], ["a"], 1, "file_missing", "none.json"),
+        (["a.json"], ["a", "b"], "option_invalid", "--images names 2 folders"),
+        (["none.json"], ["."], "file_missing", "none.json"),
     ],
 )
-def test_misuse_is_refused(files, roots, workers, code, named):
+def test_misuse_is_refused(files, roots, code, named):
     with user_error(code, named):
-        diagnose(files, roots, workers=workers)
+        diagnose(files, roots, workers=1)
 
 
 def test_a_config_of_other_classes(check):
@@ -179,6 +177,11 @@ def test_a_config_of_other_classes(check):
     [finding] = [f for f in diagnosis.findings if f.code == "num_classes"]
     assert "has 2 (['Fiber', 'Film']), the config 80" in finding.examples[0].text
     assert diagnosis.model_fit.config_file == "x.yaml" and diagnosis.has_problems
+
+
+def test_an_image_without_a_name_is_compared_with_a_config(check):
+    diagnosis = check(_box(10, 10, 20, 5), image={"file_name": None}, cfg=get_cfg())
+    assert "image_field" in _codes(diagnosis) and diagnosis.model_fit.sampled == 1
 
 
 def test_a_too_large_image_is_named(check):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from support import user_error
 
 from microplastics.data.doctor import diagnose, fix_datasets
 from microplastics.data.doctor.findings import CODES, PROBLEM, describe, describe_fixed
-from microplastics.data.doctor.fix import Changes, fix_content
+from microplastics.data.doctor.fix import fix_content
 
 SETTINGS = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -105,7 +106,7 @@ def test_hostile_values(root, data):
     path = root / "hostile.json"
     path.write_text(json.dumps(content))
     diagnosis = _diagnose(path, root)
-    assert describe(diagnosis).encode() and json.dumps(diagnosis.to_dict())
+    assert describe(diagnosis).encode() and json.dumps(asdict(diagnosis))
     assert all(f.count >= 1 and 1 <= len(f.examples) <= 5 for f in diagnosis.findings)
     [result] = fix_datasets(diagnosis, root / "fixed.json")
     assert describe_fixed([result]).encode()
@@ -118,9 +119,9 @@ def test_hostile_values(root, data):
     kept = any(f.severity == PROBLEM and not f.fixable for f in diagnosis.findings)
     assert kept or not {code for code in codes if CODES[code].fixable}
     fixed = json.loads((root / "fixed.json").read_text())
-    changes = Changes()
+    changes = []
     fix_content(fixed, set(), changes)
-    assert changes.entries == []
+    assert changes == []
 
 
 @settings(max_examples=50, **SETTINGS)
@@ -147,16 +148,16 @@ def test_any_outline_is_fixed(root, outlines):
         for rings in outlines
     ]
     before = copy.deepcopy(content)
-    changes = Changes()
+    changes = []
     fixed = fix_content(content, set(), changes)
     assert content == before
     (root / "outlines.json").write_text(json.dumps(fixed))
     codes = {finding.code for finding in _diagnose(root / "outlines.json", root).findings}
     assert not {code for code in codes if CODES[code].fixable}
-    dropped = sum(entry["change"] == "annotation_dropped" for entry in changes.entries)
+    dropped = sum(entry["change"] == "annotation_dropped" for entry in changes)
     assert len(fixed["annotations"]) + dropped == len(outlines)
-    again = Changes()
-    assert fix_content(fixed, set(), again) == fixed and again.entries == []
+    again = []
+    assert fix_content(fixed, set(), again) == fixed and again == []
 
 
 def test_a_missing_file_is_misuse(root):

@@ -9,11 +9,10 @@ from support import user_error
 
 from microplastics.data.splits.groups import (
     NameIndex,
-    folds_from_csv,
     group_of,
     groups_by_similarity,
-    groups_from_csv,
     roboflow_original,
+    table_from_csv,
 )
 from microplastics.utils.errors import UserError
 
@@ -31,7 +30,7 @@ def test_group_of_extracts_the_group():
         ("x.jpg", r"F(\d+", "not a regular expression"),
         ("x.jpg", r"x", "0 capture groups"),
         ("x.jpg", r"(x)(.)", "2 capture groups"),
-        ("x" * 300, r"(x)", "300 characters"),
+        ("x" * 300, r"(x)", "over 255 characters"),
     ],
 )
 def test_group_of_refuses(name, pattern, named):
@@ -58,22 +57,25 @@ def test_roboflow_copies_have_one_original():
 )
 def test_tables_of_groups(tmp_path, content):
     (tmp_path / "groups.csv").write_bytes(content)
-    assert groups_from_csv(tmp_path / "groups.csv") == {"a.jpg": "F1", "b.jpg": "F 2"}
+    assert table_from_csv(tmp_path / "groups.csv", "image", "group") == {
+        "a.jpg": "F1",
+        "b.jpg": "F 2",
+    }
 
 
 def test_windows_1252_and_folds(tmp_path):
     (tmp_path / "folds.csv").write_bytes("image;fold\nprobe_ö.jpg;1\n".encode("cp1252"))
-    assert folds_from_csv(tmp_path / "folds.csv") == {"probe_ö.jpg": "1"}
+    assert table_from_csv(tmp_path / "folds.csv", "image", "fold") == {"probe_ö.jpg": "1"}
 
 
 @pytest.mark.parametrize(
     ("content", "named"),
     [
         (b"file,group\na,b\n", "'file', 'group'; expected 'image'"),
-        (b"image,group,group\na,b,c\n", "expected 'group'"),
+        (b"image,group,group\na,b,c\n", "'group' once"),
         (b"", "expected 'image'"),
         (b"image,group\n", "lists no image"),
-        (b"image,group\na,F1\n\na,F2\n", "line 4, lists 'a' again"),
+        (b"image,group\na,F1\n\na,F2\n", "line 4, is incomplete or lists 'a' again"),
         (b"image,group\na\n", "line 2, is incomplete"),
         (b'image,group\na,"F1\n' + b"x" * 200_000, "not a CSV table"),
     ],
@@ -81,7 +83,7 @@ def test_windows_1252_and_folds(tmp_path):
 def test_tables_that_cannot_be_used(tmp_path, content, named):
     (tmp_path / "g.csv").write_bytes(content)
     with user_error("table_invalid", named, tmp_path / "g.csv"):
-        groups_from_csv(tmp_path / "g.csv")
+        table_from_csv(tmp_path / "g.csv", "image", "group")
 
 
 @settings(deadline=None, max_examples=60)
@@ -90,7 +92,7 @@ def test_any_bytes_are_a_table_or_a_sentence(tmp_path_factory, content, head):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(head + content)
     try:
-        assert all(groups_from_csv(path).values())
+        assert all(table_from_csv(path, "image", "group").values())
     except UserError as error:
         assert str(path) in str(error) and error.code in ("table_invalid", "file_invalid")
 
@@ -114,14 +116,14 @@ def test_a_dot_in_a_name_is_not_an_extension():
 def test_tables_must_name_every_image_once():
     index = NameIndex(["one.jpg", "two.jpg"])
     table = {"one": "F1", "x/two.jpg": "F2"}
-    assert index.assign(table, "g.csv", "group") == {"one.jpg": "F1", "two.jpg": "F2"}
+    assert index.assign(table.items(), "g.csv", "group") == {"one.jpg": "F1", "two.jpg": "F2"}
     for wrong, named in (
         ({**table, "six": "F1"}, "'six'"),
         ({"one": "F1"}, "'two.jpg'"),
         ({**table, "one.jpg": "F2"}, "'one.jpg' two groups, 'F1' and 'F2'"),
     ):
         with user_error("table_invalid", "g.csv", named):
-            index.assign(wrong, "g.csv", "group")
+            index.assign(wrong.items(), "g.csv", "group")
 
 
 def test_groups_of_similar_files(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import user_error
 
-from microplastics.data.splits.split import check_fractions, deviation, split
+from microplastics.data.splits.split import check_shares, deviation, split
 
 FRACTIONS = (0.7, 0.15, 0.15)
 
@@ -96,15 +96,15 @@ def test_twenty_thousand_single_images():
 
 
 @pytest.mark.parametrize(
-    "fractions", [(), (1.2, -0.2), (0.5, 0.4), (float("nan"), 1), (70, 30), (1, 0), (float("inf"),)]
+    "shares",
+    [(1.2, -0.2), (0.5, 0.4), (float("nan"), 1), (70, 30), (1, 0), (float("inf"), 1), (1,)]
+    + [(0.25, 0.25, 0.25, 0.25)],
 )
-def test_fractions_that_do_not_add_up(fractions):
+def test_shares_that_do_not_add_up(shares):
     with user_error("option_invalid", "--shares"):
-        check_fractions(fractions)
+        check_shares(shares)
 
 
 def test_too_few_groups():
     with user_error("split_impossible", "2", "3"):
         split(names(2), np.ones((2, 1)), FRACTIONS, 0)
-    with pytest.raises(ValueError, match="unique"):
-        split(["a", "a"], np.ones((2, 1)), (0.5, 0.5), 0)
