@@ -1,6 +1,7 @@
 """Records, notes and the registry of annotation formats."""
 
 import importlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,10 +77,9 @@ _LISTED = 10_000
 class Notes:
     """Everything that reading or writing changed or left out, counted by code."""
 
-    def __init__(self, words: dict[str, str] = NOTES):
-        self._words = words
-        self._counts: dict[str, int] = {}
-        self._places: dict[str, list[str]] = {}
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._places: dict[str, list[str]] = defaultdict(list)
 
     def add(self, code: str, where: str, detail: str = "") -> None:
         """Count one case.
@@ -89,33 +89,31 @@ class Notes:
             where: file and place in it.
             detail: the value found there, shortened (see ``data.coco.show``).
         """
-        if code not in self._words:
+        if code not in NOTES:
             raise KeyError(code)
-        self._counts[code] = self._counts.get(code, 0) + 1
-        places = self._places.setdefault(code, [])
-        if len(places) < _LISTED:
-            places.append(f"{where} ({detail})" if detail else where)
+        self._counts[code] += 1
+        if self._counts[code] <= _LISTED:
+            self._places[code].append(f"{where} ({detail})" if detail else where)
 
     def __len__(self) -> int:
-        return sum(self._counts.values())
+        return self._counts.total()
 
     def count(self, code: str) -> int:
         """Return how often a code was noted."""
-        return self._counts.get(code, 0)
+        return self._counts[code]
 
     def lines(self) -> list[str]:
         """Return one line for each code, with its first places."""
         lines = []
         for code, count in self._counts.items():
-            places = self._places[code][:_EXAMPLES]
-            more = "; …" if count > len(places) else ""
-            lines.append(f"{count} x {self._words[code]}: {'; '.join(places)}{more}")
+            places = "; ".join(self._places[code][:_EXAMPLES])
+            lines.append(f"{count} x {NOTES[code]}: {places}{'; …' if count > _EXAMPLES else ''}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
         """Return code -> words, count and the first 10,000 places, for a JSON file."""
         return {
-            code: {"what": self._words[code], "count": count, "places": self._places[code]}
+            code: {"what": NOTES[code], "count": count, "places": self._places[code]}
             for code, count in self._counts.items()
         }
 
@@ -157,6 +155,11 @@ class ImageRecord:
     height: int
     instances: list[Instance] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in px."""
+        return self.height, self.width
 
 
 @dataclass
@@ -218,12 +221,9 @@ class Reader(Protocol):
         """Return whether a file or folder is in this format; never raises."""
 
     def read(self, path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-        """Open a data set.
+        """Open a file or folder, which exists.
 
-        Args:
-            path: file or folder, which exists.
-            options: how to read it.
-            notes: takes what is changed and left out, here and in the first pass.
+        ``notes`` takes what is changed and left out, here and in the first pass.
 
         Returns:
             ``"all"`` -> source, or a source for each of train, val and test.
@@ -250,11 +250,10 @@ def detect(path: Path) -> str:
     """Return the name of the only format that a file or folder fits.
 
     Raises:
-        UserError: the path does not exist (``file_missing``), or no format or several fit
-            (``format_unknown``).
+        UserError: ``file_missing``, or ``format_unknown`` if no format or several fit.
     """
     path = Path(path)
-    _check_exists(path)
+    check_exists(path)
     names = [name for name in READERS if reader(name).detect(path)]
     if len(names) == 1:
         return names[0]
@@ -273,27 +272,19 @@ def detect(path: Path) -> str:
 def open_dataset(
     path: Path, options: ReadOptions, notes: Notes, name: str | None = None
 ) -> tuple[str, dict[str, Source]]:
-    """Open a data set in any of the formats.
-
-    Args:
-        path: file or folder.
-        options: how to read it.
-        notes: takes what is changed and left out.
-        name: its format; detected if None.
+    """Open a data set in the format ``name``, detected if None (see :class:`Reader`).
 
     Returns:
-        the name of the format, and split -> source: ``"all"``, or train, val and test.
-
-    Raises:
-        UserError: the format is not known, or the data set cannot be used.
+        the name of the format, and split -> source.
     """
     path = Path(path)
     name = name or detect(path)
     module = reader(name)
-    _check_exists(path)
+    check_exists(path)
     return name, module.read(path, options, notes)
 
 
-def _check_exists(path: Path) -> None:
+def check_exists(path: Path) -> None:
+    """Refuse an input that does not exist."""
     if not path.exists():
         raise UserError(f"{path} does not exist; correct --input.", code="file_missing")

@@ -27,12 +27,6 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 
     ``options.classes`` are the classes of the data set that the blanks are used with.
     """
-    if options.images is not None:
-        raise UserError(
-            "--images does not fit to blanks, which have no annotations; give their folder as "
-            "--input.",
-            code="option_conflict",
-        )
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a folder of blanks.", code="input_empty")
     classes = _classes(options)
@@ -54,12 +48,8 @@ def _records(
     for name in layout.list_files(folder, _ANNOTATIONS):
         notes.add("annotation_ignored", name)
     for name in names:
-        try:
-            size = layout.checked_size(folder / name, options)
-        except UserError as error:
-            layout.skip_or_raise(error, name, options, notes)
-            continue
-        yield ImageRecord(name, *size)
+        with layout.skipping(name, options, notes):
+            yield ImageRecord(name, *layout.checked_size(folder / name, options))
 
 
 def _classes(options: ReadOptions) -> list[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
-from microplastics.data.formats.shapes import Segmentation, ShapeError, measured_segmentation
+from microplastics.data.formats.shapes import ShapeError
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
@@ -31,10 +31,13 @@ _FILE_FIELDS = frozenset(
 _SHAPE_FIELDS = frozenset(
     ("label", "points", "group_id", "shape_type", "mask", "line_color", "fill_color")
 )
-_POLYGONS = ("polygon", "quadrilateral")
-_BOXES = ("rectangle", "rotation", "oriented_rectangle")
-_LINES = ("line", "linestrip")
-_POINTS = ("point", "points")
+_KINDS = {  # as shapes.area_of calls them
+    **dict.fromkeys(("polygon", "quadrilateral"), "polygon"),
+    **dict.fromkeys(("rectangle", "rotation", "oriented_rectangle"), "box"),
+    **dict.fromkeys(("line", "linestrip"), "line"),
+    **dict.fromkeys(("point", "points"), "point"),
+    **{"circle": "circle", "mask": "mask"},
+}
 _TYPES = {"flags": dict, "description": str}
 _CROWD = "iscrowd"  # flag of a region of particles that were not outlined one by one
 
@@ -46,7 +49,7 @@ def detect(path: Path) -> bool:
         keys = (b'"imagePath":', b'"imageHeight":')
         return text.startswith(b"{") and b'"shapes":[' in text and any(key in text for key in keys)
 
-    return layout.sniff(Path(path), matches)
+    return layout.sniff(path, matches)
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -74,112 +77,100 @@ class _Reader(layout.FileReader):
             hint = "its picture is embedded as imageData, which is not read: save it beside the "
             hint += "JSON under the name in imagePath (labelme_export_json does)"
         claimed = (data.get("imageWidth"), data.get("imageHeight"))
-        record = self.image(data.get("imagePath"), where, notes, claimed=[claimed], hint=hint)
-        if record is not None:
-            size = (record.height, record.width)
-            record.instances = self._instances(entries, size, where, notes)
-            extra = layout.without_empty(data)
-            record.extra = layout.extra_fields(extra, _FILE_FIELDS, where, notes)
+        with layout.skipping(where, self.options, notes):
+            record = self.image([data.get("imagePath")], where, [claimed], hint)
+            record.instances = self._instances(entries, record, where, notes)
+            record.extra = layout.filled_fields(data, _FILE_FIELDS, where, notes)
             yield record
 
     def _instances(
-        self, entries: list, size: tuple[int, int], where: str, notes: Notes
+        self, entries: list, record: ImageRecord, where: str, notes: Notes
     ) -> list[Instance]:
         groups: dict[Any, list[Instance]] = defaultdict(list)
         labels = defaultdict(set)
         for number, entry in enumerate(entries, 1):
             place = f"{where}, shape {number}"
-            try:
-                instance = self._instance(entry, size, place, notes)
-            except ShapeError as error:
-                notes.add(error.code, place, error.detail)
-                continue
-            group = entry.get("group_id")
-            if type(group) in (int, str):
-                labels[group].add(instance.category)
-                groups[group, instance.category].append(instance)
-            else:
-                groups[number].append(instance)
+            with shapes.noting(notes, place):
+                instance = self._instance(entry, record, place, notes)
+                group = entry.get("group_id")
+                if type(group) in (int, str):
+                    labels[group].add(instance.category)
+                    groups[group, instance.category].append(instance)
+                else:
+                    groups[number].append(instance)
         for group, names in labels.items():
             if len(names) > 1:
                 notes.add("group_mixed", f"{where}, group {show(group)}", ", ".join(sorted(names)))
-        joined = (_joined(members, size, notes) for members in groups.values())
+        joined = (_joined(members, record, notes) for members in groups.values())
         return [instance for instance in joined if instance is not None]
 
-    def _instance(self, entry: Any, size: tuple[int, int], place: str, notes: Notes) -> Instance:
+    def _instance(self, entry: Any, record: ImageRecord, place: str, notes: Notes) -> Instance:
         if not isinstance(entry, dict):
             raise ShapeError("shape_broken", "not a JSON object")
-        category = layout.class_name(entry.get("label"))
-        if category is None:
-            raise ShapeError("shape_unlabelled", f"label {show(entry.get('label'))}")
-        segmentation = self._segmentation(entry, size, place, notes)
-        flags, crowd = entry.get("flags"), 0
-        if isinstance(flags, dict) and _CROWD in flags:
-            crowd = int(flags[_CROWD] is True)
-            entry = {**entry, "flags": {key: flags[key] for key in flags if key != _CROWD}}
-        extra = layout.extra_fields(layout.without_empty(entry), _SHAPE_FIELDS, place, notes)
-        return Instance(category, segmentation, place, crowd, extra)
-
-    def _segmentation(
-        self, entry: dict, size: tuple[int, int], place: str, notes: Notes
-    ) -> Segmentation:
-        kind, pairs = entry.get("shape_type") or "polygon", entry.get("points")
-        if kind == "mask":
-            return _mask(entry, size)
-        if kind in _POLYGONS:
-            return shapes.polygon(shapes.point_pairs(pairs, 3))
-        if kind in _BOXES:
-            points = shapes.point_pairs(pairs, 2)
-            if len(points) not in (2, 4):
-                raise ShapeError("shape_broken", f"a rectangle of {len(points)} points")
+        label = layout.class_name(entry.get("label"))
+        shape = _shape(entry, record.size)
+        instance = self.instance([label] if label else [], shape, record, place, notes)
+        if (
+            shape[0] == "polygon" and _KINDS[entry.get("shape_type") or "polygon"] == "box"
+        ):  # turned
             notes.add("box_only", place)
-            if len(points) == 4:
-                return shapes.polygon(points)
-            low = points.min(axis=0).tolist()
-            return shapes.box_polygon(*low, *np.ptp(points, axis=0).tolist())
+        flags = entry.get("flags")
+        if isinstance(flags, dict) and _CROWD in flags:
+            instance.iscrowd = int(flags[_CROWD] is True)
+            entry = {**entry, "flags": {key: flags[key] for key in flags if key != _CROWD}}
+        instance.extra = layout.filled_fields(entry, _SHAPE_FIELDS, place, notes)
+        return instance
+
+
+def _shape(entry: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
+    """Return kind and values of a shape, as ``shapes.area_of`` takes them."""
+    name = entry.get("shape_type") or "polygon"
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ShapeError("shape_type", show(name))
+    if kind == "mask":
+        return kind, _mask(entry, size)
+    if kind == "point":
+        return kind, []
+    values = shapes.flat(entry.get("points"))
+    if kind == "box" and len(values) == 8:
+        return "polygon", values
+    if kind in ("box", "circle"):
+        if len(values) != 4:
+            raise ShapeError("shape_broken", f"a {kind} of {len(values) // 2} points")
+        x0, y0, x1, y1 = shapes.numbers(values).tolist()
         if kind == "circle":
-            points = shapes.point_pairs(pairs, 2)
-            if len(points) != 2:
-                raise ShapeError("shape_broken", f"a circle of {len(points)} points")
-            radius = float(np.hypot(*(points[1] - points[0])))
-            curve = shapes.circle_polygon(*points[0].tolist(), radius)
-            notes.add("curve_as_polygon", place)
-            return curve
-        if kind in _LINES:
-            points = shapes.point_pairs(pairs, 2)
-            area = shapes.line_area(points, self.options.line_width, size)
-            notes.add("line_as_polygon", place)
-            return area
-        if kind in _POINTS:
-            raise ShapeError("shape_without_area", "points")
-        raise ShapeError("shape_type", show(kind))
+            return kind, [x0, y0, float(np.hypot(x1 - x0, y1 - y0))]
+        return kind, [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
+    return kind, values
 
 
-def _joined(members: list[Instance], size: tuple[int, int], notes: Notes) -> Instance | None:
+def _joined(members: list[Instance], record: ImageRecord, notes: Notes) -> Instance | None:
     """Join the shapes of a group into one instance; None if none of them can be used."""
     first = members[0]
     if len(members) == 1:
         return first
-    parts = [member.segmentation for member in members]
-    if not all(isinstance(part, list) for part in parts):
-        measured = (measured_segmentation(m.segmentation, *size, notes, m.where) for m in members)
-        parts = [each.segmentation for each in measured if each is not None]
-        if not parts:
-            return None
+    parts = []
+    for member in members:
+        with shapes.noting(notes, member.where):
+            checked = shapes.checked(member.segmentation, record, notes, member.where)
+            parts.append(checked.segmentation)
+    if not parts:
+        return None
     notes.add("group_joined", first.where)
     extra: dict[str, Any] = {}
     for member in reversed(members):
         extra.update(member.extra)
     crowd = max(member.iscrowd for member in members)
-    return Instance(first.category, shapes.union(parts, size), first.where, crowd, extra)
+    return Instance(first.category, shapes.union(parts, record.size), first.where, crowd, extra)
 
 
 def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Read a ``mask`` shape, whose PNG fills the box between its two points."""
-    corners = shapes.point_pairs(entry.get("points"), 2)
-    if len(corners) != 2:
+    values = shapes.flat(entry.get("points"))
+    if len(values) != 4:
         raise ShapeError("shape_broken", "a mask without its two corners")
-    (x0, y0), (x1, y1) = np.rint(corners).astype(int).tolist()
+    x0, y0, x1, y1 = np.rint(shapes.numbers(values)).astype(int).tolist()
     # A pixel more than the corners give: some writers take the second one as exclusive.
     limits = (min(y1 - y0 + 2, size[0]), min(x1 - x0 + 2, size[1]))
     return shapes.crop_rle(shapes.png_crop(entry.get("mask"), limits), x0, y0, size)
@@ -268,9 +259,10 @@ def _extra_fields(
     extra: dict[str, Any], known: frozenset[str], where: str, notes: Notes
 ) -> dict[str, Any]:
     """Return the further fields that LabelMe can read; note the others."""
-    kept = layout.extra_fields(extra, known=(), where=where, notes=notes, code="extra_lost")
-    for key in list(kept):
-        if key in known or not isinstance(kept[key], _TYPES.get(key, object)):
+    kept = {}
+    for key, value in extra.items():
+        if key in known or not isinstance(value, _TYPES.get(key, object)):
             notes.add("extra_lost", where, show(key))
-            del kept[key]
+        else:
+            kept[key] = value
     return kept

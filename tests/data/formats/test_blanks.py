@@ -78,7 +78,7 @@ def test_classes_and_splits(cli, photos, tmp_path):
 def test_a_set_without_annotations_is_exported(photos, tmp_path, format):
     convert_dataset(photos, tmp_path / "set", "blanks", place="copy")
     export = export_dataset(tmp_path / "set", tmp_path / "out", format)
-    assert (export.splits["all"].num_images, export.splits["all"].num_blank) == (2, 2)
+    assert [(one.split, one.num_images, one.num_blank) for one in export.written] == [("all", 2, 2)]
     assert (tmp_path / "out/export.json").is_file() and len(export.notes) == 0
 
 
