@@ -5,10 +5,9 @@ The package ``label-studio-sdk`` is not used: it brings a web client and drops u
 
 import io
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -29,8 +28,7 @@ _REGION_FIELDS = frozenset(("original_width", "original_height", "image_rotation
 _CHANNELS = 4  # of a brush mask: RGBA, 8 bits each
 
 
-@dataclass
-class _Task:
+class _Task(NamedTuple):
     where: str
     fields: dict[str, Any]
     annotations: list[Any]
@@ -85,42 +83,39 @@ class _Reader(layout.FileReader):
                         record.instances.append(instance)
                 yield record
 
-    def _tasks(self, entries: list, where: str) -> list[_Task]:
-        tasks: list[_Task] = []
-        rows: dict[Any, _Task] = {}  # of JSON-MIN, which has a row for each annotation of a task
+    def _tasks(self, entries: list, where: str) -> Iterable[_Task]:
+        # JSON-MIN has a row for each annotation of a task.
+        tasks: dict[Any, _Task] = {}
         for number, entry in enumerate(entries, 1):
             fields = entry if isinstance(entry, dict) else {}
-            id_ = fields.get("id")
-            place = f"{where}, task {id_ if type(id_) is int else number}"
-            annotations = fields.get("annotations", fields.get("completions"))
-            if isinstance(annotations, list) and isinstance(fields.get("data"), dict):
-                tasks.append(_Task(place, fields["data"], annotations))
-            elif fields and annotations is None and "data" not in fields:
-                key = id_ if type(id_) is int else ("row", number)
-                if key not in rows:
-                    rows[key] = _Task(place, fields, [])
-                    tasks.append(rows[key])
-                results, date = _minimal_results(fields), fields.get("updated_at")
-                rows[key].annotations.append({"result": results, "updated_at": date})
-            else:
+            id_ = fields.get("id") if type(fields.get("id")) is int else None
+            annotations, data = fields.get("annotations", fields.get("completions")), fields.get(
+                "data"
+            )
+            key: Any = ("task", number)
+            if fields and annotations is None and "data" not in fields:
+                annotations, data = [_minimal(fields)], fields
+                key = key if id_ is None else id_
+            if not isinstance(annotations, list) or not isinstance(data, dict):
                 raise UserError(
                     f"{where}, task {number} has no annotations and data; it is not "
                     f"{self.meaning}.",
                     code="annotations_invalid",
                 )
-        return tasks
+            task = _Task(f"{where}, task {number if id_ is None else id_}", data, [])
+            tasks.setdefault(key, task).annotations.extend(annotations)
+        return tasks.values()
 
 
-def _minimal_results(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the regions of a row of JSON-MIN as results of the full export."""
+def _minimal(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of JSON-MIN as an annotation of the full export."""
     results = []
     for listed in row.values():
         for region in listed if isinstance(listed, list) else ():
             if isinstance(region, dict) and "original_width" in region:
-                sizes = {key: region[key] for key in _REGION_FIELDS if key in region}
                 value = {key: region[key] for key in region if key not in _REGION_FIELDS}
-                results.append({**sizes, "value": value})
-    return results
+                results.append({**region, "id": None, "value": value})
+    return {"result": results, "updated_at": row.get("updated_at")}
 
 
 def _chosen(task: _Task, notes: Notes) -> list | None:
@@ -144,7 +139,7 @@ def _chosen(task: _Task, notes: Notes) -> list | None:
     return latest["result"]
 
 
-def _regions(results: list, where: str, notes: Notes) -> list[tuple[int, dict[str, Any]]]:
+def _regions(results: list, where: str, notes: Notes) -> Iterator[tuple[int, dict[str, Any]]]:
     """Join the results of each region: ``Labels`` beside ``Polygon`` gives two of them."""
     regions: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number, result in enumerate(results, 1):
@@ -156,13 +151,11 @@ def _regions(results: list, where: str, notes: Notes) -> list[tuple[int, dict[st
         id_ = result.get("id")
         key = id_ if isinstance(id_, str) else number
         regions.setdefault(key, (number, {}))[1].update(value)
-    found = []
     for number, value in regions.values():
         if _GEOMETRY.isdisjoint(value):
             notes.add("field_unknown", f"{where}, result {number}", show(list(value)[:5]))
         else:
-            found.append((number, value))
-    return found
+            yield number, value
 
 
 def _labels(value: dict[str, Any]) -> list[str]:

@@ -74,18 +74,6 @@ _TOO_MANY = (
 )
 
 
-class _Folders(NamedTuple):
-    """Folders of the images and the masks of a split, which may be the same."""
-
-    images: Path
-    masks: Path
-
-    def find(self, name: str) -> Path | None:
-        """Return a file in the folder of the masks or the one above, if it is there."""
-        paths = (self.masks / name, self.masks.parent / name)
-        return next((path for path in paths if path.is_file()), None)
-
-
 class _MaskFile(NamedTuple):
     """One mask file.
 
@@ -119,19 +107,19 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected images and masks.", code="input_empty")
     folders = _find_folders(path)
-    images = layout.given_images(options)
-    if images is not None:
+    given = layout.given_images(options)
+    if given is not None:
         if len(folders) > 1:
             raise UserError(
                 f"--images does not fit to {path}, whose splits have images; leave it out.",
                 code="option_conflict",
             )
-        folders = {"all": _Folders(images, folders["all"].masks)}
+        folders = {"all": (given, folders["all"][1])}
     sources = {}
-    for split, pair in folders.items():
-        reader = _Reader(pair, options, notes)
+    for split, (images, masks) in folders.items():
+        reader = _Reader(images, masks, options, notes)
         sources[split] = noted_once(
-            pair.images, reader.classes, reader.records, notes, len(reader.file_names)
+            images, reader.classes, reader.records, notes, len(reader.file_names)
         )
     return sources
 
@@ -139,15 +127,13 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 class _Reader:
     """One split: the masks of each image and what their pixels mean."""
 
-    def __init__(self, folders: _Folders, options: ReadOptions, notes: Notes):
-        self._folders, self._options = folders, options
-        self._beside = folders.images == folders.masks
-        self.file_names = [
-            name for name in list_files(folders.images) if not (self._beside and _is_marked(name))
-        ]
+    def __init__(self, images: Path, masks: Path, options: ReadOptions, notes: Notes):
+        self._images, self._folder, self._options = images, masks, options
+        beside = images == masks
+        self.file_names = [name for name in list_files(images) if not (beside and _is_marked(name))]
         if not self.file_names:
             raise UserError(
-                f"{folders.images} has no image; put the photographs there.", code="input_empty"
+                f"{images} has no image; put the photographs there.", code="input_empty"
             )
         self._by_key: dict[str, list[str]] = defaultdict(list)
         for name in self.file_names:
@@ -158,36 +144,40 @@ class _Reader:
         # or number in any label image -> class.
         self._by_id: dict[str, dict[int, tuple[str, int]]] = defaultdict(dict)
         self._by_value: dict[int, str] = {}
-        table = folders.find(_CLASSES_CSV)
+        table = self._find(_CLASSES_CSV)
         self._has_table = table is not None
         if table is not None:
             self._read_table(table, notes)
         self._kind = self._find_kind()
         kinds = {mask.kind for masks in self._masks.values() for mask in masks} | {self._kind}
         words = "; ".join(text for kind, text in _KINDS.items() if kind in kinds)
-        notes.add("mask_kind", str(folders.masks), words)
+        notes.add("mask_kind", str(masks), words)
         if table is not None and self._kind is None:
             notes.add("field_unknown", str(table), "no label images")
         self.classes = self._class_names()
 
+    def _find(self, name: str) -> Path | None:
+        """Return a file in the folder of the masks or the one above, if it is there."""
+        paths = (self._folder / name, self._folder.parent / name)
+        return next((path for path in paths if path.is_file()), None)
+
     def _find_masks(self, notes: Notes) -> dict[str, list[_MaskFile]]:
-        images, folder = self._folders
         by_image: dict[str, list[_MaskFile]] = defaultdict(list)
-        for name in list_files(folder):
-            if self._beside and not _is_marked(name):
+        for name in list_files(self._folder):
+            if self._folder == self._images and not _is_marked(name):
                 continue
             with layout.skipping(name, self._options, notes, "label_without_image"):
                 image, mask = self._match(name)
                 by_image[image].append(mask)
         if not by_image:
             raise UserError(
-                f"{folder} has no mask for the images in {images}; expected PNG or TIFF files "
-                "named after their images.",
+                f"{self._folder} has no mask for the images in {self._images}; expected PNG or "
+                "TIFF files named after their images.",
                 code="input_empty",
             )
         for masks in by_image.values():
             if len(masks) > 1 and any(mask.kind == "image" for mask in masks):
-                names = " and ".join(str(folder / mask.name) for mask in masks[:2])
+                names = " and ".join(str(self._folder / mask.name) for mask in masks[:2])
                 raise UserError(
                     f"{names} are both masks of one image; keep either the mask of the whole image "
                     "or those of its instances or classes.",
@@ -217,7 +207,7 @@ class _Reader:
         if category is not None and image is not None and rest.isdigit():
             return image, _MaskFile(name, "instance", category)
         raise UserError(
-            f"{self._folders.masks / name} fits to no image in {self._folders.images}; name it "
+            f"{self._folder / name} fits to no image in {self._images}; name it "
             "IMAGE.png, IMAGE_3.png or IMAGE_Fiber.png after its image, or delete it.",
             code="image_missing",
         )
@@ -295,7 +285,7 @@ class _Reader:
         seen = 0
         for name in whole:
             try:
-                labels, _ = read_label_image(self._folders.masks / name, self._options.max_pixels)
+                labels, _ = read_label_image(self._folder / name, self._options.max_pixels)
             except UserError:
                 continue  # raised or noted when the image's turn comes
             high = int(labels.max(initial=0))
@@ -313,7 +303,7 @@ class _Reader:
             found.update(self._by_value.values())
             for rows in self._by_id.values():
                 found.update(category for category, _ in rows.values())
-        path = self._folders.find(_CLASSES_TXT)
+        path = self._find(_CLASSES_TXT)
         lines = [] if path is None else read_text(path).split("\n")
         listed = dict.fromkeys(name for name in map(class_name, lines) if name is not None)
         return [*listed, *sorted(found - set(listed))]
@@ -325,50 +315,52 @@ class _Reader:
             if not masks:
                 notes.add("image_unlabelled", file_name)
             with layout.skipping(file_name, self._options, notes):
-                path = self._folders.images / file_name
-                size, rotated = image_header(path, self._options.max_pixels)
+                size, rotated = image_header(self._images / file_name, self._options.max_pixels)
                 record = ImageRecord(file_name, *size)
                 with layout.skipping(file_name, self._options, notes, "label_broken"):
                     for mask in masks:
-                        labels = self._read_labels(mask, record, rotated, notes)
-                        record.instances += self._instances(file_name, mask, labels, notes)
+                        record.instances += self._read(mask, record, rotated, notes)
                     yield record
 
-    def _read_labels(
+    def _read(
         self, mask: _MaskFile, record: ImageRecord, rotated: bool, notes: Notes
-    ) -> np.ndarray:
-        path = self._folders.masks / mask.name
+    ) -> list[Instance]:
+        path = self._folder / mask.name
         labels, colour = read_label_image(path, self._options.max_pixels)
         if labels.shape != record.size:
             words = size_mismatch(record.size[::-1], labels.shape[::-1], rotated)
             words = words.replace("the JSON says", f"its mask {path} is")
-            image = self._folders.images / record.file_name
-            raise UserError(f"{image} {words}.", code="image_size")
+            raise UserError(f"{self._images / record.file_name} {words}.", code="image_size")
         if colour and mask.kind == "image" and self._kind == "ids":
             notes.add("mask_colours", mask.name)
-        return labels
+        try:
+            return list(self._instances(record.file_name, mask, labels, notes))
+        except ValueError as error:
+            raise UserError(f"{path} {error}.", code="image_invalid") from error
 
     def _instances(
         self, file_name: str, mask: _MaskFile, labels: np.ndarray, notes: Notes
     ) -> Iterator[Instance]:
-        """Yield the instances in one mask file."""
-        path = self._folders.masks / mask.name
+        """Yield the instances in one mask file.
+
+        Raises:
+            ValueError: the numbers in it do not fit to its name, or are too many.
+        """
         kind = self._kind if mask.kind == "image" else mask.kind
         category = mask.category or DEFAULT_CLASS
-        numbers, rles, _ = _rles(labels, path)
+        numbers, rles, _ = instance_rles(labels)
         if kind == "values":
             for value in numbers:
                 if value in self._by_value:
-                    yield from self._parts(self._by_value[value], mask, labels == value, notes)
+                    yield from _parts(self._by_value[value], mask, labels == value, notes)
                 else:
                     notes.add("shape_unlabelled", f"{mask.name}, value {value}")
             return
         if kind == "instance":
             if len(numbers) > 1:
-                raise UserError(
-                    f"{path} has the values {numbers[:4]}, but is one instance by its name; "
-                    "expected one value, or the name of its image for a label image.",
-                    code="image_invalid",
+                raise ValueError(
+                    f"has the values {numbers[:4]}, but is one instance by its name; expected one "
+                    "value, or the name of its image for a label image"
                 )
             if not numbers:
                 notes.add("shape_without_area", mask.name, "no pixel")
@@ -380,7 +372,7 @@ class _Reader:
             rows = dict(self._by_id.get(file_name, {}))
             default = None if self._has_table else category
         elif len(numbers) < 2:
-            yield from self._parts(category, mask, labels, notes)
+            yield from _parts(category, mask, labels, notes)
             return
         else:
             notes.add("mask_numbered", mask.name)
@@ -394,24 +386,15 @@ class _Reader:
         for number in rows:
             notes.add("id_absent", f"{mask.name}, id {number}")
 
-    def _parts(
-        self, category: str, mask: _MaskFile, labels: np.ndarray, notes: Notes
-    ) -> Iterator[Instance]:
-        """Yield the 8-connected parts of a mask."""
-        _, labels = cv2.connectedComponents((labels != 0).astype(np.uint8), connectivity=8)
-        numbers, rles, areas = _rles(labels, self._folders.masks / mask.name)
-        for number, rle, area in zip(numbers, rles, areas, strict=True):
-            where = f"{mask.name}, {category}, part {number}"
-            if area == 1:
-                notes.add("mask_speck", where)
-            yield Instance(category, rle, where)
 
-
-def _rles(labels: np.ndarray, path: Path) -> tuple[list[int], list[dict[str, Any]], np.ndarray]:
-    try:
-        return instance_rles(labels)
-    except ValueError as error:
-        raise UserError(f"{path} {error}.", code="image_invalid") from error
+def _parts(category: str, mask: _MaskFile, labels: np.ndarray, notes: Notes) -> Iterator[Instance]:
+    """Yield the 8-connected parts of a mask."""
+    _, labels = cv2.connectedComponents((labels != 0).astype(np.uint8), connectivity=8)
+    for number, rle, area in zip(*instance_rles(labels), strict=True):
+        where = f"{mask.name}, {category}, part {number}"
+        if area == 1:
+            notes.add("mask_speck", where)
+        yield Instance(category, rle, where)
 
 
 def _stem(name: str) -> str:
@@ -432,24 +415,23 @@ def _is_marked(name: str) -> bool:
     return path.suffix.lower() in _MASK_SUFFIXES and _MARK.search(path.stem) is not None
 
 
-def _has_masks(folders: _Folders) -> bool:
-    names = [
-        PurePosixPath(name) for name in islice(list_files(folders.masks, None), _SNIFFED_FILES)
-    ]
-    suffixes = {
-        name.suffix.lower() for name in names if name.name not in (_CLASSES_CSV, _CLASSES_TXT)
-    }
+def _has_masks(folders: tuple[Path, Path]) -> bool:
+    images, masks = folders
+    names = [PurePosixPath(name) for name in islice(list_files(masks, None), _SNIFFED_FILES)]
+    own = (_CLASSES_CSV, _CLASSES_TXT)
+    suffixes = {name.suffix.lower() for name in names if name.name not in own}
     if suffixes & _OTHER_FORMATS or not suffixes & _MASK_SUFFIXES:
         return False
-    return folders.images != folders.masks or any(_is_marked(name.name) for name in names)
+    return images != masks or any(_is_marked(name.name) for name in names)
 
 
-def _find_folders(path: Path) -> dict[str, _Folders]:
+def _find_folders(path: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the folders of images and masks, which may be the same, of each split."""
     folders = layout.image_folders(path)
     if folders == {"all": path} and (path / "all").is_dir():
         path = path / "all"  # where this package writes a set without splits
         folders = layout.image_folders(path)
-    return {split: _Folders(images, _masks_of(images, path)) for split, images in folders.items()}
+    return {split: (images, _masks_of(images, path)) for split, images in folders.items()}
 
 
 def _masks_of(images: Path, path: Path) -> Path:
