@@ -192,7 +192,7 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
         the files written.
 
     Raises:
-        UserError: a file cannot be written, or a file name leaves the folder.
+        UserError: a file cannot be written.
     """
     written = []
     for split, source in sources.items():

@@ -11,7 +11,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ _NUMBERED = re.compile(r"(?:(?P<name>.*?[^\d_\-. ])?[_\-. ]*)?(?<!\d)\d+$", re.D
 _SEPARATORS = "_-. /"
 _SNIFFED_FILES = 200
 # Pillow's modes with the numbers as pixels; the pixels of P are indices of a palette.
-_PLAIN_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F")
+_MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA", "RGBX")
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")
 _VOID, _VOID_COLOUR = 255, [224, 224, 192]  # border of the objects in Pascal VOC
 _COMPRESSION = "zlib"  # which every TIFF reader knows, unlike zstd
@@ -140,10 +140,8 @@ class _Reader:
             for key in {name, _stem(name)}:
                 self._by_key[key].append(name)
         self._masks = self._find_masks(notes)
-        # Of classes.csv: file name of an image -> number in its label image -> class, iscrowd;
-        # or number in any label image -> class.
-        self._by_id: dict[str, dict[int, tuple[str, int]]] = defaultdict(dict)
-        self._by_value: dict[int, str] = {}
+        # Of classes.csv: file name of an image, or None for all -> number in it -> class, iscrowd.
+        self._rows: dict[str | None, dict[int, tuple[str, int]]] = defaultdict(dict)
         table = self._find(_CLASSES_CSV)
         self._has_table = table is not None
         if table is not None:
@@ -257,17 +255,15 @@ class _Reader:
                     "colour #rrggbb, and an iscrowd of 0 or 1.",
                     code="table_invalid",
                 )
-            if "value" in row:
-                repeated = self._by_value.setdefault(number, category) != category
-            else:
+            image = None
+            if "value" not in row:
                 image = self._image(row["image"]) or self._image(row["image"].replace("\\", "/"))
                 if image is None:
                     place = f"{path.name}, line {line}"
                     notes.add("label_without_image", place, show(row["image"]))
                     continue
-                repeated = number in self._by_id[image]
-                self._by_id[image][number] = (category, int(crowd))
-            if repeated:
+            meant = (category, int(crowd))
+            if self._rows[image].setdefault(number, meant) != meant:
                 raise UserError(
                     f"{where} has the number {number} again; expected one class for each.",
                     code="table_invalid",
@@ -281,7 +277,7 @@ class _Reader:
         if not whole:
             return None
         if self._has_table:
-            return "values" if self._by_value else "ids"
+            return "values" if None in self._rows else "ids"
         seen = 0
         for name in whole:
             try:
@@ -299,10 +295,8 @@ class _Reader:
         files = [mask for masks in self._masks.values() for mask in masks if mask.kind != "image"]
         found = {mask.category or DEFAULT_CLASS for mask in files}
         if self._kind is not None:
-            found.update([] if self._has_table else [DEFAULT_CLASS])
-            found.update(self._by_value.values())
-            for rows in self._by_id.values():
-                found.update(category for category, _ in rows.values())
+            rows = chain.from_iterable(rows.values() for rows in self._rows.values())
+            found.update((name for name, _ in rows) if self._has_table else [DEFAULT_CLASS])
         path = self._find(_CLASSES_TXT)
         lines = [] if path is None else read_text(path).split("\n")
         listed = dict.fromkeys(name for name in map(class_name, lines) if name is not None)
@@ -349,14 +343,15 @@ class _Reader:
         kind = self._kind if mask.kind == "image" else mask.kind
         category = mask.category or DEFAULT_CLASS
         numbers, rles, _ = instance_rles(labels)
-        if kind == "values":
-            for value in numbers:
-                if value in self._by_value:
-                    yield from _parts(self._by_value[value], mask, labels == value, notes)
+        if kind in ("binary", "class") and len(numbers) < 2:
+            yield from _parts(category, mask, labels, notes)
+        elif kind == "values":
+            for number in numbers:
+                if number in self._rows[None]:
+                    yield from _parts(self._rows[None][number][0], mask, labels == number, notes)
                 else:
-                    notes.add("shape_unlabelled", f"{mask.name}, value {value}")
-            return
-        if kind == "instance":
+                    notes.add("shape_unlabelled", f"{mask.name}, value {number}")
+        elif kind == "instance":
             if len(numbers) > 1:
                 raise ValueError(
                     f"has the values {numbers[:4]}, but is one instance by its name; expected one "
@@ -365,26 +360,21 @@ class _Reader:
             if not numbers:
                 notes.add("shape_without_area", mask.name, "no pixel")
             yield from (Instance(category, rle, mask.name) for rle in rles)
-            return
-        rows: dict[int, tuple[str, int]] = {}
-        default: str | None = category
-        if kind == "ids":
-            rows = dict(self._by_id.get(file_name, {}))
-            default = None if self._has_table else category
-        elif len(numbers) < 2:
-            yield from _parts(category, mask, labels, notes)
-            return
         else:
-            notes.add("mask_numbered", mask.name)
-        for number, rle in zip(numbers, rles, strict=True):
-            where = f"{mask.name}, id {number}"
-            category, iscrowd = rows.pop(number, (default, 0))
-            if category is None:
-                notes.add("shape_unlabelled", where)
-            else:
-                yield Instance(category, rle, where, iscrowd)
-        for number in rows:
-            notes.add("id_absent", f"{mask.name}, id {number}")
+            rows = dict(self._rows.get(file_name, {})) if kind == "ids" else {}
+            if kind != "ids":
+                notes.add("mask_numbered", mask.name)
+            elif self._has_table:
+                category = None
+            for number, rle in zip(numbers, rles, strict=True):
+                where = f"{mask.name}, id {number}"
+                name, iscrowd = rows.pop(number, (category, 0))
+                if name is None:
+                    notes.add("shape_unlabelled", where)
+                else:
+                    yield Instance(name, rle, where, iscrowd)
+            for number in rows:
+                notes.add("id_absent", f"{mask.name}, id {number}")
 
 
 def _parts(category: str, mask: _MaskFile, labels: np.ndarray, notes: Notes) -> Iterator[Instance]:
@@ -474,8 +464,8 @@ def read_label_image(
         (H, W) array of integers from 0, and whether the file is in colour.
 
     Raises:
-        UserError: the file is missing, broken, too large, compressed with loss, has several
-            pages, or numbers that are negative or not whole.
+        UserError: the file cannot be read, is compressed with loss, or has several pages, or
+            numbers that are negative or not whole.
     """
     path = os.fspath(path)
     with open_image(path, max_pixels) as image:
@@ -488,7 +478,7 @@ def read_label_image(
         if image is None or image.format == "TIFF":
             array = _read_tiff(path, max_pixels)
         elif is_deep_png(image):
-            array = decode_with_opencv(path)
+            array = decode_with_opencv(path)  # BGR, but only grey is taken of 16 bits
         else:
             array = _read_pillow(image)
         array, colour = _without_channels(array)
@@ -545,14 +535,10 @@ def instance_rles(labels: np.ndarray) -> tuple[list[int], list[dict[str, Any]], 
 
 
 def _read_pillow(image: Image.Image) -> np.ndarray:
-    """Return grey, or BGR, pixels as they are stored."""
+    """Return grey or RGB pixels, maybe with alpha, as they are stored."""
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"it has {image.n_frames} frames; save each as a separate file")
-    if image.mode == "LA":
-        return np.asarray(image)[:, :, 0]
-    if image.mode in ("RGB", "RGBA", "RGBX"):
-        return np.asarray(image)[:, :, 2::-1]
-    if image.mode not in _PLAIN_MODES:
+    if image.mode not in _MODES:
         raise ValueError(f"its mode is {image.mode}; save it as grey PNG")
     array = np.asarray(image)
     palette = image.getpalette("RGB") if image.mode == "P" else None
@@ -562,7 +548,7 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
 
 
 def _read_tiff(path: str, max_pixels: int | None) -> np.ndarray:
-    """Return grey, grey with alpha, or BGR pixels of the only page of a TIFF."""
+    """Return grey or RGB pixels, maybe with alpha, of the only page of a TIFF."""
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.pages) > 1:
             raise ValueError(f"it has {len(tiff.pages)} pages; save each as a separate file")
@@ -576,18 +562,18 @@ def _read_tiff(path: str, max_pixels: int | None) -> np.ndarray:
             array = array.transpose(1, 2, 0)
         if array.shape[:2] != (page.imagelength, page.imagewidth):
             raise ValueError("its pixels do not fill its size")
-    return array[:, :, 2::-1] if array.ndim == 3 and array.shape[2] >= 3 else array
+        return array
 
 
 def _without_channels(array: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return grey, grey with alpha, or BGR pixels as (H, W) numbers, and if they have colours."""
+    """Return grey or RGB pixels, maybe with alpha, as (H, W) numbers, and if they have colours."""
     if array.ndim == 2:
         return array, False
     if array.shape[2] < 3:
         return array[:, :, 0], False
-    blue, green, red = (array[:, :, channel] for channel in range(3))
+    red, green, blue = (array[:, :, channel] for channel in range(3))
     if np.array_equal(blue, green) and np.array_equal(green, red):
-        return blue, False
+        return red, False
     if array.dtype != np.uint8:
         raise ValueError("it has colours of more than 8 bits; save it as grey PNG or TIFF")
     return red.astype(np.int32) << 16 | green.astype(np.int32) << 8 | blue, True
@@ -603,14 +589,13 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
     Args:
         sources: split -> images.
         output: folder; the image of ``file_name`` belongs at ``output/SPLIT/images/file_name``.
-        notes: takes ``overlap_lost``, ``instance_lost`` and ``extra_lost``.
+        notes: takes what the format cannot hold.
 
     Returns:
         the files written.
 
     Raises:
-        UserError: a file cannot be written, a file name leaves the folder, or two images need
-            the same label image.
+        UserError: a file cannot be written, or two images need the same one.
     """
     written = []
     for split, source in sources.items():

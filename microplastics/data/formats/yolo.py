@@ -101,7 +101,20 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
             code="format_unknown",
         )
     data = {} if yaml_file is None else _read_yaml(yaml_file)
-    folders = _find_folders(path, yaml_file, data, options, notes)
+    base = path if path.is_dir() else path.parent
+    given = layout.given_images(options)
+    if given is not None:
+        folders = {"all": _Images(given, list(list_files(given)), base)}
+    elif yaml_file is not None and any(data.get(key) for key in layout.SPLITS):
+        folders = _yaml_folders(yaml_file, data, notes)
+    else:
+        folders = _plain_folders(base)
+    if not any(folder.names for folder in folders.values()):
+        raise UserError(
+            f"{path} has no images; give the folder that holds images and labels, or the folder "
+            "of the images with --images.",
+            code="image_missing",
+        )
     names = _class_names(path if yaml_file is None else yaml_file, data)
     if names is None:
         names = _numbered_names(folders.values())
@@ -121,8 +134,7 @@ def _records(
     folder: _Images, names: dict[int, str], options: ReadOptions, notes: Notes
 ) -> Iterator[ImageRecord]:
     labels = set()
-    for image in folder.names:
-        name = layout.safe_name(image, f"An image of {folder.root}")
+    for name in folder.names:
         label, path = folder.label(name), folder.root / name
         labels.add(label)
         with layout.skipping(str(path), options, notes):
@@ -189,7 +201,7 @@ def _numbered_names(folders: Iterable[_Images]) -> dict[int, str]:
     found = set()
     for folder in folders:
         for image in folder.names:
-            label = folder.label(layout.safe_name(image, f"An image of {folder.root}"))
+            label = folder.label(image)
             for line in read_text(label).split("\n") if os.path.isfile(label) else ():
                 with contextlib.suppress(ShapeError):  # noted when the records are read
                     found.update(map(_class_index, line.split(None, 1)[:1]))
@@ -278,30 +290,6 @@ def _class_names(path: Path, data: dict[str, Any]) -> dict[int, str] | None:
     return dict(sorted(indexed.items()))
 
 
-def _find_folders(
-    path: Path,
-    yaml_file: Path | None,
-    data: dict[str, Any],
-    options: ReadOptions,
-    notes: Notes,
-) -> dict[str, _Images]:
-    """Find the images of every split: in --images, by data.yaml, or by the names of folders."""
-    base = path if path.is_dir() else path.parent
-    given = layout.given_images(options)
-    if given is not None:
-        return {"all": _Images(given, list(list_files(given)), base)}
-    if yaml_file is not None and any(data.get(key) for key in layout.SPLITS):
-        return _yaml_folders(yaml_file, data, notes)
-    folders = _plain_folders(base)
-    if not any(folder.names for folder in folders.values()):
-        raise UserError(
-            f"{path} has no images; give the folder that holds images and labels, or the folder "
-            "of the images with --images.",
-            code="image_missing",
-        )
-    return folders
-
-
 def _yaml_folders(yaml_file: Path, data: dict[str, Any], notes: Notes) -> dict[str, _Images]:
     base = yaml_file.absolute().parent
     root = data.get("path") if isinstance(data.get("path"), str) else ""
@@ -368,7 +356,8 @@ def _named_images(base: Path, places: list[Path]) -> Iterator[str]:
         else:
             for line in filter(None, map(str.strip, read_text(place).split("\n"))):
                 # A line that finds no file stays, so that the missing image is named.
-                yield (find_file(line, base) or (line, True))[0]
+                name, _ = find_file(line, base) or (line, True)
+                yield layout.safe_name(name, f"An image of {place}")
 
 
 def _plain_folders(base: Path) -> dict[str, _Images]:
@@ -395,8 +384,7 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
         data.yaml, then the label files.
 
     Raises:
-        UserError: a file cannot be written, a file name leaves the folder, or two images need
-            the same label file.
+        UserError: a file cannot be written, or two images need the same one.
     """
     output = Path(output)
     classes = list(dict.fromkeys(name for source in sources.values() for name in source.classes))
