@@ -72,7 +72,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
     microplastics convert --input export --output data/lab --link
     """
     from microplastics.data.formats.base import ReadOptions
-    from microplastics.data.formats.convert import convert_dataset, describe_conversion
+    from microplastics.data.formats.convert import convert_dataset, describe
 
     classes = given["classes"]
     options = ReadOptions(
@@ -90,7 +90,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
         place=_place(given["copy"], given["link"]),
         options=options,
     )
-    print(describe_conversion(conversion))
+    print(describe(conversion))
 
 
 def _path(text: str | None) -> Path | None:
@@ -127,7 +127,7 @@ def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
     microplastics export-dataset --input data/lab --to yolo --output lab_yolo
     """
     from microplastics.data.formats.base import ReadOptions
-    from microplastics.data.formats.convert import describe_export, export_dataset
+    from microplastics.data.formats.convert import describe, export_dataset
 
     export = export_dataset(
         Path(input),
@@ -137,7 +137,7 @@ def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
         polygons=given["polygons"],
         options=ReadOptions(images=_path(given["images"]), skip_broken=given["skip_broken"]),
     )
-    print(describe_export(export))
+    print(describe(export))
 
 
 @command(pairs=True, short_help="Find what is wrong in an annotated data set, and fix it.")

@@ -200,7 +200,6 @@ class ReadOptions:
             note each; otherwise they are errors.
         line_width: width in px that turns lines (LabelMe linestrip, VIA polyline) into areas;
             None leaves them out, with a note each.
-        max_pixels: largest image in pixels; ``data.images.MAX_PIXELS`` if None.
         images: folder of the images, if they are not beside the annotations.
         crowd_as_instances: read each of COCO's crowd regions as one particle.
         classes: class names of blanks, by category id from 1; those of the project if None.
@@ -208,7 +207,6 @@ class ReadOptions:
 
     skip_broken: bool = False
     line_width: float | None = None
-    max_pixels: int | None = None
     images: Path | None = None
     crowd_as_instances: bool = False
     classes: tuple[str, ...] | None = None

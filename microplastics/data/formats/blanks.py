@@ -49,7 +49,7 @@ def _records(
         notes.add("annotation_ignored", name)
     for name in names:
         with layout.skipping(name, options, notes):
-            yield ImageRecord(name, *layout.checked_size(folder / name, options))
+            yield ImageRecord(name, *layout.checked_size(folder / name))
 
 
 def _classes(options: ReadOptions) -> list[str]:

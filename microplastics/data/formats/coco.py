@@ -191,7 +191,7 @@ class _Document:
                 if not as_written:
                     notes.add("file_name_fixed", where, file_name)
             with layout.skipping(str(root / file_name), options, notes):
-                size = _size(entry) or layout.checked_size(root / file_name, options)
+                size = _size(entry) or layout.checked_size(root / file_name)
                 record = ImageRecord(file_name, *size)
                 record.extra = _extra(entry, layout.IMAGE_FIELDS, where, notes)
                 for place, category, annotation in self._by_image[id_]:

@@ -36,7 +36,6 @@ FORMATS = (*_IMAGE_FOLDERS, "coco")
 
 _WRITERS = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}
 _EXAMPLES = 5
-_MAX_CLASSES = 10_000
 
 
 @dataclass
@@ -84,15 +83,15 @@ class Result:
         format: name of the format that was read or written.
         output: folder that was written.
         written: one entry a split.
-        notes: what was changed and left out.
-        num_files: number of annotation files.
+        notes: what was changed, left out, or not held by the format.
+        manifest: JSON file with all of them.
     """
 
     format: str
     output: Path
     written: list[Written]
     notes: Notes
-    num_files: int
+    manifest: str
 
 
 def convert_dataset(
@@ -133,7 +132,7 @@ def convert_dataset(
         about={"input": str(path.absolute()), "format": name},
         verbatim=name == "blanks",
     )
-    return Result(name, output, written, notes, len(written))
+    return Result(name, output, written, notes, MANIFEST)
 
 
 def write_dataset(
@@ -250,7 +249,6 @@ def export_dataset(
         splits = write_dataset(sources, output, notes, place=coco_place, **how)
         for one in splits:
             one.instances = {name: count for name, count in one.instances.items() if count}
-        num_files = len(splits)
     else:
         splits, streams = [], {}
         for split, source in sources.items():
@@ -258,48 +256,33 @@ def export_dataset(
             records = _usable_records(one, source, place, options, notes, polygons)
             splits.append(one)
             streams[split] = replace(source, records=functools.partial(_counted, records, one))
-        num_files = len(_WRITERS[format](streams, output, notes))
+        _WRITERS[format](streams, output, notes)
     counts = {one.split: one.counts() for one in splits}
     manifest |= {"splits": counts, "complete": True, "notes": notes.as_dict()}
     write_json(output / EXPORT_MANIFEST, manifest, indent=1)
-    return Result(format, output, splits, notes, num_files)
+    return Result(format, output, splits, notes, EXPORT_MANIFEST)
 
 
-def describe_conversion(conversion: Result) -> str:
-    """Return a table of the splits, the notes, and an entry for each split."""
-    head = ["split", "images", "blank", *conversion.written[0].instances]
+def describe(result: Result) -> str:
+    """Return a table of the splits, the notes, and what to do with each split."""
+    names = list(dict.fromkeys(name for one in result.written for name in one.instances))
     rows = [
-        [one.split, one.num_images, one.num_blank, *one.instances.values()]
-        for one in conversion.written
+        [one.split, one.num_images, one.num_blank, *(one.instances.get(name, 0) for name in names)]
+        for one in result.written
     ]
-    lines = [f"format: {conversion.format}", tabulate(rows, head, tablefmt="plain")]
-    lines += _note_lines(conversion.notes, f"changed or left out (all in {MANIFEST}):")
-    lines += [f"{one.split}: {one.entry}" for one in conversion.written]
-    lines += [
-        f"Not split yet: microplastics split --input {one.json_file} --images "
-        f"{one.image_root} --output SPLITS"
-        for one in conversion.written
-        if one.split == "all"
-    ]
+    table = tabulate(rows, ["split", "images", "blank", *names], tablefmt="plain")
+    lines = [f"format: {result.format}", table]
+    if len(result.notes):
+        lines.append(f"changed, left out or not held (all in {result.manifest}):")
+        lines += [f"  {line}" for line in result.notes.lines()]
+    for one in result.written:
+        lines.append(f"{one.split}: {one.entry if one.json_file else one.image_root}")
+        if one.json_file and one.split == "all":
+            lines.append(
+                f"Not split yet: microplastics split --input {one.json_file} --images "
+                f"{one.image_root} --output SPLITS"
+            )
     return "\n".join(lines)
-
-
-def describe_export(export: Result) -> str:
-    """Return a line for each split, the notes, and the number of files."""
-    lines = []
-    for one in export.written:
-        counts = ", ".join(f"{count} {name}" for name, count in one.instances.items())
-        lines.append(
-            f"{one.split}: {one.num_images} images ({one.num_blank} blank), "
-            f"{sum(one.instances.values())} instances{counts and f' ({counts})'}"
-        )
-    title = f"changed, or not held by {export.format} (all in {EXPORT_MANIFEST}):"
-    lines += _note_lines(export.notes, title)
-    return "\n".join([*lines, f"{export.num_files} annotation files in {export.output}"])
-
-
-def _note_lines(notes: Notes, title: str) -> list[str]:
-    return [title, *(f"  {line}" for line in notes.lines())] if len(notes) else []
 
 
 def parse_categories(text: str) -> dict[str, str]:
@@ -312,9 +295,9 @@ def parse_categories(text: str) -> dict[str, str]:
     for pair in text.split(","):
         old, equals, new = (part.strip() for part in pair.partition("="))
         if not old or not equals or old in categories:
-            words = "has a class twice" if old in categories else "is not old=New,other=New"
             raise UserError(
-                f"--categories {show(text)} {words}; write each class once, old=New.",
+                f"--categories {show(text)} is not old=New,other=New; write each class once, "
+                "old=New.",
                 code="option_invalid",
             )
         categories[old] = new
@@ -324,12 +307,6 @@ def parse_categories(text: str) -> dict[str, str]:
 def _renamed(sources: dict[str, Source], categories: dict[str, str]) -> dict[str, str]:
     """Return the new name, or ``""``, of every class of the sources, in their order."""
     classes = list(dict.fromkeys(name for source in sources.values() for name in source.classes))
-    if len(classes) > _MAX_CLASSES:
-        raise UserError(
-            f"The input has {len(classes)} classes; expected at most {_MAX_CLASSES}: check that "
-            "the labels are class names.",
-            code="annotations_invalid",
-        )
     for old in categories:
         if old not in classes:
             close = difflib.get_close_matches(old, classes, n=3, cutoff=0.5)
@@ -470,7 +447,7 @@ def _usable_records(
             if place != "none":
                 if not image.is_file():
                     raise UserError(f"no {image}", code="image_missing")
-                layout.checked_size(image, options, (record.width, record.height))
+                layout.checked_size(image, (record.width, record.height))
         except UserError as error:
             if options.skip_broken:
                 layout.note_skipped(error, name, notes)

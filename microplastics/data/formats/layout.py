@@ -269,7 +269,7 @@ def _squeezed(path: Path) -> bytes:
 # Images
 
 
-def checked_size(path: Path, options: ReadOptions, *claimed: Sequence[Any]) -> tuple[int, int]:
+def checked_size(path: Path, *claimed: Sequence[Any]) -> tuple[int, int]:
     """Return width and height of an image in px, by its header.
 
     ``claimed`` are widths and heights by its annotations; ignored unless positive numbers.
@@ -277,7 +277,7 @@ def checked_size(path: Path, options: ReadOptions, *claimed: Sequence[Any]) -> t
     Raises:
         UserError: the image cannot be read, or has another size than claimed (``image_size``).
     """
-    size, rotated = image_header(path, options.max_pixels)
+    size, rotated = image_header(path)
     for sides in claimed:
         if all(type(side) in (int, float) and 0 < side < 2**31 for side in sides):
             expected = (round(sides[0]), round(sides[1]))
@@ -409,7 +409,7 @@ class FileReader(ABC):
                 code="annotations_invalid",
             )
         self._seen[found] = where
-        return ImageRecord(found, *checked_size(self._images / found, self.options, *claimed))
+        return ImageRecord(found, *checked_size(self._images / found, *claimed))
 
     def leave_out(self, name: Any, where: str, notes: Notes) -> None:
         """Note an image that nobody has annotated, whether it is there or not."""

@@ -281,7 +281,7 @@ class _Reader:
         seen = 0
         for name in whole:
             try:
-                labels, _ = read_label_image(self._folder / name, self._options.max_pixels)
+                labels, _ = read_label_image(self._folder / name)
             except UserError:
                 continue  # raised or noted when the image's turn comes
             high = int(labels.max(initial=0))
@@ -309,7 +309,7 @@ class _Reader:
             if not masks:
                 notes.add("image_unlabelled", file_name)
             with layout.skipping(file_name, self._options, notes):
-                size, rotated = image_header(self._images / file_name, self._options.max_pixels)
+                size, rotated = image_header(self._images / file_name)
                 record = ImageRecord(file_name, *size)
                 with layout.skipping(file_name, self._options, notes, "label_broken"):
                     for mask in masks:
@@ -320,7 +320,7 @@ class _Reader:
         self, mask: _MaskFile, record: ImageRecord, rotated: bool, notes: Notes
     ) -> list[Instance]:
         path = self._folder / mask.name
-        labels, colour = read_label_image(path, self._options.max_pixels)
+        labels, colour = read_label_image(path)
         if labels.shape != record.size:
             words = size_mismatch(record.size[::-1], labels.shape[::-1], rotated)
             words = words.replace("the JSON says", f"its mask {path} is")
@@ -447,18 +447,12 @@ def _number(text: str) -> int | None:
     return None
 
 
-def read_label_image(
-    path: str | os.PathLike, max_pixels: int | None = None
-) -> tuple[np.ndarray, bool]:
+def read_label_image(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
     """Read a PNG, TIFF, BMP, GIF or PPM of whole numbers as it is stored.
 
     A palette gives its indices, and Pascal VOC's border 255 is background. A colour becomes
     R * 65536 + G * 256 + B; an alpha channel is dropped. Float pixels must be whole numbers, as
     in ImageJ's label maps.
-
-    Args:
-        path: the file.
-        max_pixels: limit checked before decoding; ``data.images.MAX_PIXELS`` if None.
 
     Returns:
         (H, W) array of integers from 0, and whether the file is in colour.
@@ -468,7 +462,7 @@ def read_label_image(
             numbers that are negative or not whole.
     """
     path = os.fspath(path)
-    with open_image(path, max_pixels) as image:
+    with open_image(path, None) as image:
         if image is not None and image.format in _LOSSY:
             raise UserError(
                 f"{path} is {image.format}, whose compression changes numbers; save masks as PNG "
@@ -476,7 +470,7 @@ def read_label_image(
                 code="image_invalid",
             )
         if image is None or image.format == "TIFF":
-            array = _read_tiff(path, max_pixels)
+            array = _read_tiff(path)
         elif is_deep_png(image):
             array = decode_with_opencv(path)  # BGR, but only grey is taken of 16 bits
         else:
@@ -547,13 +541,13 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
     return array
 
 
-def _read_tiff(path: str, max_pixels: int | None) -> np.ndarray:
+def _read_tiff(path: str) -> np.ndarray:
     """Return grey or RGB pixels, maybe with alpha, of the only page of a TIFF."""
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.pages) > 1:
             raise ValueError(f"it has {len(tiff.pages)} pages; save each as a separate file")
         page = tiff.pages[0]
-        check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
+        check_pixels(path, page.imagewidth, page.imagelength, None)
         if page.samplesperpixel > 4 or page.imagedepth != 1:
             raise ValueError(f"it has {page.samplesperpixel} channels and depth {page.imagedepth}")
         check_complete(page, os.path.getsize(path))

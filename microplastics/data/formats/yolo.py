@@ -138,7 +138,7 @@ def _records(
         label, path = folder.label(name), folder.root / name
         labels.add(label)
         with layout.skipping(str(path), options, notes):
-            record = ImageRecord(name, *layout.checked_size(path, options))
+            record = ImageRecord(name, *layout.checked_size(path))
             if os.path.isfile(label):
                 with layout.skipping(str(label), options, notes, "label_broken"):
                     record.instances = list(_instances(label, record, names, notes))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import user_error
 
+from microplastics.data import images
 from microplastics.data.formats import masks
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.masks import instance_rles, read_label_image
@@ -351,10 +352,11 @@ def test_broken_masks_are_skipped_with_their_images(folder):
     assert [notes.count(code) for code in codes] == [1] * 4
 
 
-def test_bombs_are_refused(folder):
+def test_bombs_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 599)
     save(folder / "masks/a.png", LABELS.astype(np.uint16))
     with pytest.raises(UserError, match="a.jpg.* 599 pixels"):
-        read(folder, max_pixels=599)
+        read(folder)
 
 
 def test_two_masks_of_one_image(folder):
