@@ -74,11 +74,7 @@ def read(
 
 
 def _find_jsons(path: Path) -> dict[str, Path]:
-    """Return split -> COCO file of an export.
-
-    It is one JSON, or a folder: with Roboflow's ``_annotations.coco.json`` in its split folders, or
-    with JSON files in it or in ``annotations``.
-    """
+    """Return split -> COCO file of an export: Roboflow's split folders, or named by the splits."""
     if path.is_file():
         return {"all": path}
     found = {split: folder / _ROBOFLOW for split, folder in layout.split_folders(path).items()}
@@ -209,7 +205,9 @@ def _segmentation(entry: dict, record: ImageRecord, notes: Notes, where: str) ->
     segmentation = entry.get("segmentation")
     # CVAT writes rectangles with an empty list.
     if segmentation in (None, [], {}, [[]]):
-        segmentation = shapes.area_of("box", entry.get("bbox"), record, None, notes, where)
+        box = entry.get("bbox")
+        box = box if isinstance(box, list) and len(box) == 4 else None
+        segmentation = shapes.area_of("box", box, record, None, notes, where)
     return shapes.checked(segmentation, record, notes, where).segmentation
 
 

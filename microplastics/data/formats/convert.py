@@ -286,11 +286,7 @@ def describe(result: Result) -> str:
 
 
 def parse_categories(text: str) -> dict[str, str]:
-    """Parse ``--categories``: ``old=New,other=New,third=`` (an empty one leaves the class out).
-
-    Raises:
-        UserError: it has another form.
-    """
+    """Parse ``--categories``: ``old=New,other=New,third=`` (an empty one leaves the class out)."""
     categories: dict[str, str] = {}
     for pair in text.split(","):
         old, equals, new = (part.strip() for part in pair.partition("="))
@@ -426,11 +422,7 @@ def _counted(records: Iterator[ImageRecord], written: Written) -> Iterator[Image
 def _usable_records(
     written: Written, source: Source, place: str, options: ReadOptions, notes: Notes, polygons: bool
 ) -> Iterator[ImageRecord]:
-    """Yield the records whose images can be used, which are copied or linked.
-
-    Raises:
-        UserError: at the end, with the number of images that cannot be used.
-    """
+    """Yield the records whose images can be used and copy or link these; refuse others at last."""
     split, bad = written.split, []
     where = f"An image of {split} in {source.image_root}"
     seen: dict[str, str] = {}
@@ -490,15 +482,7 @@ def _write_coco(
     names: list[str],
     notes: Notes,
 ) -> None:
-    """Write the COCO JSON of a split; images come last, so that only they are kept in memory.
-
-    Args:
-        written: takes the numbers.
-        records: the images.
-        renamed: class name of the source -> the one written, or ``""``.
-        names: class names by category id from 1.
-        notes: takes what is changed and left out.
-    """
+    """Write the COCO JSON of a split; images come last, so that only they are kept in memory."""
     ids = {name: id_ for id_, name in enumerate(names, 1)}
     categories = [{"id": id_, "name": name, "supercategory": ""} for name, id_ in ids.items()]
     head = {"info": {"description": f"Written by microplastics {__version__}"}}
@@ -537,11 +521,7 @@ def _annotation(
     ids: dict[str, int],
     notes: Notes,
 ) -> dict[str, Any]:
-    """Return the fields of an annotation without its ids.
-
-    Raises:
-        ShapeError: its class is left out, or it has no area.
-    """
+    """Return the fields of an annotation without its ids; ShapeError if it is left out."""
     old, where = instance.category, instance.where
     new = renamed[old]
     if not new:

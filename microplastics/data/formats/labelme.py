@@ -65,7 +65,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 class _Reader(layout.FileReader):
     meaning = "an object with shapes and imagePath; give a folder of LabelMe's JSON files only"
 
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
         entries = data.get("shapes")
         if not isinstance(entries, list):
             raise UserError(
@@ -77,21 +77,19 @@ class _Reader(layout.FileReader):
             hint = "its picture is embedded as imageData, which is not read: save it beside the "
             hint += "JSON under the name in imagePath (labelme_export_json does)"
         claimed = (data.get("imageWidth"), data.get("imageHeight"))
-        with layout.skipping(where, self.options, notes):
+        with layout.skipping(where, self.options, self.notes):
             record = self.image([data.get("imagePath")], where, [claimed], hint)
-            record.instances = self._instances(entries, record, where, notes)
-            record.extra = layout.filled_fields(data, _FILE_FIELDS, where, notes)
+            record.instances = self._instances(entries, record, where)
+            record.extra = layout.filled_fields(data, _FILE_FIELDS, where, self.notes)
             yield record
 
-    def _instances(
-        self, entries: list, record: ImageRecord, where: str, notes: Notes
-    ) -> list[Instance]:
+    def _instances(self, entries: list, record: ImageRecord, where: str) -> list[Instance]:
         groups: dict[Any, list[Instance]] = defaultdict(list)
         labels = defaultdict(set)
         for number, entry in enumerate(entries, 1):
             place = f"{where}, shape {number}"
-            with shapes.noting(notes, place):
-                instance = self._instance(entry, record, place, notes)
+            with shapes.noting(self.notes, place):
+                instance = self._instance(entry, record, place)
                 group = entry.get("group_id")
                 if type(group) in (int, str):
                     labels[group].add(instance.category)
@@ -100,25 +98,22 @@ class _Reader(layout.FileReader):
                     groups[number].append(instance)
         for group, names in labels.items():
             if len(names) > 1:
-                notes.add("group_mixed", f"{where}, group {show(group)}", ", ".join(sorted(names)))
-        joined = (_joined(members, record, notes) for members in groups.values())
+                place = f"{where}, group {show(group)}"
+                self.notes.add("group_mixed", place, ", ".join(sorted(names)))
+        joined = (_joined(members, record, self.notes) for members in groups.values())
         return [instance for instance in joined if instance is not None]
 
-    def _instance(self, entry: Any, record: ImageRecord, place: str, notes: Notes) -> Instance:
+    def _instance(self, entry: Any, record: ImageRecord, place: str) -> Instance:
         if not isinstance(entry, dict):
             raise ShapeError("shape_broken", "not a JSON object")
-        label = layout.class_name(entry.get("label"))
-        shape = _shape(entry, record.size)
-        instance = self.instance([label] if label else [], shape, record, place, notes)
-        if (
-            shape[0] == "polygon" and _KINDS[entry.get("shape_type") or "polygon"] == "box"
-        ):  # turned
-            notes.add("box_only", place)
-        flags = entry.get("flags")
+        label, shape = layout.class_name(entry.get("label")), _shape(entry, record.size)
+        flags, crowd = entry.get("flags"), 0
         if isinstance(flags, dict) and _CROWD in flags:
-            instance.iscrowd = int(flags[_CROWD] is True)
+            crowd = int(flags[_CROWD] is True)
             entry = {**entry, "flags": {key: flags[key] for key in flags if key != _CROWD}}
-        instance.extra = layout.filled_fields(entry, _SHAPE_FIELDS, place, notes)
+        labels = [label] if label else []
+        instance = self.instance(labels, shape, record, place, entry, _SHAPE_FIELDS)
+        instance.iscrowd = crowd
         return instance
 
 
@@ -133,11 +128,7 @@ def _shape(entry: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
     if kind == "point":
         return kind, []
     values = shapes.flat(entry.get("points"))
-    if kind == "box" and len(values) == 8:
-        return "polygon", values
-    if kind in ("box", "circle"):
-        if len(values) != 4:
-            raise ShapeError("shape_broken", f"a {kind} of {len(values) // 2} points")
+    if kind in ("box", "circle") and len(values) == 4:
         x0, y0, x1, y1 = shapes.numbers(values).tolist()
         if kind == "circle":
             return kind, [x0, y0, float(np.hypot(x1 - x0, y1 - y0))]
@@ -173,7 +164,22 @@ def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     x0, y0, x1, y1 = np.rint(shapes.numbers(values)).astype(int).tolist()
     # A pixel more than the corners give: some writers take the second one as exclusive.
     limits = (min(y1 - y0 + 2, size[0]), min(x1 - x0 + 2, size[1]))
-    return shapes.crop_rle(shapes.png_crop(entry.get("mask"), limits), x0, y0, size)
+    return shapes.crop_rle(_png_crop(entry.get("mask"), limits), x0, y0, size)
+
+
+def _png_crop(text: Any, limits: tuple[int, int]) -> np.ndarray:
+    """Decode a mask, of at most this height and width in px, from a PNG in base64."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as png:
+            if png.height > limits[0] or png.width > limits[1]:
+                raise ShapeError("shape_broken", f"a mask of {png.width} x {png.height} px")
+            if png.mode not in ("1", "L", "P", "I", "I;16"):
+                raise ShapeError("shape_broken", f"a mask of mode {png.mode}")
+            return np.asarray(png) != 0
+    except ShapeError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
 
 
 def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
@@ -184,15 +190,12 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
     that differ only in their suffix gets ``NAME.SUFFIX.json``.
 
     Args:
-        sources: split -> images.
-        output: folder; the image of ``file_name`` belongs at ``output/SPLIT/file_name``.
+        sources: split -> images, which belong into ``output/SPLIT``.
+        output: folder of the data set.
         notes: takes what the format cannot hold.
 
     Returns:
         the files written.
-
-    Raises:
-        UserError: a file cannot be written.
     """
     written = []
     for split, source in sources.items():

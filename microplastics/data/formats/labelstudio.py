@@ -59,13 +59,14 @@ class _Reader(layout.FileReader):
     content = list
     meaning = "a list of tasks; export as JSON or JSON-MIN from Label Studio"
 
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
+        notes = self.notes
         for task in self._tasks(data, where):
             with layout.skipping(task.where, self.options, notes):
                 name = _image_name(task)
                 results = _chosen(task, notes)
                 if results is None:
-                    self.leave_out(name, task.where, notes)
+                    self.leave_out(name, task.where)
                     continue
                 claimed = [
                     (each.get("original_width"), each.get("original_height"))
@@ -76,10 +77,9 @@ class _Reader(layout.FileReader):
                 for number, value in _regions(results, task.where, notes):
                     place = f"{task.where}, region {number}"
                     with shapes.noting(notes, place):
-                        shape = _shape(value, record.size)
-                        instance = self.instance(_labels(value), shape, record, place, notes)
+                        labels, shape = _labels(value), _shape(value, record.size)
                         known = _GEOMETRY.union(key for key in value if key.endswith("labels"))
-                        instance.extra = layout.filled_fields(value, known, place, notes)
+                        instance = self.instance(labels, shape, record, place, value, known)
                         record.instances.append(instance)
                 yield record
 
@@ -193,11 +193,7 @@ def _shape(value: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
 
 
 def _image_name(task: _Task) -> str:
-    """Return the path or URL of a task's image.
-
-    Raises:
-        UserError: its data has none or several.
-    """
+    """Return the path or URL of a task's only image."""
     value = task.fields.get("image")
     if isinstance(value, str):
         return value

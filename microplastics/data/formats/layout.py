@@ -171,11 +171,7 @@ def in_order(splits: dict[str, T]) -> dict[str, T]:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Return split -> sub-folder for the sub-folders that are named as splits.
-
-    Raises:
-        UserError: two of them mean the same split (``name_clash``).
-    """
+    """Return split -> sub-folder for the sub-folders that are named as splits."""
     found: dict[str, Path] = {}
     for child in sorted(folder.iterdir()):
         split = SPLITS.get(child.name.lower())
@@ -210,8 +206,7 @@ def child_folder(folder: Path, names: Sequence[str]) -> Path | None:
 def input_splits(path: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     """Return split -> folder of an input, or ``{"all": path}`` if it has no split folders.
 
-    Raises:
-        UserError: a file with one of the suffixes lies beside split folders (``name_clash``).
+    Files with one of the suffixes must not lie beside split folders.
     """
     splits = split_folders(path) if path.is_dir() else {}
     first = next(list_files(path, suffixes), "") if splits else ""
@@ -355,6 +350,7 @@ class FileReader(ABC):
     Attributes:
         content: type of the JSON.
         meaning: description of the files, for messages that end in "not …".
+        notes: takes what is changed or left out in this pass over the files.
         order: takes class names in the order of the format, before all others.
     """
 
@@ -378,8 +374,8 @@ class FileReader(ABC):
         self._seen: dict[str, str] = {}
 
     @abstractmethod
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
-        """Read the images of one file of this name."""
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
+        """Read the images of one file, of the name ``where``."""
 
     def source(self, notes: Notes) -> Source:
         """Return the split as a stream; its classes are collected in a pass of their own."""
@@ -395,12 +391,7 @@ class FileReader(ABC):
     ) -> ImageRecord:
         """Find an image by its unchecked names and check its size (see :func:`checked_size`).
 
-        Args:
-            where: place of its annotations, for messages.
-            hint: what to do if it is missing.
-
-        Raises:
-            UserError: it is missing, broken, of another size, or annotated twice.
+        ``where`` is the place of its annotations, ``hint`` what to do if it is missing.
         """
         found = self._find(names, where, hint)
         if found in self._seen:
@@ -411,9 +402,9 @@ class FileReader(ABC):
         self._seen[found] = where
         return ImageRecord(found, *checked_size(self._images / found, *claimed))
 
-    def leave_out(self, name: Any, where: str, notes: Notes) -> None:
+    def leave_out(self, name: Any, where: str) -> None:
         """Note an image that nobody has annotated, whether it is there or not."""
-        notes.add("image_unannotated", where)
+        self.notes.add("image_unannotated", where)
         with contextlib.suppress(UserError):
             self._seen.setdefault(self._find([name], where), where)
 
@@ -423,28 +414,36 @@ class FileReader(ABC):
         shape: tuple[str, Any],
         record: ImageRecord,
         where: str,
-        notes: Notes,
+        fields: dict[str, Any],
+        known: Iterable[str],
     ) -> Instance:
-        """Return a shape (see ``shapes.area_of``) as an instance of the first of its labels.
+        """Return a shape as an instance of the first of its labels.
 
-        Raises:
-            ShapeError: it has no label or no area.
+        Args:
+            labels: class names of the shape.
+            shape: kind and values, as ``shapes.area_of`` takes them.
+            record: its image.
+            where: its place.
+            fields: all of its fields.
+            known: those that are not further ones.
         """
         if not labels:
             raise ShapeError("shape_unlabelled")
-        area = area_of(*shape, record, self.options.line_width, notes, where)
+        area = area_of(*shape, record, self.options.line_width, self.notes, where)
         if len(labels) > 1:
-            notes.add("label_ambiguous", where, ", ".join(labels))
-        return Instance(labels[0], area, where)
+            self.notes.add("label_ambiguous", where, ", ".join(labels))
+        extra = filled_fields(fields, known, where, self.notes)
+        return Instance(labels[0], area, where, 0, extra)
 
     def _read(self, notes: Notes) -> Iterator[ImageRecord]:
+        self.notes = notes
         self._seen.clear()
         for path in self._paths:
             where, self._folder = path.relative_to(self._root).as_posix(), path.parent
             with skipping(where, self.options, notes, "label_broken"):
                 if not path.is_file():
                     raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
-                yield from self.records(read_json(path, self.content, self.meaning), where, notes)
+                yield from self.records(read_json(path, self.content, self.meaning), where)
         if self._whole:
             for name in list_files(self._images):
                 if name not in self._seen:
@@ -514,11 +513,7 @@ def records_to_write(
     """Yield the records of a split, each with the name of its annotation file.
 
     It is called as the image, with another suffix; with ``keep_both`` the second of two
-    ``NAME.txt`` is called ``NAME.IMAGE_SUFFIX.txt``.
-
-    Raises:
-        UserError: a file name leaves the folder, or two images need the same annotation file
-            (``name_clash``).
+    ``NAME.txt`` is called ``NAME.IMAGE_SUFFIX.txt``, otherwise it is an error.
     """
     taken: dict[str, str] = {}
     for record in source.records():

@@ -75,17 +75,11 @@ _TOO_MANY = (
 
 
 class _MaskFile(NamedTuple):
-    """One mask file.
-
-    Attributes:
-        name: relative to the folder of the masks, with ``/``.
-        kind: ``"image"`` (named as its image), ``"instance"`` or ``"class"``.
-        category: class in its name, or None.
-    """
+    """One mask file, by its name in the folder of the masks."""
 
     name: str
-    kind: str
-    category: str | None = None
+    kind: str  # "image" (named as its image), "instance" or "class"
+    category: str | None = None  # the class in its name
 
 
 def detect(path: Path) -> bool:
@@ -335,11 +329,7 @@ class _Reader:
     def _instances(
         self, file_name: str, mask: _MaskFile, labels: np.ndarray, notes: Notes
     ) -> Iterator[Instance]:
-        """Yield the instances in one mask file.
-
-        Raises:
-            ValueError: the numbers in it do not fit to its name, or are too many.
-        """
+        """Yield the instances in one mask file, whose numbers must fit to its name."""
         kind = self._kind if mask.kind == "image" else mask.kind
         category = mask.category or DEFAULT_CLASS
         numbers, rles, _ = instance_rles(labels)
@@ -581,15 +571,12 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
     particles that overlap the later one has the pixels; one that has none left has no row.
 
     Args:
-        sources: split -> images.
-        output: folder; the image of ``file_name`` belongs at ``output/SPLIT/images/file_name``.
+        sources: split -> images, which belong into ``output/SPLIT/images``.
+        output: folder of the data set.
         notes: takes what the format cannot hold.
 
     Returns:
         the files written.
-
-    Raises:
-        UserError: a file cannot be written, or two images need the same one.
     """
     written = []
     for split, source in sources.items():

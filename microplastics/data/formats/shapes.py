@@ -1,8 +1,6 @@
 """Drawn shapes as COCO polygons or RLE."""
 
-import base64
 import contextlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -11,7 +9,6 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import shapely
-from PIL import Image
 
 from microplastics.data.coco import ERRORS, show
 from microplastics.data.formats.base import ImageRecord, Notes
@@ -32,11 +29,9 @@ _MIN_VERTICES = 16
 # The outline of a line of n points may have n * n crossings: longer lines are drawn in pieces.
 _OUTLINED_POINTS = 100
 _DRAWN_POINTS = 2_000
-# Kind of a shape: least and most numbers that it has.
-_LENGTHS = {
-    **{"polygon": (6, math.inf), "line": (4, math.inf)},
-    **{"box": (4, 5), "circle": (3, 3), "ellipse": (4, 5)},
-}
+# Kind of a shape: how many numbers it has, or at least has.
+_LENGTHS = {"box": (4, 5, 8), "circle": (3,), "ellipse": (4, 5)}
+_LEAST = {"polygon": 6, "line": 4}
 _NOTES = {  # by the codes of SegmentationError
     "polygon_outside": "shape_outside",
     "zero_area": "shape_without_area",
@@ -68,10 +63,10 @@ def area_of(
 
     Args:
         kind: ``"polygon"`` or ``"line"`` (x0, y0, x1, y1, …), ``"box"`` (x and y of a corner,
-            width and height from there), ``"circle"`` (x and y of the centre, radius),
-            ``"ellipse"`` (x and y of the centre, both half axes), ``"mask"`` (its RLE) or
-            ``"point"``. A box, about its corner, and an ellipse may be turned by a fifth number
-            in radians, clockwise on the screen.
+            width and height from there; or four corners), ``"circle"`` (centre, radius),
+            ``"ellipse"`` (centre, both half axes), ``"mask"`` (its RLE) or ``"point"``. A box,
+            about its corner, and an ellipse may be turned by a fifth number in radians,
+            clockwise on the screen.
         values: unchecked list of these numbers, in px.
         record: its image.
         line_width: width of lines in px, if they have one.
@@ -87,8 +82,8 @@ def area_of(
         raise ShapeError("shape_without_area", "a point")
     if not isinstance(values, list):
         raise ShapeError("shape_broken", f"a {kind} of {show(values)}")
-    least, most = _LENGTHS[kind]
-    if not least <= len(values) <= most or (most == math.inf and len(values) % 2):
+    many = kind in _LEAST and len(values) >= _LEAST[kind] and len(values) % 2 == 0
+    if not many and len(values) not in _LENGTHS.get(kind, ()):
         raise ShapeError("shape_broken", f"a {kind} of {len(values)} numbers")
     coordinates = numbers(values).tolist()
     if kind == "polygon":
@@ -96,7 +91,7 @@ def area_of(
     if kind == "line":
         area = _line_area(np.reshape(coordinates, (-1, 2)), line_width, record)
     elif kind == "box":
-        area = _box_polygon(*coordinates)
+        area = [coordinates] if len(coordinates) == 8 else _box_polygon(*coordinates)
     else:
         x, y, radius, *others = coordinates
         area = _ellipse_polygon(x, y, radius, *(others or [radius]))
@@ -238,32 +233,6 @@ def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[
     if not crop.any():
         raise ShapeError("shape_outside", "a mask without a pixel in the image")
     return CropMasks([crop], [(max(0, x0), max(0, y0))], size).to_rles(as_str=True)[0]
-
-
-def png_crop(text: Any, limits: tuple[int, int]) -> np.ndarray:
-    """Decode a mask from a PNG in base64.
-
-    Args:
-        text: unchecked value.
-        limits: largest height and width in px that are decoded.
-
-    Returns:
-        (h, w) bool array, true for pixels other than 0.
-
-    Raises:
-        ShapeError: it is something else, or larger.
-    """
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as png:
-            if png.height > limits[0] or png.width > limits[1]:
-                raise ShapeError("shape_broken", f"a mask of {png.width} x {png.height} px")
-            if png.mode not in ("1", "L", "P", "I", "I;16"):
-                raise ShapeError("shape_broken", f"a mask of mode {png.mode}")
-            return np.asarray(png) != 0
-    except ShapeError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
 
 
 def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) -> Measured:

@@ -42,15 +42,9 @@ _NUMBERS = {
 
 @dataclass
 class _Region:
-    """A drawn region, unchecked.
+    """A drawn region."""
 
-    Attributes:
-        kind: a key of ``_KINDS``, or anything else.
-        values: list of numbers, or anything else.
-        attributes: values by name.
-    """
-
-    kind: Any
+    kind: Any  # unchecked, as is the list of numbers
     values: Any
     attributes: dict[str, Any]
 
@@ -114,13 +108,14 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 class _Reader(layout.FileReader):
     meaning = _MEANING
 
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
         is_3 = isinstance(data.get("metadata"), dict) and isinstance(data.get("view"), dict)
         attributes, pictures = _read_3(data, where) if is_3 else _read_2(data, where)
         name = _class_attribute(attributes, pictures, where)
         attribute = attributes.get(name, _Attribute())
         words = map(class_name, attribute.options.values())
         self.order.update(dict.fromkeys(filter(None, words)))
+        notes = self.notes
         for picture in pictures:
             where_picture = f"{where}, {show(picture.name)}"
             with layout.skipping(where_picture, self.options, notes):
@@ -130,9 +125,8 @@ class _Reader(layout.FileReader):
                     place = f"{where_picture}, region {number}"
                     with shapes.noting(notes, place):
                         labels = attribute.labels(region.attributes.get(name))
-                        instance = self.instance(labels, _shape(region), record, place, notes)
-                        fields = region.attributes
-                        instance.extra = layout.filled_fields(fields, (name,), place, notes)
+                        shape, fields = _shape(region), region.attributes
+                        instance = self.instance(labels, shape, record, place, fields, (name,))
                         record.instances.append(instance)
                 yield record
 

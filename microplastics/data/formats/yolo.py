@@ -45,17 +45,11 @@ _OTHER_TEXTS = ("readme", "classes", "train", "val", "test", "obj", "predefined_
 
 @dataclass
 class _Images:
-    """The images of one split.
-
-    Attributes:
-        root: folder that the names are relative to.
-        names: of the images, with ``/``.
-        labels: folder of the labels; None if they are beside ``images`` or the images.
-    """
+    """The images of one split, by their names in ``root``."""
 
     root: Path
     names: list[str]
-    labels: Path | None = None
+    labels: Path | None = None  # folder of the labels, if not beside ``images`` or the images
 
     def label(self, name: str) -> Path:
         """Return the place of an image's label file, which may not exist."""
@@ -329,11 +323,7 @@ def _yaml_folders(yaml_file: Path, data: dict[str, Any], notes: Notes) -> dict[s
 
 
 def _near(base: Path, root: str, text: str) -> tuple[Path | None, bool]:
-    """Find a folder or list of images in ``base``, by its path and then by its last parts.
-
-    Returns:
-        its place, or None, and whether that is the path in data.yaml.
-    """
+    """Find a folder or list of images by its path, as it is or else its last parts, in ``base``."""
     written = [os.path.join(root, text), text]
     parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..")][-16:]
     # Not "images" only, which would be the same for every split.
@@ -376,17 +366,13 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
     side. An instance is one ring: parts are joined by lines, and holes by cuts, of zero width.
 
     Args:
-        sources: split -> images.
-        output: folder; the image of ``file_name`` belongs at ``output/images/SPLIT/file_name``.
+        sources: split -> images, which belong into ``output/images/SPLIT``.
+        output: folder of the data set.
         notes: takes what the format cannot hold.
 
     Returns:
         data.yaml, then the label files.
-
-    Raises:
-        UserError: a file cannot be written, or two images need the same one.
     """
-    output = Path(output)
     classes = list(dict.fromkeys(name for source in sources.values() for name in source.classes))
     indices = {name: index for index, name in enumerate(classes)}
     written = [output / "data.yaml"]
