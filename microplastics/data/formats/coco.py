@@ -47,13 +47,8 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(
-    path: Path, options: ReadOptions, notes: Notes, roots: dict[str, Path] | None = None
-) -> dict[str, Source]:
-    """Open a COCO JSON, or the folder of an export (see ``base.Reader.read``).
-
-    ``roots`` are the image folders of splits, if known.
-    """
+def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
+    """Open a COCO JSON, or the folder of an export (see ``base.Reader.read``)."""
     jsons = _find_jsons(path)
     if not jsons:
         raise UserError(
@@ -64,7 +59,7 @@ def read(
     sources = {}
     for split, json_file in jsons.items():
         document = _Document(json_file, notes)
-        root = (roots or {}).get(split) or layout.given_images(options, split)
+        root = layout.given_images(options, split)
         if root is None:
             names = [entry["file_name"] for entry in document.images.values()]
             root = _find_image_root(json_file, path, split, names)
@@ -141,6 +136,11 @@ def _image_folders(json_file: Path, folder: Path, split: str) -> list[Path]:
         folders += [base, base / "images", base / "images" / "default"]
         for name in (*names, json_file.stem.removeprefix("instances_")):
             folders += [base / "images" / name, base / name, base / name / "images"]
+    manifest = folder / layout.MANIFESTS[0]  # of a conversion that left them in their place
+    if layout.is_manifest(manifest):
+        images = read_json(manifest).get("images")
+        kept = images.get(split) if isinstance(images, dict) else None
+        folders += [Path(kept)] if is_printable(kept) else []
     return [root for root in dict.fromkeys(folders) if root.is_dir()]
 
 

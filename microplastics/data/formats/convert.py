@@ -233,7 +233,7 @@ def export_dataset(
     check_exists(path)
     _check_output(path, output)
     notes = Notes()
-    sources = coco.read(path, options, notes, _image_roots(path, options))
+    sources = coco.read(path, options, notes)
     manifest = {
         "version": __version__,
         "input": str(path.absolute()),
@@ -379,24 +379,6 @@ def _claim_export(output: Path, manifest: dict[str, Any]) -> None:
     if words:
         raise UserError(f"{output} {words} or choose another --output.", code="output_exists")
     write_json(path, claimed, indent=1)
-
-
-def _image_roots(path: Path, options: ReadOptions) -> dict[str, Path]:
-    """Return the image folders, by split, that a conversion has left in their places."""
-    if options.images is not None or not (path / MANIFEST).is_file():
-        return {}
-    manifest = read_json(path / MANIFEST, dict, "what a conversion writes; give --images")
-    images = manifest.get("images")
-    if manifest.get("place") != "keep" or not isinstance(images, dict):
-        return {}
-    roots = {split: Path(root) for split, root in images.items() if isinstance(root, str)}
-    for split, root in roots.items():
-        if not root.is_dir():
-            raise UserError(
-                f"The image folder {root} of {split} does not exist; give --images.",
-                code="file_missing",
-            )
-    return roots
 
 
 def _check_not_empty(written: list[Written], notes: Notes, may_be_blank: bool) -> None:

@@ -206,12 +206,9 @@ def _is_labelled(folder: _Images) -> bool:
     """Return whether one of the first images has a label file of numbers."""
     for image in folder.names[:_SNIFFED_IMAGES]:
         label = folder.label(image)
-        if os.path.isfile(label):
-            with open(label, "rb") as file:
-                tokens = file.readline(1 << 12).replace(b"\0", b"").split()
-            numbers = b"".join(tokens).removeprefix(b"\xef\xbb\xbf").strip(b"\xff\xfe")
-            if len(tokens) > 4 and not numbers.strip(b"0123456789.-+e"):
-                return True
+        tokens = read_text(label).split("\n")[0].split() if os.path.isfile(label) else []
+        if len(tokens) > 4 and not "".join(tokens).strip("0123456789.-+e"):
+            return True
     # The first images may be blanks: class names and a folder of labels are enough.
     labels = folder.label("name").parent
     near = (root / name for root in (folder.root, folder.root.parent) for name in _NAME_FILES)
