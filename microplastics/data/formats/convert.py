@@ -23,7 +23,7 @@ from microplastics.data.formats.base import (
     check_exists,
     open_dataset,
 )
-from microplastics.data.formats.shapes import ShapeError, checked, noting
+from microplastics.data.formats.shapes import checked, noting
 from microplastics.data.segmentation import segmentation_to_polygons
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, read_json, write_json
@@ -194,7 +194,7 @@ def write_dataset(
         root = source.image_root if place == "keep" else output / split
         one = Written(split, root, output / "annotations" / f"instances_{split}.json")
         records = _usable_records(one, source, place, options, notes, polygons)
-        _write_coco(one, records, renamed, names, notes)
+        _write_coco(one, _renaming(records, renamed, notes), names, notes)
         if one.num_images:
             written.append(one)
         else:
@@ -419,8 +419,6 @@ def _usable_records(
         image = source.image_root / name
         try:
             if place != "none":
-                if not image.is_file():
-                    raise UserError(f"no {image}", code="image_missing")
                 layout.checked_size(image, (record.width, record.height))
         except UserError as error:
             if options.skip_broken:
@@ -457,12 +455,24 @@ def _outlined(record: ImageRecord, notes: Notes) -> Iterator[Instance]:
         yield instance
 
 
+def _renaming(
+    records: Iterator[ImageRecord], renamed: dict[str, str], notes: Notes
+) -> Iterator[ImageRecord]:
+    """Yield the records with new class names, without the instances of classes that have none."""
+    for record in records:
+        kept = []
+        for instance in record.instances:
+            old, new = instance.category, renamed[instance.category]
+            if new != old:
+                code = "category_renamed" if new else "category_dropped"
+                notes.add(code, instance.where, show(old))
+            if new:
+                kept.append(replace(instance, category=new))
+        yield replace(record, instances=kept)
+
+
 def _write_coco(
-    written: Written,
-    records: Iterator[ImageRecord],
-    renamed: dict[str, str],
-    names: list[str],
-    notes: Notes,
+    written: Written, records: Iterator[ImageRecord], names: list[str], notes: Notes
 ) -> None:
     """Write the COCO JSON of a split; images come last, so that only they are kept in memory."""
     ids = {name: id_ for id_, name in enumerate(names, 1)}
@@ -484,39 +494,24 @@ def _write_coco(
             classes = []
             for instance in record.instances:
                 with noting(notes, instance.where):
-                    fields = _annotation(instance, record, renamed, ids, notes)
+                    measured = checked(instance.segmentation, record, notes, instance.where)
+                    if measured.subpixel:
+                        notes.add("shape_subpixel", instance.where)
+                    area = measured.area
                     num_annotations += 1
-                    fields = {"id": num_annotations, "image_id": image["id"], **fields}
+                    fields = {
+                        "id": num_annotations,
+                        "image_id": image["id"],
+                        "category_id": ids[instance.category],
+                        "bbox": list(measured.box),
+                        "area": int(area) if area == int(area) else area,
+                        "iscrowd": instance.iscrowd,
+                        "segmentation": measured.segmentation,
+                    }
                     # Further fields come last, but replace none.
                     fields = {**fields, **instance.extra, **fields}
                     comma = "," if num_annotations > 1 else ""
                     file.write(f"{comma}\n{json.dumps(fields, allow_nan=False)}")
-                    classes.append(renamed[instance.category])
+                    classes.append(instance.category)
             written.count(classes)
         file.write('\n], "images": [' + ",".join(images) + "\n]}\n")
-
-
-def _annotation(
-    instance: Instance,
-    record: ImageRecord,
-    renamed: dict[str, str],
-    ids: dict[str, int],
-    notes: Notes,
-) -> dict[str, Any]:
-    """Return the fields of an annotation without its ids; ShapeError if it is left out."""
-    old, where = instance.category, instance.where
-    new = renamed[old]
-    if not new:
-        raise ShapeError("category_dropped", show(old))
-    measured = checked(instance.segmentation, record, notes, where)
-    if measured.subpixel:
-        notes.add("shape_subpixel", where)
-    if new != old:
-        notes.add("category_renamed", where, show(old))
-    return {
-        "category_id": ids[new],
-        "bbox": list(measured.box),
-        "area": int(measured.area) if measured.area == int(measured.area) else measured.area,
-        "iscrowd": instance.iscrowd,
-        "segmentation": measured.segmentation,
-    }
