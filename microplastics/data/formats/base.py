@@ -178,17 +178,18 @@ class Source:
     records: Callable[[], Iterator[ImageRecord]]
     num_images: int | None = None
 
-
-def noted_once(
-    image_root: Path,
-    classes: list[str],
-    read: Callable[[Notes], Iterator[ImageRecord]],
-    notes: Notes,
-    num_images: int | None = None,
-) -> Source:
-    """Return a :class:`Source` that takes notes in its first pass only."""
-    passes = iter([notes])
-    return Source(image_root, classes, lambda: read(next(passes, Notes())), num_images)
+    @classmethod
+    def noting(
+        cls,
+        image_root: Path,
+        classes: list[str],
+        read: Callable[[Notes], Iterator[ImageRecord]],
+        notes: Notes,
+        num_images: int,
+    ) -> "Source":
+        """Return a source that takes notes in its first pass only."""
+        passes = iter([notes])
+        return cls(image_root, classes, lambda: read(next(passes, Notes())), num_images)
 
 
 @dataclass(frozen=True)
@@ -232,26 +233,16 @@ class Reader(Protocol):
 
 
 def reader(name: str) -> Reader:
-    """Import the module of a format.
-
-    Raises:
-        UserError: ``format_unknown``.
-    """
-    if name not in READERS:
-        raise UserError(
-            f"The format is {name!r}; expected one of {', '.join(READERS)}.", code="format_unknown"
-        )
+    """Import the module of a format, one of ``READERS``."""
     return importlib.import_module(f"microplastics.data.formats.{name}")
 
 
 def detect(path: Path) -> str:
-    """Return the name of the only format that a file or folder fits.
+    """Return the name of the only format that a file or folder, which exists, fits.
 
     Raises:
-        UserError: ``file_missing``, or ``format_unknown`` if no format or several fit.
+        UserError: no format or several fit (``format_unknown``).
     """
-    path = Path(path)
-    check_exists(path)
     names = [name for name in READERS if reader(name).detect(path)]
     if len(names) == 1:
         return names[0]
@@ -275,14 +266,7 @@ def open_dataset(
     Returns:
         the name of the format, and split -> source.
     """
-    path = Path(path)
-    name = name or detect(path)
-    module = reader(name)
-    check_exists(path)
-    return name, module.read(path, options, notes)
-
-
-def check_exists(path: Path) -> None:
-    """Refuse an input that does not exist."""
     if not path.exists():
         raise UserError(f"{path} does not exist; correct --input.", code="file_missing")
+    name = name or detect(path)
+    return name, reader(name).read(path, options, notes)

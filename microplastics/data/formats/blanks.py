@@ -10,7 +10,7 @@ from pathlib import Path
 
 from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout
-from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
 from microplastics.data.formats.convert import PROJECT_CLASSES
 from microplastics.utils.errors import UserError
 
@@ -38,7 +38,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
                 f"{folder} has no image; put the photographs of blanks there.", code="input_empty"
             )
         records = functools.partial(_records, folder, names, options)
-        sources[split] = noted_once(folder, classes, records, notes, len(names))
+        sources[split] = Source.noting(folder, classes, records, notes, len(names))
     return sources
 
 

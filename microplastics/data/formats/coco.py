@@ -15,14 +15,7 @@ from microplastics.data.coco import (
     structure_problem,
 )
 from microplastics.data.formats import layout, shapes
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Instance,
-    Notes,
-    ReadOptions,
-    Source,
-    noted_once,
-)
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import find_file
 from microplastics.data.formats.shapes import Segmentation
 from microplastics.utils.errors import UserError
@@ -64,7 +57,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
             names = [entry["file_name"] for entry in document.images.values()]
             root = _find_image_root(json_file, path, split, names)
         records = functools.partial(document.records, root, options)
-        sources[split] = noted_once(root, document.classes, records, notes, len(document.images))
+        sources[split] = Source.noting(root, document.classes, records, notes, len(document.images))
     return sources
 
 

@@ -13,16 +13,8 @@ from tqdm import tqdm
 
 from microplastics import __version__
 from microplastics.data.coco import is_printable, show
-from microplastics.data.formats import coco, labelme, layout, masks, yolo
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Instance,
-    Notes,
-    ReadOptions,
-    Source,
-    check_exists,
-    open_dataset,
-)
+from microplastics.data.formats import labelme, layout, masks, yolo
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, open_dataset
 from microplastics.data.formats.shapes import checked, noting
 from microplastics.data.segmentation import segmentation_to_polygons
 from microplastics.utils.errors import UserError
@@ -230,10 +222,9 @@ def export_dataset(
         UserError: the data set cannot be read, or the output cannot be written.
     """
     options = options or ReadOptions()
-    check_exists(path)
     _check_output(path, output)
     notes = Notes()
-    sources = coco.read(path, options, notes)
+    _, sources = open_dataset(path, options, notes, "coco")
     manifest = {
         "version": __version__,
         "input": str(path.absolute()),
@@ -433,7 +424,7 @@ def _usable_records(
         if place in ("copy", "link"):
             layout.place_image(image, written.image_root / name, place)
         if polygons:
-            record.instances = list(_outlined(record, notes))
+            _outline(record, notes)
         yield record
     if bad:
         more = "; …" if len(bad) > _EXAMPLES else ""
@@ -444,15 +435,12 @@ def _usable_records(
         )
 
 
-def _outlined(record: ImageRecord, notes: Notes) -> Iterator[Instance]:
-    """Yield the instances of a record, with polygons instead of RLEs, except crowds."""
-    for instance in record.instances:
-        if isinstance(instance.segmentation, dict) and not instance.iscrowd:
-            rings = segmentation_to_polygons(
-                instance.segmentation, *record.size, notes, instance.where
-            )
-            instance.segmentation = [ring.reshape(-1).tolist() for ring in rings]
-        yield instance
+def _outline(record: ImageRecord, notes: Notes) -> None:
+    """Replace the RLEs of a record by polygons, except those of crowds."""
+    for each in record.instances:
+        if isinstance(each.segmentation, dict) and not each.iscrowd:
+            rings = segmentation_to_polygons(each.segmentation, *record.size, notes, each.where)
+            each.segmentation = [ring.reshape(-1).tolist() for ring in rings]
 
 
 def _renaming(

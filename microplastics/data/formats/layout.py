@@ -16,14 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from microplastics.data.coco import is_printable, is_safe_name, show
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Instance,
-    Notes,
-    ReadOptions,
-    Source,
-    noted_once,
-)
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.shapes import ShapeError, area_of
 from microplastics.data.images import image_header, size_mismatch
 from microplastics.utils.errors import UserError
@@ -384,7 +377,7 @@ class FileReader(ABC):
             found.update(instance.category for instance in record.instances)
             count += 1
         classes = [name for name in self.order if name in found] + sorted(found - set(self.order))
-        return noted_once(self._images, classes, self._read, notes, count)
+        return Source.noting(self._images, classes, self._read, notes, count)
 
     def image(
         self, names: list[Any], where: str, claimed: Sequence[Sequence[Any]] = (), hint: str = ""

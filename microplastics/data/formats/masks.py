@@ -22,14 +22,7 @@ from PIL import Image
 
 from microplastics.data.coco import show
 from microplastics.data.formats import layout
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Instance,
-    Notes,
-    ReadOptions,
-    Source,
-    noted_once,
-)
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import class_name, list_files
 from microplastics.data.images import (
     check_complete,
@@ -112,7 +105,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
     sources = {}
     for split, (images, masks) in folders.items():
         reader = _Reader(images, masks, options, notes)
-        sources[split] = noted_once(
+        sources[split] = Source.noting(
             images, reader.classes, reader.records, notes, len(reader.file_names)
         )
     return sources

@@ -19,14 +19,7 @@ import yaml
 
 from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Instance,
-    Notes,
-    ReadOptions,
-    Source,
-    noted_once,
-)
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import class_name, find_file, list_files
 from microplastics.data.formats.shapes import ShapeError, noting
 from microplastics.data.segmentation import join_parts, segmentation_to_polygons
@@ -120,7 +113,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
     sources = {}
     for split, folder in folders.items():
         records = functools.partial(_records, folder, names, options)
-        sources[split] = noted_once(folder.root, classes, records, notes, len(folder.names))
+        sources[split] = Source.noting(folder.root, classes, records, notes, len(folder.names))
     return sources
 
 

@@ -8,8 +8,7 @@ from PIL import Image
 from support import dataset_entry, user_error
 
 from microplastics.data.coco import check_instances
-from microplastics.data.formats import detect
-from microplastics.data.formats.base import ReadOptions
+from microplastics.data.formats.base import ReadOptions, detect
 from microplastics.data.formats.convert import FORMATS, convert_dataset, export_dataset
 from microplastics.data.loader import TrainLoader, check_datasets
 from microplastics.utils.errors import UserError
