@@ -220,15 +220,9 @@ class Reader(Protocol):
         """Return whether a file or folder is in this format; never raises."""
 
     def read(self, path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-        """Open a file or folder, which exists.
+        """Open a file or folder, which exists, as ``"all"`` or as train, val and test.
 
         ``notes`` takes what is changed and left out, here and in the first pass.
-
-        Returns:
-            ``"all"`` -> source, or a source for each of train, val and test.
-
-        Raises:
-            UserError: the data set cannot be used.
         """
 
 

@@ -29,7 +29,14 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a folder of blanks.", code="input_empty")
-    classes = _classes(options)
+    classes = list(PROJECT_CLASSES if options.classes is None else options.classes)
+    for name in classes:
+        if not is_printable(name) or classes.count(name) > 1:
+            raise UserError(
+                f"--classes has {show(name)} among {len(classes)} names; expected different class "
+                "names, as A,B,C.",
+                code="option_invalid",
+            )
     sources = {}
     for split, folder in layout.input_splits(path, layout.IMAGE_SUFFIXES).items():
         names = list(layout.list_files(folder))
@@ -50,15 +57,3 @@ def _records(
     for name in names:
         with layout.skipping(name, options, notes):
             yield ImageRecord(name, *layout.checked_size(folder / name))
-
-
-def _classes(options: ReadOptions) -> list[str]:
-    names = list(PROJECT_CLASSES if options.classes is None else options.classes)
-    for name in names:
-        if not is_printable(name) or names.count(name) > 1:
-            raise UserError(
-                f"--classes has {show(name)} among {len(names)} names; expected different class "
-                "names, as A,B,C.",
-                code="option_invalid",
-            )
-    return names

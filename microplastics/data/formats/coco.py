@@ -221,7 +221,7 @@ def _extra(entry: dict, standard: frozenset[str], where: str, notes: Notes) -> d
         notes.add("field_unknown", where, "'keypoints'")
     known = {"keypoints", *standard, *_BOILERPLATE}
     known |= set() if entry.get("date_captured") else {"date_captured"}
-    return layout.extra_fields(entry, known, where, notes)
+    return layout.extra_fields(entry, known, where, notes, keep_empty=True)
 
 
 def _invalid(where: object, words: str) -> UserError:

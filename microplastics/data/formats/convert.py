@@ -55,12 +55,13 @@ class Written:
         """``JSON:IMAGES`` for ``DATASETS.TRAIN`` and the commands."""
         return f"{self.json_file}:{self.image_root}"
 
-    def count(self, classes: list[str]) -> None:
-        """Count an image with instances of these classes."""
+    def count(self, record: ImageRecord) -> ImageRecord:
+        """Count an image and its instances, and return it."""
         self.num_images += 1
-        self.num_blank += not classes
-        for name in classes:
-            self.instances[name] = self.instances.get(name, 0) + 1
+        self.num_blank += not record.instances
+        for each in record.instances:
+            self.instances[each.category] = self.instances.get(each.category, 0) + 1
+        return record
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers, for the manifests."""
@@ -246,7 +247,7 @@ def export_dataset(
             one = Written(split, output / _IMAGE_FOLDERS[format].format(split))
             records = _usable_records(one, source, place, options, notes, polygons)
             splits.append(one)
-            streams[split] = replace(source, records=functools.partial(_counted, records, one))
+            streams[split] = replace(source, records=functools.partial(map, one.count, records))
         _WRITERS[format](streams, output, notes)
     counts = {one.split: one.counts() for one in splits}
     manifest |= {"splits": counts, "complete": True, "notes": notes.as_dict()}
@@ -386,12 +387,6 @@ def _check_not_empty(written: list[Written], notes: Notes, may_be_blank: bool) -
     )
 
 
-def _counted(records: Iterator[ImageRecord], written: Written) -> Iterator[ImageRecord]:
-    for record in records:
-        written.count([instance.category for instance in record.instances])
-        yield record
-
-
 def _usable_records(
     written: Written, source: Source, place: str, options: ReadOptions, notes: Notes, polygons: bool
 ) -> Iterator[ImageRecord]:
@@ -423,8 +418,10 @@ def _usable_records(
         record.file_name = name
         if place in ("copy", "link"):
             layout.place_image(image, written.image_root / name, place)
-        if polygons:
-            _outline(record, notes)
+        for each in record.instances if polygons else ():
+            if isinstance(each.segmentation, dict) and not each.iscrowd:
+                rings = segmentation_to_polygons(each.segmentation, *record.size, notes, each.where)
+                each.segmentation = [ring.reshape(-1).tolist() for ring in rings]
         yield record
     if bad:
         more = "; …" if len(bad) > _EXAMPLES else ""
@@ -433,14 +430,6 @@ def _usable_records(
             "Fix them, give their folder with --images, or leave them out with --skip-broken.",
             code="image_invalid",
         )
-
-
-def _outline(record: ImageRecord, notes: Notes) -> None:
-    """Replace the RLEs of a record by polygons, except those of crowds."""
-    for each in record.instances:
-        if isinstance(each.segmentation, dict) and not each.iscrowd:
-            rings = segmentation_to_polygons(each.segmentation, *record.size, notes, each.where)
-            each.segmentation = [ring.reshape(-1).tolist() for ring in rings]
 
 
 def _renaming(
@@ -479,7 +468,7 @@ def _write_coco(
                 "height": record.height,
             }
             images.append("\n" + json.dumps({**record.extra, **image}, allow_nan=False))
-            classes = []
+            kept = []
             for instance in record.instances:
                 with noting(notes, instance.where):
                     measured = checked(instance.segmentation, record, notes, instance.where)
@@ -500,6 +489,6 @@ def _write_coco(
                     fields = {**fields, **instance.extra, **fields}
                     comma = "," if num_annotations > 1 else ""
                     file.write(f"{comma}\n{json.dumps(fields, allow_nan=False)}")
-                    classes.append(instance.category)
-            written.count(classes)
+                    kept.append(instance)
+            written.count(replace(record, instances=kept))
         file.write('\n], "images": [' + ",".join(images) + "\n]}\n")

@@ -80,7 +80,7 @@ class _Reader(layout.FileReader):
         with layout.skipping(where, self.options, self.notes):
             record = self.image([data.get("imagePath")], where, [claimed], hint)
             record.instances = self._instances(entries, record, where)
-            record.extra = layout.filled_fields(data, _FILE_FIELDS, where, self.notes)
+            record.extra = layout.extra_fields(data, _FILE_FIELDS, where, self.notes)
             yield record
 
     def _instances(self, entries: list, record: ImageRecord, where: str) -> list[Instance]:
@@ -157,29 +157,26 @@ def _joined(members: list[Instance], record: ImageRecord, notes: Notes) -> Insta
 
 
 def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Read a ``mask`` shape, whose PNG fills the box between its two points."""
+    """Read a ``mask`` shape, whose PNG in base64 fills the box between its two points."""
     values = shapes.flat(entry.get("points"))
     if len(values) != 4:
         raise ShapeError("shape_broken", "a mask without its two corners")
     x0, y0, x1, y1 = np.rint(shapes.numbers(values)).astype(int).tolist()
     # A pixel more than the corners give: some writers take the second one as exclusive.
-    limits = (min(y1 - y0 + 2, size[0]), min(x1 - x0 + 2, size[1]))
-    return shapes.crop_rle(_png_crop(entry.get("mask"), limits), x0, y0, size)
-
-
-def _png_crop(text: Any, limits: tuple[int, int]) -> np.ndarray:
-    """Decode a mask, of at most this height and width in px, from a PNG in base64."""
+    width, height = min(x1 - x0 + 2, size[1]), min(y1 - y0 + 2, size[0])
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as png:
-            if png.height > limits[0] or png.width > limits[1]:
+        content = io.BytesIO(base64.b64decode(entry.get("mask"), validate=True))
+        with Image.open(content, formats=["PNG"]) as png:
+            if png.height > height or png.width > width:
                 raise ShapeError("shape_broken", f"a mask of {png.width} x {png.height} px")
             if png.mode not in ("1", "L", "P", "I", "I;16"):
                 raise ShapeError("shape_broken", f"a mask of mode {png.mode}")
-            return np.asarray(png) != 0
+            crop = np.asarray(png) != 0
     except ShapeError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
+    return shapes.crop_rle(crop, x0, y0, size)
 
 
 def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
@@ -210,12 +207,7 @@ def _document(record: ImageRecord, notes: Notes) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     groups = 0
     for instance in record.instances:
-        try:
-            parts = list(_parts(instance))
-        except ValueError as error:
-            notes.add("instance_lost", instance.where, str(error))
-            continue
-        group = None
+        parts, group = list(_parts(instance)), None
         if len(parts) > 1:
             notes.add("parts_split", instance.where)
             group = groups = groups + 1
@@ -248,8 +240,6 @@ def _parts(instance: Instance) -> Iterator[dict[str, Any]]:
         return
     mask = CropMasks.from_rles([instance.segmentation])
     (crop,), ((x0, y0),) = mask.crops, mask.offsets
-    if not crop.size:
-        raise ValueError("a mask without a pixel")
     png = io.BytesIO()
     Image.fromarray(crop).save(png, "PNG")
     last = (x0 + crop.shape[1] - 1, y0 + crop.shape[0] - 1)

@@ -298,38 +298,30 @@ def note_skipped(error: UserError, where: str, notes: Notes, code: str = "") -> 
 
 
 def extra_fields(
-    fields: dict[str, Any], known: Iterable[str], where: str, notes: Notes
+    fields: dict[str, Any],
+    known: Iterable[str],
+    where: str,
+    notes: Notes,
+    keep_empty: bool = False,
 ) -> dict[str, Any]:
     """Return the further fields of an image or annotation: not known, and at most 4,096 bytes.
 
-    ``notes`` takes ``field_unknown`` for each other field.
+    ``notes`` takes ``field_unknown`` for each other field that holds something.
     """
     extra = {}
     for key, value in fields.items():
-        if key in known:
+        if key in known or (not keep_empty and value in (None, "", [], {})):
             continue
-        own = key in IMAGE_FIELDS or key in ANNOTATION_FIELDS
-        if own or not is_printable(key) or not _is_small(value):
+        try:
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            fits = is_printable(key) and len(text.encode()) <= _MAX_EXTRA
+        except (ValueError, RecursionError):  # NaN, a lone surrogate, an integer of many digits
+            fits = False
+        if not fits or key in IMAGE_FIELDS or key in ANNOTATION_FIELDS:
             notes.add("field_unknown", where, show(key))
         else:
             extra[key] = value
     return extra
-
-
-def filled_fields(
-    fields: dict[str, Any], known: Iterable[str], where: str, notes: Notes
-) -> dict[str, Any]:
-    """Return :func:`extra_fields` without those that hold nothing, which tools write anyway."""
-    filled = {key: value for key, value in fields.items() if value not in (None, "", [], {})}
-    return extra_fields(filled, known, where, notes)
-
-
-def _is_small(value: Any) -> bool:
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        return len(text.encode()) <= _MAX_EXTRA
-    except (ValueError, RecursionError):  # NaN, a lone surrogate, an integer of many digits
-        return False
 
 
 # Annotations
@@ -425,7 +417,7 @@ class FileReader(ABC):
         area = area_of(*shape, record, self.options.line_width, self.notes, where)
         if len(labels) > 1:
             self.notes.add("label_ambiguous", where, ", ".join(labels))
-        extra = filled_fields(fields, known, where, self.notes)
+        extra = extra_fields(fields, known, where, self.notes)
         return Instance(labels[0], area, where, 0, extra)
 
     def _read(self, notes: Notes) -> Iterator[ImageRecord]:
@@ -537,7 +529,10 @@ def place_image(source: Path, target: Path, place: str) -> None:
     """
     try:
         if os.path.lexists(target):
-            if not _is_same(source, target):
+            same = False
+            with contextlib.suppress(OSError):
+                same = os.path.samefile(source, target) or filecmp.cmp(source, target, False)
+            if not same:
                 raise UserError(
                     f"{target} exists and differs from {source}, which would be written there; "
                     "choose another --output, or give the images different names.",
@@ -555,9 +550,3 @@ def place_image(source: Path, target: Path, place: str) -> None:
                 target.symlink_to(origin)
     except OSError as error:
         raise write_error(target, error) from error
-
-
-def _is_same(source: Path, target: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False)
-    return False

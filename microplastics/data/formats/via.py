@@ -120,7 +120,7 @@ class _Reader(layout.FileReader):
             where_picture = f"{where}, {show(picture.name)}"
             with layout.skipping(where_picture, self.options, notes):
                 record = self.image([picture.name, picture.other], where_picture)
-                record.extra = layout.filled_fields(picture.fields, (), where_picture, notes)
+                record.extra = layout.extra_fields(picture.fields, (), where_picture, notes)
                 for number, region in enumerate(picture.regions, 1):
                     place = f"{where_picture}, region {number}"
                     with shapes.noting(notes, place):

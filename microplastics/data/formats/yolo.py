@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,11 @@ class _Images:
             places.append(self.labels / os.path.basename(stem))
         else:
             beside = self.root / stem
-            places = [_swapped(beside), beside]
+            # The last folder named images is replaced by labels, as Ultralytics does.
+            images = (folder for folder in beside.parents if folder.name == "images")
+            twins = (folder.with_name("labels") / beside.relative_to(folder) for folder in images)
+            places = [*islice(twins, 1), beside]
         return next((place for place in places if os.path.isfile(place)), places[0])
-
-
-def _swapped(path: Path) -> Path:
-    """Replace the last folder named images by labels, as Ultralytics does."""
-    for parent in path.parents:
-        if parent.name == "images":
-            return parent.with_name("labels") / path.relative_to(parent)
-    return path
 
 
 def detect(path: Path) -> bool:
@@ -372,8 +368,16 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
             with atomic_write(output / "labels" / split / label) as file:
                 file.writelines(lines)
             written.append(output / "labels" / split / label)
+    lines = ["# Written by microplastics. Paths are relative to this file."]
+    if list(sources) == ["all"]:
+        lines += ["# Not split yet: Ultralytics wants a val, which must hold other images."]
+        lines += ["train: images/all"]
+    else:
+        lines += [f"{split}: images/{split}" for split in sources]
+    # A JSON string is a YAML string.
+    names = [f"  {i}: {json.dumps(name, ensure_ascii=False)}" for i, name in enumerate(classes)]
     with atomic_write(written[0]) as file:
-        file.write(_data_yaml(list(sources), classes))
+        file.write("\n".join([*lines, "names:", *names]) + "\n")
     return written
 
 
@@ -388,15 +392,3 @@ def _line(instance: Instance, record: ImageRecord, indices: dict[str, int], note
         notes.add("parts_joined", where, f"{len(rings)} parts")
     parts = np.clip(join_parts(rings) / (record.width, record.height), 0, 1).reshape(-1).tolist()
     return f"{indices[instance.category]} {' '.join(format(part, '.10g') for part in parts)}\n"
-
-
-def _data_yaml(splits: list[str], classes: list[str]) -> str:
-    lines = ["# Written by microplastics. Paths are relative to this file."]
-    if splits == ["all"]:
-        lines += ["# Not split yet: Ultralytics wants a val, which must hold other images."]
-        lines += ["train: images/all"]
-    else:
-        lines += [f"{split}: images/{split}" for split in splits]
-    # A JSON string is a YAML string.
-    names = [f"  {i}: {json.dumps(name, ensure_ascii=False)}" for i, name in enumerate(classes)]
-    return "\n".join([*lines, "names:", *names]) + "\n"
