@@ -82,13 +82,7 @@ class Notes:
         self._places: dict[str, list[str]] = defaultdict(list)
 
     def add(self, code: str, where: str, detail: str = "") -> None:
-        """Count one case.
-
-        Args:
-            code: a key of ``NOTES``.
-            where: file and place in it.
-            detail: the value found there, shortened (see ``data.coco.show``).
-        """
+        """Count one case of a code in ``NOTES``, with its place and the value found there."""
         if code not in NOTES:
             raise KeyError(code)
         self._counts[code] += 1
@@ -197,10 +191,10 @@ class ReadOptions:
     """Options of reading any format.
 
     Attributes:
-        skip_broken: leave out images and annotation files that are missing or broken, with a
-            note each; otherwise they are errors.
+        skip_broken: note and leave out missing and broken images and annotation files; otherwise
+            they are errors.
         line_width: width in px that turns lines (LabelMe linestrip, VIA polyline) into areas;
-            None leaves them out, with a note each.
+            None notes and leaves them out.
         images: folder of the images, if they are not beside the annotations.
         crowd_as_instances: read each of COCO's crowd regions as one particle.
         classes: class names of blanks, by category id from 1; those of the project if None.
@@ -255,11 +249,7 @@ def detect(path: Path) -> str:
 def open_dataset(
     path: Path, options: ReadOptions, notes: Notes, name: str | None = None
 ) -> tuple[str, dict[str, Source]]:
-    """Open a data set in the format ``name``, detected if None (see :class:`Reader`).
-
-    Returns:
-        the name of the format, and split -> source.
-    """
+    """Open a data set in the format ``name``, detected if None; return the name and the splits."""
     if not path.exists():
         raise UserError(f"{path} does not exist; correct --input.", code="file_missing")
     name = name or detect(path)

@@ -105,9 +105,6 @@ def convert_dataset(
         categories: ``old=New,other=New,third=``.
         place: ``"keep"``, ``"copy"`` or ``"link"`` the images.
         options: how to read.
-
-    Raises:
-        UserError: the data set cannot be read or written.
     """
     options = options or ReadOptions()
     _check_output(path, output)
@@ -218,9 +215,6 @@ def export_dataset(
         place: ``"copy"`` or ``"link"`` the images into the folders of the format, or ``"none"``.
         polygons: outline RLE masks along their pixels, except crowds.
         options: how to read.
-
-    Raises:
-        UserError: the data set cannot be read, or the output cannot be written.
     """
     options = options or ReadOptions()
     _check_output(path, output)

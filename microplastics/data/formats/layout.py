@@ -66,11 +66,7 @@ def class_name(value: Any) -> str | None:
 
 
 def safe_name(name: object, where: str) -> str:
-    """Return an unchecked file name without ``.`` and doubled slashes.
-
-    Raises:
-        UserError: it is not printable text, is absolute, names a drive or contains ``..``.
-    """
+    """Return an unchecked file name, which must stay in its folder, without ``.`` and ``//``."""
     if not is_safe_name(name) or len(name) > _MAX_NAME:
         raise UserError(
             f"{where} has the file name {show(name)}; expected a path within the image folder, "
@@ -88,8 +84,7 @@ def find_file(name: object, folder: Path) -> tuple[str, bool] | None:
     tried, then ever fewer of its last parts.
 
     Returns:
-        the name relative to ``folder``, with ``/``, and whether it is the name as given; None if
-        there is no such file.
+        the name relative to ``folder``, with ``/``, and whether it is as given; None if none fits.
     """
     if not is_printable(name) or len(name) > _MAX_NAME:
         return None
@@ -134,10 +129,7 @@ def list_files(folder: Path, suffixes: frozenset[str] | None = IMAGE_SUFFIXES) -
     """List the files in a folder and below it in a fixed order, relative to it, with ``/``.
 
     Hidden files and this package's own manifests are skipped; links to folders are not followed.
-
-    Args:
-        folder: where to look.
-        suffixes: lower-case endings, by default those of images; None for all files.
+    ``suffixes`` are lower-case endings; None for all files.
     """
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -227,10 +219,8 @@ def given_images(options: ReadOptions, split: str = "all") -> Path | None:
 def sniff(path: Path, matches: Callable[[bytes], Any]) -> bool:
     """Return whether a JSON file, or one of the first below a folder, matches; never raises.
 
-    Args:
-        path: file or folder.
-        matches: takes the first and the last 64 KiB of the file, without white space, byte order
-            mark and the NUL bytes of UTF-16.
+    ``matches`` takes the first and the last 64 KiB, without white space, byte order mark and the
+    NUL bytes of UTF-16.
     """
     files = [path] if path.suffix.lower() == ".json" else []
     if path.is_dir():
@@ -258,12 +248,9 @@ def _squeezed(path: Path) -> bytes:
 
 
 def checked_size(path: Path, *claimed: Sequence[Any]) -> tuple[int, int]:
-    """Return width and height of an image in px, by its header.
+    """Return width and height of an image in px, by its header, if they are as claimed.
 
     ``claimed`` are widths and heights by its annotations; ignored unless positive numbers.
-
-    Raises:
-        UserError: the image cannot be read, or has another size than claimed (``image_size``).
     """
     size, rotated = image_header(path)
     for sides in claimed:
@@ -402,16 +389,7 @@ class FileReader(ABC):
         fields: dict[str, Any],
         known: Iterable[str],
     ) -> Instance:
-        """Return a shape as an instance of the first of its labels.
-
-        Args:
-            labels: class names of the shape.
-            shape: kind and values, as ``shapes.area_of`` takes them.
-            record: its image.
-            where: its place.
-            fields: all of its fields.
-            known: those that are not further ones.
-        """
+        """Return a shape, as ``shapes.area_of`` takes it, as an instance of its first label."""
         if not labels:
             raise ShapeError("shape_unlabelled")
         area = area_of(*shape, record, self.options.line_width, self.notes, where)
@@ -523,9 +501,6 @@ def place_image(source: Path, target: Path, place: str) -> None:
         source: the image.
         target: the new file; missing folders are made.
         place: ``"copy"``, or ``"link"``: a hard link, or a symbolic one if that fails.
-
-    Raises:
-        UserError: another file is there (``output_exists``), or it cannot be written.
     """
     try:
         if os.path.lexists(target):

@@ -100,11 +100,7 @@ def area_of(
 
 
 def numbers(values: Sequence[Any]) -> np.ndarray:
-    """Return unchecked values as float64.
-
-    Raises:
-        ShapeError: a value is not a finite number of a size that occurs in images.
-    """
+    """Return unchecked values, finite numbers of sizes that occur in images, as float64."""
     if not NUMBERS.issuperset(map(type, values)):
         raise ShapeError("shape_broken", "values that are not numbers")
     try:
@@ -117,22 +113,14 @@ def numbers(values: Sequence[Any]) -> np.ndarray:
 
 
 def points(values: Any) -> np.ndarray:
-    """Return unchecked ``[x0, y0, x1, y1, …]``, of at least two points, as (N, 2) float64.
-
-    Raises:
-        ShapeError: it is something else.
-    """
+    """Return unchecked ``[x0, y0, x1, y1, …]``, of at least two points, as (N, 2) float64."""
     if not isinstance(values, list) or len(values) < 4 or len(values) % 2:
         raise ShapeError("shape_broken", "points are not x0, y0, x1, y1, …")
     return numbers(values).reshape(-1, 2)
 
 
 def flat(pairs: Any) -> list[Any]:
-    """Return unchecked ``[[x0, y0], [x1, y1], …]`` as ``[x0, y0, x1, y1, …]``.
-
-    Raises:
-        ShapeError: it has another form.
-    """
+    """Return unchecked ``[[x0, y0], [x1, y1], …]`` as ``[x0, y0, x1, y1, …]``."""
     if type(pairs) is not list or any(type(pair) is not list or len(pair) != 2 for pair in pairs):
         raise ShapeError("shape_broken", "points are not [[x, y], …]")
     return list(chain.from_iterable(pairs))

@@ -72,11 +72,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-    """Open a YOLO data set (see ``base.Reader.read``).
-
-    ``path`` is a data.yaml, or a folder: with a data.yaml, with ``images`` and ``labels``, or with
-    labels beside the images.
-    """
+    """Open a data.yaml, or a folder with one or with labels (see ``base.Reader.read``)."""
     yaml_file = _find_yaml(path)
     if yaml_file is None and path.is_file():
         raise UserError(
@@ -211,15 +207,11 @@ def _find_yaml(path: Path) -> Path | None:
     for name in _YAMLS:
         if (path / name).is_file():
             return path / name
-    others = [*path.glob("*.yaml"), *path.glob("*.yml")]
-    others = [file for file in others if file.is_file() and _has_names(file)]
+    others = []
+    for file in filter(Path.is_file, [*path.glob("*.yaml"), *path.glob("*.yml")]):
+        with contextlib.suppress(UserError):
+            others += [file] if re.search(r"^names\s*:", read_text(file), re.MULTILINE) else []
     return others[0] if len(others) == 1 else None
-
-
-def _has_names(file: Path) -> bool:
-    with contextlib.suppress(UserError):
-        return re.search(r"^names\s*:", read_text(file), re.MULTILINE) is not None
-    return False
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
