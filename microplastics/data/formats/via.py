@@ -22,17 +22,14 @@ from microplastics.utils.errors import UserError
 
 _MEANING = "a project or annotation export of VIA; save the project, or export annotations as JSON"
 _CLASS_ATTRIBUTES = ("class", "label", "type", "name", "category")
-# _VIA_RSHAPE of VIA 3, the first number of ``xy``.
-_KINDS_3 = {
-    **{1: "point", 2: "rect", 3: "circle", 4: "ellipse", 5: "polyline", 6: "polyline"},
-    **{7: "polygon", 8: "extreme_rect", 9: "extreme_circle"},
-}
-_CHECKBOX_3 = 2  # _VIA_ATTRIBUTE_TYPE of VIA 3
-_KINDS = {  # as shapes.area_of calls them
+_KINDS: dict[str | int, str] = {
     **{"point": "point", "rect": "box", "circle": "circle", "ellipse": "ellipse"},
     **{"polyline": "line", "polygon": "polygon"},
-    **{"extreme_rect": "box", "extreme_circle": "circle"},
+    # _VIA_RSHAPE of VIA 3, the first number of ``xy``.
+    **{1: "point", 2: "box", 3: "circle", 4: "ellipse", 5: "line", 6: "line", 7: "polygon"},
+    **{8: "extreme_rect", 9: "extreme_circle"},  # points on the outline
 }
+_CHECKBOX_3 = 2  # _VIA_ATTRIBUTE_TYPE of VIA 3
 _NUMBERS = {
     "rect": ("x", "y", "width", "height"),
     "circle": ("cx", "cy", "r"),
@@ -133,15 +130,15 @@ class _Reader(layout.FileReader):
 
 def _shape(region: _Region) -> tuple[str, Any]:
     """Return kind and values of a region, as ``shapes.area_of`` takes them."""
-    kind, values = region.kind, region.values
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ShapeError("shape_type", show(kind))
+    kind = _KINDS.get(region.kind) if isinstance(region.kind, (str, int)) else None
+    if kind is None:
+        raise ShapeError("shape_type", show(region.kind))
     if kind == "extreme_rect":
-        points = shapes.points(values)
-        values = [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()]
-    elif kind == "extreme_circle":
-        values = _circle_through(shapes.points(values)[:3])
-    return _KINDS[kind], values
+        points = shapes.points(region.values)
+        return "box", [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()]
+    if kind == "extreme_circle":
+        return "circle", _circle_through(shapes.points(region.values)[:3])
+    return kind, region.values
 
 
 def _circle_through(points: np.ndarray) -> list[float]:
@@ -218,18 +215,13 @@ def _read_2(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Pictur
 
 def _region_2(region: Any) -> _Region:
     region = _object(region)
-    shape, attributes = region.get("shape_attributes"), region.get("region_attributes")
-    shape = _object(shape) or {"name": "polygon"}
-    kind, values = shape.get("name"), None
-    if kind in ("polygon", "polyline"):
-        xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
-        if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
-            values = list(chain.from_iterable(zip(xs, ys, strict=True)))
-    elif kind in ("rect", "circle", "ellipse"):
-        values = [shape.get(key) for key in _NUMBERS[kind]]
-        if values[-1] is None and kind == "ellipse":  # no theta before VIA 2.0.8
-            values.pop()
-    return _Region(kind, values, _object(attributes))
+    shape = _object(region.get("shape_attributes"))
+    kind, xs, ys = (shape.get(key) for key in ("name", "all_points_x", "all_points_y"))
+    if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
+        values = list(chain.from_iterable(zip(xs, ys, strict=True)))
+    else:  # no theta before VIA 2.0.8
+        values = [shape[key] for key in _NUMBERS.get(str(kind), ()) if shape.get(key) is not None]
+    return _Region(kind, values, _object(region.get("region_attributes")))
 
 
 def _read_3(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Picture]]:
@@ -253,9 +245,8 @@ def _read_3(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Pictur
         if xy == []:  # of the whole image
             picture.fields.update(values)
             continue
-        first, *rest = xy if isinstance(xy, list) else [xy]
-        kind = _KINDS_3.get(first, first) if type(first) is int else first
-        picture.regions.append(_Region(kind, rest, values))
+        kind, *numbers = xy if isinstance(xy, list) else [xy]
+        picture.regions.append(_Region(kind, numbers, values))
     return attributes, list(pictures.values())
 
 
