@@ -215,6 +215,8 @@ def _crowd(entry: dict, options: ReadOptions, notes: Notes, where: str) -> int:
 
 
 def _extra(entry: dict, standard: frozenset[str], where: str, notes: Notes) -> dict[str, Any]:
+    if standard.issuperset(entry):
+        return {}
     if "keypoints" in entry:
         notes.add("field_unknown", where, "'keypoints'")
     known = {"keypoints", *standard, *_BOILERPLATE}

@@ -437,8 +437,9 @@ def _renaming(
             if new != old:
                 code = "category_renamed" if new else "category_dropped"
                 notes.add(code, instance.where, show(old))
+                instance = replace(instance, category=new)
             if new:
-                kept.append(replace(instance, category=new))
+                kept.append(instance)
         yield replace(record, instances=kept)
 
 
