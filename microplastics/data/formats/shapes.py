@@ -239,7 +239,12 @@ def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) ->
         ShapeError: it cannot be used.
     """
     if type(segmentation) is list:
-        segmentation = _usable_parts(segmentation, notes, where)
+        if segmentation and NUMBERS.issuperset(map(type, segmentation)):
+            segmentation = [segmentation]  # one polygon without its brackets
+        usable = [part for part in segmentation if type(part) is not list or len(part) >= 6]
+        for _ in range(len(segmentation) - len(usable) if usable else 0):
+            notes.add("part_broken", where)
+        segmentation = usable or segmentation
     try:
         measured = measure(segmentation, *record.size)
     except SegmentationError as error:
@@ -266,17 +271,6 @@ def union(parts: Sequence[Segmentation], size: tuple[int, int]) -> Segmentation:
     for part in parts:
         rles += mask_util.frPyObjects(part, *size) if isinstance(part, list) else [part]
     return _merged(rles)
-
-
-def _usable_parts(polygons: list, notes: Notes, where: str) -> list:
-    if polygons and NUMBERS.issuperset(map(type, polygons)):  # one polygon without its brackets
-        return [polygons]
-    usable = [part for part in polygons if not (type(part) is list and len(part) < 6)]
-    if not usable:
-        return polygons
-    for _ in range(len(polygons) - len(usable)):
-        notes.add("part_broken", where)
-    return usable
 
 
 def _merged(rles: list[dict[str, Any]]) -> dict[str, Any]:
