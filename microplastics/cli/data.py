@@ -77,7 +77,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
     microplastics convert --input export --output data/lab --link
     """
     from microplastics.data.formats.base import ReadOptions
-    from microplastics.data.formats.convert import convert_dataset, describe_conversion
+    from microplastics.data.formats.convert import convert_dataset, describe
 
     if given["classes"] is not None:
         given["classes"] = tuple(map(str.strip, given["classes"].split(",")))
@@ -86,7 +86,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
     conversion = convert_dataset(
         Path(input), Path(output), format_name, categories=categories, place=place, options=options
     )
-    print(describe_conversion(conversion))
+    print(describe(conversion))
 
 
 @command(
@@ -113,14 +113,14 @@ def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
     microplastics export-dataset --input data/lab --to yolo --output lab_yolo
     """
     from microplastics.data.formats.base import ReadOptions
-    from microplastics.data.formats.convert import describe_export, export_dataset
+    from microplastics.data.formats.convert import describe, export_dataset
 
     place = "link" if given["link"] else "none" if given["no_images"] else "copy"
     options = ReadOptions(images=given["images"], skip_broken=given["skip_broken"])
     export = export_dataset(
         Path(input), Path(output), to, place=place, polygons=given["polygons"], options=options
     )
-    print(describe_export(export))
+    print(describe(export))
 
 
 @command(pairs=True, short_help="Find what is wrong in an annotated data set, and fix it.")

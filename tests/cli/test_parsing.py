@@ -110,7 +110,7 @@ def test_the_configs_by_name_are_the_files():
 def test_choices_are_those_of_the_package():
     from microplastics import writers
     from microplastics.cli import data, predict
-    from microplastics.data.formats import READERS
+    from microplastics.data.formats.base import READERS
     from microplastics.data.formats.convert import FORMATS, PROJECT_CLASSES
     from microplastics.data.splits.split import DEFAULT_SHARES
     from microplastics.export import export

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import user_error
 
-from microplastics.data.formats.base import NOTES, Notes
+from microplastics.data.formats.base import Notes
 from microplastics.data.segmentation import (
     SegmentationError,
     join_parts,
@@ -296,7 +296,7 @@ def test_large_mask_with_holes_in_holes(seed):
 
 
 def test_polygons_pass_unchanged():
-    notes = Notes(NOTES)
+    notes = Notes()
     (ring,) = segmentation_to_polygons([[0.5, 1, 9, 1, 9, 7.25]], 10, 10, notes, "a")
     assert ring.tolist() == [[0.5, 1], [9, 1], [9, 7.25]]
     assert len(notes) == 0
@@ -306,7 +306,7 @@ def test_polygons_pass_unchanged():
 @given(_MASKS)
 def test_rles_are_outlined(mask):
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    notes = Notes(NOTES)
+    notes = Notes()
     polygons = segmentation_to_polygons(rle, *mask.shape, notes, "a")
     assert notes.count("mask_outlined") == 1
     if mask.any():
@@ -318,7 +318,7 @@ def test_rles_are_outlined(mask):
 def test_bridged_holes_are_noted():
     mask = np.ones((3, 3), np.uint8)
     mask[1, 1] = 0
-    notes = Notes(NOTES)
+    notes = Notes()
     segmentation_to_polygons(mask_util.encode(np.asfortranarray(mask)), 3, 3, notes, "a.json, 4")
     assert notes.as_dict()["hole_bridged"]["places"] == ["a.json, 4"]
 
@@ -328,4 +328,4 @@ def test_bridged_holes_are_noted():
 )
 def test_broken_rles_are_named(rle):
     with user_error("annotations_invalid", "a.json, 4"):
-        segmentation_to_polygons(rle, 3, 3, Notes(NOTES), "a.json, 4")
+        segmentation_to_polygons(rle, 3, 3, Notes(), "a.json, 4")

@@ -4,7 +4,3 @@ One module for each format (see ``base.Reader``); ``convert`` writes the COCO da
 everything else reads. ``supervision`` and ``datumaro`` are not used: they hold a data set in
 memory, bring heavy dependencies, and do not report what they leave out.
 """
-
-from microplastics.data.formats.base import READERS, detect, open_dataset, reader
-
-__all__ = ["READERS", "detect", "open_dataset", "reader"]

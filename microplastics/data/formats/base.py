@@ -1,6 +1,7 @@
 """Records, notes and the registry of annotation formats."""
 
 import importlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,46 +77,37 @@ _LISTED = 10_000
 class Notes:
     """Everything that reading or writing changed or left out, counted by code."""
 
-    def __init__(self, words: dict[str, str] = NOTES):
-        self._words = words
-        self._counts: dict[str, int] = {}
-        self._places: dict[str, list[str]] = {}
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._places: dict[str, list[str]] = defaultdict(list)
 
     def add(self, code: str, where: str, detail: str = "") -> None:
-        """Count one case.
-
-        Args:
-            code: a key of ``NOTES``.
-            where: file and place in it.
-            detail: the value found there, shortened (see ``data.coco.show``).
-        """
-        if code not in self._words:
+        """Count one case of a code in ``NOTES``, with its place and the value found there."""
+        if code not in NOTES:
             raise KeyError(code)
-        self._counts[code] = self._counts.get(code, 0) + 1
-        places = self._places.setdefault(code, [])
-        if len(places) < _LISTED:
-            places.append(f"{where} ({detail})" if detail else where)
+        self._counts[code] += 1
+        if self._counts[code] <= _LISTED:
+            self._places[code].append(f"{where} ({detail})" if detail else where)
 
     def __len__(self) -> int:
-        return sum(self._counts.values())
+        return self._counts.total()
 
     def count(self, code: str) -> int:
         """Return how often a code was noted."""
-        return self._counts.get(code, 0)
+        return self._counts[code]
 
     def lines(self) -> list[str]:
         """Return one line for each code, with its first places."""
         lines = []
         for code, count in self._counts.items():
-            places = self._places[code][:_EXAMPLES]
-            more = "; …" if count > len(places) else ""
-            lines.append(f"{count} x {self._words[code]}: {'; '.join(places)}{more}")
+            places = "; ".join(self._places[code][:_EXAMPLES])
+            lines.append(f"{count} x {NOTES[code]}: {places}{'; …' if count > _EXAMPLES else ''}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
         """Return code -> words, count and the first 10,000 places, for a JSON file."""
         return {
-            code: {"what": self._words[code], "count": count, "places": self._places[code]}
+            code: {"what": NOTES[code], "count": count, "places": self._places[code]}
             for code, count in self._counts.items()
         }
 
@@ -158,6 +150,11 @@ class ImageRecord:
     instances: list[Instance] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in px."""
+        return self.height, self.width
+
 
 @dataclass
 class Source:
@@ -175,17 +172,18 @@ class Source:
     records: Callable[[], Iterator[ImageRecord]]
     num_images: int | None = None
 
-
-def noted_once(
-    image_root: Path,
-    classes: list[str],
-    read: Callable[[Notes], Iterator[ImageRecord]],
-    notes: Notes,
-    num_images: int | None = None,
-) -> Source:
-    """Return a :class:`Source` that takes notes in its first pass only."""
-    passes = iter([notes])
-    return Source(image_root, classes, lambda: read(next(passes, Notes())), num_images)
+    @classmethod
+    def noting(
+        cls,
+        image_root: Path,
+        classes: list[str],
+        read: Callable[[Notes], Iterator[ImageRecord]],
+        notes: Notes,
+        num_images: int,
+    ) -> "Source":
+        """Return a source that takes notes in its first pass only."""
+        passes = iter([notes])
+        return cls(image_root, classes, lambda: read(next(passes, Notes())), num_images)
 
 
 @dataclass(frozen=True)
@@ -193,11 +191,10 @@ class ReadOptions:
     """Options of reading any format.
 
     Attributes:
-        skip_broken: leave out images and annotation files that are missing or broken, with a
-            note each; otherwise they are errors.
+        skip_broken: note and leave out missing and broken images and annotation files; otherwise
+            they are errors.
         line_width: width in px that turns lines (LabelMe linestrip, VIA polyline) into areas;
-            None leaves them out, with a note each.
-        max_pixels: largest image in pixels; ``data.images.MAX_PIXELS`` if None.
+            None notes and leaves them out.
         images: folder of the images, if they are not beside the annotations.
         crowd_as_instances: read each of COCO's crowd regions as one particle.
         classes: class names of blanks, by category id from 1; those of the project if None.
@@ -205,7 +202,6 @@ class ReadOptions:
 
     skip_broken: bool = False
     line_width: float | None = None
-    max_pixels: int | None = None
     images: Path | None = None
     crowd_as_instances: bool = False
     classes: tuple[str, ...] | None = None
@@ -218,43 +214,23 @@ class Reader(Protocol):
         """Return whether a file or folder is in this format; never raises."""
 
     def read(self, path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-        """Open a data set.
+        """Open a file or folder, which exists, as ``"all"`` or as train, val and test.
 
-        Args:
-            path: file or folder, which exists.
-            options: how to read it.
-            notes: takes what is changed and left out, here and in the first pass.
-
-        Returns:
-            ``"all"`` -> source, or a source for each of train, val and test.
-
-        Raises:
-            UserError: the data set cannot be used.
+        ``notes`` takes what is changed and left out, here and in the first pass.
         """
 
 
 def reader(name: str) -> Reader:
-    """Import the module of a format.
-
-    Raises:
-        UserError: ``format_unknown``.
-    """
-    if name not in READERS:
-        raise UserError(
-            f"The format is {name!r}; expected one of {', '.join(READERS)}.", code="format_unknown"
-        )
+    """Import the module of a format, one of ``READERS``."""
     return importlib.import_module(f"microplastics.data.formats.{name}")
 
 
 def detect(path: Path) -> str:
-    """Return the name of the only format that a file or folder fits.
+    """Return the name of the only format that a file or folder, which exists, fits.
 
     Raises:
-        UserError: the path does not exist (``file_missing``), or no format or several fit
-            (``format_unknown``).
+        UserError: no format or several fit (``format_unknown``).
     """
-    path = Path(path)
-    _check_exists(path)
     names = [name for name in READERS if reader(name).detect(path)]
     if len(names) == 1:
         return names[0]
@@ -273,27 +249,8 @@ def detect(path: Path) -> str:
 def open_dataset(
     path: Path, options: ReadOptions, notes: Notes, name: str | None = None
 ) -> tuple[str, dict[str, Source]]:
-    """Open a data set in any of the formats.
-
-    Args:
-        path: file or folder.
-        options: how to read it.
-        notes: takes what is changed and left out.
-        name: its format; detected if None.
-
-    Returns:
-        the name of the format, and split -> source: ``"all"``, or train, val and test.
-
-    Raises:
-        UserError: the format is not known, or the data set cannot be used.
-    """
-    path = Path(path)
-    name = name or detect(path)
-    module = reader(name)
-    _check_exists(path)
-    return name, module.read(path, options, notes)
-
-
-def _check_exists(path: Path) -> None:
+    """Open a data set in the format ``name``, detected if None; return the name and the splits."""
     if not path.exists():
         raise UserError(f"{path} does not exist; correct --input.", code="file_missing")
+    name = name or detect(path)
+    return name, reader(name).read(path, options, notes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout
-from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
 from microplastics.data.formats.convert import PROJECT_CLASSES
 from microplastics.utils.errors import UserError
 
@@ -27,15 +27,16 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 
     ``options.classes`` are the classes of the data set that the blanks are used with.
     """
-    if options.images is not None:
-        raise UserError(
-            "--images does not fit to blanks, which have no annotations; give their folder as "
-            "--input.",
-            code="option_conflict",
-        )
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a folder of blanks.", code="input_empty")
-    classes = _classes(options)
+    classes = list(PROJECT_CLASSES if options.classes is None else options.classes)
+    for name in classes:
+        if not is_printable(name) or classes.count(name) > 1:
+            raise UserError(
+                f"--classes has {show(name)} among {len(classes)} names; expected different class "
+                "names, as A,B,C.",
+                code="option_invalid",
+            )
     sources = {}
     for split, folder in layout.input_splits(path, layout.IMAGE_SUFFIXES).items():
         names = list(layout.list_files(folder))
@@ -44,7 +45,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
                 f"{folder} has no image; put the photographs of blanks there.", code="input_empty"
             )
         records = functools.partial(_records, folder, names, options)
-        sources[split] = noted_once(folder, classes, records, notes, len(names))
+        sources[split] = Source.noting(folder, classes, records, notes, len(names))
     return sources
 
 
@@ -54,21 +55,5 @@ def _records(
     for name in layout.list_files(folder, _ANNOTATIONS):
         notes.add("annotation_ignored", name)
     for name in names:
-        try:
-            size = layout.checked_size(folder / name, options)
-        except UserError as error:
-            layout.skip_or_raise(error, name, options, notes)
-            continue
-        yield ImageRecord(name, *size)
-
-
-def _classes(options: ReadOptions) -> list[str]:
-    names = list(PROJECT_CLASSES if options.classes is None else options.classes)
-    for name in names:
-        if not is_printable(name) or names.count(name) > 1:
-            raise UserError(
-                f"--classes has {show(name)} among {len(names)} names; expected different class "
-                "names, as A,B,C.",
-                code="option_invalid",
-            )
-    return names
+        with layout.skipping(name, options, notes):
+            yield ImageRecord(name, *layout.checked_size(folder / name))

@@ -3,34 +3,29 @@
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from microplastics.data.coco import is_printable, show
-from microplastics.data.formats import layout, shapes
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Instance,
-    Notes,
-    ReadOptions,
-    Source,
-    noted_once,
+from microplastics.data.coco import (
+    Findings,
+    drop_placeholders,
+    is_printable,
+    show,
+    structure_problem,
 )
+from microplastics.data.formats import layout, shapes
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import find_file
-from microplastics.data.formats.shapes import ShapeError, measured_segmentation
-from microplastics.data.segmentation import read_json
+from microplastics.data.formats.shapes import Segmentation
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 
 _ROBOFLOW = "_annotations.coco.json"
 _KEYS = re.compile(rb'"(images|annotations|categories)":\[')
 _SNIFFED_FILES = 50
 _SAMPLED_NAMES = 20
 _PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
-_IMAGE_FIELDS = frozenset(("id", "file_name", "width", "height"))
-_ANNOTATION_FIELDS = frozenset(
-    ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore")
-)
 # Part of every export, and useless without the rest of its file.
 _BOILERPLATE = frozenset(("license", "coco_url", "flickr_url", "num_keypoints"))
 
@@ -38,28 +33,16 @@ _BOILERPLATE = frozenset(("license", "coco_url", "flickr_url", "num_keypoints"))
 def detect(path: Path) -> bool:
     """Return whether a file or a folder looks like COCO, by names and the heads of files."""
     try:
-        return _is_coco(path) if path.is_file() else bool(find_jsons(path))
+        return _is_coco(path) if path.is_file() else bool(_find_jsons(path))
     except UserError:  # several files for one split
         return True
     except (OSError, ValueError):
         return False
 
 
-def read(
-    path: Path, options: ReadOptions, notes: Notes, roots: dict[str, Path] | None = None
-) -> dict[str, Source]:
-    """Open a COCO JSON, or the folder of an export (see ``base.Reader.read``).
-
-    Args:
-        path: the JSON or the folder (see :func:`find_jsons`).
-        options: how to read.
-        notes: takes what is changed and left out, here and in the first pass.
-        roots: image folder of each split, if known.
-
-    Raises:
-        UserError: there is no COCO file, it cannot be used, or its images are not found.
-    """
-    jsons = find_jsons(path)
+def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
+    """Open a COCO JSON, or the folder of an export (see ``base.Reader.read``)."""
+    jsons = _find_jsons(path)
     if not jsons:
         raise UserError(
             f"{path} has no COCO JSON: export as COCO instance segmentation, or give the file as "
@@ -69,29 +52,17 @@ def read(
     sources = {}
     for split, json_file in jsons.items():
         document = _Document(json_file, notes)
-        root = (roots or {}).get(split) or layout.given_images(options, split)
+        root = layout.given_images(options, split)
         if root is None:
-            names = [entry["file_name"] for entry in document.images]
+            names = [entry["file_name"] for entry in document.images.values()]
             root = _find_image_root(json_file, path, split, names)
         records = functools.partial(document.records, root, options)
-        sources[split] = noted_once(root, document.classes, records, notes, len(document.images))
+        sources[split] = Source.noting(root, document.classes, records, notes, len(document.images))
     return sources
 
 
-def find_jsons(path: Path) -> dict[str, Path]:
-    """Find the COCO files of an export.
-
-    Args:
-        path: one JSON, or a folder: with Roboflow's ``_annotations.coco.json`` in it or in its
-            split folders, or with JSON files in it or in ``annotations``.
-
-    Returns:
-        split -> file, ``"all"`` if the name of the only file contains no split; empty if there
-        is none.
-
-    Raises:
-        UserError: several files could be the same split (``name_clash``).
-    """
+def _find_jsons(path: Path) -> dict[str, Path]:
+    """Return split -> COCO file of an export: Roboflow's split folders, or named by the splits."""
     if path.is_file():
         return {"all": path}
     found = {split: folder / _ROBOFLOW for split, folder in layout.split_folders(path).items()}
@@ -101,19 +72,12 @@ def find_jsons(path: Path) -> dict[str, Path]:
         # COCO itself has captions and keypoints of the same images beside them.
         files = [file for file in files if file.name.startswith("instances_")] or files
         found = [(layout.split_of(file.stem), file) for file in files]
-    jsons: dict[str, Path] = {}
-    for split, file in found:
-        other = jsons.setdefault(split, file)
-        if other != file:
-            raise UserError(
-                f"{path} has two COCO files for the same images or split, "
-                f"{other.relative_to(path)} and {file.relative_to(path)}; give one as --input.",
-                code="name_clash",
-            )
-    if "all" in jsons and len(jsons) > 1:
+    jsons = dict(found)
+    if len(jsons) < len(found) or ("all" in jsons and len(jsons) > 1):
+        names = ", ".join(file.relative_to(path).as_posix() for _, file in found)
         raise UserError(
-            f"{path} has {jsons['all'].relative_to(path)} beside the splits "
-            f"{', '.join(sorted(set(jsons) - {'all'}))}; give the file that is meant as --input.",
+            f"{path} has several COCO files that are not one for each split, {names}; give the "
+            "file that is meant as --input.",
             code="name_clash",
         )
     return layout.in_order(jsons)
@@ -138,19 +102,18 @@ def _jsons(folder: Path) -> list[Path]:
     return [file for file in (named or files)[:_SNIFFED_FILES] if _is_coco(file)]
 
 
-def _find_image_root(json_file: Path, path: Path, split: str, names: Iterable[object]) -> Path:
+def _find_image_root(json_file: Path, path: Path, split: str, names: list[str]) -> Path:
     """Return the folder in which most of a sample of the images is found."""
-    names = list(names)
     sample = names[:: max(1, len(names) // _SAMPLED_NAMES)][:_SAMPLED_NAMES]
-    best, most = None, 0
-    folders = _image_folders(json_file, path if path.is_dir() else path.parent, split)
-    for root in folders:
-        found = [find_file(name, root) for name in sample]
+
+    def score(root: Path) -> int:
+        found = filter(None, (find_file(name, root) for name in sample))
         # A name found as it is written counts for more than one found by its last part.
-        score = sum(2 + hit[1] for hit in found if hit is not None)
-        if score > most:
-            best, most = root, score
-    if best is None:
+        return sum(2 + as_written for _, as_written in found)
+
+    folders = _image_folders(json_file, path if path.is_dir() else path.parent, split)
+    best = max(folders, key=score)
+    if not score(best):
         raise UserError(
             f"The images of {json_file} are in none of {', '.join(map(str, folders))}; give their "
             "folder with --images.",
@@ -166,6 +129,11 @@ def _image_folders(json_file: Path, folder: Path, split: str) -> list[Path]:
         folders += [base, base / "images", base / "images" / "default"]
         for name in (*names, json_file.stem.removeprefix("instances_")):
             folders += [base / "images" / name, base / name, base / name / "images"]
+    manifest = folder / layout.MANIFESTS[0]  # of a conversion that left them in their place
+    if layout.is_manifest(manifest):
+        images = read_json(manifest).get("images")
+        kept = images.get(split) if isinstance(images, dict) else None
+        folders += [Path(kept)] if is_printable(kept) else []
     return [root for root in dict.fromkeys(folders) if root.is_dir()]
 
 
@@ -174,87 +142,76 @@ class _Document:
 
     def __init__(self, json_file: Path, notes: Notes):
         data = read_json(json_file)
-        self.json_file = json_file
+        problem = structure_problem(data)
+        if problem:
+            raise _invalid(json_file, problem)
         self._label = f"{json_file.absolute().parent.name}/{json_file.name}"
-        self.images = _images(_list(data, "images", json_file), json_file)
-        categories = _categories(_list(data, "categories", json_file), json_file)
-        annotations = _list(data, "annotations", json_file)
+        self.images = _images(data["images"], json_file)
+        categories = _categories(data["categories"], json_file)
         self._by_image = defaultdict(list)
-        ids = {image["id"] for image in self.images}
         used = set()
-        for number, entry in enumerate(annotations, 1):
+        for number, entry in enumerate(data["annotations"], 1):
             place = f"{self._label}, annotation {number}"
             if not isinstance(entry, dict):
                 notes.add("shape_broken", place, "not a JSON object")
                 continue
             image_id, category = _key(entry.get("image_id")), _key(entry.get("category_id"))
-            if image_id not in ids:
+            if image_id not in self.images:
                 notes.add("annotation_without_image", place, show(entry.get("image_id")))
             elif category not in categories:
                 detail = f"category_id {show(entry.get('category_id'))}"
                 notes.add("shape_unlabelled", place, detail)
             else:
                 used.add(category)
-                self._by_image[image_id].append((number, category, entry))
+                self._by_image[image_id].append((place, category, entry))
         self._names = _class_names(categories, used, self._label, notes)
         self.classes = list(dict.fromkeys(self._names.values()))
 
     def records(self, root: Path, options: ReadOptions, notes: Notes) -> Iterator[ImageRecord]:
-        for image in self.images:
-            where = f"{self._label}, image {image['file_name']}"
-            found = find_file(image["file_name"], root)
+        for id_, entry in self.images.items():
+            name = entry["file_name"]
+            where = f"{self._label}, image {name}"
+            found = find_file(name, root)
             if found is None:  # a name within the folder, for the writer's message
-                file_name = re.split(r"[/\\]", image["file_name"].rstrip("/\\"))[-1]
+                file_name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
                 file_name = "unnamed" if file_name in ("", "..") else file_name
             else:
                 file_name, as_written = found
                 if not as_written:
                     notes.add("file_name_fixed", where, file_name)
-            size = image["size"]
-            if size is None:
-                try:
-                    size = layout.checked_size(root / file_name, options)
-                except UserError as error:
-                    layout.skip_or_raise(error, str(root / file_name), options, notes)
-                    continue
-            record = ImageRecord(file_name, *size)
-            record.extra = _extra(image["entry"], _IMAGE_FIELDS, where, notes)
-            for number, category, annotation in self._by_image[image["id"]]:
-                place = f"{self._label}, annotation {number}"
-                name = self._names[category]
-                instance = _instance(annotation, name, record, options, notes, place)
-                record.instances += [] if instance is None else [instance]
-            yield record
+            with layout.skipping(str(root / file_name), options, notes):
+                size = _size(entry) or layout.checked_size(root / file_name)
+                record = ImageRecord(file_name, *size)
+                record.extra = _extra(entry, layout.IMAGE_FIELDS, where, notes)
+                for place, category, annotation in self._by_image[id_]:
+                    with shapes.noting(notes, place):
+                        segmentation = _segmentation(annotation, record, notes, place)
+                        instance = Instance(self._names[category], segmentation, place)
+                        instance.iscrowd = _crowd(annotation, options, notes, place)
+                        instance.extra = _extra(annotation, layout.ANNOTATION_FIELDS, place, notes)
+                        record.instances.append(instance)
+                yield record
 
 
-def _instance(
-    entry: dict, name: str, record: ImageRecord, options: ReadOptions, notes: Notes, where: str
-) -> Instance | None:
-    """Read one annotation; None, with a note, if it cannot be used."""
+def _segmentation(entry: dict, record: ImageRecord, notes: Notes, where: str) -> Segmentation:
+    """Return the checked segmentation of an annotation, or its box."""
     segmentation = entry.get("segmentation")
     # CVAT writes rectangles with an empty list.
     if segmentation in (None, [], {}, [[]]):
         box = entry.get("bbox")
-        try:
-            if not isinstance(box, list) or len(box) != 4:
-                raise ShapeError("shape_broken", "neither segmentation nor bbox")
-            segmentation = shapes.box_polygon(*shapes.numbers(*box))
-        except ShapeError as error:
-            notes.add(error.code, where, error.detail)
-            return None
-        notes.add("box_only", where)
-    measured = measured_segmentation(segmentation, record.height, record.width, notes, where)
-    if measured is None:
-        return None
-    crowd = 1 if entry.get("iscrowd") in (1, True, "1") else 0
+        box = box if isinstance(box, list) and len(box) == 4 else None
+        segmentation = shapes.area_of("box", box, record, None, notes, where)
+    return shapes.checked(segmentation, record, notes, where).segmentation
+
+
+def _crowd(entry: dict, options: ReadOptions, notes: Notes, where: str) -> int:
+    crowd = entry.get("iscrowd") in (1, True, "1")
     if entry.get("ignore") in (1, True, "1") and not crowd:
-        crowd = 1
+        crowd = True
         notes.add("ignore_as_crowd", where)
     if crowd:
         notes.add("crowd_instance" if options.crowd_as_instances else "crowd_kept", where)
-        crowd = 0 if options.crowd_as_instances else 1
-    extra = _extra(entry, _ANNOTATION_FIELDS, where, notes)
-    return Instance(name, measured.segmentation, where, crowd, extra)
+    return int(crowd and not options.crowd_as_instances)
 
 
 def _extra(entry: dict, standard: frozenset[str], where: str, notes: Notes) -> dict[str, Any]:
@@ -264,20 +221,11 @@ def _extra(entry: dict, standard: frozenset[str], where: str, notes: Notes) -> d
         notes.add("field_unknown", where, "'keypoints'")
     known = {"keypoints", *standard, *_BOILERPLATE}
     known |= set() if entry.get("date_captured") else {"date_captured"}
-    return layout.extra_fields(entry, known, where, notes)
+    return layout.extra_fields(entry, known, where, notes, keep_empty=True)
 
 
 def _invalid(where: object, words: str) -> UserError:
     return UserError(f"{where} {words}.", code="annotations_invalid")
-
-
-def _list(data: dict, key: str, json_file: Path) -> list:
-    value = data.get(key)
-    if not isinstance(value, list) or (key != "annotations" and not value):
-        what = f"an empty list {key!r}" if value == [] else f"no list {key!r}"
-        words = f"has {what}; export as COCO instance segmentation (images, annotations, "
-        raise _invalid(json_file, words + "categories)")
-    return value
 
 
 def _key(value: Any) -> int | str | None:
@@ -302,62 +250,58 @@ def _own_id(entry: Any, where: str, known: Container[int | str]) -> int | str:
     return id_
 
 
-def _images(entries: list, json_file: Path) -> list[dict[str, Any]]:
-    """Return id, file_name, size (None for the size of the file) and entry of every image."""
-    images, ids = [], set()
+def _images(entries: list, json_file: Path) -> dict[int | str, dict[str, Any]]:
+    """Return id -> entry of the images, checked."""
+    images: dict[int | str, dict[str, Any]] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{json_file}, image {number}"
-        id_ = _own_id(entry, where, ids)
-        ids.add(id_)
-        name, width, height = (entry.get(key) for key in ("file_name", "width", "height"))
-        if not is_printable(name):
-            raise _invalid(where, f"has the file_name {show(name)}; expected printable text")
-        size = (_key(width), _key(height))
-        if not (width or height):
-            size = None
-        elif not all(type(side) is int and side > 0 for side in size):
-            words = f"is {show(width)} x {show(height)} px; expected positive integers"
+        id_ = _own_id(entry, where, images)
+        if not is_printable(entry.get("file_name")):
+            words = f"has the file_name {show(entry.get('file_name'))}; expected printable text"
             raise _invalid(where, words)
-        elif size[0] * size[1] >= _PIXEL_LIMIT:
-            words = f"is {show(width)} x {show(height)} px; expected less than 2^31 pixels"
+        sides = _size(entry) or (1, 1)
+        is_size = all(type(side) is int and side > 0 for side in sides)
+        if not is_size or sides[0] * sides[1] >= _PIXEL_LIMIT:
+            width, height = show(entry.get("width")), show(entry.get("height"))
+            words = f"is {width} x {height} px; expected positive integers, below 2^31 pixels"
             raise _invalid(where, words)
-        images.append({"id": id_, "file_name": name, "size": size, "entry": entry})
+        images[id_] = entry
     return images
 
 
-def _categories(entries: list, json_file: Path) -> dict[int | str, tuple[str, Any]]:
-    """Return id -> name and supercategory."""
-    categories = {}
+def _size(entry: dict) -> tuple[Any, Any] | None:
+    """Return width and height of an image; None if only its file has them."""
+    sides = entry.get("width"), entry.get("height")
+    return (_key(sides[0]), _key(sides[1])) if any(sides) else None
+
+
+def _categories(entries: list, json_file: Path) -> dict[int | str, dict[str, Any]]:
+    """Return id -> id, name and supercategory."""
+    categories: dict[int | str, dict[str, Any]] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{json_file}, category {number}"
         id_ = _own_id(entry, where, categories)
-        name = entry.get("name")
+        name, group = entry.get("name"), entry.get("supercategory")
         if not is_printable(name):
             raise _invalid(where, f"has the name {show(name)}; expected printable text")
-        group = entry.get("supercategory")
-        categories[id_] = (name.strip(), group if isinstance(group, str) else "")
+        group = group if isinstance(group, str) else ""
+        categories[id_] = {"id": id_, "name": name.strip(), "supercategory": group}
     return categories
 
 
 def _class_names(
-    categories: dict[int | str, tuple[str, str]], used: set, label: str, notes: Notes
+    categories: dict[int | str, dict[str, Any]], used: set, label: str, notes: Notes
 ) -> dict[int | str, str]:
-    """Return the class name of each category id, without Roboflow's unused placeholder.
-
-    The placeholder has id 0 and either the name of another category or, with its own supercategory
-    "none", the name that is the supercategory of all others.
-    """
-    names, first = {}, {}
-    for id_, (name, group) in categories.items():
-        where = f"{label}, category {show(id_)}"
-        others = [other for key, other in categories.items() if key != id_]
-        same = any(other_name == name for other_name, _ in others)
-        placeholder = group == "none" and {other_group for _, other_group in others} == {name}
-        if id_ not in used and id_ == 0 and (same or placeholder):
+    """Return the class name of each category id, without unused ones of the same name."""
+    kept = drop_placeholders(categories, used, Findings())
+    names = {category["id"]: category["name"] for category in kept}
+    seen = set()
+    for id_, category in categories.items():
+        where, name = f"{label}, category {show(id_)}", category["name"]
+        if id_ == 0 and id_ not in names:
             notes.add("category_placeholder", where, show(name))
             continue
-        if name in first:
-            notes.add("category_merged", where, f"{show(name)}, as category {show(first[name])}")
-        first.setdefault(name, id_)
-        names[id_] = name
+        if id_ not in names or name in seen:
+            notes.add("category_merged", where, show(name))
+        seen.add(name)
     return names

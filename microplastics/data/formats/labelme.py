@@ -18,7 +18,7 @@ from PIL import Image
 from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
-from microplastics.data.formats.shapes import Segmentation, ShapeError, measured_segmentation
+from microplastics.data.formats.shapes import ShapeError
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
@@ -31,10 +31,13 @@ _FILE_FIELDS = frozenset(
 _SHAPE_FIELDS = frozenset(
     ("label", "points", "group_id", "shape_type", "mask", "line_color", "fill_color")
 )
-_POLYGONS = ("polygon", "quadrilateral")
-_BOXES = ("rectangle", "rotation", "oriented_rectangle")
-_LINES = ("line", "linestrip")
-_POINTS = ("point", "points")
+_KINDS = {  # as shapes.area_of calls them
+    **dict.fromkeys(("polygon", "quadrilateral"), "polygon"),
+    **dict.fromkeys(("rectangle", "rotation", "oriented_rectangle"), "box"),
+    **dict.fromkeys(("line", "linestrip"), "line"),
+    **dict.fromkeys(("point", "points"), "point"),
+    **{"circle": "circle", "mask": "mask"},
+}
 _TYPES = {"flags": dict, "description": str}
 _CROWD = "iscrowd"  # flag of a region of particles that were not outlined one by one
 
@@ -46,7 +49,7 @@ def detect(path: Path) -> bool:
         keys = (b'"imagePath":', b'"imageHeight":')
         return text.startswith(b"{") and b'"shapes":[' in text and any(key in text for key in keys)
 
-    return layout.sniff(Path(path), matches)
+    return layout.sniff(path, matches)
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -62,7 +65,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 class _Reader(layout.FileReader):
     meaning = "an object with shapes and imagePath; give a folder of LabelMe's JSON files only"
 
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
         entries = data.get("shapes")
         if not isinstance(entries, list):
             raise UserError(
@@ -74,115 +77,106 @@ class _Reader(layout.FileReader):
             hint = "its picture is embedded as imageData, which is not read: save it beside the "
             hint += "JSON under the name in imagePath (labelme_export_json does)"
         claimed = (data.get("imageWidth"), data.get("imageHeight"))
-        record = self.image(data.get("imagePath"), where, notes, claimed=[claimed], hint=hint)
-        if record is not None:
-            size = (record.height, record.width)
-            record.instances = self._instances(entries, size, where, notes)
-            extra = layout.without_empty(data)
-            record.extra = layout.extra_fields(extra, _FILE_FIELDS, where, notes)
+        with layout.skipping(where, self.options, self.notes):
+            record = self.image([data.get("imagePath")], where, [claimed], hint)
+            record.instances = self._instances(entries, record, where)
+            record.extra = layout.extra_fields(data, _FILE_FIELDS, where, self.notes)
             yield record
 
-    def _instances(
-        self, entries: list, size: tuple[int, int], where: str, notes: Notes
-    ) -> list[Instance]:
+    def _instances(self, entries: list, record: ImageRecord, where: str) -> list[Instance]:
         groups: dict[Any, list[Instance]] = defaultdict(list)
         labels = defaultdict(set)
         for number, entry in enumerate(entries, 1):
             place = f"{where}, shape {number}"
-            try:
-                instance = self._instance(entry, size, place, notes)
-            except ShapeError as error:
-                notes.add(error.code, place, error.detail)
-                continue
-            group = entry.get("group_id")
-            if type(group) in (int, str):
-                labels[group].add(instance.category)
-                groups[group, instance.category].append(instance)
-            else:
-                groups[number].append(instance)
+            with shapes.noting(self.notes, place):
+                instance = self._instance(entry, record, place)
+                group = entry.get("group_id")
+                if type(group) in (int, str):
+                    labels[group].add(instance.category)
+                    groups[group, instance.category].append(instance)
+                else:
+                    groups[number].append(instance)
         for group, names in labels.items():
             if len(names) > 1:
-                notes.add("group_mixed", f"{where}, group {show(group)}", ", ".join(sorted(names)))
-        joined = (_joined(members, size, notes) for members in groups.values())
+                place = f"{where}, group {show(group)}"
+                self.notes.add("group_mixed", place, ", ".join(sorted(names)))
+        joined = (_joined(members, record, self.notes) for members in groups.values())
         return [instance for instance in joined if instance is not None]
 
-    def _instance(self, entry: Any, size: tuple[int, int], place: str, notes: Notes) -> Instance:
+    def _instance(self, entry: Any, record: ImageRecord, place: str) -> Instance:
         if not isinstance(entry, dict):
             raise ShapeError("shape_broken", "not a JSON object")
-        category = layout.class_name(entry.get("label"))
-        if category is None:
-            raise ShapeError("shape_unlabelled", f"label {show(entry.get('label'))}")
-        segmentation = self._segmentation(entry, size, place, notes)
+        label, shape = layout.class_name(entry.get("label")), _shape(entry, record.size)
         flags, crowd = entry.get("flags"), 0
         if isinstance(flags, dict) and _CROWD in flags:
             crowd = int(flags[_CROWD] is True)
             entry = {**entry, "flags": {key: flags[key] for key in flags if key != _CROWD}}
-        extra = layout.extra_fields(layout.without_empty(entry), _SHAPE_FIELDS, place, notes)
-        return Instance(category, segmentation, place, crowd, extra)
+        labels = [label] if label else []
+        instance = self.instance(labels, shape, record, place, entry, _SHAPE_FIELDS)
+        instance.iscrowd = crowd
+        return instance
 
-    def _segmentation(
-        self, entry: dict, size: tuple[int, int], place: str, notes: Notes
-    ) -> Segmentation:
-        kind, pairs = entry.get("shape_type") or "polygon", entry.get("points")
-        if kind == "mask":
-            return _mask(entry, size)
-        if kind in _POLYGONS:
-            return shapes.polygon(shapes.point_pairs(pairs, 3))
-        if kind in _BOXES:
-            points = shapes.point_pairs(pairs, 2)
-            if len(points) not in (2, 4):
-                raise ShapeError("shape_broken", f"a rectangle of {len(points)} points")
-            notes.add("box_only", place)
-            if len(points) == 4:
-                return shapes.polygon(points)
-            low = points.min(axis=0).tolist()
-            return shapes.box_polygon(*low, *np.ptp(points, axis=0).tolist())
+
+def _shape(entry: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
+    """Return kind and values of a shape, as ``shapes.area_of`` takes them."""
+    name = entry.get("shape_type") or "polygon"
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ShapeError("shape_type", show(name))
+    if kind == "mask":
+        return kind, _mask(entry, size)
+    if kind == "point":
+        return kind, []
+    values = shapes.flat(entry.get("points"))
+    if kind in ("box", "circle") and len(values) == 4:
+        x0, y0, x1, y1 = shapes.numbers(values).tolist()
         if kind == "circle":
-            points = shapes.point_pairs(pairs, 2)
-            if len(points) != 2:
-                raise ShapeError("shape_broken", f"a circle of {len(points)} points")
-            radius = float(np.hypot(*(points[1] - points[0])))
-            curve = shapes.circle_polygon(*points[0].tolist(), radius)
-            notes.add("curve_as_polygon", place)
-            return curve
-        if kind in _LINES:
-            points = shapes.point_pairs(pairs, 2)
-            area = shapes.line_area(points, self.options.line_width, size)
-            notes.add("line_as_polygon", place)
-            return area
-        if kind in _POINTS:
-            raise ShapeError("shape_without_area", "points")
-        raise ShapeError("shape_type", show(kind))
+            return kind, [x0, y0, float(np.hypot(x1 - x0, y1 - y0))]
+        return kind, [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
+    return kind, values
 
 
-def _joined(members: list[Instance], size: tuple[int, int], notes: Notes) -> Instance | None:
+def _joined(members: list[Instance], record: ImageRecord, notes: Notes) -> Instance | None:
     """Join the shapes of a group into one instance; None if none of them can be used."""
     first = members[0]
     if len(members) == 1:
         return first
-    parts = [member.segmentation for member in members]
-    if not all(isinstance(part, list) for part in parts):
-        measured = (measured_segmentation(m.segmentation, *size, notes, m.where) for m in members)
-        parts = [each.segmentation for each in measured if each is not None]
-        if not parts:
-            return None
+    parts = []
+    for member in members:
+        with shapes.noting(notes, member.where):
+            checked = shapes.checked(member.segmentation, record, notes, member.where)
+            parts.append(checked.segmentation)
+    if not parts:
+        return None
     notes.add("group_joined", first.where)
     extra: dict[str, Any] = {}
     for member in reversed(members):
         extra.update(member.extra)
     crowd = max(member.iscrowd for member in members)
-    return Instance(first.category, shapes.union(parts, size), first.where, crowd, extra)
+    return Instance(first.category, shapes.union(parts, record.size), first.where, crowd, extra)
 
 
 def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Read a ``mask`` shape, whose PNG fills the box between its two points."""
-    corners = shapes.point_pairs(entry.get("points"), 2)
-    if len(corners) != 2:
+    """Read a ``mask`` shape, whose PNG in base64 fills the box between its two points."""
+    values = shapes.flat(entry.get("points"))
+    if len(values) != 4:
         raise ShapeError("shape_broken", "a mask without its two corners")
-    (x0, y0), (x1, y1) = np.rint(corners).astype(int).tolist()
+    x0, y0, x1, y1 = np.rint(shapes.numbers(values)).astype(int).tolist()
     # A pixel more than the corners give: some writers take the second one as exclusive.
-    limits = (min(y1 - y0 + 2, size[0]), min(x1 - x0 + 2, size[1]))
-    return shapes.crop_rle(shapes.png_crop(entry.get("mask"), limits), x0, y0, size)
+    width, height = min(x1 - x0 + 2, size[1]), min(y1 - y0 + 2, size[0])
+    try:
+        content = io.BytesIO(base64.b64decode(entry.get("mask"), validate=True))
+        with Image.open(content, formats=["PNG"]) as png:
+            if png.height > height or png.width > width:
+                raise ShapeError("shape_broken", f"a mask of {png.width} x {png.height} px")
+            if png.mode not in ("1", "L", "P", "I", "I;16"):
+                raise ShapeError("shape_broken", f"a mask of mode {png.mode}")
+            crop = np.asarray(png) != 0
+    except ShapeError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
+    return shapes.crop_rle(crop, x0, y0, size)
 
 
 def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
@@ -193,15 +187,12 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
     that differ only in their suffix gets ``NAME.SUFFIX.json``.
 
     Args:
-        sources: split -> images.
-        output: folder; the image of ``file_name`` belongs at ``output/SPLIT/file_name``.
+        sources: split -> images, which belong into ``output/SPLIT``.
+        output: folder of the data set.
         notes: takes what the format cannot hold.
 
     Returns:
         the files written.
-
-    Raises:
-        UserError: a file cannot be written, or a file name leaves the folder.
     """
     written = []
     for split, source in sources.items():
@@ -216,12 +207,7 @@ def _document(record: ImageRecord, notes: Notes) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     groups = 0
     for instance in record.instances:
-        try:
-            parts = list(_parts(instance))
-        except ValueError as error:
-            notes.add("instance_lost", instance.where, str(error))
-            continue
-        group = None
+        parts, group = list(_parts(instance)), None
         if len(parts) > 1:
             notes.add("parts_split", instance.where)
             group = groups = groups + 1
@@ -254,8 +240,6 @@ def _parts(instance: Instance) -> Iterator[dict[str, Any]]:
         return
     mask = CropMasks.from_rles([instance.segmentation])
     (crop,), ((x0, y0),) = mask.crops, mask.offsets
-    if not crop.size:
-        raise ValueError("a mask without a pixel")
     png = io.BytesIO()
     Image.fromarray(crop).save(png, "PNG")
     last = (x0 + crop.shape[1] - 1, y0 + crop.shape[0] - 1)
@@ -268,9 +252,10 @@ def _extra_fields(
     extra: dict[str, Any], known: frozenset[str], where: str, notes: Notes
 ) -> dict[str, Any]:
     """Return the further fields that LabelMe can read; note the others."""
-    kept = layout.extra_fields(extra, known=(), where=where, notes=notes, code="extra_lost")
-    for key in list(kept):
-        if key in known or not isinstance(kept[key], _TYPES.get(key, object)):
+    kept = {}
+    for key, value in extra.items():
+        if key in known or not isinstance(value, _TYPES.get(key, object)):
             notes.add("extra_lost", where, show(key))
-            del kept[key]
+        else:
+            kept[key] = value
     return kept

@@ -3,20 +3,20 @@
 The package ``label-studio-sdk`` is not used: it brings a web client and drops unknown regions.
 """
 
+import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
 
 from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
-from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import IMAGE_SUFFIXES
-from microplastics.data.formats.shapes import Segmentation, ShapeError, crop_rle
+from microplastics.data.formats.shapes import ShapeError, crop_rle
 from microplastics.utils.errors import UserError
 
 _GEOMETRY = frozenset(
@@ -28,8 +28,7 @@ _REGION_FIELDS = frozenset(("original_width", "original_height", "image_rotation
 _CHANNELS = 4  # of a brush mask: RGBA, 8 bits each
 
 
-@dataclass
-class _Task:
+class _Task(NamedTuple):
     where: str
     fields: dict[str, Any]
     annotations: list[Any]
@@ -43,7 +42,7 @@ def detect(path: Path) -> bool:
         minimal = b'"annotation_id":' in text and b'"annotator":' in text
         return text.startswith(b"[{") and (full or minimal)
 
-    return layout.sniff(Path(path), matches)
+    return layout.sniff(path, matches)
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -60,75 +59,63 @@ class _Reader(layout.FileReader):
     content = list
     meaning = "a list of tasks; export as JSON or JSON-MIN from Label Studio"
 
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
+        notes = self.notes
         for task in self._tasks(data, where):
-            record = self._record(task, notes)
-            if record is not None:
+            with layout.skipping(task.where, self.options, notes):
+                name = _image_name(task)
+                results = _chosen(task, notes)
+                if results is None:
+                    self.leave_out(name, task.where)
+                    continue
+                claimed = [
+                    (each.get("original_width"), each.get("original_height"))
+                    for each in results
+                    if isinstance(each, dict)
+                ]
+                record = self.image([name], task.where, claimed)
+                for number, value in _regions(results, task.where, notes):
+                    place = f"{task.where}, region {number}"
+                    with shapes.noting(notes, place):
+                        labels, shape = _labels(value), _shape(value, record.size)
+                        known = _GEOMETRY.union(key for key in value if key.endswith("labels"))
+                        instance = self.instance(labels, shape, record, place, value, known)
+                        record.instances.append(instance)
                 yield record
 
-    def _tasks(self, entries: list, where: str) -> list[_Task]:
-        tasks: list[_Task] = []
-        rows: dict[Any, _Task] = {}  # of JSON-MIN, which has a row for each annotation of a task
+    def _tasks(self, entries: list, where: str) -> Iterable[_Task]:
+        # JSON-MIN has a row for each annotation of a task.
+        tasks: dict[Any, _Task] = {}
         for number, entry in enumerate(entries, 1):
             fields = entry if isinstance(entry, dict) else {}
-            id_ = fields.get("id")
-            place = f"{where}, task {id_ if type(id_) is int else number}"
-            annotations = fields.get("annotations", fields.get("completions"))
-            if isinstance(annotations, list) and isinstance(fields.get("data"), dict):
-                tasks.append(_Task(place, fields["data"], annotations))
-            elif fields and annotations is None and "data" not in fields:
-                key = id_ if type(id_) is int else ("row", number)
-                if key not in rows:
-                    rows[key] = _Task(place, fields, [])
-                    tasks.append(rows[key])
-                results, date = _minimal_results(fields), fields.get("updated_at")
-                rows[key].annotations.append({"result": results, "updated_at": date})
-            else:
+            id_ = fields.get("id") if type(fields.get("id")) is int else None
+            annotations, data = fields.get("annotations", fields.get("completions")), fields.get(
+                "data"
+            )
+            key: Any = ("task", number)
+            if fields and annotations is None and "data" not in fields:
+                annotations, data = [_minimal(fields)], fields
+                key = key if id_ is None else id_
+            if not isinstance(annotations, list) or not isinstance(data, dict):
                 raise UserError(
                     f"{where}, task {number} has no annotations and data; it is not "
                     f"{self.meaning}.",
                     code="annotations_invalid",
                 )
-        return tasks
-
-    def _record(self, task: _Task, notes: Notes) -> ImageRecord | None:
-        try:
-            name = _image_name(task)
-        except UserError as error:
-            layout.skip_or_raise(error, task.where, self.options, notes)
-            return None
-        results = _chosen(task, notes)
-        if results is None:
-            self.leave_out(name, task.where, notes)
-            return None
-        claimed = [
-            (each.get("original_width"), each.get("original_height"))
-            for each in results
-            if isinstance(each, dict)
-        ]
-        record = self.image(name, task.where, notes, claimed=claimed)
-        if record is None:
-            return None
-        for number, value in _regions(results, task.where, notes):
-            place = f"{task.where}, region {number}"
-            try:
-                instance = _instance(value, (record.width, record.height), place, notes)
-                record.instances.append(instance)
-            except ShapeError as error:
-                notes.add(error.code, place, error.detail)
-        return record
+            task = _Task(f"{where}, task {number if id_ is None else id_}", data, [])
+            tasks.setdefault(key, task).annotations.extend(annotations)
+        return tasks.values()
 
 
-def _minimal_results(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the regions of a row of JSON-MIN as results of the full export."""
+def _minimal(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of JSON-MIN as an annotation of the full export."""
     results = []
     for listed in row.values():
         for region in listed if isinstance(listed, list) else ():
             if isinstance(region, dict) and "original_width" in region:
-                sizes = {key: region[key] for key in _REGION_FIELDS if key in region}
                 value = {key: region[key] for key in region if key not in _REGION_FIELDS}
-                results.append({**sizes, "value": value})
-    return results
+                results.append({**region, "id": None, "value": value})
+    return {"result": results, "updated_at": row.get("updated_at")}
 
 
 def _chosen(task: _Task, notes: Notes) -> list | None:
@@ -143,16 +130,16 @@ def _chosen(task: _Task, notes: Notes) -> list | None:
             usable.append(annotation)
     if not usable:
         return None
-    chosen = next((each for each in usable if each.get("ground_truth") is True), None)
-    if chosen is None:
-        dates = [str(each.get("updated_at") or "") for each in usable]
-        chosen = usable[max(range(len(usable)), key=lambda index: (dates[index], index))]
     for _ in usable[1:]:
         notes.add("annotation_other", task.where)
-    return chosen["result"]
+    for annotation in usable:
+        if annotation.get("ground_truth") is True:
+            return annotation["result"]
+    latest = max(reversed(usable), key=lambda each: str(each.get("updated_at") or ""))
+    return latest["result"]
 
 
-def _regions(results: list, where: str, notes: Notes) -> list[tuple[int, dict[str, Any]]]:
+def _regions(results: list, where: str, notes: Notes) -> Iterator[tuple[int, dict[str, Any]]]:
     """Join the results of each region: ``Labels`` beside ``Polygon`` gives two of them."""
     regions: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number, result in enumerate(results, 1):
@@ -164,79 +151,49 @@ def _regions(results: list, where: str, notes: Notes) -> list[tuple[int, dict[st
         id_ = result.get("id")
         key = id_ if isinstance(id_, str) else number
         regions.setdefault(key, (number, {}))[1].update(value)
-    found = []
     for number, value in regions.values():
         if _GEOMETRY.isdisjoint(value):
             notes.add("field_unknown", f"{where}, result {number}", show(list(value)[:5]))
         else:
-            found.append((number, value))
-    return found
-
-
-def _instance(value: dict[str, Any], size: tuple[int, int], place: str, notes: Notes) -> Instance:
-    kind = _kind(value)
-    if kind is None:
-        raise ShapeError("shape_type", show(list(value)[:5]))
-    if kind == "keypoint":
-        raise ShapeError("shape_without_area", "a key point")
-    labels = _labels(value)
-    if not labels:
-        raise ShapeError("shape_unlabelled")
-    area = _area(kind, value, size)
-    if kind in ("rectangle", "ellipse"):
-        notes.add("box_only" if kind == "rectangle" else "curve_as_polygon", place)
-    if len(labels) > 1:
-        notes.add("label_ambiguous", place, ", ".join(labels))
-    known = _GEOMETRY.union(key for key in value if key.endswith("labels"))
-    extra = layout.extra_fields(layout.without_empty(value), known, place, notes)
-    return Instance(labels[0], area, place, 0, extra)
-
-
-def _kind(value: dict[str, Any]) -> str | None:
-    for key, kind in (("rle", "brush"), ("points", "polygon"), ("radiusX", "ellipse")):
-        if key in value:
-            return kind
-    if "x" not in value or "y" not in value:
-        return None
-    return "rectangle" if "height" in value else "keypoint"
+            yield number, value
 
 
 def _labels(value: dict[str, Any]) -> list[str]:
     """Return the labels of a region, or else its choices."""
-    keys = [key for key in value if key.endswith("labels")] + ["choices"]
-    for key in keys:
+    for key in [*(key for key in value if key.endswith("labels")), "choices"]:
         listed = value.get(key)
         if isinstance(listed, list) and listed:
             return [name for name in map(layout.class_name, listed) if name is not None]
     return []
 
 
-def _area(kind: str, value: dict[str, Any], size: tuple[int, int]) -> Segmentation:
-    width, height = size
-    if kind == "brush":
+def _shape(value: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
+    """Return kind and values of a region, as ``shapes.area_of`` takes them."""
+    height, width = size
+    if "rle" in value:
         if value.get("format", "rle") != "rle":
             raise ShapeError("shape_type", show(value["format"]))
-        return brush_rle(value["rle"], (height, width))
-    if kind == "polygon":
-        points = shapes.point_pairs(value["points"], 3)
-        return shapes.polygon(points * np.array([width, height]) / 100)
-    keys = ("width", "height") if kind == "rectangle" else ("radiusX", "radiusY")
-    x, y, across, down = shapes.numbers(*(value.get(key) for key in ("x", "y", *keys)))
-    (degrees,) = shapes.numbers(value.get("rotation") or 0)
-    x, y, across, down = (x * width, y * height, across * width, down * height)
-    if kind == "rectangle":
-        return shapes.box_polygon(x / 100, y / 100, across / 100, down / 100, degrees)
-    # x and y are the centre, unlike in the manual: the ellipse is drawn and rotated about it.
-    radians = math.radians(degrees)
-    return shapes.ellipse_polygon(x / 100, y / 100, across / 100, down / 100, radians)
+        return "mask", brush_rle(value["rle"], size)
+    if "points" in value:
+        points = shapes.points(shapes.flat(value["points"]))
+        return "polygon", (points * np.array([width, height]) / 100).reshape(-1).tolist()
+    if "x" not in value or "y" not in value:
+        raise ShapeError("shape_type", show(list(value)[:5]))
+    # x and y are the centre of an ellipse, unlike in the manual: it is turned about it.
+    kind, keys = "ellipse", ("x", "y", "radiusX", "radiusY")
+    if "radiusX" not in value:
+        kind, keys = "box", ("x", "y", "width", "height")
+        if "height" not in value:  # a key point
+            return "point", []
+    x, y, across, down, degrees = shapes.numbers(
+        [*(value.get(key) for key in keys), value.get("rotation") or 0]
+    ).tolist()
+    percent = [x * width / 100, y * height / 100, across * width / 100, down * height / 100]
+    return kind, [*percent, math.radians(degrees)]
 
 
 def _image_name(task: _Task) -> str:
-    """Return the path or URL of a task's image.
-
-    Raises:
-        UserError: its data has none or several.
-    """
+    """Return the path or URL of a task's only image."""
     value = task.fields.get("image")
     if isinstance(value, str):
         return value
@@ -244,7 +201,7 @@ def _image_name(task: _Task) -> str:
         key: value
         for key, value in task.fields.items()
         if isinstance(value, str)
-        and PurePosixPath(unquote(value.split("?")[0])[-64:]).suffix.lower() in IMAGE_SUFFIXES
+        and PurePosixPath(unquote(value.split("?")[0])).suffix.lower() in IMAGE_SUFFIXES
     }
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
@@ -274,23 +231,24 @@ def brush_rle(values: Any, size: tuple[int, int]) -> dict[str, Any]:
     """
     height, width = size
     line = width * _CHANNELS
-    bits = _Bits(values)
-    count = bits.read(32)
+    read = _bit_reader(values)
+    count = read(32)
     if count != height * line:
         raise ShapeError("shape_broken", f"a brush mask of {count} values, not {height * line}")
-    if bits.read(5) + 1 != 8:
+    if read(5) + 1 != 8:
         raise ShapeError("shape_broken", "a brush mask of values that are not bytes")
-    widths = [bits.read(4) + 1 for _ in range(4)]
+    widths = [read(4) + 1 for _ in range(4)]
     flat = np.zeros(count, np.uint8)  # pages that stay zero are never touched
     first, last, position = count, 0, 0
     while position < count:
-        repeated = bits.read(1)
-        end = position + bits.read(widths[bits.read(2)]) + 1
+        repeated = read(1)
+        length = read(widths[read(2)]) + 1
+        end = position + length
         if end > count:
             raise ShapeError("shape_broken", "a brush mask with too many values")
-        value = bits.read(8) if repeated else bits.read_bytes(end - position)
-        if not repeated or value:
-            flat[position:end] = value
+        values = read(8) if repeated else list(read(8 * length).to_bytes(length, "big"))
+        if values:  # not a run of 0
+            flat[position:end] = values
             first, last = min(first, position), end - 1
         position = end
     y0, y1 = first // line, last // line + 1
@@ -301,29 +259,18 @@ def brush_rle(values: Any, size: tuple[int, int]) -> dict[str, Any]:
     return crop_rle(inside, 0, y0, size)
 
 
-class _Bits:
-    """Reader of numbers of any width, most significant bit first."""
+def _bit_reader(values: Any) -> Callable[[int], int]:
+    """Return a function that reads the next number of so many bits, the highest first."""
+    try:
+        data = bytes(values) if isinstance(values, list) else b""
+    except (TypeError, ValueError) as error:
+        raise ShapeError("shape_broken", "a brush mask that is not a list of bytes") from error
+    text = io.StringIO("".join(map("{:08b}".format, data)))
 
-    def __init__(self, values: Any):
-        try:
-            self._data = bytes(values) if isinstance(values, list) else b""
-        except (TypeError, ValueError) as error:
-            raise ShapeError("shape_broken", "a brush mask that is not a list of bytes") from error
-        self._position = 0
-
-    def read(self, bits: int) -> int:
-        """Return the next number."""
-        end, data = self._take(bits)
-        return int.from_bytes(data, "big") >> (-end & 7) & ((1 << bits) - 1)
-
-    def read_bytes(self, count: int) -> np.ndarray:
-        """Return the next numbers of 8 bits as uint8."""
-        end, data = self._take(8 * count)
-        bits = np.unpackbits(np.frombuffer(data, np.uint8))[(end & 7) :][: 8 * count]
-        return np.packbits(bits)
-
-    def _take(self, bits: int) -> tuple[int, bytes]:
-        first, self._position = self._position, self._position + bits
-        if self._position > 8 * len(self._data):
+    def read(bits: int) -> int:
+        digits = text.read(bits)
+        if len(digits) < bits:
             raise ShapeError("shape_broken", "a brush mask that is cut off")
-        return self._position, self._data[first >> 3 : (self._position + 7) >> 3]
+        return int(digits, 2)
+
+    return read

@@ -3,6 +3,7 @@
 VIA's own COCO export is unreliable, and no maintained library reads VIA 3.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,17 +15,19 @@ import numpy as np
 
 from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
-from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import class_name
-from microplastics.data.formats.shapes import Segmentation, ShapeError
+from microplastics.data.formats.shapes import ShapeError
 from microplastics.utils.errors import UserError
 
 _MEANING = "a project or annotation export of VIA; save the project, or export annotations as JSON"
 _CLASS_ATTRIBUTES = ("class", "label", "type", "name", "category")
-# _VIA_RSHAPE of VIA 3, the first number of ``xy``.
-_KINDS_3 = {
-    **{1: "point", 2: "rect", 3: "circle", 4: "ellipse", 5: "polyline", 6: "polyline"},
-    **{7: "polygon", 8: "extreme_rect", 9: "extreme_circle"},
+_KINDS: dict[str | int, str] = {
+    **{"point": "point", "rect": "box", "circle": "circle", "ellipse": "ellipse"},
+    **{"polyline": "line", "polygon": "polygon"},
+    # _VIA_RSHAPE of VIA 3, the first number of ``xy``.
+    **{1: "point", 2: "box", 3: "circle", 4: "ellipse", 5: "line", 6: "line", 7: "polygon"},
+    **{8: "extreme_rect", 9: "extreme_circle"},  # points on the outline
 }
 _CHECKBOX_3 = 2  # _VIA_ATTRIBUTE_TYPE of VIA 3
 _NUMBERS = {
@@ -32,21 +35,13 @@ _NUMBERS = {
     "circle": ("cx", "cy", "r"),
     "ellipse": ("cx", "cy", "rx", "ry", "theta"),
 }
-_MIN_POINTS = {"polyline": 2, "polygon": 3, "extreme_rect": 2, "extreme_circle": 3}
 
 
 @dataclass
 class _Region:
-    """A drawn region, unchecked.
+    """A drawn region."""
 
-    Attributes:
-        kind: a name of VIA 2, ``extreme_rect`` (points on the four sides), ``extreme_circle``
-            (three points), or anything else.
-        values: the numbers of ``_NUMBERS``, or x0, y0, x1, y1, …; anything else is broken.
-        attributes: values by name.
-    """
-
-    kind: Any
+    kind: Any  # unchecked, as is the list of numbers
     values: Any
     attributes: dict[str, Any]
 
@@ -93,7 +88,7 @@ def detect(path: Path) -> bool:
         export = re.match(rb'\{"[^"]*":\{"', text) is not None
         return export and b'"filename":' in text and b'"regions":' in text
 
-    return layout.sniff(Path(path), matches)
+    return layout.sniff(path, matches)
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -110,79 +105,53 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 class _Reader(layout.FileReader):
     meaning = _MEANING
 
-    def records(self, data: Any, where: str, notes: Notes) -> Iterator[ImageRecord]:
-        if isinstance(data.get("metadata"), dict) and isinstance(data.get("view"), dict):
-            attributes, pictures = _read_3(data, where)
-        else:
-            attributes, pictures = _read_2(data, where)
+    def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
+        is_3 = isinstance(data.get("metadata"), dict) and isinstance(data.get("view"), dict)
+        attributes, pictures = _read_3(data, where) if is_3 else _read_2(data, where)
         name = _class_attribute(attributes, pictures, where)
         attribute = attributes.get(name, _Attribute())
         words = map(class_name, attribute.options.values())
         self.order.update(dict.fromkeys(filter(None, words)))
+        notes = self.notes
         for picture in pictures:
-            place = f"{where}, {show(picture.name)}"
-            record = self.image(picture.name, place, notes, other=picture.other)
-            if record is None:
-                continue
-            fields = layout.without_empty(picture.fields)
-            record.extra = layout.extra_fields(fields, (), place, notes)
-            for number, region in enumerate(picture.regions, 1):
-                labels = attribute.labels(region.attributes.get(name))
-                self._add(record, region, labels, name, f"{place}, region {number}", notes)
-            yield record
+            where_picture = f"{where}, {show(picture.name)}"
+            with layout.skipping(where_picture, self.options, notes):
+                record = self.image([picture.name, picture.other], where_picture)
+                record.extra = layout.extra_fields(picture.fields, (), where_picture, notes)
+                for number, region in enumerate(picture.regions, 1):
+                    place = f"{where_picture}, region {number}"
+                    with shapes.noting(notes, place):
+                        labels = attribute.labels(region.attributes.get(name))
+                        shape, fields = _shape(region), region.attributes
+                        instance = self.instance(labels, shape, record, place, fields, (name,))
+                        record.instances.append(instance)
+                yield record
 
-    def _add(
-        self,
-        record: ImageRecord,
-        region: _Region,
-        labels: list[str],
-        attribute: str,
-        place: str,
-        notes: Notes,
-    ) -> None:
-        try:
-            if not labels:
-                raise ShapeError("shape_unlabelled")
-            area = self._area(region, (record.height, record.width), place, notes)
-        except ShapeError as error:
-            notes.add(error.code, place, error.detail)
-            return
-        if len(labels) > 1:
-            notes.add("label_ambiguous", place, ", ".join(labels))
-        fields = layout.without_empty(region.attributes)
-        extra = layout.extra_fields(fields, (attribute,), place, notes)
-        record.instances.append(Instance(labels[0], area, place, 0, extra))
 
-    def _area(
-        self, region: _Region, size: tuple[int, int], place: str, notes: Notes
-    ) -> Segmentation:
-        kind, values = region.kind, region.values
-        if kind == "point":
-            raise ShapeError("shape_without_area", "a point")
-        if not isinstance(kind, str) or kind not in _NUMBERS and kind not in _MIN_POINTS:
-            raise ShapeError("shape_type", show(kind))
-        if not isinstance(values, list):
-            raise ShapeError("shape_broken", show(values))
-        if kind in _MIN_POINTS:
-            points = shapes.flat_points(values, _MIN_POINTS[kind])
-            if kind == "polygon":
-                return shapes.polygon(points)
-            if kind == "polyline":
-                area = shapes.line_area(points, self.options.line_width, size)
-                notes.add("line_as_polygon", place)
-                return area
-            if kind == "extreme_rect":
-                values = [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()]
-                kind = "rect"
-            else:
-                values, kind = list(shapes.circle_through(points[:3])), "circle"
-        values = shapes.numbers(*values)
-        if len(values) < len(_NUMBERS[kind]) - (kind == "ellipse"):  # no theta before VIA 2.0.8
-            raise ShapeError("shape_broken", f"a {kind} of {len(values)} numbers")
-        draw = {"rect": shapes.box_polygon, "circle": shapes.circle_polygon}
-        polygons = draw.get(kind, shapes.ellipse_polygon)(*values[: len(_NUMBERS[kind])])
-        notes.add("box_only" if kind == "rect" else "curve_as_polygon", place)
-        return polygons
+def _shape(region: _Region) -> tuple[str, Any]:
+    """Return kind and values of a region, as ``shapes.area_of`` takes them."""
+    kind = _KINDS.get(region.kind) if isinstance(region.kind, (str, int)) else None
+    if kind is None:
+        raise ShapeError("shape_type", show(region.kind))
+    if kind == "extreme_rect":
+        points = shapes.points(region.values)
+        return "box", [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()]
+    if kind == "extreme_circle":
+        return "circle", _circle_through(shapes.points(region.values)[:3])
+    return kind, region.values
+
+
+def _circle_through(points: np.ndarray) -> list[float]:
+    """Return centre x, y and radius in px of the circle through (3, 2) points."""
+    if len(points) < 3:
+        raise ShapeError("shape_broken", "a circle through fewer than three points")
+    origin, (ax, ay), (bx, by) = points[0], points[1] - points[0], points[2] - points[0]
+    twice = 2 * (ax * by - ay * bx)
+    if abs(twice) < 1e-9:
+        raise ShapeError("shape_broken", "a circle through three points on one line")
+    a, b = ax * ax + ay * ay, bx * bx + by * by
+    x, y = (by * a - ay * b) / twice, (ax * b - bx * a) / twice
+    return [float(origin[0] + x), float(origin[1] + y), math.hypot(x, y)]
 
 
 def _class_attribute(
@@ -200,10 +169,6 @@ def _class_attribute(
         for name in names:
             if name.strip().casefold() == wanted:
                 return name
-    words = {name: set(re.split(r"[\W_]+", name.casefold())) for name in names}
-    found = [name for name in names if words[name].intersection(_CLASS_ATTRIBUTES)]
-    if len(found) == 1:
-        return found[0]
     listed = ", ".join(map(show, names[:10])) or "none"
     raise UserError(
         f"{where} has the region attributes {listed}; call the one that is the class "
@@ -222,21 +187,20 @@ def _objects(value: Any, where: str, what: str) -> dict[str, dict]:
     return value
 
 
-def _options(value: Any) -> dict[str, str]:
-    """Return id -> words of the options; the id itself if it has no words."""
-    if not isinstance(value, dict):
-        return {}
-    return {key: words if class_name(words) else key for key, words in value.items()}
+def _object(value: Any) -> dict[str, Any]:
+    """Return an unchecked value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _options(attribute: Any) -> dict[str, str]:
+    """Return id -> words of an attribute's options; the id itself if it has no words."""
+    options = _object(_object(attribute).get("options"))
+    return {key: words if class_name(words) else key for key, words in options.items()}
 
 
 def _read_2(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Picture]]:
-    listed = data.get("_via_attributes")
-    listed = listed.get("region") if isinstance(listed, dict) else None
-    attributes = {
-        name: _Attribute(_options(entry.get("options")))
-        for name, entry in (listed if isinstance(listed, dict) else {}).items()
-        if isinstance(entry, dict)
-    }
+    listed = _object(_object(data.get("_via_attributes")).get("region"))
+    attributes = {name: _Attribute(_options(entry)) for name, entry in listed.items()}
     pictures = []
     for entry in _objects(data.get("_via_img_metadata", data), where, "images").values():
         regions = entry.get("regions")
@@ -244,30 +208,20 @@ def _read_2(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Pictur
             regions = list(regions.values())
         if "filename" not in entry or not isinstance(regions, list):
             raise _invalid(where, "has images without filename or regions")
-        fields = entry.get("file_attributes")
-        picture = _Picture(entry["filename"], regions=[_region_2(each) for each in regions])
-        picture.fields = fields if isinstance(fields, dict) else {}
-        pictures.append(picture)
+        fields = dict(_object(entry.get("file_attributes")))
+        pictures.append(_Picture(entry["filename"], None, list(map(_region_2, regions)), fields))
     return attributes, pictures
 
 
 def _region_2(region: Any) -> _Region:
-    region = region if isinstance(region, dict) else {}
-    shape, attributes = region.get("shape_attributes"), region.get("region_attributes")
-    attributes = attributes if isinstance(attributes, dict) else {}
-    if not isinstance(shape, dict):
-        return _Region("polygon", "no shape_attributes", attributes)
-    kind, values = shape.get("name"), None
-    if kind in ("polygon", "polyline"):
-        xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
-        values = "all_points_x and all_points_y differ"
-        if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
-            values = list(chain.from_iterable(zip(xs, ys, strict=True)))
-    elif kind in ("rect", "circle", "ellipse"):
-        values = [shape.get(key) for key in _NUMBERS[kind]]
-        if kind == "ellipse" and values[-1] is None:
-            values.pop()
-    return _Region(kind, values, attributes)
+    region = _object(region)
+    shape = _object(region.get("shape_attributes"))
+    kind, xs, ys = (shape.get(key) for key in ("name", "all_points_x", "all_points_y"))
+    if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
+        values = list(chain.from_iterable(zip(xs, ys, strict=True)))
+    else:  # no theta before VIA 2.0.8
+        values = [shape[key] for key in _NUMBERS.get(str(kind), ()) if shape.get(key) is not None]
+    return _Region(kind, values, _object(region.get("region_attributes")))
 
 
 def _read_3(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Picture]]:
@@ -280,21 +234,19 @@ def _read_3(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Pictur
         if anchor.endswith("XY1"):  # of a region, not of a whole file
             joined = entry.get("type") == _CHECKBOX_3
             default = entry.get("default_option_id")
-            attributes[name] = _Attribute(_options(entry.get("options")), default, joined)
+            attributes[name] = _Attribute(_options(entry), default, joined)
     pictures = _pictures_3(data, where)
     for entry in _objects(data["metadata"], where, "metadata").values():
-        view, xy, values = entry.get("vid"), entry.get("xy"), entry.get("av")
-        if not isinstance(view, (str, int)) or str(view) not in pictures:
+        view, xy = entry.get("vid"), entry.get("xy")
+        picture = pictures.get(str(view)) if isinstance(view, (str, int)) else None
+        if picture is None:
             raise _invalid(where, f"has metadata of the view {show(view)}, which it does not have")
-        values = values if isinstance(values, dict) else {}
-        values = {names.get(key, key): value for key, value in values.items()}
-        picture = pictures[str(view)]
+        values = {names.get(key, key): value for key, value in _object(entry.get("av")).items()}
         if xy == []:  # of the whole image
             picture.fields.update(values)
             continue
-        first, *rest = xy if isinstance(xy, list) else [xy]
-        kind = _KINDS_3.get(first, first) if type(first) is int else first
-        picture.regions.append(_Region(kind, rest, values))
+        kind, *numbers = xy if isinstance(xy, list) else [xy]
+        picture.regions.append(_Region(kind, numbers, values))
     return attributes, list(pictures.values())
 
 

@@ -326,11 +326,12 @@ def test_missing_images(tmp_path):
         read(tmp_path, images=tmp_path / "none")
 
 
-def test_known_image_folders(tmp_path):
+def test_images_that_a_conversion_left_in_their_place(tmp_path):
     image(tmp_path / "photos" / "a.png")
     write(tmp_path / "a.json", document())
-    roots = {"all": tmp_path / "photos"}
-    source = coco.read(tmp_path / "a.json", ReadOptions(), Notes(), roots)["all"]
+    manifest = {"version": "1", "images": {"all": str(tmp_path / "photos")}, "place": "keep"}
+    write(tmp_path / "conversion.json", manifest)
+    source = coco.read(tmp_path / "a.json", ReadOptions(), Notes())["all"]
     assert source.num_images == 1 and len(list(source.records())[0].instances) == 1
 
 

@@ -186,7 +186,6 @@ def test_options_defaults_and_whole_images_of_via_3(folder):
     [
         ({"quality": "x", "Category ": "A"}, "Category "),
         ({"label": "x", "class": "A"}, "class"),
-        ({"particle_type": "A", "quality": "x"}, "particle_type"),
         ({"anything": "A"}, "anything"),
     ],
 )
