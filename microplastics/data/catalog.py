@@ -55,16 +55,9 @@ class InstancesMetadata(Metadata):
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Set as Detectron2 does; a first value is not compared with the JSON."""
-        if key in _LAZY_KEYS and key not in self.__dict__:
-            object.__setattr__(self, key, value)
-        else:
-            super().__setattr__(key, value)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all attributes, including the classes if the JSON exists."""
-        if os.path.exists(self.json_file):
-            return {**{key: getattr(self, key) for key in _LAZY_KEYS}, **self.__dict__}
-        return super().as_dict()
+        if key in _LAZY_KEYS:
+            self.__dict__.setdefault(key, value)
+        super().__setattr__(key, value)
 
     def fill(self) -> None:
         """Read the classes from the JSON.
@@ -104,24 +97,19 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
     )
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name)
-        if not isinstance(known, InstancesMetadata):
-            raise UserError(
-                f"The data set name {name!r} is registered by other code; choose another.",
-                code="dataset_conflict",
-            )
-        if _same_path(known.json_file, json_file) and _same_path(known.image_root, image_root):
+        paths = known.get("json_file", "data"), known.get("image_root", "other code")
+        if list(map(os.path.abspath, paths)) == list(map(os.path.abspath, (json_file, image_root))):
             return
         raise UserError(
-            f"The data set name {name!r} is registered for {known.json_file} with images in "
-            f"{known.image_root}, not for {json_file} with images in {image_root}; choose another "
-            "name.",
+            f"The data set name {name!r} is registered for {paths[0]} of {paths[1]}, not for "
+            f"{json_file} with images in {image_root}; choose another name.",
             code="dataset_conflict",
         )
     metadata = InstancesMetadata(
         name=name, json_file=json_file, image_root=image_root, evaluator_type="coco"
     )
     if name in MetadataCatalog:  # attributes set before the registration
-        _keep_attributes(metadata, MetadataCatalog.get(name))
+        metadata.set(**MetadataCatalog.get(name).as_dict())
     MetadataCatalog[name] = metadata
     DatasetCatalog.register(name, functools.partial(_load, name))
 
@@ -147,7 +135,7 @@ def register_builtin(root: str | os.PathLike | None = None) -> None:
             if not isinstance(known, InstancesMetadata):
                 logger.warning("Data set %r is registered by other code; it stays as it is.", name)
                 continue
-            if not (known.json_file == json_file and known.image_root == image_root):
+            if known.json_file != json_file:
                 DatasetCatalog.pop(name)
                 MetadataCatalog.pop(name)
         register_microplastics_instances(name, json_file, image_root)
@@ -247,20 +235,6 @@ def _load(name: str) -> list[dict]:
         )
     metadata.fill()
     return coco.load_instances(metadata.json_file, metadata.image_root)
-
-
-def _same_path(one: str, other: str) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)
-
-
-def _keep_attributes(metadata: InstancesMetadata, earlier: Metadata) -> None:
-    for key, value in earlier.as_dict().items():
-        if metadata.__dict__.setdefault(key, value) != value:
-            raise UserError(
-                f"The metadata of data set {metadata.name!r} has {key} {value!r}, not "
-                f"{metadata.__dict__[key]!r}; choose another name.",
-                code="dataset_conflict",
-            )
 
 
 # As Detectron2's own builtin.py does, when detectron2.data is imported (microplastics/__init__.py).

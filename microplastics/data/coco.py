@@ -1,7 +1,7 @@
 """Loading and checking of COCO instance JSON.
 
-A file is parsed and checked once per process and kept until it changes. Errors are refused;
-oddities are corrected and logged.
+A file is parsed, checked and kept until it changes. Errors are refused; oddities are corrected and
+logged.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import reprlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -153,19 +153,18 @@ class Tally:
 
 
 class Findings:
-    """Counts of errors and warnings by code."""
+    """Errors and warnings, each a :class:`Tally` by code."""
 
     def __init__(self) -> None:
         self.errors: dict[str, Tally] = {}
         self.warnings: dict[str, Tally] = {}
 
-    def error(self, code: str, place: Place, detail: str = "") -> None:
-        """Count an error of a kind in ``ERRORS``."""
-        self._count(self.errors, code, place, detail)
-
-    def warn(self, code: str, place: Place, detail: str = "") -> None:
-        """Count an oddity of a kind in ``WARNINGS``."""
-        self._count(self.warnings, code, place, detail)
+    def add(self, code: str, place: Place, detail: str = "") -> None:
+        """Count a problem of a kind in ``ERRORS`` or ``WARNINGS``."""
+        tally = (self.errors if code in ERRORS else self.warnings).setdefault(code, Tally(code))
+        tally.count += 1
+        if len(tally.places) < EXAMPLES:
+            tally.places.append((place, detail))
 
     def raise_errors(self, json_file: str) -> None:
         """Raise a :class:`UserError` that names the first error and counts all by code."""
@@ -180,59 +179,6 @@ class Findings:
         message += f" for all {total} problems ({kinds})" if total > 1 else ""
         raise UserError(f"{message}.", code=_ERROR_CODES.get(first.code, "annotations_invalid"))
 
-    @staticmethod
-    def _count(tallies: dict[str, Tally], code: str, place: Place, detail: str) -> None:
-        tally = tallies.setdefault(code, Tally(code))
-        tally.count += 1
-        if len(tally.places) < EXAMPLES:
-            tally.places.append((place, detail))
-
-
-@dataclass
-class CheckedInstances:
-    """The usable content of a COCO JSON; every value has its right type.
-
-    Attributes:
-        images: dicts of id, file_name, height, width; by ascending id.
-        categories: dicts of id, name, supercategory; by ascending id, without placeholders.
-        annotations: dicts of id, image_id, category_id, bbox, area, iscrowd, segmentation, in
-            the order of the file; area and segmentation as measured by ``segmentation.measure``.
-        warnings: oddities by code.
-        logged: the warnings were logged.
-    """
-
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    warnings: list[Tally]
-    logged: bool = False
-
-    @property
-    def num_images(self) -> int:
-        """Number of images in the JSON."""
-        return len(self.images)
-
-    @property
-    def num_annotations(self) -> int:
-        """Number of annotations in the JSON."""
-        return len(self.annotations)
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names by contiguous id."""
-        return [category["name"] for category in self.categories]
-
-    @property
-    def contiguous_ids(self) -> dict[int, int]:
-        """Contiguous id (from 0, by ascending id) of each category id."""
-        return {category["id"]: index for index, category in enumerate(self.categories)}
-
-    @property
-    def instances_per_class(self) -> dict[str, int]:
-        """Number of annotations of each class, including crowds."""
-        counts = Counter(annotation["category_id"] for annotation in self.annotations)
-        return {c["name"]: counts[c["id"]] for c in self.categories}
-
 
 class MeasuredEntry(NamedTuple):
     """An annotation of the JSON, its checked image, its measured mask, and if it is a repeat."""
@@ -246,16 +192,18 @@ class MeasuredEntry(NamedTuple):
 
 @dataclass
 class Examined:
-    """Result of checking a JSON, sound or not.
+    """Content of a COCO JSON; every value has its right type.
 
     Attributes:
         findings: errors and oddities.
-        images: by id, as in :class:`CheckedInstances`; one without a usable size has the key
-            ``invalid``, and ``file_name`` may be anything (see :func:`is_safe_name`).
-        categories: as in :class:`CheckedInstances`.
-        annotations: the sound ones, as in :class:`CheckedInstances`.
+        images: dicts of id, file_name, height, width, by id. With errors: one without a usable
+            size has the key ``invalid``, and ``file_name`` may be anything
+            (see :func:`is_safe_name`).
+        categories: dicts of id, name, supercategory; by ascending id, without placeholders.
+        annotations: the sound ones, dicts of id, image_id, category_id, bbox, area, iscrowd,
+            segmentation, in the order of the file; area and segmentation as measured by
+            ``segmentation.measure``.
         measured: every annotation whose segmentation can be measured.
-        image_indices: image id -> position in the JSON.
     """
 
     findings: Findings
@@ -263,46 +211,38 @@ class Examined:
     categories: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     measured: list[MeasuredEntry]
-    image_indices: dict[int, int]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by contiguous id."""
+        return [category["name"] for category in self.categories]
+
+    @property
+    def contiguous_ids(self) -> dict[int, int]:
+        """Contiguous id (from 0, by ascending id) of each category id."""
+        return {category["id"]: index for index, category in enumerate(self.categories)}
 
 
 def check_instances(
-    json_file: str,
-    image_root: str,
-    num_classes: int | None = None,
-    *,
-    training: bool = False,
-    max_pixels: int | None = None,
-) -> CheckedInstances:
+    json_file: str, image_root: str, *, training: bool = False, max_pixels: int | None = None
+) -> Examined:
     """Check the JSON of a data set and the header of every image.
-
-    Oddities are logged, one line per kind, once for each state of the file.
 
     Args:
         json_file: COCO instance JSON.
         image_root: folder that its ``file_name`` are relative to.
-        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``, or None to skip this check.
         training: also refuse a data set without an annotation to learn from.
         max_pixels: images of more pixels are refused; Pillow's limit of 178,956,970 if None.
 
     Returns:
-        The content, which must not be changed.
+        The content without ``measured``, which must not be changed.
 
     Raises:
         UserError: ``annotations_invalid``, ``image_missing``, ``image_size``, … naming the first
-            error and the number of errors of each kind; ``classes_mismatch``; ``dataset_empty``.
+            error and the number of errors of each kind; ``dataset_empty``.
     """
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     checked = _checked(json_file)
-    _log_warnings(json_file, checked)
-    names = checked.classes
-    if num_classes is not None and len(names) != num_classes:
-        raise UserError(
-            f"{json_file} has {len(names)} classes ({', '.join(names)}) but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set MODEL.ROI_HEADS.NUM_CLASSES "
-            f"{len(names)} or correct the categories of the JSON.",
-            code="classes_mismatch",
-        )
     if training and all(annotation["iscrowd"] for annotation in checked.annotations):
         raise UserError(
             f"{json_file} has no annotation to train on (none, or only with iscrowd 1); annotate "
@@ -310,7 +250,17 @@ def check_instances(
             "annotations and set DATALOADER.FILTER_EMPTY_ANNOTATIONS False.",
             code="dataset_empty",
         )
-    _check_files(json_file, checked.images, image_root, max_pixels)
+    if not os.path.isdir(image_root):
+        raise UserError(
+            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
+            code="file_missing",
+        )
+    findings = Findings()
+    for image in checked.images.values():
+        problem = file_problem(image, image_root, max_pixels)
+        if problem:
+            findings.add(problem[0], Place("image", 0, image), problem[1])
+    findings.raise_errors(json_file)
     return checked
 
 
@@ -335,9 +285,7 @@ def load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the JSON cannot be used.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    checked = _checked(json_file)
-    _log_warnings(json_file, checked)
+    checked = _checked(os.fspath(json_file))
     ids = checked.contiguous_ids
     by_image = defaultdict(list)
     for annotation in checked.annotations:
@@ -353,13 +301,13 @@ def load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
         )
     return [
         {
-            "file_name": os.path.join(image_root, image["file_name"]),
+            "file_name": os.path.join(os.fspath(image_root), image["file_name"]),
             "height": image["height"],
             "width": image["width"],
-            "image_id": image["id"],
-            "annotations": by_image[image["id"]],
+            "image_id": id_,
+            "annotations": by_image[id_],
         }
-        for image in checked.images
+        for id_, image in sorted(checked.images.items())
     ]
 
 
@@ -388,7 +336,7 @@ def coco_api(json_file: str) -> COCO:
     api = COCO()
     api.dataset = {
         "info": {},
-        "images": [dict(image) for image in checked.images],
+        "images": [dict(image) for _, image in sorted(checked.images.items())],
         "categories": [dict(category) for category in checked.categories],
         "annotations": annotations,
     }
@@ -415,7 +363,7 @@ def contiguous_ids(json_file: str) -> dict[int, int]:
     return _checked(os.fspath(json_file)).contiguous_ids
 
 
-def _checked(json_file: str) -> CheckedInstances:
+def _checked(json_file: str) -> Examined:
     """Parse and check a JSON, or return the kept result, which must not be changed."""
     try:
         status = os.stat(json_file)
@@ -428,15 +376,12 @@ def _checked(json_file: str) -> CheckedInstances:
 
 
 @functools.lru_cache(maxsize=_CACHED_FILES)
-def _parsed(json_file: str, _state: tuple[int, ...]) -> CheckedInstances:
-    return check_content(json_file, read_json(json_file))
-
-
-def _log_warnings(json_file: str, checked: CheckedInstances) -> None:
-    if not checked.logged:
-        checked.logged = True
-        for tally in checked.warnings:
-            logger.warning("%s: %s", json_file, tally)
+def _parsed(json_file: str, _state: tuple[int, ...]) -> Examined:
+    """Check a JSON and log its oddities, one line per kind."""
+    checked = check_content(json_file, read_json(json_file))
+    for tally in checked.findings.warnings.values():
+        logger.warning("%s: %s", json_file, tally)
+    return checked
 
 
 def _copied(segmentation: list | dict) -> list | dict:
@@ -446,7 +391,7 @@ def _copied(segmentation: list | dict) -> list | dict:
     return [list(polygon) for polygon in segmentation]
 
 
-def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
+def check_content(json_file: str, data: dict[str, Any]) -> Examined:
     """Check the content of a JSON, without its image files.
 
     Args:
@@ -461,12 +406,8 @@ def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
         raise UserError(f"{json_file} {problem}.", code="annotations_invalid")
     examined = examine(data)
     examined.findings.raise_errors(json_file)
-    return CheckedInstances(
-        sorted(examined.images.values(), key=lambda image: image["id"]),
-        examined.categories,
-        examined.annotations,
-        list(examined.findings.warnings.values()),
-    )
+    examined.measured.clear()  # only the doctor needs the entries of the file
+    return examined
 
 
 def structure_problem(data: dict[str, Any]) -> str | None:
@@ -489,18 +430,19 @@ def examine(data: dict[str, Any]) -> Examined:
         data: content of the JSON, for which :func:`structure_problem` is None; not changed.
     """
     findings = Findings()
-    images, indices = check_images(data["images"], findings)
+    images = check_images(data["images"], findings)
     categories = check_categories(data["categories"], findings)
     annotations, measured = _check_annotations(data["annotations"], images, categories, findings)
     # Even a broken annotation shows that its category is not a placeholder and that its image
     # is not blank.
-    used = {key_of(entry.get("category_id")) for entry in objects_of(data["annotations"])}
-    categories = drop_placeholders(categories, used, findings)
-    annotated = {key_of(entry.get("image_id")) for entry in objects_of(data["annotations"])}
-    for image in images.values():
-        if image["id"] not in annotated:
-            findings.warn("image_blank", Place("image", indices[image["id"]], image))
-    return Examined(findings, images, categories, annotations, measured, indices)
+    entries = list(objects_of(data["annotations"]))
+    used = {key_of(entry.get("category_id")) for entry in entries}
+    annotated = {key_of(entry.get("image_id")) for entry in entries}
+    kept = drop_placeholders(categories, used, findings)
+    for id_, image in images.items():
+        if id_ not in annotated:
+            findings.add("image_blank", Place("image", 0, image))
+    return Examined(findings, images, kept, annotations, measured)
 
 
 def objects_of(entries: list) -> Iterator[dict]:
@@ -536,19 +478,16 @@ def is_safe_name(value: Any) -> bool:
     return bool(parts[0]) and not re.match(r"[A-Za-z]:", value) and ".." not in parts
 
 
-def check_images(
-    entries: list, findings: Findings
-) -> tuple[dict[int, dict[str, Any]], dict[int, int]]:
-    """Return the images with a usable id, and their positions in the list, by id."""
+def check_images(entries: list, findings: Findings) -> dict[int, dict[str, Any]]:
+    """Return the images with a usable id, by id."""
     images: dict[int, dict[str, Any]] = {}
-    indices: dict[int, int] = {}
     names: set[str] = set()
     for index, entry in enumerate(entries):
         place = Place("image", index, entry)
-        if not _check_entry(place, images, findings):
+        if not _check_id(place, images, findings):
             continue
         image = {key: entry.get(key) for key in ("id", "file_name", "height", "width")}
-        images[image["id"]], indices[image["id"]] = image, index
+        images[image["id"]] = image
         problems = [
             field_error(entry, key, "a positive integer")
             for key in ("width", "height")
@@ -557,30 +496,34 @@ def check_images(
         if not problems and image["width"] * image["height"] >= _PIXEL_LIMIT:
             problems = [f"{show(image['width'])} x {show(image['height'])} px is too large"]
         for problem in problems:
-            findings.error("image_field", place, problem)
+            findings.add("image_field", place, problem)
             image["invalid"] = True
         name = image["file_name"]
         if not is_printable(name):
-            findings.error("image_field", place, field_error(entry, "file_name", "a file name"))
+            findings.add("image_field", place, field_error(entry, "file_name", "a file name"))
         elif not is_safe_name(name):
-            findings.error("file_name", place)
+            findings.add("file_name", place)
         if isinstance(name, str):
             name = name and os.path.normpath(name)  # ./a is a
             if name in names:
-                findings.warn("image_twice", place)
+                findings.add("image_twice", place)
             names.add(name)
-    return images, indices
+    return images
 
 
-def _check_entry(place: Place, known: dict[int, Any], findings: Findings) -> bool:
-    """Check that an image or category is an object with an id of its own."""
+def _check_id(place: Place, known: Container[int], findings: Findings) -> bool:
+    """Check that an entry is an object with an id of its own."""
+    id_ = place.entry.get("id") if isinstance(place.entry, dict) else None
     if not isinstance(place.entry, dict):
-        findings.error("not_an_object", place)
-    elif not is_id(place.entry.get("id")):
-        problem = field_error(place.entry, "id", "an integer from 0")
-        findings.error(f"{place.kind}_field", place, problem)
-    elif place.entry["id"] in known:
-        findings.error(f"{place.kind}_duplicate", place)
+        findings.add("not_an_object", place)
+    elif not is_id(id_):
+        findings.add(
+            f"{place.kind}_field", place, field_error(place.entry, "id", "an integer from 0")
+        )
+    elif id_ in known:
+        findings.add(f"{place.kind}_duplicate", place)
+    elif id_ == 0 and place.kind == "annotation":
+        findings.add("annotation_zero", place)
     else:
         return True
     return False
@@ -591,11 +534,11 @@ def check_categories(entries: list, findings: Findings) -> dict[int, dict[str, A
     categories: dict[int, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
         place = Place("category", index, entry)
-        if not _check_entry(place, categories, findings):
+        if not _check_id(place, categories, findings):
             continue
         name, group = entry.get("name"), entry.get("supercategory")
         if not is_printable(name):
-            findings.error("category_field", place, field_error(entry, "name", "a name"))
+            findings.add("category_field", place, field_error(entry, "name", "a name"))
             name = ""
         group = group if isinstance(group, str) else ""
         categories[entry["id"]] = {"id": entry["id"], "name": name, "supercategory": group}
@@ -618,7 +561,7 @@ def drop_placeholders(
     for group in by_name.values():
         kept = [category for category in group if category["id"] in used] or group[-1:]
         for category in kept[1:]:
-            findings.error("category_same_name", Place("category", 0, category))
+            findings.add("category_same_name", Place("category", 0, category))
         dropped.update(c["id"] for c in group if c["id"] not in {k["id"] for k in kept})
     first = categories.get(0)
     if first and len(categories) > 1 and 0 not in used and first["supercategory"] == "none":
@@ -627,27 +570,10 @@ def drop_placeholders(
             dropped.add(0)
     for category in categories.values():
         if category["id"] in dropped:
-            findings.warn("category_placeholder", Place("category", 0, category))
+            findings.add("category_placeholder", Place("category", 0, category))
         elif category["id"] not in used:
-            findings.warn("category_unused", Place("category", 0, category))
+            findings.add("category_unused", Place("category", 0, category))
     return [category for category in categories.values() if category["id"] not in dropped]
-
-
-def _check_files(
-    json_file: str, images: Iterable[dict[str, Any]], image_root: str, max_pixels: int | None
-) -> None:
-    """Check that every image exists and that its header has the size of the JSON."""
-    if not os.path.isdir(image_root):
-        raise UserError(
-            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
-            code="file_missing",
-        )
-    findings = Findings()
-    for index, image in enumerate(images):
-        problem = file_problem(image, image_root, max_pixels)
-        if problem:
-            findings.error(problem[0], Place("image", index, image), problem[1])
-    findings.raise_errors(json_file)
 
 
 def file_problem(
@@ -656,7 +582,7 @@ def file_problem(
     """Compare an image of the JSON with the header of its file.
 
     Args:
-        image: as in :class:`CheckedInstances`; its size is not compared if it is ``invalid``.
+        image: as in :class:`Examined`; its size is not compared if it is ``invalid``.
         image_root: folder that its ``file_name`` is relative to.
         max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
 
@@ -684,24 +610,25 @@ def _check_annotations(
     findings: Findings,
 ) -> tuple[list[dict[str, Any]], list[MeasuredEntry]]:
     """Return the sound annotations, and all that could be measured, in the order of the file."""
-    annotations, every, ids, seen = [], [], set(), {}
+    annotations, every, ids, seen = [], [], set(), set()
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            findings.error("not_an_object", Place("annotation", index, entry))
-            continue
-        image = images.get(key_of(entry.get("image_id")))
+        image = images.get(key_of(entry.get("image_id"))) if isinstance(entry, dict) else None
         place = Place("annotation", index, entry, image)
-        sound = _check_annotation_id(place, ids, findings)
+        sound = _check_id(place, ids, findings)
+        if not isinstance(entry, dict):
+            continue
+        if sound:
+            ids.add(entry["id"])
         sound &= _check_fields(place, categories, findings)
         if image is None or "invalid" in image:
             continue
         try:
             measured = measure(entry["segmentation"], image["height"], image["width"])
         except KeyError:
-            findings.error("annotation_field", place, "no segmentation")
+            findings.add("annotation_field", place, "no segmentation")
             continue
         except SegmentationError as error:
-            findings.error(error.code, place, error.detail)
+            findings.add(error.code, place, error.detail)
             continue
         repeated = is_repeated(entry, measured, seen)
         box = _warn_oddities(place, measured, repeated, findings)
@@ -711,20 +638,6 @@ def _check_annotations(
             annotation |= {"bbox": box, "area": measured.area, "iscrowd": entry.get("iscrowd") or 0}
             annotations.append({**annotation, "segmentation": measured.segmentation})
     return annotations, every
-
-
-def _check_annotation_id(place: Place, ids: set[int], findings: Findings) -> bool:
-    """Check the id of an annotation against the earlier ``ids``; return whether it is sound."""
-    id_ = place.entry.get("id")
-    if not is_id(id_):
-        problem = field_error(place.entry, "id", "an integer from 1")
-        findings.error("annotation_field", place, problem)
-        return False
-    if id_ in ids or id_ == 0:
-        findings.error("annotation_duplicate" if id_ in ids else "annotation_zero", place)
-        return False
-    ids.add(id_)
-    return True
 
 
 def is_box(value: Any) -> bool:
@@ -770,7 +683,7 @@ def _check_fields(place: Place, categories: dict[int, dict[str, Any]], findings:
     if entry.get("ignore"):
         problems.append(("ignore", ""))
     for code, detail in problems:
-        findings.error(code, place, detail)
+        findings.add(code, place, detail)
     return not problems
 
 
@@ -793,7 +706,7 @@ def _warn_oddities(
         "annotation_twice" if repeated else None,
     ]
     for code in filter(None, codes):
-        findings.warn(code, place)
+        findings.add(code, place)
     return list(measured.box) if differs or not box else box
 
 
@@ -833,30 +746,22 @@ def area_oddity(entry: dict, true: float) -> str | None:
     return "area_of_box" if abs(area - box_area) <= 1e-3 * abs(box_area) else "area_differs"
 
 
-def is_repeated(entry: dict, measured: Measured, seen: dict[tuple, Any]) -> bool:
+def is_repeated(entry: dict, measured: Measured, seen: set[tuple]) -> bool:
     """Return whether an earlier annotation has the same image, category, iscrowd and mask.
 
     Args:
         entry: the annotation, with a usable ``image_id``.
         measured: its mask.
-        seen: state kept between calls; start with an empty dict.
+        seen: state kept between calls; start with an empty set.
     """
-    category, segmentation = key_of(entry.get("category_id")), measured.segmentation
-    crowd = show(entry.get("iscrowd") or 0)
-    key = (entry["image_id"], category, crowd, measured.box, measured.area)
-    # The outline is hashed only if all the rest agrees.
-    known = seen.setdefault(key, segmentation)
-    if known is segmentation:
-        return False
-    if not isinstance(known, set):
-        known = seen[key] = {_hashable(known)}
-    outline = _hashable(segmentation)
-    repeated = outline in known
-    known.add(outline)
+    outline = measured.segmentation
+    if isinstance(outline, dict):
+        outline = outline["counts"]
+    else:
+        outline = tuple(map(tuple, outline))
+    category, crowd = key_of(entry.get("category_id")), show(entry.get("iscrowd") or 0)
+    # The hash of an outline needs less memory; with box and area it is unique.
+    key = (entry["image_id"], category, crowd, measured.box, measured.area, hash(outline))
+    repeated = key in seen
+    seen.add(key)
     return repeated
-
-
-def _hashable(segmentation: list | dict) -> tuple:
-    if isinstance(segmentation, dict):
-        return tuple(segmentation["size"]), segmentation["counts"]
-    return tuple(map(tuple, segmentation))

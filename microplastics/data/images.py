@@ -9,7 +9,6 @@ import contextlib
 import os
 import stat
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
@@ -33,31 +32,6 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _bomb_check_lock = threading.Lock()
-
-# Pillow warns from half of its limit on; check_pixels refuses what is too large, and TIFFs that
-# are read by window may be larger.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
-class ImageCache:
-    """Decoded images up to a number of bytes; later ones are not kept."""
-
-    def __init__(self, max_bytes: int):
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._images: dict[str, np.ndarray] = {}
-
-    def get(self, path: str) -> np.ndarray | None:
-        """Return a kept image, read only, or None."""
-        return self._images.get(path)
-
-    def put(self, path: str, image: np.ndarray) -> None:
-        """Keep an image if there is room."""
-        # Epochs visit every image once: evicting would keep the cache cold for all of them.
-        if self._bytes + image.nbytes <= self._max_bytes:
-            image.setflags(write=False)
-            self._images[path] = image
-            self._bytes += image.nbytes
 
 
 def read_image(
@@ -107,7 +81,9 @@ def read_image(
     return array
 
 
-def image_size(path: str | os.PathLike, max_pixels: int | None = None) -> tuple[int, int]:
+def image_header(
+    path: str | os.PathLike, max_pixels: int | None = None
+) -> tuple[tuple[int, int], bool]:
     """Read the size that :func:`read_image` gives, from the header only.
 
     Args:
@@ -115,18 +91,11 @@ def image_size(path: str | os.PathLike, max_pixels: int | None = None) -> tuple[
         max_pixels: images of more pixels are refused; ``MAX_PIXELS`` if None.
 
     Returns:
-        (width, height) in px, after the EXIF orientation.
+        (width, height) in px after the EXIF orientation, and whether that swaps them.
 
     Raises:
         UserError: as :func:`read_image`, as far as the header shows it.
     """
-    return image_header(path, max_pixels)[0]
-
-
-def image_header(
-    path: str | os.PathLike, max_pixels: int | None = None
-) -> tuple[tuple[int, int], bool]:
-    """Return :func:`image_size`, and whether the EXIF orientation swaps width and height."""
     path = os.fspath(path)
     with open_image(path, max_pixels) as image:
         if image is None:
@@ -149,20 +118,17 @@ def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: boo
         expected: (width, height) in px in the JSON.
         rotated: the EXIF orientation of the file swaps width and height.
     """
-    words = (
-        f"is {size[0]} x {size[1]} px (width x height) but the JSON says "
-        f"{expected[0]} x {expected[1]} px"
-    )
-    if size != expected[::-1]:
-        return f"{words}: annotate this file, or replace it by the annotated one"
-    if rotated:
-        return (
-            f"{words}: the image is turned by its EXIF rotation and was annotated without it; save "
-            "it upright without the EXIF tag and export the annotations again"
-        )
+    fix = "annotate this file, or replace it by the annotated one"
+    if size == expected[::-1]:
+        fix = "width and height are swapped, as if an EXIF rotation was lost; " + fix
+        if rotated:
+            fix = (
+                "it is turned by its EXIF rotation and was annotated without it; save it upright "
+                "without the EXIF tag and export the annotations again"
+            )
     return (
-        f"{words}: width and height are swapped, as if an EXIF rotation was lost; replace it by "
-        "the annotated file, or correct the JSON"
+        f"is {size[0]} x {size[1]} px (width x height) but the JSON says "
+        f"{expected[0]} x {expected[1]} px: {fix}"
     )
 
 
@@ -239,17 +205,7 @@ def reading(path: str) -> Iterator[None]:
 
 
 def check_pixels(path: str, width: int, height: int, max_pixels: int | None) -> None:
-    """Refuse an image that would take too much memory.
-
-    Args:
-        path: image file, for the message.
-        width: in px.
-        height: in px.
-        max_pixels: the limit; ``MAX_PIXELS`` if None.
-
-    Raises:
-        UserError: ``image_too_large``.
-    """
+    """Raise ``image_too_large`` for an image above ``max_pixels`` (``MAX_PIXELS`` if None)."""
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if width * height > limit:
         raise UserError(
@@ -356,20 +312,17 @@ def turn(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _identify(file: IO[bytes]) -> Image.Image | None:
-    try:
+    # Pillow's limit is a global of the process: lifted while the header is read, since TIFFs that
+    # are read by window may be larger. check_pixels refuses what is too large.
+    with _bomb_check_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file, formats=_FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            # Pillow's limit is a global of the process: lifted while the header is read.
-            with _bomb_check_lock:
-                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    return Image.open(file, formats=_FORMATS)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = limit
-    except UnidentifiedImageError:
-        file.seek(0)
-        return None
+        except UnidentifiedImageError:
+            file.seek(0)
+            return None
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation(image: Image.Image) -> int:
@@ -413,6 +366,8 @@ def _tiff_page(path: str, max_pixels: int | None) -> Iterator["tifffile.TiffPage
 
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
+        if not page.imagewidth * page.imagelength:
+            raise ValueError("a side of 0 px")
         check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
         check_complete(page, os.path.getsize(path))
         yield page
@@ -432,29 +387,17 @@ def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:
         (uint8 array of shape (H, W, 3), whether its orientation swaps the sides).
     """
     with _tiff_page(path, max_pixels) as page:
-        photometric = int(page.photometric)
-        orientation = page.tags.valueof(EXIF_ORIENTATION) or 1
-        samples, planar = page.samplesperpixel, int(page.planarconfig) == 2
+        photometric, samples = int(page.photometric), page.samplesperpixel
         if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) or page.imagedepth != 1:
             raise ValueError(f"a TIFF of photometric {page.photometric.name} and this depth")
         if samples > MAX_SAMPLES:
             raise ValueError(f"a TIFF of {samples} channels")
-        try:
-            array = page.asarray()
-        except ValueError:
-            # Without the package imagecodecs tifffile has no LZW or JPEG. OpenCV has, but
-            # neither planar layout nor every orientation nor WhiteIsZero.
-            if planar or orientation != 1 or photometric == WHITE_IS_ZERO:
-                raise
-            array = decode_with_opencv(path)
-            if array.ndim == 3 and photometric == RGB:
-                array = array[:, :, [2, 1, 0]]
-        if planar and samples > 1:
-            array = array.transpose(1, 2, 0)
-    colour = photometric == RGB and samples >= 3
-    if array.shape[:2] != (page.imagelength, page.imagewidth):
-        raise ValueError("its pixels do not fill its size")
-    bgr = _to_bgr(array[:, :, 2::-1] if colour else array, colour)
+        array = page.asarray()
+        orientation = page.tags.valueof(EXIF_ORIENTATION) or 1
+    if int(page.planarconfig) == 2 and samples > 1:
+        array = array.transpose(1, 2, 0)
+    is_colour = photometric == RGB and samples >= 3
+    bgr = _to_bgr(array[:, :, 2::-1] if is_colour else array, is_colour)
     if photometric == WHITE_IS_ZERO:
         bgr = 255 - bgr
     return np.ascontiguousarray(turn(bgr, orientation)), orientation in AXES_SWAPPED

@@ -1,7 +1,9 @@
 """Dataset mapper: from a Detectron2 data set dict to the input of a model."""
 
+import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -10,14 +12,134 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.utils.logger import log_first_n
 
-from microplastics.data import augmentation
-from microplastics.data.augmentation import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
-from microplastics.data.images import ImageCache, read_image
-from microplastics.data.tiling import Window, WindowReader
+from microplastics.data.augmentation import transforms
+from microplastics.data.augmentation.mixing import (
+    MOSAIC_IMAGES,
+    OCCLUSIONS,
+    CopyPaste,
+    Mosaic,
+    Sample,
+)
+from microplastics.data.images import image_header, read_image, size_mismatch
+from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Images whose windows are read that stay open.
+_OPEN_IMAGES = 2
+# Keys of INPUT: (least, greatest), also of both numbers of a pair. NaN is never between them.
+_RANGES = {
+    "AUG.CROP.SIZE": (1, 10**6),
+    "AUG.CROP.SHIFT": (0, 1),
+    "AUG.ROTATION.MAX_ANGLE": (0, 180),
+    "AUG.SCALE.RANGE": (0.05, 20),
+    "AUG.BRIGHTNESS.RANGE": (0, 10),
+    "AUG.CONTRAST.RANGE": (0, 10),
+    "AUG.SATURATION.RANGE": (0, 10),
+    "AUG.HUE.MAX_SHIFT": (0, 180),
+    "AUG.BLUR.SIGMA": (0.05, 50),
+    "AUG.NOISE.SIGMA": (0, 255),
+    "AUG.NOISE.SHOT": (0, 255),
+    "AUG.JPEG.QUALITY": (1, 100),
+    "AUG.MOSAIC.SCALE": (0.05, 20),
+    "AUG.COPY_PASTE.MAX_PARTICLES": (1, 10**4),
+    "AUG.COPY_PASTE.MAX_COVER": (0, 1),
+    "AUG.COPY_PASTE.SCALE": (0.05, 20),
+    "AUG.COPY_PASTE.EDGE": (0, 50),
+    "MIN_VISIBLE_SHARE": (0, 0.99),
+    "MIN_MASK_PIXELS": (1, 10**6),
+    "TILE.SIZE": (0, 10**6),
+    "TILE.OVERLAP": (0, 10**6),
+    "TILE.EMPTY_SHARE": (0, 1),
+}
+_INTEGERS = ("AUG.JPEG.QUALITY", "AUG.CROP.SIZE")
+_CHOICES = {
+    "AUG.ROTATION.FRAME": transforms.FRAMES,
+    "AUG.ROTATION.BORDER": transforms.BORDERS,
+    "AUG.BLUR.KIND": transforms.BLURS,
+    "AUG.COPY_PASTE.OCCLUSION": OCCLUSIONS,
+    "RANDOM_FLIP": ("none", "horizontal", "vertical", "both"),
+    "MASK_FORMAT": ("polygon", "bitmask"),
+}
+
+
+def check_augmentation(cfg: CfgNode) -> None:
+    """Check the values of INPUT that the project adds or uses.
+
+    Raises:
+        UserError: ``config_invalid``, naming the key and the values it may have.
+    """
+    probabilities = {f"AUG.{name}.PROB": (0, 1) for name in cfg.INPUT.AUG}
+    overlap = {"TILE.OVERLAP": (0, cfg.INPUT.TILE.SIZE - 1)} if cfg.INPUT.TILE.SIZE else {}
+    for key, (low, high) in {**probabilities, **_RANGES, **overlap}.items():
+        value = functools.reduce(getattr, key.split("."), cfg.INPUT)
+        is_pair = isinstance(value, (tuple, list))
+        has_bounds = is_pair and key != "AUG.CROP.SIZE"
+        values = list(value) if is_pair else [value]
+        kinds = (int,) if key in _INTEGERS else (int, float)
+        is_valid = all(type(v) in kinds and low <= v <= high for v in values)
+        is_valid = is_valid and len(values) == (2 if is_pair else 1)
+        if not is_valid or (has_bounds and values[0] > values[1]):
+            kind = "integer" if key in _INTEGERS else "number"
+            expected = f"{f'two {kind}s' if is_pair else f'a {kind}'} from {low} to {high}"
+            expected += ", the lower one first" if has_bounds else ""
+            raise UserError(f"INPUT.{key} is {value}; expected {expected}.", code="config_invalid")
+    for key, choices in _CHOICES.items():
+        value = functools.reduce(getattr, key.split("."), cfg.INPUT)
+        if value not in choices:
+            raise UserError(
+                f"INPUT.{key} is {value!r}; expected one of {', '.join(choices)}.",
+                code="config_invalid",
+            )
+
+
+def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return the augmentations of one training image, in their order.
+
+    First the crop, whose rest then costs nothing; then the effects of lens, light, sensor and
+    file, on the pixels of the photograph; then rotation, size and flips. With all of INPUT.AUG off
+    these are Detectron2's own.
+
+    Raises:
+        UserError: ``config_invalid``.
+    """
+    check_augmentation(cfg)
+    aug, crop, turn = cfg.INPUT.AUG, cfg.INPUT.CROP, cfg.INPUT.AUG.ROTATION
+    rotation = transforms.RandomRotation(turn.MAX_ANGLE, turn.FRAME, turn.BORDER)
+    listed: list[tuple[float, T.Augmentation]] = [
+        (float(crop.ENABLED), T.RandomCrop(crop.TYPE, crop.SIZE)),
+        (aug.CROP.PROB, transforms.RandomParticleCrop(*aug.CROP.SIZE, aug.CROP.SHIFT)),
+        (aug.BLUR.PROB, transforms.RandomBlur(*aug.BLUR.SIGMA, aug.BLUR.KIND)),
+        (aug.BRIGHTNESS.PROB, transforms.RandomBrightness(*aug.BRIGHTNESS.RANGE)),
+        (aug.CONTRAST.PROB, transforms.RandomContrast(*aug.CONTRAST.RANGE)),
+        (aug.SATURATION.PROB, transforms.RandomSaturation(*aug.SATURATION.RANGE)),
+        (aug.HUE.PROB, transforms.RandomHue(aug.HUE.MAX_SHIFT)),
+        (aug.NOISE.PROB, transforms.RandomNoise(aug.NOISE.SIGMA, aug.NOISE.SHOT)),
+        (aug.JPEG.PROB, transforms.RandomJPEG(*aug.JPEG.QUALITY)),
+        (aug.RIGHT_ANGLES.PROB, transforms.RandomRightAngle()),
+        (turn.PROB, rotation),
+    ]
+    built = [a if prob == 1 else T.RandomApply(a, prob) for prob, a in listed if prob > 0]
+    size = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if aug.SCALE.PROB > 0 or cfg.INPUT.FAST_RESIZE:
+        jitter = tuple(aug.SCALE.RANGE), aug.SCALE.PROB
+        built.append(transforms.ResizeWithJitter(*size, *jitter, cfg.INPUT.FAST_RESIZE))
+    else:
+        built.append(T.ResizeShortestEdge(*size))
+    if cfg.INPUT.RANDOM_FLIP in ("horizontal", "both"):
+        built.append(T.RandomFlip())
+    if cfg.INPUT.RANDOM_FLIP in ("vertical", "both"):
+        built.append(T.RandomFlip(horizontal=False, vertical=True))
+    return built
+
+
+def build_validation(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return the augmentation of validation: the size and pixels of ``DefaultPredictor``."""
+    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
 
 
 class MicroplasticsDatasetMapper:
@@ -85,16 +207,13 @@ class MicroplasticsDatasetMapper:
         self.mask_format = mask_format
         self.mixes = mosaic_prob > 0 or copy_paste_prob > 0
         self.recompute_boxes = recompute_boxes or self.mixes
-        self.max_pixels = max_pixels
         self.min_visible_fraction = min_visible_fraction
         self.min_mask_pixels = min_mask_pixels
         self.partners: Sequence[dict[str, Any]] = ()
         self.partner_weights: np.ndarray | None = None
         self._mosaic, self._mosaic_prob = mosaic, mosaic_prob
         self._copy_paste, self._copy_paste_prob = copy_paste, copy_paste_prob
-        self._cache = ImageCache(cache_bytes)
-        self._windows: WindowReader | None = None
-        self._warned = False
+        self._read = RecordReader(cache_bytes, max_pixels)
         mode = "training" if is_train else "validation"
         logger.info("Augmentations used in %s: %s", mode, augmentations)
 
@@ -108,21 +227,22 @@ class MicroplasticsDatasetMapper:
             "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
         if not is_train:
-            augmentation.check_augmentation(cfg)
-            return {"augmentations": augmentation.build_validation(cfg), **common}
-        workers = max(1, cfg.DATALOADER.NUM_WORKERS)
+            check_augmentation(cfg)
+            return {"augmentations": build_validation(cfg), **common}
+        aug, crops = cfg.INPUT.AUG, cfg.INPUT.CROP.ENABLED
+        paste = {key.lower(): value for key, value in aug.COPY_PASTE.items() if key != "PROB"}
         # Flips and resizing keep every particle, as in Detectron2.
-        limits = augmentation.is_augmented(cfg)
-        aug = cfg.INPUT.AUG
+        limits = crops or cfg.INPUT.TILE.SIZE > 0 or any(node.PROB > 0 for node in aug.values())
         return {
-            "augmentations": augmentation.build_augmentations(cfg),
-            "recompute_boxes": augmentation.clips(cfg),
-            "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // workers,
+            "augmentations": build_augmentations(cfg),
+            # These cut particles, or need their boxes.
+            "recompute_boxes": crops or aug.ROTATION.PROB > 0 or aug.CROP.PROB > 0,
+            "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // max(1, cfg.DATALOADER.NUM_WORKERS),
             "min_visible_fraction": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
             "min_mask_pixels": cfg.INPUT.MIN_MASK_PIXELS if limits else 1,
-            "mosaic": Mosaic(tuple(aug.MOSAIC.SCALE)) if aug.MOSAIC.PROB > 0 else None,
+            "mosaic": Mosaic(aug.MOSAIC.SCALE),
             "mosaic_prob": aug.MOSAIC.PROB,
-            "copy_paste": augmentation.build_copy_paste(cfg) if aug.COPY_PASTE.PROB > 0 else None,
+            "copy_paste": CopyPaste(**paste),
             "copy_paste_prob": aug.COPY_PASTE.PROB,
             **common,
         }
@@ -142,25 +262,23 @@ class MicroplasticsDatasetMapper:
         """
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
         image = self._read(dataset_dict)
-        if "annotations" not in dataset_dict:
-            aug_input = T.AugInput(image)
-            self.augmentations(aug_input)
-        elif self.recompute_boxes:
+        has_annotations = "annotations" in dataset_dict
+        if has_annotations and self.recompute_boxes:
             sample = self._mix(Sample.from_annotations(image, _particles(dataset_dict)))
             # Without particles that a mosaic hides: nothing to crop around or paint over.
             boxes = sample.masks[sample.masks.nonempty()].get_bounding_boxes().tensor.numpy()
             aug_input = T.AugInput(sample.image, boxes=boxes)
-            transforms = self.augmentations(aug_input)
-            self._add_clipped(mapped, sample, transforms, aug_input.image.shape[:2])
+            applied = self.augmentations(aug_input)
+            self._add_clipped(mapped, sample, applied, aug_input.image.shape[:2])
         else:
             aug_input = T.AugInput(image)
-            transforms = self.augmentations(aug_input)
+            applied = self.augmentations(aug_input)
+        if has_annotations and not self.recompute_boxes:
             sizes = image.shape[:2], aug_input.image.shape[:2]
-            instances = self._instances(_particles(dataset_dict), transforms, *sizes)
+            instances = self._instances(_particles(dataset_dict), applied, *sizes)
             keep = self._large_enough(instances)
-            dropped = int((~keep).sum())
-            mapped["instances"] = instances[keep] if dropped else instances
-            mapped["dropped_instances"] = dropped
+            mapped["instances"] = instances[keep]
+            mapped["dropped_instances"] = int((~keep).sum())
             mapped["outside_instances"] = 0
         mapped["image"] = self._tensor(aug_input.image)
         return mapped
@@ -176,41 +294,16 @@ class MicroplasticsDatasetMapper:
                 plane[:] = image[:, :, channel]
         return planes
 
-    def _read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
-        path = dataset_dict["file_name"]
-        if "window" in dataset_dict:
-            return self._read_window(path, dataset_dict["window"], dataset_dict["full_size"])
-        image = self._cache.get(path)
-        if image is None:
-            size = (dataset_dict["width"], dataset_dict["height"])
-            image = read_image(path, expected_size=size, max_pixels=self.max_pixels)
-            self._cache.put(path, image)
-        return image
-
-    def _read_window(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
-        image = self._cache.get(path)
-        if image is not None:
-            x, y, width, height = window
-            return image[y : y + height, x : x + width]
-        if self._windows is None:
-            self._windows = WindowReader(max_pixels=self.max_pixels)
-        part = self._windows.read(path, window, full_size)
-        decoded = self._windows.decoded(path)
-        if decoded is not None:
-            self._cache.put(path, decoded)
-        return part
-
     def _mix(self, sample: Sample) -> Sample:
         """Mosaic and copy-paste, each with its probability."""
         if not self.mixes:
             return sample
         if not self.partners:
-            if not self._warned:
-                logger.warning(
-                    "Copy-paste and mosaic are off: MicroplasticsDatasetMapper.partners is empty, "
-                    "from which they draw other images."
-                )
-                self._warned = True
+            log_first_n(
+                logging.WARNING,
+                "Copy-paste and mosaic are off: MicroplasticsDatasetMapper.partners is empty, from "
+                "which they draw other images.",
+            )
             return sample
         if np.random.uniform() < self._mosaic_prob:
             others = [self._random_partner() for _ in range(MOSAIC_IMAGES - 1)]
@@ -233,13 +326,13 @@ class MicroplasticsDatasetMapper:
         self,
         mapped: dict[str, Any],
         sample: Sample,
-        transforms: T.TransformList,
+        applied: T.TransformList,
         size_after: tuple[int, int],
     ) -> None:
         """Transform masks; keep those of which enough is left, with tight boxes."""
         masks, whole = sample.masks, sample.whole
         outside = np.zeros(len(masks), dtype=bool)
-        for part, size in _frames(transforms, size_after):
+        for part, size in _frames(applied, size_after):
             matrix = affine_matrix(part)
             outside |= _out_of_view(masks, matrix, size)
             masks = masks.affine(matrix, size)
@@ -262,12 +355,12 @@ class MicroplasticsDatasetMapper:
     def _instances(
         self,
         annotations: list[dict[str, Any]],
-        transforms: T.TransformList,
+        applied: T.TransformList,
         size_before: tuple[int, int],
         size_after: tuple[int, int],
     ) -> Instances:
         instances = Instances(size_after)
-        boxes = transforms.apply_box(_boxes(annotations)).clip(min=0)
+        boxes = applied.apply_box(_boxes(annotations)).clip(min=0)
         boxes = np.minimum(boxes, np.asarray(size_after + size_after)[[1, 0, 3, 2]])
         instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
         classes = [a["category_id"] for a in annotations]
@@ -275,10 +368,10 @@ class MicroplasticsDatasetMapper:
         if self.use_instance_mask:
             segmentations = [a["segmentation"] for a in annotations]
             if self.mask_format == "polygon" and all(isinstance(s, list) for s in segmentations):
-                instances.gt_masks = _transform_polygons(segmentations, transforms)
+                instances.gt_masks = _transform_polygons(segmentations, applied)
             else:
                 masks = CropMasks.from_coco(segmentations, size_before)
-                instances.gt_masks = masks.affine(affine_matrix(transforms), size_after)
+                instances.gt_masks = masks.affine(affine_matrix(applied), size_after)
         return instances
 
     def _large_enough(self, instances: Instances) -> torch.Tensor:
@@ -291,18 +384,82 @@ class MicroplasticsDatasetMapper:
         return keep
 
 
-def affine_matrix(transforms: T.TransformList) -> np.ndarray:
+class RecordReader:
+    """Reads the images, or windows of them, of data set dicts.
+
+    Decoded images are kept up to a number of bytes, later ones are not. Large images whose
+    windows were read last stay open.
+    """
+
+    def __init__(self, cache_bytes: int = 0, max_pixels: int | None = None):
+        """
+        Args:
+            cache_bytes: limit of the decoded images that are kept.
+            max_pixels: larger images are refused.
+        """
+        self._free_bytes, self._max_pixels = cache_bytes, max_pixels
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, record: dict[str, Any]) -> np.ndarray:
+        """Read (height, width, 3) uint8 BGR, possibly read only: the pixels of ``read_image``.
+
+        Args:
+            record: data set dict with ``file_name``, ``width`` and ``height``, of a window with
+                ``window`` and ``full_size`` (see ``tiling.tile_dicts``).
+
+        Raises:
+            UserError: the image cannot be read, or ``image_size``.
+        """
+        path, window = record["file_name"], record.get("window")
+        if window is None:
+            if path not in self._kept:
+                size = record["width"], record["height"]
+                return self._keep(path, read_image(path, size, self._max_pixels))
+            return self._kept[path]
+        x, y, width, height = window
+        if path not in self._kept:
+            reader, _ = self._open(path, tuple(record["full_size"]))
+            part = reader.read(x, y, x + width, y + height)
+            if reader.decoded is not None:
+                self._keep(path, reader.decoded)
+            return part
+        return self._kept[path][y : y + height, x : x + width]
+
+    def _keep(self, path: str, image: np.ndarray) -> np.ndarray:
+        # Epochs visit every image once: evicting would keep the cache cold for all of them.
+        if image.nbytes <= self._free_bytes:
+            image.setflags(write=False)
+            self._kept[path] = image
+            self._free_bytes -= image.nbytes
+        return image
+
+    @functools.cached_property  # made in the process that reads: open files cannot be pickled
+    def _open(self) -> Callable:
+        return functools.lru_cache(_OPEN_IMAGES)(self._opened)
+
+    def _opened(
+        self, path: str, full_size: tuple[int, int]
+    ) -> tuple[ImageReader, contextlib.ExitStack]:
+        """Open an image; its file is closed when the stack is dropped."""
+        size, rotated = image_header(path, self._max_pixels)
+        if size != full_size:
+            raise UserError(f"{path} {size_mismatch(size, full_size, rotated)}.", code="image_size")
+        stack = contextlib.ExitStack()
+        return stack.enter_context(open_reader(path, max_pixels=self._max_pixels)), stack
+
+
+def affine_matrix(applied: T.TransformList) -> np.ndarray:
     """Return the 2×3 matrix of a list of affine transforms, in continuous pixel coordinates.
 
     All geometric augmentations here and in Detectron2 (resize, flip, crop, rotation, shear) are
     affine, so three points define them.
     """
-    origin, right, down = transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    origin, right, down = applied.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     return np.stack([right - origin, down - origin, origin], axis=1)
 
 
 def _frames(
-    transforms: T.TransformList, size_after: tuple[int, int]
+    applied: T.TransformList, size_after: tuple[int, int]
 ) -> Iterator[tuple[T.TransformList, tuple[int, int]]]:
     """Yield the transforms up to each crop and up to the end, with the (height, width) after them.
 
@@ -310,12 +467,12 @@ def _frames(
     masks must end at the crop.
     """
     part: list[T.Transform] = []
-    for transform in transforms.transforms:
+    for transform in applied.transforms:
         part.append(transform)
         if isinstance(transform, T.CropTransform):
             yield T.TransformList(part), (transform.h, transform.w)
             part = []
-    if part or not transforms.transforms:
+    if part or not applied.transforms:
         yield T.TransformList(part), size_after
 
 
@@ -343,12 +500,12 @@ def _out_of_view(masks: CropMasks, matrix: np.ndarray, output_size: tuple[int, i
 
 
 def _transform_polygons(
-    segmentations: list[list[list[float]]], transforms: T.TransformList
+    segmentations: list[list[list[float]]], applied: T.TransformList
 ) -> PolygonMasks:
     polygons = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for s in segmentations for p in s]
     if not polygons:
         return PolygonMasks([])
     # One call for all points: the overhead of a transform per polygon exceeds its arithmetic.
-    points = transforms.apply_coords(np.concatenate(polygons))
+    points = applied.apply_coords(np.concatenate(polygons))
     pieces = iter(np.split(points, np.cumsum([len(p) for p in polygons])[:-1]))
     return PolygonMasks([[next(pieces).reshape(-1) for _ in s] for s in segmentations])

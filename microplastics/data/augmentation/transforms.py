@@ -17,8 +17,6 @@ BLURS = ("gaussian", "defocus", "both")
 _RIM = 2
 # Weights of blue, green and red in the brightness of ITU-R BT.601.
 _LUMA = np.array([0.114, 0.587, 0.299])
-# Longest side of a JPEG, in px.
-_JPEG_SIDE = 65500
 # From RGB to YIQ (NTSC), whose chroma plane rotates with the hue at constant brightness.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
@@ -26,11 +24,7 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523,
 class RightAngleTransform(T.Transform):
     """Rotates counter-clockwise by ``turns`` right angles, exactly."""
 
-    _CODES = {
-        1: cv2.ROTATE_90_COUNTERCLOCKWISE,
-        2: cv2.ROTATE_180,
-        3: cv2.ROTATE_90_CLOCKWISE,
-    }
+    _CODES = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 
     def __init__(self, height: int, width: int, turns: int):
         """
@@ -42,18 +36,12 @@ class RightAngleTransform(T.Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Rotate an (H, W) or (H, W, C) array."""
-        return cv2.rotate(img, self._CODES[self.turns])
+        return cv2.rotate(img, self._CODES[self.turns - 1])
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Rotate (N, 2) points."""
-        x, y = coords[:, 0], coords[:, 1]
-        turned = {
-            1: (y, self.width - x),
-            2: (self.width - x, self.height - y),
-            3: (self.height - y, x),
-        }[self.turns]
-        return np.stack(turned, axis=1)
+        x, y = coords.T
+        right, below = self.width - x, self.height - y
+        return np.stack([(y, right), (right, below), (below, x)][self.turns - 1], axis=1)
 
 
 class WarpTransform(T.Transform):
@@ -79,7 +67,6 @@ class WarpTransform(T.Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Warp an (H, W, 3) uint8 image."""
         if self.border == "black":
             return self._warp(img, cv2.BORDER_CONSTANT)
         median = np.median(img[::8, ::8].reshape(-1, img.shape[2]), axis=0)
@@ -87,19 +74,15 @@ class WarpTransform(T.Transform):
             return self._warp(img, cv2.BORDER_CONSTANT, median.tolist())
         warped = self._warp(img, cv2.BORDER_REFLECT_101)
         if self.boxes is not None and len(self.boxes):
-            ground = img.copy()
-            for x0, y0, x1, y1 in self._rims(img.shape):
+            ground, boxes = img.copy(), np.asarray(self.boxes, dtype=np.float64)
+            start, end = np.floor(boxes[:, :2]) - _RIM, np.ceil(boxes[:, 2:]) + _RIM
+            rims = np.concatenate([start, end], axis=1).clip(0).astype(int)
+            for x0, y0, x1, y1 in rims.tolist():
                 ground[y0:y1, x0:x1] = np.rint(median)
             inside = self._warp(np.full(img.shape[:2], 255, np.uint8), cv2.BORDER_CONSTANT)
             ground = self._warp(ground, cv2.BORDER_REFLECT_101)
             np.copyto(warped, ground, where=(inside < 128)[:, :, None])
         return warped
-
-    def _rims(self, shape: Sequence[int]) -> np.ndarray:
-        boxes = np.asarray(self.boxes, dtype=np.float64)
-        start, end = np.floor(boxes[:, :2]) - _RIM, np.ceil(boxes[:, 2:]) + _RIM
-        frame = shape[1::-1]
-        return np.concatenate([start.clip(0, frame), end.clip(0, frame)], axis=1).astype(int)
 
     def _warp(self, img: np.ndarray, border: int, value: Sequence[float] = (0, 0, 0)) -> np.ndarray:
         matrix = np.asarray(self.matrix, dtype=np.float64)
@@ -115,7 +98,6 @@ class WarpTransform(T.Transform):
         )
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Map (N, 2) points."""
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
 
@@ -123,7 +105,6 @@ class RandomRightAngle(T.Augmentation):
     """Rotates by 90°, 180° or 270°."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the rotation."""
         return RightAngleTransform(*image.shape[:2], int(np.random.randint(1, 4)))
 
 
@@ -143,7 +124,6 @@ class RandomRotation(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
-        """Draw the angle."""
         angle = math.radians(np.random.uniform(-self.max_angle, self.max_angle))
         height, width = image.shape[:2]
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -224,7 +204,6 @@ class ResizeWithJitter(T.ResizeShortestEdge):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the size and the factor."""
         height, width = size = image.shape[:2]
         transform = super().get_transform(image)
         if isinstance(transform, T.ResizeTransform):
@@ -254,7 +233,6 @@ class RandomParticleCrop(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
-        """Draw the particle and the window."""
         frame = np.array(image.shape[1::-1])
         window = np.minimum((self.width, self.height), frame)
         centers = np.zeros((0, 2)) if boxes is None else (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -280,7 +258,6 @@ class _RandomFactor(T.Augmentation):
         self._init(locals())
 
     def draw(self) -> float:
-        """Draw the factor evenly from [low, high]."""
         return np.random.uniform(self.low, self.high)
 
 
@@ -288,7 +265,6 @@ class RandomBrightness(_RandomFactor):
     """Multiplies all values by a factor."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the factor."""
         table = _table(np.arange(256) * self.draw())
         return T.ColorTransform(lambda img: cv2.LUT(img, table))
 
@@ -297,7 +273,6 @@ class RandomContrast(_RandomFactor):
     """Multiplies the distance of all values from the mean of the image by a factor."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the factor."""
         mean = float(np.mean(cv2.mean(image)[:3]))
         table = _table(mean + self.draw() * (np.arange(256) - mean))
         return T.ColorTransform(lambda img: cv2.LUT(img, table))
@@ -307,7 +282,6 @@ class RandomSaturation(_RandomFactor):
     """Multiplies the distance of each pixel from its grey value by a factor; 0 gives grey."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the factor."""
         factor = self.draw()
         matrix = factor * np.eye(3) + (1 - factor) * np.ones((3, 1)) * _LUMA
         return T.ColorTransform(lambda img: cv2.transform(img, matrix))
@@ -325,7 +299,6 @@ class RandomHue(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the rotation."""
         angle = np.radians(np.random.uniform(-self.max_shift, self.max_shift))
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -349,7 +322,6 @@ class RandomBlur(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw kind and size."""
         sigma = np.random.uniform(self.low, self.high)
         disc = self.kind == "defocus" or (self.kind == "both" and np.random.uniform() < 0.5)
         if disc:
@@ -386,7 +358,6 @@ class RandomNoise(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw strengths and the seed of the noise."""
         sigma, shot = np.random.uniform(*self.sigma), np.random.uniform(*self.shot)
         seed = int(np.random.randint(2**31 - 1))
         deviation = np.sqrt(sigma**2 + shot * np.arange(256)).astype(np.float32)
@@ -410,7 +381,7 @@ def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarra
 
 
 class RandomJPEG(T.Augmentation):
-    """Compresses as JPEG; images of more than 65,500 px a side stay unchanged."""
+    """Compresses as JPEG."""
 
     def __init__(self, low: int, high: int):
         """
@@ -421,14 +392,11 @@ class RandomJPEG(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the quality."""
         quality = int(np.random.randint(self.low, self.high + 1))
         return T.ColorTransform(lambda img: _jpeg(img, quality))
 
 
 def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    if max(image.shape[:2]) > _JPEG_SIDE:
-        return image  # too large for a JPEG
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
