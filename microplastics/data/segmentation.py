@@ -14,20 +14,9 @@ import shapely
 from microplastics.structures import rle as runs
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json
 
 if TYPE_CHECKING:
     from microplastics.data.formats.base import Notes
-
-__all__ = [
-    "SegmentationError",
-    "join_parts",
-    "mask_points",
-    "mask_to_polygons",
-    "measure",
-    "read_json",
-    "segmentation_to_polygons",
-]
 
 # Beyond any image, and small enough for exact arithmetic in float64.
 COORDINATE_LIMIT = 10**7
@@ -463,12 +452,6 @@ def _follow(following: list[int], start: int) -> list[int]:
 
 def _without_overlap(rings: list[np.ndarray]) -> list[np.ndarray]:
     """Unite overlapping rings; returns the outlines and holes of their union."""
-    low = np.array([ring.min(axis=0) for ring in rings])
-    high = np.array([ring.max(axis=0) for ring in rings])
-    order = np.argsort(low[:, 0])
-    low, high = low[order], high[order]
-    if (low[1:, 0] >= np.maximum.accumulate(high[:-1, 0])).all():
-        return rings
     shapes = shapely.make_valid([shapely.Polygon(ring) for ring in rings if len(ring) > 2])
     united = shapely.unary_union(shapes)
     if united.area >= shapely.area(shapes).sum() * (1 - _OVERLAP_TOLERANCE):
