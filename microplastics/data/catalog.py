@@ -66,7 +66,8 @@ class InstancesMetadata(Metadata):
             UserError: the JSON is missing or broken, or ``classes_mismatch`` if its classes differ
                 from those read or set before.
         """
-        names, ids = coco.class_names(self.json_file), coco.contiguous_ids(self.json_file)
+        checked = coco.checked_instances(self.json_file)
+        names, ids = checked.classes, checked.contiguous_ids
         for key, value in _class_attributes(names, ids).items():
             known = self.__dict__.setdefault(key, value)
             if known != value and key != "thing_colors":
@@ -154,7 +155,7 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
         The entries.
 
     Raises:
-        UserError: ``dataset_unknown``, or ``file_missing``.
+        UserError: ``dataset_unknown``.
     """
     entries = (names,) if isinstance(names, str) else tuple(names)
     for entry in entries:
@@ -175,19 +176,7 @@ def _split_entry(entry: str) -> tuple[str, str]:
             code="dataset_unknown",
         )
     json_file = os.path.expanduser(match["json"])
-    image_root = os.path.expanduser(match["images"] or os.path.dirname(json_file) or ".")
-    if not os.path.isfile(json_file):
-        raise UserError(
-            f"The file {json_file} of data set {entry!r} does not exist; correct the path.",
-            code="file_missing",
-        )
-    if not os.path.isdir(image_root):
-        raise UserError(
-            f"The image folder {image_root} of data set {entry!r} does not exist; correct the path "
-            "after the colon.",
-            code="file_missing",
-        )
-    return json_file, image_root
+    return json_file, os.path.expanduser(match["images"] or os.path.dirname(json_file) or ".")
 
 
 def class_colors(names: Sequence[str]) -> list[list[int]]:

@@ -5,6 +5,7 @@ logged.
 """
 
 import contextlib
+import csv
 import functools
 import io
 import logging
@@ -14,6 +15,7 @@ import reprlib
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
@@ -32,57 +34,11 @@ from microplastics.utils.io import read_json
 
 logger = logging.getLogger(__name__)
 
-_FIELD = "lacks a field or has one of the wrong type"
-# How an entry is described by the error that refuses a file; the doctor explains each code.
-ERRORS = {
-    "not_an_object": "is not a JSON object",
-    "image_field": _FIELD,
-    "image_duplicate": "has the id of another image",
-    "file_name": "has a file_name outside the image folder",
-    "category_field": _FIELD,
-    "category_duplicate": "has the id of another category",
-    "category_same_name": "has the name of another used category",
-    "annotation_field": _FIELD,
-    "box_field": _FIELD,
-    "area_field": _FIELD,
-    "annotation_zero": "has id 0, whose match pycocotools loses",
-    "annotation_duplicate": "has the id of another annotation",
-    "no_image": "belongs to an image not in the file",
-    "no_category": "has a category not in the file",
-    "ignore": "has ignore set, which Detectron2 refuses",
-    "segmentation_empty": "has an empty segmentation",
-    "segmentation_type": "has a segmentation that is neither polygons nor RLE",
-    "polygon_flat": "has a segmentation of bare numbers",
-    "polygon_points": "has a polygon of fewer than 3 points",
-    "polygon_odd": "has a polygon with an odd number of coordinates",
-    "polygon_numbers": "has a polygon with coordinates that are not finite numbers",
-    "polygon_outside": "has its polygon wholly outside the image",
-    "outline_long": "has an outline of impossible length",
-    "zero_area": "has a segmentation of zero area",
-    "rle_size": "has an RLE of another size than its image",
-    "rle_counts": "has a malformed RLE",
-    "rle_empty": "has an RLE without a pixel",
-    "image_file": "cannot be used",
-    "image_missing": "has no file",
-    "image_size": "has another size than its file",
-}
-WARNINGS = {
-    "area_missing": "annotations without area; it is computed from the mask",
-    "area_of_box": "annotations whose area is that of the box; the area of the mask is used",
-    "area_differs": "annotations whose area differs from their mask; that of the mask is used",
-    "iscrowd_missing": "annotations without iscrowd; taken as 0",
-    "bbox_differs": "boxes that differ from their mask by over 2 px; boxes of the masks are used",
-    "bbox_xyxy": "boxes written as x0, y0, x1, y1; boxes of the masks are used",
-    "polygon_clipped": "polygons that leave the image; they are clipped at its border",
-    "subpixel": "annotations whose mask has no pixel; they can never be matched",
-    "crowd": "annotations with iscrowd 1; training skips them, evaluation ignores them",
-    "keypoints": "annotations with keypoints, which are not used",
-    "annotation_twice": "annotations that repeat another's image, box and category",
-    "image_twice": "images that name the file of another",
-    "image_blank": "images without annotations",
-    "category_placeholder": "unused placeholder categories; they are left out",
-    "category_unused": "categories without annotations",
-}
+# The words of each code are the doctor's.
+with open(Path(__file__).with_name("doctor") / "codes.csv", newline="", encoding="utf-8") as _file:
+    _CODES = list(csv.DictReader(_file))
+ERRORS = {row["code"]: row["what"] for row in _CODES if row["severity"] == "problem"}
+WARNINGS = {row["code"]: row["what"] for row in _CODES if row["severity"] != "problem"}
 EXAMPLES = 5
 ID_LIMIT = 2**53  # evaluation keeps ids as float64
 _PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
@@ -117,19 +73,15 @@ class Place(NamedTuple):
     entry: Any
     image: dict | None = None
 
-    def short(self) -> str:
-        """Describe the entry without its image's file name."""
+    def __str__(self) -> str:
         id_ = self.entry.get("id") if isinstance(self.entry, dict) else None
         words = f"{self.kind} {show(id_)}" if id_ is not None else f"{self.kind} #{self.index + 1}"
         if self.kind != "annotation" and isinstance(self.entry, dict):
             name = self.entry.get("file_name" if self.kind == "image" else "name")
             words += f" ({show(name)})" if name is not None else ""
         elif self.image is not None:
-            words += f" of image {self.image['id']}"
+            words += f" of image {self.image['id']} ({show(self.image['file_name'])})"
         return words
-
-    def __str__(self) -> str:
-        return self.short() + (f" ({show(self.image['file_name'])})" if self.image else "")
 
 
 @dataclass
@@ -147,9 +99,9 @@ class Tally:
     places: list[tuple[Place, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        places = [place.short() + (f" ({words})" if words else "") for place, words in self.places]
-        more = "; …" if self.count > len(places) else ""
-        return f"{self.count} x {WARNINGS[self.code]}: {'; '.join(places)}{more}"
+        places = [f"{place} ({words})" if words else str(place) for place, words in self.places]
+        what = ERRORS.get(self.code) or WARNINGS[self.code]
+        return f"{self.count} x {what}: {'; '.join(places)}{'; …' * (self.count > len(places))}"
 
 
 class Findings:
@@ -168,16 +120,13 @@ class Findings:
 
     def raise_errors(self, json_file: str) -> None:
         """Raise a :class:`UserError` that names the first error and counts all by code."""
-        if not self.errors:
-            return
-        first = next(iter(self.errors.values()))
-        place, detail = first.places[0]
-        message = f"{json_file}: {place} {ERRORS[first.code]}{f' ({detail})' if detail else ''}"
-        kinds = ", ".join(f"{tally.count} {tally.code}" for tally in self.errors.values())
-        total = sum(tally.count for tally in self.errors.values())
-        message += "; correct it, as `microplastics check` explains"
-        message += f" for all {total} problems ({kinds})" if total > 1 else ""
-        raise UserError(f"{message}.", code=_ERROR_CODES.get(first.code, "annotations_invalid"))
+        if self.errors:
+            first = next(iter(self.errors.values()))
+            kinds = ", ".join(f"{tally.count} {code}" for code, tally in self.errors.items())
+            raise UserError(
+                f"{json_file}: {first}; correct them, as `microplastics check` explains ({kinds}).",
+                code=_ERROR_CODES.get(first.code, "annotations_invalid"),
+            )
 
 
 class MeasuredEntry(NamedTuple):
@@ -241,8 +190,7 @@ def check_instances(
         UserError: ``annotations_invalid``, ``image_missing``, ``image_size``, … naming the first
             error and the number of errors of each kind; ``dataset_empty``.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    checked = _checked(json_file)
+    checked = checked_instances(json_file)
     if training and all(annotation["iscrowd"] for annotation in checked.annotations):
         raise UserError(
             f"{json_file} has no annotation to train on (none, or only with iscrowd 1); annotate "
@@ -285,20 +233,14 @@ def load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the JSON cannot be used.
     """
-    checked = _checked(os.fspath(json_file))
+    checked = checked_instances(json_file)
     ids = checked.contiguous_ids
     by_image = defaultdict(list)
-    for annotation in checked.annotations:
-        by_image[annotation["image_id"]].append(
-            {
-                "id": annotation["id"],
-                "iscrowd": annotation["iscrowd"],
-                "bbox": list(annotation["bbox"]),
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": ids[annotation["category_id"]],
-                "segmentation": _copied(annotation["segmentation"]),
-            }
-        )
+    for annotation in map(_copied, checked.annotations):
+        del annotation["area"]
+        annotation["bbox_mode"] = BoxMode.XYWH_ABS
+        annotation["category_id"] = ids[annotation["category_id"]]
+        by_image[annotation.pop("image_id")].append(annotation)
     return [
         {
             "file_name": os.path.join(os.fspath(image_root), image["file_name"]),
@@ -324,15 +266,12 @@ def coco_api(json_file: str) -> COCO:
     Raises:
         UserError: the JSON cannot be used.
     """
-    checked = _checked(os.fspath(json_file))
-    annotations = []
-    for annotation in checked.annotations:
-        segmentation = _copied(annotation["segmentation"])
+    checked = checked_instances(json_file)
+    annotations = [_copied(annotation) for annotation in checked.annotations]
+    for annotation in annotations:
+        segmentation = annotation["segmentation"]
         if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
             segmentation["counts"] = segmentation["counts"].decode("ascii")
-        annotations.append(
-            {**annotation, "bbox": list(annotation["bbox"]), "segmentation": segmentation}
-        )
     api = COCO()
     api.dataset = {
         "info": {},
@@ -345,34 +284,20 @@ def coco_api(json_file: str) -> COCO:
     return api
 
 
-def class_names(json_file: str) -> list[str]:
-    """Return the class names of a COCO JSON by contiguous id.
+def checked_instances(json_file: str) -> Examined:
+    """Parse and check a COCO JSON without its images, or return the result kept from before.
+
+    Returns:
+        The content without ``measured``, which must not be changed.
 
     Raises:
         UserError: the JSON cannot be used.
     """
-    return _checked(os.fspath(json_file)).classes
-
-
-def contiguous_ids(json_file: str) -> dict[int, int]:
-    """Return the contiguous id (from 0, by ascending id) of each category id of a COCO JSON.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    return _checked(os.fspath(json_file)).contiguous_ids
-
-
-def _checked(json_file: str) -> Examined:
-    """Parse and check a JSON, or return the kept result, which must not be changed."""
-    try:
+    json_file, state = os.fspath(json_file), ()
+    with contextlib.suppress(OSError, ValueError):  # read_json describes them
         status = os.stat(json_file)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"Cannot read {json_file}: {reason}; correct the path.", code="file_missing"
-        ) from error
-    return _parsed(json_file, (status.st_mtime_ns, status.st_size, status.st_ino))
+        state = status.st_mtime_ns, status.st_size, status.st_ino
+    return _parsed(json_file, state)
 
 
 @functools.lru_cache(maxsize=_CACHED_FILES)
@@ -384,11 +309,11 @@ def _parsed(json_file: str, _state: tuple[int, ...]) -> Examined:
     return checked
 
 
-def _copied(segmentation: list | dict) -> list | dict:
-    """Copy a segmentation, so that changes by a caller do not reach the cache."""
-    if isinstance(segmentation, dict):
-        return dict(segmentation)
-    return [list(polygon) for polygon in segmentation]
+def _copied(annotation: dict[str, Any]) -> dict[str, Any]:
+    """Copy an annotation, so that changes by a caller do not reach the cache."""
+    mask = annotation["segmentation"]
+    mask = dict(mask) if isinstance(mask, dict) else [list(polygon) for polygon in mask]
+    return {**annotation, "bbox": list(annotation["bbox"]), "segmentation": mask}
 
 
 def check_content(json_file: str, data: dict[str, Any]) -> Examined:
@@ -414,9 +339,9 @@ def structure_problem(data: dict[str, Any]) -> str | None:
     """Describe a JSON object that lacks one of the three lists of COCO; None if it has them."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
-            words = f"has no list {key!r}" if key not in data else f"has {key!r} that is not a list"
             return (
-                f"{words}; export as COCO instance segmentation (images, annotations, categories)"
+                f"has no list {key!r}; export as COCO instance segmentation (images, annotations, "
+                "categories)"
             )
         if not data[key] and key != "annotations":
             return f"has an empty list {key!r}; export the data set again"

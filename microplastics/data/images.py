@@ -9,6 +9,7 @@ import contextlib
 import os
 import stat
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
@@ -32,6 +33,9 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _bomb_check_lock = threading.Lock()
+
+# From half of Pillow's limit on; check_pixels refuses what is too large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(
@@ -148,13 +152,10 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
             ``image_too_large``.
     """
     with reading(path):
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise UserError(
                 f"{path} is not a file; give the path of an image.", code="image_invalid"
             )
-        if status.st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes); copy it again.", code="image_invalid")
         # By file object: from a name Pillow maps some TIFFs into memory and then confuses the
         # sides of those with an orientation.
         with open(path, "rb") as file:
@@ -172,25 +173,15 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn any error of a decoder in a ``with`` block into a sentence about the file.
-
-    Args:
-        path: image file, for the message.
-
-    Raises:
-        UserError: ``file_missing``, ``image_too_large`` or ``image_invalid``.
-    """
+    """Turn any error of a decoder in a ``with`` block into a ``UserError`` about the file."""
     try:
         yield
     except UserError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise UserError(
-            f"{path} does not exist; put the image there or correct its path.", code="file_missing"
-        ) from error
-    except PermissionError as error:
-        raise UserError(
-            f"{path} is not readable; change its permissions.", code="image_invalid"
+            f"Cannot read {path}: {error.strerror}; correct the path or its permissions.",
+            code="file_missing",
         ) from error
     except MemoryError as error:
         raise UserError(
@@ -229,14 +220,7 @@ def is_deep_tiff(image: Image.Image) -> bool:
 
 
 def decode_with_opencv(path: str) -> np.ndarray:
-    """Decode an image file as stored: all of its bits, and channels as BGR or BGRA.
-
-    Returns:
-        (H, W) or (H, W, C) array.
-
-    Raises:
-        ValueError: OpenCV cannot decode it.
-    """
+    """Decode an image file as stored, (H, W) or (H, W, C): all of its bits, and BGR or BGRA."""
     array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError("the decoder refused it")

@@ -148,26 +148,15 @@ class ImageReader:
 
 
 class _Colour(NamedTuple):
-    """How stored samples become BGR.
+    """How stored samples become BGR."""
 
-    Attributes:
-        samples: which samples of a pixel, as BGR or grey.
-        inverted: 0 is white.
-        deep: the samples must be stretched to 8 bits.
-    """
-
-    samples: slice
-    inverted: bool
-    deep: bool
+    samples: slice  # of a pixel, as BGR or grey
+    inverted: bool  # 0 is white
+    deep: bool  # to be stretched to 8 bits
 
 
 def _colour_of(page: "tifffile.TiffPage", image: Image.Image | None) -> _Colour | None:
-    """Return how a page is read by window; None if Pillow must read it whole (rare kinds).
-
-    Args:
-        page: page of a TIFF.
-        image: the same page opened with Pillow, or None if Pillow does not know it.
-    """
+    """Return how a page, also opened with Pillow, is read by window; None for rare kinds."""
     photometric, samples = int(page.photometric), page.samplesperpixel
     compression = int(page.compression)
     is_deep = image is None or is_deep_tiff(image)
@@ -200,33 +189,11 @@ def _colour_of(page: "tifffile.TiffPage", image: Image.Image | None) -> _Colour 
 class _TiffPage:
     """The samples of one page of a TIFF as stored: not turned, colours not converted.
 
-    Only the tiles, strips or uncompressed rows of a window are read.
-
-    Attributes:
-        width, height: of the page, in px.
-        dtype: of the samples.
-        row_bytes: of one row of samples.
+    Only the pieces of a window are read: tiles, strips, or some rows if they are not compressed.
     """
 
-    def __init__(
-        self,
-        path: str,
-        tiff: "tifffile.TiffFile",
-        page: "tifffile.TiffPage",
-        max_piece_pixels: int,
-    ):
-        """
-        Args:
-            path: the file, for messages.
-            tiff: the open file; its handle is used.
-            page: a page that :func:`_colour_of` knows.
-            max_piece_pixels: limit of one tile or strip.
-
-        Raises:
-            UserError: ``image_too_large``, a compressed tile or strip is above the limit.
-            ValueError: the file ends before its pixels do.
-        """
-        self._file, self._page = tiff.filehandle, page
+    def __init__(self, path: str, page: "tifffile.TiffPage", max_piece_pixels: int):
+        self._file, self._page = page.parent.filehandle, page
         self.width, self.height = page.imagewidth, page.imagelength
         self.dtype = np.dtype(page.dtype)
         # An uncompressed image, often a single strip, can be read from any row on.
@@ -258,19 +225,7 @@ class _TiffPage:
         self._piece.cache_clear()
 
     def read(self, x0: int, y0: int, x1: int, y1: int, samples: slice) -> np.ndarray:
-        """Read a window.
-
-        Args:
-            x0, y0, x1, y1: in px, inside the page, x1 and y1 exclusive.
-            samples: which samples of a pixel, and in which order.
-
-        Returns:
-            (y1 - y0, x1 - x0, samples) array of :attr:`dtype`. Tiles and strips missing in the
-            file are filled with the tag GDAL_NODATA, or 0.
-
-        Raises:
-            ValueError, or any error of a decoder: the file is damaged.
-        """
+        """Read (y1 - y0, x1 - x0, samples) of a window; missing pieces have GDAL_NODATA, or 0."""
         chosen = len(range(self._page.samplesperpixel)[samples])
         out = np.empty((y1 - y0, x1 - x0, chosen), self.dtype)
         for top in range(y0 // self._down * self._down, y1, self._down):
@@ -319,19 +274,12 @@ class TiffReader(ImageReader):
     """A TIFF that is read tile by tile or strip by strip."""
 
     def __init__(self, path: str, tiff: "tifffile.TiffFile", colour: _Colour, max_piece: int):
-        """
-        Args:
-            path: the file.
-            tiff: the open file, whose first page is read.
-            colour: how that page is read.
-            max_piece: limit of px of one tile or strip.
-        """
         page = tiff.pages[0]
         orientation = page.tags.valueof(EXIF_ORIENTATION)
         self._orientation = orientation if orientation in range(2, 9) else 1
         self._swapped = self._orientation in AXES_SWAPPED
         self._tiff, self._colour, self._max_piece = tiff, colour, max_piece
-        self._pixels = _TiffPage(path, tiff, page, max_piece)
+        self._pixels = _TiffPage(path, page, max_piece)
         width, height = self._pixels.width, self._pixels.height
         super().__init__(path, *((height, width) if self._swapped else (width, height)))
         if not page.is_svs:
@@ -410,7 +358,7 @@ class TiffReader(ImageReader):
             skew = abs(width * self._pixels.height - height * self._pixels.width)
             is_level = skew <= self._pixels.width + self._pixels.height
             if fits and is_level and _layout(page) == _layout(first):
-                best = _TiffPage(self.path, self._tiff, page, self._max_piece)
+                best = _TiffPage(self.path, page, self._max_piece)
         return best
 
 

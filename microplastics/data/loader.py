@@ -1,14 +1,11 @@
 """Training and validation loaders."""
 
-import ctypes
 import itertools
 import logging
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -24,12 +21,10 @@ from microplastics.data.mapper import MicroplasticsDatasetMapper, check_augmenta
 from microplastics.data.tiling import tile_dicts
 from microplastics.modeling.interface import class_node
 from microplastics.utils.errors import UserError
-from microplastics.utils.system import available_processors, seeded
+from microplastics.utils.system import available_processors, seeded, start_worker
 
 logger = logging.getLogger(__name__)
 
-# From <linux/prctl.h>.
-_PR_SET_PDEATHSIG = 1
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -208,22 +203,10 @@ class _Mapped(Dataset):
 
 
 def _init_worker(_worker_id: int) -> None:
-    # Only the main process reacts to signals: a worker that dies first would prevent the last
-    # checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start_worker()
+    # Only the main process reacts: a worker that dies first would prevent the last checkpoint.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_parent()
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this worker when its parent dies (Linux only).
-
-    A worker blocked in writing a batch to a pipe would never notice.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def effective_workers(configured: int) -> int:
@@ -257,13 +240,11 @@ class TrainLoader:
     Iterating yields lists of mapped dicts. Batch k depends only on the seed, the rank and k.
     """
 
-    def __init__(self, cfg: CfgNode, mapper: Mapper | None = None, seed: int | None = None):
+    def __init__(self, cfg: CfgNode, mapper: Mapper | None = None):
         """
         Args:
             cfg: a config whose data sets are registered (:func:`check_datasets`).
             mapper: maps a data set dict to the input of the model; the project's own by default.
-            seed: seed of order and augmentation, the same on every rank; ``cfg.SEED`` by
-                default, or a random one if that is negative.
 
         Raises:
             UserError: ``config_invalid`` or ``dataset_empty``.
@@ -275,9 +256,8 @@ class TrainLoader:
                 f"{world_size} processes.",
                 code="config_invalid",
             )
-        if seed is None:
-            seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.seed = int(seed)
+        # Of order and augmentation; the same on every rank.
+        self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         check_augmentation(cfg)
         sets = _training_sets(cfg)
         self.dataset_dicts = [record for part in sets for record in part]
@@ -298,9 +278,8 @@ class TrainLoader:
     @property
     def images_per_epoch(self) -> float:
         """Number of images in one pass of the sampler, over all ranks."""
-        if self._factors is None:
-            return float(len(self.dataset_dicts))
-        return float(self._factors.double().sum())
+        factors = self._factors
+        return float(len(self.dataset_dicts) if factors is None else factors.double().sum())
 
     @property
     def image_side(self) -> int:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -53,7 +52,6 @@ _RANGES = {
     "MIN_VISIBLE_SHARE": (0, 0.99),
     "MIN_MASK_PIXELS": (1, 10**6),
     "TILE.SIZE": (0, 10**6),
-    "TILE.OVERLAP": (0, 10**6),
     "TILE.EMPTY_SHARE": (0, 1),
 }
 _INTEGERS = ("AUG.JPEG.QUALITY", "AUG.CROP.SIZE")
@@ -120,7 +118,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         (aug.HUE.PROB, transforms.RandomHue(aug.HUE.MAX_SHIFT)),
         (aug.NOISE.PROB, transforms.RandomNoise(aug.NOISE.SIGMA, aug.NOISE.SHOT)),
         (aug.JPEG.PROB, transforms.RandomJPEG(*aug.JPEG.QUALITY)),
-        (aug.RIGHT_ANGLES.PROB, transforms.RandomRightAngle()),
+        (aug.RIGHT_ANGLES.PROB, T.RandomRotation([90, 180, 270], sample_style="choice")),
         (turn.PROB, rotation),
     ]
     built = [a if prob == 1 else T.RandomApply(a, prob) for prob, a in listed if prob > 0]
@@ -178,9 +176,7 @@ class MicroplasticsDatasetMapper:
         min_visible_fraction: float = 0.0,
         min_mask_pixels: int = 1,
         mosaic: Mosaic | None = None,
-        mosaic_prob: float = 0.0,
         copy_paste: CopyPaste | None = None,
-        copy_paste_prob: float = 0.0,
     ):
         """
         Args:
@@ -197,22 +193,21 @@ class MicroplasticsDatasetMapper:
             cache_bytes: keep decoded images up to this many bytes in this process.
             min_visible_fraction: drop particles of which less is left; with ``recompute_boxes``.
             min_mask_pixels: drop particles of fewer pixels, or px² of polygon.
-            mosaic, mosaic_prob: the mosaic, and its probability for an image.
-            copy_paste, copy_paste_prob: likewise; after the mosaic.
+            mosaic, copy_paste: mix other images into the image, in this order.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
         self.mask_format = mask_format
-        self.mixes = mosaic_prob > 0 or copy_paste_prob > 0
+        self._mosaic = mosaic or Mosaic(prob=0.0)
+        self._copy_paste = copy_paste or CopyPaste(prob=0.0)
+        self.mixes = self._mosaic.prob > 0 or self._copy_paste.prob > 0
         self.recompute_boxes = recompute_boxes or self.mixes
         self.min_visible_fraction = min_visible_fraction
         self.min_mask_pixels = min_mask_pixels
         self.partners: Sequence[dict[str, Any]] = ()
         self.partner_weights: np.ndarray | None = None
-        self._mosaic, self._mosaic_prob = mosaic, mosaic_prob
-        self._copy_paste, self._copy_paste_prob = copy_paste, copy_paste_prob
         self._read = RecordReader(cache_bytes, max_pixels)
         mode = "training" if is_train else "validation"
         logger.info("Augmentations used in %s: %s", mode, augmentations)
@@ -230,7 +225,6 @@ class MicroplasticsDatasetMapper:
             check_augmentation(cfg)
             return {"augmentations": build_validation(cfg), **common}
         aug, crops = cfg.INPUT.AUG, cfg.INPUT.CROP.ENABLED
-        paste = {key.lower(): value for key, value in aug.COPY_PASTE.items() if key != "PROB"}
         # Flips and resizing keep every particle, as in Detectron2.
         limits = crops or cfg.INPUT.TILE.SIZE > 0 or any(node.PROB > 0 for node in aug.values())
         return {
@@ -240,10 +234,8 @@ class MicroplasticsDatasetMapper:
             "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // max(1, cfg.DATALOADER.NUM_WORKERS),
             "min_visible_fraction": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
             "min_mask_pixels": cfg.INPUT.MIN_MASK_PIXELS if limits else 1,
-            "mosaic": Mosaic(aug.MOSAIC.SCALE),
-            "mosaic_prob": aug.MOSAIC.PROB,
-            "copy_paste": CopyPaste(**paste),
-            "copy_paste_prob": aug.COPY_PASTE.PROB,
+            "mosaic": Mosaic(**{key.lower(): v for key, v in aug.MOSAIC.items()}),
+            "copy_paste": CopyPaste(**{key.lower(): v for key, v in aug.COPY_PASTE.items()}),
             **common,
         }
 
@@ -254,8 +246,8 @@ class MicroplasticsDatasetMapper:
 
         Returns:
             The same with ``image`` (3, H, W) uint8 tensor and ``instances`` in place of
-            ``annotations``; ``dropped_instances``, the number of particles of which too little
-            was left, and ``outside_instances``, the number of those wholly out of view.
+            ``annotations``; ``dropped_instances``, the number of particles of which a part is in
+            view, but too little.
 
         Raises:
             UserError: the image cannot be read, or its size differs from the annotations.
@@ -279,20 +271,9 @@ class MicroplasticsDatasetMapper:
             keep = self._large_enough(instances)
             mapped["instances"] = instances[keep]
             mapped["dropped_instances"] = int((~keep).sum())
-            mapped["outside_instances"] = 0
-        mapped["image"] = self._tensor(aug_input.image)
+        image = aug_input.image[:, :, ::-1] if self.image_format == "RGB" else aug_input.image
+        mapped["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return mapped
-
-    def _tensor(self, image: np.ndarray) -> torch.Tensor:
-        planes = torch.empty(3, *image.shape[:2], dtype=torch.uint8)
-        order = (2, 1, 0) if self.image_format == "RGB" else (0, 1, 2)
-        if image.flags.c_contiguous:
-            # A third of the time of numpy's transpose.
-            cv2.split(image, [planes[channel].numpy() for channel in order])
-        else:
-            for channel, plane in zip(order, planes.numpy(), strict=True):
-                plane[:] = image[:, :, channel]
-        return planes
 
     def _mix(self, sample: Sample) -> Sample:
         """Mosaic and copy-paste, each with its probability."""
@@ -305,10 +286,10 @@ class MicroplasticsDatasetMapper:
                 "which they draw other images.",
             )
             return sample
-        if np.random.uniform() < self._mosaic_prob:
+        if np.random.uniform() < self._mosaic.prob:
             others = [self._random_partner() for _ in range(MOSAIC_IMAGES - 1)]
             sample = self._mosaic([sample, *others])
-        if np.random.uniform() < self._copy_paste_prob:
+        if np.random.uniform() < self._copy_paste.prob:
             sample = self._copy_paste(sample, self._random_partner())
         return sample
 
@@ -331,19 +312,13 @@ class MicroplasticsDatasetMapper:
     ) -> None:
         """Transform masks; keep those of which enough is left, with tight boxes."""
         masks, whole = sample.masks, sample.whole
-        outside = np.zeros(len(masks), dtype=bool)
         for part, size in _frames(applied, size_after):
             matrix = affine_matrix(part)
-            outside |= _out_of_view(masks, matrix, size)
             masks = masks.affine(matrix, size)
             whole = whole * abs(np.linalg.det(matrix[:, :2]))
         area = masks.area().numpy()
         keep = area >= np.maximum(self.min_mask_pixels, self.min_visible_fraction * whole)
-        keep &= area > 0
-        # Without a pixel before the transforms: too small, not out of view.
-        outside &= ~keep & (whole > 0)
-        mapped["dropped_instances"] = int((~keep & ~outside).sum())
-        mapped["outside_instances"] = int(outside.sum())
+        mapped["dropped_instances"] = int((~keep & (area > 0)).sum())
         masks = masks[keep]
         instances = Instances(size_after)
         instances.gt_boxes = masks.get_bounding_boxes()
@@ -482,21 +457,10 @@ def _particles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Return (N, 4) x0, y0, x1, y1 in px, float64."""
-    modes = {a["bbox_mode"] for a in annotations}
-    if len(modes) == 1:  # one conversion for all of them
-        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
-        return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _out_of_view(masks: CropMasks, matrix: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
-    """Return whether each mask is empty, or its transformed box misses the image: (N,) bool."""
-    boxes = masks.get_bounding_boxes().tensor.numpy().astype(np.float64)
-    corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ matrix[:, :2].T + matrix[:, 2]
-    start, end = corners.min(axis=1), corners.max(axis=1)
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-    return empty | (end <= 0).any(axis=1) | (start >= output_size[::-1]).any(axis=1)
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    has_size = [a["bbox_mode"] == BoxMode.XYWH_ABS for a in annotations]
+    boxes[has_size, 2:] += boxes[has_size, :2]
+    return boxes
 
 
 def _transform_polygons(

@@ -1,11 +1,10 @@
 """Windows of large images, for training and prediction."""
 
-import contextlib
 import dataclasses
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -167,9 +166,6 @@ def tile_dicts(
         min_pixels: least pixels of a clipped mask.
         empty_fraction: fraction of the windows without annotation, or only with crowds, that are
             kept, evenly spaced. An image without any annotation counts too.
-
-    Raises:
-        UserError: ``annotations_invalid``, a mask is malformed.
     """
     tiled, counts = [], Counter()
     for record in dataset_dicts:
@@ -207,8 +203,7 @@ def _windows_of_record(
     annotations = record.get("annotations", [])
     masks: dict[int, CropMasks] = {}  # of annotations that a window clips
     tiled = []
-    with _naming(record["file_name"]):
-        boxes = np.array([_extent(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
+    boxes = np.array([_extent(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
     for window in windows:
         corner = np.array(window[:2])
         end = corner + window[2:]
@@ -222,8 +217,7 @@ def _windows_of_record(
                 continue
             if index not in masks:
                 outline = annotation.get("segmentation") or box_polygon(annotation)
-                with _naming(record["file_name"]):
-                    masks[index] = CropMasks.from_coco([outline], size)
+                masks[index] = CropMasks.from_coco([outline], size)
             part, whole = masks[index].clip(*window), masks[index].area().item()
             visible = part.area().item()
             if visible < max(1, min_pixels, min_visible * whole):
@@ -251,19 +245,6 @@ def _windows_of_record(
             }
         )
     return tiled
-
-
-@contextlib.contextmanager
-def _naming(file_name: str) -> Iterator[None]:
-    """Turn errors of malformed masks in a ``with`` block into a sentence about their image."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"An annotation of {file_name} has a mask that cannot be used ({error}); run "
-            "`microplastics check` on its JSON.",
-            code="annotations_invalid",
-        ) from error
 
 
 def _extent(annotation: dict[str, Any]) -> Sequence[float]:

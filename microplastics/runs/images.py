@@ -21,7 +21,7 @@ from microplastics.calibration.sources import (
     read_calibration_csv,
     resolve_calibration,
 )
-from microplastics.data.coco import check_content, class_names, load_instances
+from microplastics.data.coco import check_content, checked_instances, load_instances
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.roi.region import Region, RegionSource
@@ -560,7 +560,7 @@ def _read(
 
 
 def _from_annotations(path: str, images: str | None) -> MaskSource:
-    names = class_names(path)
+    names = checked_instances(path).classes
     given = []
     for item in load_instances(path, ""):
         image = _photograph(item["file_name"], images, path)

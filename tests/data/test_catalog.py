@@ -193,10 +193,9 @@ def test_unknown_entries(paths):
     register_microplastics_instances("own_train", *paths)
     with user_error("dataset_unknown", "'own_trian'", "Did you mean 'own_train'?"):
         resolve_datasets(["own_trian"])
+    (entry,) = resolve_datasets([f"x.json:{paths[1]}"])
     with user_error("file_missing", "x.json"):
-        resolve_datasets([f"x.json:{paths[1]}"])
-    with user_error("file_missing", "nowhere"):
-        resolve_datasets([f"{paths[0]}:nowhere"])
+        DatasetCatalog.get(entry)
     with user_error("dataset_unknown"):
         resolve_datasets([""])
 

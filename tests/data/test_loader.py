@@ -148,7 +148,7 @@ def test_workers_do_not_exceed_the_cores():
     assert effective_workers(10**6) <= os.cpu_count()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_workers_die_with_a_killed_main_process(rendered, tiny_opts, tmp_path):
     script = f"""
 import sys, time

@@ -138,15 +138,6 @@ def test_a_window_with_nothing_but_a_crowd_is_one_without_a_particle():
     assert [len(d["annotations"]) for d in tile_dicts([crowd], 100, 0, 0.1)] == [1, 0]
 
 
-def test_malformed_masks_are_named():
-    image = record(square(90, 40, 20))
-    broken = [[[90.0, 40.0, 110.0, 60.0]], [[1.0, 2.0, 3.0]], [[]]]
-    for segmentation in (*broken, {"size": [100, 200]}, {"size": [9, 9], "counts": [7]}):
-        image["annotations"][0]["segmentation"] = segmentation
-        with user_error("annotations_invalid", "a.png"):
-            tile_dicts([image], 100, 0, 0.1)
-
-
 def test_a_box_that_is_wrong_does_not_hide_a_mask():
     image = record(square(90, 40, 20))
     image["annotations"][0]["bbox"] = [0, 0, 5, 5]

@@ -83,6 +83,7 @@ class CopyPaste:
             the image; 0 is a hard cut.
         occlusion: ``"modal"``: masks are cut by pasted particles on top, as people annotate;
             ``"amodal"``: they stay whole, as the renderer of this project writes them.
+        prob: probability for an image.
     """
 
     max_particles: int = 10
@@ -91,6 +92,7 @@ class CopyPaste:
     rotate: bool = True
     edge: float = 1.0
     occlusion: str = "modal"
+    prob: float = 1.0
 
     def __call__(self, sample: Sample, donor: Sample) -> Sample:
         """Paste particles of ``donor`` into a copy of ``sample``."""
@@ -231,9 +233,11 @@ class Mosaic:
     Attributes:
         scale: bounds of the scale factor of each image, drawn evenly on a logarithmic scale. An
             image too small for its quarter is enlarged to fill it.
+        prob: probability for an image.
     """
 
     scale: tuple[float, float] = (0.5, 1.0)
+    prob: float = 1.0
 
     def __call__(self, samples: Sequence[Sample]) -> Sample:
         """Combine four samples; masks are cut at the seams."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,50 +22,23 @@ _LUMA = np.array([0.114, 0.587, 0.299])
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
-class RightAngleTransform(T.Transform):
-    """Rotates counter-clockwise by ``turns`` right angles, exactly."""
-
-    _CODES = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
-
-    def __init__(self, height: int, width: int, turns: int):
-        """
-        Args:
-            height, width: of the image before the rotation, in px.
-            turns: 1, 2 or 3.
-        """
-        super().__init__()
-        self._set_attributes(locals())
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return cv2.rotate(img, self._CODES[self.turns - 1])
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        x, y = coords.T
-        right, below = self.width - x, self.height - y
-        return np.stack([(y, right), (right, below), (below, x)][self.turns - 1], axis=1)
-
-
+@dataclass(eq=False, repr=False)
 class WarpTransform(T.Transform):
-    """Any affine map, with linear interpolation and a border without mirrored particles."""
+    """Any affine map, with linear interpolation and a border without mirrored particles.
 
-    def __init__(
-        self,
-        matrix: np.ndarray,
-        output_size: tuple[int, int],
-        border: str = "reflect",
-        boxes: np.ndarray | None = None,
-    ):
-        """
-        Args:
-            matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates.
-            output_size: (height, width) of the new image, in px.
-            border: fill outside the image: ``"reflect"`` mirrors it, with the boxes of particles
-                painted in its median colour, since the copies would have no masks;
-                ``"median"`` is only that colour; ``"black"``.
-            boxes: (N, 4) x0, y0, x1, y1 of the particles before the map, for ``"reflect"``.
-        """
-        super().__init__()
-        self._set_attributes(locals())
+    Attributes:
+        matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates.
+        output_size: (height, width) of the new image, in px.
+        border: fill outside the image: ``"reflect"`` mirrors it, with the boxes of particles
+            painted in its median colour, since the copies would have no masks; ``"median"`` is
+            only that colour; ``"black"``.
+        boxes: (N, 4) x0, y0, x1, y1 of the particles before the map, for ``"reflect"``.
+    """
+
+    matrix: np.ndarray
+    output_size: tuple[int, int]
+    border: str = "reflect"
+    boxes: np.ndarray | None = None
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         if self.border == "black":
@@ -101,27 +75,20 @@ class WarpTransform(T.Transform):
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
 
-class RandomRightAngle(T.Augmentation):
-    """Rotates by 90°, 180° or 270°."""
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        return RightAngleTransform(*image.shape[:2], int(np.random.randint(1, 4)))
-
-
+@dataclass(eq=False, repr=False)
 class RandomRotation(T.Augmentation):
-    """Rotates about the centre by any angle."""
+    """Rotates about the centre by any angle.
 
-    def __init__(self, max_angle: float = 180.0, frame: str = "same", border: str = "reflect"):
-        """
-        Args:
-            max_angle: degrees; the angle is drawn evenly from [-max_angle, max_angle].
-            frame: ``"same"`` keeps the size of the image and cuts its corners; ``"expand"`` makes
-                it as large as the rotated image; ``"inside"`` keeps the largest rectangle without
-                border.
-            border: see :class:`WarpTransform`.
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        max_angle: degrees; the angle is drawn evenly from [-max_angle, max_angle].
+        frame: ``"same"`` keeps the size of the image and cuts its corners; ``"expand"`` makes it
+            as large as the rotated image; ``"inside"`` keeps the largest rectangle without border.
+        border: see :class:`WarpTransform`.
+    """
+
+    max_angle: float = 180.0
+    frame: str = "same"
+    border: str = "reflect"
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
         angle = math.radians(np.random.uniform(-self.max_angle, self.max_angle))
@@ -216,21 +183,21 @@ class ResizeWithJitter(T.ResizeShortestEdge):
         return kind(height, width, *map(int, size), self.interp)
 
 
+@dataclass(eq=False, repr=False)
 class RandomParticleCrop(T.Augmentation):
     """Crops a window around a random particle, or anywhere in a blank image.
 
     Every particle is equally likely, so crowded areas are seen most.
+
+    Attributes:
+        height, width: of the window, in px; a smaller image is kept whole along that side.
+        shift: largest distance of the particle from the centre of the window, as fraction of half
+            the window in each direction.
     """
 
-    def __init__(self, height: int, width: int, shift: float = 0.5):
-        """
-        Args:
-            height, width: of the window, in px; a smaller image is kept whole along that side.
-            shift: largest distance of the particle from the centre of the window, as fraction of
-                half the window in each direction.
-        """
-        super().__init__()
-        self._init(locals())
+    height: int
+    width: int
+    shift: float = 0.5
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
         frame = np.array(image.shape[1::-1])
@@ -246,16 +213,12 @@ class RandomParticleCrop(T.Augmentation):
         return T.CropTransform(*start.tolist(), *window.tolist(), *frame.tolist())
 
 
+@dataclass(eq=False, repr=False)
 class _RandomFactor(T.Augmentation):
-    """Base of augmentations by a random factor."""
+    """Base of augmentations by a factor drawn evenly from [low, high]."""
 
-    def __init__(self, low: float, high: float):
-        """
-        Args:
-            low, high: bounds of the factor.
-        """
-        super().__init__()
-        self._init(locals())
+    low: float
+    high: float
 
     def draw(self) -> float:
         return np.random.uniform(self.low, self.high)
@@ -287,16 +250,15 @@ class RandomSaturation(_RandomFactor):
         return T.ColorTransform(lambda img: cv2.transform(img, matrix))
 
 
+@dataclass(eq=False, repr=False)
 class RandomHue(T.Augmentation):
-    """Rotates all colours about the grey axis, like another white balance."""
+    """Rotates all colours about the grey axis, like another white balance.
 
-    def __init__(self, max_shift: float):
-        """
-        Args:
-            max_shift: degrees; the angle is drawn evenly from [-max_shift, max_shift].
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        max_shift: degrees; the angle is drawn evenly from [-max_shift, max_shift].
+    """
+
+    max_shift: float
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         angle = np.radians(np.random.uniform(-self.max_shift, self.max_shift))
@@ -308,18 +270,19 @@ class RandomHue(T.Augmentation):
         return T.ColorTransform(lambda img: cv2.transform(img, matrix))
 
 
+@dataclass(eq=False, repr=False)
 class RandomBlur(T.Augmentation):
-    """Blurs by a Gaussian, or by the disc of a lens out of focus."""
+    """Blurs by a Gaussian, or by the disc of a lens out of focus.
 
-    def __init__(self, low: float, high: float, kind: str = "both"):
-        """
-        Args:
-            low, high: bounds of the standard deviation along x, in px.
-            kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, with twice
-                that as radius), or ``"both"``: either with probability 0.5.
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        low, high: bounds of the standard deviation along x, in px.
+        kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, with twice that
+            as radius), or ``"both"``: either with probability 0.5.
+    """
+
+    low: float
+    high: float
+    kind: str = "both"
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         sigma = np.random.uniform(self.low, self.high)
@@ -344,18 +307,18 @@ def disc_kernel(radius: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
+@dataclass(eq=False, repr=False)
 class RandomNoise(T.Augmentation):
-    """Adds the noise of a sensor: a constant part, and shot noise that grows with the light."""
+    """Adds the noise of a sensor: a constant part, and shot noise that grows with the light.
 
-    def __init__(self, sigma: tuple[float, float], shot: tuple[float, float]):
-        """
-        Args:
-            sigma: bounds of the standard deviation of the constant part, in grey levels (of 255).
-            shot: bounds of the variance of the shot noise per grey level of the pixel (a Poisson
-                count of v / shot photons, scaled to v, has variance v · shot).
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        sigma: bounds of the standard deviation of the constant part, in grey levels (of 255).
+        shot: bounds of the variance of the shot noise per grey level of the pixel (a Poisson count
+            of v / shot photons, scaled to v, has variance v · shot).
+    """
+
+    sigma: tuple[float, float]
+    shot: tuple[float, float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         sigma, shot = np.random.uniform(*self.sigma), np.random.uniform(*self.shot)
@@ -380,16 +343,12 @@ def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarra
     return cv2.cvtColor(noisy, cv2.COLOR_GRAY2BGR) if grey else noisy
 
 
+@dataclass(eq=False, repr=False)
 class RandomJPEG(T.Augmentation):
-    """Compresses as JPEG."""
+    """Compresses as JPEG of a quality from ``low`` to ``high``, 1 to 100."""
 
-    def __init__(self, low: int, high: int):
-        """
-        Args:
-            low, high: bounds of the quality, 1 to 100, inclusive.
-        """
-        super().__init__()
-        self._init(locals())
+    low: int
+    high: int
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         quality = int(np.random.randint(self.low, self.high + 1))

@@ -609,7 +609,7 @@ def _overlap_example(
     dataset: Dataset, one: MeasuredEntry, other: MeasuredEntry, iou: float
 ) -> Example:
     place, second = (Place("annotation", m.index, m.entry, m.image) for m in (one, other))
-    example = example_at(place, f"with {second.short()}: IoU {iou:.2f}", dataset.summary)
+    example = example_at(place, f"with {second}: IoU {iou:.2f}", dataset.summary)
     example.box, example.other_box = one.measured.box, other.measured.box
     return example
 

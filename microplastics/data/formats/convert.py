@@ -568,9 +568,7 @@ class _Usable:
             if isinstance(instance.segmentation, list) or instance.iscrowd:
                 yield instance
                 continue
-            rings = segmentation_to_polygons(
-                instance.segmentation, record.height, record.width, self._notes, instance.where
-            )
+            rings = segmentation_to_polygons(instance.segmentation, self._notes, instance.where)
             if rings:
                 yield replace(instance, segmentation=[ring.reshape(-1).tolist() for ring in rings])
             else:
