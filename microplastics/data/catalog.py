@@ -115,30 +115,21 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
     DatasetCatalog.register(name, functools.partial(_load, name))
 
 
-def register_builtin(root: str | os.PathLike | None = None) -> None:
+def register_builtin() -> None:
     """Register ``microplastics_{train,val,test}`` and ``microplastics_synthetic_{…}``.
 
-    The files are in ``root/microplastics/{train,val,test}/`` and
+    With ``$DETECTRON2_DATASETS`` or ``datasets`` as root, the files are in
+    ``root/microplastics/{train,val,test}/`` and
     ``root/microplastics/annotations/instances_{train,val,test}.json``, the rendered ones likewise
-    in ``root/microplastics_synthetic/``. A later call with another root moves the names there.
-
-    Args:
-        root: folder of the data sets; ``$DETECTRON2_DATASETS`` or ``datasets`` if None.
+    in ``root/microplastics_synthetic/``.
     """
-    if root is None:
-        root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    root = os.path.expanduser(os.fspath(root))
+    root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets")
     for name, (family, split) in _BUILTIN.items():
+        if name in DatasetCatalog:
+            logger.warning("Data set %r is registered by other code; it stays as it is.", name)
+            continue
         json_file = os.path.join(root, family, "annotations", f"instances_{split}.json")
         image_root = os.path.join(root, family, split)
-        if name in DatasetCatalog:
-            known = MetadataCatalog.get(name)
-            if not isinstance(known, InstancesMetadata):
-                logger.warning("Data set %r is registered by other code; it stays as it is.", name)
-                continue
-            if known.json_file != json_file:
-                DatasetCatalog.pop(name)
-                MetadataCatalog.pop(name)
         register_microplastics_instances(name, json_file, image_root)
 
 
@@ -159,24 +150,20 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
     """
     entries = (names,) if isinstance(names, str) else tuple(names)
     for entry in entries:
-        if entry not in DatasetCatalog:
-            register_microplastics_instances(entry, *_split_entry(entry))
+        match = _JSON_AND_IMAGES.fullmatch(entry)
+        if entry in DatasetCatalog:
+            continue
+        if match is None:
+            close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise UserError(
+                f"The data set {entry!r} is unknown; expected a registered name or "
+                f"path/to.json:path/to/images.{hint}",
+                code="dataset_unknown",
+            )
+        images = match["images"] or os.path.dirname(match["json"]) or "."
+        register_microplastics_instances(entry, match["json"], images)
     return entries
-
-
-def _split_entry(entry: str) -> tuple[str, str]:
-    """Return the JSON and the image root of an entry that is not a registered name."""
-    match = _JSON_AND_IMAGES.fullmatch(entry)
-    if match is None:
-        close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise UserError(
-            f"The data set {entry!r} is unknown; expected a registered name or "
-            f"path/to.json:path/to/images.{hint}",
-            code="dataset_unknown",
-        )
-    json_file = os.path.expanduser(match["json"])
-    return json_file, os.path.expanduser(match["images"] or os.path.dirname(json_file) or ".")
 
 
 def class_colors(names: Sequence[str]) -> list[list[int]]:

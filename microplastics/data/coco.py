@@ -47,8 +47,9 @@ _BOX_TOLERANCE = 2.0
 _AREA_TOLERANCE = 0.2  # of the mask's area
 _AREA_TOLERANCE_PX = 10.0
 _CACHED_FILES = 8
-_ERROR_CODES = {"image_missing": "image_missing", "image_size": "image_size"}
-_ERROR_CODES["image_file"] = "image_invalid"
+# Codes of UserError; all others are annotations_invalid.
+_USER_CODES = {code: code for code in ("image_missing", "image_size")}
+_USER_CODES["image_file"] = "image_invalid"
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 120
 
@@ -59,19 +60,12 @@ def show(value: Any) -> str:
 
 
 class Place(NamedTuple):
-    """An entry of a COCO JSON, described only if it is printed.
+    """An entry of a COCO JSON, described only if it is printed."""
 
-    Attributes:
-        kind: ``"image"``, ``"category"`` or ``"annotation"``.
-        index: position in its list of the JSON, from 0.
-        entry: its content.
-        image: the checked image that an annotation belongs to, or None.
-    """
-
-    kind: str
-    index: int
+    kind: str  # "image", "category" or "annotation"
+    index: int  # in its list of the JSON
     entry: Any
-    image: dict | None = None
+    image: dict | None = None  # the checked image that an annotation belongs to
 
     def __str__(self) -> str:
         id_ = self.entry.get("id") if isinstance(self.entry, dict) else None
@@ -86,13 +80,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Tally:
-    """Number of problems of one kind, with the first few places.
-
-    Attributes:
-        code: a key of ``ERRORS`` or ``WARNINGS``.
-        count: number of problems.
-        places: the first few, each with a detail in words.
-    """
+    """Number of problems of one kind, with the first few places and a detail in words of each."""
 
     code: str
     count: int = 0
@@ -112,7 +100,7 @@ class Findings:
         self.warnings: dict[str, Tally] = {}
 
     def add(self, code: str, place: Place, detail: str = "") -> None:
-        """Count a problem of a kind in ``ERRORS`` or ``WARNINGS``."""
+        """Count a problem; ``code`` is in ``ERRORS`` or ``WARNINGS``."""
         tally = (self.errors if code in ERRORS else self.warnings).setdefault(code, Tally(code))
         tally.count += 1
         if len(tally.places) < EXAMPLES:
@@ -125,7 +113,7 @@ class Findings:
             kinds = ", ".join(f"{tally.count} {code}" for code, tally in self.errors.items())
             raise UserError(
                 f"{json_file}: {first}; correct them, as `microplastics check` explains ({kinds}).",
-                code=_ERROR_CODES.get(first.code, "annotations_invalid"),
+                code=_USER_CODES.get(first.code, "annotations_invalid"),
             )
 
 
@@ -260,9 +248,6 @@ def coco_api(json_file: str) -> COCO:
     JSON. ``area`` is the number of pixels of the mask, from which evaluators tell small, medium
     and large; ``iscrowd`` is 0 if it was missing. ``dataset`` can be written as JSON.
 
-    Args:
-        json_file: COCO instance JSON.
-
     Raises:
         UserError: the JSON cannot be used.
     """
@@ -317,14 +302,10 @@ def _copied(annotation: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_content(json_file: str, data: dict[str, Any]) -> Examined:
-    """Check the content of a JSON, without its image files.
-
-    Args:
-        json_file: its path, for the messages.
-        data: its content; it is not changed.
+    """Check the content of a JSON, which is not changed, without its image files.
 
     Raises:
-        UserError: ``annotations_invalid``, naming the first error and counting all by kind.
+        UserError: ``annotations_invalid``, naming the first errors and counting all by kind.
     """
     problem = structure_problem(data)
     if problem:
@@ -504,12 +485,7 @@ def drop_placeholders(
 def file_problem(
     image: dict[str, Any], image_root: str, max_pixels: int | None
 ) -> tuple[str, str] | None:
-    """Compare an image of the JSON with the header of its file.
-
-    Args:
-        image: as in :class:`Examined`; its size is not compared if it is ``invalid``.
-        image_root: folder that its ``file_name`` is relative to.
-        max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
+    """Compare an image of :class:`Examined` with the header of its file.
 
     Returns:
         (code in ``ERRORS``, detail in words), or None.

@@ -115,11 +115,11 @@ def image_header(
 
 
 def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: bool) -> str:
-    """Describe an image whose size differs from its annotations, with the fix.
+    """Describe an image whose (width, height) differs from its annotations, with the fix.
 
     Args:
-        size: (width, height) in px of the image as it is read.
-        expected: (width, height) in px in the JSON.
+        size: in px of the image as it is read.
+        expected: in px in the JSON.
         rotated: the EXIF orientation of the file swaps width and height.
     """
     fix = "annotate this file, or replace it by the annotated one"
@@ -232,12 +232,6 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
 
     The limits of :func:`stretch_limits` become 0 and 255. A constant image becomes 0. NaN becomes
     0. 8-bit arrays are returned unchanged.
-
-    Args:
-        array: numeric array of any shape.
-
-    Returns:
-        uint8 array of the same shape.
     """
     return array if array.dtype == np.uint8 else stretch(array, stretch_limits(array))
 
@@ -246,13 +240,7 @@ def stretch_limits(values: np.ndarray) -> tuple[float, float] | None:
     """Return the values that become 0 and 255: the 0.1 and 99.9 percentiles.
 
     A percentile is the smallest value that at least this fraction of the finite values does not
-    exceed. If both are equal, the minimum and maximum are returned.
-
-    Args:
-        values: numeric array of any shape, with all channels.
-
-    Returns:
-        (low, high), or None if no value is finite.
+    exceed. If both are equal, the minimum and maximum are returned; None if no value is finite.
     """
     if values.dtype == np.uint16:
         return limits_of_counts(np.bincount(values.reshape(-1), minlength=65536))

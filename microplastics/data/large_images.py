@@ -50,8 +50,6 @@ CACHE_BYTES = 64 << 20
 # Limit for wider images of strips, which a row of windows would decode again for each window.
 _MAX_CACHE_BYTES = 512 << 20
 _WINDOW_ROWS = 1024
-# Uncompressed rows that are read together.
-_PLAIN_ROWS = 64
 _NO_LIMIT = 1 << 62
 # Reduced pages and SubIFDs that are searched for levels of a pyramid.
 _MAX_LEVELS = 32
@@ -189,20 +187,18 @@ def _colour_of(page: "tifffile.TiffPage", image: Image.Image | None) -> _Colour 
 class _TiffPage:
     """The samples of one page of a TIFF as stored: not turned, colours not converted.
 
-    Only the pieces of a window are read: tiles, strips, or some rows if they are not compressed.
+    Only the tiles or strips of a window are read; if they are not compressed, only its pixels.
     """
 
     def __init__(self, path: str, page: "tifffile.TiffPage", max_piece_pixels: int):
         self._file, self._page = page.parent.filehandle, page
         self.width, self.height = page.imagewidth, page.imagelength
         self.dtype = np.dtype(page.dtype)
-        # An uncompressed image, often a single strip, can be read from any row on.
+        # An uncompressed image, often a single strip, can be read from any pixel on.
         self._is_plain = not page.is_tiled and page.is_final and page.dataoffsets[0] > 0
         self._down, self._across = min(page.rowsperstrip, self.height), self.width
         if page.is_tiled:
             self._down, self._across = page.tilelength, page.tilewidth
-        elif self._is_plain:
-            self._down = _PLAIN_ROWS
         if self._down * self._across > max_piece_pixels and not self._is_plain:
             raise UserError(
                 f"{path} is stored in {'tiles' if page.is_tiled else 'strips'} of {self._across} x "
@@ -212,12 +208,12 @@ class _TiffPage:
                 code="image_too_large",
             )
         check_complete(page, self._file.size)
-        pixel_bytes = self.dtype.itemsize * page.samplesperpixel
-        self.row_bytes = self.width * pixel_bytes
+        self._pixel_bytes = self.dtype.itemsize * page.samplesperpixel
+        self.row_bytes = self.width * self._pixel_bytes
         # All pieces that a row of windows meets.
         rows = 2 * self._down + (0 if page.is_tiled else _WINDOW_ROWS)
         cache_bytes = max(CACHE_BYTES, min(rows * self.row_bytes, _MAX_CACHE_BYTES))
-        pieces = cache_bytes // (self._down * self._across * pixel_bytes)
+        pieces = cache_bytes // (self._down * self._across * self._pixel_bytes)
         self._piece = functools.lru_cache(max(pieces, 1))(self._decode)
 
     def release(self) -> None:
@@ -228,6 +224,15 @@ class _TiffPage:
         """Read (y1 - y0, x1 - x0, samples) of a window; missing pieces have GDAL_NODATA, or 0."""
         chosen = len(range(self._page.samplesperpixel)[samples])
         out = np.empty((y1 - y0, x1 - x0, chosen), self.dtype)
+        if self._is_plain:
+            stored = self.dtype.newbyteorder(self._page.parent.byteorder)
+            for row, line in enumerate(out, y0):
+                start = self._page.dataoffsets[0] + row * self.row_bytes + x0 * self._pixel_bytes
+                values = self._file.read_array(
+                    stored, len(line) * self._page.samplesperpixel, start
+                )
+                line[:] = values.reshape(len(line), -1)[:, samples]
+            return out
         for top in range(y0 // self._down * self._down, y1, self._down):
             for left in range(x0 // self._across * self._across, x1, self._across):
                 piece = self._piece(top, left)
@@ -246,11 +251,6 @@ class _TiffPage:
     def _decode(self, top: int, left: int) -> np.ndarray:
         """Return the (h, w, samples) piece with this upper left px."""
         page = self._page
-        if self._is_plain:
-            shape = (min(self._down, self.height - top), self.width, page.samplesperpixel)
-            stored = self.dtype.newbyteorder(page.parent.byteorder)
-            offset = page.dataoffsets[0] + top * self.row_bytes
-            return self._file.read_array(stored, np.prod(shape), offset).reshape(shape)
         index = top // self._down * -(-self.width // self._across) + left // self._across
         data = None
         if page.dataoffsets[index] and page.databytecounts[index]:

@@ -29,7 +29,7 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def batch_stream(
-    sampler: Iterable[int], groups: Sequence[int] | None, batch_size: int
+    sampler: Iterable[int], groups: Sequence[int], batch_size: int
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield batches of one orientation, as Detectron2's ``AspectRatioGroupedDataset`` forms them.
 
@@ -38,7 +38,7 @@ def batch_stream(
 
     Args:
         sampler: infinite stream of data set indices.
-        groups: group of each image; None puts all into one.
+        groups: group of each image of the data set.
         batch_size: images per batch of this process.
 
     Yields:
@@ -46,12 +46,10 @@ def batch_stream(
     """
     buckets: dict[int, list[tuple[int, int]]] = {}
     for position, index in enumerate(sampler):
-        group = 0 if groups is None else groups[index]
-        bucket = buckets.setdefault(group, [])
+        bucket = buckets.setdefault(groups[index], [])
         bucket.append((int(index), position))
         if len(bucket) == batch_size:
-            yield bucket
-            buckets[group] = []
+            yield buckets.pop(groups[index])
 
 
 def set_factors(
@@ -263,9 +261,8 @@ class TrainLoader:
         self.dataset_dicts = [record for part in sets for record in part]
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
         self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
-        self._groups = None
-        if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-            self._groups = [int(d["width"] > d["height"]) for d in self.dataset_dicts]
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        self._groups = [int(grouped and d["width"] > d["height"]) for d in self.dataset_dicts]
         self._workers = effective_workers(cfg.DATALOADER.NUM_WORKERS)
         # How often an epoch shows each image, float32 (N,); None if each once.
         self._factors = _factors(cfg, sets)

@@ -101,11 +101,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     First the crop, whose rest then costs nothing; then the effects of lens, light, sensor and
     file, on the pixels of the photograph; then rotation, size and flips. With all of INPUT.AUG off
     these are Detectron2's own.
-
-    Raises:
-        UserError: ``config_invalid``.
     """
-    check_augmentation(cfg)
     aug, crop, turn = cfg.INPUT.AUG, cfg.INPUT.CROP, cfg.INPUT.AUG.ROTATION
     rotation = transforms.RandomRotation(turn.MAX_ANGLE, turn.FRAME, turn.BORDER)
     listed: list[tuple[float, T.Augmentation]] = [
@@ -133,11 +129,6 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     if cfg.INPUT.RANDOM_FLIP in ("vertical", "both"):
         built.append(T.RandomFlip(horizontal=False, vertical=True))
     return built
-
-
-def build_validation(cfg: CfgNode) -> list[T.Augmentation]:
-    """Return the augmentation of validation: the size and pixels of ``DefaultPredictor``."""
-    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
 
 
 class MicroplasticsDatasetMapper:
@@ -214,6 +205,7 @@ class MicroplasticsDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        check_augmentation(cfg)
         common = {
             "is_train": is_train,
             "image_format": cfg.INPUT.FORMAT,
@@ -222,8 +214,9 @@ class MicroplasticsDatasetMapper:
             "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
         if not is_train:
-            check_augmentation(cfg)
-            return {"augmentations": build_validation(cfg), **common}
+            # The size and pixels of DefaultPredictor.
+            size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+            return {"augmentations": [T.ResizeShortestEdge(*size, "choice")], **common}
         aug, crops = cfg.INPUT.AUG, cfg.INPUT.CROP.ENABLED
         # Flips and resizing keep every particle, as in Detectron2.
         limits = crops or cfg.INPUT.TILE.SIZE > 0 or any(node.PROB > 0 for node in aug.values())
@@ -385,20 +378,17 @@ class RecordReader:
         Raises:
             UserError: the image cannot be read, or ``image_size``.
         """
-        path, window = record["file_name"], record.get("window")
-        if window is None:
-            if path not in self._kept:
-                size = record["width"], record["height"]
-                return self._keep(path, read_image(path, size, self._max_pixels))
-            return self._kept[path]
-        x, y, width, height = window
-        if path not in self._kept:
-            reader, _ = self._open(path, tuple(record["full_size"]))
-            part = reader.read(x, y, x + width, y + height)
-            if reader.decoded is not None:
-                self._keep(path, reader.decoded)
-            return part
-        return self._kept[path][y : y + height, x : x + width]
+        path, whole = record["file_name"], (0, 0, record["width"], record["height"])
+        x, y, width, height = record.get("window", whole)
+        if path in self._kept:
+            return self._kept[path][y : y + height, x : x + width]
+        if "window" not in record:
+            return self._keep(path, read_image(path, (width, height), self._max_pixels))
+        reader, _ = self._open(path, tuple(record["full_size"]))
+        part = reader.read(x, y, x + width, y + height)
+        if reader.decoded is not None:
+            self._keep(path, reader.decoded)
+        return part
 
     def _keep(self, path: str, image: np.ndarray) -> np.ndarray:
         # Epochs visit every image once: evicting would keep the cache cold for all of them.

@@ -26,6 +26,13 @@ def catalogs_as_before():
 
 
 @pytest.fixture
+def without_builtin():
+    for name in [name for name in DatasetCatalog if name.startswith("microplastics_")]:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+@pytest.fixture
 def paths(tmp_path):
     return _write(tmp_path / "own.json", tmp_path / "images")
 
@@ -114,9 +121,8 @@ def test_a_missing_json_fails_only_when_it_is_needed(tmp_path):
     assert MetadataCatalog.get("own").as_dict()["evaluator_type"] == "coco"
 
 
-def test_builtin_names(tmp_path, monkeypatch):
+def test_builtin_names(tmp_path, monkeypatch, without_builtin):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    register_builtin()
     register_builtin()
     folder = tmp_path / "microplastics"
     metadata = MetadataCatalog.get("microplastics_val")
@@ -134,16 +140,11 @@ def test_builtin_names(tmp_path, monkeypatch):
         DatasetCatalog.get("microplastics_synthetic_train")
 
 
-def test_builtin_names_follow_the_root(tmp_path, monkeypatch, caplog):
+def test_builtin_names_leave_those_of_others(monkeypatch, caplog, without_builtin):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    DatasetCatalog.pop("microplastics_test", None)
     DatasetCatalog.register("microplastics_test", lambda: [])
-    MetadataCatalog.pop("microplastics_test", None)
     register_builtin()
     path = "datasets/microplastics_synthetic/annotations/instances_train.json"
-    assert MetadataCatalog.get("microplastics_synthetic_train").json_file == path
-    register_builtin(tmp_path)
-    path = str(tmp_path / path.removeprefix("datasets/"))
     assert MetadataCatalog.get("microplastics_synthetic_train").json_file == path
     assert "'microplastics_test' is registered by other code" in caplog.messages[0]
     assert DatasetCatalog.get("microplastics_test") == []

@@ -213,7 +213,7 @@ def test_augmentations_are_checked(tiny_cfg):
         TrainLoader(cfg)
 
 
-def batches(count, start=0, size=7, groups=None, batch_size=3):
+def batches(count, start=0, size=7, groups=(0,) * 7, batch_size=3):
     stream = batch_stream(TrainingSampler(size, seed=5), groups, batch_size)
     return list(itertools.islice(stream, start, start + count))
 

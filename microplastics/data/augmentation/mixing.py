@@ -45,11 +45,7 @@ class Sample:
 
         Args:
             image: (H, W, 3) uint8, BGR.
-            annotations: each with ``category_id``, ``bbox``, ``bbox_mode``, optionally
-                ``segmentation``, and ``whole_area`` if a tile has cut the particle.
-
-        Raises:
-            ValueError: a segmentation is malformed.
+            annotations: with ``whole_area`` if a tile has cut the particle.
         """
         segmentations = [a.get("segmentation") or box_polygon(a) for a in annotations]
         masks = CropMasks.from_coco(segmentations, image.shape[:2])
@@ -130,14 +126,9 @@ class CopyPaste:
             blurred = cv2.GaussianBlur(alpha, (0, 0), self.edge, borderType=cv2.BORDER_CONSTANT)
             alpha = np.maximum(alpha, blurred)
         # Pixels around the mask come from the donor, mirrored only beyond its border.
-        reach = math.ceil((rim + 1) / min(factor, 1.0)) + 1
-        height, width = donor.image.shape[:2]
-        left, top = max(x0 - reach, 0), max(y0 - reach, 0)
-        right = min(x0 + crop.shape[1] + reach, width)
-        bottom = min(y0 + crop.shape[0] + reach, height)
-        matrix[:, 2] += turn @ (left - x0, top - y0)
+        matrix[:, 2] -= turn @ (x0, y0)
         colours = cv2.warpAffine(
-            donor.image[top:bottom, left:right],
+            donor.image,
             matrix,
             size.tolist(),
             flags=cv2.INTER_LINEAR,

@@ -294,11 +294,7 @@ class RandomBlur(T.Augmentation):
 
 
 def disc_kernel(radius: float) -> np.ndarray:
-    """Return a uniform disc with antialiased rim, as kernel with sum 1.
-
-    Args:
-        radius: in px.
-    """
+    """Return a uniform disc of a radius in px with antialiased rim, as kernel with sum 1."""
     reach, steps = int(np.ceil(radius + 0.5)), 8
     side = 2 * reach + 1
     fine = (np.arange(side * steps) + 0.5) / steps - side / 2
