@@ -47,9 +47,7 @@ class InstancesMetadata(Metadata):
         if key not in _LAZY_KEYS or "json_file" not in self.__dict__:
             return super().__getattr__(key)
         if self.name in _BUILTIN and not os.path.exists(self.json_file):
-            return _class_attributes(
-                DEFAULT_CLASSES, {index + 1: index for index in range(len(DEFAULT_CLASSES))}
-            )[key]
+            return _class_attributes(DEFAULT_CLASSES, {1: 0, 2: 1, 3: 2})[key]
         self.fill()
         return self.__dict__[key]
 
@@ -134,16 +132,10 @@ def register_builtin() -> None:
 
 
 def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
-    """Register the entries of ``DATASETS.TRAIN`` or ``DATASETS.TEST`` that are paths.
+    """Register the entries of ``DATASETS.TRAIN`` or ``DATASETS.TEST`` that are paths; return all.
 
     An entry is a registered name, ``path/to.json:path/to/images``, or ``path/to.json`` with the
     images in its folder; a path is registered under the entry itself.
-
-    Args:
-        names: entries, or one entry.
-
-    Returns:
-        The entries.
 
     Raises:
         UserError: ``dataset_unknown``.

@@ -92,12 +92,12 @@ class Tally:
         return f"{self.count} x {what}: {'; '.join(places)}{'; …' * (self.count > len(places))}"
 
 
+@dataclass
 class Findings:
-    """Errors and warnings, each a :class:`Tally` by code."""
+    """Errors and warnings by code."""
 
-    def __init__(self) -> None:
-        self.errors: dict[str, Tally] = {}
-        self.warnings: dict[str, Tally] = {}
+    errors: dict[str, Tally] = field(default_factory=dict)
+    warnings: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, code: str, place: Place, detail: str = "") -> None:
         """Count a problem; ``code`` is in ``ERRORS`` or ``WARNINGS``."""
@@ -330,11 +330,7 @@ def structure_problem(data: dict[str, Any]) -> str | None:
 
 
 def examine(data: dict[str, Any]) -> Examined:
-    """Find all errors and oddities in a JSON that has the three lists of COCO.
-
-    Args:
-        data: content of the JSON, for which :func:`structure_problem` is None; not changed.
-    """
+    """Find all errors and oddities in a JSON for which :func:`structure_problem` is None."""
     findings = Findings()
     images = check_images(data["images"], findings)
     categories = check_categories(data["categories"], findings)
@@ -612,12 +608,7 @@ def _warn_oddities(
 
 
 def box_oddity(box: list[float], true: tuple[float, ...]) -> str | None:
-    """Return the code in ``WARNINGS`` for a box that differs from its mask, or None.
-
-    Args:
-        box: as annotated, four numbers.
-        true: x, y, width, height of the mask in px.
-    """
+    """Return the code in ``WARNINGS`` for a box unlike its mask's (XYWH in px), or None."""
     x, y, width, height = box
     corners = (true[0], true[1], true[0] + true[2], true[1] + true[3])
     if _close((x, y, x + width, y + height), corners) and width > 0 and height > 0:
@@ -630,12 +621,7 @@ def _close(one: Iterable[float], other: Iterable[float]) -> bool:
 
 
 def area_oddity(entry: dict, true: float) -> str | None:
-    """Return the code in ``WARNINGS`` or ``ERRORS`` for an area unlike its mask's, or None.
-
-    Args:
-        entry: the annotation.
-        true: pixels of its mask.
-    """
+    """Return the code in ``WARNINGS`` or ``ERRORS`` for an area unlike its mask's, or None."""
     area, box = entry.get("area"), entry.get("bbox")
     if area is None:
         return "area_missing"
@@ -650,10 +636,7 @@ def area_oddity(entry: dict, true: float) -> str | None:
 def is_repeated(entry: dict, measured: Measured, seen: set[tuple]) -> bool:
     """Return whether an earlier annotation has the same image, category, iscrowd and mask.
 
-    Args:
-        entry: the annotation, with a usable ``image_id``.
-        measured: its mask.
-        seen: state kept between calls; start with an empty set.
+    ``seen`` keeps the state between calls; start with an empty set.
     """
     outline = measured.segmentation
     if isinstance(outline, dict):

@@ -75,8 +75,7 @@ def read_image(
             # Asked after loading, in which Pillow turns a TIFF upright.
             orientation = _orientation(image)
             array = decode_with_opencv(path) if sixteen_bit else _pillow_array(image)
-            bgr = _to_bgr(array, colour=array.ndim == 3)
-            array = np.ascontiguousarray(turn(bgr, orientation))
+            array = np.ascontiguousarray(turn(_to_bgr(array), orientation))
     size = (array.shape[1], array.shape[0])
     if expected_size is not None and size != tuple(expected_size):
         raise UserError(
@@ -138,11 +137,7 @@ def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: boo
 
 @contextlib.contextmanager
 def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None]:
-    """Open an image file with Pillow for a ``with`` block, reading only its header.
-
-    Args:
-        path: image file.
-        max_pixels: images of more pixels are refused; ``MAX_PIXELS`` if None.
+    """Open an image file of up to ``max_pixels`` with Pillow, reading only its header.
 
     Yields:
         the image, not loaded yet, or None for a TIFF that Pillow does not know.
@@ -201,8 +196,7 @@ def check_pixels(path: str, width: int, height: int, max_pixels: int | None) -> 
     if width * height > limit:
         raise UserError(
             f"{path} is {width} x {height} px, above the limit of {limit} pixels (a possible "
-            "decompression bomb); cut it into smaller images, or raise INPUT.MAX_PIXELS if you "
-            "trust it.",
+            "decompression bomb); cut it up, or raise INPUT.MAX_PIXELS if you trust it.",
             code="image_too_large",
         )
 
@@ -323,9 +317,9 @@ def _pillow_array(image: Image.Image) -> np.ndarray:
     return cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
 
 
-def _to_bgr(array: np.ndarray, colour: bool) -> np.ndarray:
-    """Stretch grey (H, W) or (H, W, C), or BGR (H, W, 3 or more), to 8-bit BGR."""
-    if colour and array.ndim == 3 and array.shape[2] >= 3:
+def _to_bgr(array: np.ndarray) -> np.ndarray:
+    """Stretch grey (H, W) or (H, W, 1 or 2), or BGR (H, W, 3 or more), to 8-bit BGR."""
+    if array.ndim == 3 and array.shape[2] >= 3:
         return to_uint8(array[:, :, :3])
     grey = to_uint8(array[:, :, 0] if array.ndim == 3 else array)
     return cv2.cvtColor(np.ascontiguousarray(grey), cv2.COLOR_GRAY2BGR)
@@ -368,8 +362,9 @@ def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:
         orientation = page.tags.valueof(EXIF_ORIENTATION) or 1
     if int(page.planarconfig) == 2 and samples > 1:
         array = array.transpose(1, 2, 0)
-    is_colour = photometric == RGB and samples >= 3
-    bgr = _to_bgr(array[:, :, 2::-1] if is_colour else array, is_colour)
+    if samples > 1:
+        array = array[:, :, 2::-1] if photometric == RGB and samples >= 3 else array[:, :, 0]
+    bgr = _to_bgr(array)
     if photometric == WHITE_IS_ZERO:
         bgr = 255 - bgr
     return np.ascontiguousarray(turn(bgr, orientation)), orientation in AXES_SWAPPED

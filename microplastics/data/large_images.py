@@ -59,12 +59,11 @@ _MAX_PAGES = 10_000
 _SAMPLED_VALUES = 4_000_000
 _BAND_BYTES = 12 << 20
 
-_YCBCR, _ASSOCIATED_ALPHA = 6, 1
-_NONE, _JPEG = 1, 7
+_YCBCR, _JPEG, _ASSOCIATED_ALPHA = 6, 7, 1
 # By how Pillow names them: JPEG, JPEG 2000 (four numbers), WebP.
 _CODED = {7: "JPEG", 50001: "WEBP", **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG2000")}
 # None, CCITT, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard (two numbers).
-_COMPRESSIONS = {_NONE, 2, 3, 4, 5, 8, 32946, 32773, 34925, 34926, 50000, *_CODED}
+_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32946, 32773, 34925, 34926, 50000, *_CODED}
 
 
 class ImageReader:

@@ -55,12 +55,7 @@ def batch_stream(
 def set_factors(
     sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]
 ) -> torch.Tensor:
-    """Return repeat factors that draw the data sets in proportion to weights.
-
-    Args:
-        sizes: images of each set.
-        weights: relative number of draws from each set.
-        names: of the sets, for the log.
+    """Return repeat factors that draw data sets of these sizes in proportion to their weights.
 
     Returns:
         float32 (N,), number of times that an epoch shows each image of the concatenated sets; the

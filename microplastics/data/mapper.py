@@ -14,13 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.logger import log_first_n
 
 from microplastics.data.augmentation import transforms
-from microplastics.data.augmentation.mixing import (
-    MOSAIC_IMAGES,
-    OCCLUSIONS,
-    CopyPaste,
-    Mosaic,
-    Sample,
-)
+from microplastics.data.augmentation.mixing import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
 from microplastics.data.images import image_header, read_image, size_mismatch
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.structures.crop_masks import CropMasks
@@ -56,10 +50,10 @@ _RANGES = {
 }
 _INTEGERS = ("AUG.JPEG.QUALITY", "AUG.CROP.SIZE")
 _CHOICES = {
-    "AUG.ROTATION.FRAME": transforms.FRAMES,
-    "AUG.ROTATION.BORDER": transforms.BORDERS,
-    "AUG.BLUR.KIND": transforms.BLURS,
-    "AUG.COPY_PASTE.OCCLUSION": OCCLUSIONS,
+    "AUG.ROTATION.FRAME": ("same", "expand", "inside"),
+    "AUG.ROTATION.BORDER": ("reflect", "median", "black"),
+    "AUG.BLUR.KIND": ("gaussian", "defocus", "both"),
+    "AUG.COPY_PASTE.OCCLUSION": ("modal", "amodal"),
     "RANDOM_FLIP": ("none", "horizontal", "vertical", "both"),
     "MASK_FORMAT": ("polygon", "bitmask"),
 }
@@ -355,16 +349,11 @@ class MicroplasticsDatasetMapper:
 class RecordReader:
     """Reads the images, or windows of them, of data set dicts.
 
-    Decoded images are kept up to a number of bytes, later ones are not. Large images whose
-    windows were read last stay open.
+    Decoded images are kept up to ``cache_bytes``, later ones are not. Large images whose windows
+    were read last stay open. Images of more than ``max_pixels`` are refused.
     """
 
     def __init__(self, cache_bytes: int = 0, max_pixels: int | None = None):
-        """
-        Args:
-            cache_bytes: limit of the decoded images that are kept.
-            max_pixels: larger images are refused.
-        """
         self._free_bytes, self._max_pixels = cache_bytes, max_pixels
         self._kept: dict[str, np.ndarray] = {}
 

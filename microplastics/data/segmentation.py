@@ -22,7 +22,6 @@ COORDINATE_LIMIT = 10**7
 # pycocotools allocates five points for every pixel of an outline.
 OUTLINE_LIMIT = 2 * 10**6
 NUMBERS = frozenset((int, float))
-_OVERLAP_TOLERANCE = 1e-6
 
 
 class SegmentationError(Exception):
@@ -172,10 +171,7 @@ def _measure_rle(rle: dict, height: int, width: int) -> Measured:
 
 
 def mask_points(segmentation: list[list[float]] | dict[str, Any]) -> np.ndarray:
-    """Return points whose convex hull is that of the mask.
-
-    Args:
-        segmentation: as in :class:`Measured`.
+    """Return points whose convex hull is that of a mask of :class:`Measured`.
 
     Returns:
         (N, 2) float64, x and y in px: the points of polygons, or corners of pixels of an RLE.
@@ -338,13 +334,10 @@ def outline_corners(
 
 
 def outline_rings(partners: list[int]) -> list[list[int]]:
-    """Follow the corners around every ring, clockwise from the left end of its topmost edge.
-
-    Args:
-        partners: from :func:`outline_corners`.
+    """Follow the corners of :func:`outline_corners` around every ring.
 
     Returns:
-        Indices of the corners of each ring.
+        Indices of the corners of each ring, clockwise from the left end of its topmost edge.
     """
     seen = [False] * len(partners)
     rings = []
@@ -415,7 +408,7 @@ def _without_overlap(rings: list[np.ndarray]) -> list[np.ndarray]:
     """Unite overlapping rings; returns the outlines and holes of their union."""
     shapes = shapely.make_valid([shapely.Polygon(ring) for ring in rings if len(ring) > 2])
     united = shapely.unary_union(shapes)
-    if united.area >= shapely.area(shapes).sum() * (1 - _OVERLAP_TOLERANCE):
+    if united.area >= shapely.area(shapes).sum() * (1 - 1e-6):  # only touching
         return rings
     parts = [part for part in shapely.get_parts(united) if part.geom_type == "Polygon"]
     outlines = [ring for part in parts for ring in (part.exterior, *part.interiors)]

@@ -188,10 +188,9 @@ def tile_dicts(
             tiled.append(window)
     logger.info(
         "Tiles of %d px: %d windows of %d images, %d of the windows without a particle (%d of "
-        "these left out), %d images whole; %d fragments of particles dropped, each below %.2g of "
-        "its particle or %d px.",
+        "these left out), %d images whole; %d fragments of particles dropped.",
         *(tile_size, counts["windows"], counts["cut"], counts["empty"], counts["left out"]),
-        *(counts["whole"], counts["dropped"], min_visible, min_pixels),
+        *(counts["whole"], counts["dropped"]),
     )
     return tiled
 

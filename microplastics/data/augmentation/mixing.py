@@ -15,7 +15,6 @@ from detectron2.structures import BoxMode
 
 from microplastics.structures.crop_masks import CropMasks
 
-OCCLUSIONS = ("modal", "amodal")
 MOSAIC_IMAGES = 4
 _TRIES = 10
 # Range of the centre of a mosaic, as fraction of its sides.

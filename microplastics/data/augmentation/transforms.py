@@ -10,10 +10,6 @@ import torch
 from detectron2.data import transforms as T
 from torch.nn import functional as F
 
-FRAMES = ("same", "expand", "inside")
-BORDERS = ("reflect", "median", "black")
-BLURS = ("gaussian", "defocus", "both")
-
 # Margin in px around the box of a particle, whose blurred rim must not be mirrored either.
 _RIM = 2
 # Weights of blue, green and red in the brightness of ITU-R BT.601.
@@ -106,14 +102,10 @@ class RandomRotation(T.Augmentation):
 
 
 def inner_size(width: float, height: float, angle: float) -> np.ndarray:
-    """Return the largest upright rectangle inside a rotated one, (width, height) in whole px.
+    """Return the largest upright rectangle inside one rotated by an angle in radians.
 
     Its four corners are on the sides of the rotated rectangle, or, if that is long and thin, two
-    of them on its long sides, halfway between the ends.
-
-    Args:
-        width, height: of the rectangle before the rotation, in px.
-        angle: of the rotation, in radians.
+    of them on its long sides, halfway between the ends. Width and height are in (whole) px.
     """
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
     longer, shorter = max(width, height), min(width, height)
@@ -136,8 +128,8 @@ class FastResizeTransform(T.ResizeTransform):
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize (H, W, 3) uint8; anything else like Detectron2."""
-        if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3 or interp is not None:
+        """Resize (H, W, 3) uint8; with another interpolation like Detectron2."""
+        if interp is not None:
             return super().apply_image(img, interp)
         # torch needs writable, contiguous memory.
         img = np.require(img, requirements=("C", "W"))
