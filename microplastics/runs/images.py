@@ -21,14 +21,14 @@ from microplastics.calibration.sources import (
     read_calibration_csv,
     resolve_calibration,
 )
-from microplastics.data.coco import check_content, class_names, load_instances
+from microplastics.data.coco import check_content, checked_instances, load_instances
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
-from microplastics.data.segmentation import read_json
 from microplastics.roi.region import Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 from microplastics.writers import ANNOTATIONS_FILE, FORMATS
 from microplastics.writers.base import printable
 
@@ -560,7 +560,7 @@ def _read(
 
 
 def _from_annotations(path: str, images: str | None) -> MaskSource:
-    names = class_names(path)
+    names = checked_instances(path).classes
     given = []
     for item in load_instances(path, ""):
         image = _photograph(item["file_name"], images, path)
@@ -615,7 +615,7 @@ def _named(
     """
     checked = check_content(dataset, {**content, "annotations": []})
     names = {each["id"]: each["name"] for each in checked.categories}
-    return names, {each["id"]: each for each in checked.images}
+    return names, dict(sorted(checked.images.items()))
 
 
 def _checked(result: Any, where: str, entries: dict[int, Any], names: dict[int, str]) -> int:

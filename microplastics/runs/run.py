@@ -31,7 +31,6 @@ import microplastics
 from microplastics.calibration import Calibration
 from microplastics.calibration.sources import check_scale, read_calibration_csv
 from microplastics.config import load_config
-from microplastics.data.segmentation import read_json
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
@@ -78,7 +77,7 @@ from microplastics.runs.summaries import (
 )
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError, WriteError
-from microplastics.utils.io import write_json
+from microplastics.utils.io import read_json, write_json
 from microplastics.writers import (
     check_formats,
     output_names,

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from microplastics.data.segmentation import read_json
 from microplastics.runs.images import InputImage
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_error, write_json
+from microplastics.utils.io import read_json, write_error, write_json
 from microplastics.writers import FORMATS, output_names
 from microplastics.writers.base import ImageResult
 from microplastics.writers.parts import write_part

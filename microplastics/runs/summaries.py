@@ -14,7 +14,6 @@ import pandas as pd
 
 from microplastics.counts.corrections import Sampling, parse_volume
 from microplastics.counts.summary import image_rows, summarize
-from microplastics.data.segmentation import read_json
 from microplastics.data.splits.groups import group_of, table_from_csv
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
@@ -27,6 +26,7 @@ from microplastics.measurement.table import (
 from microplastics.runs.images import RunOptions
 from microplastics.runs.store import RUN_FILE, SUMMARY_FILE
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -130,7 +130,7 @@ def fix_content(
             _note(changes, "image_dropped", reason, index, entry.get("id"), file=name)
         else:
             entries.append(entry)
-    images, _ = check_images(entries, Findings())
+    images = check_images(entries, Findings())
     annotations = _fix_annotations(data["annotations"], images, changes)
     categories = _fix_categories(data["categories"], annotations, changes)
     return {**data, "images": entries, "annotations": annotations, "categories": categories}
@@ -228,7 +228,7 @@ def _fix_annotations(
     entries: list, images: dict[int, dict[str, Any]], changes: Changes
 ) -> list[Any]:
     fixed: list[tuple[int, Any]] = []
-    seen: dict[tuple, Any] = {}
+    seen: set[tuple] = set()
     for index, entry in enumerate(entries):
         if isinstance(entry, dict):
             entry, noted = _fix_annotation(index, entry, images, seen)
@@ -240,7 +240,7 @@ def _fix_annotations(
 
 
 def _fix_annotation(
-    index: int, original: dict[str, Any], images: dict[int, dict[str, Any]], seen: dict[tuple, Any]
+    index: int, original: dict[str, Any], images: dict[int, dict[str, Any]], seen: set[tuple]
 ) -> tuple[dict[str, Any] | None, Changes]:
     """Return the fixed annotation, or None if it is left out, and its changes."""
     noted: Changes = []

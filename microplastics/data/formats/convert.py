@@ -414,7 +414,7 @@ def _usable_records(
             layout.place_image(image, written.image_root / name, place)
         for each in record.instances if polygons else ():
             if isinstance(each.segmentation, dict) and not each.iscrowd:
-                rings = segmentation_to_polygons(each.segmentation, *record.size, notes, each.where)
+                rings = segmentation_to_polygons(each.segmentation, notes, each.where)
                 each.segmentation = [ring.reshape(-1).tolist() for ring in rings]
         yield record
     if bad:

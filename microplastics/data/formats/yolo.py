@@ -379,7 +379,7 @@ def _line(instance: Instance, record: ImageRecord, indices: dict[str, int], note
         notes.add("crowd_lost", where)
     if instance.extra:
         notes.add("extra_lost", where, ", ".join(instance.extra)[:200])
-    rings = segmentation_to_polygons(instance.segmentation, *record.size, notes, where)
+    rings = segmentation_to_polygons(instance.segmentation, notes, where)
     if len(rings) > 1:
         notes.add("parts_joined", where, f"{len(rings)} parts")
     parts = np.clip(join_parts(rings) / (record.width, record.height), 0, 1).reshape(-1).tolist()

@@ -2,22 +2,13 @@
 
 from support import ROOT
 
-from microplastics.data.coco import ERRORS, WARNINGS
 from microplastics.data.doctor.findings import (
     CODES,
-    INFO,
-    PROBLEM,
     SEVERITIES,
-    WARNING,
     Collector,
     Diagnosis,
     Example,
 )
-
-
-def test_every_code_of_the_check_before_training_is_known():
-    assert all(CODES[code].severity == PROBLEM for code in ERRORS)
-    assert all(CODES[code].severity in (WARNING, INFO) for code in WARNINGS)
 
 
 def test_the_docs_are_up_to_date():
