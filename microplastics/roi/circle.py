@@ -6,8 +6,11 @@ each direction. Pictures without one certain circle are refused. A search by sci
 ``hough_circle`` gave one wrong circle in 40 more and took 2.6 times as long (docs/region.md).
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -63,17 +66,13 @@ class Circle:
     strength: float = 0.0
     brighter: bool = True
 
-    def scaled(self, factor: float) -> "Circle":
-        """Give the same circle in px of a picture ``factor`` times as large."""
-        return replace(self, x=self.x * factor, y=self.y * factor, radius=self.radius * factor)
 
-
-@dataclass(frozen=True)
-class _Ring:
+class _Ring(NamedTuple):
     """The clearest ring in the mean over all directions, by one filter."""
 
+    x: float
+    y: float
     radius: float
-    move: tuple[float, float]  # of the centre
     order: int  # of the derivative: 1 for steps, 2 for lines
     blur: float
     ratio: float  # of the mean's height to the means of other radii
@@ -105,15 +104,9 @@ def find_circle(image: np.ndarray) -> Circle:
             inner = _faint_inner(channel, outer)
             if inner is None and len(strong) == 1 and _median_inside(image, outer) < _DARKEST:
                 raise NoCircleError("shows a membrane too dark for the deposit's rim to be seen")
-            return _plain(inner or _middle_of_line(channel, outer))
+            circle = inner or _middle_of_line(channel, outer)
+            return Circle(float(circle.x), float(circle.y), float(circle.radius))
     raise NoCircleError("shows no circle whose edge is certain")
-
-
-def _plain(circle: Circle) -> Circle:
-    """The circle with Python's floats in place of numpy's."""
-    x, y, radius = map(float, (circle.x, circle.y, circle.radius))
-    support, strength = float(circle.support), float(circle.strength)
-    return Circle(x, y, radius, support, strength, bool(circle.brighter))
 
 
 def _strong_circles(channel: np.ndarray) -> list[Circle]:
@@ -123,12 +116,14 @@ def _strong_circles(channel: np.ndarray) -> list[Circle]:
     small = cv2.resize(channel, size, interpolation=cv2.INTER_AREA)
     factor = channel.shape[1] / size[0]
     found: list[Circle] = []
-    for x, y in _centers(small):
-        for guess in _radii(small, x, y):
+    for center in _centers(small):
+        for guess in _radii(small, *center):
             rough = _refined(small, guess, (5.0, 3.0))
             if rough is None or rough.support < _LEAST_SUPPORT - 0.2:
                 continue
-            circle = _refined(channel, rough.scaled(factor), (1.2 * factor + 1, 3.0, 2.5))
+            x, y, radius = factor * np.array([rough.x, rough.y, rough.radius])
+            large = replace(rough, x=x, y=y, radius=radius)
+            circle = _refined(channel, large, (1.2 * factor + 1, 3.0, 2.5))
             if circle is not None and circle.support >= _LEAST_SUPPORT:
                 found.append(circle)
     short = min(channel.shape)
@@ -190,18 +185,11 @@ def _radii(image: np.ndarray, x: float, y: float) -> list[Circle]:
 
 def _refined(image: np.ndarray, guess: Circle, windows: tuple[float, ...]) -> Circle | None:
     """Fit a circle to the edge's place in each sector, in ever narrower windows, and rate it."""
-    circle = guess
+    circle: Circle | None = guess
     for window in windows:
-        reach = np.arange(-math.ceil(window) - 1, math.ceil(window) + 2)
-        radii = circle.radius + reach
-        if radii[0] < 4:
+        circle = _fitted(image, circle, window)
+        if circle is None:
             return None
-        rise, visible = _unrolled_slope(image, circle.x, circle.y, radii, 1.2)
-        fit = _fit_circle(rise * (-1 if circle.brighter else 1), visible, window)
-        if fit is None:
-            return None
-        dx, dy, off = fit
-        circle = replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
     return _rated(image, circle)
 
 
@@ -254,47 +242,41 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
     The funnel leaves a pressed line or a step of a few grey levels about the deposit. One that is
     not certain raises NoCircleError.
     """
-    found = _best_ring(channel, outer)
-    if found is None:
+    ring = _certain_ring(channel, outer)
+    if ring is None:
         return None
-    best, x, y = found
     # Still rising at the end of the search: the rim itself, or something too near to it.
-    if best.radius > outer.radius - _gap(outer, best.blur) - 1.5:
+    if ring.radius > outer.radius - _gap(outer, ring.blur) - 1.5:
         raise NoCircleError(_TOO_FAINT)
-    circle = Circle(x, y, best.radius, best.agreement, best.ratio, best.sign < 0)
+    circle: Circle | None = Circle(ring.x, ring.y, ring.radius, brighter=ring.sign < 0)
     for window in (6.0, 4.0):
-        radii = circle.radius + np.arange(-math.ceil(window) - 1, math.ceil(window) + 2)
-        about = (circle.x, circle.y, radii, best.blur, best.order)
-        slope, visible = _unrolled_slope(channel, *about)
-        fit = _fit_circle(_around(best.sign * slope), visible, window)
-        if fit is None:
+        circle = _fitted(channel, circle, window, ring.blur, ring.order, around=2)
+        if circle is None:
             raise NoCircleError(_TOO_FAINT)
-        dx, dy, off = fit
-        circle = replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
     # The fit may have been drawn to the rim itself.
-    if circle.radius > outer.radius * (1 - _FAINT_GAP) - 1 or abs(circle.radius - best.radius) > 4:
+    if circle.radius > outer.radius * (1 - _FAINT_GAP) - 1 or abs(circle.radius - ring.radius) > 4:
         raise NoCircleError(_TOO_FAINT)
     return circle
 
 
-def _best_ring(channel: np.ndarray, outer: Circle) -> tuple[_Ring, float, float] | None:
-    """A certain ring within the membrane and its centre, which may lie beside the membrane's."""
-    x, y = outer.x, outer.y
-    rings = _faint_rings(channel, outer, (x, y), _FAINT_BLURS, [(0.0, 0.0)])
+def _certain_ring(channel: np.ndarray, outer: Circle) -> _Ring | None:
+    """A certain ring within the membrane, whose centre may lie beside the membrane's."""
+    rings = _faint_rings(channel, outer)
+    if not rings:
+        return None
     best = _line_or_step(rings)
     if best.is_clear(_CERTAIN):
-        return best, x, y
+        return best
     doubtful = any(ring.is_clear(_DOUBTFUL) for ring in rings)
     reach = _FAINT_SHIFT * outer.radius
-    moves = np.arange(-reach, reach + 1, 3.0)
-    moves = [(dx, dy) for dx in moves - moves.mean() for dy in moves - moves.mean()]
-    rings = _faint_rings(channel, outer, (x, y), (2.0, 3.5), moves)
-    moved = max(rings, key=lambda ring: ring.ratio)
+    steps = np.arange(-reach, reach + 1, 3.0)
+    steps -= steps.mean()
+    rings = _faint_rings(channel, outer, (2.0, 3.5), list(itertools.product(steps, steps)))
+    moved = max(rings, key=lambda ring: ring.ratio, default=best)
     if moved.is_clear(_CERTAIN):
-        x, y = outer.x + moved.move[0], outer.y + moved.move[1]
-        best = _line_or_step(_faint_rings(channel, outer, (x, y), _FAINT_BLURS, [(0.0, 0.0)]))
+        best = _line_or_step(_faint_rings(channel, replace(outer, x=moved.x, y=moved.y)))
         if best.is_clear(_CERTAIN):
-            return best, x, y
+            return best
         doubtful = True
     if doubtful:
         raise NoCircleError(_TOO_FAINT)
@@ -323,74 +305,50 @@ def _line_or_step(rings: list[_Ring]) -> _Ring:
 def _faint_rings(
     image: np.ndarray,
     outer: Circle,
-    center: tuple[float, float],
-    blurs: tuple[float, ...],
-    moves: list[tuple[float, float]],
+    blurs: tuple[float, ...] = _FAINT_BLURS,
+    moves: Sequence[tuple[float, float]] = ((0.0, 0.0),),
 ) -> list[_Ring]:
     """The clearest ring by each filter, about each of the centres that ``moves`` lead to."""
     angle = _sector_angles()
     shifts = np.array(moves) @ np.stack([np.cos(angle), np.sin(angle)])
     margin = math.ceil(np.abs(shifts).max())
-    index = np.rint(shifts).astype(int)[:, :, None] + margin
+    rows = np.arange(_SECTORS)[:, None]
     rings = []
-    for blur in blurs:
-        gap = _gap(outer, blur)
-        radii = np.arange(_LEAST_INNER * outer.radius - margin, outer.radius - gap + margin)
+    for blur, order in itertools.product(blurs, (1, 2)):
+        limit = outer.radius - _gap(outer, blur)
+        radii = np.arange(_LEAST_INNER * outer.radius - margin, limit + margin)
         count = len(radii) - 2 * margin
         if count < 20:
             continue
-        for order in (1, 2):
-            slope, visible = _unrolled_slope(image, *center, radii, blur, order)
-            visible &= radii < outer.radius - gap
-            heights = slope / _usual_slope(slope, visible, _FAINT_FLOOR)[:, None]
-            places = index + np.arange(count)
-            reach = math.ceil(2.5 * blur)
-            found = _clearest(np.clip(heights, -4, 4), visible, places, reach)
-            move, place, values = found
-            radius = float(radii[place + margin])
-            if radius + reach >= outer.radius - gap:
-                values["rival"] = math.inf
-            rings.append(_Ring(radius, moves[move], order=order, blur=blur, **values))
-    if not rings:
-        rings = [_Ring(outer.radius, (0.0, 0.0), order, 1.0, 0.0, 0.0, 1, 0.0) for order in (1, 2)]
+        slope, visible = _unrolled_slope(image, outer.x, outer.y, radii, blur, order)
+        visible &= radii < limit
+        heights = slope / _usual_slope(slope, visible, _FAINT_FLOOR)[:, None]
+        # For each move, sector and place.
+        places = np.rint(shifts).astype(int)[:, :, None] + margin + np.arange(count)
+        weight = visible[rows, places]
+        moved = np.clip(heights, -4, 4)[rows, places] * weight
+        shown = weight.sum(axis=1)
+        mean = moved.sum(axis=1) / np.maximum(shown, 1)
+        mean[shown < _LEAST_VISIBLE * _SECTORS] = 0
+        usual = 1.4826 * np.median(np.abs(mean), axis=1, keepdims=True)
+        ratio = mean / np.maximum(usual, 0.05)
+        move, place = np.unravel_index(np.abs(ratio).argmax(), ratio.shape)
+        height, sign = abs(mean[move, place]), 1 if mean[move, place] > 0 else -1
+        agreement = (sign * moved[move, :, place] > 0.5).sum() / max(shown[move, place], 1)
+        radius, reach = radii[place + margin], math.ceil(2.5 * blur)
+        rival = math.inf
+        if radius + reach < limit:
+            beside = mean[move, max(place - reach, 0) : place + reach + 1]
+            rival = (-sign * beside).max() / max(height, 1e-9)
+        x, y = outer.x + moves[move][0], outer.y + moves[move][1]
+        clear = abs(ratio[move, place]), agreement
+        rings.append(_Ring(x, y, radius, order, blur, *clear, sign, rival))
     return rings
-
-
-def _clearest(
-    height: np.ndarray, visible: np.ndarray, places: np.ndarray, reach: int
-) -> tuple[int, int, dict[str, float]]:
-    """Number of the move and place of the clearest ring, and values of a :class:`_Ring`."""
-    at = (np.arange(_SECTORS)[:, None], places)
-    weight = visible[at]
-    moved = height[at] * weight
-    shown = weight.sum(axis=1)
-    mean = moved.sum(axis=1) / np.maximum(shown, 1)
-    mean[shown < _LEAST_VISIBLE * _SECTORS] = 0
-    usual = 1.4826 * np.median(np.abs(mean), axis=1, keepdims=True)
-    ratio = mean / np.maximum(usual, 0.05)
-    move, place = np.unravel_index(np.abs(ratio).argmax(), ratio.shape)
-    sign = 1 if mean[move, place] > 0 else -1
-    agree = (sign * moved[move, :, place] > 0.5).sum() / max(shown[move, place], 1)
-    beside = mean[move, max(place - reach, 0) : place + reach + 1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rival = (-sign * beside).max() / abs(mean[move, place])
-    values = {
-        "ratio": float(abs(ratio[move, place])),
-        "agreement": float(agree),
-        "sign": sign,
-        "rival": float(rival),
-    }
-    return int(move), int(place), values
 
 
 def _gap(outer: Circle, blur: float) -> float:
     """Least distance of a faint ring from the rim, in px."""
     return max(_FAINT_GAP * outer.radius, 3 * blur + 4)
-
-
-def _around(slope: np.ndarray) -> np.ndarray:
-    """Each sector's mean with the two on either side."""
-    return sum(np.roll(slope, step, axis=0) for step in range(-2, 3)) / 5
 
 
 def _middle_of_line(channel: np.ndarray, inner: Circle) -> Circle:
@@ -406,17 +364,33 @@ def _middle_of_line(channel: np.ndarray, inner: Circle) -> Circle:
     return replace(inner, x=x, y=y, radius=inner.radius + width / 2)
 
 
-def _fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.ndarray | None:
-    """Fit a circle to the highest place in each sector by least squares, outliers trimmed."""
+def _fitted(
+    image: np.ndarray,
+    circle: Circle,
+    window: float,
+    blur: float = 1.2,
+    order: int = 1,
+    around: int = 0,
+) -> Circle | None:
+    """Fit a circle to the highest place in each sector by least squares, outliers trimmed.
+
+    A sector's height is the mean with ``around`` others on either side.
+    """
+    half = math.ceil(window) + 1
+    radii = circle.radius + np.arange(-half, half + 1)
+    if radii[0] < 4:
+        return None
+    slope, visible = _unrolled_slope(image, circle.x, circle.y, radii, blur, order)
     shown = visible.all(axis=1)
     if shown.sum() < 0.3 * _SECTORS:
         return None
-    inner = height[:, 1:-1]
-    peak = inner.argmax(axis=1) + 1
+    height = slope * (-1 if circle.brighter else 1)
+    height = np.mean([np.roll(height, n, axis=0) for n in range(-around, around + 1)], axis=0)
+    peak = height[:, 1:-1].argmax(axis=1) + 1
     rows = np.arange(len(height))
     before, top, after = (height[rows, peak + step] for step in (-1, 0, 1))
     bend = np.minimum(before - 2 * top + after, -1e-6)
-    place = peak - height.shape[1] // 2 + np.clip((before - after) / (2 * bend), -0.5, 0.5)
+    place = peak - half + np.clip((before - after) / (2 * bend), -0.5, 0.5)
     angle = _sector_angles()
     design = np.column_stack([np.cos(angle), np.sin(angle), np.ones_like(angle)])
     # A sector that only shows the rise towards an edge beyond its window is left out.
@@ -428,7 +402,8 @@ def _fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.nd
         rest = np.abs(place - design @ solution)
         limit = max(0.3, 2.5 * 1.4826 * float(np.median(rest[kept])))
         kept = shown & (top > 0) & (rest < limit)
-    return solution
+    dx, dy, off = solution
+    return replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
 
 
 def _sector_angles() -> np.ndarray:
