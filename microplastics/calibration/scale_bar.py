@@ -120,16 +120,7 @@ class _Candidate:
 
 
 def find_scale_bar(read: Read, width: int, height: int, name: str = "The image") -> ScaleBar:
-    """Find the one scale bar of a picture.
-
-    Args:
-        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
-        width: of the picture, px.
-        height: of the picture, px.
-        name: the picture's name, for the error.
-
-    Returns:
-        The bar.
+    """Find the one scale bar of a picture, ``name``, as :func:`find_scale_bars` does.
 
     Raises:
         UserError: there is none, or more than one.
@@ -153,11 +144,10 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
 
     Args:
         read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
-        width: of the picture, px.
-        height: of the picture, px.
+        width, height: of the picture, px.
 
     Returns:
-        Whatever may be a scale bar, from left to right.
+        whatever may be a scale bar, from left to right.
     """
     shortest = int(min(max(24, 0.04 * width), 100))
     found = []
@@ -553,45 +543,26 @@ def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
 def _lines(boxes: np.ndarray) -> list[np.ndarray]:
     """Group the boxes (n, 4), tallest first, into lines of text."""
     lines = []
-    taken = np.zeros(len(boxes), bool)
-    for seed in range(len(boxes)):
-        height = boxes[seed, 3]
+    free = np.ones(len(boxes), bool)
+    bottoms = boxes[:, 1] + boxes[:, 3]
+    for seed, (_, top, _, height) in enumerate(boxes):
         if height < _MIN_LETTER:
             break
-        if taken[seed]:
+        if not free[seed]:
             continue
-        near = _same_line(boxes, boxes[seed]) & ~taken
-        members = _chain(boxes, near, seed, _SPACE * height)
+        # Descenders are on the line too.
+        near = free & (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
+        order = np.flatnonzero(near & (bottoms >= top + 0.3 * height))
+        order = order[np.argsort(boxes[order, 0])]
+        right = np.maximum.accumulate(boxes[order, 0] + boxes[order, 2])
+        gaps = boxes[order[1:], 0] - right[:-1] > _SPACE * height
+        parts = np.concatenate([[0], np.cumsum(gaps)])
+        members = order[parts == parts[order == seed]]
         line = boxes[members]
         if _is_text(line, height):
-            taken[members] = True
+            free[members] = False
             lines.append(line)
     return lines
-
-
-def _same_line(boxes: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """Boxes on the line of the seed, descenders included."""
-    top, height = seed[1], seed[3]
-    bottoms = boxes[:, 1] + boxes[:, 3]
-    inside = (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
-    return inside & (bottoms >= top + 0.3 * height)
-
-
-def _chain(boxes: np.ndarray, near: np.ndarray, seed: int, space: float) -> list[int]:
-    """Indices of the boxes that follow each other from the seed with no gap over ``space``."""
-    members = [seed]
-    left, right = boxes[seed, 0], boxes[seed, 0] + boxes[seed, 2]
-    order = np.flatnonzero(near)
-    order = order[np.argsort(boxes[order, 0])]
-    for index in order[boxes[order, 0] >= left]:
-        if index != seed and boxes[index, 0] - right <= space:
-            members.append(int(index))
-            right = max(right, boxes[index, 0] + boxes[index, 2])
-    for index in order[boxes[order, 0] < left][::-1]:
-        if left - (boxes[index, 0] + boxes[index, 2]) <= space:
-            members.append(int(index))
-            left = min(left, boxes[index, 0])
-    return members
 
 
 def _large(line: np.ndarray) -> np.ndarray:
@@ -624,21 +595,21 @@ def _find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
     """Find the even rectangle in which a bar lies."""
     x, y, w, h = bar
     height, width = plane.shape
-    seeds = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
-    seeds += [(x + w // 4, y - 3), (x + 3 * w // 4, y + h + 2), (x + w + 2, y + h // 2)]
-    levels = [int(plane[v, u]) for u, v in seeds if 0 <= u < width and 0 <= v < height]
-    if not levels:
+    places = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
+    places += [(x + w // 4, y - 3), (x + 3 * w // 4, y + h + 2), (x + w + 2, y + h // 2)]
+    seeds = [(v, u) for u, v in places if 0 <= u < width and 0 <= v < height]
+    if not seeds:
         return None
-    level = float(np.median(levels))
+    level = float(np.median([plane[seed] for seed in seeds]))
     even = (np.abs(plane.astype(np.float32) - level) <= _PLATE_TOLERANCE).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(even, connectivity=4)
-    inside = [labels[v, u] for u, v in seeds if 0 <= u < width and 0 <= v < height]
-    inside = [label for label in inside if label]
-    if not inside:
+    found = [labels[seed] for seed in seeds if labels[seed]]
+    if not found:
         return None
-    label = max(set(inside), key=inside.count)
-    left, top, wide, high, area = (int(v) for v in stats[label])
-    if wide * high > _MAX_PLATE * plane.size or not _holds((left, top, wide, high), bar):
+    label = max(set(found), key=found.count)
+    left, top, wide, high, area = stats[label].tolist()
+    holds = left <= x and top <= y and left + wide >= x + w and top + high >= y + h
+    if wide * high > _MAX_PLATE * plane.size or not holds:
         return None
     # Bar and letters are holes in it; the rest of the rectangle must be full, sides included.
     holes = sum(box[2] * box[3] for box in (bar, text) if box is not None)
@@ -647,9 +618,3 @@ def _find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
     if area < 0.93 * wide * high - holes or min(sides) < 0.8:
         return None
     return left, top, wide, high
-
-
-def _holds(outer: Box, inner: Box) -> bool:
-    right, bottom = inner[0] + inner[2], inner[1] + inner[3]
-    across = outer[0] <= inner[0] and right <= outer[0] + outer[2]
-    return across and outer[1] <= inner[1] and bottom <= outer[1] + outer[3]
