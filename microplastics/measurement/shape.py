@@ -14,36 +14,23 @@ from microplastics.measurement.outline import crofton_perimeter, measure_hull, w
 
 # CIE L*, a*, b* under D65 of sRGB colours. A name has several entries for its dark, muted and
 # light shades, because plastic under a microscope seldom has a pure colour.
-NAMED_COLORS: tuple[tuple[str, tuple[float, float, float]], ...] = (
-    ("black", (8.0, 0.0, 0.0)),
-    ("grey", (35.0, 0.0, 0.0)),
-    ("grey", (55.0, 0.0, 0.0)),
-    ("grey", (74.0, 0.0, 0.0)),
-    ("white", (95.0, 0.0, 0.0)),
-    ("red", (28.0, 45.0, 28.0)),
-    ("red", (48.0, 65.0, 42.0)),
-    ("orange", (60.0, 42.0, 55.0)),
-    ("orange", (73.0, 26.0, 65.0)),
-    ("yellow", (75.0, 2.0, 60.0)),
-    ("yellow", (91.0, -8.0, 60.0)),
-    ("green", (30.0, -25.0, 20.0)),
-    ("green", (52.0, -40.0, 32.0)),
-    ("green", (80.0, -35.0, 35.0)),
-    ("cyan", (55.0, -28.0, -12.0)),
-    ("cyan", (82.0, -32.0, -10.0)),
-    ("blue", (20.0, 12.0, -35.0)),
-    ("blue", (32.0, 79.0, -108.0)),
-    ("blue", (42.0, 4.0, -42.0)),
-    ("blue", (72.0, -8.0, -28.0)),
-    ("purple", (28.0, 35.0, -32.0)),
-    ("purple", (52.0, 38.0, -38.0)),
-    ("pink", (58.0, 52.0, 0.0)),
-    ("pink", (80.0, 26.0, 4.0)),
-    ("brown", (28.0, 16.0, 24.0)),
-    ("brown", (45.0, 18.0, 32.0)),
-    ("beige", (80.0, 4.0, 20.0)),
-)
-_LABS = np.array([lab for _, lab in NAMED_COLORS])
+NAMED_COLORS: dict[str, list[tuple[float, float, float]]] = {
+    "black": [(8, 0, 0)],
+    "grey": [(35, 0, 0), (55, 0, 0), (74, 0, 0)],
+    "white": [(95, 0, 0)],
+    "red": [(28, 45, 28), (48, 65, 42)],
+    "orange": [(60, 42, 55), (73, 26, 65)],
+    "yellow": [(75, 2, 60), (91, -8, 60)],
+    "green": [(30, -25, 20), (52, -40, 32), (80, -35, 35)],
+    "cyan": [(55, -28, -12), (82, -32, -10)],
+    "blue": [(20, 12, -35), (32, 79, -108), (42, 4, -42), (72, -8, -28)],
+    "purple": [(28, 35, -32), (52, 38, -38)],
+    "pink": [(58, 52, 0), (80, 26, 4)],
+    "brown": [(28, 16, 24), (45, 18, 32)],
+    "beige": [(80, 4, 20)],
+}
+_NAMES = [name for name, labs in NAMED_COLORS.items() for _ in labs]
+_LABS = np.array([lab for labs in NAMED_COLORS.values() for lab in labs], dtype=np.float64)
 Kind = Literal["fiber", "other"]
 FIBER_CLASSES = ("Fiber", "Fibre")
 """Classes whose length is measured along the centreline; case is ignored."""
@@ -190,7 +177,7 @@ def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:
     """
     colors = np.asarray(labs, dtype=np.float64).reshape(-1, 1, 3)
     nearest = deltaE_ciede2000(colors, _LABS[None]).argmin(axis=1)
-    return [NAMED_COLORS[index][0] for index in nearest]
+    return [_NAMES[index] for index in nearest]
 
 
 def _measure(item: Item) -> Shape:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import shapely
 from PIL import Image
@@ -170,48 +171,39 @@ class _Outlines:
         return [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygons)]
 
 
-class _Cells(NamedTuple):
-    """A mask on a grid.
+class _Grid(NamedTuple):
+    """A mask of at most 4096 px a side.
 
     Attributes:
-        counts: (h, w) px of the mask inside of each cell.
-        step: px along a cell; the last ones may be cut.
-        full_size: (height, width) of the mask in px.
+        inside: (h, w) bool.
+        full_size: (height, width) of the mask as it was read.
+        area: number of its px inside.
     """
 
-    counts: np.ndarray
-    step: int
+    inside: np.ndarray
     full_size: tuple[int, int]
-
-    def sides(self) -> list[np.ndarray]:
-        """Give the height of each row and the width of each column, in px."""
-        return [
-            np.minimum(self.step, full - np.arange(0, full, self.step)) for full in self.full_size
-        ]
-
-    def inside(self) -> np.ndarray:
-        """Give the cells of which at least half is inside, (h, w) bool."""
-        return self.counts * np.int32(2) >= np.multiply.outer(*self.sides())
+    area: int
 
 
 class _Mask:
-    """The cells of a mask that are inside; points and boxes asked for lie in the image."""
+    """The inside of a mask, scaled by the nearest; points and boxes asked for lie in the image."""
 
-    def __init__(self, cells: _Cells, image_size: tuple[int, int]):
-        # The cell of each row and column of the image.
+    def __init__(self, grid: _Grid, image_size: tuple[int, int]):
+        self._inside, self._image_size = grid.inside, image_size
+        # The row and column of the grid of each of the image.
         self._rows, self._columns = (
-            ((np.arange(side) * 2 + 1) * full // (2 * side) // cells.step).astype(np.int32)
-            for side, full in zip(image_size, cells.full_size, strict=True)
+            ((np.arange(side) * 2 + 1) * cells // (2 * side)).astype(np.int32)
+            for side, cells in zip(image_size, grid.inside.shape, strict=True)
         )
-        self._inside = cells.inside()
-        # Px of the image per px of the mask.
-        down, across = (
-            np.bincount(places, minlength=len(sides)) / sides
-            for places, sides in zip((self._rows, self._columns), cells.sides(), strict=True)
-        )
-        self.area = sum(
-            float(row @ across) * scale for row, scale in zip(cells.counts, down, strict=True)
-        )
+        if grid.inside.shape == grid.full_size:
+            widths = np.bincount(self._columns, minlength=grid.inside.shape[1])
+            heights = np.bincount(self._rows, minlength=len(grid.inside))
+            self.area = sum(
+                int(widths[row].sum()) * int(height)
+                for row, height in zip(grid.inside, heights, strict=True)
+            )
+        else:
+            self.area = grid.area * math.prod(image_size) / math.prod(grid.full_size)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         x, y = points.astype(np.int64).T
@@ -223,25 +215,21 @@ class _Mask:
         return bool(self._inside[top : bottom + 1, left : right + 1].any())
 
     def outlines(self) -> list[np.ndarray]:
-        cells = _shrunk(self._inside, _OUTLINE_GRID)
-        inside = cells.inside()
+        inside = _shrunk(self._inside, _OUTLINE_GRID)
         ys, xs, partners, _ = outline_corners(np.pad(inside, 1), 4)
-        y_of, x_of = (
-            np.searchsorted(places // cells.step, np.arange(count + 1))
-            for places, count in zip((self._rows, self._columns), inside.shape, strict=True)
+        corners = np.column_stack([xs, ys]) * (
+            self._image_size[::-1] / np.array(inside.shape[::-1])
         )
-        corners = np.column_stack([x_of[xs], y_of[ys]]).astype(np.float64)
         return [corners[[*ring, ring[0]]] for ring in outline_rings(partners)]
 
 
-def _shrunk(mask: np.ndarray, side: int) -> _Cells:
-    """Count the px of a mask that are not 0 in cells, at most ``side`` of them a side."""
-    step = max(1, -(-max(mask.shape) // side))
-    tops, lefts = (np.arange(0, full, step) for full in mask.shape)
-    counts = np.empty((len(tops), len(lefts)), np.uint16 if step < 256 else np.uint32)
-    for row, top in enumerate(tops):
-        counts[row] = np.add.reduceat(np.count_nonzero(mask[top : top + step], axis=0), lefts)
-    return _Cells(counts, step, mask.shape)
+def _shrunk(mask: np.ndarray, side: int) -> np.ndarray:
+    """A bool mask of at most ``side`` px a side; a px is inside if most of it is."""
+    factor = max(mask.shape) / side
+    if factor <= 1:
+        return mask
+    size = [max(1, round(full / factor)) for full in mask.shape[::-1]]
+    return cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_AREA).view(bool)
 
 
 # Files
@@ -268,7 +256,7 @@ class RegionSource:
         self._files = sorted(_known_files(self._path)) if self._folder else []
         self._chosen: dict[str, Path] = {}
         # The file that was read last, so that one for all images is read once.
-        self._content: tuple[Path, _Cells | list[Polygon]] | None = None
+        self._content: tuple[Path, _Grid | list[Polygon]] | None = None
         is_known = bool(self._files) or (self._path.is_file() and _is_known(self._path))
         if not self.needs_image and not is_known:
             exists = self._folder or self._path.is_file()
@@ -380,7 +368,7 @@ class RegionSource:
             else:
                 self._content = path, _read_polygons(str(path))
         content = self._content[1]
-        if not isinstance(content, _Cells):
+        if not isinstance(content, _Grid):
             return Region.from_polygons(content, image_size, source)
         _check_fit(str(path), content.full_size, name, image_size)
         return Region(_Mask(content, image_size), image_size, source)
@@ -639,7 +627,7 @@ def _mask_size(path: str) -> tuple[int, int]:
     return size
 
 
-def _read_mask(path: str) -> _Cells:
+def _read_mask(path: str) -> _Grid:
     """Read a mask image; pixels that are not 0 are inside."""
     with open_image(path, _NO_LIMIT) as image:
         if image is not None and _is_transparent(image):
@@ -647,10 +635,10 @@ def _read_mask(path: str) -> _Cells:
                 path,
                 "is transparent in places; draw the region in white on black without transparency",
             )
-    cells = _shrunk(read_label_image(path, _NO_LIMIT)[0], _MAX_GRID)
-    if not cells.counts.any():
+    inside = read_label_image(path, _NO_LIMIT)[0] != 0
+    if not inside.any():
         raise _invalid(path, "has no pixel that is not 0; draw the region in white on black")
-    return cells
+    return _Grid(_shrunk(inside, _MAX_GRID), inside.shape, np.count_nonzero(inside))
 
 
 def _is_transparent(image: Image.Image) -> bool:

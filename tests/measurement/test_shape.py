@@ -245,6 +245,7 @@ def test_colors_have_their_names(bgr, name):
 
 
 def test_every_named_color_is_nearest_to_itself():
-    names, labs = zip(*NAMED_COLORS, strict=True)
+    pairs = [(name, lab) for name, labs in NAMED_COLORS.items() for lab in labs]
+    names, labs = zip(*pairs, strict=True)
     assert color_names(labs) == list(names)
     assert color_names([]) == []

@@ -228,8 +228,8 @@ def test_a_large_mask_is_outlined_by_the_majority(tmp_path):
     mask[1000:1200, 1000:1400] = False
     mask[5::8, 5::8] ^= True  # single cells, in and out
     outer, hole = mask_region(tmp_path, mask, (5200, 8000)).outlines()
-    assert Polygon(outer).bounds == (1600, 800, 6400, 4000)
-    assert Polygon(hole).bounds == (2000, 2000, 2800, 2400)
+    assert Polygon(outer).bounds == pytest.approx((1600, 800, 6400, 4000), abs=4)
+    assert Polygon(hole).bounds == pytest.approx((2000, 2000, 2800, 2400), abs=4)
 
 
 # Mask images
@@ -305,7 +305,7 @@ def test_what_is_stored_and_not_0_counts_in_masks_of_any_size(tmp_path, form, he
     assert found.area_px == inside.sum()
     points = [[90, top + 2], [90, top - 2], [34, top + 9], [29, top + 9], [90, bottom + 2]]
     assert found.contains(points).tolist() == [True, False, True, False, False]
-    assert found.meets(149, bottom - 1, 150, bottom) and not found.meets(160, 0, 200, height)
+    assert found.meets(147, bottom - 3, 150, bottom) and not found.meets(160, 0, 200, height)
     assert region_of(path, (2 * height, 400)).area_px == 4 * inside.sum()
 
 
