@@ -40,13 +40,10 @@ class CalibrationTable(NamedTuple):
     scales: dict[tuple[str, ...], float]
 
     def lookup(self, path: str | os.PathLike) -> Calibration:
-        """Find the scale of an image.
+        """Find the scale of an image file.
 
         A row fits when its name is the end of the image's path, with the file's suffix or
         without; the row that names most folders wins, and among those one with the suffix.
-
-        Args:
-            path: image file.
 
         Raises:
             UserError: no row names it.

@@ -80,14 +80,11 @@ class Sampling:
             _check_positive("The filter's area", self.filter_area_mm2, "mm²")
 
     def counted_liters(self, names: Sequence[str], areas: np.ndarray) -> np.ndarray:
-        """Give the volume whose particles lie on what was photographed.
+        """Give the litres, (R,), whose particles lie on what was photographed.
 
         Args:
             names: of the R samples.
             areas: (R,) of their images in mm²; NaN without a calibration.
-
-        Returns:
-            (R,) in litres.
 
         Raises:
             UserError: the images of a sample have no scale, or show more than a filter.

@@ -43,15 +43,12 @@ class AnalyticShape(NamedTuple):
 
 
 def draw(shape: AnalyticShape, angle: float, shift: Sequence[float]) -> np.ndarray:
-    """Draw a shape.
+    """Draw a shape as (h, w) bool with a margin.
 
     Args:
         shape: the shape.
         angle: rotation in radians.
         shift: x and y from a pixel's centre to the shape's, in px.
-
-    Returns:
-        (h, w) bool with a margin.
     """
     reach = np.hypot(*shapely.get_coordinates(shape.outline).T).max()
     side = math.ceil(reach + max(abs(shift[0]), abs(shift[1]))) + 1
@@ -151,12 +148,7 @@ def standard_shapes() -> list[AnalyticShape]:
 def measure_errors(
     shape: AnalyticShape, drawings: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Measure a shape at random places and angles.
-
-    Args:
-        shape: the shape.
-        drawings: number of drawings.
-        rng: for places and angles.
+    """Measure a number of drawings of a shape at random places and angles.
 
     Returns:
         measured minus true values of each of :data:`QUANTITIES` in px, (drawings,); and
@@ -177,9 +169,6 @@ def error_table(drawings: int, seed: int) -> str:
     Args:
         drawings: number of drawings of each shape.
         seed: of places and angles.
-
-    Returns:
-        the table.
     """
     heads = ("shape", "eq. diameter %", "perimeter %", "Feret max px", "Feret min px")
     heads += ("length px", "length %", "width %", "circularity")

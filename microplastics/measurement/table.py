@@ -142,9 +142,6 @@ def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Sh
         items: the particles.
         processes: None for as many as save time.
 
-    Returns:
-        the shapes in the order of the particles.
-
     Raises:
         ValueError: as for :func:`measure`.
         UserError: a process was killed.
@@ -226,15 +223,7 @@ def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def with_size_classes(
     table: pd.DataFrame, size_classes: SizeClasses, min_size: float | None = None
 ) -> pd.DataFrame:
-    """Put particles into size classes.
-
-    Args:
-        table: of particles.
-        size_classes: the bins; a particle without a calibration gets none.
-        min_size: as for :func:`particle_table`.
-
-    Returns:
-        the table with a new or replaced column ``size_class``.
+    """Add or replace the column ``size_class`` of a table; arguments as of :func:`particle_table`.
 
     Raises:
         UserError: ``min_size`` is not positive.
@@ -252,16 +241,10 @@ def with_size_classes(
 
 
 def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Combine the tables of several images.
+    """Combine the tables of several images; an empty list gives an empty table in µm.
 
     If only some images have a calibration, the result has columns of sizes in µm and in px, empty
     for the other images.
-
-    Args:
-        tables: of particles; an empty list gives an empty table in µm.
-
-    Returns:
-        the rows of all tables, in order.
     """
     tables = list(tables)
     px = any("feret_max_px" in table for table in tables)

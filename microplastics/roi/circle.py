@@ -242,7 +242,7 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
     The funnel leaves a pressed line or a step of a few grey levels about the deposit. One that is
     not certain raises NoCircleError.
     """
-    ring = _certain_ring(channel, outer)
+    ring = _certain_line(channel, outer)
     if ring is None:
         return None
     # Still rising at the end of the search: the rim itself, or something too near to it.
@@ -259,47 +259,35 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
     return circle
 
 
-def _certain_ring(channel: np.ndarray, outer: Circle) -> _Ring | None:
-    """A certain ring within the membrane, whose centre may lie beside the membrane's."""
+def _certain_line(channel: np.ndarray, outer: Circle) -> _Ring | None:
+    """A certain line within the membrane, whose centre may lie beside the membrane's."""
     rings = _faint_rings(channel, outer)
     if not rings:
         return None
-    best = _line_or_step(rings)
-    if best.is_clear(_CERTAIN):
-        return best
-    doubtful = any(ring.is_clear(_DOUBTFUL) for ring in rings)
-    reach = _FAINT_SHIFT * outer.radius
-    steps = np.arange(-reach, reach + 1, 3.0)
-    steps -= steps.mean()
-    rings = _faint_rings(channel, outer, (2.0, 3.5), list(itertools.product(steps, steps)))
-    moved = max(rings, key=lambda ring: ring.ratio, default=best)
-    if moved.is_clear(_CERTAIN):
-        best = _line_or_step(_faint_rings(channel, replace(outer, x=moved.x, y=moved.y)))
-        if best.is_clear(_CERTAIN):
-            return best
-        doubtful = True
-    if doubtful:
+    line, doubtful = _clear_line(rings), any(ring.is_clear(_DOUBTFUL) for ring in rings)
+    if line is None:
+        reach = _FAINT_SHIFT * outer.radius
+        steps = np.arange(-reach, reach + 1, 3.0)
+        steps -= steps.mean()
+        rings = _faint_rings(channel, outer, (2.0, 3.5), list(itertools.product(steps, steps)))
+        moved = max(rings, key=lambda ring: ring.ratio, default=None)
+        if moved is not None and moved.is_clear(_CERTAIN):
+            line = _clear_line(_faint_rings(channel, replace(outer, x=moved.x, y=moved.y)))
+            doubtful = True
+    if line is None and doubtful:
         raise NoCircleError(_TOO_FAINT)
-    return None
+    return line
 
 
-def _line_or_step(rings: list[_Ring]) -> _Ring:
-    """The clearest ring, a line rather than the steps on either side of it.
+def _clear_line(rings: list[_Ring]) -> _Ring | None:
+    """The clearest line, if it is certain and no step is much clearer.
 
-    One that could be either raises NoCircleError.
+    A step bends as much one way before it as the other way behind it; a line does not.
     """
-    steps, lines = ([r for r in rings if r.order == order] for order in (1, 2))
-    cut = max((line.ratio for line in lines if line.rival == math.inf), default=0.0)
-    lines = [line for line in lines if line.rival < _LINE_RIVAL] or lines
-    step, line = (max(some, key=lambda ring: ring.ratio) for some in (steps, lines))
-    if abs(line.radius - step.radius) > _LINE_WIDTH or not line.is_clear(_CERTAIN):
-        return max(step, line, key=lambda ring: ring.ratio)
-    # A step bends as much one way before it as the other way behind it; a line does not.
-    is_line = line.rival < _LINE_RIVAL and line.ratio >= _LINE_FOR_STEP * step.ratio
-    # A wide line whose outer side the rim hides may have this step for its inner one.
-    if not is_line and cut > _LINE_FOR_STEP * step.ratio:
-        raise NoCircleError(_TOO_FAINT)
-    return line if is_line else step
+    least = _LINE_FOR_STEP * max(ring.ratio for ring in rings)
+    lines = [r for r in rings if r.order == 2 and r.rival < _LINE_RIVAL and r.is_clear(_CERTAIN)]
+    line = max(lines, key=lambda ring: ring.ratio, default=None)
+    return line if line is not None and line.ratio >= least else None
 
 
 def _faint_rings(

@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ _GEOJSON, _ROIS = frozenset((".geojson", ".json")), frozenset((".roi", ".zip"))
 _MASKS = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
 _KINDS = "a mask image (PNG, TIFF, BMP, GIF, PGM), GeoJSON or ImageJ ROIs (.roi, .zip)"
 # Part of the fingerprint of "circle": raise it when the finder may give another circle.
-_CIRCLE_VERSION = 1
+_CIRCLE_VERSION = 2
 # Limits on untrusted files: bytes, ROIs in a zip, points in all, px from the origin.
 _MAX_BYTES, _MAX_ROIS, _MAX_POINTS, _FARTHEST = 256 << 20, 10_000, 2_000_000, 1e7
 # Limit on (length of all outlines)² / area of their box, to which crossings are proportional;
@@ -77,16 +77,7 @@ class Region:
     def from_circle(
         center: tuple[float, float], radius: float, image_size: tuple[int, int]
     ) -> "Region":
-        """Take a disc.
-
-        Args:
-            center: x and y in px; the first pixel's centre is (0.5, 0.5).
-            radius: in px.
-            image_size: (height, width) of the image in px.
-
-        Raises:
-            UserError: it lies outside of the image.
-        """
+        """Take a disc; arguments and errors as for :meth:`from_polygons`."""
         source = f"circle at ({center[0]:.1f}, {center[1]:.1f}), radius {radius:.1f} px"
         return Region.from_polygons([_ellipse(center, radius, radius)], image_size, source)
 
@@ -195,15 +186,10 @@ class _Mask:
             ((np.arange(side) * 2 + 1) * cells // (2 * side)).astype(np.int32)
             for side, cells in zip(image_size, grid.inside.shape, strict=True)
         )
+        self.area = grid.area * math.prod(image_size) / math.prod(grid.full_size)
         if grid.inside.shape == grid.full_size:
-            widths = np.bincount(self._columns, minlength=grid.inside.shape[1])
-            heights = np.bincount(self._rows, minlength=len(grid.inside))
-            self.area = sum(
-                int(widths[row].sum()) * int(height)
-                for row, height in zip(grid.inside, heights, strict=True)
-            )
-        else:
-            self.area = grid.area * math.prod(image_size) / math.prod(grid.full_size)
+            widths = np.bincount(self._columns, minlength=grid.full_size[1])
+            self.area = sum(widths[grid.inside[row]].sum() for row in self._rows)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         x, y = points.astype(np.int64).T
@@ -217,9 +203,8 @@ class _Mask:
     def outlines(self) -> list[np.ndarray]:
         inside = _shrunk(self._inside, _OUTLINE_GRID)
         ys, xs, partners, _ = outline_corners(np.pad(inside, 1), 4)
-        corners = np.column_stack([xs, ys]) * (
-            self._image_size[::-1] / np.array(inside.shape[::-1])
-        )
+        scale = np.array(self._image_size[::-1]) / inside.shape[::-1]
+        corners = np.column_stack([xs, ys]) * scale
         return [corners[[*ring, ring[0]]] for ring in outline_rings(partners)]
 
 
@@ -253,12 +238,12 @@ class RegionSource:
         self.needs_image = self.what == CIRCLE
         self._path = Path(self.what)
         self._folder = bool(self.what.strip()) and self._path.is_dir() and not self.needs_image
-        self._files = sorted(_known_files(self._path)) if self._folder else []
+        below = sorted(self._path.rglob("[!.]*")) if self._folder else []
+        self._files = [path for path in below if _is_known(path)]
         self._chosen: dict[str, Path] = {}
         # The file that was read last, so that one for all images is read once.
         self._content: tuple[Path, _Grid | list[Polygon]] | None = None
-        is_known = bool(self._files) or (self._path.is_file() and _is_known(self._path))
-        if not self.needs_image and not is_known:
+        if not (self.needs_image or self._files or _is_known(self._path)):
             exists = self._folder or self._path.is_file()
             raise UserError(
                 f"--region {self.what or repr('')} "
@@ -293,8 +278,9 @@ class RegionSource:
                 )
             return
         by_stem: dict[str, list[str]] = {}
-        for file in self._files:
-            if os.path.realpath(self._path / file) not in photographs:
+        for path in self._files:
+            if os.path.realpath(path) not in photographs:
+                file = path.relative_to(self._path).as_posix()
                 by_stem.setdefault(_stem(file), []).append(file)
         usual = Counter(PurePosixPath(_stem(name)).name for name in set(names))
         owners: dict[str, str] = {}
@@ -316,9 +302,7 @@ class RegionSource:
 
     def path_of(self, name: str) -> Path | None:
         """Give the file of the region of an image that :meth:`check` was given; None of circles."""
-        if self.needs_image:
-            return None
-        return self._chosen[name] if self._folder else self._path
+        return None if self.needs_image else self._chosen.get(name, self._path)
 
     def fingerprint(self) -> str:
         """Hash what a run uses: the kind, and names and bytes of the files.
@@ -375,19 +359,11 @@ class RegionSource:
 
 
 def _is_known(path: Path) -> bool:
-    return path.suffix.lower() in _MASKS | _GEOJSON | _ROIS
-
-
-def _known_files(folder: Path) -> Iterator[str]:
-    """Files of known kinds below a folder, relative to it, with ``/``."""
-    for parent, _, files in os.walk(folder):
-        for path in (Path(parent, file) for file in files):
-            if _is_known(path) and not path.name.startswith(".") and path.is_file():
-                yield path.relative_to(folder).as_posix()
+    return path.suffix.lower() in _MASKS | _GEOJSON | _ROIS and path.is_file()
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _circle_of(name: str, image_size: tuple[int, int], image: np.ndarray) -> Region:
