@@ -287,12 +287,10 @@ def _prune(skeleton: Skeleton) -> None:
         spurs = []
         for number, arm in skeleton.arms.items():
             for end, root in ((0, 1), (1, 0)):
-                if arm.closed or len(meeting[arm.nodes[end]]) != 1:
-                    continue
-                if len(meeting[arm.nodes[root]]) < 3:
+                if arm.closed or len(meeting[arm.nodes[end]]) > 1:
                     continue
                 limit = _SPUR_RADII * max(skeleton.radius((number, root)), 0.5) + _SPUR_SLACK
-                if arm.length <= limit:
+                if arm.length <= limit and len(meeting[arm.nodes[root]]) > 2:
                     spurs.append((arm.length, number, arm.nodes[root]))
         if not spurs:
             return

@@ -34,8 +34,8 @@ _DOUBTFUL, _CERTAIN = (4.5, 0.6), (8.0, 0.8)
 _FAINT_BLURS = (1.2, 2.0, 3.5, 6.0)
 # How far off a faint ring's centre may lie, in radii, and how clear a line must be beside a step.
 _FAINT_SHIFT, _LINE_FOR_STEP = 0.03, 0.7
-# Fraction of the radius at the rim that is not searched; half the width of a line, px.
-_FAINT_GAP, _LINE_WIDTH, _LINE_RIVAL = 0.035, 10.0, 0.87
+# Fraction of the radius at the rim that is not searched; a line's largest bend the other way.
+_FAINT_GAP, _LINE_RIVAL = 0.035, 0.87
 # Width of a line, in px, below which its middle is taken and not its inner edge.
 _STRONG_LINE, _LINE_GUESS = 6.0, 3.5
 # Median grey level of a membrane below which a print of a few per cent cannot be seen.
@@ -73,12 +73,11 @@ class _Ring(NamedTuple):
     x: float
     y: float
     radius: float
-    order: int  # of the derivative: 1 for steps, 2 for lines
+    sign: int
     blur: float
     ratio: float  # of the mean's height to the means of other radii
     agreement: float  # fraction of sectors that rise in its direction
-    sign: int
-    rival: float  # height of the opposite direction beside it over its own; inf if not visible
+    is_line: bool
 
     def is_clear(self, least: tuple[float, float]) -> bool:
         return self.ratio >= least[0] and self.agreement >= least[1]
@@ -245,12 +244,9 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
     ring = _certain_line(channel, outer)
     if ring is None:
         return None
-    # Still rising at the end of the search: the rim itself, or something too near to it.
-    if ring.radius > outer.radius - _gap(outer, ring.blur) - 1.5:
-        raise NoCircleError(_TOO_FAINT)
     circle: Circle | None = Circle(ring.x, ring.y, ring.radius, brighter=ring.sign < 0)
     for window in (6.0, 4.0):
-        circle = _fitted(channel, circle, window, ring.blur, ring.order, around=2)
+        circle = _fitted(channel, circle, window, ring.blur, order=2, around=2)
         if circle is None:
             raise NoCircleError(_TOO_FAINT)
     # The fit may have been drawn to the rim itself.
@@ -262,30 +258,23 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
 def _certain_line(channel: np.ndarray, outer: Circle) -> _Ring | None:
     """A certain line within the membrane, whose centre may lie beside the membrane's."""
     rings = _faint_rings(channel, outer)
-    if not rings:
-        return None
     line, doubtful = _clear_line(rings), any(ring.is_clear(_DOUBTFUL) for ring in rings)
     if line is None:
         reach = _FAINT_SHIFT * outer.radius
         steps = np.arange(-reach, reach + 1, 3.0)
         steps -= steps.mean()
-        rings = _faint_rings(channel, outer, (2.0, 3.5), list(itertools.product(steps, steps)))
-        moved = max(rings, key=lambda ring: ring.ratio, default=None)
-        if moved is not None and moved.is_clear(_CERTAIN):
-            line = _clear_line(_faint_rings(channel, replace(outer, x=moved.x, y=moved.y)))
-            doubtful = True
+        moved = _faint_rings(channel, outer, (2.0, 3.5), list(itertools.product(steps, steps)))
+        line = _clear_line(moved)
+        doubtful |= any(ring.is_clear(_CERTAIN) for ring in moved)
     if line is None and doubtful:
         raise NoCircleError(_TOO_FAINT)
     return line
 
 
 def _clear_line(rings: list[_Ring]) -> _Ring | None:
-    """The clearest line, if it is certain and no step is much clearer.
-
-    A step bends as much one way before it as the other way behind it; a line does not.
-    """
-    least = _LINE_FOR_STEP * max(ring.ratio for ring in rings)
-    lines = [r for r in rings if r.order == 2 and r.rival < _LINE_RIVAL and r.is_clear(_CERTAIN)]
+    """The clearest line, if it is certain and no step is much clearer."""
+    least = _LINE_FOR_STEP * max((ring.ratio for ring in rings), default=0)
+    lines = [ring for ring in rings if ring.is_line and ring.is_clear(_CERTAIN)]
     line = max(lines, key=lambda ring: ring.ratio, default=None)
     return line if line is not None and line.ratio >= least else None
 
@@ -324,13 +313,12 @@ def _faint_rings(
         height, sign = abs(mean[move, place]), 1 if mean[move, place] > 0 else -1
         agreement = (sign * moved[move, :, place] > 0.5).sum() / max(shown[move, place], 1)
         radius, reach = radii[place + margin], math.ceil(2.5 * blur)
-        rival = math.inf
-        if radius + reach < limit:
-            beside = mean[move, max(place - reach, 0) : place + reach + 1]
-            rival = (-sign * beside).max() / max(height, 1e-9)
+        # A step bends as much one way before it as the other way behind it; a line does not.
+        beside = -sign * mean[move, max(place - reach, 0) : place + reach + 1]
+        is_line = order == 2 and radius + reach < limit and beside.max() < _LINE_RIVAL * height
         x, y = outer.x + moves[move][0], outer.y + moves[move][1]
         clear = abs(ratio[move, place]), agreement
-        rings.append(_Ring(x, y, radius, order, blur, *clear, sign, rival))
+        rings.append(_Ring(x, y, radius, sign, blur, *clear, is_line))
     return rings
 
 

@@ -21,7 +21,7 @@ from shapely.geometry.base import BaseGeometry
 
 from microplastics.data.coco import show
 from microplastics.data.formats.masks import read_label_image
-from microplastics.data.images import EXIF_ORIENTATION, open_image
+from microplastics.data.images import EXIF_ORIENTATION, image_header, open_image
 from microplastics.data.segmentation import outline_corners, outline_rings
 from microplastics.roi.circle import MAX_SIDE, NoCircleError, find_circle
 from microplastics.utils.errors import UserError
@@ -44,10 +44,7 @@ _CURVE_POINTS = 1024  # of a circle or an oval
 # Points are tested this far beside their place, in px (see Region.contains).
 _BESIDE = np.array([1.0, math.sqrt(2)]) * 1e-7
 _NO_LIMIT = 1 << 62  # px of a mask, which may not be larger than its image
-# TIFF: none, LZW, deflate (two codes), PackBits, LZMA, Zstandard; grey (two codes), RGB, palette,
-# mask.
-_LOSSLESS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
-_PHOTOMETRICS = frozenset((0, 1, 2, 3, 4))
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names the compressions of TIFFs
 _ROI_OUTLINES = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 Overview = Callable[[int], tuple[np.ndarray, float]]
 
@@ -582,25 +579,14 @@ def _framed(roi: ImagejRoi) -> Polygon:
 
 def _mask_size(path: str) -> tuple[int, int]:
     """(height, width) in px of a mask image, of which the stored values must be what they seem."""
+    width, height = image_header(path, _NO_LIMIT)[0]
     with open_image(path, _NO_LIMIT) as image:
-        clear = True
-        if image is None or image.format == "TIFF":
-            import tifffile  # slow to import and seldom needed
-
-            with tifffile.TiffFile(path) as tiff:
-                page = tiff.pages[0]
-                size = page.imagelength, page.imagewidth
-                orientation = page.tags.valueof(EXIF_ORIENTATION)
-                clear = (
-                    int(page.compression) in _LOSSLESS and int(page.photometric) in _PHOTOMETRICS
-                )
-        else:
-            size, orientation = image.size[::-1], image.getexif().get(EXIF_ORIENTATION)
-        if not clear:
-            raise _invalid(path, "is compressed with loss or of a rare kind; save it as a grey PNG")
-        if (orientation or 1) != 1:
-            raise _invalid(path, "is turned by a tag; save it upright without the tag")
-    return size
+        if image is not None:
+            if image.info.get("compression") in _LOSSY or image.mode == "CMYK":
+                raise _invalid(path, "is compressed with loss or CMYK; save it as a grey PNG")
+            if (image.getexif().get(EXIF_ORIENTATION) or 1) != 1:
+                raise _invalid(path, "is turned by a tag; save it upright without the tag")
+    return height, width
 
 
 def _read_mask(path: str) -> _Grid:

@@ -169,9 +169,7 @@ def test_no_particles_have_no_weights():
         assert edge_weights([], [], [], rule).shape == (0,)
 
 
-def test_edge_rules_and_boxes_that_cannot_be():
-    with user_error("option_invalid", "'half'", "count, exclude, weight"):
-        edge_weights([], [], [], "half")
+def test_boxes_that_cannot_be():
     with user_error("table_invalid", "bbox_w", "touches_edge"):
         edge_weights([False], [[39, 3]], [[40, 20]], "weight")
 
