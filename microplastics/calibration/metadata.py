@@ -38,18 +38,12 @@ _NOT_POSITIVE = "it is not a positive number"
 
 
 class _Seen(NamedTuple):
-    """A scale that a file has.
+    """A scale that a file has."""
 
-    Attributes:
-        source: names it.
-        x, y: µm per pixel along either axis.
-        why_not: why it is not used.
-    """
-
-    source: str
-    x: float = math.nan
+    source: str  # names it
+    x: float = math.nan  # µm per pixel along either axis
     y: float | None = None
-    why_not: str | None = None
+    why_not: str | None = None  # reason not to use it
 
 
 def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]]:

@@ -91,15 +91,17 @@ class _Stroke:
         return self.y1 - self.y0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Candidate:
+    """A bar in px of the picture."""
+
     stroke: _Stroke
+    span: tuple[float, float, int, int]  # x0, x1, y0, y1
+    box: Box  # with its ticks
     text: Box | None
     plate: Box | None
     polarity: str
     grey: bool
-    x: int  # of the window in the picture
-    y: int
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
@@ -109,14 +111,8 @@ class _Candidate:
 
     @property
     def middle(self) -> float:
-        """Row of the picture through the middle of the bar."""
-        return self.y + (self.stroke.y0 + self.stroke.y1) / 2
-
-    @property
-    def span(self) -> tuple[float, float, int, int]:
-        """x0, x1, y0, y1 of the bar in the picture."""
-        s = self.stroke
-        return self.x + s.x0, self.x + s.x1, self.y + s.y0, self.y + s.y1
+        """Row through the middle of the bar."""
+        return (self.span[2] + self.span[3]) / 2
 
 
 def find_scale_bar(read: Read, width: int, height: int, name: str = "The image") -> ScaleBar:
@@ -194,17 +190,14 @@ def _planes(image: np.ndarray) -> Iterator[tuple[np.ndarray, str, bool]]:
 def _candidate(
     plane: np.ndarray, stroke: _Stroke, polarity: str, grey: bool, x: int, y: int
 ) -> _Candidate:
-    box = _pixels(stroke)
+    """The find in a window at (x, y) of the picture."""
+    left, right = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
+    box = left, stroke.top, right - left, stroke.bottom - stroke.top
     text = _find_text(plane, box, stroke.ink, stroke.contrast)
     plate = _find_plate(plane, box, text)
-    text, plate = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (text, plate))
-    return _Candidate(stroke, text, plate, polarity, grey, x, y)
-
-
-def _pixels(stroke: _Stroke) -> Box:
-    """(x, y, w, h) of whole pixels around a bar with its ticks."""
-    x0, x1 = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
-    return x0, stroke.top, x1 - x0, stroke.bottom - stroke.top
+    boxes = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (box, text, plate))
+    span = x + stroke.x0, x + stroke.x1, y + stroke.y0, y + stroke.y1
+    return _Candidate(stroke, span, *boxes, polarity, grey)
 
 
 def _near_border(candidate: _Candidate, width: int, height: int) -> bool:
@@ -230,19 +223,19 @@ def _without_repeats(found: list[_Candidate]) -> list[_Candidate]:
 
 def _without_outlines(bars: list[_Candidate]) -> list[_Candidate]:
     """Leave out the strokes that an outline or a box makes along the bar that it surrounds."""
-    along = {id(c): [o for o in bars if _lies_along(o, c)] for c in bars}
+    along = {bar: [other for other in bars if _lies_along(other, bar)] for bar in bars}
     # An outline or a box shows as a contrary stroke on either side of its bar.
-    held = [
-        c
-        for c in bars
-        if any(o.middle < c.middle for o in along[id(c)])
-        and any(o.middle > c.middle for o in along[id(c)])
-    ]
-    dropped = {id(o) for c in held for o in along[id(c)]} - {id(c) for c in held}
-    for c in bars:
-        if id(c) not in dropped:
-            dropped |= {id(o) for o in along[id(c)] if id(o) not in dropped and _is_around(o, c)}
-    return [c for c in bars if id(c) not in dropped]
+    held = {
+        bar
+        for bar, others in along.items()
+        if any(other.middle < bar.middle for other in others)
+        and any(other.middle > bar.middle for other in others)
+    }
+    dropped = {other for bar in held for other in along[bar]} - held
+    for bar in bars:
+        if bar not in dropped:
+            dropped |= {other for other in along[bar] if _is_around(other, bar)}
+    return [bar for bar in bars if bar not in dropped]
 
 
 def _lies_along(one: _Candidate, other: _Candidate) -> bool:
@@ -291,9 +284,7 @@ def _inside(candidate: _Candidate, text: Box) -> bool:
 
 
 def _bar(candidate: _Candidate, width: int, height: int) -> ScaleBar:
-    x, y, w, h = _pixels(candidate.stroke)
-    box = _grown((x + candidate.x, y + candidate.y, w, h), 2, width, height)
-    text = candidate.text
+    box, text = _grown(candidate.box, 2, width, height), candidate.text
     if text is not None:
         text = _grown(text, max(2, round(0.12 * text[3])), width, height)
     return ScaleBar(candidate.stroke.length, box, text, candidate.plate, candidate.polarity)

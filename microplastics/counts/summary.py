@@ -34,33 +34,19 @@ _Columns = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """R rows of N images.
+    """R rows of N images."""
 
-    Attributes:
-        names: of the rows.
-        images: of the N images.
-        codes: (N,) row of each image.
-        members: images of each row.
-        frames: (N, 2) width and height of each image in px.
-        calibrated: (R,) whether the row's images have a calibration.
-        areas: (R,) counted area of each row in mm²; NaN without a calibration.
-        exposures: (R,) counted areas in mm², or if a row has no scale, counted numbers of images.
-        blank: (R,) whether the row is a blank.
-        grouped: whether rows are groups.
-        columns: columns of the summary about the rows themselves.
-    """
-
-    names: list[str]
-    images: pd.Index
-    codes: np.ndarray
-    members: list[np.ndarray]
-    frames: np.ndarray
-    calibrated: np.ndarray
-    areas: np.ndarray
-    exposures: np.ndarray
-    blank: np.ndarray
-    grouped: bool
-    columns: dict[str, object]
+    names: list[str]  # of the rows
+    images: pd.Index  # names of the N images
+    codes: np.ndarray  # (N,) row of each image
+    members: list[np.ndarray]  # images of each row
+    frames: np.ndarray  # (N, 2) width and height of each image in px
+    calibrated: np.ndarray  # (R,) whether the row's images have a calibration
+    areas: np.ndarray  # (R,) counted area in mm²; NaN without a calibration
+    exposures: np.ndarray  # (R,) the areas, or if a row has no scale, counted numbers of images
+    blank: np.ndarray  # (R,) whether the row is a blank
+    grouped: bool  # whether rows are groups
+    columns: dict[str, object]  # of the summary, about the rows themselves
 
     def __len__(self) -> int:
         return len(self.names)

@@ -129,13 +129,9 @@ class Region:
         return x0 < x1 and y0 < y1 and self._shape.meets(x0, y0, x1, y1)
 
     def outlines(self) -> list[np.ndarray]:
-        """Outline the region within the image, holes too, for drawing.
+        """Give closed outlines, holes too, for drawing: (M, 2) float64 x and y in px of the image.
 
-        A mask is outlined on a grid of at most 1024 cells a side, each of which is inside if at
-        least half of it is.
-
-        Returns:
-            closed outlines, (M, 2) float64 x and y in px of the image.
+        Those of a mask are of one of at most 1024 px a side.
         """
         return self._shape.outlines()
 
@@ -160,17 +156,11 @@ class _Outlines:
 
 
 class _Grid(NamedTuple):
-    """A mask of at most 4096 px a side.
+    """A mask of at most 4096 px a side."""
 
-    Attributes:
-        inside: (h, w) bool.
-        full_size: (height, width) of the mask as it was read.
-        area: number of its px inside.
-    """
-
-    inside: np.ndarray
-    full_size: tuple[int, int]
-    area: int
+    inside: np.ndarray  # (h, w) bool
+    full_size: tuple[int, int]  # (height, width) of the mask as it was read
+    area: int  # number of its px inside
 
 
 class _Mask:
