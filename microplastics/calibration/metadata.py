@@ -47,10 +47,7 @@ class _Seen(NamedTuple):
 
 
 def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]]:
-    """Read the scales that a file's metadata give.
-
-    Args:
-        path: image file; its pixels are not read.
+    """Read the scales that an image file's metadata give; its pixels are not read.
 
     Returns:
         The scales with their sources, the most specific first, and notes: sentences about

@@ -30,19 +30,12 @@ _LITERS_PER_M3 = 1000.0
 
 
 class Counts(NamedTuple):
-    """Particles counted in each of R rows.
+    """Particles counted in each of R rows."""
 
-    Attributes:
-        numbers: (R,) int64.
-        sums: (R,) sum of their weights.
-        squares: (R,) sum of their squared weights, the variance of ``sums``.
-        largest: (R,) largest weight, at least 1.
-    """
-
-    numbers: np.ndarray
-    sums: np.ndarray
-    squares: np.ndarray
-    largest: np.ndarray
+    numbers: np.ndarray  # (R,) int64
+    sums: np.ndarray  # (R,) sum of their weights
+    squares: np.ndarray  # (R,) sum of their squared weights, the variance of the sums
+    largest: np.ndarray  # (R,) largest weight, at least 1
 
     def interval(self) -> Interval:
         """Interval of the mean of ``sums``."""

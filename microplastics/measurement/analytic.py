@@ -27,19 +27,12 @@ QUANTITIES = (
 
 
 class AnalyticShape(NamedTuple):
-    """A shape around the origin.
+    """A shape around the origin."""
 
-    Attributes:
-        name: with its sizes in px.
-        kind: as :func:`microplastics.measurement.measure` takes it.
-        outline: a polygon in px.
-        truth: area in px² and :data:`QUANTITIES` in px.
-    """
-
-    name: str
+    name: str  # with its sizes in px
     kind: Kind
-    outline: BaseGeometry
-    truth: dict[str, float]
+    outline: BaseGeometry  # a polygon in px
+    truth: dict[str, float]  # area in px², and QUANTITIES in px
 
 
 def draw(shape: AnalyticShape, angle: float, shift: Sequence[float]) -> np.ndarray:

@@ -105,23 +105,14 @@ class Skeleton:
 
 
 class Centerline(NamedTuple):
-    """The centreline of one connected mask, in px.
+    """The centreline of one connected mask, in px."""
 
-    Attributes:
-        length: of the longest path, from tip to tip, or around a ring.
-        total_length: of all arms.
-        branches: nodes of three arms.
-        crossings: nodes of four or more arms.
-        loops: independent closed paths along the centreline.
-        radius: largest distance of a pixel's centre to the outline.
-    """
-
-    length: float
-    total_length: float
-    branches: int
-    crossings: int
-    loops: int
-    radius: float
+    length: float  # of the longest path, from tip to tip, or around a ring
+    total_length: float  # of all arms
+    branches: int  # nodes of three arms
+    crossings: int  # nodes of four or more arms
+    loops: int  # independent closed paths along the centreline
+    radius: float  # largest distance of a pixel's centre to the outline
 
 
 def measure_centerline(mask: np.ndarray) -> Centerline:
@@ -134,9 +125,6 @@ def measure_centerline(mask: np.ndarray) -> Centerline:
 
     Args:
         mask: (h, w) bool, one 8-connected part with a border of at least one empty pixel.
-
-    Returns:
-        lengths in px, and numbers of nodes.
     """
     skeleton = skeletonise(mask)
     meeting = skeleton.darts()

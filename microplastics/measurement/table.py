@@ -117,7 +117,11 @@ def particle_table(
         table[f"{name}_{unit}"] = table[name].astype(np.float64) * scale
     table["area_um2"] = table["area"].astype(np.float64) * scale**2
     table[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]] = np.reshape(table["bbox"].tolist(), (-1, 4))
-    table["color_lab"] = [_lab_text(lab) for lab in table["color_lab"]]
+    table["color_lab"] = [
+        # Adding 0.0 turns the -0.0 to which a small negative number is rounded into 0.0.
+        lab and " ".join(f"{round(value, 1) + 0.0:.1f}" for value in lab)
+        for lab in table["color_lab"]
+    ]
     about = {
         "image": particles.image,
         "particle": particles.ids,
@@ -180,8 +184,6 @@ def nearest_distances(
     Raises:
         ValueError: a mask is empty, or the numbers do not agree.
     """
-    if len(masks) != len(offsets):
-        raise ValueError(f"{len(masks)} masks have {len(offsets)} offsets")
     items = [Item(mask, offset).trimmed() for mask, offset in zip(masks, offsets, strict=True)]
     if len(items) < 2:
         return np.full(len(items), np.nan)
@@ -306,8 +308,3 @@ def _overlap(one: Item, other: Item) -> bool:
     first, second = one.mask[top - y :, left - x :], other.mask[top - v :, left - u :]
     height, width = min(len(first), len(second)), min(first.shape[1], second.shape[1])
     return bool((first[:height, :width] & second[:height, :width]).any())
-
-
-def _lab_text(lab: tuple[float, float, float] | None) -> str | None:
-    # Adding 0.0 turns the -0.0 to which a small negative number is rounded into 0.0.
-    return None if lab is None else " ".join(f"{round(value, 1) + 0.0:.1f}" for value in lab)

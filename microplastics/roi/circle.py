@@ -49,22 +49,14 @@ class NoCircleError(Exception):
 
 @dataclass(frozen=True)
 class Circle:
-    """A circle in a picture.
-
-    Attributes:
-        x, y: centre in px; the first pixel's centre is (0.5, 0.5).
-        radius: in px.
-        support: fraction of its visible sectors that show the edge.
-        strength: median of the edge's height there, in standard deviations beside it.
-        brighter: whether it is brighter inside.
-    """
+    """A circle in px of a picture, whose first pixel's centre is (0.5, 0.5)."""
 
     x: float
     y: float
     radius: float
-    support: float = 0.0
-    strength: float = 0.0
-    brighter: bool = True
+    support: float = 0.0  # fraction of its visible sectors that show the edge
+    strength: float = 0.0  # median of the edge's height there, in standard deviations beside it
+    brighter: bool = True  # inside
 
 
 class _Ring(NamedTuple):
@@ -88,9 +80,6 @@ def find_circle(image: np.ndarray) -> Circle:
 
     Args:
         image: (h, w, 3) uint8 BGR, the whole photograph shrunk to ``MAX_SIDE`` px or less.
-
-    Returns:
-        the circle, in px of that picture.
 
     Raises:
         NoCircleError: no circle is certain.
@@ -292,7 +281,7 @@ def _faint_rings(
     rows = np.arange(_SECTORS)[:, None]
     rings = []
     for blur, order in itertools.product(blurs, (1, 2)):
-        limit = outer.radius - _gap(outer, blur)
+        limit = outer.radius - max(_FAINT_GAP * outer.radius, 3 * blur + 4)
         radii = np.arange(_LEAST_INNER * outer.radius - margin, limit + margin)
         count = len(radii) - 2 * margin
         if count < 20:
@@ -320,11 +309,6 @@ def _faint_rings(
         clear = abs(ratio[move, place]), agreement
         rings.append(_Ring(x, y, radius, sign, blur, *clear, is_line))
     return rings
-
-
-def _gap(outer: Circle, blur: float) -> float:
-    """Least distance of a faint ring from the rim, in px."""
-    return max(_FAINT_GAP * outer.radius, 3 * blur + 4)
 
 
 def _middle_of_line(channel: np.ndarray, inner: Circle) -> Circle:

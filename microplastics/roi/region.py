@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import shapely
-from PIL import Image
 from roifile import ROI_TYPE, ImagejRoi
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, shape
@@ -292,10 +291,7 @@ class RegionSource:
         return None if self.needs_image else self._chosen.get(name, self._path)
 
     def fingerprint(self) -> str:
-        """Hash what a run uses: the kind, and names and bytes of the files.
-
-        Returns:
-            SHA-256 in hexadecimal; of a folder, over the files that :meth:`check` has chosen.
+        """Hash what a run uses: the kind, and names and bytes of the files that are used (SHA-256).
 
         Raises:
             UserError: a file cannot be read.
@@ -582,7 +578,10 @@ def _mask_size(path: str) -> tuple[int, int]:
 def _read_mask(path: str) -> _Grid:
     """Read a mask image; pixels that are not 0 are inside."""
     with open_image(path, _NO_LIMIT) as image:
-        if image is not None and _is_transparent(image):
+        alpha = None
+        if image is not None and ("A" in image.getbands() or "transparency" in image.info):
+            alpha = image.convert("RGBA").getchannel("A")
+        if alpha is not None and alpha.getextrema()[0] < 255:
             raise _invalid(
                 path,
                 "is transparent in places; draw the region in white on black without transparency",
@@ -591,13 +590,6 @@ def _read_mask(path: str) -> _Grid:
     if not inside.any():
         raise _invalid(path, "has no pixel that is not 0; draw the region in white on black")
     return _Grid(_shrunk(inside, _MAX_GRID), inside.shape, np.count_nonzero(inside))
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return False
-    alpha = image if "A" in image.getbands() else image.convert("RGBA")
-    return alpha.getchannel("A").getextrema()[0] < 255
 
 
 def _invalid(thing: str, problem: str) -> UserError:
