@@ -487,11 +487,7 @@ def _end(profile: np.ndarray, ink: float) -> float | None:
 
 
 def _find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box | None:
-    """Find the line of letters above, below or beside a bar.
-
-    Letters are upright specks of the bar's own ink, of similar height and on one line. They are
-    not read: the length comes from the user.
-    """
+    """Find the line of letters, in the bar's ink, above, below or beside it; it is not read."""
     x, y, w, h = bar
     height, width = plane.shape
     tall = int(min(max(0.14 * height, 24), max(0.6 * w, 24), 200))

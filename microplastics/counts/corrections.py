@@ -47,8 +47,8 @@ class Sampling:
     """Filtered volume, and the fraction of the filter that was photographed.
 
     Attributes:
-        liters: volume that passed each sample's filter, one for all or by the sample's name; a
-            sample is a row of the summary: a group, or an image if nothing is grouped.
+        liters: volume above 0 that passed each sample's filter, one for all or by the sample's
+            name; a sample is a row of the summary: a group, or an image if nothing is grouped.
         counted_fraction: fraction of the filter that the images of a sample show, in (0, 1].
         filter_area_mm2: area of the filter on which particles lie; the fraction is then the images'
             area over it, in place of ``counted_fraction``.
@@ -59,17 +59,18 @@ class Sampling:
     filter_area_mm2: float | None = None
 
     def __post_init__(self) -> None:
-        named = self.liters if isinstance(self.liters, Mapping) else {"": self.liters}
-        for name, liters in named.items():
-            _check_positive(f"The sampled volume{name and f' of {name}'}", liters, "L")
         if not 0 < self.counted_fraction <= 1:
             raise UserError(
                 f"The counted fraction is {self.counted_fraction:g}; expected the fraction of the "
                 "filter that was photographed, above 0 and at most 1.",
                 code="option_invalid",
             )
-        if self.filter_area_mm2 is not None:
-            _check_positive("The filter's area", self.filter_area_mm2, "mm²")
+        area = self.filter_area_mm2
+        if area is not None and not (math.isfinite(area) and area > 0):
+            raise UserError(
+                f"The filter's area is {area:g} mm²; expected a positive number.",
+                code="option_invalid",
+            )
 
     def counted_liters(self, names: Sequence[str], areas: np.ndarray) -> np.ndarray:
         """Give the litres, (R,), whose particles lie on what was photographed.
@@ -231,10 +232,3 @@ def concentration_columns(
         scaled = Interval(interval.low / liters * scale, interval.high / liters * scale)
         columns |= scaled.columns(f"particles_per_{unit}{suffix}", estimates / liters * scale)
     return columns
-
-
-def _check_positive(name: str, value: float, unit: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(
-            f"{name} is {value:g} {unit}; expected a positive number.", code="option_invalid"
-        )

@@ -36,7 +36,8 @@ _RAY_GAP = 0.6  # px outside of the mask that a ray steps over: the notches of a
 _ROWS = 8192  # points of a line at a time
 _HALF_LEVEL = 0.5 - 1e-6
 _LARGEST_SHIFT = 1.5  # px between the skeleton and the middle
-_SEARCH_STEPS = 20_000  # arms tried for the longest path; simple masks need a dozen
+# Arms tried for the longest path: simple masks need a dozen, very ragged ones have too many.
+_SEARCH_STEPS = 20_000
 
 
 @dataclass
@@ -345,10 +346,7 @@ def _join_crossings(skeleton: Skeleton) -> None:
 
 
 def _longest_trail(skeleton: Skeleton, meeting: dict[int, list[Dart]]) -> list[Dart]:
-    """The longest path along the arms, each given by the end at which it is entered.
-
-    Searches all paths; of a very ragged mask, which has too many, the first ones.
-    """
+    """The longest path along the arms, each given by the end at which it is entered."""
     onward: dict[Dart, list[Dart]] = {}
     for darts in meeting.values():
         if len(darts) > 3:
@@ -487,11 +485,9 @@ def _parabola_fit(half: int) -> np.ndarray:
 def _recenter(
     line: np.ndarray, radius: float, mask: np.ndarray, closed: bool = False
 ) -> np.ndarray:
-    """Move each point of a smooth line to the middle between the outlines on its two sides.
-
-    The skeleton is an integer approximation, and smoothing flattens sharp bends. A point far from
-    an outline, as at a crossing, stays.
-    """
+    """Move each point of a smooth line to the middle between the outlines on its two sides."""
+    # The skeleton is of whole px, and smoothing flattens sharp bends. A point far from an outline,
+    # as at a crossing, stays.
     if closed:
         tangents = np.roll(line, -1, axis=0) - np.roll(line, 1, axis=0)
     else:

@@ -126,12 +126,7 @@ def _feret_min(
 
 
 def _hidden(depths: np.ndarray, limit: float) -> float:
-    """How far a tip reaches beyond its outermost pixel centre, on average, in px.
-
-    Args:
-        depths: (N,) depth of each pixel centre below the outermost one in px.
-        limit: depth in px down to which the tip's form is taken.
-    """
+    """How far a tip, of pixel centres so deep, reaches beyond its outermost one, on average."""
     inside = depths[depths <= limit]
     mean = float(np.add.reduce(inside)) / len(inside)
     hidden = 0.4

@@ -137,9 +137,6 @@ def measure(
         kind: ``"fiber"`` measures ``length`` and ``width`` along the centreline.
         pixels: uint8 BGR, (pixels of the mask, 3), for the colour: ``image[mask]``.
 
-    Returns:
-        its measures.
-
     Raises:
         ValueError: the mask is empty or not of two dimensions, the kind is unknown, or the number
             of pixels is wrong.

@@ -225,11 +225,7 @@ def _is_same(one: Circle, other: Circle) -> bool:
 
 
 def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
-    """A circle within the membrane that only the mean over all directions shows.
-
-    The funnel leaves a pressed line or a step of a few grey levels about the deposit. One that is
-    not certain raises NoCircleError.
-    """
+    """The line that a funnel pressed about the deposit, which only the mean over sectors shows."""
     ring = _certain_line(channel, outer)
     if ring is None:
         return None

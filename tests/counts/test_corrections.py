@@ -109,8 +109,6 @@ def test_any_text_is_a_volume_or_an_error(text):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((0.0,), "The sampled volume is 0 L"),
-        (({"river": np.nan},), "The sampled volume of river is nan L"),
         ((1.0, 0.0), "The counted fraction is 0"),
         ((1.0, 1.1), "at most 1"),
         ((1.0, np.nan), "The counted fraction is nan"),
