@@ -91,7 +91,7 @@ def read_calibration_csv(path: str | os.PathLike) -> CalibrationTable:
         key = _parts(row["image"])
         if not key or key in scales:
             problem = "is listed twice; list every image once" if key else "is missing; fill it in"
-            name = _show("/".join(key)) if key else "the image"
+            name = repr("/".join(key)[:60]) if key else "the image"
             raise UserError(f"{where}: {name} {problem}.", code="table_invalid")
         if "um" in row:
             scale = _number(where, row, "um") / _number(where, row, "px")
@@ -209,7 +209,7 @@ def _number(where: str, row: Mapping[str, str], name: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise UserError(
-            f"{where}: {name} is {_show(text)}; expected a number above 0, such as 0.5.",
+            f"{where}: {name} is {text[:60]!r}; expected a number above 0, such as 0.5.",
             code="table_invalid",
         )
     return value
@@ -218,7 +218,3 @@ def _number(where: str, row: Mapping[str, str], name: str) -> float:
 def _parts(name: str) -> tuple[str, ...]:
     """Parts of a path, whichever system wrote it."""
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
-
-
-def _show(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

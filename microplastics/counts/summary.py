@@ -71,7 +71,7 @@ def summarize(
         images: all images, with or without particles, as of
             :func:`microplastics.measurement.table.images_table`.
         classes: that have columns even if none was found; other classes of the table follow.
-        groups: group of each image; None gives a row an image.
+        groups: group of every image; None gives a row an image.
         size_classes: bins of the counts by size.
         min_size: smallest reported size in µm, in px of an image without a calibration; smaller
             particles are counted only in ``below_min_size``.
@@ -127,11 +127,6 @@ def image_rows(
         raise UserError(
             f"The blank {unknown[0]} is not among the images; give its name as in the table.",
             code="option_invalid",
-        )
-    if groups is not None and (missing := [name for name in index if name not in groups]):
-        raise UserError(
-            f"{missing[0]} does not belong to a group; give each image a group.",
-            code="option_missing",
         )
     owners = list(index) if groups is None else [groups[name] for name in index]
     names = list(index) if groups is None else sorted(set(owners))

@@ -1,6 +1,7 @@
 """Table of measured particles."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +9,6 @@ import numpy as np
 import pandas as pd
 import shapely
 from scipy.spatial import cKDTree
-from tqdm import tqdm
 
 from microplastics.calibration import Calibration
 from microplastics.measurement.outline import with_border
@@ -151,17 +151,11 @@ def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Sh
         UserError: a process was killed.
     """
     trimmed = [item.trimmed() for item in items]
-    many = len(trimmed) >= _WORTH_PROCESSES
     if processes is None:
-        processes = available_processors() if many else 1
+        processes = available_processors() if len(trimmed) >= _WORTH_PROCESSES else 1
     batches = [trimmed[start : start + _BATCH] for start in range(0, len(trimmed), _BATCH)]
-    shapes: list[Shape] = []
-    silent = None if many else True
-    with tqdm(total=len(trimmed), desc="measuring", unit="particle", disable=silent) as progress:
-        for batch in map_in_processes(measure_trimmed, batches, processes, chunk=1):
-            shapes += batch
-            progress.update(len(batch))
-    return shapes
+    measured = map_in_processes(measure_trimmed, batches, processes, chunk=1)
+    return list(itertools.chain.from_iterable(measured))
 
 
 def nearest_distances(

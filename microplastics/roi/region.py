@@ -367,10 +367,8 @@ def _circle_of(name: str, image_size: tuple[int, int], image: np.ndarray) -> Reg
 def _check_fit(path: str, mask: tuple[int, int], name: str, image: tuple[int, int]) -> None:
     """Refuse a mask that is not a smaller picture of the image; sizes are (height, width)."""
     height, width = mask
-    fits = (
-        abs(width - height * image[1] / image[0]) <= 1
-        or abs(height - width * image[0] / image[1]) <= 1
-    )
+    # At most 1 px too wide or too high.
+    fits = abs(width * image[0] - height * image[1]) <= max(image)
     if height > image[0] or width > image[1] or not fits:
         raise UserError(
             f"{path} is {width} x {height} px (width x height) and its image {name} "

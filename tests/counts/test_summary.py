@@ -201,7 +201,6 @@ def test_the_area_of_a_region_counts():
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ({"groups": {"a": "g"}}, "option_missing", "c does not belong to a group"),
         ({"groups": {"a": "g", "c": "g"}, "blanks": ["a"]}, "option_conflict", "The group g"),
         ({"blanks": ["z"]}, "option_invalid", "The blank z"),
         ({"min_size": -1.0}, "option_invalid", "smallest reported size is -1"),
