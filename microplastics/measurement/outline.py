@@ -25,17 +25,11 @@ _DIAGONAL = 1 / math.sqrt(2)
 
 
 class Hull(NamedTuple):
-    """Measures of a mask's convex hull, in px.
+    """Measures of a mask's convex hull, in px."""
 
-    Attributes:
-        feret_max: largest extent over all directions.
-        feret_min: smallest extent over all directions.
-        area: pixels of the smallest digitally convex mask that holds the mask, in px².
-    """
-
-    feret_max: float
-    feret_min: float
-    area: int
+    feret_max: float  # largest extent over all directions
+    feret_min: float  # smallest extent over all directions
+    area: int  # of the smallest digitally convex mask that holds the mask, in px²
 
 
 def measure_hull(mask: np.ndarray) -> Hull:
@@ -79,15 +73,9 @@ def measure_hull(mask: np.ndarray) -> Hull:
 
 
 def crofton_perimeter(mask: np.ndarray) -> float:
-    """Measure the perimeter by Crofton's formula, from lines in four directions.
+    """Measure the perimeter of an (h, w) bool mask in px, holes included, by Crofton's formula.
 
     It equals ``skimage.measure.perimeter_crofton(mask, directions=4)``.
-
-    Args:
-        mask: (h, w) bool.
-
-    Returns:
-        the perimeter in px, holes included.
     """
     padded = with_border(mask)
     straight = np.count_nonzero(padded[:, 1:] != padded[:, :-1])
@@ -138,12 +126,7 @@ def _feret_min(
 
 
 def _hidden(depths: np.ndarray, limit: float) -> float:
-    """How far a tip reaches beyond its outermost pixel centre, on average, in px.
-
-    Args:
-        depths: (N,) depth of each pixel centre below the outermost one in px.
-        limit: depth in px down to which the tip's form is taken.
-    """
+    """How far a tip, of pixel centres so deep, reaches beyond its outermost one, on average."""
     inside = depths[depths <= limit]
     mean = float(np.add.reduce(inside)) / len(inside)
     hidden = 0.4
