@@ -54,7 +54,7 @@ def curve(
     seeds: list[int],
     start: list[tuple[str, str]],
     output: str,
-) -> int:
+) -> None:
     """Compare short trainings on 5, 10, ... images and several starts.
 
     It tells what starting weights are worth, and whether more annotated images would help.
@@ -66,24 +66,14 @@ def curve(
     """
     from tabulate import tabulate
 
-    from microplastics.experiments.learning_curve import (
-        Start,
-        Stopped,
-        run_learning_curve,
-        summarise,
-    )
+    from microplastics.experiments.learning_curve import run_learning_curve, summarise
     from microplastics.visualization.curves import plot_learning_curve
 
-    starts = [Start(name, weights) for name, weights in start]
-    try:
-        runs = run_learning_curve(config_file, opts, starts, images, seeds, output)
-    except Stopped as stop:
-        return stop.code
+    runs = run_learning_curve(config_file, opts, start, images, seeds, output)
     rows = summarise(runs)
     plot_learning_curve(rows, f"{output}/learning_curve.png")
     print(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"))
     print(f"Runs, tables and learning_curve.png in {output}")
-    return 0
 
 
 @command("measurement-errors", short_help="Print the errors of measurements on known shapes.")
