@@ -17,9 +17,9 @@ from detectron2.config import CfgNode
 from benchmarks.setting import describe, prepare, require_positive, with_keys
 from benchmarks.timing import Measurement, Report, alternate
 from benchmarks.train import SteppedOurs, all_hooks
+from microplastics import SPIN_COUNT
 from microplastics.data.loader import check_datasets
 from microplastics.engine.trainer import Trainer
-from microplastics.utils.threads import SPIN_COUNT
 
 IDLE_TARGET, BUSY_TARGET = 1.03, 2.5
 BEFORE, AFTER = "OpenMP's defaults", "ours"

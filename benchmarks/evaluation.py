@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from benchmarks.agreement import Check
 from benchmarks.setting import machine, require_positive
 from benchmarks.timing import Measurement, Report, alternate, timed
-from microplastics.evaluation.coco import CocoEvaluation
+from microplastics.evaluation.coco import coco_evaluation
 
 PYCOCOTOOLS, OURS = "pycocotools", "ours"
 TARGETS = {"bbox": 1 / 15, "segm": 1 / 6}
@@ -76,10 +76,13 @@ def _one_task(
 
     def ours() -> dict[str, float]:
         fresh = copy.deepcopy(truth)
-        loading, evaluation = timed(lambda: CocoEvaluation(fresh, results, task, cap))
-        core, _ = timed(evaluation.run)
-        summary, _ = timed(lambda: _summary(evaluation.precision))
-        arrays[OURS] = evaluation.precision, evaluation.recall
+        loading, evaluation = timed(lambda: coco_evaluation(fresh, results, task, cap))
+        core, _ = timed(lambda: (evaluation.evaluate(), evaluation.accumulate()))
+        precision, recall = (
+            np.asarray(evaluation.eval[key])[..., 0] for key in ("precision", "recall")
+        )
+        summary, _ = timed(lambda: _summary(precision))
+        arrays[OURS] = precision, recall
         return {"core": core, "whole": loading + core + summary}
 
     seconds = alternate({PYCOCOTOOLS: pycocotools, OURS: ours}, repeat)

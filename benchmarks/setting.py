@@ -24,9 +24,8 @@ from torch import nn
 from microplastics.config import load_config
 from microplastics.data.images import read_image
 from microplastics.engine.checkpoint import TrainingCheckpointer
-from microplastics.engine.defaults import finalize_config
-from microplastics.engine.solver import FULL_MODEL, amp_dtype
-from microplastics.engine.trainer import Trainer
+from microplastics.engine.defaults import amp_dtype, finalize_config
+from microplastics.engine.trainer import FULL_MODEL, Trainer
 from microplastics.synthetic import render_dataset
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import write_json

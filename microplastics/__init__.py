@@ -6,18 +6,34 @@ imported, before or after this package, its data sets are registered in ``Datase
 """
 
 import importlib
+import os
+import sys
 import warnings
+from collections.abc import MutableMapping
 from types import ModuleType
 from typing import Any
 
 import wrapt
 
 from microplastics.utils.errors import UserError
-from microplastics.utils.threads import limit_spinning
-
-limit_spinning()  # here, since importing the package precedes torch in every command
 
 __version__ = "0.1.0"
+
+# GOMP_SPINCOUNT: how often a waiting thread looks again before it sleeps. libgomp's own 300,000
+# are milliseconds, in which it keeps a core from the thread that it waits for.
+SPIN_COUNT = "10000"
+
+
+def _limit_spinning(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let OpenMP threads wait briefly before they sleep, unless the user has chosen.
+
+    OpenMP reads its settings when it is loaded, with torch.
+    """
+    if not ("torch" in sys.modules or "OMP_WAIT_POLICY" in environ or "GOMP_SPINCOUNT" in environ):
+        environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
+_limit_spinning()  # here, since importing the package precedes torch in every command
 
 # Raised by Detectron2 and fvcore with today's torch and timm; users cannot fix them.
 for _message, _category in (

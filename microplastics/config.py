@@ -1,8 +1,9 @@
 """Config keys that the project adds to Detectron2's."""
 
+import contextlib
 import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_get_cfg
@@ -17,12 +18,18 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     The defaults leave plain Detectron2 behaviour as it is, except that the validation loss is
     computed at each evaluation and training images are resized by torch (INPUT.FAST_RESIZE).
     """
-    for add in (_add_input, _add_data, _add_model, _add_solver, _add_test, _add_writers):
+    for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
         add(cfg)
+    # Optional event writers beside the terminal, metrics.json and TensorBoard.
+    cfg.WRITERS = CfgNode()
+    cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
+    cfg.WRITERS.MLFLOW = CfgNode(
+        {"ENABLED": False, "TRACKING_URI": "", "EXPERIMENT": "microplastics"}
+    )
 
 
 def _add_input(cfg: CfgNode) -> None:
-    """Add the keys of reading, tiling and augmentation."""
+    """Add the keys of reading, tiling, sampling and of the image cache."""
     # Maximum number of pixels of an image file: a guard against decompression bombs.
     cfg.INPUT.MAX_PIXELS = 178_956_970
 
@@ -40,11 +47,7 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.TILE.OVERLAP = 64
     # Fraction of the windows without a particle that is kept.
     cfg.INPUT.TILE.EMPTY_SHARE = 1.0
-    _add_augmentation(cfg)
 
-
-def _add_data(cfg: CfgNode) -> None:
-    """Add the keys of sampling and of the image cache."""
     # One weight for each data set of DATASETS.TRAIN: how often its images are drawn, relative to
     # the others. Empty draws every image of all sets equally often.
     cfg.DATASETS.TRAIN_WEIGHTS = []
@@ -98,16 +101,12 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.PLATEAU.MIN_SCALE = 1e-4
 
     # Stop when METRIC has not improved for PATIENCE evaluations.
-    cfg.SOLVER.EARLY_STOPPING = CfgNode()
-    cfg.SOLVER.EARLY_STOPPING.ENABLED = False
-    cfg.SOLVER.EARLY_STOPPING.METRIC = "validation/total_loss"
-    cfg.SOLVER.EARLY_STOPPING.PATIENCE = 10
-    cfg.SOLVER.EARLY_STOPPING.THRESHOLD = 1e-4
+    cfg.SOLVER.EARLY_STOPPING = CfgNode(
+        {"ENABLED": False, "METRIC": "validation/total_loss", "PATIENCE": 10, "THRESHOLD": 1e-4}
+    )
 
     # Keep the weights of the evaluation with the best METRIC as model_best.pth.
-    cfg.SOLVER.BEST_CHECKPOINT = CfgNode()
-    cfg.SOLVER.BEST_CHECKPOINT.ENABLED = True
-    cfg.SOLVER.BEST_CHECKPOINT.METRIC = "segm/AP50"
+    cfg.SOLVER.BEST_CHECKPOINT = CfgNode({"ENABLED": True, "METRIC": "segm/AP50"})
 
     # Mixed precision is used on CUDA; on the CPU only if this is set as well and the processor
     # has bf16 instructions.
@@ -120,10 +119,8 @@ def _add_test(cfg: CfgNode) -> None:
     """Add the keys of evaluation."""
     # Epochs between evaluations; 0 leaves TEST.EVAL_PERIOD (iterations) as it is.
     cfg.TEST.EVAL_PERIOD_EPOCHS = 0.0
-    cfg.TEST.VAL_LOSS = CfgNode()
-    cfg.TEST.VAL_LOSS.ENABLED = True
-    # RoIs sampled per image for the validation loss; see evaluation/validation.py on its cost.
-    cfg.TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE = 128
+    # The validation loss, of so many RoIs sampled per image.
+    cfg.TEST.VAL_LOSS = CfgNode({"ENABLED": True, "BATCH_SIZE_PER_IMAGE": 128})
     # Minimum score of the predicted masks whose union semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
     # Proposals that RPN passes on for a crowded tile of a large image, before and after its NMS;
@@ -132,7 +129,6 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.TILE_TOPK = 2000
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
-    _add_counting(cfg)
 
 
 def _add_counting(cfg: CfgNode) -> None:
@@ -154,19 +150,6 @@ def _add_counting(cfg: CfgNode) -> None:
     # last; in "px", or in "um" if every image of the JSON has its um_per_px.
     counting.SIZE_BOUNDS = [32.0, 96.0]
     counting.SIZE_UNIT = "px"
-
-
-def _add_writers(cfg: CfgNode) -> None:
-    """Optional event writers beside the terminal, metrics.json and TensorBoard."""
-    cfg.WRITERS = CfgNode()
-    cfg.WRITERS.WANDB = CfgNode()
-    cfg.WRITERS.WANDB.ENABLED = False
-    cfg.WRITERS.WANDB.PROJECT = "microplastics"
-    cfg.WRITERS.WANDB.NAME = ""
-    cfg.WRITERS.MLFLOW = CfgNode()
-    cfg.WRITERS.MLFLOW.ENABLED = False
-    cfg.WRITERS.MLFLOW.TRACKING_URI = ""
-    cfg.WRITERS.MLFLOW.EXPERIMENT = "microplastics"
 
 
 def _add_augmentation(cfg: CfgNode) -> None:
@@ -222,15 +205,12 @@ def get_cfg() -> CfgNode:
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a YAML and apply trailing ``KEY VALUE`` pairs.
+    """Read a YAML and apply trailing ``KEY VALUE`` pairs; the config is not frozen.
 
     Args:
         config_file: path of a yacs YAML, or a name of :mod:`microplastics.model_zoo` such as
             ``r50``; empty for the defaults.
         opts: alternating keys and values, as Detectron2's argument parser collects them.
-
-    Returns:
-        The config, not frozen.
 
     Raises:
         UserError: file_missing, config_invalid (not YAML, an unknown key, a value of another type).
@@ -238,17 +218,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     if config_file:
         path = config_file if os.path.isfile(config_file) else model_zoo.config_file(config_file)
-        merge(cfg, config_file, lambda: cfg.merge_from_file(path))
+        with merging(cfg, config_file):
+            cfg.merge_from_file(path)
     merge_options(cfg, opts)
     return cfg
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Apply ``KEY VALUE`` pairs to a config in place.
-
-    Raises:
-        UserError: config_invalid.
-    """
+    """Apply ``KEY VALUE`` pairs to a config in place, or raise config_invalid."""
     opts = [str(opt) for opt in opts]
     if len(opts) % 2:
         raise UserError(
@@ -256,24 +233,20 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
             "that contain spaces.",
             code="config_invalid",
         )
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
-        merge(cfg, "the command line", lambda k=key, v=value: cfg.merge_from_list([k, v]))
+    with merging(cfg, "the command line"):
+        cfg.merge_from_list(opts)
 
 
-def merge(cfg: CfgNode, source: str, run: Callable[[], None]) -> None:
-    """Run a merge of yacs into a config and translate its errors.
+@contextlib.contextmanager
+def merging(cfg: CfgNode, source: str) -> Iterator[None]:
+    """Translate the errors of a merge into config_invalid, or file_missing (a ``_BASE_``).
 
     Args:
         cfg: the config.
         source: where the values come from, for the messages.
-        run: merges.
-
-    Raises:
-        UserError: config_invalid (an unknown key, a value of another type, not YAML),
-            file_missing (a ``_BASE_``).
     """
     try:
-        run()
+        yield
     except OSError as error:
         raise UserError(
             f"{source} cannot be read: {error}; check its _BASE_.", code="file_missing"
@@ -287,10 +260,9 @@ def merge(cfg: CfgNode, source: str, run: Callable[[], None]) -> None:
             hint = f"did you mean {close[0]}" if close else "see microplastics/config.py"
             problem = f"{source} sets {key}, which is not a config key; {hint}?"
         else:
-            if len(problem) > 300:  # the values come first, the key last
-                problem = f"{problem[:150]} … {problem[-100:]}"
+            # The values, which may be long, come first, and the key last.
             problem = (
-                f"{source} is not a valid config ({problem or type(error).__name__}); "
+                f"{source} is not a valid config ({problem[-250:] or type(error).__name__}); "
                 "expected YAML with the keys and types of microplastics/config.py."
             )
         raise UserError(problem, code="config_invalid") from error

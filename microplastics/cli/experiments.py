@@ -39,7 +39,14 @@ def _starts(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) 
     callback=_starts,
 )
 @path("--output=DIR", "Folder of the runs.", required=True)
-def curve(config_file: str, opts: list[str], output: str, **given: Any) -> int:
+def curve(
+    config_file: str,
+    opts: list[str],
+    images: list[int | None],
+    seeds: list[int],
+    start: list[tuple[str, str]],
+    output: str,
+) -> None:
     """Compare short trainings on 5, 10, ... images and several starts.
 
     It tells what starting weights are worth, and whether more annotated images would help.
@@ -51,21 +58,14 @@ def curve(config_file: str, opts: list[str], output: str, **given: Any) -> int:
     """
     from tabulate import tabulate
 
-    from microplastics.experiments import learning_curve
+    from microplastics.experiments.learning_curve import run_learning_curve, summarise
     from microplastics.visualization.curves import plot_learning_curve
 
-    starts = [learning_curve.Start(name, weights) for name, weights in given["start"]]
-    try:
-        runs = learning_curve.run_learning_curve(
-            config_file, opts, starts, given["images"], given["seeds"], output
-        )
-    except learning_curve.Stopped as stop:
-        return stop.code
-    rows = learning_curve.summarise(runs)
+    runs = run_learning_curve(config_file, opts, start, images, seeds, output)
+    rows = summarise(runs)
     plot_learning_curve(rows, f"{output}/learning_curve.png")
     print(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"))
     print(f"Runs, tables and learning_curve.png in {output}")
-    return 0
 
 
 @command("measurement-errors", short_help="Print the errors of measurements on known shapes.")

@@ -1,7 +1,9 @@
-"""Set-up before a model is built: final config, device, output folder, logging."""
+"""Set-up before a model is built: device, precision, schedule, output folder, logging."""
 
 import argparse
+import functools
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,13 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config of a command line, and prepare the logger and the output folder.
+    """Load the config of a command line, frozen; prepare the logger and the output folder.
 
     Args:
         args: from Detectron2's ``default_argument_parser``.
-
-    Returns:
-        The config, frozen.
 
     Raises:
         UserError: config, device or output folder are wrong.
@@ -52,18 +51,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def finalize_config(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
-    """Make a config final: its device, number of processes and data sets.
+    """Return a final, frozen copy of a config for a data set split or both.
 
-    Only the schedule is open afterwards, which depends on the images that the training loader
-    finds: :func:`microplastics.engine.solver.set_schedule`.
-
-    Args:
-        cfg: the config; it is not changed.
-        splits: which of ``DATASETS.TRAIN`` and ``DATASETS.TEST`` are used.
-
-    Returns:
-        A frozen copy with a device that is there, batch size, rates and periods for the number of
-        processes, and registered data sets that are checked against the number of classes.
+    Its device is there, batch size, rates and periods are for the number of processes, and data
+    sets are registered and checked against the number of classes. Only the schedule is open, which
+    depends on the images that the training loader finds: :func:`set_schedule`.
 
     Raises:
         UserError: the device or a data set cannot be used.
@@ -103,12 +95,76 @@ def available_device(name: str) -> str:
     return name
 
 
-def check_output_dir(output_dir: str) -> None:
-    """Make OUTPUT_DIR and write to it once, before hours of training end in an error.
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Return the type that autocast computes in, or ``None`` for full precision.
+
+    The CPU needs bf16 instructions, without which bf16 is emulated and slow.
 
     Raises:
-        UserError: not_writable.
+        UserError: config_invalid (an unknown type), device_unavailable (float16 on the CPU).
     """
+    settings, name = cfg.SOLVER.AMP, cfg.SOLVER.AMP.DTYPE
+    if name not in ("auto", "bfloat16", "float16"):
+        raise UserError(
+            f"SOLVER.AMP.DTYPE is {name}; expected auto, bfloat16 or float16.",
+            code="config_invalid",
+        )
+    if not settings.ENABLED:
+        return None
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        if name == "float16" and settings.ON_CPU:
+            raise UserError(
+                "SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU.",
+                code="device_unavailable",
+            )
+        return torch.bfloat16 if settings.ON_CPU and cpu_has_bf16() else None
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return getattr(torch, name)
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Return whether the processor computes in bf16 (AVX512-BF16, AMX or Arm's BF16)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def set_schedule(cfg: CfgNode, num_images: float) -> None:
+    """Turn the keys that count epochs into Detectron2's, which count iterations, and log them.
+
+    Args:
+        cfg: scaled to the number of processes already; MAX_ITER, WARMUP_ITERS, EVAL_PERIOD and
+            CHECKPOINT_PERIOD are set.
+        num_images: training images that one epoch shows, without the filtered empty ones.
+    """
+    solver, epoch = cfg.SOLVER, num_images / cfg.SOLVER.IMS_PER_BATCH
+    if solver.MAX_EPOCHS <= 0 and solver.MAX_ITER < 1:
+        raise UserError(
+            "SOLVER.MAX_EPOCHS and SOLVER.MAX_ITER are 0; expected one above 0.",
+            code="config_invalid",
+        )
+    cfg.defrost()
+    for node, key, epochs in (
+        (solver, "MAX_ITER", solver.MAX_EPOCHS),
+        (cfg.TEST, "EVAL_PERIOD", cfg.TEST.EVAL_PERIOD_EPOCHS),
+        (solver, "CHECKPOINT_PERIOD", solver.CHECKPOINT_PERIOD_EPOCHS),
+    ):
+        if epochs > 0:
+            node[key] = max(1, math.ceil(epochs * epoch))
+    longest = int(solver.WARMUP_MAX_SHARE * solver.MAX_ITER)
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, longest)
+    cfg.freeze()
+    logger.info(
+        "Schedule: %.0f training images, %d a batch: %g iterations an epoch; %d iterations "
+        "(%.1f epochs), LR %g after %d of warm-up, evaluation every %d, checkpoint every %d",
+        *(num_images, solver.IMS_PER_BATCH, epoch, solver.MAX_ITER, solver.MAX_ITER / epoch),
+        *(solver.BASE_LR, solver.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD),
+    )
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Make OUTPUT_DIR and write to it once: not_writable before hours of training, not after."""
     try:
         os.makedirs(output_dir, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir) as probe:

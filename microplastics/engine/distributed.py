@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import default_argument_parser as _detectron2_argument_parser
+from detectron2.engine import default_argument_parser as argument_parser  # noqa: F401
 from detectron2.engine import launch as _detectron2_launch
 from detectron2.utils import comm
 from torch import nn
@@ -16,37 +16,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.utils.errors import UserError, report_error
 
-USER_ERROR = 2
-
-
-def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return Detectron2's: ``--config-file --num-gpus --resume --eval-only … KEY VALUE``."""
-    return _detectron2_argument_parser(epilog)
-
-
-def under_torchrun() -> bool:
-    """Return whether torchrun (or another launcher of its kind) started this process."""
-    return all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
-
 
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    """Run ``main(args)`` in the number of processes asked for.
+    """Run ``main(args)`` in the number of processes asked for; return its result if in this one.
 
-    - under torchrun: as one of its processes, with NCCL on CUDA and gloo otherwise;
-    - ``--num-gpus`` above 1, or several machines: by Detectron2's launcher;
-    - else: in this process.
+    Under torchrun that is as one of its processes, with NCCL on CUDA and gloo otherwise; with
+    several GPUs or machines by Detectron2's launcher; else in this process.
 
     Args:
         main: a function at module level.
         args: from Detectron2's ``default_argument_parser``.
 
-    Returns:
-        The result of ``main``, if it ran in this process.
-
     Raises:
-        UserError: option_invalid or option_missing (ranks, machines), device_unavailable.
+        UserError: option_invalid (ranks, machines), device_unavailable.
     """
-    if under_torchrun():
+    if all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")):
         return _run_under_torchrun(main, args)
     _check_num_gpus(args)
     if args.num_gpus * args.num_machines <= 1:
@@ -86,34 +70,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def _check_num_gpus(args: argparse.Namespace) -> None:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    machines, rank = args.num_machines, args.machine_rank
-    if args.num_gpus < 0:
+    number, machines = args.num_gpus, args.num_machines
+    if not 0 <= number <= max(available, 1) or (number * machines > 1 and not available):
         raise UserError(
-            f"--num-gpus is {args.num_gpus}; expected 0 or more.", code="option_invalid"
-        )
-    if not available and args.num_gpus * machines > 1:
-        raise UserError(
-            f"--num-gpus {args.num_gpus} on {machines} machine(s) needs GPUs, but there is none "
-            "here; use --num-gpus 0 for one CPU process, or torchrun --nproc_per_node=N -m "
+            f"--num-gpus {number} on {machines} machine(s) needs GPUs, but this machine has "
+            f"{available}; use --num-gpus 0 for one CPU process, or torchrun --nproc_per_node=N -m "
             "microplastics … for several.",
             code="device_unavailable",
         )
-    if args.num_gpus > max(available, 1):
+    if machines > 1 and (not 0 <= args.machine_rank < machines or args.dist_url == "auto"):
         raise UserError(
-            f"--num-gpus is {args.num_gpus}; expected at most {available}, the GPU(s) of this "
-            "machine.",
-            code="device_unavailable",
-        )
-    if machines > 1 and not 0 <= rank < machines:
-        raise UserError(
-            f"--machine-rank is {rank}; expected 0 to {machines - 1}, below --num-machines.",
+            f"--machine-rank is {args.machine_rank} and --dist-url {args.dist_url}; expected a "
+            f"rank from 0 to {machines - 1} and tcp://HOST:PORT of the first machine.",
             code="option_invalid",
-        )
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise UserError(
-            "--dist-url is missing; expected tcp://HOST:PORT of the first machine for several "
-            "machines.",
-            code="option_missing",
         )
 
 
@@ -136,17 +105,10 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
         comm.synchronize()
         return main(args)
     finally:
-        _destroy_process_groups()
-
-
-def _destroy_process_groups() -> None:
-    """End ``torch.distributed`` and drop the groups that ``detectron2.utils.comm`` keeps.
-
-    A gloo group that is still referenced when Python ends aborts, after a successful training.
-    """
-    comm._get_global_gloo_group.cache_clear()
-    comm._LOCAL_PROCESS_GROUP = None
-    dist.destroy_process_group()
+        # A gloo group that Detectron2 still keeps when Python ends aborts after a good training.
+        comm._get_global_gloo_group.cache_clear()
+        comm._LOCAL_PROCESS_GROUP = None
+        dist.destroy_process_group()
 
 
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
@@ -155,6 +117,6 @@ def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
         code = main(args)
     except UserError as error:
         report_error(str(error))
-        raise SystemExit(USER_ERROR) from None
+        raise SystemExit(2) from None
     if code:
         raise SystemExit(code)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -26,19 +27,13 @@ from microplastics.data.loader import TrainLoader, ValidationLoader, training_di
 from microplastics.engine.checkpoint import (
     FINAL,
     TrainingCheckpointer,
-    load_trainer_state,
+    load_optimizer_state,
+    optimizer_state,
     refuse_second_training,
-    trainer_state,
 )
-from microplastics.engine.defaults import finalize_config
+from microplastics.engine.defaults import amp_dtype, finalize_config, set_schedule
 from microplastics.engine.distributed import distribute, share_buffers, unwrap
-from microplastics.engine.events import (
-    build_writers,
-    check_metric_names,
-    divergence,
-    truncate_metrics,
-    write_losses,
-)
+from microplastics.engine.events import MlflowWriter, WandbWriter, truncate_metrics
 from microplastics.engine.hooks import (
     AdaptThreads,
     BestCheckpoint,
@@ -47,14 +42,7 @@ from microplastics.engine.hooks import (
     PlateauLR,
     ValidationHook,
     Writers,
-)
-from microplastics.engine.solver import (
-    amp_dtype,
-    autocast,
-    build_optimizer,
-    clip_gradients,
-    keep_boxes_fp32,
-    set_schedule,
+    check_metric_names,
 )
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
@@ -66,19 +54,16 @@ from microplastics.utils.system import seed_all
 
 logger = logging.getLogger(__name__)
 
+FULL_MODEL = "full_model"
 # Iterations after which several processes agree on a signal.
 _PERIOD = 10
 
 
 class StopSignals:
-    """SIGINT and SIGTERM as a request to stop; a second one acts at once.
+    """SIGINT and SIGTERM as a request to stop; a second one acts at once."""
 
-    Attributes:
-        name: of the signal that came; the same on all ranks once :meth:`agreed` was true.
-    """
-
-    def __init__(self):
-        self.name: str | None = None
+    # Of the signal that came; the same on all ranks once agreed() was true.
+    name: str | None = None
 
     def _note(self, number: int, _frame: Any) -> None:
         if self.name is not None:
@@ -88,7 +73,6 @@ class StopSignals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch the signals within the block."""
         before = {}
         # Only the main thread may handle signals.
         with contextlib.suppress(ValueError):
@@ -107,9 +91,8 @@ class StopSignals:
         if iteration % _PERIOD:
             return False
         names = [name for name in comm.all_gather(self.name) if name]
-        if names:
-            # Only then: a signal may have come while the ranks were gathering.
-            self.name = names[0]
+        # A signal may have come while the ranks were gathering.
+        self.name = names[0] if names else self.name
         return bool(names)
 
     @property
@@ -121,22 +104,21 @@ class StopSignals:
 class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with validation loss, plateau LR, early stopping and resume.
 
-    Constructor and loop are the project's own; ``build_model``, ``build_optimizer``,
-    ``build_lr_scheduler``, ``build_train_loader``, ``build_test_loader``, ``build_evaluator``,
-    ``build_hooks``, ``build_writers`` and ``test`` can be overridden as in ``DefaultTrainer``.
+    Constructor and loop are the project's own; ``test``, ``build_model`` and the other ``build_…``
+    methods can be overridden as in ``DefaultTrainer``.
 
     Attributes:
         last_eval: ``(finished iterations, flat metrics)`` of the newest evaluation, equal on all
             ranks.
         finished: the loop came to its end by MAX_ITER or early stopping.
-        signals: SIGINT and SIGTERM; ``signals.exit_code`` is the exit code of the command.
+        signals: ``signals.exit_code`` is the exit code of the command.
         lr_scale: factor of :class:`PlateauLR` on the scheduled LR.
     """
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: the config; it is made final here (:func:`finalize_config`, :func:`set_schedule`).
+            cfg: the config, not yet final; it is not changed.
 
         Raises:
             UserError: data sets, metrics or batch size do not fit.
@@ -154,21 +136,27 @@ class Trainer(DefaultTrainer):
             )
         self.data_loader = self.build_train_loader(cfg)
         self.seed = getattr(self.data_loader, "seed", max(cfg.SEED, 0))
-        self.schedule = set_schedule(cfg, _num_images(cfg, self.data_loader))
+        images = getattr(self.data_loader, "images_per_epoch", None)
+        self._images = images or len(training_dicts(cfg))
+        set_schedule(cfg, self._images)
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
 
         seed_all(self.seed)
         model = self.build_model(cfg)
         model.train()
-        check_metric_names(cfg, lambda: self._loss_names(cfg, model))
+        check_metric_names(
+            cfg, lambda: loss_names(model, self.build_test_loader(cfg, cfg.DATASETS.TEST[0]), cfg)
+        )
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self._base_lrs = list(self.scheduler.base_lrs)
         self.lr_scale = 1.0
         several = comm.get_world_size() > 1
         self.model = distribute(model, cfg.MODEL.DEVICE) if several else model
-        self.grad_scaler = torch.amp.GradScaler("cuda") if amp_dtype(cfg) is torch.float16 else None
+        self._device = torch.device(cfg.MODEL.DEVICE).type
+        self._amp_dtype = amp_dtype(cfg)
+        self.grad_scaler = torch.amp.GradScaler(enabled=self._amp_dtype is torch.float16)
         class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         side = getattr(self.data_loader, "image_side", None)
         self.checkpointer = TrainingCheckpointer(
@@ -180,24 +168,17 @@ class Trainer(DefaultTrainer):
         self.finished = False
         self.signals = StopSignals()
         self._stop_reason: str | None = None
-        self._batches: Iterator | None = None
         self.register_hooks(self.build_hooks())
-
-    def _loss_names(self, cfg: CfgNode, model: nn.Module) -> list[str]:
-        return loss_names(model, self.build_test_loader(cfg, cfg.DATASETS.TEST[0]), cfg)
 
     # Starting and resuming
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from OUTPUT_DIR, or load ``MODEL.WEIGHTS`` and start at iteration 0.
 
-        Args:
-            resume: continue from the newest complete checkpoint. If OUTPUT_DIR has none, training
-                starts from the beginning, as in Detectron2, with a warning.
+        Without a checkpoint to resume from, training starts from the beginning with a warning.
 
         Raises:
-            UserError: the checkpoint does not fit, or ``resume`` is off and OUTPUT_DIR already
-                holds a training, which would be lost.
+            UserError: the checkpoint does not fit, or OUTPUT_DIR already holds a training.
         """
         self.checkpointer.remove_leftovers()
         if resume:
@@ -205,7 +186,14 @@ class Trainer(DefaultTrainer):
             if path is not None:
                 self.start_iter = self.finished_iters
                 logger.info("Resuming from %s at iteration %d.", path, self.start_iter)
-            self._agree_on_start(path)
+            starts = comm.all_gather(self.start_iter)
+            if len(set(starts)) > 1:
+                raise UserError(
+                    f"The processes found different checkpoints (this one {path or 'none'}; they "
+                    f"would start at iterations {starts}); put OUTPUT_DIR on a disk that all "
+                    "machines share.",
+                    code="checkpoint_mismatch",
+                )
             if comm.is_main_process() and self.start_iter < self.max_iter:
                 truncate_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
             if path is not None:
@@ -218,33 +206,66 @@ class Trainer(DefaultTrainer):
             refuse_second_training(self.cfg.OUTPUT_DIR)
         self.checkpointer.load_weights()
 
-    def _agree_on_start(self, path: str | None) -> None:
-        """Check that all ranks start from the same iteration."""
-        starts = comm.all_gather(self.start_iter)
-        if len(set(starts)) > 1:
-            raise UserError(
-                f"The processes found different checkpoints (this one {path or 'none'}; they would "
-                f"start at iterations {starts}); put OUTPUT_DIR on a disk that all machines share.",
-                code="checkpoint_mismatch",
-            )
-
     def state_dict(self) -> dict[str, Any]:
-        return trainer_state(self)
+        """Return what resuming needs, loadable with ``weights_only=True``."""
+        state = TrainerBase.state_dict(self)
+        # The state of Detectron2's LR hook follows from iteration and scale.
+        state.setdefault("hooks", {}).pop("LRScheduler", None)
+        state |= {
+            "iteration": self.finished_iters - 1,
+            "seed": self.seed,
+            "lr_scale": self.lr_scale,
+            "optimizer": optimizer_state(self.optimizer, unwrap(self.model)),
+            "circumstances": self._circumstances(),
+        }
+        if self.grad_scaler.is_enabled():
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_trainer_state(self, state)
+        """Restore :meth:`state_dict`; other circumstances than then are logged as warnings."""
+        ours = self._circumstances()
+        for key, theirs in state["circumstances"].items():
+            if ours.get(key) != theirs:
+                logger.warning(
+                    "Resuming under other circumstances: %s was %s and is %s; training continues, "
+                    "but not bit for bit as it would have.",
+                    key,
+                    theirs,
+                    ours.get(key),
+                )
+        self.finished_iters = state["iteration"] + 1
+        self.seed = state["seed"]
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.seed = self.seed
+        load_optimizer_state(self.optimizer, unwrap(self.model), state["optimizer"])
+        if self.grad_scaler.is_enabled() and "grad_scaler" in state:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self.scheduler.last_epoch = self.finished_iters
+        self.set_lr_scale(state["lr_scale"])
+        TrainerBase.load_state_dict(self, state)
+
+    def _circumstances(self) -> dict[str, Any]:
+        return {
+            "Detectron2 build": detectron2.__version__,
+            "torch": torch.__version__.split("+")[0],
+            "number of processes": comm.get_world_size(),
+            "device": self._device,
+            # Sums over threads differ in their last bits.
+            "number of threads": torch.get_num_threads() if self._device == "cpu" else None,
+            "batch size": self.cfg.SOLVER.IMS_PER_BATCH,
+            "training images": self._images,
+            "MAX_ITER": self.max_iter,
+            "precision": str(self._amp_dtype or torch.float32),
+        }
 
     # The loop
 
     def train(self) -> OrderedDict:
-        """Train to MAX_ITER, early stop or a signal.
-
-        Returns:
-            The flat metrics of the last evaluation (empty if there was none).
+        """Train to MAX_ITER, early stop or a signal; return the last evaluation's flat metrics.
 
         Raises:
-            UserError: an image of the training set cannot be read, the loss is not finite, or a
-                file cannot be written.
+            UserError: an image cannot be read, the loss is not finite, a file cannot be written.
         """
         logger.info("Starting training from iteration %d", self.start_iter)
         self.iter = self.finished_iters = self.start_iter
@@ -256,6 +277,8 @@ class Trainer(DefaultTrainer):
             finally:
                 self._batches = None
                 self.after_train()
+            if self.finished:
+                self.checkpointer.save(FINAL)
         return OrderedDict(self.last_eval[1] if self.last_eval else {})
 
     def _loop(self) -> None:
@@ -266,7 +289,7 @@ class Trainer(DefaultTrainer):
             self.after_step()
             self.iter += 1
             if self.signals.agreed(self.iter):
-                self.checkpointer.save_periodic(self.iter - 1, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP)
+                self.checkpointer.save_periodic(self.iter - 1)
                 logger.warning(
                     "%s: stopped after iteration %d; --resume continues from there.",
                     self.signals.name,
@@ -276,11 +299,6 @@ class Trainer(DefaultTrainer):
         self.finished = True
         if self._stop_reason is not None:
             logger.info("Early stopping after iteration %d: %s.", self.iter - 1, self._stop_reason)
-
-    def after_train(self) -> None:
-        super().after_train()
-        if self.finished:
-            self.checkpointer.save(FINAL)
 
     def request_stop(self, reason: str) -> None:
         """End training after this iteration; call it on all ranks."""
@@ -294,43 +312,53 @@ class Trainer(DefaultTrainer):
             group["lr"] = lr
 
     def run_step(self) -> None:
-        """Run one iteration: batch, forward, backward, clip, step."""
+        """Run one iteration."""
         start = time.perf_counter()
         try:
             batch = next(self._batches)
         except UserError:
             # The weights of the last iteration are worth keeping.
             if self.iter > self.start_iter:
-                self.checkpointer.save_periodic(self.iter - 1, self.cfg.SOLVER.CHECKPOINTS_TO_KEEP)
+                self.checkpointer.save_periodic(self.iter - 1)
             raise
         data_time = time.perf_counter() - start
-
         seed_all(self.seed, comm.get_rank(), self.iter)
         try:
-            with autocast(self.cfg):
+            with torch.autocast(self._device, self._amp_dtype, self._amp_dtype is not None):
                 losses = self.model(batch)
                 total = sum(losses.values())
         except FloatingPointError as error:  # Detectron2's RPN checks its own output
-            files = [item["file_name"] for item in batch]
-            raise divergence("Predicted boxes", self.iter, files, self.checkpointer) from error
-        write_losses(losses, data_time, batch, self.checkpointer)
+            raise self._divergence("Predicted boxes", batch) from error
+        broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        # All ranks stop together, for one that goes on would wait for ever.
+        if any(comm.all_gather(broken)):
+            raise self._divergence(" and ".join(broken) or "A loss of another process", batch)
+        SimpleTrainer.write_metrics(losses, data_time, self.iter)
+        # The particles that augmentations left too little of, if any.
+        dropped = sum(item.get("dropped_instances", 0) for item in batch)
+        if dropped or "dropped_instances" in self.storage.histories():
+            self.storage.put_scalar("dropped_instances", dropped)
 
         self.optimizer.zero_grad(set_to_none=True)
-        if self.grad_scaler is None:
-            total.backward()
-            self.after_backward()
-            norm = clip_gradients(self.cfg, self.model)
-            if norm is not None and not math.isfinite(norm):
-                files = [item["file_name"] for item in batch]
-                raise divergence("The gradient", self.iter, files, self.checkpointer)
-            self.optimizer.step()
-        else:
-            self.grad_scaler.scale(total).backward()
-            self.after_backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            clip_gradients(self.cfg, self.model)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        self.grad_scaler.scale(total).backward()
+        self.after_backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.cfg, self.model)
+        # With fp16 the scaler leaves out such a step and lowers its scale.
+        if not (self.grad_scaler.is_enabled() or norm is None or math.isfinite(norm)):
+            raise self._divergence("The gradient", batch)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _divergence(self, what: str, batch: list[dict[str, Any]]) -> UserError:
+        """Return the error of numbers that are not finite any more."""
+        last = (self.checkpointer.resumable() or ["none yet"])[0]
+        return UserError(
+            f"{what} became infinite or NaN at iteration {self.iter} with the images "
+            f"{', '.join(item['file_name'] for item in batch)}; last checkpoint: {last}. Lower "
+            "SOLVER.BASE_LR, or check the annotations of these images.",
+            code="training_failed",
+        )
 
     def _iterate_batches(self) -> Iterator:
         if isinstance(self.data_loader, TrainLoader):
@@ -341,24 +369,21 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return the hooks in the order in which they must run, the same on every rank."""
-        cfg, checkpointer = self.cfg, self.checkpointer
-        best = cfg.SOLVER.BEST_CHECKPOINT.ENABLED
+        cfg, solver = self.cfg, self.cfg.SOLVER
         deciding = [
             ValidationHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            PlateauLR(cfg) if cfg.SOLVER.PLATEAU.ENABLED else None,
-            BestCheckpoint(cfg, checkpointer) if best else None,
-            EarlyStopping(cfg) if cfg.SOLVER.EARLY_STOPPING.ENABLED else None,
+            PlateauLR(cfg) if solver.PLATEAU.ENABLED else None,
+            BestCheckpoint(cfg, self.checkpointer) if solver.BEST_CHECKPOINT.ENABLED else None,
+            EarlyStopping(cfg) if solver.EARLY_STOPPING.ENABLED else None,
         ]
         return [
             AdaptThreads() if AdaptThreads.applies(cfg) else None,
             hooks.IterationTimer(),
-            hooks.LRScheduler(self.optimizer, self.scheduler),
+            hooks.LRScheduler(),
             self._precise_bn(),
             *(deciding if cfg.DATASETS.TEST else []),
             Writers(self.build_writers) if comm.is_main_process() else None,
-            PeriodicCheckpoints(
-                checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
-            ),
+            PeriodicCheckpoints(self.checkpointer, solver.CHECKPOINT_PERIOD),
         ]
 
     def _evaluate(self) -> OrderedDict:
@@ -373,7 +398,13 @@ class Trainer(DefaultTrainer):
         return hooks.PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, loader, settings.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
-        return build_writers(self.cfg, self.max_iter)
+        """Build Detectron2's terminal, ``metrics.json`` and TensorBoard, and those of WRITERS."""
+        writers = super().build_writers()
+        if self.cfg.WRITERS.WANDB.ENABLED:
+            writers.append(WandbWriter(self.cfg))
+        if self.cfg.WRITERS.MLFLOW.ENABLED:
+            writers.append(MlflowWriter(self.cfg))
+        return writers
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -387,7 +418,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
+        # Detectron2 does not know full_model: its own "norm" clips each parameter by itself.
+        if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        return super().build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
@@ -415,22 +451,26 @@ class Trainer(DefaultTrainer):
         """Build the evaluators: COCO AP, blanks, and for masks semantic figures and counts."""
         output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
         tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        evaluators = [
-            COCOEvaluator(
-                dataset_name,
-                output_dir=output_dir,
-                max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-                tasks=tasks,
-            ),
-            BlankEvaluator(dataset_name, score_threshold=cfg.TEST.BLANK_SCORE_THRESH),
+        evaluators: list[DatasetEvaluator] = [
+            COCOEvaluator(dataset_name, output_dir, cfg.TEST.DETECTIONS_PER_IMAGE, tasks),
+            BlankEvaluator(dataset_name, cfg.TEST.BLANK_SCORE_THRESH),
         ]
         if cfg.MODEL.MASK_ON:
-            evaluators.append(
-                SemanticEvaluator(dataset_name, score_threshold=cfg.TEST.SEMANTIC_SCORE_THRESH)
-            )
+            evaluators.append(SemanticEvaluator(dataset_name, cfg.TEST.SEMANTIC_SCORE_THRESH))
             if cfg.TEST.COUNTING.ENABLED:
                 evaluators.append(CountingEvaluator.from_config(cfg, dataset_name, output_dir))
         return DatasetEvaluators(evaluators)
+
+    @classmethod
+    def build_evaluators(cls, cfg: CfgNode, folder: str) -> list[DatasetEvaluator]:
+        """Build the evaluators of all test sets, which write below OUTPUT_DIR/folder."""
+        evaluators = []
+        for name in cfg.DATASETS.TEST:
+            path = os.path.join(cfg.OUTPUT_DIR, folder)
+            if len(cfg.DATASETS.TEST) > 1:
+                path = os.path.join(path, "".join(c if c.isalnum() else "_" for c in name))
+            evaluators.append(cls.build_evaluator(cfg, name, path))
+        return evaluators
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
@@ -442,27 +482,42 @@ class Trainer(DefaultTrainer):
             evaluators: one per test set; :meth:`build_evaluator`'s by default.
 
         Returns:
-            Nested results on rank 0 (``{}`` on the others): ``validation`` (losses), ``bbox``,
-            ``segm``, ``semantic``, ``counting``, and ``blank`` where there are blanks; below the
-            name of the data set if there are several.
+            Nested results on rank 0 (``{}`` on the others), of :func:`validate`; below the name of
+            the data set if there are several.
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
+        elif evaluators is None:
+            evaluators = cls.build_evaluators(cfg, "inference")
         results = OrderedDict()
-        for number, name in enumerate(cfg.DATASETS.TEST):
-            folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-            if len(cfg.DATASETS.TEST) > 1:
-                folder = os.path.join(folder, "".join(c if c.isalnum() else "_" for c in name))
-            evaluator = evaluators[number] if evaluators else cls.build_evaluator(cfg, name, folder)
-            results[name] = validate(
-                unwrap(model), cls.build_test_loader(cfg, name), evaluator, cfg
-            )
+        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+            loader = cls.build_test_loader(cfg, name)
+            results[name] = validate(unwrap(model), loader, evaluator, cfg)
         if len(results) == 1:
             return next(iter(results.values()))
         return results if comm.is_main_process() else OrderedDict()
 
 
-def _num_images(cfg: CfgNode, loader: Any) -> float:
-    if isinstance(loader, TrainLoader):
-        return loader.images_per_epoch
-    return len(training_dicts(cfg))
+def keep_boxes_fp32(model: nn.Module) -> None:
+    """Cast the backbone's feature maps back to fp32.
+
+    Detectron2's ``ROIAlign`` casts box coordinates to the type of the features, and bf16 has
+    steps of 4 px at 512–1024: boxes would miss their particles.
+    """
+
+    def cast(_module, _inputs, features):
+        return {name: feature.float() for name, feature in features.items()}
+
+    model.backbone.register_forward_hook(cast)
+
+
+def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:
+    """Scale all gradients so that their norm, which is returned, is at most ``CLIP_VALUE``.
+
+    ``None`` if the config does not ask for it.
+    """
+    settings = cfg.SOLVER.CLIP_GRADIENTS
+    if not settings.ENABLED or settings.CLIP_TYPE != FULL_MODEL:
+        return None
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.CLIP_VALUE, settings.NORM_TYPE)
+    return float(norm)

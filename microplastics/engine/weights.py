@@ -34,23 +34,11 @@ _ALLOWED_GLOBALS = {
     ("_codecs", "encode"),
 }
 
-_ALTERNATIVES = (
-    "give MODEL.WEIGHTS a local file, start from an ImageNet backbone (MODEL.WEIGHTS "
-    "detectron2://ImageNetPretrained/MSRA/R-50.pkl), or train from scratch "
-    "(configs/microplastics_r50_scratch.yaml)"
-)
-
 
 def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
-    """Choose the weights that evaluation and prediction use.
+    """Return a frozen copy of a config with the MODEL.WEIGHTS of evaluation and prediction.
 
-    Args:
-        cfg: the config.
-        weights_given: MODEL.WEIGHTS was given on the command line; else ``model_best.pth`` of
-            OUTPUT_DIR goes before it, if there is one.
-
-    Returns:
-        A frozen copy with MODEL.WEIGHTS set.
+    ``model_best.pth`` of OUTPUT_DIR goes before those that were not given on the command line.
 
     Raises:
         UserError: option_missing; random weights would be scored.
@@ -72,23 +60,20 @@ def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
 
 
 def fetch_weights(path: str) -> str:
-    """Return the local file of ``MODEL.WEIGHTS``, downloading a URL or ``detectron2://`` address.
-
-    Raises:
-        UserError: file_missing; it does not exist or cannot be fetched.
-    """
+    """Return the local file of a path, URL or ``detectron2://`` address, or raise file_missing."""
     try:
         local = PathManager.get_local_path(path)
+        if not os.path.isfile(local):
+            raise FileNotFoundError("it does not exist")
     except Exception as error:
         # Handlers raise whatever their transport raises: URLError, OSError, RuntimeError, …
         raise UserError(
-            f"MODEL.WEIGHTS {path} cannot be fetched ({_first_line(error)}); {_ALTERNATIVES}.",
+            f"The weights file {path} cannot be fetched ({_first_line(error)}); give "
+            "MODEL.WEIGHTS a local file, start from an ImageNet backbone (MODEL.WEIGHTS "
+            "detectron2://ImageNetPretrained/MSRA/R-50.pkl), or train from scratch "
+            "(configs/microplastics_r50_scratch.yaml).",
             code="file_missing",
         ) from error
-    if not os.path.isfile(local):
-        raise UserError(
-            f"The weights file {path} does not exist; {_ALTERNATIVES}.", code="file_missing"
-        )
     return local
 
 
@@ -102,58 +87,46 @@ def sha256_of(path: str) -> str:
 
 
 def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
-    """Read a ``.pkl`` or ``.pth`` checkpoint without running code from it.
+    """Read a ``.pkl`` or ``.pth`` checkpoint without running code from it; log its sha256.
 
-    ``.pkl`` files go through an unpickler that allows only numpy arrays and plain containers,
-    ``.pth`` files through ``torch.load(weights_only=True)``. The sha256 is logged.
+    The content is as Detectron2 has it, with the weights under ``"model"``.
 
     Args:
         path: a local file.
         sha256: the digest that it must have; empty for any.
 
-    Returns:
-        The content, with the weights under ``"model"`` and, for model-zoo backbones,
-        ``"matching_heuristics"`` and ``"__author__"`` as Detectron2 has them.
-
     Raises:
-        UserError: file_invalid (cannot be read), checkpoint_mismatch (another digest),
-            checkpoint_invalid (damaged, or holds more than weights).
+        UserError: checkpoint_mismatch (another digest), checkpoint_invalid (damaged, not readable,
+            or holds more than weights).
     """
     try:
         digest = sha256_of(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); check its permissions.",
-            code="file_invalid",
-        ) from error
-    logger.info("Weights %s, sha256 %s", path, digest)
-    if sha256 and digest != sha256.lower():
-        raise UserError(
-            f"The sha256 of {path} is {digest}; expected MODEL.WEIGHTS_SHA256, {sha256}.",
-            code="checkpoint_mismatch",
-        )
-    try:
+        logger.info("Weights %s, sha256 %s", path, digest)
+        if sha256 and digest != sha256.lower():
+            raise UserError(
+                f"The sha256 of {path} is {digest}; expected MODEL.WEIGHTS_SHA256, {sha256}.",
+                code="checkpoint_mismatch",
+            )
         if path.endswith(".pkl"):
             with open(path, "rb") as file:
-                data = _ArrayUnpickler(file, encoding="latin1").load()
+                data = _with_model(_ArrayUnpickler(file, encoding="latin1").load())
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+            data = data if "model" in data else {"model": data}
+        if not data["model"] or not all(
+            isinstance(name, str) and isinstance(value, (torch.Tensor, np.ndarray))
+            for name, value in data["model"].items()
+        ):
+            raise ValueError("it is not a table of weights")
+    except (MemoryError, UserError):
         raise
     except Exception as error:
         # A damaged or hostile file can make the readers raise anything, OSError included.
         raise UserError(
-            f"{path} is damaged or holds more than weights and was not loaded "
+            f"{path} is damaged, not readable or holds more than weights and was not loaded "
             f"({_first_line(error)}); use another checkpoint.",
             code="checkpoint_invalid",
         ) from error
-    data = _with_model(data, caffe2=path.endswith(".pkl"))
-    state = data.get("model")
-    if not (isinstance(state, dict) and state and all(map(_is_weight, state.items()))):
-        raise UserError(
-            f"{path} is not a table of weights; expected a Detectron2 checkpoint.",
-            code="checkpoint_invalid",
-        )
     return data
 
 
@@ -164,19 +137,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _with_model(data: Any, caffe2: bool) -> dict[str, Any]:
-    """Put the weights under ``"model"``, as Detectron2's checkpointer does."""
-    if not isinstance(data, dict):
-        return {}
-    if caffe2 and not ("model" in data and "__author__" in data):
-        data = data.get("blobs", data)
-        data = {k: v for k, v in data.items() if not str(k).endswith("_momentum")}
-        return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
-    return data if "model" in data else {"model": data}
-
-
-def _is_weight(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], (torch.Tensor, np.ndarray))
+def _with_model(data: Any) -> dict[str, Any]:
+    """Put the weights of a ``.pkl`` under ``"model"``, as Detectron2's checkpointer does."""
+    if "model" in data and "__author__" in data:
+        return data
+    blobs = data.get("blobs", data)
+    weights = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def load_into(
@@ -187,7 +154,7 @@ def load_into(
     allow: Sequence[str] = (),
     fine_tune: CfgNode | None = None,
 ) -> list[str]:
-    """Copy weights into a model.
+    """Copy weights into a model; return the names that keep their initialisation.
 
     Args:
         model: the model, not wrapped.
@@ -195,17 +162,20 @@ def load_into(
         source: name of the file, for the messages.
         allow: prefixes of parameter names that need not fit.
         fine_tune: config of the model, if layers whose shape depends on the number of classes may
-            keep their initialisation, as may all beside the backbone if the checkpoint is one of
-            a backbone. ``None`` (evaluation, resume) makes both an error.
-
-    Returns:
-        Names of the parameters left at their initialisation.
+            keep their initialisation, and all beside the backbone if the checkpoint has no more.
 
     Raises:
         UserError: checkpoint_mismatch.
     """
-    backbone_only = _is_backbone_only(checkpoint)
-    result = _copy_what_fits(model, checkpoint, source)
+    heads = ("rpn", "roi_heads", "proposal_generator", "fpn")
+    backbone_only = checkpoint.get("matching_heuristics", False) and not any(
+        word in name for name in checkpoint["model"] for word in heads
+    )
+    try:
+        # Not load(), which would read the file by itself.
+        result = DetectionCheckpointer(model, save_to_disk=False)._load_model(checkpoint)
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
+        raise _misfit(source, [_first_line(error)]) from error
     shapes = {
         name: f"{name} is {tuple(theirs)} there and {tuple(ours)} here"
         for name, theirs, ours in result.incorrect_shapes
@@ -223,7 +193,9 @@ def load_into(
     problems = [shapes[name] for name in sorted(reshaped)]
     problems += [f"{name} is missing there" for name in missing]
     problems += [f"{name} is unknown here" for name in surplus]
-    _refuse_misfits(source, [p for p in problems if not p.startswith(tuple(allow))])
+    problems = [problem for problem in problems if not problem.startswith(tuple(allow))]
+    if problems:
+        raise _misfit(source, problems)
     if left:
         logger.warning(
             "%d parameters are missing in %s or have another shape there and keep their "
@@ -235,44 +207,13 @@ def load_into(
     return left
 
 
-class _StateLoader(DetectionCheckpointer):
-    """Detectron2's name matching and conversion for a checkpoint that is already read."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__(model, save_to_disk=False)
-
-    def apply(self, checkpoint: dict[str, Any]):
-        return self._load_model(checkpoint)
-
-
-def _copy_what_fits(model: nn.Module, checkpoint: dict[str, Any], source: str) -> Any:
-    """Copy weights by name and shape; return Detectron2's list of what does not fit."""
-    try:
-        return _StateLoader(model).apply(checkpoint)
-    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"{source} does not fit this model ({_first_line(error)}); use a checkpoint of the "
-            "same architecture.",
-            code="checkpoint_mismatch",
-        ) from error
-
-
-def _refuse_misfits(source: str, problems: Sequence[str]) -> None:
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{source} does not fit this model: {'; '.join(problems[:3])}{more}. Use a checkpoint "
-            "of the same architecture and classes, or name the prefixes in "
-            "MODEL.WEIGHTS_ALLOW_MISMATCH.",
-            code="checkpoint_mismatch",
-        )
-
-
-def _is_backbone_only(checkpoint: dict[str, Any]) -> bool:
-    if not checkpoint.get("matching_heuristics", False):
-        return False
-    words = ("rpn", "roi_heads", "proposal_generator", "fpn")
-    return not any(word in name for name in checkpoint["model"] for word in words)
+def _misfit(source: str, problems: Sequence[str]) -> UserError:
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return UserError(
+        f"{source} does not fit this model: {'; '.join(problems[:3])}{more}. Use a checkpoint of "
+        "the same architecture and classes, or name the prefixes in MODEL.WEIGHTS_ALLOW_MISMATCH.",
+        code="checkpoint_mismatch",
+    )
 
 
 def _first_line(error: Exception) -> str:

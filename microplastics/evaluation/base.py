@@ -17,7 +17,7 @@ class TruthEvaluator(DatasetEvaluator):
     """Judges the predictions of each image against the COCO JSON of a data set.
 
     A subclass gives :meth:`judge`, which turns the predictions of an image into a small record,
-    and ``evaluate``, which makes figures of :meth:`gathered`.
+    and ``evaluate``, which makes figures of :meth:`gathered`, ``{}`` on ranks other than 0.
 
     Attributes:
         metadata: of the data set.
@@ -26,14 +26,10 @@ class TruthEvaluator(DatasetEvaluator):
         records: this rank's, one for each image, with its ``image_id``.
     """
 
-    def __init__(self, dataset_name: str, distributed: bool = True) -> None:
+    def __init__(self, dataset_name: str) -> None:
         """
         Args:
-            dataset_name: a registered data set whose metadata has ``json_file``.
-            distributed: collect the records of all ranks; else evaluate this rank's.
-
-        Raises:
-            UserError: dataset_unknown (there is no COCO JSON), or the JSON cannot be used.
+            dataset_name: a registered data set with a ``json_file``, else dataset_unknown.
         """
         self.metadata = MetadataCatalog.get(dataset_name)
         self.json_file: str | None = self.metadata.get("json_file")
@@ -44,7 +40,6 @@ class TruthEvaluator(DatasetEvaluator):
                 code="dataset_unknown",
             )
         self.coco_api = coco_api(self.json_file)
-        self._distributed = distributed
         self.reset()
 
     def reset(self) -> None:
@@ -52,51 +47,38 @@ class TruthEvaluator(DatasetEvaluator):
         self.records: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Judge the predictions of a batch.
-
-        Args:
-            inputs: dicts with ``image_id``.
-            outputs: dicts with ``instances`` as :meth:`judge` takes them.
-        """
+        """Judge the ``instances`` of outputs, each of the ``image_id`` of its input."""
         for each, output in zip(inputs, outputs, strict=True):
             record = self.judge(each["image_id"], output["instances"])
             if record is not None:
                 self.records.append({"image_id": each["image_id"], **record})
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, Any] | None:
-        """Return the record of an image, plain values and arrays; ``None`` to skip it."""
+        """Return the record of an image, plain values and arrays; ``None`` to skip it.
+
+        Args:
+            image_id: COCO id of the image.
+            instances: in pixels of the original image; ``pred_masks``, if any, are
+                :class:`CropMasks` or an (N, H, W) bool tensor.
+        """
         raise NotImplementedError
 
     def gathered(self) -> list[dict[str, Any]] | None:
-        """Collect the records of all ranks, in an order that the number of ranks does not change.
+        """Collect the records of all ranks, sorted by image id, on rank 0; ``None`` elsewhere.
 
-        Collective if ``distributed``.
-
-        Returns:
-            On rank 0 the records sorted by image id, one for each image (a sampler that pads its
-            last batch gives an image to two ranks); ``None`` on the other ranks.
+        A sampler that pads its last batch gives an image to two ranks; it has one record.
         """
-        records = self.records
-        if self._distributed:
-            comm.synchronize()
-            records = list(itertools.chain(*comm.gather(records, dst=0)))
-            if not comm.is_main_process():
-                return None
+        comm.synchronize()
+        records = itertools.chain(*comm.gather(self.records, dst=0))
+        if not comm.is_main_process():
+            return None
         unique: dict[Any, dict[str, Any]] = {}
         for record in records:
             unique.setdefault(record["image_id"], record)
         return [unique[image_id] for image_id in sorted(unique)]
 
     def masks_of(self, image_id: int, instances: Instances) -> CropMasks:
-        """Return the predicted masks of an image as crops.
-
-        Args:
-            image_id: COCO id of the image.
-            instances: with ``pred_masks``, :class:`CropMasks` or an (N, H, W) bool tensor.
-
-        Raises:
-            ValueError: the masks are not of the image's size.
-        """
+        """Return the predicted masks of an image as crops; ValueError if they have another size."""
         masks = as_crops(instances.pred_masks)
         image = self.coco_api.imgs[image_id]
         size = (image["height"], image["width"])

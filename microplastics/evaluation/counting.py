@@ -1,11 +1,11 @@
 """Counts, matched F1 and size errors of particles; docs/counting.md defines every figure."""
 
-import dataclasses
+import itertools
 import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,7 @@ from tabulate import tabulate
 
 from microplastics.data.coco import checked_instances
 from microplastics.evaluation.base import TruthEvaluator
-from microplastics.evaluation.matching import (
-    Pairs,
-    candidate_pairs,
-    covered_fraction,
-    match_by_score,
-)
+from microplastics.evaluation.matching import candidate_pairs, covered_fraction, match_by_score
 from microplastics.measurement import Item, measure_many
 from microplastics.measurement.shape import kind_of
 from microplastics.modeling.postprocessing import distinct
@@ -30,9 +25,6 @@ from microplastics.utils.io import read_json, write_rows
 
 logger = logging.getLogger(__name__)
 
-COUNTS_FILE = "counting.csv"
-SIZES_FILE = "counting_sizes.csv"
-CONFUSION_FILE = "counting_confusion.csv"
 CURVES_FILE = "counting_curves.csv"
 
 MIN_IOU = 0.5
@@ -49,69 +41,38 @@ _FERET = QUANTITIES.index("feret_max")
 _MAX_BOUNDS = 100
 
 
-@dataclasses.dataclass(frozen=True)
 class SizeBins:
-    """Size classes by the maximum Feret diameter.
+    """Size classes by the maximum Feret diameter; one of exactly a bound is in the bin above.
 
     Attributes:
-        bounds: ascending; a particle of exactly a bound belongs to the bin above it.
-        unit: ``"px"`` or ``"um"``.
-        names: one more than bounds; made from them if left out.
+        names: of the bins, one more than bounds.
     """
 
-    bounds: tuple[float, ...] = (32.0, 96.0)
-    unit: str = "px"
-    names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        bounds = tuple(self.bounds)
-        sound = all(
-            isinstance(b, (int, float)) and not isinstance(b, bool) and 0 < b < math.inf
-            for b in bounds
-        )
-        if (
-            not sound
-            or len(bounds) > _MAX_BOUNDS
-            or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False))
-        ):
+    def __init__(self, bounds: Sequence[float] = (32.0, 96.0), unit: str = "px"):
+        numbers = all(_is_within(bound, 0, math.inf) for bound in bounds)
+        edges = itertools.pairwise((0, *bounds, math.inf))
+        ascending = numbers and all(low < high for low, high in edges)
+        if not ascending or len(bounds) > _MAX_BOUNDS or unit not in ("px", "um"):
             raise UserError(
-                f"TEST.COUNTING.SIZE_BOUNDS is {list(bounds)[:5]}; expected at most {_MAX_BOUNDS} "
-                "ascending numbers above 0, such as [32, 96].",
+                f"TEST.COUNTING.SIZE_BOUNDS is {list(bounds)[:5]} and SIZE_UNIT {unit}; expected "
+                f"at most {_MAX_BOUNDS} ascending numbers above 0, such as [32, 96], and px or um.",
                 code="config_invalid",
             )
-        if self.unit not in ("px", "um"):
-            raise UserError(
-                f"TEST.COUNTING.SIZE_UNIT is {self.unit!r}; expected px or um.",
-                code="config_invalid",
-            )
-        object.__setattr__(self, "bounds", tuple(map(float, bounds)))
-        names = tuple(self.names) or self._names()
-        if len(names) != len(bounds) + 1 or len(set(names)) < len(names):
-            raise ValueError(f"{len(bounds)} bounds make {len(bounds) + 1} bins, not {names}")
-        object.__setattr__(self, "names", names)
-
-    def _names(self) -> tuple[str, ...]:
-        if not self.bounds:
-            return ("any size",)
-        first, last = self.bounds[0], self.bounds[-1]
-        between = zip(self.bounds, self.bounds[1:], strict=False)
-        middle = [f"{low:g}-{high:g}{self.unit}" for low, high in between]
-        return (f"<{first:g}{self.unit}", *middle, f">={last:g}{self.unit}")
+        self.bounds, self.unit = np.array(bounds, dtype=float), unit
+        texts = [f"{bound:g}" for bound in bounds]
+        middle = [f"{low}-{high}{unit}" for low, high in itertools.pairwise(texts)]
+        self.names = ["any size"]
+        if texts:
+            self.names = [f"<{texts[0]}{unit}", *middle, f">={texts[-1]}{unit}"]
 
     def assign(self, sizes: np.ndarray, um_per_px: np.ndarray) -> np.ndarray:
-        """Return the number of each particle's bin.
-
-        Args:
-            sizes: (N, 3) of :func:`measure_sizes`.
-            um_per_px: (N,); used if the unit is µm.
-        """
+        """Return the bins of particles by :func:`measure_sizes` (N, 3) and µm per px (N,)."""
         feret = sizes[:, _FERET] * (um_per_px if self.unit == "um" else 1.0)
-        return np.searchsorted(np.array(self.bounds), feret, side="right")
+        return np.searchsorted(self.bounds, feret, side="right")
 
 
-@dataclasses.dataclass(frozen=True)
 class Pooled:
-    """The records of many images, one after another.
+    """Records of :func:`judge_image` of many images, with their ids, and µm per pixel by id.
 
     Attributes:
         num_images: number of images.
@@ -125,36 +86,54 @@ class Pooled:
         um_per_px: (I,) of each image; NaN where unknown.
     """
 
-    num_images: int
-    blank: np.ndarray
-    image: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-    matches: np.ndarray
-    ignored: np.ndarray
-    true_image: np.ndarray
-    true_classes: np.ndarray
-    confusion: np.ndarray
-    sizes: np.ndarray | None
-    true_sizes: np.ndarray | None
-    um_per_px: np.ndarray
+    def __init__(
+        self, records: Sequence[dict[str, Any]], scales: dict[int, float] | None = None
+    ) -> None:
+        # numpy cannot join nothing: an empty image in front gives every array its shape and dtype.
+        masks, numbers = CropMasks([], [], (1, 1)), np.zeros(0, dtype=np.int64)
+        crowd = np.zeros(0, dtype=bool)
+        empty = judge_image(masks, numbers, np.zeros(0), masks, numbers, crowd, np.zeros(1), ())
+
+        def join(key: str) -> np.ndarray:
+            return np.concatenate([empty[key], *(record[key] for record in records)])
+
+        def image_of_each(key: str) -> np.ndarray:
+            lengths = np.array([len(record[key]) for record in records], dtype=np.int64)
+            return np.repeat(np.arange(len(records)), lengths)
+
+        self.num_images = len(records)
+        self.blank = np.array([record["blank"] for record in records], dtype=bool)
+        self.image, self.true_image = image_of_each("classes"), image_of_each("true_classes")
+        self.classes, self.true_classes = join("classes"), join("true_classes")
+        self.scores, self.ignored = join("scores"), join("ignored")
+        self.confusion = join("confusion")
+        starts = np.searchsorted(self.true_image, self.image)[:, None]
+        matches = join("matches")
+        self.matches = np.where(matches >= 0, matches + starts, -1)
+        measured = all("sizes" in record for record in records)
+        self.sizes = join("sizes") if measured else None
+        self.true_sizes = join("true_sizes") if measured else None
+        scales = scales or {}
+        self.um_per_px = np.array([scales.get(r["image_id"], np.nan) for r in records], dtype=float)
 
     def counted(self, thresholds: np.ndarray) -> np.ndarray:
         """Return which predictions, (N,) bool, reach the threshold of their class, (K,)."""
         return self.scores >= thresholds[self.classes]
 
+    def parts(
+        self, class_names: Sequence[str]
+    ) -> Iterator[tuple[str | None, np.ndarray, np.ndarray]]:
+        """Yield each class, and None for all, with its predictions (N,) and truths (M,), bool."""
+        for number, name in enumerate(class_names):
+            yield name, self.classes == number, self.true_classes == number
+        yield None, self.classes >= 0, self.true_classes >= 0
+
 
 class CountingEvaluator(TruthEvaluator):
     """Counts, matched F1, size errors and confusion of classes at a score threshold.
 
-    Masks are judged on their crops and forgotten: a record, which is sent between ranks, is a few
-    numbers for each particle.
-
-    Attributes:
-        class_names: of the data set, by class number.
-        thresholds: (K,) lowest score that counts.
-        size_bins: the size classes.
-        records: this rank's, one for each image, as :func:`judge_image` returns them.
+    Masks are judged on their crops and forgotten: a record of :func:`judge_image` is a few numbers
+    for each particle.
     """
 
     def __init__(
@@ -164,7 +143,6 @@ class CountingEvaluator(TruthEvaluator):
         output_dir: str | os.PathLike | None = None,
         measure_sizes: bool = True,
         size_bins: SizeBins | None = None,
-        distributed: bool = True,
         max_overlap: float = 0.5,
     ) -> None:
         """
@@ -172,18 +150,17 @@ class CountingEvaluator(TruthEvaluator):
             dataset_name: a registered data set whose metadata has ``json_file``.
             score_thresholds: lowest score of a particle that counts, of all classes or of each.
             output_dir: where the four CSV files are written; nowhere if ``None``.
-            measure_sizes: measure the shapes (about 1 ms a particle) for the size classes and the
-                errors of length, Feret diameter and area.
-            size_bins: the size classes; below 32, 32 to 96, and from 96 px if ``None``.
-            distributed: collect the records of all ranks; else report this rank's.
-            max_overlap: of two detections, for
-                :func:`microplastics.modeling.postprocessing.distinct`; 1 counts all.
+            measure_sizes: for the size classes and the errors of length, Feret diameter and area;
+                about 1 ms a particle.
+            size_bins: the default ones if ``None``.
+            max_overlap: of two detections, as of
+                :func:`microplastics.modeling.postprocessing.distinct`.
 
         Raises:
-            UserError: dataset_unknown, config_invalid (thresholds or overlap), scale_missing (size
-                classes in µm, but images without a scale), or the JSON cannot be used.
+            UserError: config_invalid (thresholds or overlap), scale_missing (size classes in µm,
+                but images without a scale), or as of :class:`TruthEvaluator`.
         """
-        super().__init__(dataset_name, distributed)
+        super().__init__(dataset_name)
         self._contiguous = checked_instances(self.json_file).contiguous_ids
         categories = self.coco_api.cats
         self.class_names = [categories[number]["name"] for number in sorted(categories)]
@@ -192,7 +169,7 @@ class CountingEvaluator(TruthEvaluator):
         self._measure = measure_sizes
         self.size_bins = size_bins or SizeBins()
         self._scales = self._read_scales() if measure_sizes else {}
-        if isinstance(max_overlap, bool) or not 0 <= max_overlap <= 1:
+        if not _is_within(max_overlap, 0, 1):
             raise UserError(
                 f"TEST.COUNTING.MAX_OVERLAP is {max_overlap}; expected a fraction from 0 to 1.",
                 code="config_invalid",
@@ -203,11 +180,7 @@ class CountingEvaluator(TruthEvaluator):
     def from_config(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | os.PathLike | None
     ) -> "CountingEvaluator":
-        """Build the evaluator that TEST.COUNTING describes.
-
-        Raises:
-            UserError: as in the constructor; config_invalid (a value of TEST.COUNTING).
-        """
+        """Build the evaluator that TEST.COUNTING describes; errors as of the constructor."""
         settings = cfg.TEST.COUNTING
         if settings.SIZES not in ("always", "eval_only", "never"):
             raise UserError(
@@ -219,29 +192,14 @@ class CountingEvaluator(TruthEvaluator):
             score_thresholds=settings.CLASS_SCORE_THRESH or settings.SCORE_THRESH,
             output_dir=output_dir,
             measure_sizes=settings.SIZES == "always",
-            size_bins=SizeBins(tuple(settings.SIZE_BOUNDS), settings.SIZE_UNIT),
+            size_bins=SizeBins(settings.SIZE_BOUNDS, settings.SIZE_UNIT),
             max_overlap=settings.MAX_OVERLAP,
         )
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, Any]:
-        """Judge the predictions of an image; see :func:`judge_image`.
-
-        Args:
-            image_id: COCO id of the image.
-            instances: in pixels of the original image, with ``scores``, ``pred_classes`` and
-                ``pred_masks``, :class:`CropMasks` or an (N, H, W) bool tensor.
-
-        Raises:
-            ValueError: the masks are not of the image's size, or a class is not one of the data
-                set's.
-        """
+        """Judge the predictions of an image by :func:`judge_image`."""
         masks = self.masks_of(image_id, instances)
         classes = np.array(instances.pred_classes.tolist(), dtype=np.int64)
-        if len(classes) and not 0 <= classes.min() <= classes.max() < len(self.class_names):
-            raise ValueError(
-                f"Class {classes.max()} is predicted, but the data set has only "
-                f"{len(self.class_names)}"
-            )
         scores = np.array(instances.scores.tolist(), dtype=np.float64)
         if self._max_overlap < 1:
             # Counted detections first, so that nothing below its threshold removes one.
@@ -256,21 +214,17 @@ class CountingEvaluator(TruthEvaluator):
             scores,
             CropMasks.from_coco([a["segmentation"] for a in annotations], masks.image_size),
             np.array(numbers, dtype=np.int64),
-            np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+            np.array([a["iscrowd"] for a in annotations], dtype=bool),
             self.thresholds,
             self.class_names if self._measure else None,
         )
 
-    def pooled(self) -> Pooled | None:
-        """Join the records of all images on rank 0, ``None`` on the others; collective."""
-        records = self.gathered()
-        return None if records is None else pool(records, self._scales)
-
     def evaluate(self) -> OrderedDict:
-        """Return ``{"counting": {…}}`` of flat names; ``{}`` on ranks other than 0."""
-        pooled = self.pooled()
-        if pooled is None:
+        """Write the tables and return ``{"counting": {…}}`` of flat names."""
+        records = self.gathered()
+        if records is None:
             return OrderedDict()
+        pooled = Pooled(records, self._scales)
         counts = count_table(pooled, self.class_names, self.thresholds, self.size_bins)
         sizes = size_table(pooled, self.class_names, self.thresholds)
         confusion = confusion_table(pooled, self.class_names)
@@ -278,41 +232,33 @@ class CountingEvaluator(TruthEvaluator):
         if pooled.blank.any():
             counted = pooled.counted(self.thresholds) & pooled.blank[pooled.image]
             report["FP_per_blank"] = int(counted.sum()) / int(pooled.blank.sum())
-        self._log(counts, sizes, confusion)
-        if self._output_dir is not None:
-            for name, rows in (
-                (COUNTS_FILE, counts),
-                (CONFUSION_FILE, confusion),
-                (CURVES_FILE, curves(pooled, self.class_names)),
-                *([(SIZES_FILE, sizes)] if sizes else []),
-            ):
-                write_table(os.path.join(self._output_dir, name), rows)
-            logger.info("Counting figures written to %s", self._output_dir)
+        pairs = zip(self.class_names, self.thresholds, strict=True)
+        thresholds = ", ".join(f"{name} {threshold:g}" for name, threshold in pairs)
+        for file, title, rows in (
+            ("counting.csv", f"Counts at the score thresholds {thresholds}", counts),
+            ("counting_sizes.csv", "Sizes of matched particles, predicted - true", sizes),
+            ("counting_confusion.csv", "Confusion of classes (rows true)", confusion),
+            (CURVES_FILE, "", curves(pooled, self.class_names)),
+        ):
+            if rows and title:
+                table = tabulate(_named(rows), headers="keys", tablefmt="pipe", floatfmt=".1f")
+                logger.info("%s:\n%s", title, table)
+            if rows and self._output_dir is not None:
+                write_table(os.path.join(self._output_dir, file), rows)
         return OrderedDict(counting=report)
 
-    def _log(self, counts: list[dict], sizes: list[dict], confusion: list[dict]) -> None:
-        thresholds = ", ".join(
-            f"{name} {threshold:g}"
-            for name, threshold in zip(self.class_names, self.thresholds, strict=True)
-        )
-        tables = [(f"Counts at the score thresholds {thresholds}", counts)]
-        if sizes:
-            source = ", µm by um_per_px of the JSON" if "um" in {r["unit"] for r in sizes} else ""
-            tables.append((f"Sizes of matched particles, predicted - true{source}", sizes))
-        tables.append(("Confusion of classes (rows true)", confusion))
-        for title, rows in tables:
-            text = tabulate(_named(rows), headers="keys", tablefmt="pipe", floatfmt=".1f")
-            logger.info("%s:\n%s", title, text)
-
     def _read_scales(self) -> dict[int, float]:
-        entries = read_json(self.json_file).get("images", [])
-        scales = read_scales(entries if isinstance(entries, list) else [])
-        without = [i for i in self.coco_api.imgs if i not in scales]
+        """Return µm per pixel by image id, of the images with a usable ``um_per_px``."""
+        scales, images = {}, self.coco_api.imgs
+        for image in read_json(self.json_file)["images"]:
+            # 1e-300 and 1e300 are numbers, but not the scale of a microscope.
+            if _is_within(image.get("um_per_px"), 1e-6, 1e6):
+                scales[image["id"]] = float(image["um_per_px"])
+        without = [images[i]["file_name"] for i in images if i not in scales]
         if without and self.size_bins.unit == "um":
             raise UserError(
                 f"TEST.COUNTING.SIZE_UNIT is um, but {len(without)} images of {self.json_file} "
-                f"have no usable um_per_px, such as "
-                f"{self.coco_api.imgs[without[0]]['file_name']}; add it to the images, or set "
+                f"have no usable um_per_px, such as {without[0]}; add it to the images, or set "
                 "TEST.COUNTING.SIZE_UNIT px.",
                 code="scale_missing",
             )
@@ -320,7 +266,7 @@ class CountingEvaluator(TruthEvaluator):
             logger.warning(
                 "%d of %d images of %s have no usable um_per_px: sizes are compared only in px.",
                 len(without),
-                len(self.coco_api.imgs),
+                len(images),
                 self.json_file,
             )
         return scales
@@ -339,12 +285,8 @@ def judge_image(
     """Match the predictions of one image.
 
     Args:
-        predicted: N masks.
-        classes: (N,) class numbers.
-        scores: (N,).
-        true: masks of the annotations, crowds included.
-        true_classes: their class numbers.
-        crowd: bool, which of them are crowds.
+        predicted, classes, scores: N masks, their class numbers and scores.
+        true, true_classes, crowd: the annotations' masks, class numbers and, bool, if crowds.
         thresholds: (K,) lowest score of each class that counts.
         size_names: class names if sizes are to be measured, else None.
 
@@ -358,7 +300,11 @@ def judge_image(
     truths, crowds = true[~crowd], true[crowd]
     crowd_classes, true_classes = true_classes[crowd], true_classes[~crowd]
     pairs = candidate_pairs(predicted, truths, TOLERANCES, MIN_IOU)
-    matches = _matches_within_class(pairs, classes, scores, true_classes)
+    own = classes[pairs.predicted] == true_classes[pairs.true]
+    of_class = pairs.predicted[own], pairs.true[own]
+    matches = np.stack(
+        [match_by_score(scores, *of_class, iou, MIN_IOU) for iou in pairs.iou[own].T], axis=1
+    )
     # As in COCO, an unmatched prediction inside a crowd is neither right nor wrong.
     covered = covered_fraction(predicted, crowds) >= MIN_IOU
     own_crowd = (covered & (classes[:, None] == crowd_classes[None])).any(axis=1)
@@ -373,24 +319,11 @@ def judge_image(
         "confusion": _confusion(pairs, classes, scores, true_classes, kept, covered.any(axis=1)),
     }
     if size_names is not None:
-        sizes = np.full((len(predicted), 3), np.nan)
-        chosen = np.flatnonzero(kept)
-        sizes[chosen] = measure_sizes(predicted[chosen], classes[chosen], size_names)
+        sizes = np.full((len(predicted), len(QUANTITIES)), np.nan)
+        sizes[kept] = measure_sizes(predicted[kept], classes[kept], size_names)
         record["sizes"] = sizes
         record["true_sizes"] = measure_sizes(truths, true_classes, size_names)
     return record
-
-
-def _matches_within_class(
-    pairs: Pairs, classes: np.ndarray, scores: np.ndarray, true_classes: np.ndarray
-) -> np.ndarray:
-    """Return the (N, T) truth of its class that each prediction takes, by tolerance; -1: none."""
-    own = classes[pairs.predicted] == true_classes[pairs.true]
-    predicted, true, iou = pairs.predicted[own], pairs.true[own], pairs.iou[own]
-    columns = [
-        match_by_score(scores, predicted, true, iou[:, k], MIN_IOU) for k in range(len(TOLERANCES))
-    ]
-    return np.stack(columns, axis=1)
 
 
 def _confusion(pairs, classes, scores, true_classes, kept, covered) -> np.ndarray:
@@ -410,58 +343,6 @@ def _confusion(pairs, classes, scores, true_classes, kept, covered) -> np.ndarra
     return np.concatenate(rows).astype(np.int64)
 
 
-def pool(records: Sequence[dict[str, Any]], scales: dict[int, float] | None = None) -> Pooled:
-    """Join records of :func:`judge_image`, each with its ``image_id``.
-
-    Args:
-        records: one for each image.
-        scales: µm per pixel by image id.
-    """
-    scales = scales or {}
-    # numpy cannot join nothing: an empty record in front gives every array its shape and dtype.
-    none, tolerances = np.zeros(0, dtype=np.int64), len(TOLERANCES)
-    empty: dict[str, Any] = {
-        "classes": none,
-        "scores": np.zeros(0),
-        "matches": none.reshape(0, tolerances),
-        "ignored": np.zeros((0, tolerances), dtype=bool),
-        "true_classes": none,
-        "confusion": none.reshape(0, 2),
-        "sizes": np.zeros((0, 3)),
-        "true_sizes": np.zeros((0, 3)),
-    }
-    measured = all("sizes" in record for record in records)
-
-    def join(key: str) -> np.ndarray:
-        return np.concatenate([empty[key], *(record[key] for record in records)])
-
-    starts = np.cumsum([0, *(len(record["true_classes"]) for record in records)])
-    shifted = [
-        np.where(record["matches"] >= 0, record["matches"] + start, -1)
-        for record, start in zip(records, starts, strict=False)
-    ]
-
-    def image_of_each(key: str) -> np.ndarray:
-        lengths = np.array([len(record[key]) for record in records], dtype=np.int64)
-        return np.repeat(np.arange(len(records)), lengths)
-
-    return Pooled(
-        num_images=len(records),
-        blank=np.array([record["blank"] for record in records], dtype=bool),
-        image=image_of_each("classes"),
-        classes=join("classes"),
-        scores=join("scores"),
-        matches=np.concatenate([empty["matches"], *shifted]),
-        ignored=join("ignored"),
-        true_image=image_of_each("true_classes"),
-        true_classes=join("true_classes"),
-        confusion=join("confusion"),
-        sizes=join("sizes") if measured else None,
-        true_sizes=join("true_sizes") if measured else None,
-        um_per_px=np.array([scales.get(r["image_id"], np.nan) for r in records], dtype=float),
-    )
-
-
 def count_figures(
     pooled: Pooled, kept: np.ndarray, predictions: np.ndarray, truths: np.ndarray
 ) -> dict[str, float]:
@@ -470,8 +351,7 @@ def count_figures(
     Args:
         pooled: the records.
         kept: (N,) bool, predictions that count.
-        predictions: (N,) bool, the predictions of this part.
-        truths: (M,) bool, the truths of this part.
+        predictions, truths: (N,) and (M,) bool, those of this part.
 
     Returns:
         ``count_true``, ``count_predicted``, ``count_error`` (predicted - true),
@@ -488,15 +368,14 @@ def count_figures(
         "count_predicted": predicted,
         "count_error": predicted - true,
         "count_error_pct": _percent(predicted - true, true),
-        "count_MAE": float(np.abs(per_image).mean()) if pooled.num_images else float("nan"),
+        "count_MAE": _mean(np.abs(per_image)),
     }
     for number, tolerance in enumerate(TOLERANCES):
         matches = pooled.matches[:, number]
         found = np.zeros(len(truths), dtype=bool)
         found[matches[kept & (matches >= 0)]] = True
         hits = int((found & truths).sum())
-        surplus = kept & predictions & (matches < 0) & ~pooled.ignored[:, number]
-        false = int(surplus.sum())
+        false = int((kept & predictions & (matches < 0) & ~pooled.ignored[:, number]).sum())
         if not tolerance:
             figures["precision"] = _percent(hits, hits + false)
             figures["recall"] = _percent(hits, true)
@@ -514,22 +393,16 @@ def count_table(
         Rows of ``class`` and ``size_class``, each None for all, and the figures.
     """
     kept = pooled.counted(thresholds)
-    sizes: list[tuple[str | None, np.ndarray, np.ndarray]] = [
-        (None, np.ones(len(kept), dtype=bool), np.ones(len(pooled.true_classes), dtype=bool))
-    ]
+    sizes: list[tuple[str | None, Any, Any]] = [(None, True, True)]
     if pooled.sizes is not None:
         # Below the threshold nothing is measured, and nothing counts.
-        known = np.where(np.isnan(pooled.sizes), 0.0, pooled.sizes)
-        predicted = bins.assign(known, pooled.um_per_px[pooled.image])
+        predicted = bins.assign(np.nan_to_num(pooled.sizes), pooled.um_per_px[pooled.image])
         true = bins.assign(pooled.true_sizes, pooled.um_per_px[pooled.true_image])
         sizes += [(name, predicted == n, true == n) for n, name in enumerate(bins.names)]
     rows = []
-    for number, class_name in [*enumerate(class_names), (None, None)]:
-        every = number is None
-        of_class = every | (pooled.classes == number)
-        true_of_class = every | (pooled.true_classes == number)
+    for class_name, predicted, true in pooled.parts(class_names):
         for size_name, predictions, truths in sizes:
-            figures = count_figures(pooled, kept, of_class & predictions, true_of_class & truths)
+            figures = count_figures(pooled, kept, predicted & predictions, true & truths)
             rows.append({"class": class_name, "size_class": size_name, **figures})
     return rows
 
@@ -546,36 +419,35 @@ def size_table(
     if pooled.sizes is None:
         return []
     matches = pooled.matches[:, 0]
-    matched = np.flatnonzero(pooled.counted(thresholds) & (matches >= 0))
-    scale = pooled.um_per_px[pooled.image[matched]]
-    units = [("px", np.ones(len(matched)))]
+    matched = pooled.counted(thresholds) & (matches >= 0)
+    units = ["px"]
     if pooled.num_images and not np.isnan(pooled.um_per_px).any():
-        units.append(("um", scale))
+        units.append("um")
     rows = []
-    for number, class_name in [*enumerate(class_names), (None, None)]:
-        chosen = (number is None) | (pooled.classes[matched] == number)
+    for class_name, predictions, _ in pooled.parts(class_names):
+        chosen = np.flatnonzero(matched & predictions)
+        scale = pooled.um_per_px[pooled.image[chosen]]
         for column, quantity in enumerate(QUANTITIES):
             power = 2 if quantity == "area" else 1
-            for unit, factor in units:
-                predicted = pooled.sizes[matched, column] * factor**power
-                true = pooled.true_sizes[matches[matched], column] * factor**power
+            predicted = pooled.sizes[chosen, column]
+            true = pooled.true_sizes[matches[chosen], column]
+            for unit in units:
+                factor = scale**power if unit == "um" else 1.0
                 rows.append(
                     {
                         "class": class_name,
                         "quantity": quantity,
                         "unit": f"{unit}2" if power == 2 else unit,
-                        "pairs": int(chosen.sum()),
-                        **agreement(predicted[chosen], true[chosen]),
+                        "pairs": len(chosen),
+                        **agreement(predicted * factor, true * factor),
                     }
                 )
     return rows
 
 
 def confusion_table(pooled: Pooled, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the confusion matrix: a row for each true class, a column for each predicted one.
-
-    The last of both is the background: false positives and missed particles.
-    """
+    """Return the confusion matrix: a row for each true class, a column for each predicted one."""
+    # The last row and column: false positives and missed particles.
     background = "(background)" if "background" in class_names else "background"
     names = [*class_names, background]
     matrix = np.zeros((len(names), len(names)), dtype=int)
@@ -589,22 +461,18 @@ def confusion_table(pooled: Pooled, class_names: Sequence[str]) -> list[dict[str
 def flat_figures(
     counts: Sequence[dict[str, Any]], sizes: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
-    """Flatten the figures of both tables for ``metrics.json``.
+    """Flatten both tables for ``metrics.json``, but for the size classes of single classes.
 
-    ``F1``, ``F1-Fiber`` (a class), ``F1-<32px`` (a size class, all classes together),
-    ``length_bias-Fiber``, ``length_um_bias`` and so on. Size classes of each class stand
-    only in the table.
+    ``F1``, ``F1-Fiber`` (a class), ``F1-<32px`` (a size class), ``length_um_bias-Fiber``, …
     """
     flat: dict[str, float] = {}
     for row in counts:
         name, size = row["class"], row["size_class"]
-        if name is not None and size is not None:
-            continue
-        part = size if name is None else name
-        suffix = "" if part is None else f"-{part}"
-        for figure, value in row.items():
-            if figure not in ("class", "size_class"):
-                flat[f"{figure}{suffix}"] = value
+        if name is None or size is None:
+            part = name or size
+            suffix = "" if part is None else f"-{part}"
+            figures = [figure for figure in row if figure not in ("class", "size_class")]
+            flat.update({f"{figure}{suffix}": row[figure] for figure in figures})
     for row in sizes:
         quantity = row["quantity"] + ("_um" if row["unit"].startswith("um") else "")
         suffix = "" if row["class"] is None else f"-{row['class']}"
@@ -614,28 +482,22 @@ def flat_figures(
 
 
 def agreement(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Compare measurements of the same particles after Bland and Altman (1986).
-
-    Args:
-        predicted, true: (N,) of one quantity.
+    """Compare one quantity (N,) of the same particles after Bland and Altman (1986).
 
     Returns:
         ``bias`` (mean of predicted - true), ``MAE`` (mean absolute difference) and the limits of
-        agreement ``loa_low`` and ``loa_high`` (bias -/+ 1.96 sample standard deviations), in the
-        quantity's unit; ``MAPE``, the mean absolute difference in % of the true value.
-        NaN without a pair, the limits with fewer than two.
+        agreement ``loa_low`` and ``loa_high`` (bias -/+ 1.96 sample standard deviations), in its
+        unit; ``MAPE``, the mean absolute difference in % of the true value. NaN without a pair.
     """
     difference = predicted - true
-    nan = float("nan")
-    bias = float(difference.mean()) if len(difference) else nan
-    spread = 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else nan
-    relative = np.abs(difference[true > 0]) / true[true > 0]
+    bias = _mean(difference)
+    spread = 1.96 * float(difference.std(ddof=1)) if len(difference) > 1 else float("nan")
     return {
         "bias": bias,
-        "MAE": float(np.abs(difference).mean()) if len(difference) else nan,
+        "MAE": _mean(np.abs(difference)),
         "loa_low": bias - spread,
         "loa_high": bias + spread,
-        "MAPE": 100 * float(relative.mean()) if len(relative) else nan,
+        "MAPE": 100 * _mean(np.abs(difference[true > 0]) / true[true > 0]),
     }
 
 
@@ -644,12 +506,10 @@ def measure_sizes(
 ) -> np.ndarray:
     """Measure length and maximum Feret diameter in px and area in px² of masks.
 
-    The length is along the centreline if the class is Fiber or Fibre, in any case of letters, else
-    the Feret diameter: see ``microplastics.measurement``.
+    The length is along the centreline of fibres, by the name of the class, else the Feret diameter.
 
     Args:
-        masks: N masks; an empty one measures 0.
-        classes: class number of each mask.
+        masks, classes: N masks, of which an empty one measures 0, and their class numbers.
         class_names: by class number.
 
     Returns:
@@ -670,47 +530,26 @@ def measure_sizes(
     return sizes
 
 
-def read_scales(images: Sequence[Any]) -> dict[int, float]:
-    """Read µm per pixel of the images of a COCO JSON that have a usable ``um_per_px``.
-
-    Args:
-        images: the entries of the JSON, of any form.
-
-    Returns:
-        Image id to µm per pixel.
-    """
-    scales = {}
-    for image in images:
-        value = image.get("um_per_px") if isinstance(image, dict) else None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            # 1e-300 and 1e300 are numbers, but not the scale of a microscope.
-            if 1e-6 <= value <= 1e6:
-                scales[image.get("id")] = float(value)
-    return scales
-
-
 def class_curve(
-    pooled: Pooled, number: int | None, thresholds: np.ndarray
+    pooled: Pooled, predictions: np.ndarray, truths: np.ndarray, thresholds: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Compute the figures of one class, or of all, at many score thresholds.
+    """Compute the figures of a part of the particles at many score thresholds.
 
     Args:
-        pooled: the records.
-        number: class number; None for all.
+        pooled, predictions, truths: as of :func:`count_figures`.
         thresholds: (T,); a prediction counts from the threshold on.
 
     Returns:
         Arrays (T,): ``threshold``, ``true``, ``predicted``, ``count_error``, and in %
         ``count_error_pct``, ``precision``, ``recall`` and ``F1``, NaN where undefined.
     """
-    chosen = ((number is None) | (pooled.classes == number)) & ~pooled.ignored[:, 0]
-    true = int(((number is None) | (pooled.true_classes == number)).sum())
-    order = np.argsort(pooled.scores[chosen])
-    scores = pooled.scores[chosen][order]
-    hits = pooled.matches[chosen, 0][order] >= 0
+    chosen = np.flatnonzero(predictions & ~pooled.ignored[:, 0])
+    chosen = chosen[np.argsort(pooled.scores[chosen])]
+    true = int(truths.sum())
+    hits = pooled.matches[chosen, 0] >= 0
     above = np.concatenate([[0], np.cumsum(hits[::-1])])[::-1]  # matches from each score on
-    start = np.searchsorted(scores, thresholds, side="left")
-    predicted, matched = len(scores) - start, above[start]
+    start = np.searchsorted(pooled.scores[chosen], thresholds, side="left")
+    predicted, matched = len(chosen) - start, above[start]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "threshold": np.asarray(thresholds, dtype=float),
@@ -727,15 +566,15 @@ def class_curve(
 def curves(pooled: Pooled, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Return :func:`class_curve` of every class and of all (None) at 0.01, 0.02, … 0.99."""
     rows = []
-    for number, name in [*enumerate(class_names), (None, None)]:
-        curve = class_curve(pooled, number, GRID)
+    for name, *part in pooled.parts(class_names):
+        curve = class_curve(pooled, *part, GRID)
         for values in zip(*(column.tolist() for column in curve.values()), strict=True):
             rows.append({"class": name, **dict(zip(curve, values, strict=True))})
     return rows
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as CSV; None, which stands for all classes or sizes, becomes ``all``."""
+    """Write rows as CSV, with ``all`` for None."""
     write_rows(path, _named(rows))
 
 
@@ -744,17 +583,17 @@ def _named(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _percent(part: float, whole: float) -> float:
-    """Return ``part`` in % of ``whole``; NaN if that is 0."""
     return 100 * part / whole if whole else float("nan")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _per_class(thresholds: float | Sequence[float], class_names: Sequence[str]) -> np.ndarray:
     """Return one score threshold for each class, checked."""
     given = [thresholds] * len(class_names) if isinstance(thresholds, (int, float)) else thresholds
-    sound = all(
-        isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t <= 1 for t in given
-    )
-    if not sound or len(given) != len(class_names):
+    if not all(_is_within(t, 0, 1) for t in given) or len(given) != len(class_names):
         raise UserError(
             f"TEST.COUNTING has the score thresholds {given} for the classes "
             f"{', '.join(class_names)}; expected a number from 0 to 1 for each class in "
@@ -762,3 +601,8 @@ def _per_class(thresholds: float | Sequence[float], class_names: Sequence[str]) 
             code="config_invalid",
         )
     return np.array(given, dtype=np.float64)
+
+
+def _is_within(value: Any, low: float, high: float) -> bool:
+    """Return whether a value of a config or a JSON is a number from ``low`` to ``high``."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high

@@ -9,7 +9,6 @@ import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 from detectron2.utils.logger import create_small_table
 
-from microplastics.data.coco import coco_api
 from microplastics.evaluation.base import TruthEvaluator
 
 logger = logging.getLogger(__name__)
@@ -25,47 +24,25 @@ class SemanticEvaluator(TruthEvaluator):
       |P and T| / |P or T| and 2 |P and T| / (|P| + |T|).
 
     Both sides empty count as 1, one empty as 0. The pixels of crowd annotations count on neither
-    side. The report is the mean over images, in percent as AP is. All of it is arithmetic on
-    runs: no full frame is made.
+    side. The report is the mean over images in percent.
     """
 
-    def __init__(
-        self, dataset_name: str, score_threshold: float = 0.5, distributed: bool = True
-    ) -> None:
-        """
-        Args:
-            dataset_name: a registered data set whose metadata has ``json_file``.
-            score_threshold: lowest score of a mask that is part of the union.
-            distributed: collect the figures of all ranks; else report this rank's.
-
-        Raises:
-            UserError: the data set has no COCO JSON, or the JSON cannot be used.
-        """
-        super().__init__(dataset_name, distributed)
+    def __init__(self, dataset_name: str, score_threshold: float = 0.5) -> None:
+        super().__init__(dataset_name)
         self._score_threshold = score_threshold
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, float]:
-        """Compare the predictions of an image.
-
-        Args:
-            image_id: COCO id of the image.
-            instances: in pixels of the original image, with ``scores`` and maybe ``pred_masks``,
-                :class:`CropMasks` or an (N, H, W) bool tensor.
-
-        Raises:
-            ValueError: the masks are not of the image's size.
-        """
+        """Return the figures of an image."""
         rles = []
         if instances.has("pred_masks"):
             rles = self.masks_of(image_id, instances).to_rles()
         scores = np.array(instances.scores.tolist())
-        image = self.coco_api.imgs[image_id]
+        image, annotations = self.coco_api.imgs[image_id], self.coco_api.imgToAnns[image_id]
         size = [image["height"], image["width"]]
-        truths: dict[bool, list] = {False: [], True: []}
-        for annotation in self.coco_api.imgToAnns[image_id]:
-            crowd = bool(annotation.get("iscrowd", 0))
-            truths[crowd].append(self.coco_api.annToRLE(annotation))
-        truth, crowd = _union(truths[False], size), _union(truths[True], size)
+        truth, crowd = (
+            _union([self.coco_api.annToRLE(a) for a in annotations if a["iscrowd"] == flag], size)
+            for flag in (0, 1)
+        )
         best = [rles[int(scores.argmax())]] if rles else []
         confident = [
             rle for rle, s in zip(rles, scores, strict=False) if s >= self._score_threshold
@@ -75,21 +52,14 @@ class SemanticEvaluator(TruthEvaluator):
         return {"IoU_best": iou_best, "IoU": iou, "Dice": dice}
 
     def evaluate(self) -> OrderedDict:
-        """Return the means over images: ``{"semantic": {"IoU_best", "IoU", "Dice"}}`` in percent.
-
-        NaN without an image; ``{}`` on ranks other than 0.
-        """
+        """Return the means over images in percent, NaN without an image."""
         figures = self.gathered()
         if figures is None:
             return OrderedDict()
-        report = {
-            name: (
-                100 * sum(each[name] for each in figures) / len(figures)
-                if figures
-                else float("nan")
-            )
-            for name in ("IoU_best", "IoU", "Dice")
-        }
+        report = {}
+        for name in ("IoU_best", "IoU", "Dice"):
+            total = sum(each[name] for each in figures)
+            report[name] = 100 * total / len(figures) if figures else float("nan")
         logger.info("Evaluation results for semantic:\n%s", create_small_table(report))
         return OrderedDict(semantic=report)
 
@@ -97,45 +67,26 @@ class SemanticEvaluator(TruthEvaluator):
 class BlankEvaluator(TruthEvaluator):
     """Counts detections on the images of a data set that have no annotation at all.
 
-    AP mixes these false positives with all others; a procedural blank must be judged by
-    itself. With D_i the detections on blank i that score ``score_threshold`` or more:
+    With D_i the detections on blank i that score ``score_threshold`` or more:
 
     - ``images``: the number of blanks;
     - ``FP_per_image``: mean of D_i, and ``FP_per_image-CLASS`` of each class;
     - ``images_with_FP``: percentage of blanks with D_i > 0.
-
-    A data set without blanks yields nothing.
     """
 
-    def __init__(
-        self, dataset_name: str, score_threshold: float = 0.5, distributed: bool = True
-    ) -> None:
-        """
-        Args:
-            dataset_name: a registered data set whose metadata has ``json_file``.
-            score_threshold: lowest score of a detection that counts.
-            distributed: collect the counts of all ranks; else report this rank's.
-
-        Raises:
-            UserError: the data set has no COCO JSON, or the JSON cannot be used.
-        """
-        super().__init__(dataset_name, distributed)
+    def __init__(self, dataset_name: str, score_threshold: float = 0.5) -> None:
+        super().__init__(dataset_name)
         self._score_threshold = score_threshold
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, Any] | None:
-        """Count the detections on a blank by class; ``None`` for an image with annotations.
-
-        Args:
-            image_id: COCO id of the image.
-            instances: with ``scores`` and ``pred_classes``.
-        """
+        """Count the detections on a blank by class; ``None`` for an image with annotations."""
         if self.coco_api.imgToAnns.get(image_id):
             return None
         kept = instances.pred_classes[instances.scores >= self._score_threshold]
         return {"counts": Counter(kept.tolist())}
 
     def evaluate(self) -> OrderedDict:
-        """Return ``{"blank": {…}}``; empty without a blank, and on ranks other than 0."""
+        """Return the figures; nothing without a blank."""
         records = self.gathered()
         if not records:
             return OrderedDict()
@@ -155,16 +106,6 @@ class BlankEvaluator(TruthEvaluator):
             create_small_table(report),
         )
         return OrderedDict(blank=report)
-
-
-def blank_images(json_file: str) -> set[int]:
-    """Return the ids of the images without any annotation, crowds included.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    api = coco_api(json_file)
-    return {image_id for image_id in api.imgs if not api.imgToAnns.get(image_id)}
 
 
 def _union(rles: list[dict[str, Any]], size: list[int]) -> dict[str, Any]:

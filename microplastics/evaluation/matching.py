@@ -1,17 +1,11 @@
-"""Matching of predicted and true masks by tolerant IoU.
+"""Matching of predicted and true masks by an IoU that tolerates t pixels.
 
-A shift of a 4 px wide fibre by one pixel diagonally costs it 0.4 of its IoU, and no annotator's
-hand is that steady. So beside the IoU there is one that tolerates t pixels. With P and T the masks
-and P⊕t all pixels whose centre is at most t px away from a pixel centre of P:
+With P and T the masks and P⊕t all pixels whose centre is at most t px away from one of P:
 
     p = |P ∩ (T⊕t)| / |P|        r = |T ∩ (P⊕t)| / |T|        IoU_t = p·r / (p + r - p·r)
 
-p and r are the relaxed precision and recall of Mnih and Hinton (Learning to detect roads in
-high-resolution aerial images, ECCV 2010), from the correctness and completeness within a buffer of
-Wiedemann, Heipke, Mayer and Jamet (Empirical evaluation of automatically extracted road axes,
-1998), whose "quality" combines them. IoU_t is symmetric, 1 for equal masks and never falls as t
-grows; IoU_0 is the IoU. Boundary IoU (Cheng et al. 2021) does not serve: it is stricter than IoU,
-and equal to it on masks that are thinner than twice its distance.
+It is symmetric, 1 for equal masks and never falls as t grows; IoU_0 is the IoU. docs/counting.md
+has the sources.
 """
 
 import functools
@@ -28,13 +22,7 @@ _Crop = tuple[np.ndarray, int, int]
 
 
 class Pairs(NamedTuple):
-    """Pairs of a predicted and a true mask that may be matched.
-
-    Attributes:
-        predicted: (M,) int64, number of the prediction.
-        true: (M,) int64, number of the truth.
-        iou: (M, T) float64, IoU_t at each tolerance.
-    """
+    """Numbers (M,) of predicted and true masks that may be matched, and IoU_t (M, T)."""
 
     predicted: np.ndarray
     true: np.ndarray
@@ -49,11 +37,9 @@ def candidate_pairs(
 ) -> Pairs:
     """Find all pairs whose IoU_t is ``min_iou`` or more at the largest tolerance.
 
-    Full frames are not made: every mask is grown once within its own crop.
-
     Args:
         predicted, true: the masks of one image.
-        tolerances: ascending, in px.
+        tolerances: the T values of t, ascending, in px.
         min_iou: in (0, 1].
     """
     crops = _crops(predicted), _crops(true)
@@ -83,10 +69,7 @@ def match_by_score(
 
     As in COCO, each prediction takes the truth of the highest IoU that no higher score has taken,
     if that IoU is ``min_iou`` or more. A match does not depend on predictions of a lower score, so
-    the matches at a higher score threshold are simply those of the predictions above it. An
-    optimal assignment (Hungarian method) would have to be solved again for each threshold. Both
-    are the same if masks do not overlap and ``min_iou`` is over 0.5: then a mask has one partner
-    at most.
+    the matches at a higher score threshold are simply those of the predictions above it.
 
     Args:
         scores: (N,) of all predictions; of equal scores the first goes first.
@@ -110,11 +93,7 @@ def match_by_score(
 
 
 def covered_fraction(predicted: CropMasks, regions: CropMasks) -> np.ndarray:
-    """Return the fraction of each prediction's pixels inside each region, as COCO's for crowds.
-
-    Returns:
-        (N, R) float64; 0 for an empty prediction.
-    """
+    """Return the fraction (N, R) of each prediction's pixels in each region, 0 if it has none."""
     fractions = np.zeros((len(predicted), len(regions)))
     for i, crop in enumerate(_crops(predicted)):
         area = np.count_nonzero(crop[0])
@@ -135,22 +114,17 @@ def _near(
     min_iou: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs whose boxes and areas do not rule out an IoU_t of ``min_iou``."""
-    if not (len(predicted) and len(true)):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     one, two = (
-        np.array([(x, y, x + m.shape[1], y + m.shape[0]) for m, x, y in side], dtype=float)
+        np.array([(x, y, x + m.shape[1], y + m.shape[0]) for m, x, y in side]).reshape(-1, 4)
         for side in (predicted, true)
     )
-    start = np.maximum(one[:, None, :2], two[None, :, :2] - tolerance)
-    end = np.minimum(one[:, None, 2:], two[None, :, 2:] + tolerance)
+    start = np.maximum(one[:, None, :2], two[None, :, :2]) - tolerance
+    end = np.minimum(one[:, None, 2:], two[None, :, 2:]) + tolerance
     within = np.prod((end - start).clip(0), axis=2)
     # p and r are no less than IoU_t; the pixels in common are at most those of the boxes' overlap.
-    possible = (within > 0) & (within >= min_iou * areas[0][:, None])
-    start = np.maximum(one[:, None, :2] - tolerance, two[None, :, :2])
-    end = np.minimum(one[:, None, 2:] + tolerance, two[None, :, 2:])
-    possible &= np.prod((end - start).clip(0), axis=2) >= min_iou * areas[1][None]
-    possible &= (areas[0][:, None] > 0) & (areas[1][None] > 0)
-    return np.nonzero(possible)
+    larger = np.maximum(areas[0][:, None], areas[1][None])
+    smaller = np.minimum(areas[0][:, None], areas[1][None])
+    return np.nonzero((smaller > 0) & (within > 0) & (within >= min_iou * larger))
 
 
 def _iou(

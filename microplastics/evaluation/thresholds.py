@@ -19,9 +19,8 @@ class Choice:
     """Threshold of one class and its effect on the set that it was chosen on.
 
     Attributes:
-        class_name: name of the class.
         threshold: lowest score of a particle of this class that counts.
-        true: true particles.
+        true: number of true particles.
         before, after: ``predicted``, ``count_error``, ``precision``, ``recall``, ``F1`` (%) at
             the default and at the chosen threshold.
         kept_because: why the default was kept without a choice; empty if one was made.
@@ -41,7 +40,6 @@ def choose_thresholds(
     metric: Metric,
     lowest: float = 0.0,
     default: float = DEFAULT,
-    min_particles: int = MIN_PARTICLES,
 ) -> list[Choice]:
     """Choose the threshold of each class by itself.
 
@@ -53,27 +51,28 @@ def choose_thresholds(
     Args:
         pooled: the records of the validation set, with predictions from ``lowest`` on.
         class_names: by class number.
-        metric: ``"f1"`` maximises F1 at IoU 0.5; ``"count"`` minimises the absolute
-            difference between the numbers of predicted and true particles.
+        metric: ``"f1"`` maximises F1 at IoU 0.5; ``"count"`` minimises the absolute error.
         lowest: lowest score that was predicted.
         default: threshold of a class without enough particles to choose.
-        min_particles: a class of fewer true particles keeps the default.
     """
     choices = []
-    for number, name in enumerate(class_names):
-        threshold, reason = default, ""
-        true = int((pooled.true_classes == number).sum())
-        scores = pooled.scores[(pooled.classes == number) & ~pooled.ignored[:, 0]]
-        if true < min_particles:
+    for name, *part in pooled.parts(class_names):
+        if name is None:
+            continue
+        true, reason = int(part[1].sum()), ""
+        scores = np.unique(pooled.scores[part[0] & ~pooled.ignored[:, 0]])
+        threshold = default
+        if true < MIN_PARTICLES:
             reason = (
-                f"{name} has {true} true particles, fewer than the {min_particles} that a "
+                f"{name} has {true} true particles, fewer than the {MIN_PARTICLES} that a "
                 f"choice needs: it keeps {default:g}."
             )
         elif not len(scores):
             reason = f"No {name} is predicted at any score: it keeps {default:g}."
         else:
-            threshold = _choose(pooled, number, np.unique(scores), metric, lowest, default)
-        curve = class_curve(pooled, number, np.array([default, threshold]))
+            curve = class_curve(pooled, *part, scores)
+            threshold = _choose(curve, metric, lowest, default)
+        curve = class_curve(pooled, *part, np.array([default, threshold]))
         before, after = (
             {key: column[index].item() for key, column in curve.items()} for index in (0, 1)
         )
@@ -81,12 +80,9 @@ def choose_thresholds(
     return choices
 
 
-def _choose(
-    pooled: Pooled, number: int, scores: np.ndarray, metric: Metric, lowest: float, default: float
-) -> float:
-    """Return the best threshold; ``scores`` are distinct and ascending."""
-    curve = class_curve(pooled, number, scores)
-    f1, error = -curve["F1"], np.abs(curve["count_error"])
+def _choose(curve: dict[str, np.ndarray], metric: Metric, lowest: float, default: float) -> float:
+    """Return the best threshold by a curve over the distinct scores."""
+    scores, f1, error = curve["threshold"], -curve["F1"], np.abs(curve["count_error"])
     first, second = (f1, error) if metric == "f1" else (error, f1)
     below = np.concatenate([[min(lowest, scores[0])], scores[:-1]])
     far = np.maximum(np.maximum(below - default, default - scores), 0)

@@ -1,8 +1,6 @@
 """Validation: loss and predictions of each image in one pass.
 
-Why not two passes: on the CPU backbone and RPN head take half of a Mask R-CNN's time, and reading
-the images comes on top. The loss adds anchor matching, a second proposal selection and the RoI
-heads on ``TEST.VAL_LOSS.BATCH_SIZE_PER_IMAGE`` sampled proposals.
+On the CPU backbone and RPN head, which both need, take half of a Mask R-CNN's time.
 """
 
 import contextlib
@@ -30,31 +28,24 @@ logger = logging.getLogger(__name__)
 # Seeds of training begin with SEED itself; these must be others.
 _SEED_DOMAIN = 0x76616C
 
-Batches = Iterable[list[dict[str, Any]]]
-
 
 def validate(
-    model: nn.Module, loader: Batches, evaluator: DatasetEvaluator, cfg: CfgNode
+    model: nn.Module, loader: Iterable, evaluator: DatasetEvaluator, cfg: CfgNode
 ) -> OrderedDict:
     """Compute the loss and evaluate the predictions on a data set; collective over all ranks.
 
-    The loss is the training loss of each image, without augmentation: proposals and samples are
-    drawn under a seed of the image, so that the same weights give the same number on any number
-    of ranks. It is averaged over images with annotations.
+    The loss is that of training, without augmentation, averaged over images with annotations.
+    Proposals and samples are drawn under a seed of the image, so that the same weights give the
+    same number on any number of ranks.
 
     Args:
         model: any Detectron2 model, not wrapped; it is left in its mode.
-        loader: batches of mapped dicts, with ``instances`` if the image has annotations
-            (:class:`microplastics.data.loader.ValidationLoader`).
+        loader: batches of mapped dicts, with ``instances`` if the image has annotations.
         evaluator: judges the predictions; masks are :class:`CropMasks`.
         cfg: the config.
 
     Returns:
-        Nested results on rank 0, ``{}`` on the others: ``validation`` with the losses and
-        ``total_loss``, and the evaluator's.
-
-    Raises:
-        UserError: an image cannot be read.
+        On rank 0 the losses as ``validation``, and the evaluator's results.
     """
     evaluator.reset()
     losses: dict[Any, dict[str, float]] = {}
@@ -69,8 +60,7 @@ def validate(
             evaluator.process([item], [outputs])
             if item_losses is not None:
                 losses[item["image_id"]] = item_losses
-    count = len(loader) if hasattr(loader, "__len__") else 0
-    logger.info("Validated %d images in %.1f s.", count, time.perf_counter() - start)
+    logger.info("Validated the images in %.1f s.", time.perf_counter() - start)
     results = OrderedDict()
     if cfg.TEST.VAL_LOSS.ENABLED:
         results["validation"] = _mean_losses(losses)
@@ -78,15 +68,8 @@ def validate(
     return results if comm.is_main_process() else OrderedDict()
 
 
-def loss_names(model: nn.Module, loader: Batches, cfg: CfgNode) -> list[str]:
-    """Learn the names of a model's losses from the first image with annotations.
-
-    Args:
-        model, loader, cfg: as of :func:`validate`; collective over all ranks.
-
-    Returns:
-        The names on every rank; empty if no image has annotations.
-    """
+def loss_names(model: nn.Module, loader: Iterable, cfg: CfgNode) -> list[str]:
+    """Learn the names of a model's losses from the first image with annotations; collective."""
     names: list[str] = []
     with _evaluating(model):
         for item in itertools.chain.from_iterable(loader):

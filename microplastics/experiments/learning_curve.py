@@ -1,14 +1,15 @@
 """Learning curves: trainings on subsets of the images from several starts."""
 
-import argparse
 import gc
+import itertools
 import logging
 import os
 import random
 import statistics
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -22,32 +23,10 @@ from microplastics.utils.io import read_json, write_json, write_rows
 logger = logging.getLogger(__name__)
 
 METRICS = ("segm/AP", "segm/AP50", "bbox/AP")
-_RESULT = "learning_curve_run.json"
 
 
-@dataclass(frozen=True)
-class Start:
-    """Weights that a training starts from.
-
-    Attributes:
-        name: for the table.
-        weights: ``MODEL.WEIGHTS``; empty for random ones.
-    """
-
-    name: str
-    weights: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished training.
-
-    Attributes:
-        start: name of its starting weights.
-        images: training images.
-        seed: of the subset and of the training.
-        metrics: the last evaluation, flat names to numbers.
-    """
+class Run(NamedTuple):
+    """One finished training: its start, training images, seed, and flat metrics at its end."""
 
     start: str
     images: int
@@ -55,18 +34,10 @@ class Run:
     metrics: dict[str, float]
 
 
-class Stopped(Exception):
-    """A signal ended a training; ``code`` is the exit code for it."""
-
-    def __init__(self, code: int):
-        super().__init__(code)
-        self.code = code
-
-
 def run_learning_curve(
     config_file: str,
     opts: Sequence[str],
-    starts: Sequence[Start],
+    starts: Sequence[tuple[str, str]],
     images: Sequence[int | None],
     seeds: Sequence[int],
     output: str | os.PathLike,
@@ -75,34 +46,42 @@ def run_learning_curve(
 
     A subset is drawn at random from the annotated images; under one seed all starts get the same
     subset, and a smaller subset is part of a larger one. A finished run is not repeated, a stopped
-    one is continued. Writes ``runs.csv`` (a row a run) and ``summary.csv`` into ``output`` after
-    each run.
+    one is continued.
 
     Args:
-        config_file: the config of all runs; DATASETS.TRAIN names one COCO data set.
-        opts: KEY VALUE pairs of the config.
-        starts: what to start from.
+        config_file, opts: the config of all runs; DATASETS.TRAIN names one COCO data set.
+        starts: names, and what MODEL.WEIGHTS to start from; empty for random ones.
         images: numbers of training images; None takes all.
         seeds: one run for each.
-        output: folder of the runs.
-
-    Returns:
-        The runs, by number of images, start and seed.
+        output: folder of the runs, with ``runs.csv`` (a row a run) and ``summary.csv``.
 
     Raises:
         UserError: settings or data do not fit.
-        Stopped: Ctrl-C or SIGTERM; the same call continues.
+        SystemExit: Ctrl-C or SIGTERM; the same call continues.
     """
-    output = Path(output)
-    _check_names(starts)
-    probe = setup(_arguments(config_file, [*opts, "OUTPUT_DIR", str(output)]))
-    cfg = check_datasets(probe)
+    output, opts = Path(output), [str(opt) for opt in opts]
+    _check_starts(starts)
+    cfg = check_datasets(_config(config_file, [*opts, "OUTPUT_DIR", str(output)]))
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    if len(cfg.DATASETS.TRAIN) != 1 or metadata.get("json_file") is None:
+        raise UserError(
+            f"DATASETS.TRAIN is {', '.join(cfg.DATASETS.TRAIN)}; expected one data set with a COCO "
+            "JSON for a learning curve.",
+            code="config_invalid",
+        )
     runs: list[Run] = []
     for count in images:
         for seed in seeds:
             json_file, number = _subset(cfg, count, seed, output / "subsets")
-            for start in starts:
-                runs.append(_train(config_file, opts, cfg, start, json_file, number, seed, output))
+            for start, weights in starts:
+                folder = output / f"{start}_{number}_seed{seed}"
+                wanted = {
+                    "DATASETS.TRAIN": repr((f"{json_file}:{metadata.image_root}",)),
+                    "MODEL.WEIGHTS": weights,
+                    "SEED": str(seed),
+                    "OUTPUT_DIR": str(folder),
+                }
+                runs.append(Run(start, number, seed, _train(config_file, opts, wanted, folder)))
                 _write(runs, output)
     return runs
 
@@ -110,23 +89,14 @@ def run_learning_curve(
 def summarise(runs: Sequence[Run]) -> list[dict[str, str | int | float]]:
     """Compute mean and spread over the seeds, one row for each start and number of images.
 
-    Args:
-        runs: as :func:`run_learning_curve` returns them.
-
-    Returns:
-        Rows of ``images``, ``start``, ``seeds`` and, for each metric, its mean and
-        ``… spread``: half the distance between the lowest and the highest run.
+    The spread is half the distance between the lowest and the highest run.
     """
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.images, run.start), []).append(run)
     rows = []
     for (number, start), members in groups.items():
-        row: dict[str, str | int | float] = {
-            "images": number,
-            "start": start,
-            "seeds": len(members),
-        }
+        row: dict[str, Any] = {"images": number, "start": start, "seeds": len(members)}
         for metric in METRICS:
             values = [m.metrics[metric] for m in members if metric in m.metrics]
             if values:
@@ -136,44 +106,29 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, str | int | float]]:
     return rows
 
 
-def _check_names(starts: Sequence[Start]) -> None:
-    names = [start.name for start in starts]
-    for start in starts:
-        if not start.name.replace("-", "_").isidentifier() or names.count(start.name) > 1:
+def _check_starts(starts: Sequence[tuple[str, str]]) -> None:
+    names = [name for name, _ in starts]
+    for name, weights in starts:
+        if not name.replace("-", "_").isidentifier() or names.count(name) > 1:
             raise UserError(
-                f"--start {start.name!r} is not the name of a folder of its own; expected another "
-                "name, of letters, digits, - and _.",
-                code="name_clash" if names.count(start.name) > 1 else "option_invalid",
+                f"--start {name!r} is not the name of a folder of its own; expected another name, "
+                "of letters, digits, - and _.",
+                code="option_invalid",
             )
-        if start.weights and "://" not in start.weights and not os.path.isfile(start.weights):
+        if weights and "://" not in weights and not os.path.isfile(weights):
             raise UserError(
-                f"--start {start.name}: {start.weights} does not exist; expected weights.",
-                code="file_missing",
+                f"--start {name}: {weights} does not exist; expected weights.", code="file_missing"
             )
 
 
-def _arguments(config_file: str, opts: Sequence[str]) -> argparse.Namespace:
+def _config(config_file: str, opts: Sequence[str]) -> CfgNode:
     # resume: a stopped run continues, and a new one starts.
-    return argparse.Namespace(
-        config_file=config_file, opts=[str(o) for o in opts], eval_only=False, resume=True
-    )
+    return setup(Namespace(config_file=config_file, opts=opts, eval_only=False, resume=True))
 
 
 def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[str, int]:
     """Write the JSON of ``count`` annotated images; return it and its number of images."""
-    if len(cfg.DATASETS.TRAIN) != 1:
-        raise UserError(
-            f"DATASETS.TRAIN has {len(cfg.DATASETS.TRAIN)} data sets; expected one for a learning "
-            "curve.",
-            code="config_invalid",
-        )
-    json_file = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("json_file")
-    if json_file is None:
-        raise UserError(
-            f"Data set {cfg.DATASETS.TRAIN[0]} has no COCO JSON; register it with "
-            "microplastics.register_microplastics_instances.",
-            code="dataset_unknown",
-        )
+    json_file = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).json_file
     data = read_json(json_file)
     ids = sorted({annotation["image_id"] for annotation in data["annotations"]})
     if count is None:
@@ -189,67 +144,40 @@ def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[s
     data["images"] = [image for image in data["images"] if image["id"] in chosen]
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in chosen]
     path = folder / f"train_{count}_seed{seed}.json"
-    if not path.is_file() or read_json(path) != data:
-        write_json(path, data)
+    write_json(path, data)
     return str(path), count
 
 
 def _train(
-    config_file: str,
-    opts: Sequence[str],
-    cfg: CfgNode,
-    start: Start,
-    json_file: str,
-    number: int,
-    seed: int,
-    output: Path,
-) -> Run:
-    folder = output / f"{start.name}_{number}_seed{seed}"
-    image_root = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root
-    wanted = {
-        "DATASETS.TRAIN": repr((f"{json_file}:{image_root}",)),
-        "MODEL.WEIGHTS": start.weights,
-        "SEED": str(seed),
-        "OUTPUT_DIR": str(folder),
-    }
-    settings = {"config_file": config_file, "opts": [str(o) for o in opts], **wanted}
-    done = _finished(folder / _RESULT, settings)
-    if done is None:
-        pairs = [text for pair in wanted.items() for text in pair]
-        run_cfg = setup(_arguments(config_file, [*opts, *pairs]))
-        trainer = Trainer(run_cfg)
-        trainer.resume_or_load(resume=True)
-        done = dict(trainer.train())
-        exit_code = trainer.signals.exit_code
-        del trainer
-        gc.collect()  # hooks and trainer refer to each other
-        if exit_code:
-            raise Stopped(exit_code)
-        if not done:
+    config_file: str, opts: Sequence[str], wanted: dict[str, str], folder: Path
+) -> dict[str, float]:
+    """Return the metrics of a run, which is trained unless it is finished already."""
+    settings = {"config_file": config_file, "opts": opts, **wanted}
+    path = folder / "learning_curve_run.json"
+    if path.is_file():
+        data = read_json(path)
+        if data.get("settings") != settings or not isinstance(data.get("metrics"), dict):
             raise UserError(
-                "The training was not evaluated; set TEST.EVAL_PERIOD to SOLVER.MAX_ITER or a part "
-                "of it.",
-                code="config_invalid",
+                f"{folder} holds a run of other settings; delete it or choose another --output.",
+                code="run_mismatch",
             )
-        write_json(folder / _RESULT, {"settings": settings, "metrics": done}, indent=1)
-    return Run(start.name, number, seed, done)
-
-
-def _finished(path: Path, settings: dict) -> dict[str, float] | None:
-    """Return the metrics of a finished run, or None.
-
-    Raises:
-        UserError: run_mismatch; the run has other settings.
-    """
-    if not path.is_file():
-        return None
-    data = read_json(path)
-    if data.get("settings") != settings or not isinstance(data.get("metrics"), dict):
+        return data["metrics"]
+    trainer = Trainer(_config(config_file, [*opts, *itertools.chain(*wanted.items())]))
+    trainer.resume_or_load(resume=True)
+    metrics = dict(trainer.train())
+    exit_code = trainer.signals.exit_code
+    del trainer
+    gc.collect()  # hooks and trainer refer to each other
+    if exit_code:
+        raise SystemExit(exit_code)
+    if not metrics:
         raise UserError(
-            f"{path.parent} holds a run of other settings; delete it or choose another --output.",
-            code="run_mismatch",
+            "The training was not evaluated; set TEST.EVAL_PERIOD to SOLVER.MAX_ITER or a part "
+            "of it.",
+            code="config_invalid",
         )
-    return data["metrics"]
+    write_json(path, {"settings": settings, "metrics": metrics}, indent=1)
+    return metrics
 
 
 def _write(runs: Sequence[Run], output: Path) -> None:

@@ -27,8 +27,7 @@ from microplastics.engine.checkpoint import (
     is_score,
     score_thresholds_of,
 )
-from microplastics.engine.defaults import available_device
-from microplastics.engine.solver import cpu_has_bf16
+from microplastics.engine.defaults import available_device, cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
 from microplastics.modeling.interface import (

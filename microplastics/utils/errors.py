@@ -45,14 +45,10 @@ CODES = {
 
 
 class UserError(Exception):
-    """An error that the user caused and can fix: one sentence naming the thing and the fix.
+    """An error that the user caused and can fix: one sentence, and as code a key of :data:`CODES`.
 
     The command line prints it without a traceback and exits with code 2
     (:func:`microplastics.cli.run`). Anything else that is raised is a bug and keeps its traceback.
-
-    Args:
-        message: the sentence.
-        code: a key of :data:`CODES`, for callers and tests.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -63,8 +59,8 @@ class UserError(Exception):
 class WriteError(UserError):
     """A file cannot be written; the same is likely to happen for the next file."""
 
-    def __init__(self, message: str, code: str = "not_writable") -> None:
-        super().__init__(message, code)
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "not_writable")
 
 
 def report_error(message: str) -> None:

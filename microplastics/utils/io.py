@@ -30,7 +30,7 @@ _FIXES = {
 
 
 def is_write_error(error: OSError) -> bool:
-    """Return whether an error of the operating system is one of writing a file."""
+    """Return whether an error is one of writing a file."""
     return error.errno in _FIXES
 
 
@@ -53,29 +53,20 @@ def read_json(
         expected: type of its content: ``dict``, ``list`` or both.
         meant: describes the expected content and the fix, for the message.
 
-    Returns:
-        Its content.
-
     Raises:
-        UserError: ``file_missing``; ``file_invalid`` if it is not JSON, is cut off (with line and
-            column), wrongly encoded, nested too deep, or has content of another type.
+        UserError: ``file_missing``, or ``file_invalid``.
     """
     path, content = os.fspath(path), _read_bytes(path)
-    if not content.strip():
-        raise UserError(f"{path} is empty; expected JSON.", code="file_invalid")
     try:
         data = json.loads(content)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         cut = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated")
         problem = f"is cut off at {where}" if cut else f"is not JSON: {error.msg} at {where}"
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        problem = f"is not {error.encoding} text: byte {error.start} (line {line}) is invalid"
-    except RecursionError:
-        problem = "is nested too deep"
-    except ValueError as error:  # a number of thousands of digits
-        problem = f"is not usable JSON: {error}"
+        if not content.strip():
+            problem = "is empty"
+    except (ValueError, RecursionError) as error:  # wrongly encoded, a huge number, nested too deep
+        problem = f"is not usable JSON ({error})"
     else:
         if not isinstance(data, expected):
             raise UserError(
@@ -90,15 +81,14 @@ def read_json(
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without error.
 
-    The data is on the disk before the rename, so a crash leaves the old file or the new one. If
-    the block raises, ``path`` is untouched.
+    A crash leaves the old file or the new one.
 
     Args:
         path: the file to write; missing folders are made.
         mode: ``"w"`` (UTF-8 text) or ``"wb"``.
 
     Raises:
-        WriteError: the file cannot be written (no permission, disk full, …).
+        WriteError: the file cannot be written.
     """
     path = Path(path)
     temporary = None
@@ -109,7 +99,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -160,14 +152,14 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
-    """Read a CSV as text, separated by commas, semicolons or tabs (see :func:`read_text`).
+    """Read a CSV as text, separated by commas, semicolons or tabs.
 
     Returns:
         one string a cell, stripped, "" for a missing one; column names in lower case, as often as
         they occur; the index is the line of the file, if no cell spans several.
 
     Raises:
-        UserError: as for :func:`read_text`, or ``table_invalid``.
+        UserError: as of :func:`read_text`, or ``table_invalid``.
     """
     import pandas as pd  # slow to import
 
@@ -204,9 +196,3 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
         raise UserError(
             f"Cannot read {os.fspath(path)}: {reason}; correct the path.", code="file_missing"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

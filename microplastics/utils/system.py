@@ -37,7 +37,7 @@ def map_in_processes(
 
     Args:
         function: a function of a module, which workers import.
-        tasks: its arguments; they and the results are pickled.
+        tasks: its arguments.
         processes: number of workers; 1 works in this process.
         chunk: tasks that a worker takes at a time.
 
@@ -45,10 +45,19 @@ def map_in_processes(
         UserError: ``interrupted``, a worker was killed.
     """
     if processes <= 1:
-        with _one_opencv_thread():
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
             yield from map(function, tasks)
+        finally:
+            cv2.setNumThreads(threads)
         return
-    context = _context(function.__module__)
+    # Not fork, after which OpenCV and torch threads can hang. A fork server imports the module
+    # once for all workers, spawning once for each.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([function.__module__])
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker)
     try:
         yield from pool.map(function, tasks, chunksize=chunk)
@@ -62,28 +71,6 @@ def map_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _one_opencv_thread() -> Iterator[None]:
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
-
-def _context(module: str) -> multiprocessing.context.BaseContext:
-    """Return a context other than fork, after which OpenCV and torch threads can hang.
-
-    A fork server imports the module once for all workers, spawning once for each.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    return context
-
-
 def start_worker() -> None:
     """Prepare a worker process: one OpenCV thread, no Ctrl-C, and an end with its parent."""
     cv2.setNumThreads(1)
@@ -94,21 +81,13 @@ def start_worker() -> None:
 
 def _end_with_parent() -> None:
     # A worker whose parent was killed would block forever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def derive_seeds(*key: int) -> tuple[int, int, int]:
-    """Return three independent 32-bit seeds (``random``, numpy, torch) of a key of integers."""
-    state = np.random.SeedSequence(key).generate_state(3)
-    return int(state[0]), int(state[1]), int(state[2])
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def seed_all(*key: int) -> None:
-    """Seed ``random``, numpy and torch (CPU and CUDA) from ``key``."""
-    for_random, for_numpy, for_torch = derive_seeds(*key)
+    """Seed ``random``, numpy and torch (CPU and CUDA), each independently, from ``key``."""
+    for_random, for_numpy, for_torch = np.random.SeedSequence(key).generate_state(3).tolist()
     random.seed(for_random)
     np.random.seed(for_numpy)
     torch.manual_seed(for_torch)

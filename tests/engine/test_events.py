@@ -4,8 +4,7 @@ import pytest
 from support import user_error
 
 from microplastics.data.loader import check_datasets
-from microplastics.engine.events import check_metric_names, known_metrics
-from microplastics.engine.hooks import Improvement
+from microplastics.engine.hooks import MetricHook, check_metric_names, known_metrics
 
 WATCH = "SOLVER.BEST_CHECKPOINT.METRIC"
 
@@ -23,12 +22,12 @@ WATCH = "SOLVER.BEST_CHECKPOINT.METRIC"
     ],
 )
 def test_errors_are_minimised_and_scores_maximised(metric, minimise):
-    assert Improvement(metric).minimise is minimise
+    assert MetricHook(metric).minimise is minimise
 
 
 def test_counting_can_be_watched(tiny_cfg):
     cfg = check_datasets(tiny_cfg(WATCH, "counting/F1-Fiber"))
-    check_metric_names(cfg)
+    check_metric_names(cfg, list)
     known = known_metrics(cfg)
     assert {"counting/F1", "counting/count_MAE-Film", "counting/F1_tol2"} <= set(known)
     assert not any("length" in name or "count_error" in name for name in known)
@@ -36,10 +35,10 @@ def test_counting_can_be_watched(tiny_cfg):
     assert "counting/length_MAE-Fiber" in known_metrics(measured)
     off = check_datasets(tiny_cfg("TEST.COUNTING.ENABLED", False, WATCH, "counting/F1"))
     with user_error("metric_unknown", WATCH, "counting/F1"):
-        check_metric_names(off)
+        check_metric_names(off, list)
     signed = check_datasets(tiny_cfg(WATCH, "counting/count_error"))
     with user_error("metric_unknown", WATCH, "counting/count_error"):
-        check_metric_names(signed)
+        check_metric_names(signed, list)
 
 
 def test_every_known_figure_is_there(tiny_cfg):

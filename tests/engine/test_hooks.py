@@ -13,7 +13,7 @@ from microplastics.engine.hooks import (
     AdaptThreads,
     BestCheckpoint,
     EarlyStopping,
-    Improvement,
+    MetricHook,
     PlateauLR,
     flatten_results,
     metric_value,
@@ -37,7 +37,7 @@ def feed(hook, values, start=0):
     """Evaluations one after another; yields the trainer after each."""
     trainer = hook.trainer = getattr(hook, "trainer", None) or FakeTrainer()
     for number, value in enumerate(values, start + 1):
-        trainer.last_eval = (number, {hook.improvement.metric: value})
+        trainer.last_eval = (number, {hook.metric: value})
         hook.after_step()
         yield trainer
 
@@ -117,8 +117,8 @@ def test_an_evaluation_is_counted_once():
 
 
 def test_improvement_direction_follows_the_name():
-    assert not Improvement("bbox/AP").minimise
-    assert Improvement("validation/loss_mask").minimise
+    assert not MetricHook("bbox/AP").minimise
+    assert MetricHook("validation/loss_mask").minimise
 
 
 def test_metric_names_are_looked_up_with_and_without_the_data_set():
@@ -144,7 +144,7 @@ def test_metric_names_are_looked_up_with_and_without_the_data_set():
 def test_losses_and_false_positives_are_minimised_whatever_the_folders_are_called(
     metric, minimised
 ):
-    assert Improvement(metric, 1e-4).minimise is minimised
+    assert MetricHook(metric, 1e-4).minimise is minimised
 
 
 def test_a_bare_metric_is_that_of_the_first_set_with_particles():

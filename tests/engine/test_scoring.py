@@ -12,15 +12,15 @@ from support import dataset_entry, user_error
 from microplastics.data.images import read_image
 from microplastics.engine import Trainer
 from microplastics.engine import scoring as module
-from microplastics.engine.checkpoint import TrainingCheckpointer
+from microplastics.engine.checkpoint import TrainingCheckpointer, score_thresholds_of
 from microplastics.engine.defaults import finalize_config
 from microplastics.engine.scoring import (
     _test_with_augmentation,
     choose_and_store,
     read_own_checkpoint,
     store_thresholds,
-    stored_thresholds,
 )
+from microplastics.engine.weights import read_weights
 from microplastics.evaluation.counting import CountingEvaluator
 
 
@@ -40,11 +40,12 @@ def test_test_time_augmentation_sees_16_bit_images_as_prediction_does(
     cfg = finalize_config(cfg)
     seen = []
 
-    def record(_model, loader, _evaluator):
+    def record(_model, loader, _evaluator, _cfg):
         seen.extend(item for batch in loader for item in batch)
+        return {}
 
-    monkeypatch.setitem(_test_with_augmentation.__globals__, "inference_on_dataset", record)
-    _test_with_augmentation(cfg, Trainer.build_model(cfg), Trainer)
+    monkeypatch.setattr("microplastics.engine.trainer.validate", record)
+    _test_with_augmentation(cfg, Trainer.build_model(cfg))
     assert len(seen) == len(data["images"])
     for item in seen:
         expected = torch.from_numpy(read_image(item["file_name"]).transpose(2, 0, 1).copy())
@@ -66,6 +67,10 @@ def write(path, **info):
     torch.save(checkpoint, path)
 
 
+def stored_thresholds(path, names):
+    return score_thresholds_of(read_weights(str(path))["microplastics"], str(path), names)
+
+
 def test_all_else_is_untouched_bit_for_bit(tmp_path):
     path, copy = tmp_path / "a.pth", tmp_path / "deep" / "b.pth"
     write(path)
@@ -76,7 +81,7 @@ def test_all_else_is_untouched_bit_for_bit(tmp_path):
     assert path.read_bytes() == before
     assert stored_thresholds(copy, NAMES) == {"Fiber": 0.25, "Film": 0.5}
     assert stored_thresholds(copy, [*NAMES, "Bead"]) == {"Fiber": 0.25, "Film": 0.5}
-    assert stored_thresholds(path, NAMES) == {}
+    assert stored_thresholds(path, NAMES) is None
 
     def tensors(file):
         with zipfile.ZipFile(file) as archive:
@@ -119,7 +124,7 @@ def test_a_write_that_fails_leaves_the_checkpoint(tmp_path, monkeypatch):
         ({"Fiber": "0.5"}, "checkpoint_invalid", "Fiber"),
         ({"Fiber": True}, "checkpoint_invalid", "Fiber"),
         ({"Fiber": float("nan")}, "checkpoint_invalid", "Fiber"),
-        ({1: 0.5}, "classes_mismatch", "for 1,"),
+        ({1: 0.5}, "classes_mismatch", "for [1],"),
         ({"Fiber": 0.5, "Bead": 0.5}, "classes_mismatch", "Bead"),
         ([0.5, 0.5], "checkpoint_invalid", "a.pth"),
         (0.5, "checkpoint_invalid", "a.pth"),
@@ -138,9 +143,6 @@ def test_checkpoints_that_cannot_hold_thresholds(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "plain.pth")
     with user_error("checkpoint_invalid", "plain.pth"):
         read_own_checkpoint(str(tmp_path / "plain.pth"), NAMES)
-    assert stored_thresholds(tmp_path / "plain.pth", NAMES) == {}
-    (tmp_path / "backbone.pkl").write_bytes(b"not a zip")
-    assert stored_thresholds(tmp_path / "backbone.pkl", NAMES) == {}
 
 
 NAMES_THRESHOLDS = ["Fiber", "Fragment", "Film"]

@@ -12,9 +12,11 @@ import torch
 from support import user_error
 
 from microplastics.engine import Trainer, launch
-from microplastics.engine.checkpoint import checkpoint_info
+from microplastics.engine.checkpoint import checkpoint_info_of
+from microplastics.engine.defaults import amp_dtype, cpu_has_bf16
 from microplastics.engine.events import truncate_metrics
-from microplastics.engine.solver import amp_dtype, clip_gradients, cpu_has_bf16
+from microplastics.engine.trainer import clip_gradients
+from microplastics.engine.weights import read_weights
 
 
 def trained(cfg, resume=False):
@@ -38,7 +40,8 @@ def test_the_last_three_and_the_best_are_kept(tiny_cfg):
     names = sorted(n for n in os.listdir(cfg.OUTPUT_DIR) if n.endswith(".pth"))
     periodic = [f"model_{i:07d}.pth" for i in (3, 4, 5)]
     assert names == [*periodic, "model_best.pth", "model_final.pth"]
-    info = checkpoint_info(f"{cfg.OUTPUT_DIR}/model_best.pth")
+    path = f"{cfg.OUTPUT_DIR}/model_best.pth"
+    info = checkpoint_info_of(read_weights(path), path)
     assert info["detectron2"] == detectron2.__version__
 
 
@@ -65,7 +68,7 @@ def test_fine_tuning_on_other_classes_keeps_everything_but_the_class_layers(tiny
 
 
 def test_momentum_is_stored_by_name_and_survives_other_parameter_groups(tiny_cfg):
-    from microplastics.engine.solver import load_optimizer_state, optimizer_state
+    from microplastics.engine.checkpoint import load_optimizer_state, optimizer_state
 
     trainer = trained(tiny_cfg("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0))
     state = optimizer_state(trainer.optimizer, trainer.model)
@@ -111,6 +114,14 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tiny_cfg, monke
     with user_error("training_failed", "The gradient", "iteration 0"):
         trainer.train()
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.named_parameters())
+
+
+def test_a_loss_that_is_not_finite_names_itself_and_the_images(tiny_cfg):
+    trainer = Trainer(tiny_cfg())
+    trainer.resume_or_load(resume=False)
+    torch.nn.init.constant_(trainer.model.roi_heads.box_predictor.cls_score.bias, float("nan"))
+    with user_error("training_failed", "loss_cls became infinite", "iteration 0", ".jpg"):
+        trainer.train()
 
 
 def test_class_names_with_slashes_have_their_row():

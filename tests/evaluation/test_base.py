@@ -27,11 +27,10 @@ def name(tmp_path):
 
 def test_one_record_an_image_in_order(name, monkeypatch):
     other = [{"image_id": 5, "found": "other"}, {"image_id": 3, "found": "other"}]
-    for distributed in (False, True):
-        evaluator = Evaluator(name, distributed)
-        for image_id, found in ((5, "mine"), (2, "mine"), (9, None)):
-            evaluator.process([{"image_id": image_id}], [{"instances": found}])
-        assert [record["image_id"] for record in evaluator.gathered()] == [2, 5]
+    evaluator = Evaluator(name)
+    for image_id, found in ((5, "mine"), (2, "mine"), (9, None)):
+        evaluator.process([{"image_id": image_id}], [{"instances": found}])
+    assert [record["image_id"] for record in evaluator.gathered()] == [2, 5]
     monkeypatch.setattr(base.comm, "gather", lambda records, dst: [records, other])
     both = evaluator.gathered()
     assert [(r["image_id"], r["found"]) for r in both] == [(2, "mine"), (3, "other"), (5, "mine")]

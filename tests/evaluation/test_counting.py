@@ -22,6 +22,7 @@ from microplastics.evaluation.counting import (
     GRID,
     MIN_IOU,
     CountingEvaluator,
+    Pooled,
     SizeBins,
     agreement,
     class_curve,
@@ -29,8 +30,6 @@ from microplastics.evaluation.counting import (
     curves,
     judge_image,
     measure_sizes,
-    pool,
-    read_scales,
     write_table,
 )
 from microplastics.structures.crop_masks import CropMasks
@@ -315,10 +314,6 @@ def test_refusals(name):
     )
     with pytest.raises(ValueError, match=r"of size \(9, 9\).*\(100, 200\)"):
         CountingEvaluator(name).process([{"image_id": 1}], [{"instances": instances}])
-    output = predicted(FOUND[1])
-    output["instances"].pred_classes[0] = 2
-    with pytest.raises(ValueError, match="Class 2 is predicted, but the data set has only 2"):
-        CountingEvaluator(name).process([{"image_id": 1}], [output])
 
 
 NAMES = ["Fiber", "Film"]
@@ -351,11 +346,11 @@ def record(image_id, seed, least=0.0):
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3))
 @settings(max_examples=40, deadline=None)
 def test_one_matching_gives_what_matching_anew_at_each_threshold_gives(seeds):
-    rows = curves(pool([record(i, seed) for i, seed in enumerate(seeds)]), NAMES)
+    rows = curves(Pooled([record(i, seed) for i, seed in enumerate(seeds)]), NAMES)
     assert len(rows) == 3 * len(GRID)
     at = {(row["class"], row["threshold"]): row for row in rows}
     for least in (0.05, 0.31, 0.5, 0.6, 0.95):
-        anew = pool([record(i, seed, least) for i, seed in enumerate(seeds)])
+        anew = Pooled([record(i, seed, least) for i, seed in enumerate(seeds)])
         for expected in count_table(anew, NAMES, np.zeros(2), SizeBins()):
             row = at[expected["class"], least]
             assert row["predicted"] == expected["count_predicted"]
@@ -369,8 +364,9 @@ def test_a_threshold_counts_from_itself_on():
     true, none = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)), np.zeros(1)
     classes, scores = np.zeros(2, dtype=np.int64), np.array([0.8, 0.5])
     judged = judge_image(found, classes, scores, found[:1], *true, none)
-    pooled = pool([{"image_id": 1, **judged}])
-    curve = class_curve(pooled, 0, np.array([0.5, 0.51, 0.8, 0.81]))
+    pooled = Pooled([{"image_id": 1, **judged}])
+    everything = np.ones(2, dtype=bool), np.ones(1, dtype=bool)
+    curve = class_curve(pooled, *everything, np.array([0.5, 0.51, 0.8, 0.81]))
     assert curve["predicted"].tolist() == [2, 1, 1, 0]
     assert curve["count_error"].tolist() == [1, 0, 0, -1]
     assert curve["count_error_pct"].tolist() == [100, 0, 0, -100]
@@ -466,10 +462,9 @@ def test_each_particle_stands_once_in_the_confusion():
 
 
 def test_bins_are_named_after_their_bounds():
-    assert SizeBins().names == ("<32px", "32-96px", ">=96px")
-    assert SizeBins((20, 0.5e3), "um").names == ("<20um", "20-500um", ">=500um")
-    assert SizeBins(()).names == ("any size",)
-    assert SizeBins((5,), names=("small", "large")).names == ("small", "large")
+    assert SizeBins().names == ["<32px", "32-96px", ">=96px"]
+    assert SizeBins((20, 0.5e3), "um").names == ["<20um", "20-500um", ">=500um"]
+    assert SizeBins(()).names == ["any size"]
 
 
 def test_a_bound_belongs_to_the_bin_above():
@@ -499,12 +494,6 @@ def test_only_fibres_have_a_centreline():
     assert fiber[0] > 1.25 * fiber[1] and film[0] == film[1] == fiber[1]
     assert fiber[2] == film[2] == np.count_nonzero(arc)
     assert none.tolist() == [0, 0, 0]
-
-
-def test_scales_that_are_none_are_left_out():
-    values = [2, 0.5, "2", None, True, -1, 0, float("nan"), float("inf"), 1e308, 1e-300, [2]]
-    images = [{"id": i, "um_per_px": value} for i, value in enumerate(values)]
-    assert read_scales([*images, {"id": 99}, "image", None]) == {0: 2.0, 1: 0.5}
 
 
 def test_agreement_is_that_of_bland_and_altman():

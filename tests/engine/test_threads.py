@@ -1,4 +1,4 @@
-"""microplastics/utils/threads.py."""
+"""Threads beside other processes: microplastics/__init__.py and microplastics/engine/hooks.py."""
 
 import os
 import subprocess
@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from support import ROOT
 
-from microplastics.utils import threads
-from microplastics.utils.threads import SPIN_COUNT, OtherProcesses, fitting_threads, limit_spinning
+from microplastics import SPIN_COUNT
+from microplastics import _limit_spinning as limit_spinning
+from microplastics.engine import hooks
+from microplastics.engine.hooks import OtherProcesses, fitting_threads
 
 
 def test_spinning_is_limited_before_torch_is_imported(monkeypatch):
@@ -70,16 +72,16 @@ def system(monkeypatch, tmp_path):
         return file.open()
 
     second = SimpleNamespace(monotonic=lambda: state.now, process_time=lambda: state.own)
-    monkeypatch.setattr(threads, "open", fake_open, raising=False)
-    monkeypatch.setattr(threads, "time", second)
+    monkeypatch.setattr(hooks, "open", fake_open, raising=False)
+    monkeypatch.setattr(hooks, "time", second)
     workers = SimpleNamespace(active_children=lambda: [SimpleNamespace(pid=7)])
-    monkeypatch.setattr(threads, "multiprocessing", workers)
+    monkeypatch.setattr(hooks, "multiprocessing", workers)
     fake_os = SimpleNamespace(
         sched_getaffinity=lambda _: {1, 2},
         sysconf=lambda _: 100,
         times=lambda: SimpleNamespace(children_user=state.ended, children_system=0.0),
     )
-    monkeypatch.setattr(threads, "os", fake_os)
+    monkeypatch.setattr(hooks, "os", fake_os)
     return state
 
 
@@ -99,7 +101,7 @@ def test_cores_of_other_processes_are_unknown_without_proc(monkeypatch):
     def no_file(*_, **__):
         raise FileNotFoundError
 
-    monkeypatch.setattr(threads, "open", no_file, raising=False)
+    monkeypatch.setattr(hooks, "open", no_file, raising=False)
     assert OtherProcesses().cores(seconds=0) is None
 
 
