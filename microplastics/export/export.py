@@ -53,7 +53,6 @@ _SIDES = (32, 8192)
 _TRACE_SIDE = 512
 # Rendered pictures among which one with a detection is sought.
 _EXAMPLES = 4
-_PROTOBUF_LIMIT = 2 * 10**9
 # The one by torch.export, the default from torch 2.9 on, stops at Detectron2's convolutions, which
 # ask whether their input is empty while its size is unknown.
 _TRACING_EXPORTER = (
@@ -62,6 +61,8 @@ _TRACING_EXPORTER = (
 
 Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """Takes a (3, H, W) uint8 tensor and gives the outputs of :class:`ExportNetwork`."""
+Writer = Callable[[dict[str, Any]], bytes]
+"""Takes the description of an exported model and gives the content of its file."""
 
 
 def export_model(
@@ -102,10 +103,10 @@ def export_model(
     example, mask_side = _example(network, predictor, size)
     about = {"file": output.name, "format": file_format}
     about |= _describe(predictor, mask_side, size if fixed else ("height", "width"))
-    exported = _EXPORTERS[file_format](network, example, about)
+    run, content_with = _EXPORTERS[file_format](network, example, about)
     sizes = [size] if fixed else [size, (size[0] * 3 // 4 + 13, size[1] * 2 // 3 + 29)]
-    about["check"] = _check_exported(exported, predictor, sizes)
-    content = exported.content(about)
+    about["check"] = _check_exported(run, predictor, sizes)
+    content = content_with(about)
     about["file_sha256"] = hashlib.sha256(content).hexdigest()
     # The model is renamed first: if that fails, no JSON is left behind.
     with atomic_write(output.with_suffix(".json")) as beside:
@@ -244,17 +245,14 @@ def _check_exported(
 
     Returns:
         The numbers of pictures, of detections and of detections that only one of the two has, and
-        the largest differences of the others.
-
-    Raises:
-        UserError: export_unsupported; they do not find the same.
+        the largest differences of the others, which are an error if they are too large.
     """
     report = {"pictures": len(sizes), "detections": 0, "unmatched": 0}
     report |= {"boxes_px": 0.0, "scores": 0.0, "mask_pixels_share": 0.0}
     for number, size in enumerate(sizes):
         picture = _render(number, size)
         (expected,) = predictor.predict_many([picture], scale=1.0)
-        outputs = run(read_input(picture, predictor.cfg, 1.0).tensor)
+        outputs = run(read_input(picture, predictor.cfg, 1.0)[0])
         _compare(to_predictions(outputs, size, predictor.mask_threshold), expected, report)
     if (
         report["unmatched"] > 1 + _STRAYS * report["detections"]
@@ -337,7 +335,7 @@ def _check_arguments(
             f"{output} is the checkpoint itself; choose another --output.", code="output_exists"
         )
     beside = output.with_suffix(".json")
-    if beside.exists() and _file_described_by(beside) != output.name:
+    if beside.exists() and not output.exists():
         raise UserError(
             f"{beside} belongs to another file; choose another name for --output.",
             code="output_exists",
@@ -350,14 +348,6 @@ def _check_arguments(
             "reader of the file.",
             code="export_unsupported",
         )
-
-
-def _file_described_by(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return json.loads(file.read(1_000_000))["file"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
 
 
 def _installed(name: str) -> ModuleType:
@@ -376,7 +366,7 @@ def _example(
 ) -> tuple[torch.Tensor, int | None]:
     """Choose an input to trace with, and learn the side of the masks (None without masks)."""
     for number in range(_EXAMPLES):
-        example = read_input(_render(number, size), predictor.cfg, 1.0).tensor
+        example = read_input(_render(number, size), predictor.cfg, 1.0)[0]
         with torch.no_grad():
             outputs = network(example)
         if len(outputs[0]):
@@ -412,66 +402,54 @@ def _tracing(fix: str) -> Iterator[None]:
         ) from error
 
 
-class _TorchScript:
-    """The network as a TorchScript program, callable as a :data:`Runner`."""
+def _torchscript(
+    network: ExportNetwork, example: torch.Tensor, about: dict[str, Any]
+) -> tuple[Runner, Writer]:
+    with _tracing("try --format onnx"):
+        script = torch.jit.trace(network, example, check_trace=False)
 
-    def __init__(self, network: ExportNetwork, example: torch.Tensor, about: dict[str, Any]):
-        with _tracing("try --format onnx"):
-            self._script = torch.jit.trace(network, example, check_trace=False)
-
-    def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        with torch.inference_mode():
-            return self._script(image)
-
-    def content(self, about: dict[str, Any]) -> bytes:
-        """Return the file with its description inside."""
+    def content(about: dict[str, Any]) -> bytes:
         buffer = io.BytesIO()
         with _tracing("try --format onnx"):
-            torch.jit.save(self._script, buffer, _extra_files={ABOUT_FILE: json.dumps(about)})
+            torch.jit.save(script, buffer, _extra_files={ABOUT_FILE: json.dumps(about)})
         return buffer.getvalue()
 
+    return torch.inference_mode()(script), content
 
-class _Onnx:
-    """The network as an ONNX graph, callable as a :data:`Runner`."""
 
-    def __init__(self, network: ExportNetwork, example: torch.Tensor, about: dict[str, Any]):
-        self._onnx, runtime = _installed("onnx"), _installed("onnxruntime")
-        weights = [*network.parameters(), *network.buffers()]
-        if sum(tensor.numel() * tensor.element_size() for tensor in weights) > _PROTOBUF_LIMIT:
-            raise UserError(
-                "The weights exceed the 2 GB of an ONNX file; use --format torchscript.",
-                code="export_unsupported",
-            )
-        # A side that may vary has a word in its place.
-        axes = {
-            each["name"]: {k: side for k, side in enumerate(each["shape"]) if isinstance(side, str)}
-            for each in (about["input"], *about["outputs"])
-        }
-        buffer = io.BytesIO()
-        with _tracing("use --format torchscript"):
-            torch.onnx.export(
-                network,
-                (example,),
-                buffer,
-                input_names=["image"],
-                output_names=[each["name"] for each in about["outputs"]],
-                dynamic_axes=axes,
-                opset_version=_OPSET,
-                **_TRACING_EXPORTER,
-            )
-        self._graph = buffer.getvalue()
-        self._session = runtime.InferenceSession(self._graph, providers=["CPUExecutionProvider"])
+def _onnx(
+    network: ExportNetwork, example: torch.Tensor, about: dict[str, Any]
+) -> tuple[Runner, Writer]:
+    onnx, runtime = _installed("onnx"), _installed("onnxruntime")
+    # A side that may vary has a word in its place.
+    axes = {
+        each["name"]: {k: side for k, side in enumerate(each["shape"]) if isinstance(side, str)}
+        for each in (about["input"], *about["outputs"])
+    }
+    buffer = io.BytesIO()
+    with _tracing("use --format torchscript"):
+        torch.onnx.export(
+            network,
+            (example,),
+            buffer,
+            input_names=["image"],
+            output_names=[each["name"] for each in about["outputs"]],
+            dynamic_axes=axes,
+            opset_version=_OPSET,
+            **_TRACING_EXPORTER,
+        )
+    session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
 
-    def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        outputs = self._session.run(None, {"image": image.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
+    def run(image: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.from_numpy(each) for each in session.run(None, {"image": image.numpy()})]
 
-    def content(self, about: dict[str, Any]) -> bytes:
-        """Return the file with its description inside."""
-        model = self._onnx.load_model_from_string(self._graph)
-        self._onnx.helper.set_model_props(model, {ABOUT_KEY: json.dumps(about)})
-        self._onnx.checker.check_model(model)
+    def content(about: dict[str, Any]) -> bytes:
+        model = onnx.load_model_from_string(buffer.getvalue())
+        onnx.helper.set_model_props(model, {ABOUT_KEY: json.dumps(about)})
+        onnx.checker.check_model(model)
         return model.SerializeToString()
 
+    return run, content
 
-_EXPORTERS = {"onnx": _Onnx, "torchscript": _TorchScript}
+
+_EXPORTERS = {"onnx": _onnx, "torchscript": _torchscript}

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,17 +108,13 @@ def _cast(root: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-        module.register_forward_pre_hook(_inputs_in(own[0].dtype))
+        module.register_forward_pre_hook(functools.partial(_to_dtype, own[0].dtype))
 
 
-def _inputs_in(dtype: torch.dtype):
-    def cast(_module: nn.Module, inputs: tuple) -> tuple:
-        return tuple(
-            x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-            for x in inputs
-        )
-
-    return cast
+def _to_dtype(dtype: torch.dtype, _module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(
+        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
+    )
 
 
 class Detector:
@@ -188,7 +185,7 @@ class Detector:
             if dense:
                 full = (len(each) >= self._detections_per_image for each in found)
                 self._note_cut_short(sum(full))
-            return [each[self._above(each)] for each in found]
+            return self._above(found)
 
     def _staged(self, images: Sequence[torch.Tensor], dense: bool) -> list[Instances]:
         batch = self.model.preprocess_image([{"image": image} for image in images])
@@ -201,7 +198,7 @@ class Detector:
         else:
             proposals, _ = self.model.proposal_generator(batch, features, None)
             found = self._boxes(batch, pooled, proposals)
-        found = [each[self._above(each)] for each in found]
+        found = self._above(found)
         if not self._standard:
             return found
         heads = self.model.roi_heads
@@ -214,9 +211,10 @@ class Detector:
         ]
         return [Instances.cat(list(of_image)) for of_image in zip(*parts, strict=True)]
 
-    def _above(self, instances: Instances) -> torch.Tensor:
-        thresholds = self._thresholds.to(instances.scores.device)
-        return instances.scores > thresholds[instances.pred_classes]
+    def _above(self, found: list[Instances]) -> list[Instances]:
+        """Keep what is scored above its class's threshold."""
+        thresholds = self._thresholds.to(found[0].scores.device)
+        return [each[each.scores > thresholds[each.pred_classes]] for each in found]
 
     def _boxes(
         self, batch: ImageList, pooled: Features, proposals: list[Instances]
@@ -237,7 +235,7 @@ class Detector:
         """
         rpn, heads = self.model.proposal_generator, self.model.roi_heads
         by_chunks = self._plain and len(batch) == 1
-        predictors = getattr(heads, "box_predictor", ())
+        predictors = getattr(heads, "box_predictor", nn.ModuleList())
         predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
         topk = {False: self._tile_topk}
         with _changed(predictors, test_topk_per_image=-1), remembered(rpn.rpn_head):

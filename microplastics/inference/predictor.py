@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ _GPU_BATCH = 8
 _END = object()
 
 Image = np.ndarray | str | os.PathLike
+Input = tuple[torch.Tensor, tuple[int, int]]
 
 
 class Predictions(Instances):
@@ -80,25 +81,17 @@ class Predictions(Instances):
         return Predictions(picked.image_size, **picked.get_fields())
 
 
-class NetworkInput(NamedTuple):
-    """An image ready for the network.
-
-    Attributes:
-        tensor: (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT.
-        size: height and width in px of the image before it was resized.
-    """
-
-    tensor: torch.Tensor
-    size: tuple[int, int]
-
-
-def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> NetworkInput:
+def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> Input:
     """Read, convert and resize an image by the keys INPUT of a config.
 
     Args:
         image: as :meth:`Predictor.__call__` takes it; the errors are the same.
         cfg: of the model.
         scale: factor on its sides; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST if None.
+
+    Returns:
+        The network's input, (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT;
+        and the height and width in px that the image had.
     """
     if isinstance(image, (str, os.PathLike)):
         image = read_image(image, max_pixels=cfg.INPUT.MAX_PIXELS)
@@ -123,7 +116,7 @@ def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> Networ
             )
         image = T.ResizeTransform(height, width, *size).apply_image(image)
     tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return NetworkInput(tensor, (height, width))
+    return tensor, (height, width)
 
 
 def _to_bgr(array: np.ndarray) -> np.ndarray:
@@ -316,26 +309,22 @@ class Predictor:
         if scale is not None and not 0 < scale < float("inf"):
             raise ValueError(f"The scale is {scale}; expected a positive number")
 
-        def run(batch: Sequence[NetworkInput]) -> list[Instances]:
+        def run(batch: Sequence[Input]) -> list[Instances]:
             return self._detector(*zip(*batch, strict=True), dense)
 
-        return stream(
-            images,
-            prepare=lambda image: read_input(image, self.cfg, scale),
-            run=run,
-            finish=self._finish,
-            kind=self._padded_size,
-            batch_size=self.batch_size,
-        )
+        def finish(image: Input, raw: Instances) -> Predictions:
+            staged = self._detector.staged
+            result = to_image(raw.to("cpu"), image[1], staged, self.mask_threshold)
+            return Predictions(image[1], **result.get_fields())
 
-    def _padded_size(self, image: NetworkInput) -> tuple[int, ...]:
-        # Images of one size here get the same padding in a batch as on their own.
-        return tuple(-(-side // self._divisor) for side in image.tensor.shape[1:])
+        def padded_size(image: Input) -> tuple[int, ...]:
+            # Images of one size here get the same padding in a batch as on their own.
+            return tuple(-(-side // self._divisor) for side in image[0].shape[1:])
 
-    def _finish(self, image: NetworkInput, raw: Instances) -> Predictions:
-        staged = self._detector.staged
-        result = to_image(raw.to("cpu"), image.size, staged, self.mask_threshold)
-        return Predictions(image.size, **result.get_fields())
+        def prepare(image: Image) -> Input:
+            return read_input(image, self.cfg, scale)
+
+        return stream(images, prepare, run, finish, padded_size, self.batch_size)
 
 
 def to_particles(

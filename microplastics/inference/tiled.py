@@ -85,8 +85,10 @@ def predict_tiled(
         windows: dict[Window, Window] = {}
         for x, y, w, h in windows_of(width, height, tiling.tile, tiling.overlap):
             x0, y0, x1, y1 = np.minimum(np.array([x, y, x + w, y + h]) * shrink, frame).tolist()
-            if _is_near((x0, y0, x1 - x0, y1 - y0), region):
-                windows[x0, y0, x1 - x0, y1 - y0] = (x, y, w, h)
+            wide, high = x1 - x0, y1 - y0
+            # A particle of the region may reach so far out of it.
+            if region is None or region.meets(x0 - wide, y0 - high, x1 + wide, y1 + high):
+                windows[x0, y0, wide, high] = (x, y, w, h)
             else:
                 counts.outside += 1
         with tqdm(windows, desc=description, unit="window", leave=False, disable=quiet) as progress:
@@ -151,8 +153,13 @@ def _predicted(
 
     def images() -> Iterator[np.ndarray]:
         for window in windows:
-            image = _read(reader, window, shrink)
-            constant = _is_constant(image)
+            x, y, width, height = window
+            image = reader.read(x, y, x + width, y + height)
+            if shrink > 1:
+                size = (-(-width // shrink), -(-height // shrink))
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            first = image[0, 0]
+            constant = bool((image[::16, ::16] == first).all() and (image == first).all())
             order.append((window, constant))
             if not constant:
                 yield image
@@ -163,28 +170,6 @@ def _predicted(
         yield order.popleft()[0], found
     while order:
         yield order.popleft()[0], None
-
-
-def _is_near(window: Window, region: Region | None) -> bool:
-    """Whether a particle of the region may reach into a window."""
-    x, y, width, height = window
-    if region is None:
-        return True
-    return region.meets(x - width, y - height, x + 2 * width, y + 2 * height)
-
-
-def _read(reader: ImageReader, window: Window, shrink: int) -> np.ndarray:
-    x, y, width, height = window
-    image = reader.read(x, y, x + width, y + height)
-    if shrink == 1:
-        return image
-    size = (-(-width // shrink), -(-height // shrink))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def _is_constant(image: np.ndarray) -> bool:
-    first = image[0, 0]
-    return bool((image[::16, ::16] == first).all() and (image == first).all())
 
 
 def particle_pixels(

@@ -196,9 +196,7 @@ class CropMasks(BitMasks):
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield each mask as a full-frame (H, W) bool array, one at a time."""
         for index in range(len(self)):
-            mask = np.zeros(self.image_size, dtype=bool)
-            self._paint(index, mask)
-            yield mask
+            yield self[index].to_bitmasks()[0].numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return an object array of COCO RLEs, which the ``Visualizer`` draws."""
@@ -232,8 +230,8 @@ class CropMasks(BitMasks):
     def to_bitmasks(self) -> torch.Tensor:
         """Make the full-frame masks on the CPU, (N, H, W) bool."""
         full = np.zeros((len(self), *self.image_size), dtype=bool)
-        for index, mask in enumerate(full):
-            self._paint(index, mask)
+        for mask, crop, (x0, y0) in zip(full, self.crops, self.offsets, strict=True):
+            mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
         return torch.from_numpy(full)
 
     def nonempty(self) -> torch.Tensor:
@@ -359,10 +357,6 @@ class CropMasks(BitMasks):
             offsets.append(start)
             crops.append(warped >= 0.5)
         return CropMasks(crops, offsets, (height, width))
-
-    def _paint(self, index: int, mask: np.ndarray) -> None:
-        crop, (x0, y0) = self.crops[index], self.offsets[index]
-        mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
 
 
 def _checked_polygons(segmentation: Any) -> list[np.ndarray]:

@@ -57,10 +57,9 @@ def encode_counts_batch(batch: Sequence[np.ndarray]) -> list[bytes]:
     place = np.arange(digits.max(initial=1))
     characters = (values[:, None] >> (5 * place)) & 31
     characters += 48 + 32 * (place < digits[:, None] - 1)
-    text = characters[place < digits[:, None]].astype(np.uint8).tobytes()
-    ends = np.concatenate(([0], np.cumsum(digits)))[np.cumsum([len(delta) for delta in deltas])]
-    starts = np.concatenate(([0], ends[:-1]))
-    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    text = characters[place < digits[:, None]].astype(np.uint8)
+    ends = np.cumsum(digits)[np.cumsum([len(delta) for delta in deltas]) - 1]
+    return [part.tobytes() for part in np.split(text, ends[:-1])]
 
 
 def check_counts(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -108,7 +108,7 @@ def assert_same(found, expected):
 def test_finds_what_the_predictor_finds_at_any_size(exported, predictor, height, width):
     picture = image(height, width)
     expected = predictor(picture)
-    outputs = load(exported[1])(read_input(picture, predictor.cfg).tensor)
+    outputs = load(exported[1])(read_input(picture, predictor.cfg)[0])
     assert len(expected) > 3 and len(set(expected.pred_classes.tolist())) > 1
     assert_same(to_predictions(outputs, (height, width)), expected)
 
@@ -124,7 +124,7 @@ def test_images_without_a_detection(predictor, tmp_path, file_format):
     export_model(strict, output, file_format)
     run, counts = load(output), []
     for picture in pictures:
-        outputs = run(read_input(picture, predictor.cfg, 1.0).tensor)
+        outputs = run(read_input(picture, predictor.cfg, 1.0)[0])
         found = to_predictions(outputs, (96, 96))
         assert_same(found, strict(picture))
         assert outputs[3].shape == (len(found), 1, 28, 28)
@@ -247,7 +247,7 @@ def test_network_is_the_model_of_any_config(tmp_path, variant):
     for size in SIZES[:3]:
         picture = image(*size)
         with torch.inference_mode():
-            outputs = network(read_input(picture, predictor.cfg).tensor)
+            outputs = network(read_input(picture, predictor.cfg)[0])
         expected = predictor(picture)
         assert len(expected) > 2
         assert_same(to_predictions(outputs, size), expected)
@@ -258,11 +258,9 @@ def test_onnx_of_one_size_takes_no_other(predictor, tmp_path):
     assert about["input"]["shape"] == [3, 64, 96] and about["check"]["pictures"] == 1
     run, picture = load(tmp_path / "m.onnx"), image(64, 96)
     (expected,) = predictor.predict_many([picture], scale=1.0)
-    assert_same(
-        to_predictions(run(read_input(picture, predictor.cfg, 1.0).tensor), (64, 96)), expected
-    )
+    assert_same(to_predictions(run(read_input(picture, predictor.cfg, 1.0)[0]), (64, 96)), expected)
     with pytest.raises(Exception, match="(?i)invalid dimensions"):
-        run(read_input(image(96, 96), predictor.cfg, 1.0).tensor)
+        run(read_input(image(96, 96), predictor.cfg, 1.0)[0])
 
 
 def test_model_without_masks_has_no_masks_in_its_file(tmp_path):

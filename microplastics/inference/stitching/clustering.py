@@ -21,6 +21,7 @@ from microplastics.inference.stitching.overlaps import (
     agreement,
     box_of,
     clip,
+    common_matrix,
     common_pixels,
     greedy_pairs,
     overlaps_of,
@@ -102,22 +103,15 @@ def _apart(overlap: Overlap, group: list[int]) -> list[int]:
 
 def _by_piece(overlap: Overlap, row: int, group: list[int]) -> list[list[int]]:
     """Group the parts by the connected piece of the merged fragment that they lie in."""
-    view = overlap.view(0, row)
-    labels, areas = pieces(view)
-    owners: dict[int, list[int]] = defaultdict(list)
-    covered: dict[int, int] = defaultdict(int)
-    for index in group:
-        part = clip(overlap.view(1, index), box_of(view))
-        under = clip(View(labels, view.x, view.y), box_of(part)).mask[part.mask]
-        counts = np.bincount(under, minlength=len(areas) + 1)
-        counts[0] = 0
-        label = int(counts.argmax())
-        owners[label].append(index)
-        covered[label] += int(counts[label])
+    connected = pieces(overlap.view(0, row))
+    common = common_matrix([overlap.view(1, index) for index in group], connected)
+    owners = common.argmax(axis=1)
+    covered = np.bincount(owners, common.max(axis=1), minlength=len(connected))
+    areas = [np.count_nonzero(piece.mask) for piece in connected]
     return [
-        found
-        for label, found in owners.items()
-        if len(found) >= 2 and covered[label] >= _COVERED * areas[label - 1]
+        [index for index, owner in zip(group, owners, strict=True) if owner == number]
+        for number in dict.fromkeys(owners.tolist())
+        if (owners == number).sum() >= 2 and covered[number] >= _COVERED * areas[number]
     ]
 
 
@@ -270,17 +264,12 @@ def cluster(
         linked.append((overlap, set(sure)))
     _resolve_ties(fragments, clusters, tied, linked)
     # A large region is far from the corners of windows and says more than a small one.
-    linked.sort(key=lambda each: (-_area(each[0]), each[0].windows))
+    linked.sort(key=lambda each: (-each[0].region_area(), each[0].windows))
     for overlap, pairs in linked:
         first, second = map(set, overlap.numbers)
         pairs |= {(a, b) for a, b in together if a in first and b in second}
         _link_loosely(clusters, overlap, pairs)
     return sorted(map(sorted, clusters.subsets())), loose
-
-
-def _area(overlap: Overlap) -> int:
-    x0, y0, x1, y1 = overlap.region
-    return (x1 - x0) * (y1 - y0)
 
 
 def _resolve_ties(

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from microplastics.inference.stitching.overlaps import Detections, View, clip, tight, union
+from microplastics.inference.stitching.overlaps import Detections, View, clip, pieces, tight, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
 
 JOINS = "pieces of fibres joined end to end"
@@ -65,10 +65,7 @@ class Join(NamedTuple):
 def join_fibers(merged: Detections, image_size: tuple[int, int], notes: Counter[str]) -> Detections:
     """Join thin pieces of one class that lie end to end, and fill the gaps between them.
 
-    Args:
-        merged: the particles.
-        image_size: height and width in px; nothing is filled beyond.
-        notes: receives the number of joins.
+    Nothing is filled beyond the image (height, width); the notes receive the number of joins.
     """
     ends = [end for particle in range(len(merged)) for end in _ends_of(merged, particle)]
     joins = _choose(ends, _candidates(merged, ends))
@@ -95,22 +92,19 @@ def join_fibers(merged: Detections, image_size: tuple[int, int], notes: Counter[
 
 def _ends_of(merged: Detections, particle: int) -> Iterator[End]:
     """Yield the ends of each connected piece of a particle that is thin."""
-    view = merged.view(particle)
-    mask = np.ascontiguousarray(view.mask).view(np.uint8)
-    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1):
-        part = np.pad(labels[y : y + height, x : x + width] == label, 1)
+    for number, piece in enumerate(pieces(merged.view(particle), connectivity=8)):
+        part = np.pad(piece.mask, 1)
         thickness = 2 * float(cv2.distanceTransform(part.view(np.uint8), cv2.DIST_L2, 5).max())
-        if area < _THIN * max(thickness - 1, 2) ** 2:
+        if np.count_nonzero(part) < _THIN * max(thickness - 1, 2) ** 2:
             continue
         # Thinning depends on the orientation of a mask, but joins must not.
         lying, matrix, shift = _canonical(part)
         skeleton = skeletonise(lying)
         length = sum(arm.length for arm in skeleton.arms.values()) + thickness
-        origin = np.array([view.x + x - 1, view.y + y - 1])
+        origin = np.array([piece.x - 1, piece.y - 1])
         for at, way, wide in _tips(skeleton, lying):
             at = matrix @ at + shift + origin
-            yield End(particle, label, at, matrix @ way, wide, length)
+            yield End(particle, number, at, matrix @ way, wide, length)
 
 
 def _canonical(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from microplastics.inference.stitching.overlaps import (
     meeting,
     objects,
     paint,
+    pieces,
     tight,
     union,
 )
@@ -33,13 +34,7 @@ _EXPLAINED = 0.3  # fraction of the coarse mask that particles with known ends m
 
 
 def merge(fragments: Fragments, sets: list[list[int]], loose: set[int]) -> Detections:
-    """Merge sets of fragments into particles.
-
-    Args:
-        fragments: all of them.
-        sets: the fragments of each particle.
-        loose: fragments that differ in another window which sees them.
-    """
+    """Merge sets of fragments, some of which differ in another window that sees them (loose)."""
     single = [members for members in sets if len(members) == 1]
     several = [members for members in sets if len(members) > 1]
     votes = np.array([_class_and_score(fragments, members) for members in several])
@@ -114,12 +109,7 @@ def duplicates(fragments: Fragments, merged: Detections, loose: set[int]) -> lis
     A window that shows the larger one and has the place of the smaller one well inside would have
     seen it; a small particle that lies on a large one is confirmed by every window. A mask that
     lies only in the strip along its window's inner border is most often the rest of a particle
-    whose larger part lies beyond.
-
-    Args:
-        fragments: all of them.
-        merged: the particles.
-        loose: fragments that differ in another window which sees them.
+    whose larger part lies beyond. Only particles with loose fragments are looked at.
     """
     trusted = fragments.trusted(MARGIN)
     seen = [set(fragments.window[members].tolist()) for members in merged.members]
@@ -207,19 +197,13 @@ def _stops(view: View, window: list[int], side: int, others: np.ndarray) -> bool
     else:
         inside[axis] = at - MARGIN
         outside[axis], outside[axis + 2] = at, at + MARGIN + 1
-    own = clip(view, inside)
-    if not own.mask.any():
-        return False
-    contacts, labels, _, centers = cv2.connectedComponentsWithStats(
-        np.ascontiguousarray(own.mask).view(np.uint8), connectivity=8
-    )
-    on = dilated(clip(view, outside), MARGIN + 1)
-    reached = clip(View(labels, own.x, own.y), box_of(on))
-    continues = set(np.unique(reached.mask[clip(on, box_of(reached)).mask]).tolist())
-    centers = centers + (own.x, own.y)
-    seen = (others[:, None, :2] <= centers) & (others[:, None, 2:] > centers)
-    seen = seen.all(axis=2).any(axis=0)
-    return any(not seen[contact] for contact in set(range(1, contacts)) - continues)
+    beyond = dilated(clip(view, outside), MARGIN + 1)
+    for contact in pieces(clip(view, inside), connectivity=8):
+        center = np.argwhere(contact.mask).mean(axis=0)[::-1] + (contact.x, contact.y)
+        seen = (others[:, :2] <= center) & (others[:, 2:] > center)
+        if not common_pixels(contact, beyond) and not seen.all(axis=1).any():
+            return True
+    return False
 
 
 def enlarge(
@@ -264,8 +248,7 @@ def join_coarse(
     """Use the coarse pass for what is larger than a window, and for nothing else.
 
     Args:
-        fragments: of the fine pass.
-        merged: its particles.
+        fragments, merged: of the fine pass.
         coarse: detections of the coarse pass, in px of the whole image.
         scale: px of the whole image in one px of the shrunk one.
         notes: counts what became of each detection.
@@ -330,15 +313,14 @@ def _filled(coarse: View, fine: View, scale: float) -> View:
     """
     reach = math.ceil(2 * scale)
     frame = union([fine, coarse])
-    known, inside = (View(np.zeros_like(frame.mask), frame.x, frame.y) for _ in range(2))
-    paint(known, fine)
-    paint(inside, coarse)
-    far = View(inside.mask.copy(), frame.x, frame.y)
-    paint(far, dilated(fine, reach), False)
-    if far.mask.any():
+    known, inside, near = (np.zeros_like(frame.mask) for _ in range(3))
+    for mask, view in ((known, fine), (inside, coarse), (near, dilated(fine, reach))):
+        paint(View(mask, frame.x, frame.y), view)
+    far = inside & ~near
+    if far.any():
         kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
-        both = np.pad(known.mask | far.mask, reach).view(np.uint8)
+        both = np.pad(known | far, reach).view(np.uint8)
         closed = cv2.morphologyEx(both, cv2.MORPH_CLOSE, kernel)[reach:-reach, reach:-reach] > 0
-        beside = cv2.dilate(far.mask.view(np.uint8), kernel).view(bool)
-        known.mask[far.mask | (closed & inside.mask & beside)] = True
-    return known
+        beside = cv2.dilate(far.view(np.uint8), kernel).view(bool)
+        known |= far | (closed & inside & beside)
+    return View(known, frame.x, frame.y)

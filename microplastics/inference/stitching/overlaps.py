@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
+import functools
 import zlib
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +17,7 @@ MARGIN = 8  # px along a window's inner border where masks are unreliable
 _SPECK = 0.05  # of both fragments: too little to join them if the rest disagrees
 _PLAIN_PIXELS = 4096  # smaller masks are kept as they are
 _DEFLATED_PIXELS = 65536  # larger ones are compressed
-_UNPACKED_PIXELS = 16 << 20  # of recently used fragments that stay unpacked
+_UNPACKED = 256  # recently used fragments that stay unpacked
 _FAR = 1 << 30
 
 # Numbers of a fragment of the first and of the second window.
@@ -103,15 +103,38 @@ def paint(canvas: View, part: View, value: int = True) -> None:
     clip(canvas, box_of(part)).mask[part.mask] = value
 
 
-def pieces(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Label the 4-connected pieces of a mask from 1, and count the pixels of each.
+def pieces(view: View, connectivity: int = 4) -> list[View]:
+    """Separate the connected pieces of a mask.
 
-    Two windows see the same piece of a particle in a region, however each has cut the rest of it.
-    With diagonal neighbours that fails for parts that were separated without them.
+    Two windows see the same 4-connected piece of a particle in a region, however each has cut the
+    rest of it. With diagonal neighbours that fails for parts that were separated without them.
     """
+    if not view.mask.any():
+        return []
     mask = np.ascontiguousarray(view.mask).view(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    return labels, stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    return [
+        View(labels[y : y + height, x : x + width] == label, view.x + x, view.y + y)
+        for label, (x, y, width, height, _) in enumerate(stats[1:].tolist(), 1)
+    ]
+
+
+def common_matrix(first: Sequence[View], second: Sequence[View]) -> np.ndarray:
+    """Count (n, m) int64 pixels that are in both of any two of n and m masks."""
+    common = np.zeros((len(first), len(second)), dtype=np.int64)
+    if not common.size:
+        return common
+    boxes = [np.array([box_of(view) for view in views]) for views in (first, second)]
+    low = np.maximum(boxes[0][:, None, :2], boxes[1][None, :, :2])
+    high = np.minimum(boxes[0][:, None, 2:], boxes[1][None, :, 2:])
+    for i, j in np.argwhere((low < high).all(axis=2)).tolist():
+        common[i, j] = common_pixels(first[i], second[j])
+    return common
+
+
+def iou_of(common: np.ndarray, areas: Sequence[np.ndarray]) -> np.ndarray:
+    """Return (n, m) IoU of masks, from the pixels in common and those of each."""
+    return common / (areas[0][:, None] + areas[1] - common)
 
 
 class PackedMasks(Sequence[np.ndarray]):
@@ -217,6 +240,7 @@ class Fragments:
         window: (N,) int64 window of each fragment; ascending.
         bounds: (M + 1,) numbers: where the fragments of each window begin.
         found: the fragments.
+        view: unpacks a fragment by its number.
     """
 
     def __init__(
@@ -234,21 +258,11 @@ class Fragments:
         order = np.lexsort((found.scores, found.classes, found.areas, *found.boxes.T[::-1], window))
         self.window, self.found = window[order], found.take(order)
         self.bounds = np.searchsorted(self.window, np.arange(len(windows) + 1)).tolist()
-        self._unpacked: OrderedDict[int, View] = OrderedDict()
-        self._unpacked_pixels = 0
+        # Neighbouring windows need the same ones.
+        self.view = functools.lru_cache(_UNPACKED)(self.found.view)
 
     def __len__(self) -> int:
         return len(self.window)
-
-    def view(self, fragment: int) -> View:
-        """Unpack a fragment, and keep it: neighbouring windows need the same ones."""
-        view = self._unpacked.get(fragment)
-        if view is None:
-            view = self._unpacked[fragment] = self.found.view(fragment)
-            self._unpacked_pixels += view.mask.size
-            while self._unpacked_pixels > _UNPACKED_PIXELS:
-                self._unpacked_pixels -= self._unpacked.popitem(last=False)[1].mask.size
-        return view
 
     def border_gaps(self, numbers: Sequence[int] | slice = slice(None)) -> np.ndarray:
         """Return (n, 4) px from fragments to the sides of their windows; huge at the image's."""
@@ -316,14 +330,7 @@ class Overlap:
             views.append([part for part, area in zip(parts, areas, strict=True) if area])
             self.numbers.append([n for n, area in zip(numbers, areas, strict=True) if area])
             self.areas.append(areas[areas > 0])
-        self.common = np.zeros([len(side) for side in views], dtype=np.int64)
-        if not all(views):
-            return
-        boxes = [np.array([box_of(view) for view in side]) for side in views]
-        low = np.maximum(boxes[0][:, None, :2], boxes[1][None, :, :2])
-        high = np.minimum(boxes[0][:, None, 2:], boxes[1][None, :, 2:])
-        for i, j in np.argwhere((low < high).all(axis=2)).tolist():
-            self.common[i, j] = common_pixels(views[0][i], views[1][j])
+        self.common = common_matrix(*views)
 
     def flipped(self) -> "Overlap":
         """Return the overlap with its two windows exchanged."""
@@ -336,9 +343,14 @@ class Overlap:
         """Return the part of a fragment inside the region, by its position in ``numbers``."""
         return clip(self.fragments.view(self.numbers[side][index]), self.region)
 
+    def region_area(self) -> int:
+        """Return the px of the region."""
+        x0, y0, x1, y1 = self.region
+        return (x1 - x0) * (y1 - y0)
+
     def iou(self) -> np.ndarray:
         """Return (n, m) IoU inside the region."""
-        return self.common / (self.areas[0][:, None] + self.areas[1] - self.common)
+        return iou_of(self.common, self.areas)
 
 
 def overlaps_of(fragments: Fragments) -> Iterator[Overlap]:
@@ -411,27 +423,16 @@ def greedy_pairs(
 
 def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
     """Return positions of fragments that have a matching piece."""
-    labels, areas, owners = [], [], []
-    views = [[overlap.view(side, index) for index in rest[side]] for side in (0, 1)]
+    views, areas, owners = [], [], []
     for side in (0, 1):
-        found = [pieces(view) for view in views[side]]
-        labels.append([label for label, _ in found])
-        areas.append(np.concatenate([area for _, area in found]))
-        owners.append(np.repeat(rest[side], [len(area) for _, area in found]))
-    starts = [np.searchsorted(owners[side], rest[side]).tolist() for side in (0, 1)]
-    common = np.zeros((len(areas[0]), len(areas[1])), dtype=np.int64)
-    for i, j in np.argwhere(overlap.common[np.ix_(*rest)] > 0).tolist():
-        first = View(labels[0][i], *views[0][i][1:])
-        second = View(labels[1][j], *views[1][j][1:])
-        own = clip(first, box_of(second))
-        other = clip(second, box_of(own)).mask
-        both = (own.mask > 0) & (other > 0)
-        cells = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
-        np.add.at(common, cells, 1)
-    pairs = greedy_pairs(common / (areas[0][:, None] + areas[1] - common), AGREE)
+        found = [(k, piece) for k in rest[side] for piece in pieces(overlap.view(side, k))]
+        owners.append([k for k, _ in found])
+        views.append([piece for _, piece in found])
+        areas.append(np.array([np.count_nonzero(piece.mask) for _, piece in found]))
+    pairs = greedy_pairs(iou_of(common_matrix(*views), areas), AGREE)
     matched: dict[Pair, int] = {}
     for i, j in pairs:
-        pair = int(owners[0][i]), int(owners[1][j])
+        pair = owners[0][i], owners[1][j]
         matched[pair] = matched.get(pair, 0) + int(max(areas[0][i], areas[1][j]))
     unmatched = [
         set(np.delete(owners[side], [pair[side] for pair in pairs]).tolist()) for side in (0, 1)

@@ -141,15 +141,9 @@ class Stitcher:
             {reason: count for reason, count in notes.items() if count},
         )
 
-    def _tight(
-        self,
-        box: tuple[int, int, int, int],
-        masks: Sequence[np.ndarray],
-        offsets: Any,
-        classes: Any,
-        scores: Any,
-    ) -> Detections:
+    def _tight(self, box: Sequence[int], masks: Sequence[np.ndarray], *columns: Any) -> Detections:
         """Tighten masks, which must lie inside x0, y0, x1, y1; count the empty ones."""
+        offsets, classes, scores = columns
         offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).tolist()
         rows = [
             (tight(np.ascontiguousarray(mask, dtype=bool), x, y), kind, score)
