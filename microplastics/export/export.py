@@ -367,8 +367,7 @@ def _example(
     """Choose an input to trace with, and learn the side of the masks (None without masks)."""
     for number in range(_EXAMPLES):
         example = read_input(_render(number, size), predictor.cfg, 1.0)[0]
-        with torch.no_grad():
-            outputs = network(example)
+        outputs = network(example)
         if len(outputs[0]):
             break
     else:

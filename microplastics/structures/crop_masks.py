@@ -28,7 +28,8 @@ class CropMasks(BitMasks):
     ``numpy.asarray`` gives COCO RLEs, which the ``Visualizer`` draws.
 
     Attributes:
-        crops: N bool arrays of shape (h_i, w_i), read only; (0, 0) is an empty mask.
+        crops: N bool arrays of shape (h_i, w_i), read only; (0, 0) is an empty mask. Made of
+            arrays or CPU tensors that are non-zero inside the mask.
         offsets: (N, 2) int64 array, x0 and y0 of each crop in image pixels.
         image_size: height and width of the image in pixels.
         device: where :attr:`tensor` is made.
@@ -40,11 +41,6 @@ class CropMasks(BitMasks):
         self, crops: Sequence[np.ndarray], offsets: Any, image_size: Sequence[int]
     ) -> None:
         """
-        Args:
-            crops: N arrays or CPU tensors of shape (h_i, w_i), non-zero inside the mask.
-            offsets: (N, 2) x0 and y0 in image pixels.
-            image_size: height and width in pixels.
-
         Raises:
             ValueError: a crop reaches outside the image, or the lengths differ.
         """
@@ -178,12 +174,10 @@ class CropMasks(BitMasks):
 
     @staticmethod
     def cat(masks: Sequence["CropMasks"]) -> "CropMasks":
-        """Concatenate masks; ``ValueError`` unless there are any and of one image size."""
-        sizes = {mask.image_size for mask in masks}
-        if len(sizes) != 1:
-            raise ValueError(f"Image sizes are {sorted(sizes)}; expected one")
+        """Concatenate masks of one image; at least one part."""
         crops = [crop for mask in masks for crop in mask.crops]
-        joined = CropMasks(crops, np.concatenate([mask.offsets for mask in masks]), sizes.pop())
+        offsets = np.concatenate([mask.offsets for mask in masks])
+        joined = CropMasks(crops, offsets, masks[0].image_size)
         joined.device = masks[0].device
         return joined
 
@@ -265,8 +259,6 @@ class CropMasks(BitMasks):
         Returns:
             (N, M, M) bool tensor on the device of ``boxes``.
         """
-        if len(boxes) != len(self):
-            raise ValueError(f"{len(self)} masks have {len(boxes)} boxes")
         rois = boxes.detach().to("cpu", torch.float32)
         # torchvision crashes on boxes whose sides are swapped.
         valid = (rois[:, 2:] > rois[:, :2]).all(dim=1).tolist()
@@ -326,14 +318,9 @@ class CropMasks(BitMasks):
             matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates, where
                 the centre of the first pixel lies at (0.5, 0.5).
             output_size: height and width of the new image in pixels.
-
-        Raises:
-            ValueError: the matrix cannot be inverted or is not finite.
         """
         matrix = np.asarray(matrix, dtype=np.float64)
         linear, shift = matrix[:, :2], matrix[:, 2]
-        if not np.isfinite(matrix).all() or np.linalg.det(linear) == 0:
-            raise ValueError("The affine matrix cannot be inverted")
         height, width = int(output_size[0]), int(output_size[1])
         inverse = np.linalg.inv(linear)
         crops, offsets = [], []

@@ -201,8 +201,6 @@ def test_constructor_refuses_what_does_not_fit():
             CropMasks([crop], [offset], SIZE)
     with pytest.raises(ValueError, match="1 crops have 2 offsets"):
         CropMasks([crop], [(0, 0), (1, 1)], SIZE)
-    with pytest.raises(ValueError, match="expected one"):
-        CropMasks.cat([CropMasks([], [], SIZE), CropMasks([], [], (1, 1))])
 
 
 def test_indexing_is_that_of_a_tensor():
@@ -296,12 +294,8 @@ def test_affine_scales_a_rectangle(sx, sy, flip):
     assert result.image_size == (height, width)
 
 
-def test_affine_refuses_singular_matrices_and_drops_no_instance():
+def test_affine_drops_no_instance():
     masks = CropMasks.from_bitmasks(np.ones((2, *SIZE), dtype=bool))
-    with pytest.raises(ValueError, match="inverted"):
-        masks.affine([[1, 1, 0], [1, 1, 0]], SIZE)
-    with pytest.raises(ValueError, match="inverted"):
-        masks.affine([[np.nan, 1, 0], [1, 1, 0]], SIZE)
     away = masks.affine([[1, 0, 500], [0, 1, 0]], SIZE)
     assert len(away) == 2 and not away.nonempty().any()
 
