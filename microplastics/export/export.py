@@ -122,25 +122,9 @@ class ExportNetwork(nn.Module):
     def __init__(self, predictor: Predictor):
         """
         Args:
-            predictor: of the model, which is copied, and of its score thresholds.
-
-        Raises:
-            UserError: export_unsupported; another architecture, or a backbone with square inputs.
+            predictor: of a staged model (:func:`interface.is_staged`), which is copied.
         """
         super().__init__()
-        cfg = predictor.cfg
-        if not is_staged(predictor.model):
-            raise UserError(
-                f"The architecture is {cfg.MODEL.META_ARCHITECTURE}; expected a GeneralizedRCNN "
-                "with RPN.",
-                code="export_unsupported",
-            )
-        if predictor.model.backbone.padding_constraints.get("square_size"):
-            raise UserError(
-                f"The backbone {cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected padding "
-                "to a multiple of some pixels.",
-                code="export_unsupported",
-            )
         # Constants of the file: in plain order, and without inference mode's marks.
         self.model = copy.deepcopy(predictor.model).to(memory_format=torch.contiguous_format)
         thresholds = torch.tensor(predictor.score_thresholds, dtype=torch.float32)
@@ -318,36 +302,39 @@ def _render(number: int, size: tuple[int, int]) -> np.ndarray:
 def _check_arguments(
     output: Path, file_format: str, size: Sequence[int] | None, predictor: Predictor
 ) -> None:
+    code, wrong = "export_unsupported", None
+    cfg, beside = predictor.cfg, output.with_suffix(".json")
+    how = predictor.precision, torch.device(cfg.MODEL.DEVICE).type, predictor.mask_threshold
     if output.suffix not in _SUFFIXES.get(file_format, ()):
+        code = "option_invalid"
         expected = (f"{name} with {' or '.join(ends)}" for name, ends in _SUFFIXES.items())
-        raise UserError(
-            f"The format is {file_format} and the output {output}; expected {', '.join(expected)}.",
-            code="option_invalid",
+        wrong = f"The format is {file_format} and the output {output}; expected "
+        wrong += f"{', '.join(expected)}."
+    elif size is not None and not all(_SIDES[0] <= side <= _SIDES[1] for side in size):
+        code = "option_invalid"
+        wrong = f"The size is {' x '.join(map(str, size))} px; expected sides from {_SIDES[0]} to "
+        wrong += f"{_SIDES[1]} px."
+    elif os.path.realpath(output) == os.path.realpath(cfg.MODEL.WEIGHTS):
+        code = "output_exists"
+        wrong = f"{output} is the checkpoint itself; choose another --output."
+    elif beside.exists() and not output.exists():
+        code = "output_exists"
+        wrong = f"{beside} belongs to another file; choose another name for --output."
+    elif how != ("fp32", "cpu", 0.5):
+        wrong = "The model is {} on {} with a mask threshold of {}; expected fp32 on the ".format(
+            *how
         )
-    if size is not None and not all(_SIDES[0] <= side <= _SIDES[1] for side in size):
-        raise UserError(
-            f"The size is {' x '.join(map(str, size))} px; expected sides from {_SIDES[0]} to "
-            f"{_SIDES[1]} px.",
-            code="option_invalid",
+        wrong += (
+            "CPU (MODEL.DEVICE cpu) with 0.5, since masks are pasted by the reader of the file."
         )
-    if os.path.realpath(output) == os.path.realpath(predictor.cfg.MODEL.WEIGHTS):
-        raise UserError(
-            f"{output} is the checkpoint itself; choose another --output.", code="output_exists"
-        )
-    beside = output.with_suffix(".json")
-    if beside.exists() and not output.exists():
-        raise UserError(
-            f"{beside} belongs to another file; choose another name for --output.",
-            code="output_exists",
-        )
-    device, threshold = predictor.cfg.MODEL.DEVICE, predictor.mask_threshold
-    if (predictor.precision, torch.device(device).type, threshold) != ("fp32", "cpu", 0.5):
-        raise UserError(
-            f"The model is {predictor.precision} on {device} with a mask threshold of {threshold}; "
-            "expected fp32 on the CPU (MODEL.DEVICE cpu) with 0.5, since masks are pasted by the "
-            "reader of the file.",
-            code="export_unsupported",
-        )
+    elif not is_staged(predictor.model):
+        wrong = f"The architecture is {cfg.MODEL.META_ARCHITECTURE}; expected a GeneralizedRCNN "
+        wrong += "with RPN."
+    elif predictor.model.backbone.padding_constraints.get("square_size"):
+        wrong = f"The backbone {cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected padding "
+        wrong += "to a multiple of some pixels."
+    if wrong:
+        raise UserError(wrong, code=code)
 
 
 def _installed(name: str) -> ModuleType:

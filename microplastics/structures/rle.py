@@ -20,11 +20,7 @@ _DIGIT_LIMITS = 1 << (5 * np.arange(1, _MAX_DIGITS, dtype=np.int64) - 1)
 
 
 def decode_counts(counts: Counts) -> np.ndarray:
-    """Return the run lengths, int64 in pixels and zeros first, of a string or of themselves.
-
-    Raises:
-        ValueError: the counts are malformed.
-    """
+    """Return the run lengths, int64 in pixels and zeros first, of a string or of themselves."""
     return decode_counts_batch([counts])[0]
 
 
@@ -63,15 +59,7 @@ def encode_counts_batch(batch: Sequence[np.ndarray]) -> list[bytes]:
 
 
 def check_counts(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return ``counts`` if they fill an image exactly.
-
-    Args:
-        counts: int64 run lengths.
-        size: height and width of the image in pixels.
-
-    Raises:
-        ValueError: a length is negative, or they do not add up to height * width.
-    """
+    """Return int64 run lengths if they fill an image (height, width in pixels) exactly."""
     pixels = size[0] * size[1]
     # The bound on each length also keeps the sum from overflowing.
     if len(counts) and (counts.min() < 0 or counts.max() > pixels):
@@ -84,11 +72,7 @@ def check_counts(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def counts_of_rle(rle: dict[str, Any]) -> np.ndarray:
-    """Return the checked run lengths of one COCO RLE with ``size`` and ``counts``.
-
-    Raises:
-        ValueError: the counts are malformed, or do not fill the image.
-    """
+    """Return the checked run lengths of one COCO RLE with ``size`` and ``counts``."""
     return check_counts(decode_counts(rle["counts"]), tuple(rle["size"]))
 
 
@@ -167,19 +151,14 @@ def box_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[int,
     """Return x0, y0, x1, y1 (exclusive) around runs of ones; zeros if there are none."""
     if not len(starts):
         return 0, 0, 0, 0
-    first, last = np.divmod(starts, height), np.divmod(ends - 1, height)
-    x0, x1 = int(first[0][0]), int(last[0][-1]) + 1
-    if np.any(first[0] != last[0]):
-        return x0, 0, x1, height
-    return x0, int(first[1].min()), x1, int(last[1].max()) + 1
+    (left, top), (right, bottom) = np.divmod(starts, height), np.divmod(ends - 1, height)
+    if np.any(left != right):  # over the end of a column
+        return int(left[0]), 0, int(right[-1]) + 1, height
+    return int(left[0]), int(top.min()), int(right[-1]) + 1, int(bottom.max()) + 1
 
 
 def rle_bbox(rle: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Return x, y, width, height in pixels of one COCO RLE; zeros if it is empty.
-
-    Raises:
-        ValueError: the RLE is malformed.
-    """
+    """Return x, y, width, height in pixels of one COCO RLE; zeros if it is empty."""
     x0, y0, x1, y1 = box_of_runs(*runs_of_counts(counts_of_rle(rle)), rle["size"][0])
     return x0, y0, x1 - x0, y1 - y0
 

@@ -287,7 +287,7 @@ def _resolve_ties(
         linked: overlaps, and their pairs so far; receives the pairs.
     """
     classes, scores = fragments.found.classes, fragments.found.scores
-    used: list[set[int]] = [set() for _ in linked]
+    used: set[tuple[int, int]] = set()
 
     def order(tie: tuple[int, int, int]) -> tuple:
         a, b, place = tie
@@ -311,8 +311,9 @@ def _resolve_ties(
         )
 
     for a, b, place in sorted(tied, key=order):
-        if a not in used[place] and b not in used[place] and not taken(a, b, place):
-            used[place].update((a, b))
+        both = {(place, a), (place, b)}
+        if used.isdisjoint(both) and not taken(a, b, place):
+            used |= both
             linked[place][1].add((a, b))
             clusters.merge(a, b)
 

@@ -68,7 +68,7 @@ def join_fibers(merged: Detections, image_size: tuple[int, int], notes: Counter[
     Nothing is filled beyond the image (height, width); the notes receive the number of joins.
     """
     ends = [end for particle in range(len(merged)) for end in _ends_of(merged, particle)]
-    joins = _choose(ends, _candidates(merged, ends))
+    joins = _choose(_candidates(merged, ends))
     if not joins:
         return merged
     notes[JOINS] = len(joins)
@@ -221,22 +221,18 @@ def _fit(one: End, two: End) -> tuple[float, float] | None:
     return abs(along) + 2 * aside + 1.0, along
 
 
-def _choose(ends: list[End], candidates: list[Join]) -> list[Join]:
+def _choose(candidates: list[Join]) -> list[Join]:
     """Select the pairs in which each end is the other's best by a clear margin."""
-    costs: list[list[float]] = [[] for _ in ends]
+    costs: dict[int, list[float]] = defaultdict(list)
     for join in candidates:
-        costs[join.first].append(join.cost)
-        costs[join.second].append(join.cost)
+        for end in (join.first, join.second):
+            costs[end].append(join.cost)
 
     def clear(end: int, cost: float) -> bool:
         best, *others = sorted(costs[end])
         return cost == best and (not others or others[0] >= _CLEAR * best)
 
-    return [
-        join
-        for join in candidates
-        if clear(join.first, join.cost) and clear(join.second, join.cost)
-    ]
+    return [j for j in candidates if clear(j.first, j.cost) and clear(j.second, j.cost)]
 
 
 def _band(one: End, two: End) -> View:
