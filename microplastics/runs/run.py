@@ -35,7 +35,7 @@ from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.predictor import Predictor, to_particles
-from microplastics.inference.tiled import particle_pixels, predict_mosaic
+from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
     combine_tables,
@@ -671,7 +671,7 @@ def _one_mosaic(
     with opener.open(image) as opened:
         tiling = _tiling_of(predictor, opened, how)
         regions = PaintedRegions(opened.regions, opened.boxes)
-        particles, counts = predict_mosaic(
+        particles, counts = predict_tiled(
             predictor,
             regions,
             image.name,

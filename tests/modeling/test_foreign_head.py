@@ -149,7 +149,7 @@ def test_a_model_that_is_not_an_rcnn(tiny_cfg, tmp_path):
     found, expected = predictor(picture), DefaultPredictor(predictor.cfg)(picture)["instances"]
     assert len(found) == len(expected) > 0 and not predictor.has_masks
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="pred_masks"):
+    with pytest.raises(AttributeError, match="pred_masks"):
         to_particles(found, "picture.png", predictor.class_names)
     with user_error("export_unsupported", "RetinaNet"):
         export_model(predictor, tmp_path / "model.ts", "torchscript")
