@@ -1,4 +1,4 @@
-"""Formats, results and file names of outputs."""
+"""Results of images, and the names of their files."""
 
 import dataclasses
 import functools
@@ -6,15 +6,14 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
 from microplastics.data.catalog import class_colors
+from microplastics.data.large_images import ImageReader
 from microplastics.roi.region import Region
 from microplastics.structures.particles import Particles
 
@@ -23,17 +22,6 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]'
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # File systems take 255 bytes; a suffix and the mark of a temporary file come on top.
 _MAX_BYTES, _HASH_DIGITS = 160, 8
-
-
-class ImageSource(Protocol):
-    """What an overlay asks of a photograph; ``ImageReader`` gives it."""
-
-    width: int
-    height: int
-
-    def overview(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Give the whole image, (h, w, 3) uint8 BGR with no side above ``max_side``, and how many
-        px of the image one px of it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +42,20 @@ class ImageResult:
     table: pd.DataFrame
     class_names: Sequence[str]
     calibration: Calibration | None = None
-    image: ImageSource | None = None
+    image: ImageReader | None = None
     region: Region | None = None
 
-    def __post_init__(self) -> None:
-        if len(self.particles) != len(self.table):
-            raise ValueError(f"{len(self.particles)} particles, but {len(self.table)} rows")
-        unknown = set(self.particles.classes) - set(self.class_names)
-        if unknown:
-            raise ValueError(f"Classes {sorted(unknown)} are not among {list(self.class_names)}")
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Name of the image, its size in px and its scale, None if that is not known."""
+        height, width = self.particles.image_size
+        return {
+            "image": self.particles.image,
+            "width": width,
+            "height": height,
+            "um_per_px": self.calibration.um_per_px if self.calibration else None,
+            "calibration_source": self.calibration.source if self.calibration else None,
+        }
 
     @functools.cached_property
     def class_numbers(self) -> list[int]:
@@ -76,28 +69,6 @@ class ImageResult:
         return class_colors(self.class_names)
 
 
-ImageWriter = Callable[[ImageResult, Path], dict[str, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """One output format.
-
-    Attributes:
-        name: what ``--formats`` calls it.
-        files: below the output folder, with ``{}`` for the name of the image; a format without it
-            has one file for the whole run.
-        write: writes the file of one image, whole or not at all, and counts what it had to leave
-            out by name; None for a format of the whole run (``write_run``).
-        needs_image: whether it looks at the photograph.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    write: ImageWriter | None = None
-    needs_image: bool = False
-
-
 def output_names(images: Sequence[str]) -> dict[str, str]:
     """Choose the stem of each image's output files.
 
@@ -109,17 +80,16 @@ def output_names(images: Sequence[str]) -> dict[str, str]:
     Args:
         images: names of the images, each once; the order does not matter.
     """
-    stems = {image: _stem(image) for image in images}
-    short = {
-        image: stem.encode()[:_MAX_BYTES].decode(errors="ignore") for image, stem in stems.items()
+    whole = {image: _stem(image) for image in images}
+    stems = {
+        image: stem.encode()[:_MAX_BYTES].decode(errors="ignore") for image, stem in whole.items()
     }
-    times = Counter(map(_fold, short.values()))
-    return {
-        image: (
-            stem if stem == stems[image] and times[_fold(stem)] == 1 else f"{stem}~{_digest(image)}"
-        )
-        for image, stem in short.items()
-    }
+    times = Counter(map(_fold, stems.values()))
+    for image, stem in stems.items():
+        if stem != whole[image] or times[_fold(stem)] > 1:
+            digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
+            stems[image] = f"{stem}~{digest[:_HASH_DIGITS]}"
+    return stems
 
 
 def printable(name: str) -> str:
@@ -139,7 +109,3 @@ def _stem(image: str) -> str:
 
 def _fold(stem: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
-
-
-def _digest(image: str) -> str:
-    return hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]

@@ -6,37 +6,34 @@ Drawn with OpenCV, in tenths of a millisecond a particle; Matplotlib, which draw
 
 import math
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from microplastics.roi.region import Region
 from microplastics.utils.io import atomic_write
 from microplastics.visualization.draw import Panel, crop_path, picture_scale, resize, side_by_side
 from microplastics.writers.base import ImageResult
 
-_DIGITS = "0123456789-"
-_DARKER = 0.7
-# Side of the cells in which the placer counts, in px.
-_CELL = 4
-# What one cell of another number costs, in cells with an outline, and how many may be shared.
-_NUMBER, _SHARED = 1000, 1
-
 MAX_SIDE = 3000
 """Longer side of an overlay in px; larger images are shown as a thumbnail of that size."""
 # In px of a picture of 1000 px; they grow with the picture up to this factor.
-_LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 15.0, 6.0, 6.0, 2.0
+_LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 11.0, 6.0, 6.0, 2.0
 _GROWTH = 1.6
 # Below this scale (px of the picture per px of the image) lines are thin, to show thin fibres.
 _THIN_BELOW = 0.75
 # Tolerance of simplified outlines, in px of the picture.
 _TOLERANCE = 0.35
-# Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
-_LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
+# Height of digits shrinks, down to a lowest one in px, if they would cover more than this fraction.
+_LARGEST_FRACTION, _LEAST_FONT = 0.12, 9.0
+_DARKER = 0.7
+# Height in px of OpenCV's digits at scale 1.
+_FACE, _FACE_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 21
+# Side of the cells in which the placer counts, in px.
+_CELL = 4
+# What one cell of another number costs, in cells with an outline, and how many may be shared.
+_NUMBER, _SHARED = 1000, 1
 # Characters of a name in the caption.
 _NAME_LENGTH = 100
 # Parts of a pixel that OpenCV draws to, as a power of two.
@@ -44,42 +41,7 @@ _SHIFT = 4
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
-
-class Numerals:
-    """Digits of one size, dark in the colour of a class on a white rim."""
-
-    def __init__(self, size: int):
-        """
-        Args:
-            size: of the font, in px.
-        """
-        self._glyphs = _glyphs(size)
-        self._rim = max(1, round(size / 10))
-        side = 2 * self._rim + 1
-        self._kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-
-    def render(self, text: str) -> np.ndarray:
-        """Give the coverage of digits, (2, h, w) float32 in [0, 1]: of the rim and of the ink."""
-        ink = np.concatenate([self._glyphs[character] for character in text], axis=1)
-        ink = np.pad(ink, self._rim)
-        return np.stack([cv2.dilate(ink, self._kernel), ink])
-
-    @staticmethod
-    def draw(picture: np.ndarray, text: np.ndarray, corner: tuple[int, int], color) -> None:
-        """Blend digits into a picture.
-
-        Args:
-            picture: (H, W, 3) uint8, drawn on.
-            text: what :meth:`render` gave; what lies outside of the picture is cut off.
-            corner: x and y of its upper left corner, both 0 or more.
-            color: of the class, in the picture's order of channels.
-        """
-        x, y = corner
-        target = picture[y : y + text.shape[1], x : x + text.shape[2]]
-        rim, ink = text[:, : target.shape[0], : target.shape[1], None]
-        blended = target + (255 - target) * rim
-        blended += (np.multiply(color, _DARKER, dtype=np.float32) - blended) * ink
-        target[:] = np.round(blended)
+Color = tuple[int, int, int]
 
 
 class NumberPlacer:
@@ -103,22 +65,22 @@ class NumberPlacer:
         self._cost[cells[:, 1], cells[:, 0]] += 1
 
     def place(
-        self, outline: np.ndarray, shape: tuple[int, ...], gap: float
+        self, outline: np.ndarray, size: tuple[int, int], gap: float
     ) -> tuple[int, int] | None:
         """Place one number.
 
         Args:
             outline: (N, 2) points of its particle in px of the picture.
-            shape: of the number, height and width last, in px.
+            size: of the number, width and height in px.
             gap: between number and particle, in px.
 
         Returns:
             x and y of its upper left corner; None if it would cover another number.
         """
-        size = np.array([shape[-1], shape[-2]], dtype=np.float64)
         anchors = outline.clip(0, self._frame)
         extreme = anchors[(anchors @ self._DIRECTIONS.T).argmax(axis=0)]
         # Half the number's size along each direction, so that it stands beside the outline.
+        size = np.array(size, dtype=np.float64)
         away = np.abs(self._DIRECTIONS) @ size / 2 + gap
         centers = extreme + self._DIRECTIONS * away[:, None]
         corners = (centers - size / 2).clip(0, np.maximum(self._frame - size, 0))
@@ -133,20 +95,6 @@ class NumberPlacer:
         x0, y0, x1, y1 = boxes[best]
         self._cost[y0:y1, x0:x1] += _NUMBER
         return int(corners[best, 0]), int(corners[best, 1])
-
-
-@lru_cache(maxsize=8)
-def _glyphs(size: int) -> dict[str, np.ndarray]:
-    # Matplotlib brings this font everywhere; its digits are of one width.
-    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    font = ImageFont.truetype(font_file, size)
-    _, top, _, bottom = font.getbbox(_DIGITS)
-    glyphs = {}
-    for character in _DIGITS:
-        image = Image.new("L", (round(font.getlength(character)), bottom - top))
-        ImageDraw.Draw(image).text((0, -top), character, 255, font)
-        glyphs[character] = np.asarray(image, dtype=np.float32) / 255
-    return glyphs
 
 
 def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
@@ -166,14 +114,17 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
 
     Raises:
         UserError: the file cannot be written.
-        ValueError: ``result`` has no image.
     """
-    if result.image is None:
-        raise ValueError("An overlay needs the photograph")
-    picture, scale = _photograph(result)
+    height, width = result.particles.image_size
+    picture = result.image.overview(min(MAX_SIDE, max(height, width)))[0]
+    factor = picture_scale(*picture.shape[:2], MAX_SIDE)
+    picture = resize(picture, factor) if factor != 1 else picture.copy()
+    scale = np.array([picture.shape[1] / width, picture.shape[0] / height])
+    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
     if result.region is not None:
-        _draw_region(result.region, picture, scale)
-    left_out = _draw(result, picture, scale)
+        edges = [line * scale for line in result.region.outlines()]
+        _draw_lines(picture, edges, (_BLACK, round(4 * unit)), (_WHITE, round(2 * unit)))
+    left_out = _draw_particles(result, picture, scale, unit)
     page = np.concatenate([_caption(result, picture.shape[1], left_out), picture])
     encoded = cv2.imencode(".png", page, _PNG)[1]
     with atomic_write(path, "wb") as file:
@@ -181,66 +132,73 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
     return {"overlay_numbers_left_out": left_out} if left_out else {}
 
 
-def _photograph(result: ImageResult) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, BGR, and how many px of it one px of the image is, along x and y."""
-    height, width = result.particles.image_size
-    picture = result.image.overview(min(MAX_SIDE, max(height, width)))[0]
-    scale = picture_scale(*picture.shape[:2], MAX_SIDE)
-    picture = resize(picture, scale) if scale != 1 else picture.copy()
-    return picture, np.array([picture.shape[1] / width, picture.shape[0] / height])
-
-
-def _draw(result: ImageResult, picture: np.ndarray, scale: np.ndarray) -> int:
+def _draw_particles(
+    result: ImageResult, picture: np.ndarray, scale: np.ndarray, unit: float
+) -> int:
     """Draw all particles, the largest first, and give how many numbers had no room."""
     particles = result.particles
-    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
-    line = 2 if scale.max() < _THIN_BELOW else round(_LINE * unit)
-    rim = line + (2 if scale.max() < _THIN_BELOW else 2 * round(_RIM * unit))
+    thin = scale.max() < _THIN_BELOW
+    line = 2 if thin else round(_LINE * unit)
+    rim = line + 2 * (1 if thin else round(_RIM * unit))
     placer = NumberPlacer(picture.shape[:2])
-    sizes = [mask.shape[0] * mask.shape[1] for mask in particles.masks]
-    order = np.argsort(-np.array(sizes, dtype=np.int64), kind="stable").tolist()
-    colors = [tuple(color[::-1]) for color in result.colors]
+    sizes = np.array([mask.size for mask in particles.masks], dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable").tolist()
+    colors = [tuple(result.colors[number][::-1]) for number in result.class_numbers]
     outlines = {}
     for index in order:
         lines = _outline(particles.masks[index], particles.offsets[index], scale)
-        extent = np.ptp(np.concatenate(lines), axis=0).max()
-        if extent < _RING_BELOW * unit:
-            lines = [_ring(np.concatenate(lines).mean(axis=0), _RING * unit)]
-        color = colors[result.class_numbers[index]]
-        # OpenCV counts from the centre of the first pixel.
-        points = [np.round((each - 0.5) * 2**_SHIFT).astype(np.int32) for each in lines]
-        for paint, thickness in ((_WHITE, rim), (color, line)):
-            cv2.polylines(picture, points, True, paint, thickness, cv2.LINE_AA, _SHIFT)
+        points = np.concatenate(lines)
+        if np.ptp(points, axis=0).max() < _RING_BELOW * unit:
+            lines = [_ring(points.mean(axis=0), _RING * unit)]
+        _draw_lines(picture, lines, (_WHITE, rim), (colors[index], line))
         outlines[index] = np.concatenate(lines)
         placer.cover(outlines[index])
-    numerals = Numerals(_font_size(particles.ids, picture, _FONT * unit))
-    left_out = 0
-    for index in order:
-        text = numerals.render(str(particles.ids[index]))
-        corner = placer.place(outlines[index], text.shape, _GAP * unit)
-        if corner is None:
-            left_out += 1
-        else:
-            numerals.draw(picture, text, corner, colors[result.class_numbers[index]])
-    return left_out
-
-
-def _draw_region(region: Region, picture: np.ndarray, scale: np.ndarray) -> None:
-    """Outline the region of interest."""
-    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
-    points = [
-        np.round((line * scale - 0.5) * 2**_SHIFT).astype(np.int32) for line in region.outlines()
+    texts = [str(number) for number in particles.ids.tolist()]
+    font = _font_height(sum(map(len, texts)), picture, _FONT * unit)
+    numbers = [
+        _draw_number(picture, texts[index], outlines[index], colors[index], font, placer)
+        for index in order
     ]
-    for color, thickness in ((_BLACK, round(4 * unit)), (_WHITE, round(2 * unit))):
+    return numbers.count(False)
+
+
+def _draw_lines(
+    picture: np.ndarray, lines: Sequence[np.ndarray], *strokes: tuple[Color, int]
+) -> None:
+    """Draw closed lines, (N, 2) points each, once for every colour and thickness."""
+    # OpenCV counts from the centre of the first pixel.
+    points = [np.round((each - 0.5) * 2**_SHIFT).astype(np.int32) for each in lines]
+    for color, thickness in strokes:
         cv2.polylines(picture, points, True, color, thickness, cv2.LINE_AA, _SHIFT)
 
 
-def _font_size(numbers: np.ndarray, picture: np.ndarray, usual: float) -> int:
-    characters = sum(len(str(number)) for number in numbers.tolist())
-    fraction = characters * (0.7 * usual) * (1.1 * usual) / (picture.shape[0] * picture.shape[1])
+def _draw_number(
+    picture: np.ndarray,
+    text: str,
+    outline: np.ndarray,
+    color: Color,
+    height: float,
+    placer: NumberPlacer,
+) -> bool:
+    """Draw a number on a white rim, and give whether there is room for it."""
+    rim, ink = max(1, round(height / 8)), max(1, round(height / 7))
+    scale = height / _FACE_HEIGHT
+    (wide, tall), _ = cv2.getTextSize(text, _FACE, scale, ink)
+    corner = placer.place(outline, (wide + 2 * rim, tall + 2 * rim), _GAP)
+    if corner is None:
+        return False
+    place = corner[0] + rim, corner[1] + rim + tall
+    dark = tuple(_DARKER * channel for channel in color)
+    for paint, thickness in (_WHITE, ink + 2 * rim), (dark, ink):
+        cv2.putText(picture, text, place, _FACE, scale, paint, thickness, cv2.LINE_AA)
+    return True
+
+
+def _font_height(characters: int, picture: np.ndarray, usual: float) -> float:
+    fraction = characters * usual * (1.5 * usual) / (picture.shape[0] * picture.shape[1])
     if fraction <= _LARGEST_FRACTION:
-        return round(usual)
-    return max(_LEAST_FONT, round(usual * math.sqrt(_LARGEST_FRACTION / fraction)))
+        return usual
+    return max(_LEAST_FONT, usual * math.sqrt(_LARGEST_FRACTION / fraction))
 
 
 def _outline(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:
@@ -267,11 +225,6 @@ def _ring(center: np.ndarray, radius: float) -> np.ndarray:
     return center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _short(name: str) -> str:
-    """The end of a long name."""
-    return name if len(name) <= _NAME_LENGTH else "…" + name[1 - _NAME_LENGTH :]
-
-
 def _caption(result: ImageResult, width: int, left_out: int) -> np.ndarray:
     """Name, scale, and the number of particles of each class, (h, width, 3) BGR."""
     title = _short(result.particles.image)
@@ -283,8 +236,12 @@ def _caption(result: ImageResult, width: int, left_out: int) -> np.ndarray:
         for name, color in zip(result.class_names, result.colors, strict=True)
     ]
     blank = np.zeros((1, width, 3), dtype=np.uint8)
-    rows = [side_by_side([Panel(blank, title, legend)])[:-1]]
+    panels = [Panel(blank, title, legend)]
     if left_out:
-        note = f"No room for the numbers of {left_out} particles"
-        rows.append(side_by_side([Panel(blank, note)])[:-1])
-    return np.concatenate(rows)[..., ::-1]
+        panels.append(Panel(blank, f"No room for the numbers of {left_out} particles"))
+    return np.concatenate([side_by_side([panel])[:-1] for panel in panels])[..., ::-1]
+
+
+def _short(name: str) -> str:
+    """The end of a long name."""
+    return name if len(name) <= _NAME_LENGTH else "…" + name[1 - _NAME_LENGTH :]

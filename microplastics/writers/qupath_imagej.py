@@ -126,68 +126,50 @@ def write_geojson(result: ImageResult, path: Path) -> dict[str, int]:
         UserError: the file cannot be written.
     """
     particles = result.particles
-    measurements, metadata = _measurements(result.table)
-    columns = zip(
+    rows = zip(
         particles.masks,
         particles.offsets.tolist(),
-        particles.ids.tolist(),
-        particles.classes,
         result.class_numbers,
+        result.table.to_dict("records"),
         strict=True,
     )
-    head = {"type": "FeatureCollection", "microplastics": _provenance(result), "features": []}
+    about = {"version": __version__, **result.provenance}
+    head = {"type": "FeatureCollection", "microplastics": about, "features": []}
+    separator = "\n"
     with atomic_write(path) as file:
         file.write(json.dumps(head)[: -len("]}")])
-        for row, (mask, offset, particle, name, number) in enumerate(columns):
+        for mask, offset, number, row in rows:
+            measurements, metadata = _described(row)
             feature = {
                 "type": "Feature",
-                "id": str(uuid.uuid5(_NAMESPACE, f"{particles.image}\n{particle}")),
+                "id": str(uuid.uuid5(_NAMESPACE, f"{particles.image}\n{row['particle']}")),
                 "geometry": _geometry(pixel_polygons(mask, offset)),
                 "properties": {
                     "objectType": "detection",
-                    "name": str(particle),
-                    "classification": {"name": name, "color": result.colors[number]},
-                    "measurements": {k: v[row] for k, v in measurements if v[row] is not None},
-                    "metadata": {k: v[row] for k, v in metadata if v[row] is not None},
+                    "name": str(row["particle"]),
+                    "classification": {"name": row["class"], "color": result.colors[number]},
+                    "measurements": measurements,
+                    "metadata": metadata,
                 },
             }
-            file.write((",\n" if row else "\n") + json.dumps(feature))
+            file.write(separator + json.dumps(feature))
+            separator = ",\n"
         file.write("\n]}\n")
     return {}
 
 
-def _provenance(result: ImageResult) -> dict[str, Any]:
-    height, width = result.particles.image_size
-    calibration = result.calibration
-    return {
-        "version": __version__,
-        "image": result.particles.image,
-        "width": width,
-        "height": height,
-        "um_per_px": calibration.um_per_px if calibration else None,
-        "calibration_source": calibration.source if calibration else None,
-    }
-
-
-def _measurements(table: pd.DataFrame) -> tuple[list, list]:
-    """Numbers and texts of the table by column; None for missing ones."""
-    numbers, texts = [], []
-    for column in table.columns.difference(_NO_MEASUREMENT, sort=False):
-        values = table[column]
-        is_number = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
-        if is_number:
-            array = values.to_numpy(dtype=np.float64, na_value=np.nan)
-            numbers.append((column, [_number(value) for value in array.tolist()]))
-        else:
-            texts.append((column, [None if pd.isna(v) else str(v) for v in values]))
+def _described(row: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """The numbers and the texts of a row by column, without missing ones."""
+    numbers, texts = {}, {}
+    for column, value in row.items():
+        if column not in _NO_MEASUREMENT and not pd.isna(value):
+            if isinstance(value, str):
+                texts[column] = value
+            elif math.isfinite(value):
+                rounded = float(f"{value:.7g}")
+                whole = rounded.is_integer() and abs(rounded) < 2**53
+                numbers[column] = int(rounded) if whole else rounded
     return numbers, texts
-
-
-def _number(value: float) -> float | int | None:
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.7g}")
-    return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
 
 
 def _geometry(polygons: list[list[Ring]]) -> dict[str, Any]:
@@ -254,28 +236,21 @@ def _roi(mask: np.ndarray, offset: list[int]) -> ImagejRoi:
     roi.left, roi.top, roi.right, roi.bottom = x0, y0, x0 + width, y0 + height
     fits = max(roi.right, roi.bottom) <= _LARGEST_COORDINATE and max(mask.shape) <= _LARGEST_CROP
     if len(polygons) == 1 and len(polygons[0]) == 1 and fits:
-        points = polygons[0][0]
-        corner = points.min(axis=0)
-        roi.left, roi.top = corner.tolist()
-        roi.right, roi.bottom = points.max(axis=0).tolist()
         roi.roitype = ROI_TYPE.TRACED
-        roi.integer_coordinates = (points - corner).astype(np.int32)
-        roi.n_coordinates = len(points)
-        return roi
-    roi.roitype = ROI_TYPE.RECT  # with a path of whole coordinates: a composite
-    path = np.concatenate([_path(ring) for rings in polygons for ring in rings])
-    roi.multi_coordinates = path
-    roi.shape_roi_size = len(path)
+        roi.integer_coordinates = (polygons[0][0] - offset).astype(np.int32)
+        roi.n_coordinates = len(roi.integer_coordinates)
+    else:
+        roi.roitype = ROI_TYPE.RECT  # with a path of whole coordinates: a composite
+        roi.multi_coordinates = np.concatenate([_path(ring) for each in polygons for ring in each])
+        roi.shape_roi_size = len(roi.multi_coordinates)
     return roi
 
 
 def _path(ring: Ring) -> np.ndarray:
     """A ring as the numbers of a Java path, filled by the even-odd rule."""
-    steps = np.empty((len(ring), 3), dtype=np.float32)
-    steps[:, 0] = _LINE_TO
-    steps[0, 0] = _MOVE_TO
-    steps[:, 1:] = ring
-    return np.append(steps.ravel(), np.float32(_CLOSE))
+    commands = np.full((len(ring), 1), _LINE_TO)
+    commands[0] = _MOVE_TO
+    return np.append(np.hstack([commands, ring]), _CLOSE).astype(np.float32)
 
 
 def _properties(result: ImageResult, name: str, score: float) -> str:
@@ -286,18 +261,8 @@ def _properties(result: ImageResult, name: str, score: float) -> str:
     if result.calibration is not None:
         values["um_per_px"] = repr(result.calibration.um_per_px)
         values["calibration_source"] = result.calibration.source
-    return "".join(f"{key}: {_escape(value)}\n" for key, value in values.items())
-
-
-def _escape(text: str) -> str:
-    escaped = []
-    for character in text:
-        if " " <= character <= "~" and character != "\\":
-            escaped.append(character)
-        else:
-            units = character.encode("utf-16-be", "surrogatepass").hex()
-            escaped += (f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
-    return "".join(escaped)
+    # Java reads the escapes of JSON.
+    return "".join(f"{key}: {json.dumps(value)[1:-1]}\n" for key, value in values.items())
 
 
 def _plain(name: str) -> str:

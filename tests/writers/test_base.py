@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microplastics.writers import output_names
-from microplastics.writers.base import printable
+from microplastics.writers.base import output_names, printable
 
 hostile = st.text(st.sampled_from("aA_./\\%~ :\n\x00é\udc80") | st.characters(), max_size=300)
 
