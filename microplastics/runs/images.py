@@ -188,21 +188,19 @@ def _expand(given: str) -> list[str]:
     """Paths of the images that one input names."""
     if os.path.isdir(given):
         found = [os.path.join(given, name) for name in list_files(Path(given), _IMAGE_SUFFIXES)]
-        if not found:
-            raise UserError(
-                f"{given} contains no image; images end in {', '.join(sorted(_IMAGE_SUFFIXES))}.",
-                code="input_empty",
-            )
-        return sorted(found)
-    if os.path.splitext(given)[1].lower() in _LIST_SUFFIXES and os.path.isfile(given):
+    elif os.path.splitext(given)[1].lower() in _LIST_SUFFIXES and os.path.isfile(given):
         return _listed(given)
-    if os.path.exists(given):
+    elif os.path.exists(given):
         return [given]
-    found = sorted(path for path in glob.glob(given, recursive=True) if _is_image(path))
+    else:
+        found = [path for path in glob.glob(given, recursive=True) if _is_image(path)]
     if not found:
-        words = "matches no image" if glob.has_magic(given) else "does not exist"
-        raise UserError(f"--input {given} {words}; correct the path.", code="file_missing")
-    return found
+        raise UserError(
+            f"--input {given} matches no image; correct the path (images end in "
+            f"{', '.join(sorted(_IMAGE_SUFFIXES))}).",
+            code="input_empty" if os.path.isdir(given) else "file_missing",
+        )
+    return sorted(found)
 
 
 def _is_image(path: str) -> bool:

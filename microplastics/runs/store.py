@@ -24,21 +24,14 @@ _FOLDER, _SETTINGS = "parts", "settings.json"
 
 
 def forget_image(output: Path, stem: str) -> None:
-    """Delete the files of one image, which would tell of another state of it.
-
-    Args:
-        output: folder of the run.
-        stem: of its files, by :func:`microplastics.writers.output_names`.
-    """
+    """Delete the files of one image, which would tell of another state of it."""
     _delete(output, (form.files[0].format(stem) for form in FORMATS.values() if form.write))
 
 
 def forget_run(output: Path, names: Iterable[str] = ()) -> None:
     """Delete the files of a run, so that none is taken for one of the run that begins.
 
-    Args:
-        output: its folder; what is not of the run stays.
-        names: of its images, besides those in its run.json.
+    What is not of the run stays. ``names`` are images besides those in its run.json.
     """
     known = dict.fromkeys([*names, *_names_in(output / RUN_FILE)])
     for stem in output_names(list(known)).values():
@@ -71,22 +64,14 @@ class RunStore:
     """
 
     def __init__(self, output: str | os.PathLike, settings: dict[str, Any]):
-        """
-        Args:
-            output: folder of the run.
-            settings: plain values that the results depend on.
-        """
+        """Look after the folder ``output``; the results depend on the plain values ``settings``."""
         self._output = Path(output)
         self._folder = self._output / _FOLDER
         # As JSON gives them back: with lists for tuples.
         self._settings = json.loads(json.dumps(settings))
 
     def claim(self, resume: bool, overwrite: bool) -> None:
-        """Begin a run in the folder, or go on with the one that lies there.
-
-        Args:
-            resume: continue a run if there is one.
-            overwrite: forget what is finished, and delete its files.
+        """Begin a run in the folder, or go on with the one that lies there, or forget it.
 
         Raises:
             UserError: a run lies there and neither was asked for, or it had other settings.
@@ -131,13 +116,7 @@ class RunStore:
             return False
 
     def save(self, image: InputImage, result: ImageResult, record: dict[str, Any]) -> None:
-        """Keep a finished image.
-
-        Args:
-            image: that was worked on.
-            result: what the run's files need of it.
-            record: what else run.json says of it.
-        """
+        """Keep a finished image; ``record`` is what else run.json says of it."""
         write_part(result, self.part(image), {**record, "files": _state(image)})
         self._failure(image).unlink(missing_ok=True)
 

@@ -25,8 +25,8 @@ def open_results(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
         class_names: of the run, in order; category ids count from 1.
 
     Yields:
-        the function that takes the next part and its image id, and gives how many particles it
-        left out because they have no score (a person annotated them).
+        the function that takes the next part and its image id, and gives the number of particles
+        left out because they have no score: a person annotated them.
 
     Raises:
         UserError: the file cannot be written.

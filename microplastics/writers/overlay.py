@@ -1,7 +1,7 @@
 """Overlays: the photograph with outlined and numbered particles, as PNG.
 
-Drawn with OpenCV, in tenths of a millisecond a particle; Matplotlib, which draws the pictures of
-:mod:`microplastics.visualization`, takes longer than the model.
+Drawn with OpenCV and Pillow, in tenths of a millisecond a particle; Matplotlib, which draws the
+pictures of :mod:`microplastics.visualization`, takes longer than the model.
 """
 
 import math
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from microplastics.utils.io import atomic_write
 from microplastics.visualization.draw import Panel, crop_path, picture_scale, resize, side_by_side
@@ -19,17 +21,15 @@ from microplastics.writers.base import ImageResult
 MAX_SIDE = 3000
 """Longer side of an overlay in px; larger images are shown as a thumbnail of that size."""
 # In px of a picture of 1000 px; they grow with the picture up to this factor.
-_LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 11.0, 6.0, 6.0, 2.0
+_LINE, _RIM, _FONT, _RING, _RING_BELOW, _GAP = 1.5, 1.0, 15.0, 6.0, 6.0, 2.0
 _GROWTH = 1.6
 # Below this scale (px of the picture per px of the image) lines are thin, to show thin fibres.
 _THIN_BELOW = 0.75
 # Tolerance of simplified outlines, in px of the picture.
 _TOLERANCE = 0.35
-# Height of digits shrinks, down to a lowest one in px, if they would cover more than this fraction.
-_LARGEST_FRACTION, _LEAST_FONT = 0.12, 9.0
+# Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
+_LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
 _DARKER = 0.7
-# Height in px of OpenCV's digits at scale 1.
-_FACE, _FACE_HEIGHT = cv2.FONT_HERSHEY_SIMPLEX, 21
 # Side of the cells in which the placer counts, in px.
 _CELL = 4
 # What one cell of another number costs, in cells with an outline, and how many may be shared.
@@ -65,13 +65,13 @@ class NumberPlacer:
         self._cost[cells[:, 1], cells[:, 0]] += 1
 
     def place(
-        self, outline: np.ndarray, size: tuple[int, int], gap: float
+        self, outline: np.ndarray, shape: Sequence[int], gap: float
     ) -> tuple[int, int] | None:
         """Place one number.
 
         Args:
             outline: (N, 2) points of its particle in px of the picture.
-            size: of the number, width and height in px.
+            shape: of the number, height and width in px.
             gap: between number and particle, in px.
 
         Returns:
@@ -80,7 +80,7 @@ class NumberPlacer:
         anchors = outline.clip(0, self._frame)
         extreme = anchors[(anchors @ self._DIRECTIONS.T).argmax(axis=0)]
         # Half the number's size along each direction, so that it stands beside the outline.
-        size = np.array(size, dtype=np.float64)
+        size = np.array(shape[::-1], dtype=np.float64)
         away = np.abs(self._DIRECTIONS) @ size / 2 + gap
         centers = extreme + self._DIRECTIONS * away[:, None]
         corners = (centers - size / 2).clip(0, np.maximum(self._frame - size, 0))
@@ -101,19 +101,9 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
     """Write the photograph of one image with its particles drawn on it.
 
     Small images are enlarged by a whole factor, those above :data:`MAX_SIDE` px are shown as a
-    thumbnail, on which lines keep their size. Outlines have the colours of the
-    classes, numbers are the column ``particle``; a particle that would be a dot gets a ring.
-
-    Args:
-        result: of the image, with ``image``.
-        path: of the PNG.
-
-    Returns:
-        ``overlay_numbers_left_out``: numbers without room beside the numbers of other particles;
-        only if not 0.
-
-    Raises:
-        UserError: the file cannot be written.
+    thumbnail, on which lines keep their size. Outlines have the colours of the classes, numbers
+    are the column ``particle``; a particle that would be a dot gets a ring. Counted as
+    ``overlay_numbers_left_out`` are numbers without room beside those of other particles.
     """
     height, width = result.particles.image_size
     picture = result.image.overview(min(MAX_SIDE, max(height, width)))[0]
@@ -154,12 +144,22 @@ def _draw_particles(
         outlines[index] = np.concatenate(lines)
         placer.cover(outlines[index])
     texts = [str(number) for number in particles.ids.tolist()]
-    font = _font_height(sum(map(len, texts)), picture, _FONT * unit)
-    numbers = [
-        _draw_number(picture, texts[index], outlines[index], colors[index], font, placer)
-        for index in order
-    ]
-    return numbers.count(False)
+    font = _font(sum(map(len, texts)), picture, _FONT * unit)
+    rim, left_out = max(1, round(font.size / 10)), 0
+    _, top, _, bottom = font.getbbox("0123456789-", stroke_width=rim)
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
+    for index in order:
+        shape = bottom - top, math.ceil(font.getlength(texts[index])) + 2 * rim
+        corner = placer.place(outlines[index], shape, _GAP * unit)
+        if corner is None:
+            left_out += 1
+            continue
+        place = corner[0] + rim, corner[1] - top
+        dark = tuple(round(_DARKER * channel) for channel in colors[index])
+        pen.text(place, texts[index], dark, font, stroke_width=rim, stroke_fill=_WHITE)
+    picture[:] = canvas
+    return left_out
 
 
 def _draw_lines(
@@ -172,33 +172,14 @@ def _draw_lines(
         cv2.polylines(picture, points, True, color, thickness, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_number(
-    picture: np.ndarray,
-    text: str,
-    outline: np.ndarray,
-    color: Color,
-    height: float,
-    placer: NumberPlacer,
-) -> bool:
-    """Draw a number on a white rim, and give whether there is room for it."""
-    rim, ink = max(1, round(height / 8)), max(1, round(height / 7))
-    scale = height / _FACE_HEIGHT
-    (wide, tall), _ = cv2.getTextSize(text, _FACE, scale, ink)
-    corner = placer.place(outline, (wide + 2 * rim, tall + 2 * rim), _GAP)
-    if corner is None:
-        return False
-    place = corner[0] + rim, corner[1] + rim + tall
-    dark = tuple(_DARKER * channel for channel in color)
-    for paint, thickness in (_WHITE, ink + 2 * rim), (dark, ink):
-        cv2.putText(picture, text, place, _FACE, scale, paint, thickness, cv2.LINE_AA)
-    return True
-
-
-def _font_height(characters: int, picture: np.ndarray, usual: float) -> float:
-    fraction = characters * usual * (1.5 * usual) / (picture.shape[0] * picture.shape[1])
-    if fraction <= _LARGEST_FRACTION:
-        return usual
-    return max(_LEAST_FONT, usual * math.sqrt(_LARGEST_FRACTION / fraction))
+def _font(characters: int, picture: np.ndarray, usual: float) -> ImageFont.FreeTypeFont:
+    size = round(usual)
+    fraction = characters * (0.7 * usual) * (1.1 * usual) / (picture.shape[0] * picture.shape[1])
+    if fraction > _LARGEST_FRACTION:
+        size = max(_LEAST_FONT, round(usual * math.sqrt(_LARGEST_FRACTION / fraction)))
+    # Matplotlib brings this font everywhere.
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+    return ImageFont.truetype(path, size)
 
 
 def _outline(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:

@@ -60,17 +60,15 @@ def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[lis
     shift = np.asarray(offset, dtype=np.int64)
     if len(rings) == 1:
         return [[points[rings[0]] + shift]]
-    loops = [points[ring] for ring in rings]
-    outer = [loop for loop in loops if _signed_area(loop) > 0]
-    holes = [loop for loop in loops if _signed_area(loop) < 0]
-    polygons = [[loop + shift] for loop in outer]
-    if not holes:
-        return polygons
-    owner = _owners(padded, outer)
-    for hole in holes:
-        x, y = hole[np.lexsort(hole.T)[0]]
-        polygons[owner(y - 1, x)].append(hole + shift)  # the pixel above its topmost edge
-    return polygons
+    parts = cv2.connectedComponents(padded.astype(np.uint8), connectivity=4)[1]
+    polygons: dict[int, list[Ring]] = {}
+    for loop in (points[ring] for ring in rings):
+        # The part has a pixel below the topmost edge of its outer ring, and above that of a hole.
+        x, y = loop[np.lexsort(loop.T)[0]]
+        outer = _signed_area(loop) > 0
+        own = polygons.setdefault(parts[y + outer, x + 1], [])
+        own.insert(0 if outer else len(own), loop + shift)
+    return list(polygons.values())
 
 
 def _split(ring: list[int], places: list[int]) -> list[list[int]]:
@@ -97,33 +95,11 @@ def _signed_area(loop: Ring) -> int:
     return int(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1])
 
 
-def _owners(padded: np.ndarray, outer: list[Ring]):
-    """A function that tells in which of the outer rings a pixel of the mask lies."""
-    if len(outer) == 1:
-        return lambda y, x: 0
-    parts = cv2.connectedComponents(padded.astype(np.uint8), connectivity=4)[1]
-    numbers = {}
-    for number, loop in enumerate(outer):
-        x, y = loop[np.lexsort(loop.T)[0]]
-        numbers[int(parts[y + 1, x + 1])] = number
-    return lambda y, x: numbers[int(parts[y + 1, x + 1])]
-
-
 def write_geojson(result: ImageResult, path: Path) -> dict[str, int]:
     """Write the particles of one image as a FeatureCollection that QuPath (0.4 and later) imports.
 
     Geometries hold exactly the pixels of the masks and are valid, with holes. The objects are
     detections: they show their measurements, their class can be changed and they can be deleted.
-
-    Args:
-        result: of the image.
-        path: of the file.
-
-    Returns:
-        nothing to count.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     particles = result.particles
     rows = zip(
@@ -192,16 +168,6 @@ def write_rois(result: ImageResult, path: Path) -> dict[str, int]:
     has holes or several parts. It is called ``0001 Fiber``, by particle and class; the class is
     also its group (1 for the first class) and colour, and stands with score and calibration in its
     properties.
-
-    Args:
-        result: of the image.
-        path: of the zip.
-
-    Returns:
-        nothing to count.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     particles = result.particles
     columns = zip(

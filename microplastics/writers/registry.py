@@ -60,7 +60,7 @@ def write_image(
         result: of the image.
         output: folder of the run.
         formats: names of ``FORMATS``; formats of the whole run are skipped.
-        name: stem of the files, by :func:`microplastics.writers.output_names`.
+        name: stem of the files, by :func:`microplastics.writers.base.output_names`.
 
     Returns:
         what the files could not hold, and which were not written for want of the photograph,

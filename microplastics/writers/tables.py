@@ -47,11 +47,7 @@ _UM_PER_CM = 10_000
 
 
 def to_arrow(table: pd.DataFrame) -> pa.Table:
-    """Give a table's columns their types: 64-bit numbers, bools, texts; missing values are null.
-
-    Args:
-        table: of one image or of a whole run.
-    """
+    """Give a table's columns their types: 64-bit numbers, bools, texts; missing values are null."""
     columns = {
         str(name): pa.array(values, _COLUMNS.get(str(name)), from_pandas=True)
         for name, values in table.items()
@@ -77,12 +73,8 @@ def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
     Numbers have six significant digits and no thousands separators; truth is TRUE or FALSE, as in
     spreadsheets and R; what is missing is empty.
 
-    Args:
-        path: of the file, which is there when the block ends well.
-        schema: of all tables.
-
     Yields:
-        the function that takes the next table.
+        the function that takes the next table. The file is there when the block ends well.
 
     Raises:
         UserError: the file cannot be written.
@@ -167,12 +159,7 @@ class Part:
 
 
 def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Write a part as a Parquet file, whole or not at all.
-
-    Args:
-        result: of the image.
-        path: of the part.
-        more: plain values that run.json says of the image.
+    """Write a part as a Parquet file, whole or not at all; ``more`` are plain values of ``image``.
 
     Raises:
         UserError: the file cannot be written.
@@ -226,17 +213,9 @@ def _reading(path: Path) -> Iterator[None]:
 def write_labels(result: ImageResult, path: Path) -> dict[str, int]:
     """Write the particles of one image as an int32 TIFF: 0 is background, else the ``particle``.
 
-    Where particles overlap, the smaller one is on top (of two equal ones the later). The image is
-    painted strip by strip.
-
-    Args:
-        result: of the image.
-        path: of the TIFF.
-
-    Returns:
-        ``label_pixels_hidden``, how many pixels of particles lie under another one, and
-        ``label_particles_hidden``, how many particles lie wholly under others and are not in the
-        file; both only if not 0.
+    Where particles overlap, the smaller one is on top (of two equal ones the later). Counted are
+    ``label_pixels_hidden``, pixels of particles that lie under another one, and
+    ``label_particles_hidden``, particles that lie wholly under others and are not in the file.
 
     Raises:
         UserError: a particle's number is not a positive int32, the image is too large, or the

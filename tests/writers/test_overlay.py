@@ -65,10 +65,10 @@ def test_thousands_of_numbers_are_placed_or_counted(make_result, photograph, tmp
 
 
 def test_numbers_keep_off_each_other_and_inside():
-    placer, size = NumberPlacer((200, 200)), (30, 14)
+    placer, shape = NumberPlacer((200, 200)), (14, 30)
     outline = np.array([[100.0, 100.0], [104, 100], [104, 104], [100, 104]])
     placer.cover(outline)
-    places = [placer.place(outline, size, 2) for _ in range(9)]
+    places = [placer.place(outline, shape, 2) for _ in range(9)]
     found = [place for place in places if place is not None]
     assert 2 <= len(found) < 9
     for x, y in found:
