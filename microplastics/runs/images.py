@@ -5,8 +5,11 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import hashlib
 import logging
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +30,6 @@ from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, read_text
-from microplastics.writers.base import printable
 from microplastics.writers.registry import ANNOTATIONS_FILE, FORMATS
 
 # What only the summary depends on, and what decides whether an image is read at all: a run may go
@@ -45,6 +47,12 @@ _LIST_SUFFIXES = frozenset((".txt", ".lst"))
 _RIM = 8
 # Share of a particle that lies on a scale bar or its text from which on it is none.
 _ON_BAR = 0.5
+
+# Unsafe in file names of Windows, macOS or a shell.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# File systems take 255 bytes; a suffix and the mark of a temporary file come on top.
+_MAX_BYTES, _HASH_DIGITS = 160, 8
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +230,48 @@ def _listed(path: str) -> list[str]:
             code="file_missing",
         )
     return found
+
+
+def output_names(images: Sequence[str]) -> dict[str, str]:
+    """Choose the stem of each image's output files.
+
+    Folders come in front, joined by ``__``: ``a/x.jpg`` gives ``a__x.jpg``. The image's own suffix
+    stays, so that ``x.jpg`` and ``x.png`` differ. Unsafe characters become ``_``. Long stems are
+    cut. A stem that is cut, or that another image has too (regardless of case and of how accents
+    are encoded), gets ``~`` and a part of the name's SHA-256.
+
+    Args:
+        images: names of the images, each once; the order does not matter.
+    """
+    whole = {image: _stem(image) for image in images}
+    stems = {
+        image: stem.encode()[:_MAX_BYTES].decode(errors="ignore") for image, stem in whole.items()
+    }
+    times = Counter(map(_fold, stems.values()))
+    for image, stem in stems.items():
+        if stem != whole[image] or times[_fold(stem)] > 1:
+            digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
+            stems[image] = f"{stem}~{digest[:_HASH_DIGITS]}"
+    return stems
+
+
+def printable(name: str) -> str:
+    """Make a file's name one that tables and pictures can hold.
+
+    Bytes that are not UTF-8 become ``\\udc80``, line feeds ``\\n``, other control characters
+    ``\\x07``.
+    """
+    escaped = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _stem(image: str) -> str:
+    # Leading dots hide a file; Windows drops dots and blanks at the end.
+    return _UNSAFE.sub("_", image.replace("/", "__")).strip(". ") or "_"
+
+
+def _fold(stem: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
 
 
 class ArrayImage:

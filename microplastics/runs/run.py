@@ -47,6 +47,7 @@ from microplastics.runs.images import (
     RunImage,
     RunOptions,
     find_images,
+    output_names,
     read_masks,
     run_options,
     within,
@@ -66,9 +67,8 @@ from microplastics.runs.summaries import (
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError, WriteError
 from microplastics.utils.io import write_json
-from microplastics.writers.base import ImageResult, output_names
 from microplastics.writers.registry import write_image, write_run
-from microplastics.writers.tables import read_part, write_csv
+from microplastics.writers.tables import ImageResult, read_part, write_csv
 
 logger = logging.getLogger(__name__)
 

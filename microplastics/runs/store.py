@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from microplastics.data.coco import show
-from microplastics.runs.images import InputImage
+from microplastics.runs.images import InputImage, output_names
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, write_error, write_json
-from microplastics.writers.base import ImageResult, output_names
 from microplastics.writers.registry import FORMATS
-from microplastics.writers.tables import read_head, write_part
+from microplastics.writers.tables import ImageResult, read_head, write_part
 
 SUMMARY_FILE, SAMPLES_FILE = "summary.csv", "samples.csv"
 RUN_FILE, FAILED_FILE = "run.json", "failed.csv"

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from microplastics.utils.io import atomic_write
 from microplastics.visualization.draw import Panel, crop_path, picture_scale, resize, side_by_side
-from microplastics.writers.base import ImageResult
+from microplastics.writers.tables import ImageResult
 
 MAX_SIDE = 3000
 """Longer side of an overlay in px; larger images are shown as a thumbnail of that size."""

@@ -17,7 +17,7 @@ from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 from microplastics import __version__
 from microplastics.data.segmentation import outline_corners, outline_rings
 from microplastics.utils.io import atomic_write
-from microplastics.writers.base import ImageResult
+from microplastics.writers.tables import ImageResult
 
 Ring = np.ndarray
 

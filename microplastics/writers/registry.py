@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from microplastics.writers.base import ImageResult
 from microplastics.writers.coco import open_annotations, open_results
 from microplastics.writers.overlay import write_overlay
 from microplastics.writers.qupath_imagej import write_geojson, write_rois
 from microplastics.writers.tables import (
+    ImageResult,
     merge_schemas,
     open_csv,
     open_parquet,
@@ -60,7 +60,7 @@ def write_image(
         result: of the image.
         output: folder of the run.
         formats: names of ``FORMATS``; formats of the whole run are skipped.
-        name: stem of the files, by :func:`microplastics.writers.base.output_names`.
+        name: stem of the files, by :func:`microplastics.runs.images.output_names`.
 
     Returns:
         what the files could not hold, and which were not written for want of the photograph,

@@ -1,12 +1,13 @@
-"""Tables as CSV and Parquet, finished images between runs, and label images."""
+"""Results of images: as tables (CSV, Parquet), kept for the end of the run, as label images."""
 
 import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import pyarrow.parquet as pq
 import tifffile
 
 from microplastics import __version__
+from microplastics.calibration import Calibration
+from microplastics.data.catalog import class_colors
+from microplastics.data.large_images import ImageReader
 from microplastics.measurement.table import table_columns
+from microplastics.roi.region import Region
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
-from microplastics.writers.base import ImageResult
 
 # An image without a calibration, or without a particle, must not change the type of a column.
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
@@ -44,6 +48,51 @@ _COMPRESSION_LEVEL = 1
 # Compressed labels are far smaller, so that a classic TIFF holds what would not fit as it is.
 _CLASSIC_BYTES = 2**32 - 2**25
 _UM_PER_CM = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """The finished result of one image.
+
+    Attributes:
+        particles: N particles in px of the image.
+        table: N rows in the same order, the columns of ``particles.csv``.
+        class_names: of the model or data set, in order: they give category ids (from 1), colours
+            and ROI groups.
+        calibration: of the image, if there is one.
+        image: the photograph; only overlays look at it.
+        region: region of interest; overlays show its outline.
+    """
+
+    particles: Particles
+    table: pd.DataFrame
+    class_names: Sequence[str]
+    calibration: Calibration | None = None
+    image: ImageReader | None = None
+    region: Region | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Name of the image, its size in px and its scale, None if that is not known."""
+        height, width = self.particles.image_size
+        return {
+            "image": self.particles.image,
+            "width": width,
+            "height": height,
+            "um_per_px": self.calibration.um_per_px if self.calibration else None,
+            "calibration_source": self.calibration.source if self.calibration else None,
+        }
+
+    @functools.cached_property
+    def class_numbers(self) -> list[int]:
+        """Number from 0 of each particle's class."""
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        return [numbers[name] for name in self.particles.classes]
+
+    @functools.cached_property
+    def colors(self) -> list[list[int]]:
+        """RGB in 0–255 of each class."""
+        return class_colors(self.class_names)
 
 
 def to_arrow(table: pd.DataFrame) -> pa.Table:

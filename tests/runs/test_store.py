@@ -7,8 +7,7 @@ from microplastics.runs.images import InputImage
 from microplastics.runs.store import RunStore
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
-from microplastics.writers.base import ImageResult
-from microplastics.writers.tables import read_part
+from microplastics.writers.tables import ImageResult, read_part
 
 
 @pytest.fixture
