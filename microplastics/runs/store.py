@@ -110,8 +110,8 @@ class RunStore:
     def is_finished(self, image: InputImage) -> bool:
         """Whether the image is finished and its files are still the same."""
         try:
-            return self.record(image).get("files") == _state(image)
-        except UserError:  # missing or damaged
+            return self.part(image).is_file() and self.record(image).get("files") == _state(image)
+        except UserError:  # damaged
             return False
 
     def save(self, image: InputImage, result: ImageResult, record: dict[str, Any]) -> None:
