@@ -123,7 +123,7 @@ def prepare(
 
 def _render(folder: Path, split: str, images: int, size: int, seed: int) -> str:
     spare = images // 2 + 4  # for those that are left out below
-    paths = render_dataset(folder, {split: images + spare}, size=size, seed=seed, progress=False)
+    paths = render_dataset(folder, {split: images + spare}, size=size, seed=seed)
     with open(paths[split], encoding="utf-8") as file:
         coco = json.load(file)
     # Rings are RLE, which Detectron2's polygon format, its fastest, cannot hold.

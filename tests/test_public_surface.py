@@ -63,7 +63,7 @@ def _options(name, command):
         words = [
             " ".join(param.opts) if isinstance(param, click.Option) else param.human_readable_name
         ]
-        if getattr(param, "several", False) or param.nargs != 1:
+        if getattr(param, "multiple", False) or param.nargs != 1:
             words.append("...")
         if isinstance(param.type, click.Choice):
             words.append("|".join(param.type.choices))

@@ -59,9 +59,7 @@ class Commands(click.Group):
                 return getattr(module, cmd_name.replace("-", "_"))
         return None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         """Find the command of a line; an unknown one names those that are spelt alike."""
         try:
             return super().resolve_command(ctx, args)
@@ -96,11 +94,7 @@ def commands() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave the process with its exit code, as :func:`run` does.
-
-    Args:
-        arguments: of the command line, without the program; of this process if None.
-    """
+    """Run a command line, that of this process if None, and leave the process as :func:`run`."""
     complete = f"_{PROGRAM.upper()}_COMPLETE"
     if os.environ.get(complete):
         from click.shell_completion import shell_complete

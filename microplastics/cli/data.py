@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from microplastics.cli.parsing import FILE, Command, command, config_file, option, placing
+from microplastics.cli.parsing import Command, command, config_file, flag, option, path, section
 from microplastics.utils.errors import UserError
 
 READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "masks", "blanks")
@@ -14,54 +14,57 @@ EXPORT_FORMATS = ("yolo", "labelme", "masks", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"
 
-_limit = option("--limit", type=click.IntRange(1), metavar="N", help="Draw only the first N.")
-_show = option("--show", is_flag=True, help="Show the pictures in a window instead.")
-# Detectron2's scripts have the second names.
-_folder = option(
-    *("--output", "--output-dir"),
-    default="./",
-    type=FILE,
-    metavar="DIR",
-    help="Folder of the pictures.",
+_copy = flag("--copy", "Copy the images into DIR.")
+_link = flag("--link", "Link the images into DIR.")
+_images = option(
+    "--images=DIR", "Folder of the images if they are not found.", type=click.Path(path_type=Path)
+)
+_seed = option("--seed=K", "Same seed, same bytes.", default=0)
+_workers = option("--workers=W", "Processes (chosen by itself if not given).", type=int)
+_limit = option("--limit=N", "Draw only the first N.", type=click.IntRange(1))
+_drawing = section(
+    "",
+    config_file(),
+    # Detectron2's scripts have the second name.
+    path("--output --output-dir=DIR", "Folder of the pictures.", default="./"),
+    _limit,
+    flag("--show", "Show the pictures in a window instead."),
 )
 
 
-def _place(copy: bool, link: bool) -> str:
+def _place(given: dict[str, Any]) -> str:
+    """Take --copy and --link out of the given options."""
+    copy, link = given.pop("copy"), given.pop("link")
     return "copy" if copy else "link" if link else "keep"
 
 
 @command(
     exclusive=[("copy", "link")], short_help="Turn annotations of other tools into a COCO data set."
 )
-@option("--input", required=True, type=FILE, metavar="PATH", help="File or folder to read.")
-@option("--output", required=True, type=FILE, metavar="DIR", help="Folder of the new data set.")
+@path("--input=PATH", "File or folder to read.", required=True)
+@path("--output=DIR", "Folder of the new data set.", required=True)
 @option(
-    "--from",
-    "format_name",
+    "--from format_name",
+    "Format of the input; found by itself, except blanks: images without a particle.",
     type=click.Choice(READERS),
-    help="Format of the input; found by itself, except blanks: images without a particle.",
 )
 @option(
-    "--classes",
-    metavar="A,B,...",
-    help="Classes of --from blanks: the same names in the same order as in the data set that "
-    f"they are used with ({CLASSES} if not given).",
+    "--classes=A,B,...",
+    "Classes of --from blanks: the same names in the same order as in the data set that they are "
+    f"used with ({CLASSES} if not given).",
 )
 @option(
-    "--categories",
-    metavar="old=New,...",
-    help="Rename classes; classes of one new name are merged, one without a name (old=) is left "
-    "out.",
+    "--categories=old=New,...",
+    "Rename classes; classes of one new name are merged, one without a name (old=) is left out.",
 )
-@placing
-@option("--images", type=FILE, metavar="DIR", help="Folder of the images if they are not found.")
-@option("--line-width", type=float, metavar="PX", help="Width that lines get.")
-@option(
-    "--crowd-as-instances",
-    is_flag=True,
-    help="Take crowd regions as particles (CVAT exports brush masks as crowds).",
+@_copy
+@_link
+@_images
+@option("--line-width=PX", "Width that lines get.", type=float)
+@flag(
+    "--crowd-as-instances", "Take crowd regions as particles (CVAT exports brush masks as crowds)."
 )
-@option("--skip-broken", is_flag=True, help="Leave out missing and broken files, listed.")
+@flag("--skip-broken", "Leave out missing and broken files, listed.")
 def convert(input: str, output: str, format_name: str | None, **given: Any) -> None:
     """Convert annotations of other tools into a COCO data set.
 
@@ -74,27 +77,14 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
     from microplastics.data.formats.base import ReadOptions
     from microplastics.data.formats.convert import convert_dataset, describe_conversion
 
-    classes = given["classes"]
-    options = ReadOptions(
-        skip_broken=given["skip_broken"],
-        line_width=given["line_width"],
-        images=_path(given["images"]),
-        crowd_as_instances=given["crowd_as_instances"],
-        classes=None if classes is None else tuple(map(str.strip, classes.split(","))),
-    )
+    if given["classes"] is not None:
+        given["classes"] = tuple(map(str.strip, given["classes"].split(",")))
+    categories, place = given.pop("categories"), _place(given)
+    options = ReadOptions(**given)
     conversion = convert_dataset(
-        Path(input),
-        Path(output),
-        format_name,
-        categories=given["categories"],
-        place=_place(given["copy"], given["link"]),
-        options=options,
+        Path(input), Path(output), format_name, categories=categories, place=place, options=options
     )
     print(describe_conversion(conversion))
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 @command(
@@ -102,21 +92,15 @@ def _path(text: str | None) -> Path | None:
     exclusive=[("copy", "link", "no_images")],
     short_help="Write a data set as YOLO, LabelMe, masks or COCO.",
 )
-@option(
-    "--input",
-    required=True,
-    type=FILE,
-    metavar="PATH",
-    help="COCO JSON, or the folder of a data set with all its splits.",
-)
-@option("--to", required=True, type=click.Choice(EXPORT_FORMATS), help="Format to write.")
-@option("--output", required=True, type=FILE, metavar="DIR", help="A new folder.")
-@option("--images", type=FILE, metavar="DIR", help="Folder of the images if they are not found.")
-@option("--copy", is_flag=True, help="Copy the images, which is the default.")
-@option("--link", is_flag=True, help="Link the images instead.")
-@option("--no-images", is_flag=True, help="Write only the annotations.")
-@option("--polygons", is_flag=True, help="Outline RLE masks along their pixels.")
-@option("--skip-broken", is_flag=True, help="Leave out missing and broken images, listed.")
+@path("--input=PATH", "COCO JSON, or the folder of a data set with all its splits.", required=True)
+@option("--to", "Format to write.", required=True, type=click.Choice(EXPORT_FORMATS))
+@path("--output=DIR", "A new folder.", required=True)
+@_images
+@flag("--copy", "Copy the images, which is the default.")
+@flag("--link", "Link the images instead.")
+@flag("--no-images", "Write only the annotations.")
+@flag("--polygons", "Outline RLE masks along their pixels.")
+@flag("--skip-broken", "Leave out missing and broken images, listed.")
 def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
     """Write a data set as YOLO, LabelMe, masks or COCO for other tools.
 
@@ -129,13 +113,10 @@ def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
     from microplastics.data.formats.base import ReadOptions
     from microplastics.data.formats.convert import describe_export, export_dataset
 
+    place = "link" if given["link"] else "none" if given["no_images"] else "copy"
+    options = ReadOptions(images=given["images"], skip_broken=given["skip_broken"])
     export = export_dataset(
-        Path(input),
-        Path(output),
-        to,
-        place="link" if given["link"] else "none" if given["no_images"] else "copy",
-        polygons=given["polygons"],
-        options=ReadOptions(images=_path(given["images"]), skip_broken=given["skip_broken"]),
+        Path(input), Path(output), to, place=place, polygons=given["polygons"], options=options
     )
     print(describe_export(export))
 
@@ -143,25 +124,18 @@ def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
 @command(pairs=True, short_help="Find what is wrong in an annotated data set, and fix it.")
 @click.argument("annotations", nargs=-1, required=True, metavar="ANNOTATIONS...")
 @option(
-    "--images",
-    several=True,
-    metavar="DIR",
-    help="Image folder: one for all, or one for each JSON (beside the JSON if not given).",
+    "--images=DIR",
+    "Image folder: one for all, or one for each JSON (beside the JSON if not given).",
+    multiple=True,
 )
 @config_file("Check the data against the classes and the model of this config.")
-@option(
-    "--group-regex",
-    metavar="REGEX",
-    help=r"Its one group names the sample or filter in a file name: (S\d+)_",
+@option("--group-regex=REGEX", r"Its one group names the sample or filter in a file name: (S\d+)_")
+@path(
+    "--fix=OUT",
+    "Write a fixed copy to this file (a folder for several JSONs) and list the changes.",
 )
-@option(
-    "--fix",
-    type=FILE,
-    metavar="OUT",
-    help="Write a fixed copy to this file (a folder for several JSONs) and list the changes.",
-)
-@option("--report", type=FILE, metavar="DIR", help="Write report.json and a page to look at.")
-@option("--workers", type=int, metavar="W", help="Processes (chosen by itself if not given).")
+@path("--report=DIR", "Write report.json and a page to look at.")
+@_workers
 def check(annotations: tuple[str, ...], opts: list[str], **given: Any) -> int:
     """Find what is wrong in an annotated data set, and fix what can be fixed.
 
@@ -217,9 +191,7 @@ def _resolve(annotations: list[str], images: list[str]) -> tuple[list[str], list
     return [data.json_file for data in found], [data.image_root for data in found]
 
 
-def _fractions(
-    ctx: click.Context, param: click.Parameter, text: str | None
-) -> tuple[float, ...] | None:
+def _fractions(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple | None:
     if text is None:
         return None
     try:
@@ -229,59 +201,42 @@ def _fractions(
 
 
 @command(
-    exclusive=[
-        ("shares", "folds", "fold_lists"),
-        ("group_regex", "groups"),
-        ("copy", "link"),
-    ],
+    exclusive=[("shares", "folds", "fold_lists"), ("group_regex", "groups"), ("copy", "link")],
     short_help="Divide a data set by filter into train, val and test.",
 )
 @option(
-    "--input",
+    "--input=JSON",
+    "COCO instance JSON; several are put together first.",
     required=True,
-    several=True,
-    metavar="JSON",
-    help="COCO instance JSON; several are put together first.",
+    multiple=True,
 )
 @option(
-    "--images",
-    required=True,
-    several=True,
-    metavar="DIR",
-    help="Image folder: one for all, or one for each JSON.",
+    "--images=DIR", "Image folder: one for all, or one for each JSON.", required=True, multiple=True
 )
-@option("--output", required=True, type=FILE, metavar="DIR", help="Folder of the splits.")
+@path("--output=DIR", "Folder of the splits.", required=True)
 @option(
-    "--shares",
+    "--shares=A,B[,C]",
+    "Fractions of train, val and test (0.7,0.15,0.15 if not given).",
     callback=_fractions,
-    metavar="A,B[,C]",
-    help="Fractions of train, val and test (0.7,0.15,0.15 if not given).",
 )
-@option("--folds", type=int, metavar="K", help="Folds of equal size instead.")
+@option("--folds=K", "Folds of equal size instead.", type=int)
 @option(
-    "--fold-lists",
-    several=True,
-    metavar="FILE",
-    help="Folds that exist already: a text file of names for each, or one CSV image,fold.",
+    "--fold-lists=FILE",
+    "Folds that exist already: a text file of names for each, or one CSV image,fold.",
+    multiple=True,
 )
 @option(
-    "--group-regex",
-    metavar="REGEX",
-    help="Its one group names the filter in a file name; a filter stays whole.",
+    "--group-regex=REGEX", "Its one group names the filter in a file name; a filter stays whole."
 )
-@option("--groups", type=FILE, metavar="CSV", help="Table with the columns image and group.")
-@option(
+@path("--groups=CSV", "Table with the columns image and group.")
+@flag(
     "--by-similarity",
-    is_flag=True,
-    help="Keep copies of one photograph together, found by their pixels; also with the others.",
+    "Keep copies of one photograph together, found by their pixels; also with the others.",
 )
-@option(
-    "--split-roboflow-copies",
-    is_flag=True,
-    help="Do not keep Roboflow's augmented copies of one image together.",
-)
-@option("--seed", type=int, default=0, metavar="N", help="Same seed, same splits.")
-@placing
+@flag("--split-roboflow-copies", "Do not keep Roboflow's augmented copies of one image together.")
+@option("--seed=N", "Same seed, same splits.", default=0)
+@_copy
+@_link
 def split(input: list[str], images: list[str], output: str, **given: Any) -> None:
     """Divide a data set by filter or sample into train, val and test, or into folds.
 
@@ -295,17 +250,13 @@ def split(input: list[str], images: list[str], output: str, **given: Any) -> Non
     """
     from microplastics.data.splits.split import SplitOptions, split_dataset
 
+    place = _place(given)
     options = SplitOptions(
-        shares=given["shares"],
-        folds=given["folds"],
-        fold_lists=tuple(given["fold_lists"]),
-        group_regex=given["group_regex"],
-        groups_csv=given["groups"],
-        by_similarity=given["by_similarity"],
-        join_roboflow_copies=not given["split_roboflow_copies"],
-        seed=given["seed"],
+        groups_csv=given.pop("groups"),
+        join_roboflow_copies=not given.pop("split_roboflow_copies"),
+        **given,
     )
-    print(split_dataset(input, images, output, options, _place(given["copy"], given["link"])))
+    print(split_dataset(input, images, output, options, place))
 
 
 class Modes(click.Group):
@@ -340,26 +291,18 @@ def render() -> None:
 
 
 @render.command("dataset", cls=Command)
-@option("--output", required=True, type=FILE, metavar="DIR", help="Folder of the data set.")
-@option("--train", type=int, default=240, metavar="N", help="Training images.")
-@option("--val", type=int, default=60, metavar="N", help="Validation images.")
-@option("--test", type=int, default=60, metavar="N", help="Test images.")
-@option("--size", type=int, default=512, metavar="PX", help="Side of an image.")
-@option("--um-per-px", type=float, default=4.0, metavar="UM", help="Scale in µm per pixel.")
-@option("--seed", type=int, default=0, metavar="K", help="Same seed, same bytes.")
+@path("--output=DIR", "Folder of the data set.", required=True)
+@option("--train=N", "Training images.", default=240)
+@option("--val=N", "Validation images.", default=60)
+@option("--test=N", "Test images.", default=60)
+@option("--size=PX", "Side of an image.", default=512)
+@option("--um-per-px=UM", "Scale in µm per pixel.", default=4.0)
+@_seed
 @option(
-    "--preset",
-    default="default",
-    metavar="NAME",
-    help=f"What is drawn: {', '.join(PRESETS)} (docs/synthetic.md).",
+    "--preset=NAME", f"What is drawn: {', '.join(PRESETS)} (docs/synthetic.md).", default="default"
 )
-@option(
-    "--backgrounds",
-    type=FILE,
-    metavar="DIR",
-    help="Folder of blank filter images to draw particles on.",
-)
-@option("--workers", type=int, metavar="W", help="Processes (chosen by itself if not given).")
+@path("--backgrounds=DIR", "Folder of blank filter images to draw particles on.")
+@_workers
 def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -> None:
     """Render photographs of filters with fibres, fragments and films, or with beads.
 
@@ -372,27 +315,26 @@ def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -
 
     counts = {"train": train, "val": val, "test": test}
     paths = render_dataset(output, counts, **given)
-    for name, path in paths.items():
-        print(f"{name}: {counts[name]} images, annotations in {path}")
+    for name, json_file in paths.items():
+        print(f"{name}: {counts[name]} images, annotations in {json_file}")
 
 
 @render.command("filter", cls=Command)
-@option("--output", required=True, type=FILE, metavar="FILE.tif", help="The TIFF.")
-@option("--size", type=int, default=10_000, metavar="PX", help="Side of the image.")
-@option("--um-per-px", type=float, default=2.0, metavar="UM", help="Scale in µm per pixel.")
-@option("--seed", type=int, default=0, metavar="K", help="Same seed, same bytes.")
-@option("--particles", type=int, metavar="N", help="Particles (15 a megapixel if not given).")
+@path("--output=FILE.tif", "The TIFF.", required=True)
+@option("--size=PX", "Side of the image.", default=10_000)
+@option("--um-per-px=UM", "Scale in µm per pixel.", default=2.0)
+@_seed
+@option("--particles=N", "Particles (15 a megapixel if not given).", type=int)
 @option(
-    "--preset",
+    "--preset=NAME",
+    f"What is drawn: {', '.join(name for name in PRESETS if name != 'beads')}.",
     default="default",
-    metavar="NAME",
-    help=f"What is drawn: {', '.join(name for name in PRESETS if name != 'beads')}.",
 )
-@option("--filter", metavar="NAME", help="The filter, such as cellulose (random if not given).")
-@option("--jpeg-quality", type=int, default=92, metavar="Q", help="Of the tiles, 1 to 100.")
-@option("--lossless", is_flag=True, help="Deflate instead of JPEG.")
-@option("--workers", type=int, metavar="W", help="Processes (chosen by itself if not given).")
-def render_filter(output: str, filter: str | None, lossless: bool, **given: Any) -> None:
+@option("--filter filter_name=NAME", "The filter, such as cellulose (random if not given).")
+@option("--jpeg-quality=Q", "Of the tiles, 1 to 100.", default=92)
+@flag("--lossless", "Deflate instead of JPEG.")
+@_workers
+def render_filter(output: str, lossless: bool, **given: Any) -> None:
     """Render a stitched photograph of a whole filter, as a tiled TIFF.
 
     Writes FILE.tif and FILE.json (COCO) beside it.
@@ -402,10 +344,9 @@ def render_filter(output: str, filter: str | None, lossless: bool, **given: Any)
     """
     from microplastics.synthetic import render_mosaic
 
-    quality = given.pop("jpeg_quality")
-    path = render_mosaic(
-        output, filter_name=filter, jpeg_quality=None if lossless else quality, **given
-    )
+    if lossless:
+        given["jpeg_quality"] = None
+    path = render_mosaic(output, **given)
     coco = json.loads(path.read_text(encoding="utf-8"))
     found, wanted = len(coco["annotations"]), coco["info"]["particles_wanted"]
     print(f"{output}: {found} particles, annotations in {path}")
@@ -414,11 +355,11 @@ def render_filter(output: str, filter: str | None, lossless: bool, **given: Any)
 
 
 @render.command("backgrounds", cls=Command)
-@option("--input", required=True, type=FILE, metavar="JSON", help="All particles annotated.")
-@option("--images", required=True, type=FILE, metavar="DIR", help="Image folder of the JSON.")
-@option("--output", required=True, type=FILE, metavar="DIR", help="Folder of the squares.")
-@option("--min-size", type=int, default=256, metavar="PX", help="Smallest side.")
-@option("--margin", type=int, default=25, metavar="PX", help="Distance from particles.")
+@path("--input=JSON", "All particles annotated.", required=True)
+@path("--images=DIR", "Image folder of the JSON.", required=True)
+@path("--output=DIR", "Folder of the squares.", required=True)
+@option("--min-size=PX", "Smallest side.", default=256)
+@option("--margin=PX", "Distance from particles.", default=25)
 def render_backgrounds(input: str, images: str, output: str, min_size: int, margin: int) -> None:
     """Cut particle-free squares out of annotated photographs to render on.
 
@@ -442,10 +383,7 @@ def view() -> None:
 
 
 @view.command("annotations", cls=Command, pairs=True)
-@config_file()
-@_folder
-@_limit
-@_show
+@_drawing
 def view_annotations(**given: Any) -> None:
     """Draw the annotations of the training set.
 
@@ -458,10 +396,7 @@ def view_annotations(**given: Any) -> None:
 
 
 @view.command("batches", cls=Command, pairs=True)
-@config_file()
-@_folder
-@_limit
-@_show
+@_drawing
 def view_batches(**given: Any) -> None:
     """Draw the augmented batches that training will see, for one epoch.
 
@@ -473,27 +408,23 @@ def view_batches(**given: Any) -> None:
     _view(draw_batches, **given)
 
 
-def _view(
-    draw: Any, config_file: str, opts: list[str], output: str, limit: int | None, show: bool
-) -> None:
+def _view(draw: Any, config_file: str, opts: list[str], output: str, **given: Any) -> None:
     from microplastics.config import load_config
 
     cfg = load_config(config_file, opts)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.freeze()
-    count = draw(cfg, output, limit, show)
-    if not show:
+    count = draw(cfg, output, **given)
+    if not given["show"]:
         print(f"{count} pictures in {output}")
 
 
 @view.command("augmentations", cls=Command, pairs=True)
 @config_file()
-@option("--output", required=True, type=FILE, metavar="FILE", help=".jpg or .png to write.")
-@option("--side", type=int, default=280, metavar="PX", help="Side of a panel.")
-@option("--seed", type=int, default=0, metavar="K", help="Of the random numbers.")
-def view_augmentations(
-    config_file: str, opts: list[str], output: str, side: int, seed: int
-) -> None:
+@path("--output=FILE", ".jpg or .png to write.", required=True)
+@option("--side=PX", "Side of a panel.", default=280)
+@option("--seed=K", "Of the random numbers.", default=0)
+def view_augmentations(config_file: str, opts: list[str], output: str, **given: Any) -> None:
     """Draw on one picture what each augmentation does to a training image.
 
     \b
@@ -506,30 +437,25 @@ def view_augmentations(
     cfg = load_config(config_file, opts)
     cfg.MODEL.MASK_ON = True
     cfg.freeze()
-    counts = draw_augmentations(cfg, output, side, seed)
-    print(f"{len(counts)} panels in {output}")
+    print(f"{draw_augmentations(cfg, output, **given)} panels in {output}")
 
 
 @view.command("results", cls=Command)
-@option("--input", required=True, type=FILE, metavar="JSON", help="Predictions of a model.")
-@option("--output", required=True, type=FILE, metavar="DIR", help="Folder of the pictures.")
+@path("--input=JSON", "Predictions of a model.", required=True)
+@path("--output=DIR", "Folder of the pictures.", required=True)
 @option(
-    "--dataset",
+    "--dataset=NAME",
+    "Registered data set or path/to.json:path/to/images.",
     default="microplastics_val",
-    metavar="NAME",
-    help="Registered data set or path/to.json:path/to/images.",
 )
 @option(
-    *("--min-score", "--conf-threshold"),
-    default=0.5,
+    "--min-score --conf-threshold=S",
+    "Lowest score that is drawn.",
     type=click.FloatRange(0, 1),
-    metavar="S",
-    help="Lowest score that is drawn.",
+    default=0.5,
 )
 @_limit
-def view_results(
-    input: str, output: str, dataset: str, min_score: float, limit: int | None
-) -> None:
+def view_results(input: str, output: str, min_score: float, **given: Any) -> None:
     """Draw photograph, truth and prediction side by side from an evaluation.
 
     \b
@@ -538,12 +464,12 @@ def view_results(
     """
     from microplastics.visualization.galleries import draw_results
 
-    done = draw_results(input, dataset, output, min_score, limit)
-    print(f"{done.pictures} pictures in {output}")
-    if not done.predictions:
+    pictures, scores = draw_results(input, output_dir=output, threshold=min_score, **given)
+    print(f"{pictures} pictures in {output}")
+    if not scores:
         print(f"{input} holds no predictions at all: the pictures show only the truth.")
-    elif not done.drawn:
+    elif max(scores) < min_score:
         print(
-            f"None of the {done.predictions} predictions reaches --min-score {min_score:g}: the "
-            f"pictures show only the truth. The highest score is {done.best_score:.2g}."
+            f"None of the {len(scores)} predictions reaches --min-score {min_score:g}: the "
+            f"pictures show only the truth. The highest score is {max(scores):.2g}."
         )

@@ -1,5 +1,6 @@
 """The command demo: the main job from end to end on rendered filters."""
 
+import functools
 import json
 import os
 import shlex
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microplastics.cli.parsing import FILE, command, config_file, option
+from microplastics.cli.parsing import command, config_file, option, path
 from microplastics.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 @command(pairs=True, short_help="Do it all on rendered photographs, from data to counts.")
 @config_file("Name or path of the config.", default="quick", show_default=True)
-@option("--output", default="output/demo", type=FILE, metavar="DIR", help="Folder of all files.")
-@option("--train", type=int, default=400, metavar="N", help="Training images.")
-@option("--val", type=int, default=60, metavar="N", help="Validation images.")
-@option("--test", type=int, default=24, metavar="N", help="Images to count particles on.")
+@path("--output=DIR", "Folder of all files.", default="output/demo")
+@option("--train=N", "Training images.", default=400)
+@option("--val=N", "Validation images.", default=60)
+@option("--test=N", "Images to count particles on.", default=24)
 def demo(config_file: str, output: str, train: int, val: int, test: int, opts: list[str]) -> None:
     """Do the main job on rendered filters: render, train, evaluate, predict, measure.
 
@@ -31,38 +32,41 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
     folder = Path(output).absolute()
     data = folder / "datasets" / "microplastics_synthetic"
     model, pictures, curves = folder / "model", folder / "pictures", folder / "model/training.png"
-    env = {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")}
-    config = ("--config-file", config_file)
-    keys = ("OUTPUT_DIR", str(model), *opts)
+    particles, test_images = folder / "particles", data / "test"
+    config, keys = ("--config-file", config_file), ("OUTPUT_DIR", model, *opts)
+    scale = ("--um-per-px", "2")
+    step = functools.partial(_step, {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")})
 
-    _step(
+    step(
         "Rendering filter photographs with their exact annotations",
-        *("render", "dataset", "--output", str(data), "--size", "256", "--um-per-px", "2"),
-        *("--train", str(train), "--val", str(val), "--test", str(test), "--seed", "1"),
-        env=env,
+        *("render", "dataset", "--output", data, "--size", "256", *scale),
+        *("--train", train, "--val", val, "--test", test, "--seed", "1"),
     )
-    _step(
-        "Checking the data sets",
-        *("check", "microplastics_synthetic_train", "microplastics_synthetic_val"),
-        env=env,
-    )
-    _step("Training", "train", *config, "--resume", *keys, env=env)
+    names = "microplastics_synthetic_train", "microplastics_synthetic_val"
+    step("Checking the data sets", "check", *names)
+    step("Training", "train", *config, "--resume", *keys)
     title = "Choosing the score thresholds that count best on the validation images"
-    _step(title, "thresholds", *config, "--metric", "count", *keys, env=env)
-    _step("Evaluating the best checkpoint", "evaluate", *config, *keys, env=env)
-    results = model / "inference" / "coco_instances_results.json"
-    _step(
+    step(title, "thresholds", *config, "--metric", "count", *keys)
+    step("Evaluating the best checkpoint", "evaluate", *config, *keys)
+    step(
         "Drawing predictions beside the truth",
-        *("view", "results", "--input", str(results), "--output", str(pictures)),
-        *("--dataset", "microplastics_synthetic_val", "--limit", "12"),
-        env=env,
+        *("view", "results", "--input", model / "inference" / "coco_instances_results.json"),
+        *("--output", pictures, "--dataset", names[1], "--limit", "12"),
     )
-    _step(
-        "Drawing the training curves",
-        *("plot", "--input", str(model / "metrics.json"), "--output", str(curves)),
-        env=env,
+    title = "Drawing the training curves"
+    step(title, "plot", "--input", model / "metrics.json", "--output", curves)
+    step(
+        "Finding and measuring the particles on the test images",
+        *("predict", "--weights", model / "model_best.pth"),
+        *("--input", test_images, "--output", particles, *scale, "--overwrite"),
     )
-    _count(folder, data, model, env)
+    step(
+        "Measuring the true particles",
+        *("measure", "--masks", data / "annotations" / "instances_test.json"),
+        *("--images", test_images, "--output", folder / "true_particles", *scale),
+        *("--overwrite", "--formats", "csv"),
+    )
+    print(f"\n{_compare(particles / 'summary.csv', folder / 'true_particles' / 'summary.csv')}")
     with open(model / "inference" / "metrics.json", encoding="utf-8") as file:
         metrics = json.load(file)
     print(
@@ -73,14 +77,15 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
         f"Scores                 {model / 'inference'}\n"
         f"Predictions and truth  {pictures}\n"
         f"Training curves        {curves}\n"
-        f"Particles in µm        {folder / 'particles'}"
+        f"Particles in µm        {particles}"
     )
 
 
-def _step(title: str, *arguments: str, env: dict[str, str]) -> None:
-    print(f"\n== {title}\n$ {shlex.join(['microplastics', *arguments])}", flush=True)
+def _step(env: dict[str, str], title: str, *arguments: object) -> None:
+    line = list(map(str, arguments))
+    print(f"\n== {title}\n$ {shlex.join(['microplastics', *line])}", flush=True)
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "microplastics", *arguments], env=env)
+    process = subprocess.Popen([sys.executable, "-m", "microplastics", *line], env=env)
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -94,32 +99,8 @@ def _step(title: str, *arguments: str, env: dict[str, str]) -> None:
     print(f"-- {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def _count(folder: Path, data: Path, model: Path, env: dict[str, str]) -> None:
-    """Predict and measure the test images, and print what is there beside what is found."""
-    predicted, true = folder / "particles", folder / "true_particles"
-    common = ("--um-per-px", "2", "--overwrite")
-    _step(
-        "Finding and measuring the particles on the test images",
-        *("predict", "--weights", str(model / "model_best.pth")),
-        *("--input", str(data / "test"), "--output", str(predicted), *common),
-        env=env,
-    )
-    _step(
-        "Measuring the true particles",
-        *("measure", "--masks", str(data / "annotations" / "instances_test.json")),
-        *("--images", str(data / "test"), "--output", str(true), *common, "--formats", "csv"),
-        env=env,
-    )
-    print(f"\n{_compare(predicted / 'summary.csv', true / 'summary.csv')}")
-
-
 def _compare(predicted: Path, true: Path) -> str:
-    """Print-ready table of the particles that were found beside those that are there.
-
-    Args:
-        predicted: summary.csv of ``microplastics predict``.
-        true: summary.csv of ``microplastics measure`` on the annotations of the same images.
-    """
+    """Print-ready table of two summary.csv: particles found beside those that are there."""
     import pandas as pd
     from tabulate import tabulate
 
@@ -140,5 +121,5 @@ def _compare(predicted: Path, true: Path) -> str:
 
 
 def _weighted_mean(table: "pd.DataFrame", value: str, weight: str) -> float:
-    known = table[table[weight] > 0]
-    return float((known[value] * known[weight]).sum() / max(known[weight].sum(), 1))
+    # The mean of no particle is NaN, which the sum leaves out.
+    return float((table[value] * table[weight]).sum() / max(table[weight].sum(), 1))

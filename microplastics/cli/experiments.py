@@ -4,21 +4,17 @@ from typing import Any
 
 import click
 
-from microplastics.cli.parsing import FILE, command, config_file, option
+from microplastics.cli.parsing import command, config_file, option, path
 
 
-def _numbers(
-    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
-) -> list[int | None]:
+def _numbers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> list:
     try:
         return [None if text == "all" else int(text) for text in texts]
     except ValueError as error:
         raise click.BadParameter(f"{error}; give numbers, or all.") from error
 
 
-def _starts(
-    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
-) -> list[tuple[str, str]]:
+def _starts(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> list:
     for text in texts:
         if "=" not in text:
             raise click.BadParameter(f"{text!r} has no =; write NAME=WEIGHTS, or NAME= for random.")
@@ -28,33 +24,22 @@ def _starts(
 @command(pairs=True, short_help="Learn whether more annotated images would help.")
 @config_file("Name or path of the config of all runs.", required=True)
 @option(
-    "--images",
-    several=True,
+    "--images=N",
+    "Numbers of training images, or all.",
+    multiple=True,
     required=True,
     callback=_numbers,
-    metavar="N",
-    help="Numbers of training images, or all.",
 )
+@option("--seeds=K", "Seeds: a run for each.", multiple=True, type=int, default=[1, 2])
 @option(
-    "--seeds", several=True, type=int, default=[1, 2], metavar="K", help="Seeds: a run for each."
-)
-@option(
-    "--start",
-    several=True,
+    "--start=NAME=WEIGHTS",
+    "Starting weights and a name for them; NAME= for random ones.",
+    multiple=True,
     required=True,
     callback=_starts,
-    metavar="NAME=WEIGHTS",
-    help="Starting weights and a name for them; NAME= for random ones.",
 )
-@option("--output", required=True, type=FILE, metavar="DIR", help="Folder of the runs.")
-def curve(
-    config_file: str,
-    opts: list[str],
-    images: list[int | None],
-    seeds: list[int],
-    start: list[tuple[str, str]],
-    output: str,
-) -> int:
+@path("--output=DIR", "Folder of the runs.", required=True)
+def curve(config_file: str, opts: list[str], output: str, **given: Any) -> int:
     """Compare short trainings on 5, 10, ... images and several starts.
 
     It tells what starting weights are worth, and whether more annotated images would help.
@@ -66,20 +51,17 @@ def curve(
     """
     from tabulate import tabulate
 
-    from microplastics.experiments.learning_curve import (
-        Start,
-        Stopped,
-        run_learning_curve,
-        summarise,
-    )
+    from microplastics.experiments import learning_curve
     from microplastics.visualization.curves import plot_learning_curve
 
-    starts = [Start(name, weights) for name, weights in start]
+    starts = [learning_curve.Start(name, weights) for name, weights in given["start"]]
     try:
-        runs = run_learning_curve(config_file, opts, starts, images, seeds, output)
-    except Stopped as stop:
+        runs = learning_curve.run_learning_curve(
+            config_file, opts, starts, given["images"], given["seeds"], output
+        )
+    except learning_curve.Stopped as stop:
         return stop.code
-    rows = summarise(runs)
+    rows = learning_curve.summarise(runs)
     plot_learning_curve(rows, f"{output}/learning_curve.png")
     print(tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".1f"))
     print(f"Runs, tables and learning_curve.png in {output}")
@@ -87,14 +69,8 @@ def curve(
 
 
 @command("measurement-errors", short_help="Print the errors of measurements on known shapes.")
-@option(
-    "--drawings",
-    type=click.IntRange(1),
-    default=100,
-    metavar="N",
-    help="Times that each shape is drawn.",
-)
-@option("--seed", type=int, default=0, metavar="K", help="Same seed, same table.")
+@option("--drawings=N", "Times that each shape is drawn.", type=click.IntRange(1), default=100)
+@option("--seed=K", "Same seed, same table.", default=0)
 def measurement_errors(**given: Any) -> None:
     """Print how far measurements are off on shapes of known size.
 

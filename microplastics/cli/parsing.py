@@ -21,20 +21,15 @@ _KEY = re.compile(
 )
 _NUMBER = re.compile(r"-[\d.]+(?:e-?\d+)?", re.IGNORECASE)
 
-FILE = click.Path()
-
 
 class Option(click.Option):
     """An option with a section in the help, and possibly several values: ``--input a b``."""
 
-    def __init__(self, *names: Any, several: bool = False, section: str = "", **settings: Any):
-        super().__init__(*names, multiple=several, **settings)
-        self.several = several
-        self.section = section
+    section = "Options"
 
     def make_metavar(self, ctx: click.Context) -> str:
         """Return click's own, with dots after an option of several values."""
-        return super().make_metavar(ctx) + ("..." if self.several else "")
+        return super().make_metavar(ctx) + ("..." if self.multiple else "")
 
 
 class Command(click.Command):
@@ -46,13 +41,7 @@ class Command(click.Command):
         exclusive: names of options of which a call takes one at most.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        pairs: bool = False,
-        exclusive: Sequence[Sequence[str]] = (),
-        **settings: Any,
-    ):
+    def __init__(self, *args: Any, pairs: bool = False, exclusive: Sequence = (), **settings: Any):
         settings.setdefault("context_settings", {"show_default": True})
         super().__init__(*args, **settings)
         self.pairs = pairs
@@ -67,13 +56,13 @@ class Command(click.Command):
         args, pairs = _Arranger(self, ctx).arrange(args)
         rest = super().parse_args(ctx, args)
         for param in self.params:
-            if getattr(param, "several", False):
+            if param.multiple:
                 ctx.params[param.name] = list(ctx.params[param.name] or ())
         if self.pairs:
             ctx.params["opts"] = pairs
         for names in self.exclusive:
-            source = {name: ctx.get_parameter_source(name) for name in names}
-            given = [name for name in names if source[name] is ParameterSource.COMMANDLINE]
+            typed = ParameterSource.COMMANDLINE
+            given = [name for name in names if ctx.get_parameter_source(name) is typed]
             if len(given) > 1:
                 flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
                 raise click.UsageError(f"{flags} exclude each other; give one of them.", ctx)
@@ -85,8 +74,7 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
-                title = getattr(param, "section", "") or "Options"
-                sections.setdefault(title, []).append(record)
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
@@ -138,9 +126,9 @@ class _Arranger:
 
     def _option(self, name: str, values: list[str], rest: deque[str]) -> list[str]:
         option = self.options[name]
-        if option.is_flag or option.count:
+        if option.is_flag:
             return [name] if not values else [f"{name}={values[0]}"]
-        if getattr(option, "several", False):
+        if option.multiple:
             while rest and self._is_value(rest[0]):
                 values.append(rest.popleft())
             found = [part for value in values for part in (name, value)]
@@ -173,28 +161,40 @@ class ConfigFile(click.ParamType):
 
     name = "config"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
         """Offer the names, and files if none of them begins like that."""
         names = [CompletionItem(name) for name in CONFIG_NAMES if name.startswith(incomplete)]
         return names or [CompletionItem(incomplete, type="file")]
 
 
-option = functools.partial(click.option, cls=Option)
 command = functools.partial(click.command, cls=Command)
 
 
-def section(title: str, *options: Callable) -> Callable:
-    """Bundle options under a title of the help, in that order.
+def option(names: str, text: str | None = None, **settings: Any) -> Callable:
+    """Make an option.
 
     Args:
-        title: of the section; empty for the first, untitled one.
-        options: decorators of :func:`option`.
-
-    Returns:
-        one decorator.
+        names: as in ``--min-score --threshold min_score=S``: its flags, the name of its parameter
+            if it is another one, and the name of its value in the help.
+        text: of the help.
+        settings: of :class:`Option`; a default gives the type.
     """
+    names, _, metavar = names.partition("=")
+    return click.option(*names.split(), cls=Option, metavar=metavar or None, help=text, **settings)
+
+
+def path(names: str, text: str, **settings: Any) -> Callable:
+    """Make an option whose value is a file or a folder."""
+    return option(names, text, type=click.Path(), **settings)
+
+
+def flag(names: str, text: str, **settings: Any) -> Callable:
+    """Make an option without a value."""
+    return option(names, text, is_flag=True, **settings)
+
+
+def section(title: str, *options: Callable) -> Callable:
+    """Bundle decorators of options under a title of the help; an empty one keeps theirs."""
 
     def decorate(function: Callable) -> Callable:
         for each in reversed(options):
@@ -209,24 +209,17 @@ def section(title: str, *options: Callable) -> Callable:
 def config_file(text: str = "Name or path of the config.", **settings: Any) -> Callable:
     """Make the option ``--config-file``."""
     settings = {"default": "", "show_default": False, **settings}
-    return option("--config-file", type=ConfigFile(), metavar="FILE", help=text, **settings)
+    return option("--config-file=FILE", text, type=ConfigFile(), **settings)
 
-
-placing = section(
-    "",
-    option("--copy", is_flag=True, help="Copy the images into DIR."),
-    option("--link", is_flag=True, help="Link the images into DIR."),
-)
 
 processes = section(
     "Several GPUs and machines",
-    option("--num-gpus", type=int, default=1, metavar="N", help="GPUs of each machine."),
-    option("--num-machines", type=int, default=1, metavar="N", help="Machines."),
-    option("--machine-rank", type=int, default=0, metavar="N", help="Number of this machine."),
+    option("--num-gpus=N", "GPUs of each machine.", default=1),
+    option("--num-machines=N", "Machines.", default=1),
+    option("--machine-rank=N", "Number of this machine.", default=0),
     option(
-        "--dist-url",
+        "--dist-url=URL",
+        "Where processes meet; tcp://HOST:PORT of the first of several machines.",
         default="auto",
-        metavar="URL",
-        help="Where processes meet; tcp://HOST:PORT of the first of several machines.",
     ),
 )

@@ -1,23 +1,29 @@
 """Commands for particles, and the export of a model: predict, measure, export."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from microplastics.cli.parsing import FILE, command, config_file, option, processes, section
+from microplastics.cli.parsing import command, config_file, flag, option, path, processes, section
 from microplastics.utils.errors import UserError
 
 RUN_FORMATS = ("csv", "parquet", "coco", "overlays", "labels", "rois", "geojson")
 EXPORT_FORMATS = ("onnx", "torchscript")
 EXCLUSIVE = [("resume", "overwrite"), ("counted_fraction", "filter_area_mm2")]
 
+_config_of_checkpoint = config_file("Name or path of a config (the checkpoint's own if not given).")
 _threshold = option(
-    "--confidence-threshold",
+    "--confidence-threshold=S",
+    "Lowest score of a particle (the checkpoint's own if not given, else 0.5).",
     type=float,
-    metavar="S",
-    help="Lowest score of a particle (the checkpoint's own if not given, else 0.5).",
 )
+
+
+def _unless(names: str, text: str) -> Callable:
+    """Make a flag that turns its parameter from true to false."""
+    return flag(names, text, flag_value=False, default=True, show_default=False)
 
 
 def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
@@ -30,85 +36,66 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str
     return tuple(name for name in RUN_FORMATS if name in names)
 
 
-# The options of inference.options.RunOptions, which predict and measure have in common.
+# What predict and measure have in common.
 run_options = section(
     "",
-    option("--output", required=True, type=FILE, metavar="DIR", help="Folder of all results."),
+    path("--output=DIR", "Folder of all results.", required=True),
     option(
-        "--formats",
+        "--formats=A,B",
+        f"What to write (docs/outputs.md); all if not given: {', '.join(RUN_FORMATS)}.",
         callback=_formats,
         default=",".join(RUN_FORMATS),
         show_default=False,
-        metavar="A,B",
-        help=f"What to write (docs/outputs.md); all if not given: {', '.join(RUN_FORMATS)}.",
     ),
-    option("--resume", is_flag=True, help="Go on with the run in DIR."),
-    option("--overwrite", is_flag=True, help="Begin the run in DIR again."),
+    flag("--resume", "Go on with the run in DIR."),
+    flag("--overwrite", "Begin the run in DIR again."),
     section(
         "Scale (docs/calibration.md)",
-        option("--um-per-px", type=float, metavar="UM", help="µm per pixel of all images."),
-        option(
-            "--calibration",
-            type=FILE,
-            metavar="CSV",
-            help="Table with the columns image and um_per_px.",
-        ),
-        option("--scale-bar-um", type=float, metavar="UM", help="Find the burnt-in bar of UM µm."),
-        option("--ignore-metadata", is_flag=True, help="Do not use the scale in the files."),
+        option("--um-per-px=UM", "µm per pixel of all images.", type=float),
+        path("--calibration=CSV", "Table with the columns image and um_per_px."),
+        option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
+        flag("--ignore-metadata", "Do not use the scale in the files."),
     ),
     section(
         "Counts (docs/counts.md)",
         option(
-            "--size-classes",
+            "--size-classes=WHAT",
+            "default, msfd, iso24187 or mm, or bounds in µm such as 20,100,500.",
             default="default",
-            metavar="WHAT",
-            help="default, msfd, iso24187 or mm, or bounds in µm such as 20,100,500.",
         ),
-        option("--min-size", type=float, metavar="UM", help="Smallest size that is counted."),
+        option("--min-size=UM", "Smallest size that is counted.", type=float),
         option(
-            "--region",
-            metavar="WHAT",
-            help="Where particles count (docs/region.md): circle, which finds a round membrane; "
+            "--region=WHAT",
+            "Where particles count (docs/region.md): circle, which finds a round membrane; "
             "a mask, QuPath GeoJSON or ImageJ ROI; or a folder with one for each image.",
         ),
         option(
             "--edge",
+            "Particles that touch the border: counted, left out, or made up for by weights.",
             type=click.Choice(["count", "exclude", "weight"]),
             default="count",
-            help="Particles that touch the border: counted, left out, or made up for by weights.",
         ),
         option(
-            "--group-by",
-            metavar="WHAT",
-            help="Sum samples: folder, a CSV (image, group), or a regular expression.",
+            "--group-by=WHAT", "Sum samples: folder, a CSV (image, group), or a regular expression."
         ),
         option(
-            "--sampled-volume",
-            metavar="VOLUME",
-            help="Filtered for each sample, such as '2 L', or a CSV (sample, volume with unit).",
+            "--sampled-volume=VOLUME",
+            "Filtered for each sample, such as '2 L', or a CSV (sample, volume with unit).",
         ),
         option(
-            "--counted-fraction",
-            type=float,
+            "--counted-fraction=F",
+            "Fraction of the filter that a sample's images show.",
             default=1.0,
-            metavar="F",
-            help="Fraction of the filter that a sample's images show.",
         ),
         option(
-            "--filter-area-mm2",
-            type=float,
-            metavar="AREA",
-            help="Area of the whole filter; the fraction is the area of the images, or of their "
+            "--filter-area-mm2=AREA",
+            "Area of the whole filter; the fraction is the area of the images, or of their "
             "regions, divided by it.",
+            type=float,
         ),
-        option(
-            "--blanks", several=True, metavar="GLOB", help="Images that are blanks, by their names."
-        ),
+        option("--blanks=GLOB", "Images that are blanks, by their names.", multiple=True),
     ),
-    section(
-        "Large files",
-        option("--allow-large", is_flag=True, help="Decode files of any number of pixels."),
-    ),
+    section("Large files", flag("--allow-large", "Decode files of any number of pixels.")),
 )
 
 
@@ -118,74 +105,38 @@ run_options = section(
     short_help="Find, count and measure the particles on photographs.",
 )
 @option(
-    "--input",
-    several=True,
-    required=True,
-    metavar="PATH",
-    help="Images, folders, globs, or .txt lists of images.",
+    "--input=PATH", "Images, folders, globs, or .txt lists of images.", multiple=True, required=True
 )
-@option("--weights", type=FILE, metavar="FILE", help="Checkpoint of a training.")
-@config_file("Name or path of a config (the checkpoint's own if not given).")
+@path("--weights=FILE", "Checkpoint of a training.")
+@_config_of_checkpoint
 @_threshold
+@option("--mask-threshold=P", "Lowest probability of a pixel of a mask.", default=0.5)
 @option(
-    "--mask-threshold",
+    "--max-overlap=F",
+    "Fraction of a particle that a better-scored one may cover (the config's if not given).",
     type=float,
-    default=0.5,
-    metavar="P",
-    help="Lowest probability of a pixel of a mask.",
-)
-@option(
-    "--max-overlap",
-    type=float,
-    metavar="F",
-    help="Fraction of a particle that a better-scored one may cover (the config's if not given).",
 )
 @option(
     "--precision",
+    "bf16 takes about 0.6 of the time on processors that have it.",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
-    help="bf16 takes about 0.6 of the time on processors that have it.",
 )
-@option(
-    "--batch-size",
-    type=int,
-    metavar="N",
-    help="Images at once (1 if not given, 8 on a GPU).",
-)
+@option("--batch-size=N", "Images at once (1 if not given, 8 on a GPU).", type=int)
 @run_options
 @section(
     "Windows of large images (docs/stitching.md)",
     option(
-        "--tile",
+        "--tile=PX",
+        "Side of the windows; 0 never cuts an image (chosen by itself if not given).",
         type=int,
-        metavar="PX",
-        help="Side of the windows; 0 never cuts an image (chosen by itself if not given).",
     ),
     option(
-        "--overlap",
-        type=int,
-        metavar="PX",
-        help="Overlap of neighbouring windows (chosen by itself if not given).",
+        "--overlap=PX", "Overlap of neighbouring windows (chosen by itself if not given).", type=int
     ),
-    option("--largest", type=float, metavar="PX", help="Length of the largest particle expected."),
-    option(
-        "--no-coarse",
-        "coarse",
-        is_flag=True,
-        flag_value=False,
-        default=True,
-        show_default=False,
-        help="No pass for particles larger than a window.",
-    ),
-    option(
-        "--no-join",
-        "join",
-        is_flag=True,
-        flag_value=False,
-        default=True,
-        show_default=False,
-        help="Leave broken fibres in pieces.",
-    ),
+    option("--largest=PX", "Length of the largest particle expected.", type=float),
+    _unless("--no-coarse coarse", "No pass for particles larger than a window."),
+    _unless("--no-join join", "Leave broken fibres in pieces."),
 )
 @processes
 def predict(**given: Any) -> Any:
@@ -207,31 +158,15 @@ def predict(**given: Any) -> Any:
     short_help="Measure particles whose masks are given.",
 )
 @option(
-    "--masks",
-    several=True,
-    metavar="FILE",
-    help="COCO JSON, COCO results JSON, or label TIFFs or PNGs (a folder of them).",
+    "--masks=FILE",
+    "COCO JSON, COCO results JSON, or label TIFFs or PNGs (a folder of them).",
+    multiple=True,
 )
-@option(
-    "--merge-runs",
-    several=True,
-    metavar="DIR",
-    help="Put the tables of finished runs together instead.",
-)
-@option(
-    "--images",
-    type=FILE,
-    metavar="DIR",
-    help="The photographs, for colours, overlays and their scale.",
-)
-@option(
-    "--dataset",
-    type=FILE,
-    metavar="JSON",
-    help="COCO JSON that names images and classes of results.",
-)
-@option("--class-name", default="Particle", metavar="NAME", help="Class of all label images.")
-@option("--min-score", type=float, default=0.0, metavar="S", help="Lowest score of results.")
+@option("--merge-runs=DIR", "Put the tables of finished runs together instead.", multiple=True)
+@path("--images=DIR", "The photographs, for colours, overlays and their scale.")
+@path("--dataset=JSON", "COCO JSON that names images and classes of results.")
+@option("--class-name=NAME", "Class of all label images.", default="Particle")
+@option("--min-score=S", "Lowest score of results.", default=0.0)
 @run_options
 def measure(**given: Any) -> int:
     """Measure given masks: annotations, predictions of any model, or label images.
@@ -251,38 +186,22 @@ def measure(**given: Any) -> int:
 
 
 @command(pairs=True, short_help="Write a model as an ONNX or TorchScript file.")
-@option("--weights", required=True, type=FILE, metavar="FILE", help="Checkpoint of a training.")
-@config_file("Name or path of a config (the checkpoint's own if not given).")
+@path("--weights=FILE", "Checkpoint of a training.", required=True)
+@_config_of_checkpoint
 @option(
-    "--format",
-    "format_name",
-    required=True,
-    type=click.Choice(EXPORT_FORMATS),
-    help="Format to write.",
+    "--format format_name", "Format to write.", required=True, type=click.Choice(EXPORT_FORMATS)
 )
+@path("--output=FILE", ".onnx; or .ts, .pt or .torchscript.", required=True)
 @option(
-    "--output",
-    required=True,
-    type=FILE,
-    metavar="FILE",
-    help=".onnx; or .ts, .pt or .torchscript.",
-)
-@option(
-    "--size",
+    "--size=H W",
+    "The one size in px of an ONNX file's input (any if not given).",
     type=int,
     nargs=2,
-    metavar="H W",
-    help="The one size in px of an ONNX file's input (any if not given).",
 )
-@option("--dynamic", is_flag=True, help="Any size in spite of --size.")
+@flag("--dynamic", "Any size in spite of --size.")
 @_threshold
 def export(
-    format_name: str,
-    output: str,
-    size: tuple[int, int] | None,
-    dynamic: bool,
-    opts: list[str],
-    **given: Any,
+    format_name: str, output: str, size: tuple[int, int] | None, dynamic: bool, **given: Any
 ) -> None:
     """Write a model as an ONNX or TorchScript file that runs without Detectron2.
 
@@ -292,13 +211,8 @@ def export(
     from microplastics.export.export import export_model
     from microplastics.runs.run import make_predictor
 
-    args = argparse.Namespace(
-        mask_threshold=0.5,
-        precision="fp32",
-        batch_size=1,
-        opts=[*opts, "MODEL.DEVICE", "cpu"],
-        **given,
-    )
+    given["opts"] += ["MODEL.DEVICE", "cpu"]
+    args = argparse.Namespace(mask_threshold=0.5, precision="fp32", batch_size=1, **given)
     about = export_model(make_predictor(args), output, format_name, size, dynamic)
     check, (_, height, width) = about["check"], about["input"]["shape"]
     print(f"{output}: {format_name}, uint8 {about['input']['channels']} (3, {height}, {width})")

@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from microplastics.cli.parsing import FILE, command, config_file, option, processes
+from microplastics.cli.parsing import command, config_file, flag, option, path, processes
+
+_config_of_training = "Name or path of the config of the training."
+_best = "Checkpoint (model_best.pth of OUTPUT_DIR if not given)."
 
 
 def train_or_evaluate(args: argparse.Namespace) -> int:
     """Do what a command line of Detectron2's ``train_net.py`` says, in each of its processes.
-
-    Args:
-        args: of Detectron2's ``default_argument_parser``.
 
     Returns:
         the exit code: 0, or 128 + the signal that stopped training.
@@ -37,8 +37,8 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
 
 @command(pairs=True, short_help="Train a model.")
 @config_file()
-@option("--resume", is_flag=True, help="Go on with the training in OUTPUT_DIR.")
-@option("--eval-only", is_flag=True, help="Only score a model, as microplastics evaluate does.")
+@flag("--resume", "Go on with the training in OUTPUT_DIR.")
+@flag("--eval-only", "Only score a model, as microplastics evaluate does.")
 @processes
 def train(**given: Any) -> Any:
     """Train a model, with the options of Detectron2's train_net.py.
@@ -55,13 +55,8 @@ def train(**given: Any) -> Any:
 
 
 @command(pairs=True, short_help="Score a model on annotated images.")
-@config_file("Name or path of the config of the training.")
-@option(
-    "--weights",
-    type=FILE,
-    metavar="FILE",
-    help="Checkpoint (model_best.pth of OUTPUT_DIR if not given).",
-)
+@config_file(_config_of_training)
+@path("--weights=FILE", _best)
 @processes
 def evaluate(weights: str | None, opts: list[str], **given: Any) -> Any:
     """Score a model on the annotated images of DATASETS.TEST.
@@ -81,28 +76,19 @@ def evaluate(weights: str | None, opts: list[str], **given: Any) -> Any:
 
 
 @command(pairs=True, short_help="Choose the score threshold of each class.")
-@config_file("Name or path of the config of the training.", required=True)
-@option(
-    "--weights",
-    default="",
-    type=FILE,
-    metavar="FILE",
-    show_default=False,
-    help="Checkpoint (model_best.pth of OUTPUT_DIR if not given).",
-)
+@config_file(_config_of_training, required=True)
+@path("--weights=FILE", _best, default="", show_default=False)
 @option(
     "--metric",
+    "Maximise F1 at mask IoU 0.5, or minimise the error of the count.",
     type=click.Choice(["f1", "count"]),
     default="f1",
-    help="Maximise F1 at mask IoU 0.5, or minimise the error of the count.",
 )
-@option(
-    "--output",
+@path(
+    "--output=FILE",
+    "Write a copy, and leave the checkpoint as it is.",
     default="",
-    type=FILE,
-    metavar="FILE",
     show_default=False,
-    help="Write a copy, and leave the checkpoint as it is.",
 )
 def thresholds(config_file: str, opts: list[str], weights: str, metric: str, output: str) -> None:
     """Choose the score threshold of each class on the images of DATASETS.TEST.
@@ -152,14 +138,8 @@ def _threshold_table(choices: Any) -> str:
 
 
 @command(short_help="Plot losses, learning rate and AP of a training.")
-@option(
-    "--input",
-    required=True,
-    type=FILE,
-    metavar="JSON",
-    help="metrics.json of a training's OUTPUT_DIR.",
-)
-@option("--output", required=True, type=FILE, metavar="FILE", help=".png, .jpg, .pdf or .svg.")
+@path("--input=JSON", "metrics.json of a training's OUTPUT_DIR.", required=True)
+@path("--output=FILE", ".png, .jpg, .pdf or .svg.", required=True)
 def plot(input: str, output: str) -> None:
     """Plot losses, learning rate and AP of a training.
 

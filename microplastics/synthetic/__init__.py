@@ -1,4 +1,7 @@
-"""Rendered photographs of filters with exact annotations."""
+"""Rendered photographs of filters with exact annotations.
+
+``rng`` is the source of random numbers of every function that takes one.
+"""
 
 from microplastics.synthetic.dataset import RENDERER_VERSION, render_dataset
 from microplastics.synthetic.scene import PRESETS, render_image

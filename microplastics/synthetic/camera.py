@@ -1,7 +1,4 @@
-"""Light, lens, camera and scale bar of rendered photographs.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Light, lens, camera and scale bar of rendered photographs."""
 
 import dataclasses
 import math
@@ -13,42 +10,30 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
+# Fraction of the cameras that have a colour filter array.
+MOSAIC = 0.7
+
 
 @dataclasses.dataclass
 class Scene:
-    """A picture while it is being drawn.
+    """A picture while it is being drawn."""
 
-    Attributes:
-        canvas: float (size, size, 3), BGR, 0 black to 1 white, changed in place.
-        light: unit vector (x, y) in the image that points to the lamp.
-        filter: name of the filter, or ``"photograph"``.
-        dark: whether particles shine on a dark ground.
-        cover: float32 (size, size), fraction of each pixel of a photographed filter that
-            particles cover; None on a rendered one.
-    """
-
-    canvas: np.ndarray
-    light: np.ndarray
-    filter: str
-    dark: bool
+    canvas: np.ndarray  # float (size, size, 3), BGR, 0 black to 1 white, changed in place
+    light: np.ndarray  # unit vector (x, y) in the image that points to the lamp
+    filter: str  # name of the filter, or "photograph"
+    dark: bool  # whether particles shine on a dark ground
+    # float32 (size, size), fraction of each pixel of a photographed filter that particles cover.
     cover: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A lens and a sensor.
+    """A lens and a sensor."""
 
-    Attributes:
-        blur: of the lens, standard deviation in px.
-        sharpening: strength of the camera's own sharpening, 0 for none.
-        shot: photon noise of a white pixel, as a fraction of white.
-        read: noise of a black pixel, as a fraction of white.
-    """
-
-    blur: float
-    sharpening: float
-    shot: float
-    read: float
+    blur: float  # of the lens, standard deviation in px
+    sharpening: float  # strength of the camera's own sharpening, 0 for none
+    shot: float  # photon noise of a white pixel, as a fraction of white
+    read: float  # noise of a black pixel, as a fraction of white
 
     def focus(self, image: np.ndarray) -> np.ndarray:
         """Blur and sharpen a picture, float32 (H, W, 3); a new array."""
@@ -59,15 +44,10 @@ class Camera:
         return image
 
     def sense(self, image: np.ndarray, noise: np.ndarray, demosaic: bool) -> np.ndarray:
-        """Add noise and digitise.
+        """Add noise and digitise to uint8 (H, W, 3).
 
-        Args:
-            image: float32 (H, W, 3), changed in place.
-            noise: float32 (H, W, 3), independent standard normal numbers.
-            demosaic: whether demosaicing spreads each pixel's noise over its neighbours.
-
-        Returns:
-            uint8 (H, W, 3).
+        ``image`` is changed in place; ``noise`` are independent standard normal numbers, which
+        demosaicing spreads over neighbours; both are float32 (H, W, 3).
         """
         if demosaic:
             noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * 2.0
@@ -77,24 +57,17 @@ class Camera:
 
 
 def generator(*key: int | str) -> Generator:
-    """Make the counter-based generator of a key.
+    """Make the counter-based generator of a key of integers >= 0 and words (their CRC-32).
 
     Keys that differ in one entry give independent streams: an image depends on its own key, not
     on the process that draws it or on what was drawn before.
-
-    Args:
-        key: integers >= 0, and words, which are replaced by their CRC-32.
     """
     entropy = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in key]
     return Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Draw a smooth random field.
-
-    Args:
-        shape: (height, width) in px.
-        cell: size of the structures in px.
+    """Draw a smooth random field with structures of ``cell`` px.
 
     Returns:
         float32 (height, width), mean about 0, standard deviation about 0.6 to 1.
@@ -114,12 +87,7 @@ def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> np.ndar
 def fractal_noise(
     rng: Generator, shape: tuple[int, int], cells: Sequence[float], falloff: float = 1.0
 ) -> np.ndarray:
-    """Sum :func:`smooth_noise` over scales and normalise it.
-
-    Args:
-        shape: (height, width) in px.
-        cells: structure sizes in px, of weights 1, ``falloff``, ``falloff`` ** 2 and so on.
-        falloff: ratio of successive weights.
+    """Sum :func:`smooth_noise` of several cells, weighted by 1, ``falloff``, its square and so on.
 
     Returns:
         float32 (height, width), mean 0, standard deviation 1.
@@ -133,14 +101,9 @@ def fractal_noise(
 
 
 def relief(height: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Compute the slope of a height field towards the light, which makes a texture look raised.
+    """Compute the slope of a height field, float32 (H, W), which makes a texture look raised.
 
-    Args:
-        height: float32 (H, W).
-        light: unit vector (x, y) in the image that points to the light.
-
-    Returns:
-        float32 (H, W), positive on slopes that face the light.
+    It is positive on slopes that face the light, a unit vector (x, y) in the image.
     """
     height = np.asarray(height, np.float32)
     dx = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
@@ -148,27 +111,18 @@ def relief(height: np.ndarray, light: np.ndarray) -> np.ndarray:
     return -(dx * float(light[0]) + dy * float(light[1]))
 
 
-def lognormal(rng: Generator, median: float, sigma: float, low: float, high: float) -> float:
-    """Draw a log-normal number, clipped to [low, high] (to low if low > high)."""
-    return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
+def walk(start: np.ndarray | tuple[float, float], heading: np.ndarray, step: float) -> np.ndarray:
+    """Return the points (N + 1, 2) of a line from its start, N headings in rad and a step in px."""
+    steps = step * np.stack([np.cos(heading), np.sin(heading)], 1)
+    return np.concatenate([[start], start + np.cumsum(steps, 0)])
 
 
-def expose(
-    rng: Generator, scene: Scene, blur_range: tuple[float, float] = (0.35, 0.95)
-) -> np.ndarray:
-    """Photograph a scene: uneven light, lens and camera.
-
-    Args:
-        scene: the finished scene.
-        blur_range: bounds of the lens's blur, standard deviation in px.
-
-    Returns:
-        uint8 (size, size, 3), BGR.
-    """
+def expose(rng: Generator, scene: Scene, blur_range: tuple[float, float]) -> np.ndarray:
+    """Photograph a finished scene: uneven light, lens and camera; uint8 (size, size, 3), BGR."""
     image = scene.canvas * _illumination(rng, scene.canvas.shape[0])
     camera = draw_camera(rng, blur_range)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    return camera.sense(camera.focus(image), noise, draw_demosaic(rng))
+    return camera.sense(camera.focus(image), noise, rng.random() < MOSAIC)
 
 
 def draw_camera(rng: Generator, blur_range: tuple[float, float]) -> Camera:
@@ -178,43 +132,26 @@ def draw_camera(rng: Generator, blur_range: tuple[float, float]) -> Camera:
     return Camera(blur, sharpening, rng.uniform(0.008, 0.03), rng.uniform(0.003, 0.01))
 
 
-def draw_demosaic(rng: Generator) -> bool:
-    """Draw whether a camera has a colour filter array."""
-    return bool(rng.random() < 0.7)
-
-
 def draw_cast(rng: Generator) -> np.ndarray:
     """Draw the colour of a lamp as the camera balances it, float64 (3,), BGR, about 1."""
     cast = np.array([(1, 1, 1), (0.84, 0.95, 1.03), (1.04, 1.0, 0.93), (0.95, 1.02, 0.98)])
     return cast[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])] + rng.normal(0, 0.015, 3)
 
 
-def scratch(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Draw scratches of the filter: hair-fine, nearly straight lines, lighter or darker.
-
-    Args:
-        scene: changed in place.
-        amount: factor on their number.
-    """
+def scratch(rng: Generator, scene: Scene, amount: float) -> None:
+    """Draw scratches of the filter: hair-fine, nearly straight lines, lighter or darker."""
     size = scene.canvas.shape[0]
     for _ in range(int(rng.poisson(0.6 * amount * size / 256))):
         start, angle = rng.uniform(0, size, 2), rng.uniform(0, 2 * np.pi)
         reach, bend = rng.uniform(20, 140), rng.normal(0, 0.05)
-        heading = angle + bend * np.arange(5)
-        step = reach / 5 * np.stack([np.cos(heading), np.sin(heading)], 1)
-        points = np.concatenate([[start], start + np.cumsum(step, 0)])
-        window, line = draw_hairline(scene, points)
+        window, line = draw_hairline(scene, walk(start, angle + bend * np.arange(5), reach / 5))
         if line.size:
             depth = rng.uniform(0.02, 0.06) * rng.choice([-1, 1])
             window += depth * cv2.GaussianBlur(line, (0, 0), 0.5)[..., None]
 
 
 def draw_hairline(scene: Scene, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a line of 1 px.
-
-    Args:
-        scene: the picture, not changed.
-        points: float (N, 2) in px.
+    """Draw a line of 1 px through points, float (N, 2), without changing the scene.
 
     Returns:
         The window of the canvas around the line, and the line, float32 (h, w), 0 to 1; both are
@@ -245,36 +182,38 @@ def soil_lens(rng: Generator, scene: Scene) -> None:
 def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
     """Choose a scale bar: a round number of micrometres over an eighth to a third of the width.
 
-    Args:
-        size: side of the image in px.
-        um_per_px: micrometres per pixel.
-
     Returns:
         ``um``, ``px`` (drawn length, whole pixels), ``bbox`` ([x, y, width, height] of bar and
-        number) and ``style`` (for :func:`draw_scale_bar`); None if the number does not fit.
+        number), and for :func:`draw_scale_bar` ``ink`` (their pixels, 0 to 1) and ``plate``; None
+        if the number does not fit.
     """
     power = math.floor(math.log10(um_per_px * size * 0.125))
     powers, steps = range(power - 1, power + 3), (1, 2, 2.5, 5, 7.5)
     lengths = [float(f"{step}e{power}") for power in powers for step in steps]
     fitting = [um for um in lengths if 0.125 <= um / um_per_px / size <= 0.34]
     um = float(rng.choice(fitting))
-    px, thick = round(um / um_per_px), int(rng.integers(2, max(3, size // 64) + 1))
-    thick = min(thick, 8)
-    text = bar_text(um)
+    px = round(um / um_per_px)
+    thick = min(int(rng.integers(2, max(3, size // 64) + 1)), 8)
     font_px = int(np.clip(size / 20, 9, 34) * rng.uniform(0.9, 1.3))
-    text_width, text_height = _text_mask(text, font_px).shape[::-1]
+    text = _text_mask(bar_text(um), font_px) / 255
     ticks = int(thick * 1.5) if rng.random() < 0.5 else 0
     gap = 3 + ticks
-    width = max(px, text_width)
-    height = text_height + gap + thick + ticks
+    width, height = max(px, text.shape[1]), len(text) + gap + thick + ticks
     pad = int(rng.integers(5, max(6, size // 24) + 1))
     x = pad if rng.random() < 0.5 else size - pad - width
     y = pad if rng.random() < 0.3 else size - pad - height
     if width + 2 * pad > size or height + 2 * pad > size:
         return None
-    style = {"text": text, "font_px": font_px, "thick": thick, "ticks": ticks, "gap": gap}
-    style |= {"plate": bool(rng.random() < 0.25), "above": bool(rng.random() < 0.7)}
-    return {"um": um, "px": px, "bbox": [x, y, width, height], "style": style}
+    plate, above = bool(rng.random() < 0.25), rng.random() < 0.7
+    bar_x, text_x = (width - px) // 2, (width - text.shape[1]) // 2
+    bar_y, text_y = (len(text) + gap, 0) if above else (ticks, height - len(text))
+    ink = np.zeros((height, width, 1), np.float32)
+    ink[text_y : text_y + len(text), text_x : text_x + text.shape[1], 0] = text
+    ink[bar_y : bar_y + thick, bar_x : bar_x + px] = 1
+    if ticks:
+        for tick in (bar_x, bar_x + px - 2):
+            ink[bar_y - ticks : bar_y + thick + ticks, tick : tick + 2] = 1
+    return {"um": um, "px": px, "bbox": [x, y, width, height], "ink": ink, "plate": plate}
 
 
 def bar_text(um: float) -> str:
@@ -285,38 +224,14 @@ def bar_text(um: float) -> str:
 
 
 def draw_scale_bar(image: np.ndarray, bar: dict) -> None:
-    """Burn a planned scale bar into a photograph.
-
-    Args:
-        image: uint8 (size, size, 3), BGR, changed in place.
-        bar: from :func:`plan_scale_bar`.
-    """
+    """Burn a bar of :func:`plan_scale_bar` into a photograph, uint8 (size, size, 3), BGR."""
     x, y, width, height = bar["bbox"]
-    style = bar["style"]
-    ground = image[y : y + height, x : x + width].mean()
-    ink = 0 if ground > 115 else 255
-    if style["plate"]:
-        plate = image[max(y - 3, 0) : y + height + 3, max(x - 3, 0) : x + width + 3]
-        ink = 0 if ground > 60 else 255
-        plate[:] = 255 - ink
-    text = _text_mask(style["text"], style["font_px"])
-    thick, ticks = style["thick"], style["ticks"]
-    bar_x = (width - bar["px"]) // 2
-    bar_y = len(text) + style["gap"] if style["above"] else ticks
-    text_x, text_y = (width - text.shape[1]) // 2, 0 if style["above"] else height - len(text)
-    mask = np.zeros((height, width, 1), np.float32)
-    mask[text_y : text_y + len(text), text_x : text_x + text.shape[1], 0] = text / 255
-    mask[bar_y : bar_y + thick, bar_x : bar_x + bar["px"]] = 1
-    if ticks:
-        for tick in (bar_x, bar_x + bar["px"] - 2):
-            mask[bar_y - ticks : bar_y + thick + ticks, tick : tick + 2] = 1
     window = image[y : y + height, x : x + width]
-    window[:] = np.round(window * (1 - mask) + ink * mask).astype(np.uint8)
-
-
-def jpeg_quality(rng: Generator) -> int:
-    """Draw the JPEG quality of a camera or an export."""
-    return int(rng.integers(84, 98))
+    ground = window.mean()
+    color = 0 if ground > (60 if bar["plate"] else 115) else 255
+    if bar["plate"]:
+        image[max(y - 3, 0) : y + height + 3, max(x - 3, 0) : x + width + 3] = 255 - color
+    window[:] = np.round(window * (1 - bar["ink"]) + color * bar["ink"]).astype(np.uint8)
 
 
 def _illumination(rng: Generator, size: int) -> np.ndarray:
@@ -332,10 +247,8 @@ def _illumination(rng: Generator, size: int) -> np.ndarray:
 
 
 def _text_mask(text: str, font_px: int) -> np.ndarray:
-    """Draw a line of text, uint8 (h, w), cropped to the ink.
-
-    Pillow's own font lacks µ: it is drawn as a u with a tail.
-    """
+    """Draw a line of text, uint8 (h, w), cropped to the ink."""
+    # Pillow's own font lacks µ: it is drawn as a u with a tail.
     font = ImageFont.load_default(font_px)
     drawing = Image.new("L", (font_px * (len(text) + 2), font_px * 2), 0)
     pen, x = ImageDraw.Draw(drawing), font_px // 2
@@ -349,5 +262,5 @@ def _text_mask(text: str, font_px: int) -> np.ndarray:
             pen.rectangle((left, (top + bottom) // 2, left + stem, bottom + font_px // 5), 255)
         x += round(font.getlength("u" if letter == "µ" else letter))
     ink = np.asarray(drawing)
-    rows, columns = np.nonzero(ink.any(1))[0], np.nonzero(ink.any(0))[0]
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    x, y, width, height = cv2.boundingRect(ink)
+    return ink[y : y + height, x : x + width]

@@ -1,11 +1,7 @@
 """Rendered data sets on disk."""
 
-import contextlib
-import dataclasses
-import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +9,15 @@ import cv2
 from tqdm import tqdm
 
 from microplastics.synthetic.filters import Blanks, check_blanks, find_blanks
-from microplastics.synthetic.scene import find_preset, render_image
+from microplastics.synthetic.scene import check_option, find_preset, render_image
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_error, write_json
+from microplastics.utils.io import atomic_write, read_json, write_error, write_json
 from microplastics.utils.system import available_processors, map_in_processes
 
 # Must be raised whenever the same parameters give another picture.
 RENDERER_VERSION = 2
 MANIFEST = "synthetic.json"
-# Folder with a JSON file per finished image, while a data set is incomplete.
-UNFINISHED = "unfinished"
 MIN_SIZE, MAX_SIZE = 64, 8192
-_MIN_UM_PER_PX, _MAX_UM_PER_PX = 1e-6, 1e6
-# Starting a process costs a few seconds: smaller jobs are rendered without.
-_PIXELS_WORTH_A_PROCESS = 100 * 512 * 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Parameters of a data set, see :func:`render_dataset`."""
-
-    counts: dict[str, int]
-    size: int
-    um_per_px: float
-    seed: int
-    preset: str
-    blanks: Blanks | None
-
-    def check(self) -> None:
-        """Raise UserError for parameters that cannot be rendered."""
-        for split, count in self.counts.items():
-            named = re.fullmatch(r"[A-Za-z0-9_]+", split) is not None
-            check_option(named, "A split", f"'{split}'", "letters, digits and '_'")
-            check_option(count >= 0, f"--{split}", count, "a number of images, 0 or more")
-        total = sum(self.counts.values())
-        check_option(total > 0, "The number of images of all splits", total, "1 or more")
-        check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
-        find_preset(self.preset)
-
-    def manifest(self) -> dict[str, Any]:
-        """Return everything that the data set's bytes depend on, as JSON."""
-        blanks = self.blanks
-        return {
-            "renderer_version": RENDERER_VERSION,
-            "counts": self.counts,
-            "size": self.size,
-            "um_per_px": self.um_per_px,
-            "seed": self.seed,
-            "preset": self.preset,
-            "backgrounds": blanks and {"images": len(blanks.files), "bytes": blanks.bytes},
-        }
 
 
 def render_dataset(
@@ -72,15 +27,14 @@ def render_dataset(
     um_per_px: float = 4.0,
     seed: int = 0,
     workers: int | None = None,
-    progress: bool = True,
     preset: str = "default",
     backgrounds: str | os.PathLike | None = None,
 ) -> dict[str, Path]:
     """Render a data set: ``output/SPLIT/*.jpg`` and ``output/annotations/instances_SPLIT.json``.
 
     The bytes of an image depend only on (seed, split, index, size, um_per_px, preset, content of
-    backgrounds). A complete data set is kept, an interrupted one is continued, and one with fewer
-    images is rendered again in place.
+    backgrounds). A complete data set is kept; an interrupted one, or one with fewer images, is
+    rendered again in place.
 
     Args:
         output: folder of the data set.
@@ -89,7 +43,6 @@ def render_dataset(
         um_per_px: micrometres per pixel.
         seed: 0 or more.
         workers: processes; None uses all processors for large jobs.
-        progress: whether to show a progress bar on stderr, if it is a terminal.
         preset: name in :data:`microplastics.synthetic.scene.PRESETS`.
         backgrounds: folder with photographs of empty filters, which replace the preset's filters;
             None draws those.
@@ -101,40 +54,53 @@ def render_dataset(
         UserError: a parameter is invalid, a background cannot be read, or ``output`` cannot be
             written or holds other data.
     """
-    settings = Settings(dict(counts), size, float(um_per_px), seed, preset, None)
-    settings.check()
-    check_option(workers is None or workers > 0, "--workers", workers, "1 or more")
-    root = Path(output)
+    for split, count in counts.items():
+        named = re.fullmatch(r"[A-Za-z0-9_]+", split) is not None
+        check_option(named, "A split", f"'{split}'", "letters, digits and '_'")
+        check_option(count >= 0, f"--{split}", count, "a number of images, 0 or more")
+    total = sum(counts.values())
+    check_option(total > 0, "The number of images of all splits", total, "1 or more")
+    check_parameters(size, (MIN_SIZE, MAX_SIZE), um_per_px, seed)
+    find_preset(preset)
+    workers = choose_workers(workers, total * size**2)
+    root, blanks = Path(output), None
     if backgrounds is not None:
         _check_apart(root, Path(backgrounds))
-        settings = dataclasses.replace(settings, blanks=find_blanks(backgrounds))
-    paths = {split: root / "annotations" / f"instances_{split}.json" for split in counts}
+        blanks = find_blanks(backgrounds)
+    # Everything that the data set's bytes depend on.
+    settings = {
+        "renderer_version": RENDERER_VERSION,
+        "counts": dict(counts),
+        "size": size,
+        "um_per_px": float(um_per_px),
+        "seed": seed,
+        "preset": preset,
+        "backgrounds": blanks and {"images": len(blanks.files), "bytes": blanks.bytes},
+    }
     if not _is_complete(root, settings):
-        if settings.blanks is not None:
-            check_blanks(settings.blanks, size, progress)
+        if blanks is not None:
+            check_blanks(blanks, size)
         _claim(root, settings)
-        write_json(root / MANIFEST, {**settings.manifest(), "complete": False}, indent=1)
-        files = _render(root, settings, workers, progress)
-        done = {**settings.manifest(), "complete": True, "files": files}
-        write_json(root / MANIFEST, done, indent=1)
-    _discard_notes(root)
-    return paths
+        write_json(root / MANIFEST, {**settings, "complete": False}, indent=1)
+        files = _render(root, settings, blanks, workers)
+        write_json(root / MANIFEST, {**settings, "complete": True, "files": files}, indent=1)
+    return {split: root / "annotations" / f"instances_{split}.json" for split in counts}
 
 
 def check_parameters(size: int, limits: tuple[int, int], um_per_px: float, seed: int) -> None:
     """Raise UserError for a size (within ``limits``, px), scale or seed that is out of range."""
     low, high = limits
     check_option(low <= size <= high, "--size", size, f"{low} to {high} px")
-    low, high = _MIN_UM_PER_PX, _MAX_UM_PER_PX
-    valid = low <= um_per_px <= high  # False for NaN
-    check_option(valid, "--um-per-px", f"{um_per_px:g}", f"{low:g} to {high:g} µm per pixel")
+    valid = 1e-6 <= um_per_px <= 1e6  # False for NaN
+    check_option(valid, "--um-per-px", f"{um_per_px:g}", "1e-06 to 1e+06 µm per pixel")
     check_option(seed >= 0, "--seed", seed, "0 or more")
 
 
-def check_option(valid: bool, option: str, value: object, expected: str) -> None:
-    """Raise UserError for an option with an invalid value."""
-    if not valid:
-        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
+def choose_workers(workers: int | None, pixels: int) -> int:
+    """Check --workers; if it is None, choose all processors or one."""
+    check_option(workers is None or workers > 0, "--workers", workers, "1 or more")
+    # Starting a process costs a few seconds: small jobs are rendered without.
+    return workers or (available_processors() if pixels >= 16_000_000 else 1)
 
 
 def _check_apart(root: Path, backgrounds: Path) -> None:
@@ -149,53 +115,48 @@ def _check_apart(root: Path, backgrounds: Path) -> None:
 
 def _read_manifest(root: Path) -> dict[str, Any] | None:
     """Read the manifest of a data set; None if it does not exist."""
-    path, data = root / MANIFEST, None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    path = root / MANIFEST
+    if not path.is_file():
         return None
-    except (OSError, ValueError, RecursionError):
-        pass  # the check below reports it
-    counts = data.get("counts") if isinstance(data, dict) else None
+    data = read_json(path, meant="the settings of a data set; delete it")
+    counts, files = data.get("counts"), data.get("files", {})
     valid = isinstance(counts, dict) and all(isinstance(n, int) for n in counts.values())
-    if not valid or not isinstance(data.get("files", {}), dict):
+    if not valid or not isinstance(files, dict):
         raise UserError(
             f"{path} is damaged; delete it or choose another --output.", code="file_invalid"
         )
     return data
 
 
-def _is_complete(root: Path, settings: Settings) -> bool:
+def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds this data set, with every file at its recorded size."""
-    manifest = _read_manifest(root)
-    if manifest is None or not manifest.get("complete"):
-        return False
-    if any(manifest.get(name) != value for name, value in settings.manifest().items()):
-        return False
-    with contextlib.suppress(OSError):
-        files = manifest.get("files", {})
-        return all((root / name).stat().st_size == length for name, length in files.items())
-    return False
+    manifest = _read_manifest(root) or {}
+    expected = {**settings, "complete": True}
+    files = [(root / name, length) for name, length in manifest.get("files", {}).items()]
+    return all(manifest.get(name) == value for name, value in expected.items()) and all(
+        path.is_file() and path.stat().st_size == length for path, length in files
+    )
 
 
-def _claim(root: Path, settings: Settings) -> None:
+def _claim(root: Path, settings: dict[str, Any]) -> None:
     """Make the folders; refuse to overwrite files of other commands or settings."""
-    manifest, ours = _read_manifest(root), settings.manifest()
+    manifest = _read_manifest(root)
     if manifest is not None:
         counts = manifest.pop("counts")
         other = [
             f"{name} {manifest.get(name)}"
-            for name, value in ours.items()
+            for name, value in settings.items()
             if name != "counts" and manifest.get(name) != value
         ]
-        other += [f"{n} {s} images" for s, n in counts.items() if n > settings.counts.get(s, 0)]
+        wanted = settings["counts"]
+        other += [f"{n} {s} images" for s, n in counts.items() if n > wanted.get(s, 0)]
         if other:
             raise UserError(
                 f"{root} holds another rendering ({', '.join(other)}); delete it or choose "
                 "another --output.",
                 code="output_exists",
             )
-    for split in settings.counts:
+    for split in settings["counts"]:
         folder, json_file = root / split, root / "annotations" / f"instances_{split}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -210,31 +171,28 @@ def _claim(root: Path, settings: Settings) -> None:
                 leftover.unlink()
         except OSError as error:
             raise write_error(folder, error) from error
-    if manifest is None:
-        # Their settings are unknown.
-        _discard_notes(root)
 
 
-def _discard_notes(root: Path) -> None:
-    if (root / UNFINISHED).is_dir():
-        shutil.rmtree(root / UNFINISHED)
-
-
-def _render(root: Path, settings: Settings, workers: int | None, progress: bool) -> dict[str, int]:
+def _render(
+    root: Path, settings: dict[str, Any], blanks: Blanks | None, workers: int
+) -> dict[str, int]:
     """Render all images and write the annotations; return path -> bytes of every file."""
-    tasks = [(root, s, i, settings) for s, count in settings.counts.items() for i in range(count)]
-    if workers is None:
-        small = len(tasks) * settings.size**2 < _PIXELS_WORTH_A_PROCESS
-        workers = 1 if small else available_processors()
-    rendered = tqdm(
-        map_in_processes(_render_to_file, tasks, min(workers, len(tasks))),
-        total=len(tasks),
-        desc="Rendering",
-        unit="image",
-        disable=None if progress else True,
-    )
-    files, sets = {}, {split: _empty_coco(settings) for split in settings.counts}
-    for (_, split, _, _), (length, record, annotations) in zip(tasks, rendered, strict=True):
+    tasks = [
+        (split, index, root, settings, blanks)
+        for split, count in settings["counts"].items()
+        for index in range(count)
+    ]
+    rendered = map_in_processes(_render_to_file, tasks, min(workers, len(tasks)))
+    rendered = tqdm(rendered, "Rendering", len(tasks), unit="image", disable=None)
+    head = {
+        "description": "Rendered photographs of filters with microplastics (not real samples)",
+        **settings,
+    }
+    categories = find_preset(settings["preset"]).categories
+    files, sets = {}, {}
+    for split in settings["counts"]:
+        sets[split] = {"info": head, "images": [], "annotations": [], "categories": categories}
+    for (split, *_), (length, record, annotations) in zip(tasks, rendered, strict=True):
         coco = sets[split]
         image_id, first = len(coco["images"]) + 1, len(coco["annotations"]) + 1
         coco["images"].append({"id": image_id, **record})
@@ -248,39 +206,20 @@ def _render(root: Path, settings: Settings, workers: int | None, progress: bool)
     return files
 
 
-def _empty_coco(settings: Settings) -> dict[str, Any]:
-    info = {
-        "description": "Rendered photographs of filters with microplastics (not real samples)",
-        **settings.manifest(),
-    }
-    categories = find_preset(settings.preset).categories
-    return {"info": info, "images": [], "annotations": [], "categories": categories}
-
-
-def _render_to_file(
-    task: tuple[Path, str, int, Settings],
-) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
-    """Render an image to disk, unless an interrupted run has finished it.
+def _render_to_file(task: tuple) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+    """Render an image to disk.
 
     Returns:
         Length of its file in bytes, its COCO image entry and its annotations without ids.
     """
-    root, split, index, settings = task
+    split, index, root, settings, blanks = task
     path = root / split / f"{split}_{index:06d}.jpg"
-    note = root / UNFINISHED / f"{path.stem}.json"
-    # Both files are written whole or not at all, the note last.
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        length, record, annotations = json.loads(note.read_text(encoding="utf-8"))
-        if path.stat().st_size == length:
-            return length, record, annotations
-    key = (settings.seed, split, index)
+    key, preset = (settings["seed"], split, index), find_preset(settings["preset"])
     image, record, annotations = render_image(
-        key, settings.size, settings.um_per_px, find_preset(settings.preset), settings.blanks
+        key, settings["size"], settings["um_per_px"], preset, blanks
     )
     quality = [cv2.IMWRITE_JPEG_QUALITY, record["jpeg_quality"]]
     encoded = cv2.imencode(".jpg", image, quality)[1].tobytes()
     with atomic_write(path, "wb") as file:
         file.write(encoded)
-    done = len(encoded), {"file_name": path.name, **record}, annotations
-    write_json(note, done)
-    return done
+    return len(encoded), {"file_name": path.name, **record}, annotations

@@ -1,9 +1,5 @@
-"""Empty filters, drawn or photographed, and their debris.
+"""Empty filters, drawn or photographed, and their debris."""
 
-``rng`` is the source of random numbers of every function that takes one.
-"""
-
-import collections
 import dataclasses
 import logging
 import math
@@ -17,7 +13,7 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
-from microplastics.data.images import read_image
+from microplastics.data.images import ImageCache, read_image
 from microplastics.synthetic.camera import (
     Scene,
     draw_hairline,
@@ -25,6 +21,7 @@ from microplastics.synthetic.camera import (
     generator,
     relief,
     smooth_noise,
+    walk,
 )
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
@@ -36,54 +33,32 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", 
 _DARK_BELOW = 0.35
 # Approximate brightness of the drawn filters, which particles are shaded for.
 _PLAIN_LEVEL = 0.8
-# Decoded photographs that a process keeps, in bytes.
-_CACHE_BYTES = 256 * 2**20
-_cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+# Decoded photographs that a process keeps.
+_cache = ImageCache(max_bytes=256 * 2**20)
 _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Blanks:
-    """Photographs of empty filters.
+    """Photographs of empty filters."""
 
-    Attributes:
-        root: their folder.
-        files: their paths below it with ``/``, sorted.
-        bytes: total size of the files.
-    """
-
-    root: str
-    files: tuple[str, ...]
-    bytes: int
+    root: str  # their folder
+    files: tuple[str, ...]  # their paths below it with "/", sorted
+    bytes: int  # total size of the files
 
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A photographed filter, with the camera that drawn particles must look taken by.
+    """A photographed filter, with the camera that drawn particles must look taken by."""
 
-    Attributes:
-        name: its path below its folder.
-        pixels: float32 (size, size, 3), BGR, 0 to 1: the piece under the particles.
-        light: float32, broadcast against it: factor from the evenly lit scene to the photograph.
-        blur: standard deviation of the lens's blur in px.
-        noise: standard deviation of the noise of a channel, 0 to 1.
-    """
-
-    name: str
-    pixels: np.ndarray
-    light: np.ndarray
-    blur: float
-    noise: float
+    name: str  # its path below its folder
+    pixels: np.ndarray  # float32 (size, size, 3), BGR, 0 to 1: the piece under the particles
+    light: np.ndarray  # float32, broadcast against it: factor from the evenly lit scene to it
+    blur: float  # of the lens, standard deviation in px
+    noise: float  # of a channel, standard deviation, 0 to 1
 
     def retake(self, rng: Generator, scene: Scene) -> np.ndarray:
-        """Add the drawn particles, with blur and noise, to the photograph.
-
-        Args:
-            scene: the finished scene on the photograph.
-
-        Returns:
-            uint8 (size, size, 3), BGR.
-        """
+        """Add the particles drawn on its scene, with blur and noise: uint8 (size, size, 3), BGR."""
         drawn = scene.canvas * self.light - self.pixels
         cover = scene.cover
         if self.blur > 0.3:
@@ -98,16 +73,7 @@ class Photograph:
 
 
 def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, float]) -> Scene:
-    """Draw an empty filter.
-
-    Args:
-        key: key of the picture's random stream.
-        size: side of the picture in px.
-        filters: frequency of each filter; they add up to 1.
-
-    Returns:
-        The scene, lit evenly; light, optics and camera come later.
-    """
+    """Draw an empty filter, lit evenly; ``filters`` are frequencies that add up to 1."""
     rng = generator(*key, "filter")
     scene = bare_filter(rng, size, filters)
     if scene.filter in ("glass_fiber", "cellulose") and rng.random() < 0.45:
@@ -133,12 +99,7 @@ def draw_dirt(rng: Generator) -> float:
 
 
 def scatter_debris(rng: Generator, scene: Scene, dirt: float) -> None:
-    """Scatter natural matter over a scene.
-
-    Args:
-        scene: changed in place.
-        dirt: density, see :func:`draw_dirt`.
-    """
+    """Scatter natural matter over a scene, with a density as of :func:`draw_dirt`."""
     size = scene.canvas.shape[0]
     dirt = dirt * (size / 256) ** 2
     _specks(rng, scene, int(min(14 * dirt, 4000)))
@@ -148,13 +109,9 @@ def scatter_debris(rng: Generator, scene: Scene, dirt: float) -> None:
 
 
 def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
-    """Enclose air bubbles: round, colourless, a broad rim about a bright middle.
+    """Enclose air bubbles, ``mean`` on 256 x 256 px: round, colourless, with a bright middle.
 
-    The rim is dark in bright field, and a thin bright ring in dark field.
-
-    Args:
-        scene: changed in place.
-        mean: mean number on 256 x 256 px.
+    The rim is broad and dark in bright field, and a thin bright ring in dark field.
     """
     size = scene.canvas.shape[0]
     for _ in range(min(int(rng.poisson(mean * (size / 256) ** 2)), 400)):
@@ -172,22 +129,16 @@ def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
             window *= (1 - rng.uniform(0.5, 0.8) * shade + 0.25 * shine)[..., None]
 
 
-def shed_fibers(rng: Generator, scene: Scene, amount: float = 1.0) -> None:
-    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief.
-
-    Args:
-        scene: changed in place; filters without fibres are not changed.
-        amount: factor on their number.
-    """
+def shed_fibers(rng: Generator, scene: Scene, amount: float) -> None:
+    """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief."""
     if scene.filter not in ("glass_fiber", "cellulose"):
         return
     size = scene.canvas.shape[0]
     for _ in range(min(int(rng.poisson(0.5 * amount * (size / 256) ** 2)), 400)):
         count, reach = 12, rng.uniform(40, 170)
         heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.06, count))
-        steps = reach / count * np.stack([np.cos(heading), np.sin(heading)], 1)
-        points = rng.uniform(0, size, 2) + np.cumsum(steps, 0)
-        window, line = draw_hairline(scene, points)
+        start = rng.uniform(0, size, 2)
+        window, line = draw_hairline(scene, walk(start, heading, reach / count)[1:])
         if not line.size:
             continue
         soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.6, 0.9))
@@ -199,12 +150,6 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
     """Find the images in a folder and its sub-folders, by their suffix.
 
     Hidden files and folders are skipped; other files are named in a warning.
-
-    Args:
-        folder: folder of JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or PPM files.
-
-    Raises:
-        UserError: the folder does not exist, cannot be read or contains no image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -235,27 +180,14 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
             code="input_empty",
         )
     if others:
-        _logger.warning(
-            "%d files in %s are not images and are ignored, such as %s.",
-            *(len(others), root, min(others)),
-        )
+        words = "%d files in %s are not images and are ignored, such as %s."
+        _logger.warning(words, len(others), root, min(others))
     return Blanks(os.fspath(root), tuple(sorted(names)), total)
 
 
-def check_blanks(blanks: Blanks, size: int, progress: bool = True) -> None:
-    """Decode every photograph once.
-
-    Args:
-        blanks: the photographs.
-        size: side in px of the pictures to be rendered.
-        progress: whether to show a progress bar on stderr, if it is a terminal.
-
-    Raises:
-        UserError: a photograph cannot be read, or has a side below half of ``size``.
-    """
-    for name in tqdm(
-        blanks.files, desc="Checking backgrounds", unit="image", disable=None if progress else True
-    ):
+def check_blanks(blanks: Blanks, size: int) -> None:
+    """Refuse photographs that cannot be decoded, or have a side below half of ``size``."""
+    for name in tqdm(blanks.files, "Checking backgrounds", unit="image", disable=None):
         path = Path(blanks.root, name)
         height, width = read_image(path).shape[:2]
         # A smaller one would show its mirror image more often than itself.
@@ -275,17 +207,16 @@ def photographed_filter(
     It is turned by right angles, mirrored and made up to 8 % brighter or darker at random; a
     photograph smaller than the picture is continued by its mirror image.
 
-    Args:
-        key: key of the picture's random stream.
-        size: side of the picture in px.
-        blanks: the photographs.
-
     Returns:
         The scene, evenly lit, and the photograph that finishes it.
     """
     rng = generator(*key, "background")
     name = blanks.files[rng.integers(len(blanks.files))]
-    image = _decoded(os.path.join(blanks.root, name))
+    path = os.path.join(blanks.root, name)
+    image = _cache.get(path)
+    if image is None:
+        image = read_image(path)
+        _cache.put(path, image)
     short = [max(size - side, 0) for side in image.shape[:2]]
     if any(short):
         edges = (short[0] // 2, -(-short[0] // 2), short[1] // 2, -(-short[1] // 2))
@@ -311,9 +242,6 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
 
     Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n,
     a natural texture (Field 1987) with the lens's Gaussian blur s and white noise n.
-
-    Args:
-        gray: float32 (H, W), 0 to 1.
 
     Returns:
         (standard deviation of the blur in px, 0.3 to 4; of the noise, 0 to 0.1).
@@ -341,30 +269,22 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
 
 
 def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
-    """Find the largest square of an image that overlaps no box.
+    """Find the largest square of an image that overlaps no box, float (N, 4), x0, y0, x1, y1.
 
     A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free
-    square of side 2 d - 1.
-
-    Args:
-        boxes: float (N, 4), x0, y0, x1, y1 in px; may reach out of the image.
-        width: of the image in px.
-        height: of the image in px.
+    square of side 2 d - 1. Boxes may reach out of the image.
 
     Returns:
         left, top and side in px; the side is 0 if no pixel is free.
     """
     # A frame of occupied pixels: the square ends at the border.
     free = np.pad(np.ones((height, width), np.uint8), 1)
-    for x0, y0, x1, y1 in boxes:
-        left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
-        right, bottom = max(int(np.ceil(x1)), 0), max(int(np.ceil(y1)), 0)
-        free[1 + top : 1 + min(bottom, height), 1 + left : 1 + min(right, width)] = 0
+    edges = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
+    for left, top, right, bottom in 1 + edges.clip(0, (width, height) * 2).astype(int):
+        free[top:bottom, left:right] = 0
     distance = cv2.distanceTransform(free, cv2.DIST_C, 3)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     radius = int(distance[row, column])
-    if radius == 0:
-        return 0, 0, 0
     # Four adjacent centres of such squares are the middle of a square of side 2 d.
     full = distance == radius
     middle = full[:-1, :-1] & full[1:, :-1] & full[:-1, 1:] & full[1:, 1:]
@@ -381,20 +301,13 @@ def cut_blank_windows(
     min_size: int = 256,
     margin: int = 25,
 ) -> tuple[list[Path], list[str]]:
-    """Write the largest particle-free square of each image as a PNG.
+    """Write the largest particle-free square of each image of a COCO JSON as a PNG.
 
-    Args:
-        json_file: COCO JSON whose particles are all annotated.
-        image_root: its image folder.
-        output: folder of the PNGs.
-        min_size: smallest side in px; images without such a square are skipped.
-        margin: px kept free around each particle, for its halo.
+    Images without a square of ``min_size`` px are skipped. ``margin`` px are kept free around each
+    particle, for its halo.
 
     Returns:
         The files written, and the images skipped.
-
-    Raises:
-        UserError: the data set cannot be used, or no image has such a square.
     """
     if min_size < 1 or margin < 0:
         raise UserError(
@@ -402,7 +315,7 @@ def cut_blank_windows(
             "0 px.",
             code="option_invalid",
         )
-    written, without, taken = [], [], set()
+    output, written, without = Path(output), [], []
     for image in tqdm(load_instances(json_file, image_root), desc="Cutting", disable=None):
         boxes = np.array([a["bbox"] for a in image["annotations"]], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -412,12 +325,15 @@ def cut_blank_windows(
             without.append(image["file_name"])
             continue
         pixels = read_image(image["file_name"], expected_size=(image["width"], image["height"]))
-        path = _free_name(Path(image["file_name"]), image_root, Path(output), f"{x}_{y}", taken)
+        source = Path(image["file_name"])
+        folder = output / os.path.relpath(source.parent, image_root)
+        path = folder / f"{source.stem}_{x}_{y}.png"
+        if path in written:
+            path = folder / f"{source.stem}_{source.suffix[1:]}_{x}_{y}.png"
         _, encoded = cv2.imencode(".png", pixels[y : y + side, x : x + side])
         with atomic_write(path, "wb") as file:
             file.write(encoded.tobytes())
         written.append(path)
-        taken.add(path)
     if not written:
         raise UserError(
             f"{json_file} has no image with a particle-free square of {min_size} px; lower "
@@ -639,10 +555,7 @@ def _grain(rng: Generator, scene: Scene) -> None:
     window, x, y = _window(rng, scene, 5 * radius)
     inside = _blob(rng, x, y, radius, 0.12)
     alpha = np.clip(inside + 0.5, 0, 1)
-    tone = (
-        rng.uniform(0.8, 1.05)
-        + 0.25 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
-    )
+    tone = rng.uniform(0.8, 1.05) + 0.25 * _towards(scene.light, x, y) / radius
     tone -= 0.35 * np.exp(-((inside / 1.1) ** 2))
     color = rng.choice([(0.62, 0.74, 0.82), (0.72, 0.78, 0.8), (0.5, 0.62, 0.74)])
     color = color * (0.45 if scene.dark else 1.0)
@@ -667,9 +580,7 @@ def _thread(rng: Generator, scene: Scene) -> None:
     size, span = scene.canvas.shape[0], rng.uniform(18, 70)
     start = rng.uniform(0, size, 2)
     heading = rng.uniform(0, 6.28) + np.cumsum(rng.normal(0, 0.35, 16))
-    steps = span / 16 * np.stack([np.cos(heading), np.sin(heading)], 1)
-    points = np.concatenate([[start], start + np.cumsum(steps, 0)])
-    window, line = draw_hairline(scene, points)
+    window, line = draw_hairline(scene, walk(start, heading, span / 16))
     if not line.size:
         return
     soft = cv2.GaussianBlur(line, (0, 0), rng.uniform(0.5, 0.8))
@@ -685,27 +596,19 @@ def _pollen(rng: Generator, scene: Scene) -> None:
     r = np.hypot(x, y) / radius
     alpha = np.clip((1 - r) * radius + 0.5, 0, 1)
     ball = np.sqrt(np.clip(1 - r**2, 0, 1))
-    tone = (
-        0.55 + 0.35 * ball + 0.2 * (x * float(scene.light[0]) + y * float(scene.light[1])) / radius
-    )
+    tone = 0.55 + 0.35 * ball + 0.2 * _towards(scene.light, x, y) / radius
     tone = tone + 0.4 * relief(smooth_noise(rng, x.shape, 1.5), scene.light)
     color = np.array([0.36, 0.62, 0.78]) * rng.uniform(0.8, 1.05) * (0.6 if scene.dark else 1.0)
     _blend(window, 0.8 * alpha, np.clip(color * tone[..., None], 0, 1))
 
 
+def _towards(light: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return how far pixels lie towards the lamp, in px."""
+    return x * float(light[0]) + y * float(light[1])
+
+
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _decoded(path: str) -> np.ndarray:
-    """Read an image, or take it from the cache of this process."""
-    if path in _cache:
-        _cache.move_to_end(path)
-        return _cache[path]
-    image = _cache[path] = read_image(path)
-    while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_BYTES:
-        _cache.popitem(last=False)
-    return image
 
 
 def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
@@ -718,12 +621,3 @@ def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
     level = np.maximum(small.mean(2, keepdims=True), 0.02)
     lamp = level / _PLAIN_LEVEL * np.sqrt(np.maximum(small / level, 0.02))
     return cv2.resize(lamp.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
-
-
-def _free_name(
-    image: Path, root: str | os.PathLike, output: Path, place: str, taken: set[Path]
-) -> Path:
-    """Build the unique name of a square, in the image's own sub-folder."""
-    folder = output / os.path.relpath(image.parent, root)
-    path = folder / f"{image.stem}_{place}.png"
-    return path if path not in taken else folder / f"{image.stem}_{image.suffix[1:]}_{place}.png"

@@ -1,10 +1,8 @@
-"""Shapes, true measures and looks of particles.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Shapes, true measures and looks of particles."""
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,13 +11,7 @@ from shapely import affinity
 from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 from shapely.geometry.base import BaseGeometry
 
-from microplastics.synthetic.camera import (
-    Scene,
-    fractal_noise,
-    lognormal,
-    relief,
-    smooth_noise,
-)
+from microplastics.synthetic.camera import Scene, fractal_noise, relief, smooth_noise, walk
 
 FIBER, FRAGMENT, FILM, BEAD = 1, 2, 3, 4
 CATEGORIES = [
@@ -70,26 +62,17 @@ _SCATTER_FREQUENCY = (0.5, 0.22, 0.13, 0.15)
 
 @dataclasses.dataclass(frozen=True)
 class Particle:
-    """A whole particle, including the part outside the frame.
+    """A whole particle in px, including the part outside the frame."""
 
-    Attributes:
-        category_id: FIBER, FRAGMENT, FILM or BEAD.
-        outline: outline in px; a fibre that crosses itself has holes.
-        core: float64 (N, 2), a fibre's centreline, a bead's centre, else the outline's corners,
-            in px.
-        radius: half the width of a fibre or bead in px, 0 for the others.
-    """
-
-    category_id: int
-    outline: Polygon
-    core: np.ndarray
-    radius: float = 0.0
+    category_id: int  # FIBER, FRAGMENT, FILM or BEAD
+    outline: Polygon  # with holes if a fibre crosses itself
+    core: np.ndarray  # float64 (N, 2): a fibre's centreline, a bead's centre, else the corners
+    radius: float = 0.0  # half the width of a fibre or bead, 0 for the others
 
     def moved(self, dx: float, dy: float) -> "Particle":
         """Shift by (dx, dy) px."""
-        return dataclasses.replace(
-            self, outline=affinity.translate(self.outline, dx, dy), core=self.core + (dx, dy)
-        )
+        outline = affinity.translate(self.outline, dx, dy)
+        return dataclasses.replace(self, outline=outline, core=self.core + (dx, dy))
 
     def truth(self, um_per_px: float) -> dict[str, float]:
         """Compute the true measures of the whole particle.
@@ -99,17 +82,9 @@ class Particle:
         (the support function of a sum is the sum of the support functions). A bead is the same
         about a single point. For the others length is the maximum and width the minimum Feret
         diameter. Area and perimeter come from the outline (shoelace formula).
-
-        Args:
-            um_per_px: micrometres per pixel.
-
-        Returns:
-            ``length_um``, ``width_um``, ``feret_max_um``, ``feret_min_um``, ``area_um2``,
-            ``perimeter_um``.
         """
-        feret_max, feret_min = feret_diameters(self.core)
         width = 2 * self.radius
-        feret_max, feret_min = feret_max + width, feret_min + width
+        feret_max, feret_min = (diameter + width for diameter in feret_diameters(self.core))
         length, breadth = feret_max, feret_min
         if self.category_id == FIBER:
             steps = np.diff(self.core, axis=0)
@@ -122,33 +97,6 @@ class Particle:
             "area_um2": self.outline.area * um_per_px**2,
             "perimeter_um": self.outline.length * um_per_px,
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class SphereLook:
-    """Look of all beads of a picture, taken by one microscope at one focus.
-
-    Attributes:
-        ring: depth of the dark ring in bright field.
-        width: width of rings as a fraction of the radius.
-        core: brightness of the middle relative to the ground in bright field.
-        tint: float64 (3,), B G R, colour of the middle.
-        halo: strength of the light around the outline.
-        lobes: number of bright spots on a sphere in dark field, 0 for an even ring.
-        turn: direction of the first spot in rad.
-        middle: distance of the light from the centre in dark field, in radii.
-        glare: overexposure in dark field.
-    """
-
-    ring: float
-    width: float
-    core: float
-    tint: np.ndarray
-    halo: float
-    lobes: int
-    turn: float
-    middle: float
-    glare: float
 
 
 def opened(shape: BaseGeometry) -> BaseGeometry:
@@ -164,13 +112,7 @@ def feret_diameters(points: np.ndarray) -> tuple[float, float]:
     """Compute the largest and smallest Feret diameter of the convex hull of ``points``.
 
     The smallest width of a convex polygon is perpendicular to one of its edges (the theorem of
-    rotating calipers: Shamos 1978; Toussaint 1983).
-
-    Args:
-        points: float (N, 2), N >= 1.
-
-    Returns:
-        (largest, smallest) in the unit of ``points``; the smallest is 0 for points on a line.
+    rotating calipers: Shamos 1978; Toussaint 1983). It is 0 for points on a line.
     """
     hull = MultiPoint(points).convex_hull
     if not isinstance(hull, Polygon):
@@ -188,33 +130,27 @@ def feret_diameters(points: np.ndarray) -> tuple[float, float]:
 def make_fiber(rng: Generator, size: int) -> Particle:
     """Draw a fibre around the origin: a tube of 3 to 10 px around a smooth curve.
 
-    Half of them are nearly straight, most others curl, a few are coiled; some are far longer.
-
-    Args:
-        size: side of the image in px; a fibre is at most 1.3 times as long.
+    Half of them are nearly straight, most others curl, a few are coiled; some are far longer, up
+    to 1.3 times ``size``, the side of the image in px.
     """
     style = rng.choice(3, p=[0.56, 0.36, 0.08])
-    width = lognormal(rng, (7.0, 6.0, 5.0)[style], 0.22, (4.5, 3.0, 3.0)[style], 10.0)
+    width = _lognormal(rng, (7.0, 6.0, 5.0)[style], 0.22, (4.5, 3.0, 3.0)[style], 10.0)
     longest = min(MAX_ASPECT_RATIO * width, 1.3 * size)
     median = 72 if rng.random() > 0.06 else 300
-    length = lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
+    length = _lognormal(rng, median, 0.42, min(7 * width, 40.0), min(longest, 2 * median))
     return _curled_tube(rng, int(style), width, min(length, longest))
 
 
 def make_long_fiber(rng: Generator, length: float) -> Particle:
     """Draw a fibre of a given length in px around the origin: a thread of 5 to 10 px."""
-    width = lognormal(rng, 7.0, 0.2, 5.0, 10.0)
+    width = _lognormal(rng, 7.0, 0.2, 5.0, 10.0)
     style = int(rng.choice(3, p=[0.4, 0.5, 0.1]))
     return _curled_tube(rng, style, width, length, waves=4 + int(length / 300))
 
 
 def make_fragment(rng: Generator, size: int) -> Particle:
-    """Draw a fragment around the origin: an angular chip with broken edges.
-
-    Args:
-        size: side of the image in px; a fragment spans at most 0.4 of it.
-    """
-    span = lognormal(rng, 30, 0.33, 13, min(95, 0.4 * size))
+    """Draw a fragment around the origin: an angular chip with broken edges."""
+    span = _lognormal(rng, 30, 0.33, 13, min(95, 0.4 * size))
     while True:
         corners = int(rng.integers(5, 10))
         spacing = rng.dirichlet(np.full(corners, 4.0))
@@ -231,12 +167,8 @@ def make_fragment(rng: Generator, size: int) -> Particle:
 
 
 def make_film(rng: Generator, size: int) -> Particle:
-    """Draw a film around the origin: a large soft outline, often cut straight somewhere.
-
-    Args:
-        size: side of the image in px; a film spans at most 0.5 of it.
-    """
-    span = lognormal(rng, 56, 0.30, 28, min(150, 0.5 * size))
+    """Draw a film around the origin: a large soft outline, often cut straight somewhere."""
+    span = _lognormal(rng, 56, 0.30, 28, min(150, 0.5 * size))
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     while True:
         radius = np.ones_like(angles)
@@ -248,10 +180,8 @@ def make_film(rng: Generator, size: int) -> Particle:
         shape = Polygon(points)
         for _ in range(int(rng.integers(0, 4))):
             # A half plane that removes a slice: a cut edge.
-            cut = affinity.rotate(
-                box(-4, -4, rng.uniform(0.45, 0.85), 4), rng.uniform(0, 360), origin=(0, 0)
-            )
-            shape = shape.intersection(cut)
+            plane = box(-4, -4, rng.uniform(0.45, 0.85), 4)
+            shape = shape.intersection(affinity.rotate(plane, rng.uniform(0, 360), origin=(0, 0)))
         if not isinstance(shape, Polygon) or shape.is_empty:
             continue
         points = np.asarray(shape.exterior.coords)[:-1] @ _rotation(rng)
@@ -261,11 +191,9 @@ def make_film(rng: Generator, size: int) -> Particle:
 
 
 def make_bead(rng: Generator, size: int, diameter: float | None = None) -> Particle:
-    """Draw a bead around the origin: a sphere, seen as a disc.
+    """Draw a bead around the origin, a sphere seen as a disc.
 
-    Args:
-        size: side of the image in px; a bead spans at most 0.4 of it.
-        diameter: of the batch, in px, which varies by 4 %; None for a batch of its own.
+    ``diameter`` is that of its batch in px, which varies by 4 %; None for a batch of its own.
     """
     diameter = bead_diameter(rng) if diameter is None else diameter
     radius = min(diameter * rng.normal(1, 0.04), 0.4 * size) / 2
@@ -276,8 +204,8 @@ def make_bead(rng: Generator, size: int, diameter: float | None = None) -> Parti
 def bead_diameter(rng: Generator) -> float:
     """Draw the diameter of a batch of beads in px: two thirds of the batches are small."""
     if rng.random() < 0.65:
-        return lognormal(rng, 25, 0.25, 16, 42)
-    return lognormal(rng, 82, 0.22, 50, 130)
+        return _lognormal(rng, 25, 0.25, 16, 42)
+    return _lognormal(rng, 82, 0.22, 50, 130)
 
 
 MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: make_bead}
@@ -286,27 +214,18 @@ MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: mak
 def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
     """Paint a particle onto the scene in a colour that stands out from the ground.
 
-    Args:
-        particle: particle in px of the scene; it may exceed the frame.
-        scene: changed in place.
-        min_contrast: minimum :func:`contour_contrast`.
-
     Returns:
-        Whether it was painted: False, with the scene unchanged, if five colours in succession are
-        below ``min_contrast``.
+        Whether it was painted: False, with the scene unchanged, if five colours in succession
+        have a :func:`contour_contrast` below ``min_contrast``.
     """
     crop = _Crop(particle, scene.canvas.shape[0])
     coverage = crop.coverage(particle.outline)
     below = scene.canvas[crop.window]
+    draw = {FIBER: _tube, FRAGMENT: _facets, FILM: _sheet}[particle.category_id]
     for _ in range(5):
-        if particle.category_id == FIBER:
-            color, alpha = _tube(rng, particle, scene, crop)
-        elif particle.category_id == FRAGMENT:
-            color, alpha = _facets(rng, particle, scene, crop)
-        else:
-            color, alpha = _sheet(rng, particle, scene, crop, coverage)
-        alpha = alpha * coverage
-        painted, alpha = _composite(rng, particle, scene, below, (color, alpha, coverage))
+        color, alpha = draw(rng, particle, scene, crop, coverage)
+        layer = color, alpha * coverage
+        painted, alpha = _composite(rng, particle, scene, below, layer, coverage)
         if contour_contrast(painted, below, coverage) >= min_contrast:
             scene.canvas[crop.window] = painted
             if scene.cover is not None:
@@ -318,10 +237,8 @@ def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float)
 def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarray) -> float:
     """Compute the colour difference that a particle makes just inside its contour.
 
-    Args:
-        painted: float32 (h, w, 3) with the particle.
-        below: float32 (h, w, 3) without it.
-        coverage: float32 (h, w), fraction of each pixel inside the outline.
+    ``painted`` and ``below`` are float32 (h, w, 3) with and without the particle, ``coverage`` is
+    float32 (h, w), the fraction of each pixel inside the outline.
 
     Returns:
         The 30th percentile along the contour of the root mean square difference over the
@@ -336,41 +253,34 @@ def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarra
     return float(np.percentile(np.sqrt((difference**2).mean(1)), 30))
 
 
-def sphere_look(rng: Generator, diameter: float) -> SphereLook:
-    """Draw the look of beads of a diameter in px: only large ones scatter mainly from the rim."""
+def sphere_look(rng: Generator, diameter: float) -> SimpleNamespace:
+    """Draw the look of all beads of a picture, taken by one microscope at one focus.
+
+    Only beads of a large ``diameter``, in px, scatter mainly from the rim.
+    """
     large = diameter > 46
-    return SphereLook(
+    return SimpleNamespace(
+        # Depth of the dark ring in bright field, and width of rings as a fraction of the radius.
         ring=rng.uniform(0.08, 0.42),
         width=rng.uniform(0.12, 0.26) if large else rng.uniform(0.18, 0.34),
+        # Brightness of the middle relative to the ground in bright field, and its colour, BGR.
         core=rng.uniform(-0.08, 0.16) if large else rng.uniform(-0.3, 0.08),
         tint=np.array([0.95, 1.02, 0.96]) + rng.normal(0, 0.03, 3),
+        # Strength of the light around the outline.
         halo=rng.uniform(0.0, 0.12),
+        # Bright spots in dark field, 0 for an even ring, and direction of the first one in rad.
         lobes=int(rng.choice([0, 4], p=[0.3, 0.7])),
         turn=rng.uniform(0, np.pi),
+        # Distance of the light from the centre in dark field, in radii, and its overexposure.
         middle=rng.uniform(0.82, 0.98) if large else rng.uniform(0.4, 0.72),
         glare=rng.lognormal(-0.2, 0.5),
     )
 
 
 def paint_bead(
-    rng: Generator,
-    bead: Particle,
-    scene: Scene,
-    look: SphereLook,
-    min_contrast: float,
+    rng: Generator, bead: Particle, scene: Scene, look: SimpleNamespace, min_contrast: float
 ) -> bool:
-    """Paint a bead, and the light around it, onto the scene.
-
-    Args:
-        bead: bead in px of the scene; it may exceed the frame.
-        scene: changed in place.
-        look: look of the picture's beads.
-        min_contrast: minimum :func:`contour_contrast`.
-
-    Returns:
-        Whether it was painted: False, with the scene unchanged, if three attempts in succession
-        are below ``min_contrast``.
-    """
+    """Paint a bead, and the light around it, as :func:`paint` does; three attempts are made."""
     crop = _Crop(bead, scene.canvas.shape[0], margin=8 + int(0.6 * bead.radius))
     rows, columns = np.mgrid[: crop.shape[0], : crop.shape[1]].astype(np.float32)
     x = columns + np.float32(crop.origin[0] + 0.5 - bead.core[0, 0])
@@ -378,8 +288,8 @@ def paint_bead(
     polar = np.hypot(x, y) / np.float32(bead.radius), np.arctan2(y, x)
     coverage = crop.coverage(bead.outline)
     below = scene.canvas[crop.window]
+    painter = _scattering if scene.dark else _refracting
     for _ in range(3):
-        painter = _scattering if scene.dark else _refracting
         painted = painter(rng, below, polar, coverage, look, scene)
         # Not all beads lie in the focal plane.
         blur = rng.uniform(0.0, 0.07) * bead.radius
@@ -389,6 +299,11 @@ def paint_bead(
             scene.canvas[crop.window] = painted
             return True
     return False
+
+
+def _lognormal(rng: Generator, median: float, sigma: float, low: float, high: float) -> float:
+    """Draw a log-normal number, clipped to [low, high] (to low if low > high)."""
+    return float(max(low, min(high, median * np.exp(sigma * rng.standard_normal()))))
 
 
 def _curled_tube(
@@ -408,23 +323,19 @@ def _curled_tube(
     bend = np.diff(heading)
     limit = step / (1.3 * width)
     heading = heading[0] + np.concatenate([[0], np.cumsum(np.clip(bend, -limit, limit))])
-    steps = step * np.stack([np.cos(heading), np.sin(heading)], 1)
-    core = np.concatenate([[[0.0, 0.0]], np.cumsum(steps, axis=0)])
+    core = walk((0.0, 0.0), heading, step)
     core -= core.mean(0)
     outline = LineString(core).buffer(width / 2, quad_segs=16).simplify(0.03)
     return Particle(FIBER, outline, core, width / 2)
 
 
 def _polygon_particle(category_id: int, points: np.ndarray, span: float) -> Particle | None:
-    """Scale to a maximum Feret diameter of ``span`` px.
-
-    None if the outline crosses itself, is too slender, or has a tip of more than NEEDLE px that
-    :func:`opened` removes.
-    """
+    """Scale to a maximum Feret diameter of ``span`` px; None for an unfit outline."""
     points = points * (span / feret_diameters(points)[0])
     outline = Polygon(points - points.mean(0))
     if not outline.is_valid or feret_diameters(points)[1] < 0.35 * span:
         return None
+    # No tips that the mask would not show.
     if opened(outline).hausdorff_distance(outline) > NEEDLE:
         return None
     return Particle(category_id, outline, np.asarray(outline.exterior.coords)[:-1])
@@ -470,9 +381,9 @@ class _Crop:
         samples = (np.asarray(points) - self.origin) * _SAMPLES - 0.5
         return np.round(samples * 16).astype(np.int32)
 
-    def fill(self, canvas: np.ndarray, points: np.ndarray, value) -> None:
-        """Fill a polygon (px of the image) of a drawing."""
-        cv2.fillPoly(canvas, [self.fixed(points)], value, shift=4)
+    def fill(self, canvas: np.ndarray, value, *rings: np.ndarray) -> None:
+        """Fill a polygon and its holes (px of the image) on a drawing."""
+        cv2.fillPoly(canvas, [self.fixed(ring) for ring in rings], value, shift=4)
 
     def reduce(self, canvas: np.ndarray) -> np.ndarray:
         """Average a drawing to pixels, float32, 0 to 1."""
@@ -482,25 +393,14 @@ class _Crop:
     def coverage(self, outline: Polygon) -> np.ndarray:
         """Compute the fraction of each pixel inside an outline, float32."""
         canvas = self.canvas()
-        rings = [outline.exterior, *outline.interiors]
-        cv2.fillPoly(canvas, [self.fixed(r.coords) for r in rings], 255, shift=4)
+        self.fill(canvas, 255, *(r.coords for r in (outline.exterior, *outline.interiors)))
         return self.reduce(canvas)
 
 
-def _composite(
-    rng: Generator,
-    particle: Particle,
-    scene: Scene,
-    below: np.ndarray,
-    layer: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lay a particle (color, alpha, coverage) with its shadow over the pixels ``below``.
-
-    Returns:
-        The pixels with the particle, and the fraction of each that it covers.
-    """
-    color, alpha, coverage = layer
-    solid = {FIBER: 0.8, FRAGMENT: 1.0}.get(particle.category_id, 0.35)
+def _composite(rng: Generator, particle: Particle, scene: Scene, below, layer, coverage):
+    """Lay (colour, alpha) of a particle with its shadow over pixels; return both as blurred."""
+    color, alpha = layer
+    solid = {FIBER: 0.8, FRAGMENT: 1.0, FILM: 0.35}[particle.category_id]
     throw = -scene.light * rng.uniform(1.2, 2.6) * solid
     move = np.array([[1, 0, throw[0]], [0, 1, throw[1]]], np.float32)
     shadow = cv2.warpAffine(coverage, move, coverage.shape[::-1])
@@ -530,12 +430,9 @@ def _pick(rng: Generator, particle: Particle, scene: Scene) -> tuple[str, np.nda
     return name, _bgr(rng, _COLORS[name])
 
 
-def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop):
-    """Draw a fibre: darker rims, a highlight along the side that faces the light.
-
-    The tube is drawn as short quadrilaterals, strip by strip, so that its later part lies on top
-    at a crossing with itself.
-    """
+def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop, coverage: np.ndarray):
+    """Draw a fibre: darker rims, a highlight along the side that faces the light."""
+    # Short quadrilaterals, strip by strip: its later part lies on top where it crosses itself.
     name, color = _pick(rng, fiber, scene)
     core, radius = fiber.core, fiber.radius
     tangent = np.gradient(core, axis=0)
@@ -559,7 +456,7 @@ def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop):
         values = [(min(int(t * drift[start]), 255), a) for t, a in values]
         lines = line[part, None] + radius * edges[:, None] * normal[part, None]
         for strip, value in enumerate(values):
-            crop.fill(canvas, np.concatenate([lines[:, strip], lines[::-1, strip + 1]]), value)
+            crop.fill(canvas, value, np.concatenate([lines[:, strip], lines[::-1, strip + 1]]))
     tone, alpha = np.moveaxis(crop.reduce(canvas), 2, 0)
     depth, cell = rng.uniform(0.02, 0.07), rng.uniform(1.5, 5)
     grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
@@ -580,9 +477,7 @@ def _warped(rng: Generator, field: np.ndarray, reach: float, cell: float) -> np.
     return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _tube_profile(
-    across: np.ndarray, towards: float, clear: bool, dark: bool
-) -> list[tuple[int, int]]:
+def _tube_profile(across: np.ndarray, towards: float, clear: bool, dark: bool):
     """Compute brightness (128: plain colour) and opacity across a tube, 0 to 255."""
     up = np.sqrt(1 - across**2)
     highlight = np.exp(-(((across - 0.4 * towards) / 0.3) ** 2))
@@ -603,7 +498,7 @@ def _glossy(color: np.ndarray, tone: np.ndarray, gloss: float) -> np.ndarray:
     return np.clip(color * np.minimum(tone, 1.1)[..., None] + shine[..., None], 0, 1.05)
 
 
-def _facets(rng: Generator, fragment: Particle, scene: Scene, crop: _Crop):
+def _facets(rng: Generator, fragment: Particle, scene: Scene, crop: _Crop, coverage: np.ndarray):
     """Draw a chip: flat faces from its corners to a ridge or plateau, each lit differently."""
     _, color = _pick(rng, fragment, scene)
     outline = fragment.core
@@ -616,7 +511,7 @@ def _facets(rng: Generator, fragment: Particle, scene: Scene, crop: _Crop):
     canvas = crop.canvas()
     # Faces exceed the outline; the coverage trims them.
     outer = middle + 1.7 * (corners - middle)
-    crop.fill(canvas, outer, 128)
+    crop.fill(canvas, 128, outer)
     steep = rng.uniform(0.1, 0.38)
     for i, j in enumerate(np.roll(np.arange(len(corners)), -1)):
         along = corners[j] - corners[i]
@@ -626,14 +521,13 @@ def _facets(rng: Generator, fragment: Particle, scene: Scene, crop: _Crop):
         tone = 0.88 + steep * float(outward @ scene.light) + rng.normal(0, 0.05)
         tone += 0.45 * (rng.random() < 0.05)
         face = np.stack([outer[i], outer[j], inner[j], inner[i]])
-        crop.fill(canvas, face, int(np.clip(tone / 2, 0.1, 1) * 255))
-    crop.fill(canvas, inner, int(np.clip(0.5 + rng.normal(0, 0.04), 0, 1) * 255))
+        crop.fill(canvas, int(np.clip(tone / 2, 0.1, 1) * 255), face)
+    crop.fill(canvas, int(np.clip(0.5 + rng.normal(0, 0.04), 0, 1) * 255), inner)
     tone = _warped(rng, 2 * crop.reduce(canvas), 0.07 * span, max(span / 5, 3))
     # Broken plastic is dull and scarred: grain, and shell-like fracture marks.
     fracture = relief(smooth_noise(rng, crop.shape, max(span / 7, 2.5)), scene.light)
     tone *= 1 + rng.uniform(0.04, 0.11) * fractal_noise(rng, crop.shape, (1.6, 4, 9), 0.8)
     tone += rng.uniform(0.1, 0.6) * fracture
-    coverage = crop.coverage(fragment.outline)
     edge = cv2.GaussianBlur(coverage, (0, 0), 1.1)
     # A worn edge catches the light on one side and turns away from it on the other.
     tone += rng.uniform(0.3, 1.0) * relief(edge, scene.light) - 0.18 * (1 - edge)
@@ -656,18 +550,17 @@ def _sheet(rng: Generator, film: Particle, scene: Scene, crop: _Crop, coverage: 
     span = float(np.ptp(bounds, axis=0).max())
     for _ in range(int(rng.integers(0, 4))):
         angle, place = rng.uniform(0, 2 * np.pi), rng.uniform(-0.35, 0.35) * span
-        across = (
-            (columns - center[0]) * math.cos(angle) + (rows - center[1]) * math.sin(angle) - place
-        )
+        x, y = columns - center[0], rows - center[1]
+        across = x * math.cos(angle) + y * math.sin(angle) - place
         across += 0.03 * span * smooth_noise(rng, crop.shape, span / 3)
         breadth = rng.uniform(0.06, 0.22) * span
         # The film is double between the fold, which shines, and the flap's end, a line.
-        alpha += rng.uniform(0.1, 0.22) * _between(across, 0, breadth)
-        alpha += 0.3 * np.exp(-((across / 1.1) ** 2)) + 0.2 * np.exp(
-            -(((across - breadth) / 0.9) ** 2)
-        )
+        double = np.clip(np.minimum(across, breadth - across) + 0.5, 0, 1)
+        end = np.exp(-(((across - breadth) / 0.9) ** 2))
+        alpha += rng.uniform(0.1, 0.22) * double
+        alpha += 0.3 * np.exp(-((across / 1.1) ** 2)) + 0.2 * end
         tone += float(rng.choice([-0.25, 0.4])) * np.exp(-((across / 1.2) ** 2))
-        tone += sign * 0.3 * np.exp(-(((across - breadth) / 0.9) ** 2))
+        tone += sign * 0.3 * end
     ripple = fractal_noise(rng, crop.shape, (span / 2, span / 5), 0.6)
     wrinkles = relief(_crumple(rng, crop.shape, span), scene.light)
     tone += wrinkles + 0.05 * ripple
@@ -692,18 +585,7 @@ def _crumple(rng: Generator, shape: tuple[int, int], span: float) -> np.ndarray:
     return bent * rng.uniform(0.3, 1.1)
 
 
-def _between(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.clip(np.minimum(values - low, high - values) + 0.5, 0, 1)
-
-
-def _refracting(
-    rng: Generator,
-    below: np.ndarray,
-    polar: tuple[np.ndarray, np.ndarray],
-    coverage: np.ndarray,
-    look: SphereLook,
-    scene: Scene,
-) -> np.ndarray:
+def _refracting(rng: Generator, below, polar, coverage, look: SimpleNamespace, scene: Scene):
     """Draw a ball lens in bright field: its rim deflects the light, its middle focuses it."""
     r, angle = polar
     depth = look.ring * rng.uniform(0.8, 1.2)
@@ -724,14 +606,7 @@ def _refracting(
     return (below * (1 + halo[..., None]) * (1 - mix) + inside * mix).astype(np.float32)
 
 
-def _scattering(
-    rng: Generator,
-    below: np.ndarray,
-    polar: tuple[np.ndarray, np.ndarray],
-    coverage: np.ndarray,
-    look: SphereLook,
-    scene: Scene,
-) -> np.ndarray:
+def _scattering(rng: Generator, below, polar, coverage, look: SimpleNamespace, scene: Scene):
     """Draw light from the rim in dark field, in lobes if there are few lamps, with its glow."""
     r, angle = polar
     ring = np.exp(-(((r - look.middle) / (0.5 * look.width + 0.1)) ** 2))

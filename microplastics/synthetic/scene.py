@@ -1,7 +1,4 @@
-"""Presets and rendered images with annotations.
-
-``rng`` is the source of random numbers of every function that takes one.
-"""
+"""Presets and rendered images with annotations."""
 
 import dataclasses
 import functools
@@ -12,44 +9,12 @@ import numpy as np
 import shapely
 from numpy.random import Generator
 from pycocotools import mask as mask_util
-from shapely.geometry import MultiPolygon, Polygon, box
+from shapely.geometry import Polygon, box
 
-from microplastics.structures.rle import counts_of_runs, encode_counts, runs_of_crop
-from microplastics.synthetic.camera import (
-    Scene,
-    draw_scale_bar,
-    expose,
-    generator,
-    jpeg_quality,
-    plan_scale_bar,
-    scratch,
-    soil_lens,
-)
-from microplastics.synthetic.filters import (
-    Blanks,
-    draw_dirt,
-    enclose_bubbles,
-    photographed_filter,
-    render_filter,
-    scatter_debris,
-    shed_fibers,
-)
-from microplastics.synthetic.particles import (
-    BEAD,
-    BEAD_CATEGORIES,
-    CATEGORIES,
-    FIBER,
-    FILM,
-    FRAGMENT,
-    MAKERS,
-    Particle,
-    bead_diameter,
-    make_bead,
-    opened,
-    paint,
-    paint_bead,
-    sphere_look,
-)
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.synthetic import camera, filters, particles
+from microplastics.synthetic.camera import Scene, generator
+from microplastics.synthetic.particles import BEAD, FIBER, FILM, FRAGMENT, Particle
 from microplastics.utils.errors import UserError
 
 # Maximum number of particles on a picture of any size and preset.
@@ -77,50 +42,28 @@ _MIX = {FILM: 0.25, FRAGMENT: 0.29, FIBER: 0.46}
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Parameters of one kind of picture.
+    """Parameters of one kind of picture."""
 
-    Attributes:
-        filters: frequency of each filter of :mod:`.filters`; they add up to 1.
-        mix: frequency of each kind of particle, lowest layer first; they add up to 1.
-        particles_per_256: particles on 256 x 256 px (median); 0 for blanks.
-        spread: standard deviation of the logarithm of their number.
-        empty_fraction: fraction of the pictures without a particle.
-        scale_bar_fraction: fraction of the pictures with a burnt-in scale bar.
-        dirt: factor on the amount of natural debris, scratches and the filter's own loose fibres.
-        bubbles: air bubbles on 256 x 256 px (mean).
-        crossing: fraction of the fibres that are laid across another one.
-        touching: fraction of the other particles that are set against another one.
-        max_overlap: fraction of a particle that another may cover, if neither is a fibre.
-        max_crossing: fraction of a particle that another of its kind may cover.
-        min_visible: fraction of a particle that must stay uncovered.
-        min_contrast: minimum colour difference (0 to 1) along most of a particle's contour.
-        blur: range of the lens's blur, standard deviation in px.
-    """
-
-    filters: Mapping[str, float]
-    mix: Mapping[int, float]
-    particles_per_256: float = 6.5
-    spread: float = 0.5
-    empty_fraction: float = 0.05
-    scale_bar_fraction: float = 0.35
-    dirt: float = 1.0
-    bubbles: float = 0.12
-    crossing: float = 0.25
-    touching: float = 0.0
-    max_overlap: float = 0.06
-    max_crossing: float = 0.3
-    min_visible: float = 0.6
-    min_contrast: float = 0.13
-    blur: tuple[float, float] = (0.35, 0.95)
+    filters: Mapping[str, float]  # frequency of each; they add up to 1
+    mix: Mapping[int, float]  # the same of each kind of particle, lowest layer first
+    particles_per_256: float = 6.5  # on 256 x 256 px (median); 0 for blanks
+    spread: float = 0.5  # standard deviation of the logarithm of their number
+    empty_fraction: float = 0.05  # of the pictures, without a particle
+    scale_bar_fraction: float = 0.35  # of the pictures, with a burnt-in scale bar
+    dirt: float = 1.0  # factor on natural debris, scratches and the filter's own loose fibres
+    bubbles: float = 0.12  # of air, on 256 x 256 px (mean)
+    crossing: float = 0.25  # fraction of the fibres that are laid across another one
+    touching: float = 0.0  # fraction of the other particles that are set against another one
+    max_overlap: float = 0.06  # fraction of a particle that another may cover, both no fibres
+    max_crossing: float = 0.3  # fraction of a particle that another of its kind may cover
+    min_visible: float = 0.6  # fraction of a particle that must stay uncovered
+    min_contrast: float = 0.13  # colour difference (0 to 1) along most of a particle's contour
+    blur: tuple[float, float] = (0.35, 0.95)  # range of the lens's, standard deviation in px
 
     @property
     def categories(self) -> list[dict[str, Any]]:
         """COCO categories: the project's three, or the single one of beads."""
-        return BEAD_CATEGORIES if BEAD in self.mix else CATEGORIES
-
-    def category_id(self, kind: int) -> int:
-        """Return the COCO category id of a kind of particle."""
-        return 1 if kind == BEAD else kind
+        return particles.BEAD_CATEGORIES if BEAD in self.mix else particles.CATEGORIES
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -156,17 +99,15 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def find_preset(name: str) -> Preset:
-    """Return a preset by name.
+def check_option(valid: bool, option: str, value: object, expected: str) -> None:
+    """Raise UserError for an option with an invalid value."""
+    if not valid:
+        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
 
-    Raises:
-        UserError: the name is unknown.
-    """
-    if name not in PRESETS:
-        raise UserError(
-            f"--preset is {name}; expected one of {', '.join(PRESETS)}.",
-            code="option_invalid",
-        )
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by name, or raise UserError."""
+    check_option(name in PRESETS, "--preset", name, f"one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -175,7 +116,7 @@ def render_image(
     size: int,
     um_per_px: float,
     preset: Preset = PRESETS["default"],
-    blanks: Blanks | None = None,
+    blanks: filters.Blanks | None = None,
 ) -> tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]:
     """Draw one photograph of a filter, with exact annotations.
 
@@ -186,7 +127,7 @@ def render_image(
         seed: key of the picture, such as ``(seed, "train", index)``.
         size: side in px, at least 64.
         um_per_px: micrometres per pixel.
-        preset: parameters of the picture.
+        preset: one of :data:`PRESETS`.
         blanks: photographs of empty filters that replace the drawn filter with its dirt, light
             and camera; None draws the filter.
 
@@ -200,49 +141,42 @@ def render_image(
     """
     photograph = None
     if blanks is None:
-        scene = render_filter(seed, size, preset.filters)
+        scene = filters.render_filter(seed, size, preset.filters)
     else:
-        scene, photograph = photographed_filter(seed, size, blanks)
+        scene, photograph = filters.photographed_filter(seed, size, blanks)
     rng = generator(*seed, "optics")
     record = {"width": size, "height": size, "um_per_px": um_per_px, "filter": scene.filter}
-    record["jpeg_quality"] = jpeg_quality(rng)
+    record["jpeg_quality"] = int(rng.integers(84, 98))
     has_bar = rng.random() < preset.scale_bar_fraction
-    bar = plan_scale_bar(rng, size, um_per_px) if has_bar else None
+    bar = camera.plan_scale_bar(rng, size, um_per_px) if has_bar else None
     if photograph is None:
         debris = generator(*seed, "debris")
-        scatter_debris(debris, scene, preset.dirt * draw_dirt(debris))
-        enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
-        shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
-        scratch(rng, scene, preset.dirt)
+        filters.scatter_debris(debris, scene, preset.dirt * filters.draw_dirt(debris))
+        filters.enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
+        filters.shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
+        camera.scratch(rng, scene, preset.dirt)
     annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
     if photograph is None:
-        soil_lens(rng, scene)
-        image = expose(rng, scene, preset.blur)
+        camera.soil_lens(rng, scene)
+        image = camera.expose(rng, scene, preset.blur)
     else:
         image = photograph.retake(rng, scene)
         record["background"] = photograph.name
     if bar is not None:
-        draw_scale_bar(image, bar)
+        camera.draw_scale_bar(image, bar)
         record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
     return image, record, annotations
 
 
 class Ground:
-    """Particles laid so far, which decide whether another one has room.
-
-    Attributes:
-        size: side of the picture in px.
-        preset: limits of overlap and contrast.
-        disc: area in which all particles must lie completely; None for the whole picture.
-        fibers: particles laid, in px.
-        compact: the other particles laid.
-    """
+    """Particles laid so far, which decide whether another one has room."""
 
     def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
+        # The scale bar stays free; all particles must lie completely in the disc.
         self.size, self.preset, self.disc = size, preset, disc
         shapely.prepare(disc)
         self.fibers: list[Particle] = []
-        self.compact: list[Particle] = []
+        self.compact: list[Particle] = []  # the other particles
         self.bar = None
         if bar is not None:
             x, y, width, height = bar["bbox"]
@@ -262,13 +196,10 @@ class Ground:
         for number in self._near(particle):
             other, other_area, covered = self._laid[number]
             overlap = particle.outline.intersection(other.outline).area
-            both_compact = FIBER not in (particle.category_id, other.category_id)
-            if both_compact and overlap > self.preset.max_overlap * min(area, other_area):
+            kinds = particle.category_id, other.category_id
+            if FIBER not in kinds and overlap > self.preset.max_overlap * min(area, other_area):
                 return False
-            if (
-                overlap > self.preset.max_crossing * area
-                and particle.category_id == other.category_id
-            ):
+            if kinds[0] == kinds[1] and overlap > self.preset.max_crossing * area:
                 return False
             if covered + overlap > (1 - self.preset.min_visible) * other_area:
                 return False
@@ -278,11 +209,8 @@ class Ground:
         """Record a painted particle."""
         for number in self._near(particle):
             other, area, covered = self._laid[number]
-            self._laid[number] = (
-                other,
-                area,
-                covered + particle.outline.intersection(other.outline).area,
-            )
+            covered += particle.outline.intersection(other.outline).area
+            self._laid[number] = other, area, covered
         self._boxes = np.vstack([self._boxes, particle.outline.bounds])
         self._laid.append((particle, annotation["area"], 0.0))
         (self.fibers if particle.category_id == FIBER else self.compact).append(particle)
@@ -298,26 +226,17 @@ def lay(
     rng: Generator,
     particle: Particle,
     scene: Scene,
-    ground: "Ground",
+    ground: Ground,
     um_per_px: float,
-    painter: Callable[..., bool],
+    painter: Callable[..., bool] = particles.paint,
     places: int = 6,
 ) -> dict[str, Any] | None:
-    """Place, paint and annotate a particle.
-
-    Args:
-        particle: about the origin.
-        scene: painted in place.
-        ground: particles laid so far, to which it is added.
-        um_per_px: micrometres per pixel.
-        painter: :func:`.particles.paint` or :func:`.particles.paint_bead`.
-        places: number of places tried.
+    """Place, paint and annotate a particle about the origin.
 
     Returns:
-        Its annotation, see :func:`annotate`; None, and nothing is painted, if every place tried
-        lacks room or a colour that stands out.
+        Its annotation, see :func:`annotate`; None, and nothing is painted, if every one of
+        ``places`` lacks room or a colour that stands out.
     """
-    preset = ground.preset
     for _ in range(places):
         placed = _place(rng, particle, ground)
         if ground.disc is not None and not ground.disc.contains(placed.outline):
@@ -325,9 +244,8 @@ def lay(
         annotation = annotate(placed, ground.size, um_per_px)
         if annotation is None or not ground.has_room(placed, annotation):
             continue
-        if painter(rng, placed, scene, min_contrast=preset.min_contrast):
+        if painter(rng, placed, scene, min_contrast=ground.preset.min_contrast):
             ground.take(placed, annotation)
-            annotation["category_id"] = preset.category_id(placed.category_id)
             return annotation
     return None
 
@@ -337,11 +255,6 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
 
     One simple outline becomes a polygon; an outline with holes or in several pieces becomes RLE,
     rasterised ring by ring by pycocotools. ``area`` and ``bbox`` describe the mask.
-
-    Args:
-        particle: the particle, in px of the image.
-        size: side of the image in px.
-        um_per_px: micrometres per pixel.
 
     Returns:
         A COCO annotation without ids, with ``truth`` (see :meth:`Particle.truth`) and
@@ -353,23 +266,25 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
     shape = particle.outline
     if cut:
         # A tube cut at a flat angle leaves a wedge with a tip that no pixel of the mask shows.
-        shape = opened(shape.intersection(box(0, 0, size, size)))
-    pieces = _pieces(shape)
+        shape = particles.opened(shape.intersection(box(0, 0, size, size)))
+    # Clipping can leave points and lines, and collections of multipolygons.
+    parts = shapely.get_parts(shapely.get_parts(shape))
+    pieces = [part for part in parts if isinstance(part, Polygon) and part.area > 0.5]
     if not pieces:
         return None
     if len(pieces) == 1 and not pieces[0].interiors:
         segmentation: Any = [_ring(pieces[0].exterior)]
         rle = mask_util.frPyObjects(segmentation, size, size)[0]
     else:
-        rle = _rings_to_rle(pieces, size)
-        segmentation = {"size": [size, size], "counts": rle["counts"].decode("ascii")}
+        rle = segmentation = _rings_to_rle(pieces, size)
     area = int(mask_util.area(rle))
     if area == 0:
         return None
     x, y, width, height = (float(v) for v in mask_util.toBbox(rle))
     meets = min(x, y) <= 0 or x + width >= size or y + height >= size
     return {
-        "category_id": particle.category_id,
+        # Beads are the only class of their data sets.
+        "category_id": 1 if particle.category_id == BEAD else particle.category_id,
         "segmentation": segmentation,
         "area": area,
         "bbox": [x, y, width, height],
@@ -377,17 +292,6 @@ def annotate(particle: Particle, size: int, um_per_px: float) -> dict[str, Any] 
         "touches_edge": bool(cut or meets),
         "truth": {k: float(f"{v:.8g}") for k, v in particle.truth(um_per_px).items()},
     }
-
-
-def _pieces(shape) -> list[Polygon]:
-    """Return the polygons of a shape, without the points and lines that clipping can leave."""
-    parts = getattr(shape, "geoms", [shape])
-    return [
-        p
-        for part in parts
-        for p in (part.geoms if isinstance(part, MultiPolygon) else [part])
-        if isinstance(p, Polygon) and p.area > 0.5
-    ]
 
 
 def _ring(ring) -> list[float]:
@@ -411,8 +315,7 @@ def _rings_to_rle(pieces: list[Polygon], size: int) -> dict[str, Any]:
             rle = mask_util.frPyObjects([points.ravel().tolist()], height, width)[0]
             window[mask_util.decode(rle) > 0] = value
         mask[top - y : top - y + height, left - x : left - x + width] |= window
-    runs = counts_of_runs(*runs_of_crop(mask, (x, y), size), size * size)
-    return {"size": [size, size], "counts": encode_counts(runs)}
+    return CropMasks([mask > 0], [(x, y)], (size, size)).to_rles(as_str=True)[0]
 
 
 def _count(rng: Generator, size: int, preset: Preset) -> int:
@@ -430,32 +333,22 @@ def _lay_particles(
     size = scene.canvas.shape[0]
     number = _count(rng, size, preset)
     kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
-    makers, painters, room = _makers_and_painters(rng, preset, size)
+    makers, painter = particles.MAKERS, particles.paint
+    if BEAD in preset.mix:
+        # The beads of a picture are of one batch; large ones are fewer.
+        diameter = particles.bead_diameter(rng)
+        painter = functools.partial(particles.paint_bead, look=particles.sphere_look(rng, diameter))
+        makers = {BEAD: functools.partial(particles.make_bead, diameter=diameter)}
+        kinds = kinds[: max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)]
     ground = Ground(size, bar, preset)
     annotations = []
-    for kind in sorted(kinds[:room], key=list(preset.mix).index):
+    for kind in sorted(kinds, key=list(preset.mix).index):
         particle = makers[kind](rng, size)
-        annotations.append(lay(rng, particle, scene, ground, um_per_px, painters[kind]))
+        annotations.append(lay(rng, particle, scene, ground, um_per_px, painter))
     return [annotation for annotation in annotations if annotation is not None]
 
 
-def _makers_and_painters(rng: Generator, preset: Preset, size: int) -> tuple[dict, dict, int]:
-    """Return a maker and a painter for each kind, and the maximum number of particles.
-
-    The beads of a picture are of one batch; large ones are fewer.
-    """
-    makers, painters = dict(MAKERS), dict.fromkeys(MAKERS, paint)
-    room = MAX_PARTICLES
-    if BEAD in preset.mix:
-        diameter = bead_diameter(rng)
-        look = sphere_look(rng, diameter)
-        makers[BEAD] = functools.partial(make_bead, diameter=diameter)
-        painters[BEAD] = functools.partial(paint_bead, look=look)
-        room = max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)
-    return makers, painters, room
-
-
-def _place(rng: Generator, particle: Particle, ground: "Ground") -> Particle:
+def _place(rng: Generator, particle: Particle, ground: Ground) -> Particle:
     """Move a particle from the origin to a random place, or across or against an earlier one."""
     preset = ground.preset
     if particle.category_id == FIBER:
@@ -473,11 +366,9 @@ def _set_against(rng: Generator, particle: Particle, other: Particle) -> Particl
     """Move a particle towards another one from a random side until they touch."""
     angle = rng.uniform(0, 2 * np.pi)
     toward = np.array([np.cos(angle), np.sin(angle)])
-    reach = sum(
-        np.hypot(*np.ptp(np.reshape(p.outline.bounds, (2, 2)), axis=0)) for p in (particle, other)
-    )
-    center = np.mean(np.reshape(other.outline.bounds, (2, 2)), axis=0)
-    placed = particle.moved(*(center + reach * toward))
+    boxes = np.reshape([particle.outline.bounds, other.outline.bounds], (2, 2, 2))
+    reach = np.hypot(*np.ptp(boxes, axis=1).T).sum()
+    placed = particle.moved(*(boxes[1].mean(axis=0) + reach * toward))
     for _ in range(12):
         # No step exceeds the gap: the outlines cannot pass through each other.
         gap = placed.outline.distance(other.outline)

@@ -3,10 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,28 +16,14 @@ import tifffile
 from numpy.random import Generator
 from tqdm import tqdm
 
-from microplastics.synthetic.camera import (
-    Scene,
-    draw_camera,
-    draw_cast,
-    draw_demosaic,
-    generator,
-    scratch,
-    smooth_noise,
-)
-from microplastics.synthetic.dataset import check_option, check_parameters
-from microplastics.synthetic.filters import (
-    bare_filter,
-    draw_dirt,
-    enclose_bubbles,
-    scatter_debris,
-    shed_fibers,
-)
-from microplastics.synthetic.particles import BEAD, FIBER, MAKERS, Particle, make_long_fiber, paint
-from microplastics.synthetic.scene import Ground, find_preset, lay
+from microplastics.synthetic import camera, filters
+from microplastics.synthetic.camera import Scene, generator, smooth_noise
+from microplastics.synthetic.dataset import check_parameters, choose_workers
+from microplastics.synthetic.particles import BEAD, FIBER, MAKERS, make_long_fiber
+from microplastics.synthetic.scene import Ground, Preset, check_option, find_preset, lay
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_json
-from microplastics.utils.system import available_processors, map_in_processes
+from microplastics.utils.io import atomic_write, read_json, write_json
+from microplastics.utils.system import map_in_processes
 
 # Must be raised whenever the same parameters give another picture.
 _VERSION = 3
@@ -64,60 +49,15 @@ _ROWS, _PAD = 128, 16
 _COARSE = 16
 # The weave of a mesh cannot continue from block to block.
 _UNFIT = ("nylon_mesh",)
-# Starting a process costs a few seconds: smaller pictures are rendered without.
-_PIXELS_WORTH_A_PROCESS = 16_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Membrane:
-    """Position of the membrane in px.
+    """Position of the membrane in px."""
 
-    Attributes:
-        center: (x, y).
-        radius: radius of the membrane's edge.
-        deposit_radius: radius of the disc inside the funnel, in which all particles lie.
-    """
-
-    center: tuple[float, float]
-    radius: float
-    deposit_radius: float
-
-
-@dataclasses.dataclass(frozen=True)
-class FilterSettings:
-    """Parameters of a whole filter, see :func:`render_mosaic`."""
-
-    size: int
-    um_per_px: float
-    seed: int
-    particles: int | None
-    preset: str
-    filter_name: str | None
-    jpeg_quality: int | None
-
-    def check(self) -> None:
-        """Raise UserError for parameters that cannot be rendered."""
-        check_parameters(self.size, (MIN_SIZE, MAX_SIZE), self.um_per_px, self.seed)
-        number = self.particles or 0
-        quality = 100 if self.jpeg_quality is None else self.jpeg_quality
-        check_option(0 <= number <= MAX_PARTICLES, "--particles", number, f"0 to {MAX_PARTICLES}")
-        check_option(1 <= quality <= 100, "--jpeg-quality", quality, "1 to 100")
-        plain = BEAD not in find_preset(self.preset).mix
-        check_option(plain, "--preset", self.preset, "a preset of fibres, fragments and films")
-        fit = [None, *filters_of(self.preset)]
-        expected = f"one of {', '.join(fit[1:])} for --preset {self.preset}"
-        check_option(self.filter_name in fit, "--filter", self.filter_name, expected)
-
-    def manifest(self) -> dict[str, Any]:
-        """Return everything that the file's bytes depend on, as JSON."""
-        return {"renderer_version": _VERSION, **dataclasses.asdict(self)}
-
-    def count(self, membrane: Membrane) -> int:
-        """Return the number of particles to lay."""
-        if self.particles is not None:
-            return self.particles
-        density = _PARTICLES_PER_MPX * find_preset(self.preset).particles_per_256 / 6.5
-        return min(round(density * math.pi * membrane.deposit_radius**2 / 1e6), MAX_PARTICLES)
+    center: tuple[float, float]  # (x, y)
+    radius: float  # of the membrane's edge
+    deposit_radius: float  # of the disc inside the funnel, in which all particles lie
 
 
 def render_mosaic(
@@ -130,7 +70,6 @@ def render_mosaic(
     filter_name: str | None = None,
     jpeg_quality: int | None = 92,
     workers: int | None = None,
-    progress: bool = True,
 ) -> Path:
     """Render a stitched photograph of a whole filter, with exact annotations.
 
@@ -150,7 +89,6 @@ def render_mosaic(
         filter_name: one of the preset's filters; None draws one.
         jpeg_quality: of the tiles, 1 to 100; None compresses without loss (deflate).
         workers: processes; None uses all processors for large pictures.
-        progress: whether to show progress bars on stderr, if it is a terminal.
 
     Returns:
         Path of the annotation file.
@@ -159,30 +97,70 @@ def render_mosaic(
         UserError: a parameter is invalid, or the files cannot be written or belong to another
             rendering.
     """
-    settings = FilterSettings(
-        size, float(um_per_px), seed, particles, preset, filter_name, jpeg_quality
+    um_per_px = float(um_per_px)
+    check_parameters(size, (MIN_SIZE, MAX_SIZE), um_per_px, seed)
+    check_option(
+        0 <= (particles or 0) <= MAX_PARTICLES, "--particles", particles, f"0 to {MAX_PARTICLES}"
     )
-    settings.check()
-    if workers is None:
-        workers = available_processors() if size**2 >= _PIXELS_WORTH_A_PROCESS else 1
-    check_option(workers > 0, "--workers", workers, "1 or more")
+    quality = 100 if jpeg_quality is None else jpeg_quality
+    check_option(1 <= quality <= 100, "--jpeg-quality", quality, "1 to 100")
+    plain = BEAD not in find_preset(preset).mix
+    check_option(plain, "--preset", preset, "a preset of fibres, fragments and films")
+    fit = _filters(preset)
+    known, expected = filter_name is None or filter_name in fit, f"one of {', '.join(fit)}"
+    check_option(known, "--filter", filter_name, f"{expected} for --preset {preset}")
+    workers = choose_workers(workers, size**2)
     path = Path(output)
     is_tiff = path.suffix.lower() in (".tif", ".tiff")
     check_option(is_tiff, "--output", path, "a name that ends in .tif")
+    # Everything that the file's bytes depend on.
+    settings = {
+        "renderer_version": _VERSION,
+        "size": size,
+        "um_per_px": um_per_px,
+        "seed": seed,
+        "particles": particles,
+        "preset": preset,
+        "filter_name": filter_name,
+        "jpeg_quality": jpeg_quality,
+    }
     annotations = path.with_suffix(".json")
     if _is_complete(path, annotations, settings):
         return annotations
     membrane = draw_membrane(seed, size)
-    scene = _empty_filter(settings, membrane, workers, progress)
-    entries = _lay_particles(settings, scene, membrane, progress)
-    image = _photograph(settings, scene.canvas)
+    if particles is None:
+        density = _PARTICLES_PER_MPX * find_preset(preset).particles_per_256 / 6.5
+        particles = round(density * math.pi * membrane.deposit_radius**2 / 1e6)
+        particles = min(particles, MAX_PARTICLES)
+    scene = _empty_filter(seed, size, (preset, filter_name), membrane, workers)
+    entries = _lay_particles(seed, scene, find_preset(preset), membrane, particles, um_per_px)
+    image = _photograph(seed, scene.canvas, find_preset(preset).blur)
     with atomic_write(path, "wb") as file:
-        _write_tiff(file, image, settings)
-        place = {k: np.round(v, 2).tolist() for k, v in dataclasses.asdict(membrane).items()}
-        fields = {"file_name": path.name, "filter": scene.filter, "membrane": place}
-        info = {"particles_wanted": settings.count(membrane), "bytes": file.seek(0, os.SEEK_END)}
+        _write_tiff(file, image, um_per_px, jpeg_quality)
+        info = {
+            "description": "Rendered photograph of a whole filter with microplastics (no real "
+            "sample)",
+            **settings,
+            "particles_wanted": particles,
+            "bytes": file.seek(0, os.SEEK_END),
+        }
+        record = {
+            "id": 1,
+            "file_name": path.name,
+            "filter": scene.filter,
+            "membrane": {k: np.round(v, 2).tolist() for k, v in vars(membrane).items()},
+            "width": size,
+            "height": size,
+            "um_per_px": um_per_px,
+        }
+        coco = {
+            "info": info,
+            "images": [record],
+            "annotations": [{"id": i, "image_id": 1, **e} for i, e in enumerate(entries, 1)],
+            "categories": find_preset(preset).categories,
+        }
         # Renamed first: an annotation file without its image is rendered again.
-        write_json(annotations, _coco(settings, fields, info, entries))
+        write_json(annotations, coco)
     return annotations
 
 
@@ -194,21 +172,21 @@ def draw_membrane(seed: int, size: int) -> Membrane:
     return Membrane((float(x), float(y)), radius, radius * rng.uniform(0.92, 0.95))
 
 
-def filters_of(preset_name: str) -> dict[str, float]:
+def _filters(preset_name: str) -> dict[str, float]:
     """Return the preset's filters that whole filters can be made of, and their frequencies."""
-    filters = find_preset(preset_name).filters
-    fit = {name: weight for name, weight in filters.items() if name not in _UNFIT}
+    every = find_preset(preset_name).filters
+    fit = {name: weight for name, weight in every.items() if name not in _UNFIT}
     return {name: weight / sum(fit.values()) for name, weight in fit.items()}
 
 
-def _is_complete(image: Path, annotations: Path, settings: FilterSettings) -> bool:
+def _is_complete(image: Path, annotations: Path, settings: dict[str, Any]) -> bool:
     """Whether both files of this rendering exist; refuse to overwrite others."""
     if not annotations.exists() and not image.exists():
         return False
     info = None
-    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        info = json.loads(annotations.read_text(encoding="utf-8")).get("info")
-    if not isinstance(info, dict) or settings.manifest().items() - info.items():
+    with contextlib.suppress(UserError):
+        info = read_json(annotations).get("info")
+    if not isinstance(info, dict) or any(info.get(n) != value for n, value in settings.items()):
         raise UserError(
             f"{image if image.exists() else annotations} exists and holds other data; delete it "
             "with its JSON, or choose another --output.",
@@ -218,59 +196,51 @@ def _is_complete(image: Path, annotations: Path, settings: FilterSettings) -> bo
 
 
 def _empty_filter(
-    settings: FilterSettings, membrane: Membrane, workers: int, progress: bool
+    seed: int, size: int, kind: tuple[str, str | None], membrane: Membrane, workers: int
 ) -> Scene:
-    """Draw the filter with its dirt on the stage, lit evenly, as float16.
-
-    Blocks are cut from one texture and soiled each on its own, then faded over into each other.
-    """
-    texture = _texture(settings)
-    canvas = np.empty((settings.size, settings.size, 3), np.float16)
+    """Draw the filter with its dirt on the stage, lit evenly, as float16."""
+    # Blocks are cut from one texture, soiled each on its own, then faded over into each other.
+    texture = _texture(seed, *kind)
+    canvas = np.empty((size, size, 3), np.float16)
     canvas[:] = texture.canvas.mean((0, 1))
-    starts = range(-_BAND, settings.size, _BLOCK - _BAND)
-    rng = generator(settings.seed, "dirt")
-    dirt = find_preset(settings.preset).dirt * draw_dirt(rng)
+    starts = range(-_BAND, size, _BLOCK - _BAND)
+    rng = generator(seed, "dirt")
+    dirt = find_preset(kind[0]).dirt * filters.draw_dirt(rng)
     dirt = dirt * np.exp(0.5 * smooth_noise(rng, (len(starts), len(starts)), 1.5))
     tasks = [
-        (settings, x, y, float(dirt[j, i]))
+        (x, y, seed, kind, float(dirt[j, i]))
         for j, y in enumerate(starts)
         for i, x in enumerate(starts)
     ]
-    blocks = tqdm(
-        map_in_processes(_block, tasks, min(workers, len(tasks)), chunk=1),
-        total=len(tasks),
-        desc="Rendering",
-        unit="block",
-        disable=None if progress else True,
-    )
-    for (_, x, y, _), block in zip(tasks, blocks, strict=True):
-        inside = block[max(-y, 0) : settings.size - y, max(-x, 0) : settings.size - x]
+    blocks = map_in_processes(_block, tasks, min(workers, len(tasks)), chunk=1)
+    blocks = tqdm(blocks, "Rendering", len(tasks), unit="block", disable=None)
+    for (x, y, *_), block in zip(tasks, blocks, strict=True):
+        inside = block[max(-y, 0) : size - y, max(-x, 0) : size - x]
         canvas[max(y, 0) : y + _BLOCK, max(x, 0) : x + _BLOCK] += inside
     scene = Scene(canvas, texture.light, texture.filter, texture.dark)
-    _stain(settings, scene)
-    _mount(settings, scene, membrane)
+    _stain(seed, scene)
+    _mount(seed, scene, membrane)
     return scene
 
 
 @functools.lru_cache(maxsize=1)
-def _texture(settings: FilterSettings) -> Scene:
-    name = settings.filter_name
-    filters = filters_of(settings.preset) if name is None else {name: 1.0}
-    return bare_filter(generator(settings.seed, "filter"), _TEXTURE, filters)
+def _texture(seed: int, preset: str, filter_name: str | None) -> Scene:
+    choice = _filters(preset) if filter_name is None else {filter_name: 1.0}
+    return filters.bare_filter(generator(seed, "filter"), _TEXTURE, choice)
 
 
-def _block(task: tuple[FilterSettings, int, int, float]) -> np.ndarray:
+def _block(task: tuple[int, int, int, tuple[str, str | None], float]) -> np.ndarray:
     """Draw a block's deviation from the texture's mean, faded out at its border, as float16."""
-    settings, left, top, dirt = task
-    preset, texture = find_preset(settings.preset), _texture(settings)
-    rng = generator(settings.seed, "block", left + _BAND, top + _BAND)
+    left, top, seed, kind, dirt = task
+    preset, texture = find_preset(kind[0]), _texture(seed, *kind)
+    rng = generator(seed, "block", left + _BAND, top + _BAND)
     x, y = rng.integers(0, _TEXTURE - _BLOCK + 1, 2)
     piece = texture.canvas[y : y + _BLOCK, x : x + _BLOCK].copy()
     scene = dataclasses.replace(texture, canvas=piece)
-    scatter_debris(rng, scene, dirt)
-    enclose_bubbles(rng, scene, preset.bubbles)
-    shed_fibers(rng, scene, preset.dirt)
-    scratch(rng, scene, preset.dirt)
+    filters.scatter_debris(rng, scene, dirt)
+    filters.enclose_bubbles(rng, scene, preset.bubbles)
+    filters.shed_fibers(rng, scene, preset.dirt)
+    camera.scratch(rng, scene, preset.dirt)
     place = np.arange(_BLOCK, dtype=np.float32) + 0.5
     # The squares of the weights add up to 1: a plain mean of unlike textures would lose contrast.
     fade = np.sqrt(np.clip(np.minimum(place, place[::-1]) / _BAND, 0, 1))
@@ -296,9 +266,9 @@ def _enlarge(coarse: np.ndarray, rows: slice, size: int, scale: int = _COARSE) -
     return cv2.warpAffine(coarse, matrix, (size, rows.stop - rows.start), flags=flags)
 
 
-def _stain(settings: FilterSettings, scene: Scene) -> None:
+def _stain(seed: int, scene: Scene) -> None:
     """Discolour parts of a fibrous filter with silt: soft brown clouds with a grainy edge."""
-    size, rng = settings.size, generator(settings.seed, "stain")
+    size, rng = len(scene.canvas), generator(seed, "stain")
     if scene.filter not in ("glass_fiber", "cellulose") or rng.random() > 0.45:
         return
     strength = rng.uniform(0.25, 0.6)
@@ -310,9 +280,9 @@ def _stain(settings: FilterSettings, scene: Scene) -> None:
         scene.canvas[rows] *= 1 - amount[..., None] * np.array([0.45, 0.28, 0.16], np.float32)
 
 
-def _mount(settings: FilterSettings, scene: Scene, membrane: Membrane) -> None:
+def _mount(seed: int, scene: Scene, membrane: Membrane) -> None:
     """Cut the membrane out round, with the funnel's print, and put it on the dark stage."""
-    size, rng = settings.size, generator(settings.seed, "mount")
+    size, rng = len(scene.canvas), generator(seed, "mount")
     wobble = np.stack([rng.normal(0, 0.0012, 5), rng.uniform(0, 6.28, 5)], 1)
     cake = (rng.uniform(0.0, 0.05) * np.array([1.0, 0.75, 0.6])).astype(np.float32)
     stage = (rng.uniform(0.02, 0.09) * rng.uniform(0.8, 1.1, 3)).astype(np.float32)
@@ -341,34 +311,29 @@ def _mount(settings: FilterSettings, scene: Scene, membrane: Membrane) -> None:
 
 
 def _lay_particles(
-    settings: FilterSettings, scene: Scene, membrane: Membrane, progress: bool
+    seed: int, scene: Scene, preset: Preset, membrane: Membrane, count: int, um_per_px: float
 ) -> list[dict[str, Any]]:
     """Paint the particles: films lowest, then fragments, fibres across all, long ones first."""
-    preset = find_preset(settings.preset)
+    size = len(scene.canvas)
     preset = dataclasses.replace(preset, touching=max(preset.touching, _TOUCHING))
     disc = shapely.Point(membrane.center).buffer(membrane.deposit_radius - _CLEARANCE, quad_segs=90)
-    ground = Ground(settings.size, None, preset, disc)
-    rng, annotations = generator(settings.seed, "places"), []
-    for particle in tqdm(
-        list(_make_particles(settings, settings.count(membrane))),
-        desc="Laying particles",
-        unit="particle",
-        disable=None if progress else True,
-    ):
-        annotation = lay(rng, particle, scene, ground, settings.um_per_px, paint, _PLACES)
+    ground = Ground(size, None, preset, disc)
+    rng, annotations = generator(seed, "places"), []
+    particles = list(_make_particles(generator(seed, "kinds"), size, preset.mix, count))
+    for particle in tqdm(particles, "Laying particles", unit="particle", disable=None):
+        annotation = lay(rng, particle, scene, ground, um_per_px, places=_PLACES)
         if annotation is not None:
             annotations.append(annotation)
     return annotations
 
 
-def _make_particles(settings: FilterSettings, count: int) -> Iterator[Particle]:
+def _make_particles(rng: Generator, size: int, mix: Mapping[int, float], count: int):
     """Make particles about the origin, lowest layer first."""
-    rng, mix = generator(settings.seed, "kinds"), find_preset(settings.preset).mix
     kinds = sorted(rng.choice(list(mix), size=count, p=list(mix.values())), key=list(mix).index)
     fibers = kinds.count(FIBER)
     number = min(max(round(_LONG_FRACTION * count), 3), fibers)
-    lengths = settings.size * np.exp(rng.uniform(*np.log(_LONG), number))
-    lengths[:1] = settings.size * _LONG[1]
+    lengths = size * np.exp(rng.uniform(*np.log(_LONG), number))
+    lengths[:1] = size * _LONG[1]
     for kind in kinds[: count - fibers]:
         yield MAKERS[kind](rng, _FRAME)
     for length in lengths:
@@ -377,77 +342,75 @@ def _make_particles(settings: FilterSettings, count: int) -> Iterator[Particle]:
         yield MAKERS[FIBER](rng, _FRAME)
 
 
-def _photograph(settings: FilterSettings, canvas: np.ndarray) -> np.ndarray:
+def _photograph(seed: int, canvas: np.ndarray, blur: tuple[float, float]) -> np.ndarray:
     """Light the scene and photograph it with one camera, uint8 (size, size, 3), RGB."""
-    rng = generator(settings.seed, "camera")
-    camera = draw_camera(rng, find_preset(settings.preset).blur)
-    demosaic = draw_demosaic(rng)
-    light = _Light(settings.seed, settings.size)
+    size, rng = len(canvas), generator(seed, "camera")
+    lens = camera.draw_camera(rng, blur)
+    demosaic = rng.random() < camera.MOSAIC
+    light = _light(seed, size)
     image = np.empty(canvas.shape, np.uint8)
-    noise, drawn = np.empty((0, settings.size, 3), np.float32), 0
-    for rows in _strips(settings.size):
-        padded = slice(max(rows.start - _PAD, 0), min(rows.stop + _PAD, settings.size))
-        strip = camera.focus(canvas[padded].astype(np.float32) * light.strip(padded))
+    noise, drawn = np.empty((0, size, 3), np.float32), 0
+    for rows in _strips(size):
+        padded = slice(max(rows.start - _PAD, 0), min(rows.stop + _PAD, size))
+        strip = lens.focus(canvas[padded].astype(np.float32) * light(padded))
         # Demosaicing correlates noise across the border of strips: it continues there.
         old = noise[len(noise) - (drawn - padded.start) :]
         new = rng.standard_normal((padded.stop - drawn, *strip.shape[1:]), dtype=np.float32)
         noise, drawn = np.concatenate([old, new]), padded.stop
-        taken = camera.sense(strip, noise, demosaic)[..., ::-1]
+        taken = lens.sense(strip, noise, demosaic)[..., ::-1]
         image[rows] = taken[rows.start - padded.start :][: rows.stop - rows.start]
     return image
 
 
-class _Light:
-    """Light over a stitched photograph: uneven as a whole, and field by field.
+def _light(seed: int, size: int) -> Callable[[slice], np.ndarray]:
+    """Draw uneven light; return a function that gives rows of it, float32 (rows, size, 3)."""
+    rng = generator(seed, "light")
+    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.10)
+    slopes = slope * math.cos(angle), slope * math.sin(angle)
+    fall = rng.uniform(0.02, 0.10)
+    clouds = rng.uniform(0.005, 0.02) * _coarse_noise(rng, size, size / 4)
+    cast = (rng.uniform(0.88, 1.05) * camera.draw_cast(rng)).astype(np.float32)
+    # The stitching has levelled the microscope's fields, but not quite: each has its own gain, and
+    # all have in common a residue of the lens's vignetting and the dust on the camera.
+    width = round(rng.uniform(1000, 1500))
+    height = round(0.75 * width)
+    start = rng.integers((height, width))
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    u, v = (x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1
+    field = 1 - rng.uniform(0.012, 0.04) * (u**2 + v**2) / 2
+    veil = rng.uniform(0.015, 0.04)
+    for _ in range(rng.poisson(1.5)):
+        far = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height))
+        field *= 1 - veil * np.exp(-((far / rng.uniform(4, 10)) ** 4))
+    fields = (size // height + 2, size // width + 2)
+    gains = rng.uniform(0.004, 0.011) * rng.standard_normal(fields, dtype=np.float32)
 
-    The stitching has levelled the fields, but not quite: each has its own gain, and all have in
-    common a residue of the lens's vignetting and the dust on the camera.
-    """
-
-    def __init__(self, seed: int, size: int):
-        rng = generator(seed, "light")
-        self._size, (angle, slope) = size, (rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.10))
-        self._slope = slope * math.cos(angle), slope * math.sin(angle)
-        self._fall = rng.uniform(0.02, 0.10)
-        self._clouds = rng.uniform(0.005, 0.02) * _coarse_noise(rng, size, size / 4)
-        self._cast = (rng.uniform(0.88, 1.05) * draw_cast(rng)).astype(np.float32)
-        width = round(rng.uniform(1000, 1500))
-        height = round(0.75 * width)
-        self._start = rng.integers((height, width))
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        u, v = (x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1
-        self._field = 1 - rng.uniform(0.012, 0.04) * (u**2 + v**2) / 2
-        veil = rng.uniform(0.015, 0.04)
-        for _ in range(rng.poisson(1.5)):
-            far = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height))
-            self._field *= 1 - veil * np.exp(-((far / rng.uniform(4, 10)) ** 4))
-        fields = (size // height + 2, size // width + 2)
-        self._gains = rng.uniform(0.004, 0.011) * rng.standard_normal(fields, dtype=np.float32)
-
-    def strip(self, rows: slice) -> np.ndarray:
-        """Return the factor on the light of rows, float32 (rows, size, 3)."""
-        height, width = self._field.shape
+    def strip(rows: slice) -> np.ndarray:
         y = np.arange(rows.start, rows.stop)[:, None]
-        x = np.arange(self._size)[None]
-        v, u = (2 * place.astype(np.float32) / self._size - 1 for place in (y, x))
-        light = 1 + self._slope[0] * u + self._slope[1] * v - self._fall * (u**2 + v**2) / 2
-        light += _enlarge(self._clouds, rows, self._size)
-        y, x = y + self._start[0], x + self._start[1]
-        fields = self._field[y % height, x % width] + self._gains[y // height, x // width]
+        x = np.arange(size)[None]
+        v, u = (2 * place.astype(np.float32) / size - 1 for place in (y, x))
+        light = 1 + slopes[0] * u + slopes[1] * v - fall * (u**2 + v**2) / 2
+        light += _enlarge(clouds, rows, size)
+        y, x = y + start[0], x + start[1]
+        fields = field[y % height, x % width] + gains[y // height, x // width]
         # Stitching fades neighbours over into each other.
-        return (light * cv2.blur(fields, (7, 7)))[..., None] * self._cast
+        return (light * cv2.blur(fields, (7, 7)))[..., None] * cast
+
+    return strip
 
 
-def _write_tiff(file: IO[bytes], image: np.ndarray, settings: FilterSettings) -> None:
+def _write_tiff(
+    file: IO[bytes], image: np.ndarray, um_per_px: float, jpeg_quality: int | None
+) -> None:
     """Write an RGB picture and its copies, each a quarter as large, as a tiled pyramid."""
     copies = [image]
     while (side := copies[-1].shape[0] // 4) >= _SMALLEST_COPY:
         copies.append(cv2.resize(copies[-1], (side, side), interpolation=cv2.INTER_AREA))
     options: dict[str, Any] = {"photometric": "rgb", "tile": (_TILE, _TILE), "metadata": None}
-    if settings.jpeg_quality is None:
+    if jpeg_quality is None:
         options |= {"compression": "adobe_deflate", "predictor": True}
     else:
-        options |= {"compression": "jpeg", "compressionargs": {"level": settings.jpeg_quality}}
+        options |= {"compression": "jpeg", "compressionargs": {"level": jpeg_quality}}
     first = {
         "subifds": len(copies) - 1,
         "software": "microplastics",
@@ -457,25 +420,6 @@ def _write_tiff(file: IO[bytes], image: np.ndarray, settings: FilterSettings) ->
     handle = tifffile.FileHandle(file, name="filter.tif", size=0)
     with tifffile.TiffWriter(handle) as tiff:
         for number, copy in enumerate(copies):
-            per_cm = 1e4 / settings.um_per_px / 4**number
-            tiff.write(
-                copy,
-                resolution=(per_cm, per_cm),
-                resolutionunit="CENTIMETER",
-                **options,
-                **({"subfiletype": 1} if number else first),
-            )
-
-
-def _coco(
-    settings: FilterSettings, image: dict[str, Any], info: dict[str, Any], entries: list[dict]
-) -> dict[str, Any]:
-    """Build the annotation file from additional fields and the annotations without ids."""
-    image |= {"width": settings.size, "height": settings.size, "um_per_px": settings.um_per_px}
-    description = "Rendered photograph of a whole filter with microplastics (no real sample)"
-    return {
-        "info": {"description": description, **settings.manifest(), **info},
-        "images": [{"id": 1, **image}],
-        "annotations": [{"id": i, "image_id": 1, **e} for i, e in enumerate(entries, start=1)],
-        "categories": find_preset(settings.preset).categories,
-    }
+            per_cm = (1e4 / um_per_px / 4**number,) * 2
+            other = {"subfiletype": 1} if number else first
+            tiff.write(copy, resolution=per_cm, resolutionunit="CENTIMETER", **options, **other)

@@ -6,8 +6,7 @@ from microplastics.visualization.draw import (
     ParticleVisualizer,
     class_legend,
     draw_instances,
-    draw_photograph,
-    draw_predictions,
+    resize,
     save_picture,
     side_by_side,
 )
@@ -17,9 +16,8 @@ __all__ = [
     "ParticleVisualizer",
     "class_legend",
     "draw_instances",
-    "draw_photograph",
-    "draw_predictions",
     "plot_training_curves",
+    "resize",
     "save_picture",
     "side_by_side",
 ]

@@ -1,5 +1,6 @@
 """Pictures of particles: annotations, predictions, and both beside the photograph."""
 
+import itertools
 import math
 import os
 from collections import Counter
@@ -34,33 +35,22 @@ _FILL_ALPHA, _HALO_ALPHA = 0.15, 0.75
 _OUTLINE_POINTS = 48
 # Rows of the photograph.
 _STRIP = 256
+# Side of the cells in which labels are placed, in px, and what a cell of another label costs, in
+# cells with an outline.
+_CELL, _TAKEN = 4, 1000
 
-_INK, _PAPER, _GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
+_INK, _PAPER = (25, 25, 25), (255, 255, 255)
 _GAP = 8
 
 
 def picture_scale(height: int, width: int, max_side: int = MAX_SIDE) -> float:
-    """Choose the picture's size for an image: a whole factor up, so that pixels stay squares.
-
-    Args:
-        height: of the image, in px.
-        width: of the image, in px.
-        max_side: longer side that the picture may have at most, in px.
-
-    Returns:
-        px of the picture for each px of the image.
-    """
+    """Choose the px of the picture for each px of an image: a whole factor up, or down to fit."""
     longer = max(height, width)
     return max_side / longer if longer > max_side else float(math.ceil(MIN_SIDE / longer))
 
 
 def resize(image: np.ndarray, scale: float) -> np.ndarray:
-    """Resize a photograph to the size of its picture: pixels stay squares, or are averaged.
-
-    Args:
-        image: (H, W, 3) uint8.
-        scale: px of the picture for each px of the image.
-    """
+    """Resize a photograph, (H, W, 3) uint8: pixels stay squares, or are averaged."""
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     return cv2.resize(image, size, interpolation=method)
@@ -105,29 +95,20 @@ class ParticleVisualizer(Visualizer):
         self._points = self._unit * 72 / self.output.dpi
         self._default_font_size = _FONT * self._points / scale
         self._labels = labels
-        self._class_names = list(self.metadata.get("thing_classes", None) or ())
-        self._colors = self.metadata.get("thing_colors", None) or class_colors(self._class_names)
+        self._class_names, self._colors = _classes(self.metadata)
 
     def _show_in_strips(self, picture: np.ndarray) -> None:
         """Show the photograph in strips: Matplotlib takes 120 bytes for each pixel of an image."""
         ax, height, width = self.output.ax, self.output.height, self.output.width
         ax.images[0].remove()
-        edges = (
-            np.linspace(0, len(picture), math.ceil(len(picture) / _STRIP) + 1).round().astype(int)
-        )
-        for top, bottom in zip(edges[:-1], edges[1:], strict=True):
+        for top in range(0, len(picture), _STRIP):
+            bottom = min(top + _STRIP, len(picture))
             rows = bottom * height / len(picture), top * height / len(picture)
             ax.imshow(picture[top:bottom], extent=(0, width, *rows), interpolation="nearest")
         ax.set(xlim=(0, width), ylim=(height, 0))
 
     def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
-        """Draw the annotations of one image in Detectron2's data set format.
-
-        Crowds are dashed.
-
-        Args:
-            dic: with ``annotations`` (``segmentation`` as polygons, RLE or bitmap, if any).
-        """
+        """Draw the annotations of one image in Detectron2's data set format, crowds dashed."""
         annotations = dic.get("annotations") or []
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         masks = [a.get("segmentation") for a in annotations]
@@ -141,12 +122,9 @@ class ParticleVisualizer(Visualizer):
     def draw_instance_predictions(
         self, predictions: Instances, jittering: bool = False
     ) -> VisImage:
-        """Draw the predictions of one image.
+        """Draw the predictions of one image, as a Detectron2 model returns them.
 
-        Args:
-            predictions: ``pred_boxes`` in px of the image, ``pred_classes``, and if there are any
-                ``scores`` and ``pred_masks`` (:class:`CropMasks` or an (N, H, W) tensor).
-            jittering: ignored, part of Detectron2's signature; colours are by class.
+        ``jittering`` is part of Detectron2's signature, and ignored: colours are by class.
         """
         return self.draw_particles(
             predictions.pred_boxes,
@@ -160,7 +138,6 @@ class ParticleVisualizer(Visualizer):
         boxes: Boxes | Sequence[Sequence[float]],
         classes: Sequence[int],
         masks: Any = None,
-        *,
         scores: Sequence[float] | None = None,
         dashed: Sequence[bool] | None = None,
     ) -> VisImage:
@@ -175,30 +152,26 @@ class ParticleVisualizer(Visualizer):
         """
         boxes = boxes.tensor.detach().cpu().numpy() if isinstance(boxes, Boxes) else boxes
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        count = len(boxes)
         size = self.output.height, self.output.width
-        paths = [None] * count if masks is None else mask_paths(masks, size)
+        paths = [None] * len(boxes) if masks is None else mask_paths(masks, size)
         areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-        order = np.argsort(-areas, kind="stable").tolist()
-        outlines = [np.zeros((0, 2))] * count
-        for index in order:
+        outlines = {}
+        for index in np.argsort(-areas, kind="stable").tolist():
             path, is_dashed = paths[index], bool(dashed and dashed[index])
             if path is None:  # no mask, or one without a pixel: the box is all there is
-                path, is_dashed = _box_path(boxes[index]), is_dashed or masks is not None
+                x0, y0, x1, y1 = boxes[index]
+                path = _closed(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
+                is_dashed = is_dashed or masks is not None
             filled = paths[index] is not None
             color = self.class_color(classes[index])
             outlines[index] = self._draw_path(path, color, filled, is_dashed)
         if self._labels:
-            texts = self._texts(classes, scores, dashed)
-            self._draw_labels(order, outlines, texts, classes)
+            self._draw_labels(outlines, classes, scores, dashed)
         return self.output
 
     def class_color(self, number: int) -> tuple[float, float, float]:
         """RGB in [0, 1] of a class number."""
-        red, green, blue = (
-            self._colors[number % len(self._colors)] if self._colors else (213, 94, 0)
-        )
-        return red / 255, green / 255, blue / 255
+        return tuple(channel / 255 for channel in self._colors[number % len(self._colors)])
 
     def _draw_path(self, path: OutlinePath, color, filled: bool, dashed: bool) -> np.ndarray:
         """Draw one outline, and give the points that its label should not cover."""
@@ -220,83 +193,85 @@ class ParticleVisualizer(Visualizer):
         ax.add_patch(PathPatch(path, facecolor=face, **line))
         return outline
 
-    def _texts(self, classes, scores, dashed) -> list[str]:
-        texts = []
-        for index, number in enumerate(classes):
-            words = []
-            if len(self._class_names) > 1 and number < len(self._class_names):
-                words.append(self._class_names[number])
-            elif not self._class_names:
-                words.append(str(number))
+    def _draw_labels(self, outlines: dict[int, np.ndarray], classes, scores, dashed) -> None:
+        """Write class and score beside each outline."""
+        scale, font = self.output.scale, _FONT * self._unit
+        height, width = self.output.height * scale, self.output.width * scale
+        placer = LabelPlacer((int(height), int(width)))
+        for outline in outlines.values():
+            placer.cover(outline * scale)
+        # The smallest first: large ones have more room around them.
+        for index in reversed(outlines):
+            number, words = classes[index], []
+            if len(self._class_names) != 1:
+                known = number < len(self._class_names)
+                words.append(self._class_names[number] if known else str(number))
             if scores is not None:
                 words.append(f"{100 * scores[index]:.0f}%")
             if dashed is not None and dashed[index]:
                 words.append("crowd")
-            texts.append(" ".join(words))
-        return texts
-
-    def _draw_labels(self, order, outlines, texts, classes) -> None:
-        unit = self._unit / self.output.scale
-        placer = LabelPlacer(self.output.width, self.output.height, outlines)
-        # The smallest first: large ones have more room around them.
-        for index in reversed(order):
-            if not texts[index]:
+            if not words:
                 continue
-            size = (0.6 * len(texts[index]) + 0.3) * _FONT * unit, 1.3 * _FONT * unit
-            position = placer.place(outlines[index], size, 3 * unit)
-            color = self._change_color_brightness(self.class_color(classes[index]), 0.7)
-            self.draw_text(texts[index], position, color=color, horizontal_alignment="left")
+            text = " ".join(words)
+            shape = 1.3 * font, (0.6 * len(text) + 0.3) * font
+            x, y = placer.place(outlines[index] * scale, shape, 3 * self._unit, crowded=True)
+            color = self._change_color_brightness(self.class_color(number), 0.7)
+            position = x / scale, y / scale
+            self.draw_text(text, position, color=color, horizontal_alignment="left")
 
 
 class LabelPlacer:
     """Places each label at the outline of its particle, covering little."""
 
-    _ANGLES = np.arange(16) * (np.pi / 8)
+    _ANGLES = np.arange(8) * (np.pi / 4)
     # Straight up first: among equally good places the first is taken.
     DIRECTIONS = np.stack([np.sin(_ANGLES), -np.cos(_ANGLES)], axis=1)
 
-    def __init__(self, width: float, height: float, outlines: Sequence[np.ndarray]):
-        """
-        Args:
-            width: of the image.
-            height: of the image.
-            outlines: for each particle (M, 2) points x, y that are better not covered.
-        """
-        self._frame = np.array([width, height], dtype=np.float64)
-        self._outlines = np.concatenate([np.zeros((0, 2)), *outlines])
-        self._labels = np.zeros((0, 4))
+    def __init__(self, size: tuple[int, int]):
+        """Start with an empty picture of ``size``, height and width in px."""
+        self._frame = np.array([size[1], size[0]], dtype=np.float64)
+        self._cost = np.zeros((size[0] // _CELL + 2, size[1] // _CELL + 2), dtype=np.int32)
+
+    def cover(self, outline: np.ndarray) -> None:
+        """Mark (N, 2) points, x and y in px of the picture, that are better not covered."""
+        cells = (outline.clip(0, self._frame) / _CELL).astype(np.int64)
+        self._cost[cells[:, 1], cells[:, 0]] += 1
 
     def place(
-        self, outline: np.ndarray, size: tuple[float, float], gap: float
-    ) -> tuple[float, float]:
-        """Place one label.
+        self, outline: np.ndarray, shape: Sequence[float], gap: float, crowded: bool = False
+    ) -> tuple[int, int] | None:
+        """Place one label beside the (N, 2) points of its particle, all in px of the picture.
 
         Args:
-            outline: (M, 2) points of its particle, at least one.
-            size: width and height of the label.
+            outline: at least one point.
+            shape: of the label, height and width last.
             gap: between label and particle.
+            crowded: place it even on another label.
 
         Returns:
-            Top left corner of the label, inside the image wherever the label fits into it.
+            x and y of its upper left corner, inside the picture wherever the label fits into it;
+            None if it would cover another label.
         """
-        size = np.asarray(size)
-        # Only what lies in the image can be pointed at.
+        size = np.array([shape[-1], shape[-2]], dtype=np.float64)
+        # Only what lies in the picture can be pointed at.
         anchors = outline.clip(0, self._frame)
         extreme = anchors[(anchors @ self.DIRECTIONS.T).argmax(axis=0)]
-        with np.errstate(divide="ignore"):
-            reach = (size / 2 / np.abs(self.DIRECTIONS)).min(axis=1) + gap
-        centers = extreme + self.DIRECTIONS * reach[:, None]
+        # Half the label's size along each direction, so that it stands beside the outline.
+        away = np.abs(self.DIRECTIONS) @ size / 2 + gap
+        centers = extreme + self.DIRECTIONS * away[:, None]
         corners = (centers - size / 2).clip(0, np.maximum(self._frame - size, 0))
-        labels = np.concatenate([corners, corners + size], axis=1)
-        covered = (
-            (self._outlines > corners[:, None]) & (self._outlines < labels[:, None, 2:])
-        ).all(axis=2)
-        # Two labels on each other cannot be read at all.
-        shared = _overlaps(labels, self._labels).sum(axis=1) / size.prod()
-        moved = np.abs(corners + size / 2 - centers).max(axis=1) / size.max()
-        best = int(np.argmin(covered.sum(axis=1) + 100 * shared + 10 * moved))
-        self._labels = np.concatenate([self._labels, labels[best : best + 1]])
-        return float(corners[best, 0]), float(corners[best, 1])
+        moved = np.abs(corners + size / 2 - centers).max(axis=1) / _CELL
+        low = (corners / _CELL).astype(np.int64)
+        high = np.ceil((corners + size) / _CELL).astype(np.int64)
+        boxes = np.concatenate([low, high], axis=1).tolist()
+        costs = [int(self._cost[y0:y1, x0:x1].sum()) for x0, y0, x1, y1 in boxes] + moved
+        best = int(np.argmin(costs))
+        # Labels may share a single cell.
+        if costs[best] >= 2 * _TAKEN and not crowded:
+            return None
+        x0, y0, x1, y1 = boxes[best]
+        self._cost[y0:y1, x0:x1] += _TAKEN
+        return int(corners[best, 0]), int(corners[best, 1])
 
 
 def outline_points(path: OutlinePath, count: int = _OUTLINE_POINTS) -> np.ndarray:
@@ -309,17 +284,15 @@ def outline_points(path: OutlinePath, count: int = _OUTLINE_POINTS) -> np.ndarra
 
 
 def mask_paths(masks: Any, image_size: tuple[int, int]) -> list[OutlinePath | None]:
-    """Outline masks of any kind; full-frame bitmaps are made for none that has not come as one.
+    """Outline masks of any kind, without making full-frame bitmaps.
 
     Args:
         masks: :class:`CropMasks`, ``PolygonMasks``, ``BitMasks``, an (N, H, W) tensor or array, or
-            a list with a COCO segmentation (polygons or RLE), an (H, W) bitmap or ``None`` for
-            each particle.
+            a list with a COCO segmentation (polygons or RLE) or ``None`` for each particle.
         image_size: height and width in px.
 
     Returns:
-        For each mask its outline in px of the image, filled by the non-zero rule; ``None`` for a
-        mask without a pixel.
+        Outlines in px of the image, filled by the non-zero rule; ``None`` without a pixel.
 
     Raises:
         ValueError: a segmentation is malformed or of another size.
@@ -336,11 +309,9 @@ def mask_paths(masks: Any, image_size: tuple[int, int]) -> list[OutlinePath | No
 
 
 def crop_path(crop: np.ndarray, offset: Sequence[int]) -> OutlinePath | None:
-    """Outline a mask between its pixels and their neighbours, holes included.
+    """Outline a mask, (h, w) bool, between its pixels and their neighbours, holes included.
 
-    Args:
-        crop: (h, w) bool.
-        offset: x0 and y0 of the crop in px of the image.
+    ``offset`` is x0 and y0 of the crop in px of the image.
     """
     if not crop.any():
         return None
@@ -358,8 +329,6 @@ def _segmentation_path(mask: Any, image_size: tuple[int, int]) -> OutlinePath | 
         return None
     if isinstance(mask, dict):
         return mask_paths(CropMasks.from_rles([mask], image_size), image_size)[0]
-    if isinstance(mask, np.ndarray) and mask.ndim == 2:
-        return mask_paths(mask[None], image_size)[0]
     parts = [_closed(np.asarray(part, dtype=np.float64).reshape(-1, 2)) for part in mask]
     return OutlinePath.make_compound_path(*parts) if parts else None
 
@@ -372,115 +341,59 @@ def _closed(points: np.ndarray) -> OutlinePath:
     return OutlinePath(np.concatenate([points, points[:1]]), closed=True)
 
 
-def _box_path(box: Sequence[float]) -> OutlinePath:
-    x0, y0, x1, y1 = box
-    return _closed(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]))
-
-
-def _overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(N, M) areas shared by two sets of boxes."""
-    start = np.maximum(one[:, None, :2], other[None, :, :2])
-    end = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    return (end - start).clip(min=0).prod(axis=2)
+def _classes(metadata: Metadata | None) -> tuple[list[str], Sequence[Sequence[int]]]:
+    """Names of a data set's classes, and their colours, RGB in 0–255."""
+    names = list((metadata.get("thing_classes", None) if metadata else None) or ())
+    colors = metadata.get("thing_colors", None) if metadata else None
+    return names, colors or class_colors(names or [str(number) for number in range(7)])
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with the words above it.
+    """One picture with the words above it."""
 
-    Attributes:
-        picture: (H, W, 3) uint8 RGB.
-        title: first line.
-        legend: name, count and RGB (0–255) of each class, written below the title.
-        note: grey text below the title if there is no legend.
-    """
-
-    picture: np.ndarray
-    title: str = ""
+    picture: np.ndarray  # (H, W, 3) uint8 RGB
+    title: str = ""  # first line
+    # Name, count and RGB (0–255) of each class, written below the title.
     legend: Sequence[tuple[str, int, Sequence[int]]] = ()
-    note: str = ""
-
-
-def draw_photograph(image: np.ndarray, scale: float | None = None) -> np.ndarray:
-    """Show the photograph without particles, at the size of the drawings.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        scale: px of the picture for each px of the image; by ``picture_scale`` if ``None``.
-
-    Returns:
-        (H·scale, W·scale, 3) uint8 RGB.
-    """
-    return resize(image, picture_scale(*image.shape[:2]) if scale is None else scale)
 
 
 def draw_instances(
     image: np.ndarray,
-    annotations: dict[str, Any] | Sequence[dict[str, Any]] | Instances,
+    particles: dict[str, Any] | Instances,
     metadata: Metadata | None = None,
     scale: float | None = None,
     labels: bool = True,
 ) -> np.ndarray:
-    """Draw true particles.
+    """Draw true or predicted particles.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        annotations: a data set dict, its ``annotations``, or mapped ``Instances`` with
-            ``gt_boxes``, ``gt_classes`` and, if there are any, ``gt_masks`` (``PolygonMasks``,
-            ``BitMasks`` or ``CropMasks``).
-        metadata: of the data set: class names and colours.
-        scale: px of the picture for each px of the image; by ``picture_scale`` if ``None``.
-        labels: write the classes beside the particles.
+        particles: a data set dict; ``Instances`` of a mapper, with ``gt_boxes``, ``gt_classes``
+            and, if there are any, ``gt_masks``; or those of a model, with ``pred_boxes``,
+            ``pred_classes``, ``scores`` and, if there are any, ``pred_masks``.
+        metadata: see :class:`ParticleVisualizer`, also for ``scale`` and ``labels``.
 
     Returns:
         (H·scale, W·scale, 3) uint8 RGB.
     """
     visualizer = ParticleVisualizer(image, metadata, scale, labels)
-    if isinstance(annotations, Instances):
-        masks = annotations.gt_masks if annotations.has("gt_masks") else None
-        classes = annotations.gt_classes.tolist()
-        return visualizer.draw_particles(annotations.gt_boxes, classes, masks).get_image()
-    if not isinstance(annotations, dict):
-        annotations = {"annotations": list(annotations)}
-    return visualizer.draw_dataset_dict(annotations).get_image()
-
-
-def draw_predictions(
-    image: np.ndarray,
-    predictions: Instances,
-    metadata: Metadata | None = None,
-    scale: float | None = None,
-    labels: bool = True,
-) -> np.ndarray:
-    """Draw predicted particles with their scores.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        predictions: as a Detectron2 model returns them: ``pred_boxes``, ``pred_classes``,
-            ``scores``, and if there are any ``pred_masks`` (``CropMasks`` or (N, H, W) tensor).
-        metadata: of the data set: class names and colours.
-        scale: px of the picture for each px of the image; by ``picture_scale`` if ``None``.
-        labels: write classes and scores beside the particles.
-
-    Returns:
-        (H·scale, W·scale, 3) uint8 RGB.
-    """
-    visualizer = ParticleVisualizer(image, metadata, scale, labels)
-    return visualizer.draw_instance_predictions(predictions.to("cpu")).get_image()
+    if isinstance(particles, dict):
+        return visualizer.draw_dataset_dict(particles).get_image()
+    particles = particles.to("cpu")
+    if not particles.has("gt_boxes"):
+        return visualizer.draw_instance_predictions(particles).get_image()
+    masks = particles.gt_masks if particles.has("gt_masks") else None
+    classes = particles.gt_classes.tolist()
+    return visualizer.draw_particles(particles.gt_boxes, classes, masks).get_image()
 
 
 def class_legend(
     classes: Sequence[int], metadata: Metadata | None
 ) -> list[tuple[str, int, Sequence[int]]]:
-    """Count the particles of each class, for a :class:`Panel`.
-
-    Args:
-        classes: contiguous class number of each particle.
-        metadata: of the data set; every class of it is listed.
-    """
-    names = list((metadata.get("thing_classes", None) if metadata else None) or ())
+    """Count the particles of each class of the data set, by class number, for a :class:`Panel`."""
+    names, colors = _classes(metadata)
     names += [str(number) for number in range(len(names), max(classes, default=-1) + 1)]
-    colors = (metadata.get("thing_colors", None) if metadata else None) or class_colors(names)
     counts = Counter(classes)
     return [
         (name, counts[number], colors[number % len(colors)]) for number, name in enumerate(names)
@@ -488,19 +401,7 @@ def class_legend(
 
 
 def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
-    """Set panels in a row, each below its caption.
-
-    Args:
-        panels: with pictures of the same height.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: there is no panel.
-    """
-    if not panels:
-        raise ValueError("There are no panels")
+    """Set panels in a row, each below its caption: (H, W, 3) uint8 RGB."""
     captions = [_caption(panel) for panel in panels]
     top = max(caption.height for caption in captions)
     height = top + max(panel.picture.shape[0] for panel in panels)
@@ -515,65 +416,37 @@ def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
 
 
 def save_picture(picture: np.ndarray, path: str | os.PathLike) -> None:
-    """Write a picture whole or not at all; the suffix decides the format.
-
-    Args:
-        picture: (H, W, 3) uint8 RGB.
-        path: ``.jpg`` (full colour resolution, for the sake of the outlines) or ``.png``.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    suffix = Path(path).suffix.lower()
-    options = {
-        ".jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
-        ".png": {"format": "PNG"},
-    }
-    if suffix not in options:
+    """Write a picture, (H, W, 3) uint8 RGB, as ``.jpg`` or ``.png``, whole or not at all."""
+    kind = {".jpg": "JPEG", ".png": "PNG"}.get(Path(path).suffix.lower())
+    if kind is None:
         raise UserError(
             f"Pictures are written as .jpg or .png, not as {path}; change its name.",
             code="option_invalid",
         )
     with atomic_write(path, "wb") as file:
-        Image.fromarray(picture).save(file, **options[suffix])
+        # Colours at full resolution, for the sake of the outlines.
+        Image.fromarray(picture).save(file, kind, quality=92, subsampling=0)
 
 
 def picture_names(paths: Sequence[str]) -> list[str]:
     """Choose a file name for the picture of each image, no two alike on any file system.
 
-    Args:
-        paths: of the images.
-
-    Returns:
-        The images' names with ``.jpg`` as suffix. Where two would be the same, the later one
-        gets its folder in front, or else a number behind.
+    Where two would be the same, the later one gets its folder in front, or else a number behind.
     """
-    names: list[str] = []
-    used: set[str] = set()
+    names: dict[str, str] = {}
     for path in map(Path, paths):
         stem, folder = path.stem or "image", path.parent.name
-        candidates = [stem, f"{folder}_{stem}" if folder else stem]
-        number = 2
-        while candidates and candidates[0].casefold() in used:
-            candidates.pop(0)
-            if not candidates:
-                candidates.append(f"{stem}_{number}")
-                number += 1
-        used.add(candidates[0].casefold())
-        names.append(f"{candidates[0]}.jpg")
-    return names
+        candidates = itertools.chain(
+            [stem, f"{folder}_{stem}" if folder else stem],
+            (f"{stem}_{number}" for number in itertools.count(2)),
+        )
+        name = next(each for each in candidates if each.casefold() not in names)
+        names[name.casefold()] = f"{name}.jpg"
+    return list(names.values())
 
 
 def show_picture(picture: np.ndarray, title: str) -> None:
-    """Show a picture in a window and wait until it is closed.
-
-    Args:
-        picture: (H, W, 3) uint8 RGB.
-        title: of the window.
-
-    Raises:
-        UserError: the machine has no desktop.
-    """
+    """Show a picture, (H, W, 3) uint8 RGB, in a window and wait until it is closed."""
     import matplotlib.pyplot as plt  # chooses a window system, which nothing else here needs
 
     # get_backend falls back to one that cannot show anything.
@@ -597,15 +470,11 @@ def _caption(panel: Panel) -> Image.Image:
     total = sum(count for _, count, _ in panel.legend)
     title = f"{panel.title}: {total}" if panel.legend else panel.title
     words, rows = _wrapped(panel.legend, size, width - 2 * margin)
-    rows = 1 + max(rows, bool(panel.note))
-    image = Image.new("RGB", (width, rows * line + margin), _PAPER)
+    image = Image.new("RGB", (width, (1 + rows) * line + margin), _PAPER)
     draw = ImageDraw.Draw(image)
     bold, plain = _font(size, "DejaVuSans-Bold.ttf"), _font(size)
     title = _shortened(title, bold, width - 2 * margin)
     draw.text((margin, margin // 2), title, _INK, bold)
-    if not panel.legend:
-        note = _shortened(panel.note, plain, width - 2 * margin)
-        draw.text((margin, margin // 2 + line - size // 8), note, _GREY, plain)
     for x, row, text, color in words:
         top = margin // 2 + (1 + row) * line
         draw.rectangle((margin + x, top, margin + x + size, top + size), fill=tuple(color))

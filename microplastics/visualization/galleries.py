@@ -1,16 +1,14 @@
-"""Pictures of annotations, batches, augmentations and results."""
+"""Pictures of annotations, batches, augmentations and results.
+
+All raise UserError for data that cannot be used and pictures that cannot be written.
+"""
 
 import itertools
-import json
-import math
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,24 +18,15 @@ from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
 from microplastics.data.catalog import resolve_datasets
+from microplastics.data.coco import is_box
 from microplastics.data.images import read_image
 from microplastics.data.loader import TrainLoader, check_datasets, training_dicts
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 from microplastics.utils.system import seeded
-from microplastics.visualization.draw import (
-    Panel,
-    class_legend,
-    draw_instances,
-    draw_photograph,
-    draw_predictions,
-    picture_names,
-    picture_scale,
-    save_picture,
-    show_picture,
-    side_by_side,
-)
+from microplastics.visualization import draw
 
 _RIGHT_FILE = "give the coco_instances_results.json that an evaluation wrote"
 
@@ -48,71 +37,27 @@ _GAP = 8
 
 
 def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read COCO results and check every field that is used.
-
-    Args:
-        path: JSON list of ``image_id``, ``category_id``, ``score`` and ``bbox`` (x0, y0, width,
-            height in px) or ``segmentation``, or both.
-
-    Returns:
-        The list.
-
-    Raises:
-        UserError: the file is missing or is not such a list.
-    """
-    path = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            results = json.loads(file.read())
-    except (OSError, RecursionError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        words = "Cannot read" if isinstance(error, OSError) else "No JSON in"
-        raise UserError(f"{words} {path}: {reason}; {_RIGHT_FILE}.", code="file_invalid") from error
-    if not isinstance(results, list):
-        raise UserError(
-            f"{path} contains no list of predictions; {_RIGHT_FILE}.", code="file_invalid"
-        )
+    """Read COCO results, a JSON list, and check every field that is used."""
+    results = read_json(path, list, f"a list of predictions; {_RIGHT_FILE}")
     for index, result in enumerate(results):
-        wrong = _wrong_field(result)
-        if wrong:
+        if not _is_result(result):
             raise UserError(
-                f"Prediction number {index + 1} of {path} {wrong}; {_RIGHT_FILE}.",
+                f"Prediction number {index + 1} of {os.fspath(path)} is not usable; expected "
+                "image_id, category_id, score, and bbox [x, y, width, height] or segmentation: "
+                f"{_RIGHT_FILE}.",
                 code="file_invalid",
             )
     return results
 
 
-def results_by_image(
-    results: Sequence[dict[str, Any]], dataset_dicts: Sequence[dict[str, Any]], names: str
-) -> dict[Any, list[dict[str, Any]]]:
-    """Sort results by their image.
-
-    Args:
-        results: of :func:`read_results`.
-        dataset_dicts: the data set's images.
-        names: file and data set in words, for the error.
-
-    Returns:
-        ``image_id`` to its results; images without any are there too.
-
-    Raises:
-        UserError: a result is for an image that the data set does not have.
-    """
-    by_image: dict[Any, list] = {dic["image_id"]: [] for dic in dataset_dicts}
-    unknown = defaultdict(int)
-    for result in results:
-        if result["image_id"] in by_image:
-            by_image[result["image_id"]].append(result)
-        else:
-            unknown[result["image_id"]] += 1
-    if unknown:
-        raise UserError(
-            f"{names} do not belong together: {sum(unknown.values())} predictions are for images "
-            f"that the data set lacks (image id {next(iter(unknown))!r}, …); name the data set "
-            "that was evaluated with --dataset.",
-            code="annotations_invalid",
-        )
-    return by_image
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, dict) or not isinstance(result.get("image_id"), (int, str)):
+        return False
+    box, score = result.get("bbox"), result.get("score")
+    # False for NaN.
+    scored = type(score) in (int, float) and -1e9 <= score <= 1e9
+    placed = "segmentation" in result if box is None else is_box(box) and min(box[2:]) >= 0
+    return scored and placed and type(result.get("category_id")) is int
 
 
 def results_to_instances(
@@ -121,121 +66,55 @@ def results_to_instances(
     contiguous_ids: dict[int, int],
     names: str,
 ) -> Instances:
-    """Turn the results of one image into Detectron2 ``Instances``.
+    """Turn the results of one image into Detectron2 ``Instances``, with masks if there are any.
 
     Args:
         results: of :func:`read_results`, all of one image.
         image_size: height and width in px.
         contiguous_ids: class number of each COCO category id.
         names: file, data set and image in words, for the errors.
-
-    Returns:
-        ``scores``, ``pred_classes``, ``pred_boxes`` (cut at the image's border), and
-        ``pred_masks`` (``CropMasks``) if the results have masks.
-
-    Raises:
-        UserError: a category, a box or a mask does not fit the data set.
     """
-
-    def misfit(words: str) -> UserError:
-        return UserError(
-            f"{names} do not belong together: {words}; name the data set that was evaluated with "
-            "--dataset.",
-            code="annotations_invalid",
-        )
-
     unknown = {r["category_id"] for r in results} - set(contiguous_ids)
     if unknown:
-        raise misfit(
-            f"the category {min(unknown)} is predicted, and the data set has "
-            f"{', '.join(map(str, contiguous_ids))}"
-        )
+        words = f"the category {min(unknown)} is predicted, and the data set has"
+        raise _misfit(names, f"{words} {', '.join(map(str, contiguous_ids))}")
     instances = Instances(image_size)
     instances.scores = torch.tensor([float(r["score"]) for r in results])
     classes = [contiguous_ids[r["category_id"]] for r in results]
     instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
-    with_mask = [r for r in results if "segmentation" in r]
-    masks = None
-    if with_mask:
+    masks = [r["segmentation"] for r in results if "segmentation" in r]
+    if masks:
+        if len(masks) < len(results):
+            raise _misfit(names, "some predictions have masks, others not")
         try:
-            masks = CropMasks.from_coco([r["segmentation"] for r in with_mask], image_size)
+            instances.pred_masks = CropMasks.from_coco(masks, image_size)
         except ValueError as error:
-            raise misfit(f"a predicted mask does not fit ({error})") from error
-        if len(with_mask) < len(results):
-            raise misfit("some predictions have masks, others not")
-        instances.pred_masks = masks
-    boxes = _corners(results, masks)
+            raise _misfit(names, f"a predicted mask does not fit ({error})") from error
+    if all(r.get("bbox") for r in results):
+        boxes = np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+    else:
+        boxes = instances.pred_masks.get_bounding_boxes().tensor.numpy()
     frame = np.array(image_size[::-1] * 2, dtype=np.float64)
     if ((boxes[:, :2] > frame[:2]) | (boxes[:, 2:] < 0)).any():
-        raise misfit(
-            f"a predicted box lies outside the image of {frame[0]:.0f} x {frame[1]:.0f} px"
-        )
+        size = f"{frame[0]:.0f} x {frame[1]:.0f} px"
+        raise _misfit(names, f"a predicted box lies outside the image of {size}")
     instances.pred_boxes = Boxes(torch.from_numpy(boxes.clip(0, frame)))
     return instances
 
 
-def _corners(results: Sequence[dict[str, Any]], masks: CropMasks | None) -> np.ndarray:
-    """(N, 4) x0, y0, x1, y1 in px of each result's box, or of its mask without a box."""
-    boxes = np.zeros((len(results), 4))
-    for index, result in enumerate(results):
-        if "bbox" in result:
-            x, y, width, height = result["bbox"]
-            boxes[index] = x, y, x + width, y + height
-        else:
-            boxes[index] = masks[index].get_bounding_boxes().tensor[0].numpy()
-    return boxes
-
-
-def _wrong_field(result: Any) -> str:
-    """What is wrong with one prediction, or nothing."""
-    if not isinstance(result, dict):
-        return "is not a JSON object"
-    if not isinstance(result.get("image_id"), (int, str)):
-        return "lacks an image_id"
-    if type(result.get("category_id")) is not int:
-        return "lacks a category_id"
-    if not _is_number(result.get("score")):
-        return "has no number as score"
-    if "bbox" in result:
-        box = result["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            return "has no four numbers as bbox"
-        if min(box[2:]) < 0:
-            return "has a bbox of negative size"
-    elif "segmentation" not in result:
-        return "has neither bbox nor segmentation"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    # An int of a thousand digits is a number, too, but not one that a float holds.
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-@dataclass(frozen=True)
-class ResultsGallery:
-    """What :func:`draw_results` drew.
-
-    Attributes:
-        pictures: number of pictures.
-        drawn: predictions in the whole file that reach the threshold.
-        predictions: predictions in the whole file.
-        best_score: the highest score of them; NaN without any.
-    """
-
-    pictures: int
-    drawn: int
-    predictions: int
-    best_score: float
+def _misfit(names: str, words: str) -> UserError:
+    return UserError(
+        f"{names} do not belong together: {words}; name the data set that was evaluated with "
+        "--dataset.",
+        code="annotations_invalid",
+    )
 
 
 def draw_annotations(
     cfg: CfgNode, output_dir: str, limit: int | None = None, show: bool = False
 ) -> int:
-    """Draw the annotations of every image of DATASETS.TRAIN.
+    """Draw the annotations of every image of DATASETS.TRAIN, or of the first ``limit``.
 
     Args:
         cfg: the config.
@@ -245,9 +124,6 @@ def draw_annotations(
 
     Returns:
         The number of pictures.
-
-    Raises:
-        UserError: a data set or an image cannot be used, or the folder cannot be written.
     """
     names = resolve_datasets(cfg.DATASETS.TRAIN)
     if not names:
@@ -257,16 +133,15 @@ def draw_annotations(
             code="option_missing",
         )
     pairs = [(dic, MetadataCatalog.get(name)) for name in names for dic in DatasetCatalog.get(name)]
-    files = picture_names([dic["file_name"] for dic, _ in pairs])
+    files = draw.picture_names([dic["file_name"] for dic, _ in pairs])
 
     def pictures() -> Iterator[tuple[str, np.ndarray]]:
         for (dic, metadata), file in zip(pairs, files, strict=True):
             image = _read_rgb(dic, cfg.INPUT.MAX_PIXELS)
-            classes = [a["category_id"] for a in dic["annotations"]]
-            picture = draw_instances(image, dic, metadata)
-            yield file, _captioned(picture, os.path.basename(dic["file_name"]), classes, metadata)
+            panel = _panel(os.path.basename(dic["file_name"]), image, dic, metadata)
+            yield file, draw.side_by_side([panel])
 
-    return _deliver(pictures, len(pairs), output_dir, limit, show)
+    return _deliver(pictures(), len(pairs), output_dir, limit, show)
 
 
 def draw_batches(
@@ -274,17 +149,8 @@ def draw_batches(
 ) -> int:
     """Draw what training will see: the augmented images in the order of their batches.
 
-    Args:
-        cfg: the config.
-        output_dir: folder for the pictures; their names begin with the place in that order.
-        limit: number of images to draw; one epoch if ``None``.
-        show: show them in a window instead.
-
-    Returns:
-        The number of pictures.
-
-    Raises:
-        UserError: a data set or an image cannot be used, or the folder cannot be written.
+    One epoch if there is no ``limit``; names begin with the place in that order. Otherwise as
+    :func:`draw_annotations`.
     """
     cfg = check_datasets(cfg, splits=("TRAIN",))
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
@@ -292,15 +158,12 @@ def draw_batches(
 
     def pictures() -> Iterator[tuple[str, np.ndarray]]:
         for place, item in enumerate(itertools.chain.from_iterable(loader)):
-            image = convert_image_to_rgb(item["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-            image = np.ascontiguousarray(image, dtype=np.uint8)
             path = Path(item["file_name"])
             title = f"Batch {place // loader.batch_size}, {path.name}"
-            picture = draw_instances(image, item["instances"], metadata)
-            classes = item["instances"].gt_classes.tolist()
-            yield f"{place:06d}_{path.stem}.jpg", _captioned(picture, title, classes, metadata)
+            panel = _panel(title, _mapped_rgb(item, cfg), item["instances"], metadata)
+            yield f"{place:06d}_{path.stem}.jpg", draw.side_by_side([panel])
 
-    return _deliver(pictures, limit or len(loader.dataset_dicts), output_dir, limit, show)
+    return _deliver(pictures(), limit or len(loader.dataset_dicts), output_dir, limit, show)
 
 
 def draw_results(
@@ -309,7 +172,7 @@ def draw_results(
     output_dir: str,
     threshold: float = 0.5,
     limit: int | None = None,
-) -> ResultsGallery:
+) -> tuple[int, list[float]]:
     """Draw photograph, truth and prediction side by side for the images of a data set.
 
     Args:
@@ -320,18 +183,19 @@ def draw_results(
         limit: number of images to draw; all if ``None``.
 
     Returns:
-        What was drawn.
-
-    Raises:
-        UserError: the results or the data set cannot be used, they do not belong together, or the
-            folder cannot be written.
+        The number of pictures, and the scores of all predictions of the file.
     """
     (name,) = resolve_datasets(dataset)
     dicts, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
     results = read_results(results_file)
     names = f"{results_file} and data set {name}"
-    by_image = results_by_image(results, dicts, names)
-    files = picture_names([dic["file_name"] for dic in dicts])
+    by_image: dict[Any, list[dict[str, Any]]] = {dic["image_id"]: [] for dic in dicts}
+    for result in results:
+        if result["image_id"] not in by_image:
+            words = "a prediction is for an image that the data set lacks"
+            raise _misfit(names, f"{words} (image id {result['image_id']!r})")
+        by_image[result["image_id"]].append(result)
+    files = draw.picture_names([dic["file_name"] for dic in dicts])
     ids = metadata.get("thing_dataset_id_to_contiguous_id", None)
     if ids is None:
         ids = {number: number for number in range(len(metadata.get("thing_classes", None) or ()))}
@@ -344,46 +208,30 @@ def draw_results(
             found = found[found.scores >= threshold]
             yield file, _comparison(image, dic, found, metadata, threshold)
 
-    count = _deliver(pictures, len(dicts), output_dir, limit)
-    scores = [result["score"] for result in results]
-    return ResultsGallery(
-        pictures=count,
-        drawn=sum(score >= threshold for score in scores),
-        predictions=len(results),
-        best_score=max(scores, default=float("nan")),
-    )
+    count = _deliver(pictures(), len(dicts), output_dir, limit)
+    return count, [result["score"] for result in results]
 
 
 def _comparison(image, dic, found, metadata: Metadata, threshold: float) -> np.ndarray:
-    scale = picture_scale(*image.shape[:2], max_side=_PANEL_SIDE)
-    classes = [a["category_id"] for a in dic["annotations"]]
-    predicted = found.pred_classes.tolist()
-    title = f"Predicted, score ≥ {threshold:g}"
-    return side_by_side(
+    scale = draw.picture_scale(*image.shape[:2], max_side=_PANEL_SIDE)
+    return draw.side_by_side(
         [
-            Panel(
-                draw_photograph(image, scale),
-                "Photograph",
-                note=os.path.basename(dic["file_name"]),
-            ),
-            Panel(
-                draw_instances(image, dic, metadata, scale),
-                "Truth",
-                class_legend(classes, metadata),
-            ),
-            Panel(
-                draw_predictions(image, found, metadata, scale),
-                title,
-                class_legend(predicted, metadata),
-            ),
+            draw.Panel(draw.resize(image, scale), os.path.basename(dic["file_name"])),
+            _panel("Truth", image, dic, metadata, scale),
+            _panel(f"Predicted, score ≥ {threshold:g}", image, found, metadata, scale),
         ]
     )
 
 
-def _captioned(
-    picture: np.ndarray, title: str, classes: Sequence[int], metadata: Metadata
-) -> np.ndarray:
-    return side_by_side([Panel(picture, title, class_legend(classes, metadata))])
+def _panel(title: str, image, particles, metadata: Metadata, scale: float | None = None):
+    """The particles of an image, with the number of each class."""
+    if isinstance(particles, dict):
+        classes = [a["category_id"] for a in particles["annotations"]]
+    else:
+        true = particles.has("gt_classes")
+        classes = (particles.gt_classes if true else particles.pred_classes).tolist()
+    picture = draw.draw_instances(image, particles, metadata, scale)
+    return draw.Panel(picture, title, draw.class_legend(classes, metadata))
 
 
 def _read_rgb(dic: dict[str, Any], max_pixels: int | None = None) -> np.ndarray:
@@ -392,8 +240,13 @@ def _read_rgb(dic: dict[str, Any], max_pixels: int | None = None) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
+def _mapped_rgb(mapped: dict[str, Any], cfg: CfgNode) -> np.ndarray:
+    image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+    return np.ascontiguousarray(image, dtype=np.uint8)
+
+
 def _deliver(
-    pictures: Callable[[], Iterator[tuple[str, np.ndarray]]],
+    pictures: Iterator[tuple[str, np.ndarray]],
     total: int,
     output_dir: str,
     limit: int | None,
@@ -401,34 +254,22 @@ def _deliver(
 ) -> int:
     """Save or show the first pictures, with a progress bar."""
     count = total if limit is None else min(limit, total)
-    drawn = itertools.islice(pictures(), count)
+    drawn = itertools.islice(pictures, count)
     for name, picture in tqdm(drawn, total=count, desc="Drawing", unit="picture", disable=show):
         if show:
-            show_picture(picture, name)
+            draw.show_picture(picture, name)
         else:
-            save_picture(picture, os.path.join(output_dir, name))
+            draw.save_picture(picture, os.path.join(output_dir, name))
     return count
 
 
 def draw_augmentations(
     cfg: CfgNode, output: str | os.PathLike, side: int = 280, seed: int = 0
-) -> dict[str, int]:
+) -> int:
     """Draw the training image with most particles as each augmentation of INPUT.AUG makes it.
 
-    Each is switched on by itself, with the config's values; nothing is flipped.
-
-    Args:
-        cfg: a config with DATASETS.TRAIN.
-        output: the picture, ``.jpg`` or ``.png``.
-        side: of each panel, in px.
-        seed: of the random numbers.
-
-    Returns:
-        Number of particles in each panel, by its title.
-
-    Raises:
-        UserError: the data set cannot be used, a value makes no sense, or the picture cannot be
-            written.
+    Each is switched on by itself, with the config's values; nothing is flipped. ``side`` is that
+    of each panel in px. The number of panels is returned.
     """
     if side < 32:
         raise UserError(
@@ -438,23 +279,20 @@ def draw_augmentations(
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     dicts = training_dicts(cfg)
     record = max(dicts, key=lambda d: len(d["annotations"]))
-    panels, counts = [], {}
+    panels = []
     for name in ("", *cfg.INPUT.AUG):
         mapper = MicroplasticsDatasetMapper(_alone(cfg, name), is_train=True)
         mapper.partners = dicts
         with seeded(seed):
             mapped = mapper(record)
-        title = name or "As it is"
-        counts[title] = len(mapped["instances"])
-        panels.append(Panel(_picture(mapped, cfg, metadata, side), title))
-    rows = [side_by_side(panels[i : i + _COLUMNS]) for i in range(0, len(panels), _COLUMNS)]
+        panels.append(draw.Panel(_picture(mapped, cfg, metadata, side), name or "As it is"))
+    rows = [draw.side_by_side(panels[i : i + _COLUMNS]) for i in range(0, len(panels), _COLUMNS)]
     width = max(row.shape[1] for row in rows)
-    padded = [
-        np.pad(row, ((0, _GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-        for row in rows
-    ]
-    save_picture(np.concatenate(padded), output)
-    return counts
+    for i, row in enumerate(rows):
+        sides = ((0, _GAP), (0, width - row.shape[1]), (0, 0))
+        rows[i] = np.pad(row, sides, constant_values=255)
+    draw.save_picture(np.concatenate(rows), output)
+    return len(panels)
 
 
 def _alone(cfg: CfgNode, name: str) -> CfgNode:
@@ -473,15 +311,9 @@ def _alone(cfg: CfgNode, name: str) -> CfgNode:
 
 def _picture(mapped: dict[str, Any], cfg: CfgNode, metadata: Any, side: int) -> np.ndarray:
     """A mapped image with its masks, fitted into a white square."""
-    image = mapped["image"].numpy().transpose(1, 2, 0)
-    if cfg.INPUT.FORMAT == "BGR":
-        image = image[:, :, ::-1]
-    drawn = draw_instances(
-        np.ascontiguousarray(image), mapped["instances"], metadata, scale=2.0, labels=False
-    )
-    scale = side / max(drawn.shape[:2])
-    size = [max(1, round(length * scale)) for length in drawn.shape[1::-1]]
-    drawn = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
+    image = _mapped_rgb(mapped, cfg)
+    scale = side / max(image.shape[:2])
+    drawn = draw.draw_instances(image, mapped["instances"], metadata, scale, labels=False)
     square = np.full((side, side, 3), 255, np.uint8)
     square[: drawn.shape[0], : drawn.shape[1]] = drawn
     return square

@@ -11,8 +11,8 @@ from microplastics.cli.parsing import CONFIG_NAMES, command, option
 
 @command(pairs=True, exclusive=[("copy", "link")])
 @option("--config-file", default="")
-@option("--images", several=True)
-@option("--seeds", several=True, type=int, default=[1, 2])
+@option("--images", multiple=True)
+@option("--seeds", multiple=True, type=int, default=[1, 2])
 @option("--size", nargs=2, type=int)
 @option("--copy", is_flag=True)
 @option("--link", is_flag=True)

@@ -55,7 +55,7 @@ def test_scale_bar_is_drawn_as_it_says(seed, size, scale):
     x, y, width, height = bar["bbox"]
     assert 0 <= x and 0 <= y and x + width <= size and y + height <= size
     image = np.full((size, size, 3), 200, np.uint8)
-    bar["style"]["plate"] = False
+    bar["plate"] = False
     draw_scale_bar(image, bar)
     ink = image[..., 0] < 200
     assert ink[y : y + height, x : x + width].sum() == ink.sum()

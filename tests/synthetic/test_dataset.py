@@ -1,6 +1,5 @@
 import json
 import math
-import shutil
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ from microplastics.synthetic.particles import CATEGORIES
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     root = tmp_path_factory.mktemp("rendered")
-    return root, render_dataset(root, {"train": 4, "val": 2}, 96, 4.0, 7, progress=False)
+    return root, render_dataset(root, {"train": 4, "val": 2}, 96, 4.0, 7)
 
 
 def content(root):
@@ -53,14 +52,14 @@ def test_pycocotools_reads_it(rendered, capsys):
 
 
 def test_same_seed_same_bytes(rendered, tmp_path):
-    render_dataset(tmp_path, {"train": 4, "val": 2}, 96, 4.0, 7, workers=2, progress=False)
+    render_dataset(tmp_path, {"train": 4, "val": 2}, 96, 4.0, 7, workers=2)
     assert content(tmp_path) == content(rendered[0])
 
 
 def test_more_images_leave_the_first_as_they_are(rendered, tmp_path):
     before = content(rendered[0])
     for counts in ({"train": 3, "val": 1}, {"train": 5, "val": 1}):
-        render_dataset(tmp_path, counts, 96, 4.0, 7, progress=False)
+        render_dataset(tmp_path, counts, 96, 4.0, 7)
     after = content(tmp_path)
     for index in range(4):
         name = Path(f"train/train_{index:06d}.jpg")
@@ -71,20 +70,20 @@ def test_more_images_leave_the_first_as_they_are(rendered, tmp_path):
 
 
 def test_a_finished_data_set_is_kept(tmp_path, monkeypatch):
-    render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0, progress=False)
+    render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0)
     before = content(tmp_path)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0, progress=False)
+    render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0)
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     (tmp_path / "train/train_000001.jpg").write_bytes(b"damaged")
-    render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0, progress=False)
+    render_dataset(tmp_path, {"train": 2}, 64, 1.0, 0)
     assert content(tmp_path) == before
 
 
-def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
+def test_an_interrupted_data_set_is_rendered_again(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    render_dataset(whole, {"train": 3}, 64, 1.0, 0, progress=False)
-    calls, later = [], []
+    render_dataset(whole, {"train": 3}, 64, 1.0, 0)
+    calls = []
 
     def interrupted(*args):
         calls.append(args)
@@ -92,20 +91,13 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render_image(*args)
 
-    def counted(*args):
-        later.append(args[0])
-        return render_image(*args)
-
     with monkeypatch.context() as patch:
         patch.setattr("microplastics.synthetic.dataset.render_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            render_dataset(cut, {"train": 3}, 64, 1.0, 0, progress=False)
+            render_dataset(cut, {"train": 3}, 64, 1.0, 0)
     assert not json.loads((cut / "synthetic.json").read_text())["complete"]
     (cut / "train/.train_000001.jpg.abc").write_bytes(b"half")
-    with monkeypatch.context() as patch:
-        patch.setattr("microplastics.synthetic.dataset.render_image", counted)
-        render_dataset(cut, {"train": 3}, 64, 1.0, 0, progress=False)
-    assert later == [(0, "train", 2)]
+    render_dataset(cut, {"train": 3}, 64, 1.0, 0)
     assert content(cut) == content(whole)
 
 
@@ -146,7 +138,7 @@ def test_another_rendering_is_not_overwritten(rendered, change, name):
     before = content(rendered[0])
     same = {"counts": {"train": 4, "val": 2}, "size": 96, "um_per_px": 4.0, "seed": 7}
     with user_error("output_exists", rendered[0], name):
-        render_dataset(rendered[0], **same | change, progress=False)
+        render_dataset(rendered[0], **same | change)
     assert content(rendered[0]) == before
 
 
@@ -155,7 +147,7 @@ def test_foreign_data_is_not_overwritten(tmp_path, name):
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text("mine")
     with user_error("output_exists", tmp_path, "'train'"):
-        render_dataset(tmp_path, {"train": 1}, 64, progress=False)
+        render_dataset(tmp_path, {"train": 1}, 64)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -163,12 +155,12 @@ def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file/data", tmp_path / "file"):
         with user_error("not_writable", output):
-            render_dataset(output, {"train": 1}, 64, progress=False)
+            render_dataset(output, {"train": 1}, 64)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_gives_a_clean_data_set(preset, tmp_path):
-    paths = render_dataset(tmp_path, {"train": 6}, 160, 4.0, 3, progress=False, preset=preset)
+    paths = render_dataset(tmp_path, {"train": 6}, 160, 4.0, 3, preset=preset)
     report = check_instances(str(paths["train"]), str(tmp_path / "train"))
     blank = {"image_blank", "category_unused"} if preset == "blank" else {"image_blank"}
     assert {warning.code for warning in report.warnings} <= blank
@@ -179,29 +171,8 @@ def test_every_preset_gives_a_clean_data_set(preset, tmp_path):
     assert coco["info"]["preset"] == preset and coco["info"]["backgrounds"] is None
 
 
-def test_notes_without_a_manifest_or_of_changed_files_are_not_trusted(tmp_path):
-    notes = tmp_path / "unfinished"
-    notes.mkdir()
-    (notes / "train_000000.json").write_text(json.dumps([1, {"file_name": "x"}, []]))
-    paths = render_dataset(tmp_path, {"train": 1}, 64, progress=False)
-    assert not notes.exists()
-    assert json.loads(paths["train"].read_text())["images"][0]["width"] == 64
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "3", '[1, {"file_name": "x"}, []]', "\xff"])
-def test_a_damaged_note_or_image_is_rendered_again(rendered, tmp_path, text):
-    shutil.copytree(rendered[0], tmp_path / "again")
-    manifest = tmp_path / "again/synthetic.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "complete": False}))
-    (tmp_path / "again/unfinished").mkdir()
-    (tmp_path / "again/unfinished/train_000002.json").write_bytes(text.encode("latin-1"))
-    (tmp_path / "again/train/train_000002.jpg").write_bytes(b"damaged")
-    render_dataset(tmp_path / "again", {"train": 4, "val": 2}, 96, 4.0, 7, progress=False)
-    assert content(tmp_path / "again") == content(rendered[0])
-
-
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"counts": {"train": "x"}}', "[" * 100000])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "synthetic.json").write_text(text)
     with user_error("file_invalid", tmp_path / "synthetic.json"):
-        render_dataset(tmp_path, {"train": 1}, 64, progress=False)
+        render_dataset(tmp_path, {"train": 1}, 64)

@@ -54,7 +54,7 @@ def test_images_are_found_below_a_folder(folder, caplog):
 
 def test_the_data_set_names_the_photographs_and_belongs_to_them(folder, tmp_path):
     def render(name, backgrounds=folder, **change):
-        settings = {"counts": {"train": 12}, "size": 128, "progress": False} | change
+        settings = {"counts": {"train": 12}, "size": 128} | change
         return render_dataset(tmp_path / name, backgrounds=backgrounds, **settings)
 
     paths = render("one")
@@ -142,14 +142,14 @@ def test_unusable_backgrounds_are_refused(folder, tmp_path):
     with user_error("image_size", folder / "a.jpg", "--size 301"):
         check_blanks(find_blanks(folder), 301)
     with user_error("option_conflict", folder / "out"):
-        render_dataset(folder / "out", {"train": 1}, 64, backgrounds=folder, progress=False)
+        render_dataset(folder / "out", {"train": 1}, 64, backgrounds=folder)
 
 
 def test_a_damaged_photograph_is_named_before_anything_is_written(folder, tmp_path):
     whole = (folder / "sub/b.PNG").read_bytes()
     (folder / "sub/b.PNG").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="b.PNG"):
-        render_dataset(tmp_path / "out", {"train": 1}, 64, backgrounds=folder, progress=False)
+        render_dataset(tmp_path / "out", {"train": 1}, 64, backgrounds=folder)
     assert not (tmp_path / "out").exists()
 
 

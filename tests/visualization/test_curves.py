@@ -122,7 +122,7 @@ def write(path, names):
 def test_empty_cells_are_gaps(tmp_path):
     panels = read_counting_curves(write(tmp_path / "a.csv", ["Fiber", "all"]))
     assert list(panels) == ["Fiber", "all"]
-    assert panels["Fiber"]["predicted"][0] == 60 and np.isnan(panels["all"]["F1"][-1])
+    assert panels["Fiber"]["predicted"].iloc[0] == 60 and np.isnan(panels["all"]["f1"].iloc[-1])
 
 
 @pytest.mark.parametrize("names", [["all"], ["Fiber $x", "all"], ["a", "b", "c", "all"], "abcde"])
@@ -145,6 +145,8 @@ def test_a_panel_for_each_class(tmp_path, names):
         HEADER + "Fiber,0.1,x,1,1,1,1,1,1\n",
         HEADER + "Fiber,0.1\n",
         b"\xff\xfe\x00",
+        HEADER.replace("F1", "class") + "Fiber,0.1,1,1,1,1,1,1,Film\n",
+        HEADER.replace("count_error,", "true,") + "Fiber,0.1,1,1,1,1,1,1,1\n",
     ],
 )
 def test_other_files(tmp_path, text):
