@@ -9,7 +9,7 @@ import math
 import os
 import re
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from microplastics.calibration import Calibration
@@ -34,9 +34,16 @@ UNITS |= dict.fromkeys(("micrometer", "micrometre", "micrometers", "micrometres"
 UNITS |= dict.fromkeys(("in", "inch", "inches", '"'), 25400.0)
 UNITS |= {"nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
-# One scale: source, µm per pixel along x, along y or None, and why it is not used or None.
-_Seen = tuple[str, float, float | None, str | None]
 _NOT_POSITIVE = "it is not a positive number"
+
+
+class _Seen(NamedTuple):
+    """A scale that a file has."""
+
+    source: str  # names it
+    x: float = math.nan  # µm per pixel along either axis
+    y: float | None = None
+    why_not: str | None = None  # reason not to use it
 
 
 def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]]:
@@ -71,7 +78,11 @@ def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]
             return [], [f"{path}: its metadata cannot be read ({words})."]
     found, notes = [], []
     for source, x, y, why_not in seen:
-        why_not = why_not or _implausible(x)
+        low, high = _MICROSCOPE
+        if why_not is None and not (math.isfinite(x) and x > 0):
+            why_not = _NOT_POSITIVE
+        elif why_not is None and not low <= x <= high:
+            why_not = f"{x:g} µm per pixel is outside the {low:g} to {high:g} of microscopes"
         if why_not:
             notes.append(f"{path}: {source} is not used: {why_not}.")
             continue
@@ -85,38 +96,21 @@ def read_metadata(path: str | os.PathLike) -> tuple[list[Calibration], list[str]
     return found, notes
 
 
-def _implausible(scale: float) -> str | None:
-    """Why a scale in µm per pixel is not a microscope's, or None."""
-    low, high = _MICROSCOPE
-    if not math.isfinite(scale) or scale <= 0:
-        return _NOT_POSITIVE
-    if not low <= scale <= high:
-        return f"{scale:g} µm per pixel is outside the {low:g} to {high:g} of microscopes"
-    return None
-
-
 def _resolution(source: str, x: Any, y: Any, unit_um: float | None, for_print: bool) -> _Seen:
-    """The scale by a resolution in pixels per unit.
-
-    Args:
-        source: names it.
-        x, y: px per unit along either axis, as the tags have them.
-        unit_um: µm of the unit; None if it is not one of length.
-        for_print: whether programs write it for printers too, whose settings are left out.
-    """
+    """The scale by px per unit along either axis; ``for_print`` leaves out printers' settings."""
     if unit_um is None:
-        return source, math.nan, None, "it has no unit of length"
+        return _Seen(source, why_not="it has no unit of length")
     x, y = _number(x), _number(y)
     if not (x > 0 and y > 0 and math.isfinite(x) and math.isfinite(y)):
-        return source, math.nan, None, _NOT_POSITIVE
+        return _Seen(source)
     scale = unit_um / x
     dpi, per_cm = 25400 / scale, 10000 / scale
     whole = min(abs(dpi - round(dpi)), abs(per_cm - round(per_cm))) <= 0.02
     listed = any(abs(dpi - one) <= 0.02 for one in _PRINT_DPI)
     if for_print and ((dpi <= _MAX_PRINT_DPI and whole) or listed):
         words = f"{dpi:.6g} dpi is a setting for print or screen; if it is the scale, give "
-        return source, scale, None, f"{words}--um-per-px {scale:.6g}"
-    return source, scale, unit_um / y, None
+        return _Seen(source, why_not=f"{words}--um-per-px {scale:.6g}")
+    return _Seen(source, scale, unit_um / y)
 
 
 def _number(value: Any) -> float:
@@ -144,7 +138,7 @@ def _tiff(path: str) -> list[_Seen]:
     description = tags.get(270)
     description = description if isinstance(description, str) else ""
     if len(description) > _MAX_DESCRIPTION:
-        return [("ImageDescription", math.nan, None, "it is too long to be read")]
+        return [_Seen("ImageDescription", why_not="it is too long to be read")]
     seen = _ome(description) if description.rstrip("\0 \n").endswith("OME>") else []
     if 51123 in tags:
         seen += _micromanager(tags[51123])
@@ -152,33 +146,22 @@ def _tiff(path: str) -> list[_Seen]:
     if start.startswith("Aperio") or re.search(r"\|\s*MPP\s*=", start):
         match = re.search(r"\bMPP\s*=\s*([^|\s]{1,40})", start)
         if match:
-            seen.append(("Aperio MPP", _number(match[1]), None, None))
+            seen.append(_Seen("Aperio MPP", _number(match[1])))
     x, y = tags.get(282), tags.get(283, tags.get(282))
     if x is None:
         return seen
     if start.startswith("ImageJ="):
         match = re.search(r"^unit=([^\n]{1,60})$", start, re.MULTILINE)
         if match:
-            return [*seen, _imagej(match[1].strip(), x, y)]
-    unit = _code(tags.get(296, 2))
+            source, um = "ImageJ metadata", _unit(match[1])
+            wrong = _Seen(source, why_not=_wrong_unit(match[1]))
+            return [*seen, _resolution(source, x, y, um, for_print=False) if um else wrong]
+    unit = _number(tags.get(296, 2))
     # 1 to 1 without a unit means that the writer did not know the scale.
     if not (unit == 1 and _number(x) == _number(y) == 1):
         um = _TIFF_UNITS.get(unit)
         seen.append(_resolution("TIFF resolution tags", x, y, um, unit in (2, 3)))
     return seen
-
-
-def _imagej(unit: str, x: Any, y: Any) -> _Seen:
-    """ImageJ's resolution in pixels per unit of its own."""
-    source, um = "ImageJ metadata", _unit(unit)
-    if um is None:
-        return source, math.nan, None, f"its unit is {unit!r}, not one of length"
-    return _resolution(source, x, y, um, for_print=False)
-
-
-def _code(value: Any) -> int:
-    number = _number(value)
-    return int(number) if math.isfinite(number) else 0
 
 
 def _unit(name: str) -> float | None:
@@ -187,16 +170,20 @@ def _unit(name: str) -> float | None:
     return UNITS.get(name, UNITS.get(name.lower()))
 
 
+def _wrong_unit(name: str) -> str:
+    return f"its unit is {name.strip()[:40]!r}, not one of length"
+
+
 def _ome(text: str) -> list[_Seen]:
     """PhysicalSizeX and PhysicalSizeY of the first image of OME-XML."""
     source = "OME-XML PhysicalSizeX"
     # Entities can expand to gigabytes; OME-XML has none.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        return [(source, math.nan, None, "its XML declares a document type, which is refused")]
+        return [_Seen(source, why_not="its XML declares a document type, which is refused")]
     try:
         root = ElementTree.fromstring(text.rstrip("\0 \n").encode())
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        return [(source, math.nan, None, f"its XML is broken ({error})")]
+        return [_Seen(source, why_not=f"its XML is broken ({error})")]
     pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None or pixels.get("PhysicalSizeX") is None:
         return []
@@ -205,10 +192,10 @@ def _ome(text: str) -> list[_Seen]:
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
         um = _unit(unit)
         if um is None:
-            return [(source, math.nan, None, f"its unit is {unit[:40]!r}, not one of length")]
+            return [_Seen(source, why_not=_wrong_unit(unit))]
         value = pixels.get(f"PhysicalSize{axis}")
         sizes.append(None if value is None else _number(value) * um)
-    return [(source, sizes[0], sizes[1], None)]
+    return [_Seen(source, *sizes)]
 
 
 def _micromanager(value: Any) -> list[_Seen]:
@@ -217,11 +204,9 @@ def _micromanager(value: Any) -> list[_Seen]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            return [("MicroManager metadata", math.nan, None, "its JSON is broken")]
+            return [_Seen("MicroManager metadata", why_not="its JSON is broken")]
     size = value.get("PixelSizeUm") if isinstance(value, dict) else None
-    if size is None:
-        return []
-    return [("MicroManager PixelSizeUm", _number(size), None, None)]
+    return [] if size is None else [_Seen("MicroManager PixelSizeUm", _number(size))]
 
 
 def _picture(path: str) -> list[_Seen]:
@@ -247,6 +232,6 @@ def _picture(path: str) -> list[_Seen]:
         seen.append(_resolution(source, *info["dpi"], 25400.0, for_print=True))
     if tags[282] is not None:
         y = tags[282] if tags[283] is None else tags[283]
-        um = _TIFF_UNITS.get(_code(tags[296] or 2))
+        um = _TIFF_UNITS.get(_number(tags[296] or 2))
         seen.append(_resolution("EXIF resolution", tags[282], y, um, for_print=True))
     return seen

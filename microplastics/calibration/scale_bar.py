@@ -91,15 +91,17 @@ class _Stroke:
         return self.y1 - self.y0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Candidate:
+    """A bar in px of the picture."""
+
     stroke: _Stroke
+    span: tuple[float, float, int, int]  # x0, x1, y0, y1
+    box: Box  # with its ticks
     text: Box | None
     plate: Box | None
     polarity: str
     grey: bool
-    x: int  # of the window in the picture
-    y: int
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
@@ -109,27 +111,12 @@ class _Candidate:
 
     @property
     def middle(self) -> float:
-        """Row of the picture through the middle of the bar."""
-        return self.y + (self.stroke.y0 + self.stroke.y1) / 2
-
-    @property
-    def span(self) -> tuple[float, float, int, int]:
-        """x0, x1, y0, y1 of the bar in the picture."""
-        s = self.stroke
-        return self.x + s.x0, self.x + s.x1, self.y + s.y0, self.y + s.y1
+        """Row through the middle of the bar."""
+        return (self.span[2] + self.span[3]) / 2
 
 
 def find_scale_bar(read: Read, width: int, height: int, name: str = "The image") -> ScaleBar:
-    """Find the one scale bar of a picture.
-
-    Args:
-        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
-        width: of the picture, px.
-        height: of the picture, px.
-        name: the picture's name, for the error.
-
-    Returns:
-        The bar.
+    """Find the one scale bar of a picture, ``name``, as :func:`find_scale_bars` does.
 
     Raises:
         UserError: there is none, or more than one.
@@ -153,11 +140,10 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
 
     Args:
         read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR.
-        width: of the picture, px.
-        height: of the picture, px.
+        width, height: of the picture, px.
 
     Returns:
-        Whatever may be a scale bar, from left to right.
+        whatever may be a scale bar, from left to right.
     """
     shortest = int(min(max(24, 0.04 * width), 100))
     found = []
@@ -204,17 +190,14 @@ def _planes(image: np.ndarray) -> Iterator[tuple[np.ndarray, str, bool]]:
 def _candidate(
     plane: np.ndarray, stroke: _Stroke, polarity: str, grey: bool, x: int, y: int
 ) -> _Candidate:
-    box = _pixels(stroke)
+    """The find in a window at (x, y) of the picture."""
+    left, right = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
+    box = left, stroke.top, right - left, stroke.bottom - stroke.top
     text = _find_text(plane, box, stroke.ink, stroke.contrast)
     plate = _find_plate(plane, box, text)
-    text, plate = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (text, plate))
-    return _Candidate(stroke, text, plate, polarity, grey, x, y)
-
-
-def _pixels(stroke: _Stroke) -> Box:
-    """(x, y, w, h) of whole pixels around a bar with its ticks."""
-    x0, x1 = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
-    return x0, stroke.top, x1 - x0, stroke.bottom - stroke.top
+    boxes = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (box, text, plate))
+    span = x + stroke.x0, x + stroke.x1, y + stroke.y0, y + stroke.y1
+    return _Candidate(stroke, span, *boxes, polarity, grey)
 
 
 def _near_border(candidate: _Candidate, width: int, height: int) -> bool:
@@ -240,19 +223,19 @@ def _without_repeats(found: list[_Candidate]) -> list[_Candidate]:
 
 def _without_outlines(bars: list[_Candidate]) -> list[_Candidate]:
     """Leave out the strokes that an outline or a box makes along the bar that it surrounds."""
-    along = {id(c): [o for o in bars if _lies_along(o, c)] for c in bars}
+    along = {bar: [other for other in bars if _lies_along(other, bar)] for bar in bars}
     # An outline or a box shows as a contrary stroke on either side of its bar.
-    held = [
-        c
-        for c in bars
-        if any(o.middle < c.middle for o in along[id(c)])
-        and any(o.middle > c.middle for o in along[id(c)])
-    ]
-    dropped = {id(o) for c in held for o in along[id(c)]} - {id(c) for c in held}
-    for c in bars:
-        if id(c) not in dropped:
-            dropped |= {id(o) for o in along[id(c)] if id(o) not in dropped and _is_around(o, c)}
-    return [c for c in bars if id(c) not in dropped]
+    held = {
+        bar
+        for bar, others in along.items()
+        if any(other.middle < bar.middle for other in others)
+        and any(other.middle > bar.middle for other in others)
+    }
+    dropped = {other for bar in held for other in along[bar]} - held
+    for bar in bars:
+        if bar not in dropped:
+            dropped |= {other for other in along[bar] if _is_around(other, bar)}
+    return [bar for bar in bars if bar not in dropped]
 
 
 def _lies_along(one: _Candidate, other: _Candidate) -> bool:
@@ -301,9 +284,7 @@ def _inside(candidate: _Candidate, text: Box) -> bool:
 
 
 def _bar(candidate: _Candidate, width: int, height: int) -> ScaleBar:
-    x, y, w, h = _pixels(candidate.stroke)
-    box = _grown((x + candidate.x, y + candidate.y, w, h), 2, width, height)
-    text = candidate.text
+    box, text = _grown(candidate.box, 2, width, height), candidate.text
     if text is not None:
         text = _grown(text, max(2, round(0.12 * text[3])), width, height)
     return ScaleBar(candidate.stroke.length, box, text, candidate.plate, candidate.polarity)
@@ -553,45 +534,26 @@ def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
 def _lines(boxes: np.ndarray) -> list[np.ndarray]:
     """Group the boxes (n, 4), tallest first, into lines of text."""
     lines = []
-    taken = np.zeros(len(boxes), bool)
-    for seed in range(len(boxes)):
-        height = boxes[seed, 3]
+    free = np.ones(len(boxes), bool)
+    bottoms = boxes[:, 1] + boxes[:, 3]
+    for seed, (_, top, _, height) in enumerate(boxes):
         if height < _MIN_LETTER:
             break
-        if taken[seed]:
+        if not free[seed]:
             continue
-        near = _same_line(boxes, boxes[seed]) & ~taken
-        members = _chain(boxes, near, seed, _SPACE * height)
+        # Descenders are on the line too.
+        near = free & (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
+        order = np.flatnonzero(near & (bottoms >= top + 0.3 * height))
+        order = order[np.argsort(boxes[order, 0])]
+        right = np.maximum.accumulate(boxes[order, 0] + boxes[order, 2])
+        gaps = boxes[order[1:], 0] - right[:-1] > _SPACE * height
+        parts = np.concatenate([[0], np.cumsum(gaps)])
+        members = order[parts == parts[order == seed]]
         line = boxes[members]
         if _is_text(line, height):
-            taken[members] = True
+            free[members] = False
             lines.append(line)
     return lines
-
-
-def _same_line(boxes: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """Boxes on the line of the seed, descenders included."""
-    top, height = seed[1], seed[3]
-    bottoms = boxes[:, 1] + boxes[:, 3]
-    inside = (boxes[:, 1] >= top - 0.35 * height) & (bottoms <= top + 1.4 * height)
-    return inside & (bottoms >= top + 0.3 * height)
-
-
-def _chain(boxes: np.ndarray, near: np.ndarray, seed: int, space: float) -> list[int]:
-    """Indices of the boxes that follow each other from the seed with no gap over ``space``."""
-    members = [seed]
-    left, right = boxes[seed, 0], boxes[seed, 0] + boxes[seed, 2]
-    order = np.flatnonzero(near)
-    order = order[np.argsort(boxes[order, 0])]
-    for index in order[boxes[order, 0] >= left]:
-        if index != seed and boxes[index, 0] - right <= space:
-            members.append(int(index))
-            right = max(right, boxes[index, 0] + boxes[index, 2])
-    for index in order[boxes[order, 0] < left][::-1]:
-        if left - (boxes[index, 0] + boxes[index, 2]) <= space:
-            members.append(int(index))
-            left = min(left, boxes[index, 0])
-    return members
 
 
 def _large(line: np.ndarray) -> np.ndarray:
@@ -624,21 +586,21 @@ def _find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
     """Find the even rectangle in which a bar lies."""
     x, y, w, h = bar
     height, width = plane.shape
-    seeds = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
-    seeds += [(x + w // 4, y - 3), (x + 3 * w // 4, y + h + 2), (x + w + 2, y + h // 2)]
-    levels = [int(plane[v, u]) for u, v in seeds if 0 <= u < width and 0 <= v < height]
-    if not levels:
+    places = [(x + w // 4, y + h + 2), (x + 3 * w // 4, y - 3), (x - 3, y + h // 2)]
+    places += [(x + w // 4, y - 3), (x + 3 * w // 4, y + h + 2), (x + w + 2, y + h // 2)]
+    seeds = [(v, u) for u, v in places if 0 <= u < width and 0 <= v < height]
+    if not seeds:
         return None
-    level = float(np.median(levels))
+    level = float(np.median([plane[seed] for seed in seeds]))
     even = (np.abs(plane.astype(np.float32) - level) <= _PLATE_TOLERANCE).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(even, connectivity=4)
-    inside = [labels[v, u] for u, v in seeds if 0 <= u < width and 0 <= v < height]
-    inside = [label for label in inside if label]
-    if not inside:
+    found = [labels[seed] for seed in seeds if labels[seed]]
+    if not found:
         return None
-    label = max(set(inside), key=inside.count)
-    left, top, wide, high, area = (int(v) for v in stats[label])
-    if wide * high > _MAX_PLATE * plane.size or not _holds((left, top, wide, high), bar):
+    label = max(set(found), key=found.count)
+    left, top, wide, high, area = stats[label].tolist()
+    holds = left <= x and top <= y and left + wide >= x + w and top + high >= y + h
+    if wide * high > _MAX_PLATE * plane.size or not holds:
         return None
     # Bar and letters are holes in it; the rest of the rectangle must be full, sides included.
     holes = sum(box[2] * box[3] for box in (bar, text) if box is not None)
@@ -647,9 +609,3 @@ def _find_plate(plane: np.ndarray, bar: Box, text: Box | None) -> Box | None:
     if area < 0.93 * wide * high - holes or min(sides) < 0.8:
         return None
     return left, top, wide, high
-
-
-def _holds(outer: Box, inner: Box) -> bool:
-    right, bottom = inner[0] + inner[2], inner[1] + inner[3]
-    across = outer[0] <= inner[0] and right <= outer[0] + outer[2]
-    return across and outer[1] <= inner[1] and bottom <= outer[1] + outer[3]

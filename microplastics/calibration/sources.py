@@ -1,9 +1,11 @@
 """Scale of an image from all its sources."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,34 +28,22 @@ _COLUMNS = {
 }
 
 
-class CalibrationTable:
+class CalibrationTable(NamedTuple):
     """µm per pixel of many images.
 
     Attributes:
         path: the CSV file.
+        scales: µm per pixel by the parts of the image's name.
     """
 
-    def __init__(self, path: str, scales: Mapping[tuple[str, ...], float]) -> None:
-        """Hold what :func:`read_calibration_csv` read.
-
-        Args:
-            path: the CSV file, for messages.
-            scales: µm per pixel by the parts of the image's name.
-        """
-        self.path = path
-        self._scales = dict(scales)
-
-    def __len__(self) -> int:
-        return len(self._scales)
+    path: str
+    scales: dict[tuple[str, ...], float]
 
     def lookup(self, path: str | os.PathLike) -> Calibration:
-        """Find the scale of an image.
+        """Find the scale of an image file.
 
         A row fits when its name is the end of the image's path, with the file's suffix or
         without; the row that names most folders wins, and among those one with the suffix.
-
-        Args:
-            path: image file.
 
         Raises:
             UserError: no row names it.
@@ -61,7 +51,7 @@ class CalibrationTable:
         parts = _parts(os.fspath(path))
         for start in range(len(parts)):
             for name in (parts[-1], PurePath(parts[-1]).stem):
-                scale = self._scales.get((*parts[start:-1], name))
+                scale = self.scales.get((*parts[start:-1], name))
                 if scale is not None:
                     return Calibration(scale, Path(self.path).name)
         raise UserError(
@@ -116,11 +106,7 @@ def read_calibration_csv(path: str | os.PathLike) -> CalibrationTable:
 
 
 def check_scale(value: float, what: str) -> float:
-    """Return a scale that a person gave, if it is plausible.
-
-    Args:
-        value: µm per pixel.
-        what: names the place, for the error.
+    """Return a scale in µm per pixel that a person gave, ``what`` by name, if it is plausible.
 
     Raises:
         UserError: it is not a number, or not the scale of a microscope.
@@ -152,8 +138,7 @@ def resolve_calibration(
 
     Args:
         path: image file.
-        width: of the image, px.
-        height: of the image, px.
+        width, height: of the image, px.
         read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR; needed only for a
             scale bar.
         um_per_px: µm per pixel, as the user gives it.
@@ -171,7 +156,7 @@ def resolve_calibration(
             are not square, or there is not exactly one scale bar.
     """
     path = os.fspath(path)
-    found: list[tuple[Calibration, float]] = []
+    found: list[tuple[Calibration, float]] = []  # and their tolerances
     boxes: list[Box] = []
     notes: list[str] = []
     if um_per_px is not None:
@@ -197,28 +182,21 @@ def resolve_calibration(
         found += [(scale, _TOLERANCE) for scale in own]
     if not found:
         return None, boxes, notes
-    _check_agreement(path, found, given)
-    # Several options of the user are all named in the output; of the file's figures only the first.
+    _check_agreement(path, found)
+    # All options of the user are named in the output; of the file's figures only the first.
     sources = [scale.source for scale, _ in found[: max(given, 1)]]
     return Calibration(found[0][0].um_per_px, " and ".join(sources)), boxes, notes
 
 
-def _check_agreement(path: str, found: list[tuple[Calibration, float]], given: int) -> None:
-    """Check that all sources mean one scale; the first ``given`` come from the user."""
-    for index, (one, slack) in enumerate(found):
-        for other, other_slack in found[:index]:
-            apart = abs(one.um_per_px - other.um_per_px)
-            if apart <= max(slack, other_slack) * max(one.um_per_px, other.um_per_px):
-                continue
-            if index < given:
-                fix = "give only the right one"
-            elif given:
-                fix = "correct what you give, or add --ignore-metadata if the file is wrong"
-            else:
-                fix = "give the right one by --um-per-px with --ignore-metadata"
+def _check_agreement(path: str, found: list[tuple[Calibration, float]]) -> None:
+    """Check that all sources mean one scale."""
+    for (one, slack), (other, other_slack) in itertools.combinations(found, 2):
+        apart = abs(one.um_per_px - other.um_per_px)
+        if apart > max(slack, other_slack) * max(one.um_per_px, other.um_per_px):
             raise UserError(
-                f"{path}: {other.source} says {other.um_per_px:.6g} µm per pixel and "
-                f"{one.source} says {one.um_per_px:.6g}; {fix}.",
+                f"{path}: {one.source} says {one.um_per_px:.6g} µm per pixel and {other.source} "
+                f"says {other.um_per_px:.6g}; give only the right one, by --um-per-px with "
+                "--ignore-metadata if the file is wrong.",
                 code="scale_conflict",
             )
 

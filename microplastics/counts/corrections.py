@@ -4,13 +4,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
 from microplastics.counts.intervals import (
-    LEVEL,
     Interval,
     difference_interval,
     weighted_poisson_interval,
@@ -18,14 +17,15 @@ from microplastics.counts.intervals import (
 from microplastics.utils.errors import UserError
 
 EdgeRule = Literal["count", "exclude", "weight"]
-EDGE_RULES: tuple[str, ...] = get_args(EdgeRule)
 _LOD_SDS, _LOQ_SDS = 3.3, 10.0
 _ERROR_RATE = 0.05  # of both kinds in Currie's limit
 _LITERS = {
     **{"ml": 1e-3, "cm3": 1e-3, "cl": 1e-2, "dl": 0.1, "hl": 100.0, "m3": 1000.0},
     **dict.fromkeys(("l", "dm3", "liter", "litre", "liters", "litres"), 1.0),
 }
-_VOLUME = re.compile(r"\s*([0-9.]{1,40}(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-z]{1,6}3?)\s*")
+_VOLUME = re.compile(
+    r"\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*([A-Za-z]{1,6}3?)\s*"
+)
 _LITERS_PER_M3 = 1000.0
 
 
@@ -44,23 +44,9 @@ class Counts(NamedTuple):
     squares: np.ndarray
     largest: np.ndarray
 
-    def interval(self, level: float = LEVEL) -> Interval:
+    def interval(self) -> Interval:
         """Interval of the mean of ``sums``."""
-        return weighted_poisson_interval(self.sums, self.squares, self.largest, level)
-
-
-class Corrected(NamedTuple):
-    """Counts after subtraction of blanks; NaN in the rows of the blanks.
-
-    Attributes:
-        estimates: (R,) corrected counts, at least 0.
-        interval: of the estimates, at least 0.
-        columns: columns of the summary by name.
-    """
-
-    estimates: np.ndarray
-    interval: Interval
-    columns: dict[str, np.ndarray]
+        return weighted_poisson_interval(self.sums, self.squares, self.largest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Sampling:
             sample is a row of the summary: a group, or an image if nothing is grouped.
         counted_fraction: fraction of the filter that the images of a sample show, in (0, 1].
         filter_area_mm2: area of the filter on which particles lie; the fraction is then the images'
-            area over it.
+            area over it, in place of ``counted_fraction``.
     """
 
     liters: float | Mapping[str, float]
@@ -91,37 +77,21 @@ class Sampling:
             )
         if self.filter_area_mm2 is not None:
             _check_positive("The filter's area", self.filter_area_mm2, "mm²")
-            if self.counted_fraction != 1:
-                raise UserError(
-                    "The filter's area and the counted fraction exclude each other; give one of "
-                    "them.",
-                    code="option_conflict",
-                )
 
     def counted_liters(self, names: Sequence[str], areas: np.ndarray) -> np.ndarray:
-        """Give the volume whose particles lie on what was photographed.
+        """Give the litres, (R,), whose particles lie on what was photographed.
 
         Args:
             names: of the R samples.
             areas: (R,) of their images in mm²; NaN without a calibration.
 
-        Returns:
-            (R,) in litres.
-
         Raises:
-            UserError: a sample has no volume, its images no scale, or they show more than a filter.
+            UserError: the images of a sample have no scale, or show more than a filter.
         """
-        volumes = []
-        for name in names:
-            liters = self.liters.get(name) if isinstance(self.liters, Mapping) else self.liters
-            if liters is None:
-                raise UserError(
-                    f"{name} has no sampled volume; add it to the list of volumes.",
-                    code="option_missing",
-                )
-            volumes.append(liters)
+        by_name = isinstance(self.liters, Mapping)
+        volumes = np.array([self.liters[name] if by_name else self.liters for name in names])
         if self.filter_area_mm2 is None:
-            return np.array(volumes) * self.counted_fraction
+            return volumes * self.counted_fraction
         for name, area in zip(names, areas, strict=True):
             if np.isnan(area):
                 raise UserError(
@@ -137,7 +107,7 @@ class Sampling:
                     "instead (with --resume nothing is lost).",
                     code="option_invalid",
                 )
-        return np.array(volumes) * areas / self.filter_area_mm2
+        return volumes * areas / self.filter_area_mm2
 
 
 def edge_weights(
@@ -156,19 +126,14 @@ def edge_weights(
         touches_edge: (N,) bool, whether the mask has a pixel on the border of the image.
         sizes: (N, 2) width and height of the particles' boxes in px.
         frames: (N, 2) width and height of their images in px.
-        rule: one of :data:`EDGE_RULES`.
+        rule: how particles at the edge count.
 
     Returns:
         (N,) float64.
 
     Raises:
-        UserError: the rule is unknown, or a box does not fit inside its image's border.
+        UserError: a box does not fit inside its image's border.
     """
-    if rule not in EDGE_RULES:
-        raise UserError(
-            f"The edge rule is {rule!r}; expected one of {', '.join(EDGE_RULES)}.",
-            code="option_invalid",
-        )
     touches_edge = np.asarray(touches_edge, dtype=bool)
     if rule == "count":
         return np.ones(len(touches_edge))
@@ -191,8 +156,8 @@ def edge_weights(
 
 
 def correct_for_blanks(
-    counts: Counts, exposures: np.ndarray, blanks: np.ndarray, level: float = LEVEL
-) -> Corrected:
+    counts: Counts, exposures: np.ndarray, blanks: np.ndarray
+) -> dict[str, np.ndarray]:
     """Subtract the mean of the blanks, scaled to each row's exposure.
 
     A row of exposure e is corrected by e · Σ(counts of the blanks) / Σ(their exposures). The
@@ -205,32 +170,29 @@ def correct_for_blanks(
         counts: of R rows, blanks among them.
         exposures: (R,) area or number of images in each.
         blanks: (R,) bool, at least one.
-        level: coverage of the interval.
+
+    Returns:
+        (R,) columns of the summary by name; NaN in the rows of the blanks.
     """
-    of_blanks = float(exposures[blanks].sum())
-    scale = np.where(blanks, np.nan, exposures / of_blanks)
+    scale = np.where(blanks, np.nan, exposures / float(exposures[blanks].sum()))
     total, squares = counts.sums[blanks].sum(), counts.squares[blanks].sum()
-    largest = counts.largest[blanks].max()
-    bounds = weighted_poisson_interval(total, squares, largest, level)
+    bounds = weighted_poisson_interval(total, squares, counts.largest[blanks].max())
     expected = scale * total
     raw = counts.sums - expected
     interval = difference_interval(
         counts.sums,
-        counts.interval(level),
+        counts.interval(),
         expected,
         Interval(scale * bounds.low, scale * bounds.high),
     )
-    interval = Interval(np.maximum(interval.low, 0), np.maximum(interval.high, 0))
+    interval = Interval(*np.maximum(interval, 0))
     rates = counts.sums[blanks] / exposures[blanks]
     spread = rates.std(ddof=1) if len(rates) > 1 else np.nan
     exposures = np.where(blanks, np.nan, exposures)
     k = ndtri(1 - _ERROR_RATE)
-    estimates = np.maximum(raw, 0)
-    columns = {
+    return {
         "blank_expected": expected,
-        "count_corrected": estimates,
-        "count_corrected_low": interval.low,
-        "count_corrected_high": interval.high,
+        **interval.columns("count_corrected", np.maximum(raw, 0)),
         "count_corrected_unclipped": raw,
         "count_corrected_sd": np.sqrt(counts.squares + scale**2 * squares),
         "lod": exposures * (rates.mean() + _LOD_SDS * spread),
@@ -239,27 +201,18 @@ def correct_for_blanks(
         + k**2
         + 2 * k * np.sqrt(scale * squares + scale**2 * squares),
     }
-    return Corrected(estimates, interval, columns)
 
 
 def parse_volume(text: str) -> float:
-    """Read the value of ``--sampled-volume``.
-
-    Args:
-        text: a number and a unit: ``2 L``, ``0.5 m3``, ``300 mL``.
-
-    Returns:
-        litres.
+    """Read the value of ``--sampled-volume``, such as ``2 L`` or ``0.5 m3``, in litres.
 
     Raises:
         UserError: it is not a positive number with a unit.
     """
     match = _VOLUME.fullmatch(text.replace("³", "3")) if len(text) <= 80 else None
-    scale = _LITERS.get(match[2].casefold()) if match else None
-    try:
-        liters = float(match[1]) * scale if match and scale else math.nan
-    except ValueError:
-        liters = math.nan
+    liters = math.nan
+    if match:
+        liters = float(match[1]) * _LITERS.get(match[2].casefold(), math.nan)
     if not (math.isfinite(liters) and liters > 0):
         raise UserError(
             f"The sampled volume is {text[:60]!r}; expected a positive number with a decimal point "
@@ -272,23 +225,18 @@ def parse_volume(text: str) -> float:
 def concentration_columns(
     estimates: np.ndarray, interval: Interval, liters: np.ndarray, suffix: str = ""
 ) -> dict[str, np.ndarray]:
-    """Give particles per litre and per m³ with their intervals.
+    """Give the columns of particles per litre and per m³ with their intervals.
 
     Args:
         estimates: (R,) numbers of particles.
         interval: of the estimates.
         liters: (R,) as of :meth:`Sampling.counted_liters`; NaN gives NaN.
         suffix: of the columns' names.
-
-    Returns:
-        columns of the summary by name.
     """
     columns = {}
     for unit, scale in (("l", 1.0), ("m3", _LITERS_PER_M3)):
-        name = f"particles_per_{unit}{suffix}"
-        columns[name] = estimates / liters * scale
-        columns[f"{name}_low"] = interval.low / liters * scale
-        columns[f"{name}_high"] = interval.high / liters * scale
+        scaled = Interval(interval.low / liters * scale, interval.high / liters * scale)
+        columns |= scaled.columns(f"particles_per_{unit}{suffix}", estimates / liters * scale)
     return columns
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of counts, fractions, means and medians.
+"""95 % confidence intervals of counts, fractions, means and medians.
 
 Functions of arrays work on each entry; NaN stands for an interval that does not exist.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammainccinv, gammaincinv, ndtri
 
-LEVEL = 0.95
+_LEVEL = 0.95
 RESAMPLES = 2000
 SEED = 20240187
 _CHUNK = 4_000_000  # numbers drawn at a time
@@ -21,21 +21,24 @@ class Interval(NamedTuple):
     low: np.ndarray
     high: np.ndarray
 
+    def columns(self, name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Give the columns of a table with these values and their intervals."""
+        return {name: values, f"{name}_low": self.low, f"{name}_high": self.high}
 
-def poisson_interval(counts: np.ndarray, level: float = LEVEL) -> Interval:
+
+def poisson_interval(counts: np.ndarray) -> Interval:
     """Exact interval of the mean of a Poisson count.
 
     Source: Garwood 1936, doi:10.1093/biomet/28.3-4.437.
 
     Args:
         counts: whole numbers from 0 on.
-        level: coverage, in (0, 1).
     """
-    return weighted_poisson_interval(counts, counts, 1, level)
+    return weighted_poisson_interval(counts, counts, 1)
 
 
 def weighted_poisson_interval(
-    sums: np.ndarray, squares: np.ndarray, largest: np.ndarray, level: float = LEVEL
+    sums: np.ndarray, squares: np.ndarray, largest: np.ndarray
 ) -> Interval:
     """Interval of the mean of a sum of weighted Poisson counts.
 
@@ -46,11 +49,10 @@ def weighted_poisson_interval(
         sums: of the weights of what was counted.
         squares: sum of the squared weights.
         largest: largest weight that another particle could have; 1 if unknown.
-        level: coverage, in (0, 1).
     """
     sums = np.asarray(sums, dtype=np.float64)
     squares = np.asarray(squares, dtype=np.float64)
-    tail = (1 - level) / 2
+    tail = (1 - _LEVEL) / 2
     some = sums > 0
     mean, variance = np.where(some, sums, 1.0), np.where(some, squares, 1.0)
     low = np.where(some, variance / mean * gammaincinv(mean**2 / variance, tail), 0.0)
@@ -58,7 +60,7 @@ def weighted_poisson_interval(
     return Interval(low, variance / mean * gammainccinv(mean**2 / variance, tail))
 
 
-def wilson_interval(fractions: np.ndarray, numbers: np.ndarray, level: float = LEVEL) -> Interval:
+def wilson_interval(fractions: np.ndarray, numbers: np.ndarray) -> Interval:
     """Score interval of a fraction.
 
     Source: Wilson 1927, doi:10.1080/01621459.1927.10502953; of common
@@ -68,12 +70,11 @@ def wilson_interval(fractions: np.ndarray, numbers: np.ndarray, level: float = L
     Args:
         fractions: in [0, 1].
         numbers: sample sizes; for a weighted fraction Kish's (Σw)² / Σw². 0 gives NaN.
-        level: coverage, in (0, 1).
     """
     fractions = np.asarray(fractions, dtype=np.float64)
     numbers = np.asarray(numbers, dtype=np.float64)
     numbers = np.where(numbers > 0, numbers, np.nan)
-    square = ndtri((1 + level) / 2) ** 2
+    square = ndtri((1 + _LEVEL) / 2) ** 2
     center = (fractions + square / (2 * numbers)) / (1 + square / numbers)
     variance = fractions * (1 - fractions) / numbers + square / (4 * numbers**2)
     half = np.sqrt(square * variance) / (1 + square / numbers)
@@ -100,7 +101,7 @@ def difference_interval(
 
 
 def bootstrap_median_interval(
-    values: np.ndarray, weights: np.ndarray | None = None, level: float = LEVEL
+    values: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a median, whatever the order of the values.
 
@@ -111,7 +112,6 @@ def bootstrap_median_interval(
     Args:
         values: (n,); an empty array gives NaN.
         weights: (n,) positive, probabilities of resampling up to a factor; None for equal ones.
-        level: coverage, in (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -125,7 +125,7 @@ def bootstrap_median_interval(
         steps = np.cumsum(np.asarray(weights, dtype=np.float64)[order])
         ranks = [np.searchsorted(steps, uniform * steps[-1]) for uniform in (below, above)]
     medians = sum(values[np.minimum(rank, len(values) - 1)] for rank in ranks) / 2
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(medians, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -142,12 +142,11 @@ def _median_positions(number: int) -> tuple[np.ndarray, np.ndarray]:
     return below, above
 
 
-def bootstrap_mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def bootstrap_mean_interval(values: np.ndarray) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean, whatever the order of the values.
 
     Args:
         values: (n,); fewer than two give NaN.
-        level: coverage, in (0, 1).
     """
     values = np.sort(np.asarray(values, dtype=np.float64))
     if len(values) < 2:
@@ -158,5 +157,5 @@ def bootstrap_mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[f
     for start in range(0, RESAMPLES, rows):
         drawn = rng.integers(0, len(values), (min(rows, RESAMPLES - start), len(values)))
         means.append(values[drawn].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(means), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)

@@ -1,7 +1,7 @@
 """Summary of counts per image or group of images."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,70 +15,41 @@ from microplastics.counts.corrections import (
     edge_weights,
 )
 from microplastics.counts.intervals import (
-    LEVEL,
+    Interval,
     bootstrap_mean_interval,
     bootstrap_median_interval,
     poisson_interval,
     wilson_interval,
 )
 from microplastics.measurement.size_classes import DEFAULT_SIZE_CLASSES, SizeClasses, check_min_size
-from microplastics.measurement.table import table_sizes
+from microplastics.measurement.table import IMAGE_COLUMNS, table_sizes
 from microplastics.utils.errors import UserError
 
 _MOST_SOURCES = 5
 _UM2_PER_MM2 = 1e6
-PERCENTILES = (10, 25, 50, 75, 90)
-STATISTICS = (
-    "mean",
-    "sd",
-    *(f"p{percentile}" for percentile in PERCENTILES),
-    "p50_low",
-    "p50_high",
-)
+_PERCENTILES = (10, 25, 50, 75, 90)
+_STATISTICS = ("mean", "sd", *(f"p{each}" for each in _PERCENTILES), "p50_low", "p50_high")
+_Columns = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """R rows of N images.
+    """R rows of N images."""
 
-    Attributes:
-        names: of the rows.
-        images: of the N images.
-        codes: (N,) row of each image.
-        members: images of each row.
-        frames: (N, 2) width and height of each image in px.
-        calibrated: (R,) whether the row's images have a calibration.
-        areas: (R,) counted area of each row in mm²; NaN without a calibration.
-        fractions: (R,) sum over the row's images of the fraction of their px that is counted.
-        blank: (R,) whether the row is a blank.
-        grouped: whether rows are groups.
-        columns: columns of the summary about the rows themselves.
-    """
-
-    names: list[str]
-    images: pd.Index
-    codes: np.ndarray
-    members: list[np.ndarray]
-    frames: np.ndarray
-    calibrated: np.ndarray
-    areas: np.ndarray
-    fractions: np.ndarray
-    blank: np.ndarray
-    grouped: bool
-    columns: dict[str, object]
+    names: list[str]  # of the rows
+    images: pd.Index  # names of the N images
+    codes: np.ndarray  # (N,) row of each image
+    members: list[np.ndarray]  # images of each row
+    frames: np.ndarray  # (N, 2) width and height of each image in px
+    calibrated: np.ndarray  # (R,) whether the row's images have a calibration
+    areas: np.ndarray  # (R,) counted area in mm²; NaN without a calibration
+    exposures: np.ndarray  # (R,) the areas, or if a row has no scale, counted numbers of images
+    blank: np.ndarray  # (R,) whether the row is a blank
+    grouped: bool  # whether rows are groups
+    columns: dict[str, object]  # of the summary, about the rows themselves
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def exposures(self) -> np.ndarray:
-        """(R,) counted areas in mm², or if a row has no scale, counted numbers of images."""
-        return self.fractions if np.isnan(self.areas).any() else self.areas
-
-    @property
-    def whole(self) -> np.ndarray:
-        """(R,) whether the row's images are counted completely."""
-        return self.fractions == [len(members) for members in self.members]
 
 
 def summarize(
@@ -92,7 +63,6 @@ def summarize(
     edge: EdgeRule = "count",
     blanks: Collection[str] = (),
     sampling: Sampling | None = None,
-    level: float = LEVEL,
 ) -> pd.DataFrame:
     """Count the particles of each image or group; ``docs/counts.md`` has the columns.
 
@@ -108,7 +78,6 @@ def summarize(
         edge: how particles at the edge count.
         blanks: names of the images that are blanks.
         sampling: what was filtered; None leaves the concentrations out.
-        level: coverage of all intervals, in (0, 1).
 
     Returns:
         a row for each image in their order, or for each group by its name.
@@ -120,40 +89,37 @@ def summarize(
     """
     check_min_size(min_size)
     rows = image_rows(images, groups, blanks)
-    if edge == "weight" and not rows.whole.all():
-        name = rows.names[int(np.argmin(rows.whole))]
+    partial = images["region_px"] != images["width_px"] * images["height_px"]
+    if edge == "weight" and partial.any():
         raise UserError(
-            f"{name} has a region of interest, which excludes --edge weight (it corrects for a "
-            "rectangular border); leave out one of them.",
+            f"{images['image'][partial].iloc[0]} has a region of interest, which excludes --edge "
+            "weight (it corrects for a rectangular border); leave out one of them.",
             code="option_conflict",
         )
     particles = _particles(table, rows, min_size, edge)
-    names = list(dict.fromkeys([*classes, *sorted(set(table["class"]) - set(classes))]))
-    columns = _row_columns(rows, particles)
-    liters = _liters(rows, sampling)
+    liters = None
+    if sampling is not None:
+        liters = np.full(len(rows), np.nan)  # of blanks
+        samples = np.flatnonzero(~rows.blank)
+        names = [rows.names[index] for index in samples]
+        liters[samples] = sampling.counted_liters(names, rows.areas[samples])
+    columns = {**rows.columns, **_left_out_columns(particles, rows)}
+    particles = particles[~particles["small"] & (particles["weight"] > 0)]
+    names = dict.fromkeys([*classes, *sorted(set(table["class"]) - set(classes))])
     for name in (None, *names):
         part = particles if name is None else particles[particles["class"] == name]
+        found = _count_columns(part, rows, None if name is None else _count(particles, rows))
+        found |= _size_columns(part, rows, size_classes, edge == "weight")
+        found |= _corrected_columns(_count(part, rows), rows, liters)
         prefix = "" if name is None else f"{name}."
-        scope = _scope_columns(part, particles, rows, size_classes, edge, liters, level, name)
-        columns.update({f"{prefix}{key}": values for key, values in scope})
+        columns.update({f"{prefix}{key}": values for key, values in found.items()})
     return pd.DataFrame(columns)
 
 
 def image_rows(
     images: pd.DataFrame, groups: Mapping[str, str] | None, blanks: Collection[str]
 ) -> Rows:
-    """Make the rows of a summary.
-
-    Args:
-        images: as of :func:`microplastics.measurement.table.images_table`.
-        groups: group of each image, or None.
-        blanks: names of images.
-
-    Raises:
-        ValueError: an image stands twice.
-        UserError: an image has no group, a blank is not among the images, or a group mixes blanks
-            with samples or µm with px.
-    """
+    """Make the rows of a summary; arguments and errors as for :func:`summarize`."""
     index = pd.Index(images["image"].to_numpy(object), dtype=object)
     if not index.is_unique:
         raise ValueError(f"{index[index.duplicated()][0]} stands twice among the images")
@@ -162,29 +128,36 @@ def image_rows(
             f"The blank {unknown[0]} is not among the images; give its name as in the table.",
             code="option_invalid",
         )
-    owners = list(index) if groups is None else [_group(groups, name) for name in index]
+    if groups is not None and (missing := [name for name in index if name not in groups]):
+        raise UserError(
+            f"{missing[0]} does not belong to a group; give each image a group.",
+            code="option_missing",
+        )
+    owners = list(index) if groups is None else [groups[name] for name in index]
     names = list(index) if groups is None else sorted(set(owners))
     codes = pd.Index(names, dtype=object).get_indexer(owners).astype(np.int64)
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
-    members = members if names else []
-    frames = images[["width_px", "height_px"]].to_numpy(np.int64)
+    members = _members(codes, len(names))
     scales = images["um_per_px"].to_numpy(np.float64)
-    pixels = images["region_px"].to_numpy(np.int64)
-    areas = pixels.astype(np.float64) * scales**2 / _UM2_PER_MM2
     calibrated = _uniform(
         ~np.isnan(scales), members, names, "images with and without a calibration; calibrate all"
     )
-    is_blank = np.array([name in set(blanks) for name in index], dtype=bool)
     blank = _uniform(
-        is_blank, members, names, "blanks and samples; give blanks a group of their own"
+        index.isin(list(blanks)),
+        members,
+        names,
+        "blanks and samples; give blanks a group of their own",
     )
-    sums = np.bincount(codes, areas, len(names))
-    columns = _columns(images, names, members, frames, scales, groups is not None)
-    columns["area_mm2"] = sums
+    pixels = images["region_px"].to_numpy(np.int64)
+    frames = images[["width_px", "height_px"]].to_numpy(np.int64)
+    areas = np.bincount(codes, pixels.astype(np.float64) * scales**2 / _UM2_PER_MM2, len(names))
+    fractions = np.bincount(codes, pixels / frames.prod(axis=1), len(names))
+    if groups is None:
+        columns = {name: images[name].array for name in IMAGE_COLUMNS}
+    else:
+        columns = _group_columns(images, names, members)
+    columns["area_mm2"] = areas
     if blank.any():
         columns["is_blank"] = blank
-    fractions = np.bincount(codes, pixels / frames.prod(axis=1), len(names))
     return Rows(
         names=names,
         images=index,
@@ -192,82 +165,18 @@ def image_rows(
         members=members,
         frames=frames,
         calibrated=calibrated,
-        areas=sums,
-        fractions=fractions,
+        areas=areas,
+        exposures=fractions if np.isnan(areas).any() else areas,
         blank=blank,
         grouped=groups is not None,
         columns=columns,
     )
 
 
-def size_columns(
-    particles: pd.DataFrame, rows: Rows, size_classes: SizeClasses, weighted: bool, level: float
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Give statistics of ``feret_max`` and counts by size class.
-
-    Args:
-        particles: that count, with ``row``, ``size``, ``calibrated`` and ``weight``.
-        rows: of the summary.
-        size_classes: bins in µm; particles without a calibration are in none.
-        weighted: whether the weights are not all 1.
-        level: coverage of the median's interval.
-
-    Yields:
-        name and (R,) values of each column.
-    """
-    place = particles["row"].to_numpy()
-    sizes, weights = particles["size"].to_numpy(), particles["weight"].to_numpy()
-    order = np.argsort(place, kind="stable")
-    cuts = np.cumsum(np.bincount(place, minlength=len(rows)))[:-1]
-    found = np.array(
-        [
-            _statistics(sizes[own], weights[own] if weighted else None, level)
-            for own in (np.split(order, cuts) if len(rows) else [])
-        ]
-    ).reshape(-1, len(STATISTICS))
-    for unit, applies in (("um", rows.calibrated), ("px", ~rows.calibrated)):
-        # Without a single image the table is in µm.
-        if applies.any() or (unit == "um" and not len(rows)):
-            for index, name in enumerate(STATISTICS):
-                yield f"feret_max_{name}_{unit}", np.where(applies, found[:, index], np.nan)
-    if not rows.calibrated.any() and len(rows):
-        return
-    calibrated = particles["calibrated"].to_numpy(bool)
-    names = size_classes.columns
-    bins = size_classes.bins(sizes[calibrated])
-    cells = place[calibrated] * len(names) + bins
-    shape = (len(rows), len(names))
-    numbers = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
-    for index, name in enumerate(names):
-        yield f"size_{name}", numbers[:, index].astype(np.int64)
-    if weighted:
-        sums = np.bincount(cells, weights[calibrated], shape[0] * shape[1]).reshape(shape)
-        for index, name in enumerate(names):
-            yield f"weighted_size_{name}", sums[:, index].astype(np.float64)
-
-
-def percentiles(sizes: np.ndarray, weights: np.ndarray | None) -> list[float]:
-    """Compute the :data:`PERCENTILES` of sorted sizes.
-
-    Args:
-        sizes: (N,) ascending, at least one.
-        weights: (N,) positive. None interpolates as numpy, pandas, R and Excel do by default
-            (type 7 of Hyndman and Fan 1996, doi:10.1080/00031305.1996.10473566); weights put each
-            size at the middle of its step of the cumulative weight (type 5).
-    """
-    fractions = np.array(PERCENTILES) / 100
-    if weights is None:
-        return np.quantile(sizes, fractions).tolist()
-    ends = np.cumsum(weights)
-    return np.interp(fractions, (ends - weights / 2) / ends[-1], sizes).tolist()
-
-
-def _group(groups: Mapping[str, str], name: str) -> str:
-    if name not in groups:
-        raise UserError(
-            f"{name} does not belong to a group; give each image a group.", code="option_missing"
-        )
-    return groups[name]
+def _members(codes: np.ndarray, count: int) -> list[np.ndarray]:
+    """Places of each of the numbers 0 to ``count``."""
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.searchsorted(codes[order], np.arange(1, count)))[:count]
 
 
 def _uniform(
@@ -280,24 +189,11 @@ def _uniform(
     return np.array([flags[own].all() for own in members], dtype=bool)
 
 
-def _columns(
-    images: pd.DataFrame,
-    names: list[str],
-    members: list[np.ndarray],
-    frames: np.ndarray,
-    scales: np.ndarray,
-    grouped: bool,
+def _group_columns(
+    images: pd.DataFrame, names: list[str], members: list[np.ndarray]
 ) -> dict[str, object]:
+    scales = images["um_per_px"].to_numpy(np.float64)
     sources = images["calibration_source"].to_numpy(object)
-    if not grouped:
-        return {
-            "image": pd.array(names, dtype="string"),
-            "width_px": frames[:, 0],
-            "height_px": frames[:, 1],
-            "region_px": images["region_px"].to_numpy(np.int64),
-            "um_per_px": scales,
-            "calibration_source": pd.array(sources, dtype="string"),
-        }
     common = [scales[own[0]] if len(set(scales[own])) == 1 else np.nan for own in members]
     return {
         "group": pd.array(names, dtype="string"),
@@ -315,22 +211,6 @@ def _sources(sources: np.ndarray) -> str | None:
     return text or None
 
 
-def _statistics(sizes: np.ndarray, weights: np.ndarray | None, level: float) -> list[float]:
-    """Compute :data:`STATISTICS`; all are NaN without a particle, the sd of one is NaN."""
-    if not len(sizes):
-        return [np.nan] * len(STATISTICS)
-    # Sums in one order, so that the order of the particles does not show in the last digit.
-    order = np.argsort(sizes, kind="stable") if weights is None else np.lexsort((weights, sizes))
-    sizes = sizes[order]
-    weights = None if weights is None else weights[order]
-    mean = float(np.average(sizes, weights=weights))
-    spread = float(np.average((sizes - mean) ** 2, weights=weights))
-    number = len(sizes)
-    sd = np.sqrt(spread * number / (number - 1)) if number > 1 else np.nan
-    low, high = bootstrap_median_interval(sizes, weights, level)
-    return [mean, float(sd), *percentiles(sizes, weights), low, high]
-
-
 def _particles(
     table: pd.DataFrame, rows: Rows, min_size: float | None, edge: EdgeRule
 ) -> pd.DataFrame:
@@ -341,7 +221,6 @@ def _particles(
         raise ValueError(f"There is a particle of {unknown}, which is not among the images")
     sizes, calibrated = table_sizes(table)
     touching = table["touches_edge"].to_numpy(bool)
-    small = sizes < min_size if min_size is not None else np.zeros(len(table), bool)
     boxes = table[["bbox_w", "bbox_h"]].to_numpy(np.int64)
     return pd.DataFrame(
         {
@@ -350,83 +229,23 @@ def _particles(
             "image": places,
             "size": sizes,
             "calibrated": calibrated,
-            "small": small,
+            "small": np.full(len(table), False) if min_size is None else sizes < min_size,
             "touching": touching,
             "weight": edge_weights(touching, boxes, rows.frames[places], edge),
         }
     )
 
 
-def _row_columns(rows: Rows, particles: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns about a row's images, and how many of its particles are not counted."""
-    reported = ~particles["small"].to_numpy()
-    touching = particles["touching"].to_numpy() & reported
-    left_out = (particles["weight"].to_numpy() == 0) & reported
-    place = particles["row"].to_numpy()
-    return {
-        **rows.columns,
-        "particles": _numbers(place, len(rows)),
-        "below_min_size": _numbers(place[~reported], len(rows)),
-        "touching_edge": _numbers(place[touching], len(rows)),
-        "excluded_at_edge": _numbers(place[left_out], len(rows)),
+def _left_out_columns(particles: pd.DataFrame, rows: Rows) -> _Columns:
+    """Numbers of all particles and of those that are not counted."""
+    reported = ~particles["small"]
+    chosen = {
+        "particles": slice(None),
+        "below_min_size": ~reported,
+        "touching_edge": particles["touching"] & reported,
+        "excluded_at_edge": (particles["weight"] == 0) & reported,
     }
-
-
-def _liters(rows: Rows, sampling: Sampling | None) -> np.ndarray | None:
-    """Volume whose particles were counted in each row; NaN for blanks."""
-    if sampling is None:
-        return None
-    liters = np.full(len(rows), np.nan)
-    samples = np.flatnonzero(~rows.blank)
-    liters[samples] = sampling.counted_liters(
-        [rows.names[index] for index in samples], rows.areas[samples]
-    )
-    return liters
-
-
-def _scope_columns(
-    part: pd.DataFrame,
-    whole: pd.DataFrame,
-    rows: Rows,
-    size_classes: SizeClasses,
-    edge: EdgeRule,
-    liters: np.ndarray | None,
-    level: float,
-    name: str | None,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The columns of all particles or of one class."""
-    part = _counted(part)
-    counts = _count(part, rows)
-    exact = poisson_interval(counts.numbers, level)
-    interval = counts.interval(level)
-    yield "count", counts.numbers
-    yield "count_low", exact.low
-    yield "count_high", exact.high
-    yield "weighted_count", counts.sums
-    yield "weighted_count_low", interval.low
-    yield "weighted_count_high", interval.high
-    if name is not None:
-        yield from _fraction_columns(counts, _count(_counted(whole), rows), level)
-    yield "count_per_mm2", counts.sums / rows.areas
-    yield "count_per_mm2_low", interval.low / rows.areas
-    yield "count_per_mm2_high", interval.high / rows.areas
-    if rows.grouped:
-        yield from _per_image_columns(part, rows, level)
-    weighted = edge == "weight"
-    yield from size_columns(part, rows, size_classes, weighted, level)
-    if liters is not None:
-        yield from concentration_columns(counts.sums, interval, liters).items()
-    if rows.blank.any():
-        corrected = correct_for_blanks(counts, rows.exposures, rows.blank, level)
-        yield from corrected.columns.items()
-        if liters is not None:
-            yield from concentration_columns(
-                corrected.estimates, corrected.interval, liters, "_corrected"
-            ).items()
-
-
-def _counted(particles: pd.DataFrame) -> pd.DataFrame:
-    return particles[~particles["small"] & (particles["weight"] > 0)]
+    return {name: _count(particles[which], rows).numbers for name, which in chosen.items()}
 
 
 def _count(particles: pd.DataFrame, rows: Rows) -> Counts:
@@ -434,7 +253,7 @@ def _count(particles: pd.DataFrame, rows: Rows) -> Counts:
     largest = np.ones(len(rows))
     np.maximum.at(largest, place, weights)
     return Counts(
-        _numbers(place, len(rows)),
+        np.bincount(place, minlength=len(rows)).astype(np.int64),
         # Without particles numpy returns integers.
         np.bincount(place, weights, len(rows)).astype(np.float64),
         np.bincount(place, weights**2, len(rows)).astype(np.float64),
@@ -442,34 +261,115 @@ def _count(particles: pd.DataFrame, rows: Rows) -> Counts:
     )
 
 
-def _numbers(places: np.ndarray, length: int) -> np.ndarray:
-    return np.bincount(places, minlength=length).astype(np.int64)
+def _count_columns(part: pd.DataFrame, rows: Rows, whole: Counts | None) -> _Columns:
+    """Counts of all particles, or of one class, which are a fraction of the ``whole``."""
+    counts = _count(part, rows)
+    interval = counts.interval()
+    columns = poisson_interval(counts.numbers).columns("count", counts.numbers)
+    columns |= interval.columns("weighted_count", counts.sums)
+    if whole is not None:
+        columns |= _fraction_columns(counts, whole)
+    per_area = Interval(interval.low / rows.areas, interval.high / rows.areas)
+    columns |= per_area.columns("count_per_mm2", counts.sums / rows.areas)
+    if rows.grouped:
+        columns |= _per_image_columns(part, rows)
+    return columns
 
 
-def _fraction_columns(
-    counts: Counts, whole: Counts, level: float
-) -> Iterator[tuple[str, np.ndarray]]:
+def _fraction_columns(counts: Counts, whole: Counts) -> _Columns:
     some = whole.sums > 0
     fractions = np.divide(counts.sums, whole.sums, out=np.full(len(some), np.nan), where=some)
     numbers = np.divide(whole.sums**2, whole.squares, out=np.zeros(len(some)), where=some)
     # A sum of weights in another order may be off by a rounding.
-    interval = wilson_interval(np.minimum(fractions, 1), numbers, level)
-    yield "fraction", np.minimum(fractions, 1)
-    yield "fraction_low", interval.low
-    yield "fraction_high", interval.high
+    fractions = np.minimum(fractions, 1)
+    return wilson_interval(fractions, numbers).columns("fraction", fractions)
 
 
-def _per_image_columns(
-    part: pd.DataFrame, rows: Rows, level: float
-) -> Iterator[tuple[str, np.ndarray]]:
+def _per_image_columns(part: pd.DataFrame, rows: Rows) -> _Columns:
     """Mean and spread over a group's images."""
     sums = np.bincount(part["image"].to_numpy(), part["weight"].to_numpy(), len(rows.images))
     values = [sums[members] for members in rows.members]
-    bounds = np.array([bootstrap_mean_interval(one, level) for one in values]).reshape(-1, 2)
-    yield "count_per_image", np.array([one.mean() for one in values])
-    yield "count_per_image_low", bounds[:, 0]
-    yield "count_per_image_high", bounds[:, 1]
-    yield (
-        "count_per_image_sd",
-        np.array([one.std(ddof=1) if len(one) > 1 else np.nan for one in values]),
+    bounds = np.array([bootstrap_mean_interval(one) for one in values]).reshape(-1, 2)
+    sds = [one.std(ddof=1) if len(one) > 1 else np.nan for one in values]
+    columns = Interval(*bounds.T).columns(
+        "count_per_image", np.array([one.mean() for one in values])
     )
+    return {**columns, "count_per_image_sd": np.array(sds)}
+
+
+def _size_columns(
+    part: pd.DataFrame, rows: Rows, size_classes: SizeClasses, weighted: bool
+) -> _Columns:
+    """Statistics of ``feret_max`` and counts by size class."""
+    place, calibrated = part["row"].to_numpy(), part["calibrated"].to_numpy(bool)
+    sizes, weights = part["size"].to_numpy(), part["weight"].to_numpy()
+    found = np.array(
+        [
+            _statistics(sizes[own], weights[own] if weighted else None)
+            for own in _members(place, len(rows))
+        ]
+    ).reshape(-1, len(_STATISTICS))
+    columns = {}
+    for unit, applies in (("um", rows.calibrated), ("px", ~rows.calibrated)):
+        # Without a single image the table is in µm.
+        if applies.any() or (unit == "um" and not len(rows)):
+            for name, values in zip(_STATISTICS, found.T, strict=True):
+                columns[f"feret_max_{name}_{unit}"] = np.where(applies, values, np.nan)
+    if not rows.calibrated.any() and len(rows):
+        return columns
+    names = size_classes.columns
+    shape = (len(rows), len(names))
+    cells = place[calibrated] * len(names) + size_classes.bins(sizes[calibrated])
+    numbers = np.bincount(cells, minlength=shape[0] * shape[1]).astype(np.int64)
+    columns.update(zip((f"size_{name}" for name in names), numbers.reshape(shape).T, strict=True))
+    if weighted:
+        sums = np.bincount(cells, weights[calibrated], shape[0] * shape[1]).astype(np.float64)
+        titles = (f"weighted_size_{name}" for name in names)
+        columns.update(zip(titles, sums.reshape(shape).T, strict=True))
+    return columns
+
+
+def _statistics(sizes: np.ndarray, weights: np.ndarray | None) -> list[float]:
+    """Compute :data:`_STATISTICS`; all are NaN without a particle, the sd of one is NaN."""
+    if not len(sizes):
+        return [np.nan] * len(_STATISTICS)
+    # Sums in one order, so that the order of the particles does not show in the last digit.
+    order = np.argsort(sizes, kind="stable") if weights is None else np.lexsort((weights, sizes))
+    sizes = sizes[order]
+    weights = None if weights is None else weights[order]
+    mean = float(np.average(sizes, weights=weights))
+    spread = float(np.average((sizes - mean) ** 2, weights=weights))
+    number = len(sizes)
+    sd = np.sqrt(spread * number / (number - 1)) if number > 1 else np.nan
+    low, high = bootstrap_median_interval(sizes, weights)
+    return [mean, float(sd), *_percentiles(sizes, weights), low, high]
+
+
+def _percentiles(sizes: np.ndarray, weights: np.ndarray | None) -> list[float]:
+    """The percentiles of sorted sizes.
+
+    Without weights interpolated as numpy, pandas, R and Excel do by default (type 7 of Hyndman and
+    Fan 1996, doi:10.1080/00031305.1996.10473566); weights put each size at the middle of its step
+    of the cumulative weight (type 5).
+    """
+    fractions = np.array(_PERCENTILES) / 100
+    if weights is None:
+        return np.quantile(sizes, fractions).tolist()
+    ends = np.cumsum(weights)
+    return np.interp(fractions, (ends - weights / 2) / ends[-1], sizes).tolist()
+
+
+def _corrected_columns(counts: Counts, rows: Rows, liters: np.ndarray | None) -> _Columns:
+    """Concentrations, and counts and concentrations less those of the blanks."""
+    columns: _Columns = {}
+    if liters is not None:
+        columns |= concentration_columns(counts.sums, counts.interval(), liters)
+    if rows.blank.any():
+        corrected = correct_for_blanks(counts, rows.exposures, rows.blank)
+        columns |= corrected
+        if liters is not None:
+            estimates, *bounds = (
+                corrected[f"count_corrected{end}"] for end in ("", "_low", "_high")
+            )
+            columns |= concentration_columns(estimates, Interval(*bounds), liters, "_corrected")
+    return columns

@@ -1,7 +1,7 @@
 """Measurement of particles from masks, in pixels."""
 
-from microplastics.measurement.shape import NAMED_COLORS, Kind, Shape, measure
-from microplastics.measurement.table import Item, measure_many, nearest_distances
+from microplastics.measurement.shape import NAMED_COLORS, Item, Kind, Shape, measure
+from microplastics.measurement.table import measure_many, nearest_distances
 
 __all__ = [
     "NAMED_COLORS",

@@ -4,18 +4,18 @@ A pixel is inside if its centre is, without smoothing: the definition of a mask.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.special import ellipe
-from shapely.geometry import MultiPoint
+import shapely
+from shapely import LinearRing, LineString, Point
 from shapely.geometry.base import BaseGeometry
 
 from microplastics.measurement.shape import Kind, measure
 
-_SPACING = 0.05  # px between the points of a curve
+_SPACING = 0.2  # px between the points of a curve
+_QUARTER = 128  # corners of a quarter of a circle
 QUANTITIES = (
     "equivalent_diameter",
     "perimeter",
@@ -32,87 +32,56 @@ class AnalyticShape(NamedTuple):
     Attributes:
         name: with its sizes in px.
         kind: as :func:`microplastics.measurement.measure` takes it.
-        inside: takes (N, 2) x and y in px, returns (N,) bool.
-        reach: largest distance of its points from the origin, in px.
+        outline: a polygon in px.
         truth: area in px² and :data:`QUANTITIES` in px.
     """
 
     name: str
     kind: Kind
-    inside: Callable[[np.ndarray], np.ndarray]
-    reach: float
+    outline: BaseGeometry
     truth: dict[str, float]
 
 
 def draw(shape: AnalyticShape, angle: float, shift: Sequence[float]) -> np.ndarray:
-    """Draw a shape.
+    """Draw a shape as (h, w) bool with a margin.
 
     Args:
         shape: the shape.
         angle: rotation in radians.
         shift: x and y from a pixel's centre to the shape's, in px.
-
-    Returns:
-        (h, w) bool with a margin.
     """
-    side = math.ceil(shape.reach + max(abs(shift[0]), abs(shift[1]))) + 1
+    reach = np.hypot(*shapely.get_coordinates(shape.outline).T).max()
+    side = math.ceil(reach + max(abs(shift[0]), abs(shift[1]))) + 1
     y, x = np.mgrid[-side : side + 1, -side : side + 1]
     points = np.stack([x.ravel(), y.ravel()], axis=1) - shift
     cosine, sine = math.cos(angle), math.sin(angle)
     turned = points @ np.array([[cosine, -sine], [sine, cosine]])
-    return shape.inside(turned).reshape(x.shape)
+    shapely.prepare(shape.outline)
+    return shapely.intersects_xy(shape.outline, turned).reshape(x.shape)
 
 
 def disc(radius: float) -> AnalyticShape:
     """Make a disc of a radius in px."""
-    truth = _truth(math.pi * radius**2, 2 * math.pi * radius, 2 * radius, 2 * radius)
-    return AnalyticShape(
-        f"disc, radius {radius:g}",
-        "other",
-        lambda p: (p * p).sum(axis=1) <= radius**2,
-        radius,
-        truth,
-    )
-
-
-def ring(radius: float, width: float) -> AnalyticShape:
-    """Make a closed ring of a fibre: radius of its centreline and width in px."""
-    outer = 2 * radius + width
-    truth = _truth(2 * math.pi * radius * width, 4 * math.pi * radius, outer, outer)
-    truth.update(length=2 * math.pi * radius, width=width)
-    return AnalyticShape(
-        f"ring, radius {radius:g}, {width:g} wide",
-        "fiber",
-        lambda p: np.abs(np.hypot(*p.T) - radius) <= width / 2,
-        outer / 2,
-        truth,
-    )
+    return _compact(f"disc, radius {radius:g}", Point(0, 0).buffer(radius, _QUARTER))
 
 
 def rectangle(length: float, width: float) -> AnalyticShape:
     """Make a rectangle of two sides in px, the longer one first."""
-    diagonal = math.hypot(length, width)
-    truth = _truth(length * width, 2 * (length + width), diagonal, width)
-    return AnalyticShape(
-        f"rectangle {length:g} × {width:g}",
-        "other",
-        lambda p: (np.abs(p[:, 0]) <= length / 2) & (np.abs(p[:, 1]) <= width / 2),
-        diagonal / 2,
-        truth,
-    )
+    outline = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+    return _compact(f"rectangle {length:g} × {width:g}", outline)
 
 
 def ellipse(length: float, width: float) -> AnalyticShape:
     """Make an ellipse of two axes in px, the longer one first."""
-    perimeter = 2 * length * float(ellipe(1 - (width / length) ** 2))
-    truth = _truth(math.pi * length * width / 4, perimeter, length, width)
-    return AnalyticShape(
-        f"ellipse {length:g} × {width:g}",
-        "other",
-        lambda p: (2 * p[:, 0] / length) ** 2 + (2 * p[:, 1] / width) ** 2 <= 1,
-        length / 2,
-        truth,
-    )
+    round_one = Point(0, 0).buffer(1, _QUARTER)
+    outline = shapely.transform(round_one, lambda points: points * (length / 2, width / 2))
+    return _compact(f"ellipse {length:g} × {width:g}", outline)
+
+
+def ring(radius: float, width: float) -> AnalyticShape:
+    """Make a closed ring of a fibre: radius of its centreline and width in px."""
+    core = LinearRing(Point(0, 0).buffer(radius, _QUARTER).exterior)
+    return _fiber(f"ring, radius {radius:g}, {width:g} wide", core, width, core.length)
 
 
 def straight(length: float, width: float) -> AnalyticShape:
@@ -139,7 +108,7 @@ def sine(length: float, amplitude: float, period: float, width: float) -> Analyt
 
 def coil(radius: float, pitch: float, turns: float, width: float) -> AnalyticShape:
     """Make a fibre coiled to a spiral: innermost radius, pitch and width in px."""
-    turn = np.linspace(0, 2 * np.pi * turns, 20_000)
+    turn = np.linspace(0, 2 * np.pi * turns, 2000)
     distance = radius + pitch * turn / (2 * np.pi)
     core = distance[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
     return tube(f"coil of {turns:g} turns, {width:g} wide", core, width)
@@ -153,29 +122,10 @@ def tube(name: str, core: np.ndarray, width: float) -> AnalyticShape:
         core: (N, 2) points of the line in px.
         width: in px.
     """
-    steps = np.hypot(*np.diff(core, axis=0).T)
-    along = np.concatenate([[0.0], np.cumsum(steps)])
-    fine = np.linspace(0, along[-1], math.ceil(along[-1] / _SPACING) + 1)
-    core = np.stack([np.interp(fine, along, values) for values in core.T], axis=1)
-    core -= core.mean(axis=0)
-    tree = cKDTree(core)
-    hull = MultiPoint(core).convex_hull
-    wide, narrow = _extents(hull)
-    length = float(along[-1])
-    truth = _truth(
-        length * width + math.pi * width**2 / 4,
-        2 * length + math.pi * width,
-        wide + width,
-        narrow + width,
-    )
-    truth.update(length=length + width, width=width)
-    return AnalyticShape(
-        name,
-        "fiber",
-        lambda p: tree.query(p, distance_upper_bound=width)[0] <= width / 2,
-        float(np.hypot(*core.T).max()) + width / 2,
-        truth,
-    )
+    line = LineString(core)
+    middle = line.centroid
+    line = shapely.transform(line, lambda points: points - (middle.x, middle.y))
+    return _fiber(name, line, width, line.length + width)
 
 
 def standard_shapes() -> list[AnalyticShape]:
@@ -198,28 +148,19 @@ def standard_shapes() -> list[AnalyticShape]:
 def measure_errors(
     shape: AnalyticShape, drawings: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Measure a shape at random places and angles.
-
-    Args:
-        shape: the shape.
-        drawings: number of drawings.
-        rng: for places and angles.
+    """Measure a number of drawings of a shape at random places and angles.
 
     Returns:
         measured minus true values of each of :data:`QUANTITIES` in px, (drawings,); and
         ``circularity`` and ``solidity`` as measured.
     """
-    found = []
-    for _ in range(drawings):
-        mask = draw(shape, rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5, 2))
-        found.append(measure(mask, kind=shape.kind))
-    errors = {
-        name: np.array([getattr(one, name) for one in found]) - shape.truth[name]
-        for name in QUANTITIES
-    }
-    for name in ("circularity", "solidity"):
-        errors[name] = np.array([getattr(one, name) for one in found])
-    return errors
+    masks = [
+        draw(shape, rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5, 2)) for _ in range(drawings)
+    ]
+    found = [measure(mask, kind=shape.kind) for mask in masks]
+    names = (*QUANTITIES, "circularity", "solidity")
+    values = {name: np.array([getattr(one, name) for one in found]) for name in names}
+    return {name: value - shape.truth.get(name, 0) for name, value in values.items()}
 
 
 def error_table(drawings: int, seed: int) -> str:
@@ -228,9 +169,6 @@ def error_table(drawings: int, seed: int) -> str:
     Args:
         drawings: number of drawings of each shape.
         seed: of places and angles.
-
-    Returns:
-        the table.
     """
     heads = ("shape", "eq. diameter %", "perimeter %", "Feret max px", "Feret min px")
     heads += ("length px", "length %", "width %", "circularity")
@@ -248,21 +186,23 @@ def error_table(drawings: int, seed: int) -> str:
     return "\n".join(lines)
 
 
-def _truth(area: float, perimeter: float, feret_max: float, feret_min: float) -> dict[str, float]:
-    return {
-        "area": area,
-        "equivalent_diameter": math.sqrt(4 * area / math.pi),
-        "perimeter": perimeter,
-        "feret_max": feret_max,
-        "feret_min": feret_min,
-        "length": feret_max,
-        "width": feret_min,
-    }
+def _fiber(name: str, core: BaseGeometry, width: float, length: float) -> AnalyticShape:
+    shape = _compact(name, core.buffer(width / 2, _QUARTER))
+    return shape._replace(kind="fiber", truth={**shape.truth, "length": length, "width": width})
 
 
-def _extents(hull: BaseGeometry) -> tuple[float, float]:
-    """Largest and smallest Feret diameter of a polygon or a line."""
-    points = np.asarray(hull.coords if hull.geom_type == "LineString" else hull.exterior.coords)
+def _compact(name: str, outline: BaseGeometry) -> AnalyticShape:
     angles = np.linspace(0, np.pi, 7200, endpoint=False)
-    widths = np.ptp(points @ np.stack([np.cos(angles), np.sin(angles)]), axis=0)
-    return float(widths.max()), float(widths.min())
+    corners = shapely.get_coordinates(outline.convex_hull)
+    extents = np.ptp(corners @ np.stack([np.cos(angles), np.sin(angles)]), axis=0)
+    wide, narrow = float(extents.max()), float(extents.min())
+    truth = {
+        "area": outline.area,
+        "equivalent_diameter": math.sqrt(4 * outline.area / math.pi),
+        "perimeter": outline.length,
+        "feret_max": wide,
+        "feret_min": narrow,
+        "length": wide,
+        "width": narrow,
+    }
+    return AnalyticShape(name, "other", outline, truth)

@@ -63,6 +63,10 @@ class Arm:
         """Whether it is a ring without a node."""
         return self.nodes[0] < 0
 
+    def points_from(self, end: int) -> np.ndarray:
+        """Its points from either end on."""
+        return self.points if end == 0 else self.points[::-1]
+
 
 @dataclass
 class Skeleton:
@@ -87,13 +91,12 @@ class Skeleton:
 
     def radius(self, dart: Dart) -> float:
         """Radius of the mask at an end of an arm in px."""
-        x, y = self.arms[dart[0]].points[0 if dart[1] == 0 else -1]
+        x, y = self.arms[dart[0]].points_from(dart[1])[0]
         return float(self.radii[y, x])
 
     def direction(self, dart: Dart) -> np.ndarray:
         """Unit vector along which an arm leaves its node, measured outside of the node's disc."""
-        points = self.arms[dart[0]].points
-        points = points if dart[1] == 0 else points[::-1]
+        points = self.arms[dart[0]].points_from(dart[1])
         start = min(round(self.radius(dart)), max(len(points) - 3, 0))
         stop = min(start + _DIRECTION_LENGTH, len(points) - 1)
         vector = (points[stop] - points[start]).astype(float)
@@ -140,7 +143,7 @@ def measure_centerline(mask: np.ndarray) -> Centerline:
     degrees = [len(darts) for darts in meeting.values()]
     rings = sum(arm.closed for arm in skeleton.arms.values())
     # Arms less nodes plus parts: the mask is connected, and a ring is a part of its own.
-    nodes = len([degree for degree in degrees if degree])
+    nodes = sum(degree > 0 for degree in degrees)
     loops = rings + (len(skeleton.arms) - rings - nodes + 1 if nodes else 0)
     trail = _longest_trail(skeleton, meeting)
     length = _trail_length(skeleton, meeting, trail, mask)
@@ -177,29 +180,21 @@ def skeletonise(mask: np.ndarray) -> Skeleton:
     return skeleton
 
 
-def pair_straight(skeleton: Skeleton, darts: list[Dart]) -> list[tuple[Dart, Dart]]:
-    """Pair the arms at a crossing so that they go on as straight as possible.
-
-    Args:
-        skeleton: the graph.
-        darts: the ends that meet; of an odd number one is left over.
-
-    Returns:
-        pairs of ends that belong to one line.
-    """
+def _pair_straight(skeleton: Skeleton, darts: list[Dart]) -> list[tuple[Dart, Dart]]:
+    """Pair the arms at a crossing so that they go on as straight as possible; an odd one stays."""
     directions = {dart: skeleton.direction(dart) for dart in darts}
-    turns = sorted(
-        (float(directions[one] @ directions[other]), one, other)
+    cosines = {
+        (one, other): float(directions[one] @ directions[other])
         for one, other in itertools.combinations(darts, 2)
-    )
-    pairs, taken = [], set()
+    }
     if len(darts) == 4:
-        ways = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
-        cosines = {(one, other): cosine for cosine, one, other in turns}
-        cosines.update({(other, one): cosine for cosine, one, other in turns})
-        best = min(ways, key=lambda way: sum(cosines[darts[a], darts[b]] for a, b in way))
-        return [(darts[a], darts[b]) for a, b in best]
-    for _, one, other in turns:
+        first, *others = darts
+        ways = [
+            ((first, other), tuple(dart for dart in others if dart != other)) for other in others
+        ]
+        return list(min(ways, key=lambda way: cosines[way[0]] + cosines[way[1]]))
+    pairs, taken = [], set()
+    for one, other in sorted(cosines, key=lambda pair: (cosines[pair], pair)):
         if one not in taken and other not in taken:
             pairs.append((one, other))
             taken.update((one, other))
@@ -220,10 +215,7 @@ def _trace(thin: np.ndarray) -> dict[int, Arm]:
         for following in neighbors[node]:
             if (node, following) in seen:
                 continue
-            chain = [node, following]
-            while degrees[chain[-1]] == 2:
-                one, other = neighbors[chain[-1]]
-                chain.append(other if one == chain[-2] else one)
+            chain = _chain(node, following, neighbors)
             seen.add((chain[-1], chain[-2]))
             seen.add((chain[0], chain[1]))
             chains.append(chain)
@@ -239,13 +231,19 @@ def _trace(thin: np.ndarray) -> dict[int, Arm]:
             arms.append(Arm(points[chain], ends))
     for pixel in range(len(points)):  # what has no node is a ring
         if pixel not in visited:
-            ring = [pixel, neighbors[pixel][0]]
-            while ring[-1] != pixel:
-                one, other = neighbors[ring[-1]]
-                ring.append(other if one == ring[-2] else one)
+            ring = _chain(pixel, neighbors[pixel][0], neighbors)
             visited.update(ring)
             arms.append(Arm(points[ring], (-1, -1)))
     return dict(enumerate(arms))
+
+
+def _chain(pixel: int, following: int, neighbors: list[list[int]]) -> list[int]:
+    """Pixels from one over its neighbour up to a node, or around a ring."""
+    chain = [pixel, following]
+    while len(neighbors[chain[-1]]) == 2 and chain[-1] != pixel:
+        one, other = neighbors[chain[-1]]
+        chain.append(other if one == chain[-2] else one)
+    return chain
 
 
 def _neighbors(thin: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> list[list[int]]:
@@ -274,11 +272,7 @@ def _neighbors(thin: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> list[
 
 def _node_numbers(degrees: list[int], chains: list[list[int]]) -> list[int]:
     """Number of each pixel's node; junction pixels that are neighbours have the same."""
-    links = [
-        chain
-        for chain in chains
-        if len(chain) == 2 and min(degrees[chain[0]], degrees[chain[1]]) > 2
-    ]
+    links = [c for c in chains if len(c) == 2 and min(degrees[c[0]], degrees[c[1]]) > 2]
     count = len(degrees)
     if not links:
         return list(range(count))
@@ -293,12 +287,10 @@ def _prune(skeleton: Skeleton) -> None:
         spurs = []
         for number, arm in skeleton.arms.items():
             for end, root in ((0, 1), (1, 0)):
-                if arm.closed or len(meeting[arm.nodes[end]]) != 1:
-                    continue
-                if len(meeting[arm.nodes[root]]) < 3:
+                if arm.closed or len(meeting[arm.nodes[end]]) > 1:
                     continue
                 limit = _SPUR_RADII * max(skeleton.radius((number, root)), 0.5) + _SPUR_SLACK
-                if arm.length <= limit:
+                if arm.length <= limit and len(meeting[arm.nodes[root]]) > 2:
                     spurs.append((arm.length, number, arm.nodes[root]))
         if not spurs:
             return
@@ -323,10 +315,9 @@ def _dissolve(skeleton: Skeleton) -> None:
             skeleton.arms[one] = Arm(_linked(ring, ring[:1]), (-1, -1))
             continue
         first, second = skeleton.arms.pop(one), skeleton.arms.pop(other)
-        head = first.points if end == 1 else first.points[::-1]
-        tail = second.points if start == 0 else second.points[::-1]
         ends = (first.nodes[1 - end], second.nodes[1 - start])
-        skeleton.arms[one] = Arm(_linked(head, tail), ends)
+        points = _linked(first.points_from(1 - end), second.points_from(start))
+        skeleton.arms[one] = Arm(points, ends)
         renamed = {(one, 1 - end): (one, 0), (other, 1 - start): (one, 1)}
         for far in set(ends):
             meeting[far] = [renamed.get(dart, dart) for dart in meeting[far]]
@@ -353,16 +344,14 @@ def _join_crossings(skeleton: Skeleton) -> None:
         if bridge.length > _CROSSING_RADII * reach + 1:
             continue
         arms = [[dart for dart in meeting[node] if dart[0] != number] for node in (left, right)]
-        pairs = pair_straight(skeleton, arms[0] + arms[1])
+        pairs = _pair_straight(skeleton, arms[0] + arms[1])
         across = all((one in arms[0]) != (other in arms[0]) for one, other in pairs)
         straight = (skeleton.direction(one) @ skeleton.direction(other) for one, other in pairs)
         if across and all(cosine < -_STRAIGHT for cosine in straight):
             del skeleton.arms[number]
             for dart in arms[1]:
                 arm = skeleton.arms[dart[0]]
-                ends = list(arm.nodes)
-                ends[dart[1]] = left
-                arm.nodes = (ends[0], ends[1])
+                arm.nodes = (left, arm.nodes[1]) if dart[1] == 0 else (arm.nodes[0], left)
             meeting[left] = arms[0] + arms[1]
             meeting[right] = []
 
@@ -375,7 +364,7 @@ def _longest_trail(skeleton: Skeleton, meeting: dict[int, list[Dart]]) -> list[D
     onward: dict[Dart, list[Dart]] = {}
     for darts in meeting.values():
         if len(darts) > 3:
-            for one, other in pair_straight(skeleton, darts):
+            for one, other in _pair_straight(skeleton, darts):
                 onward[one], onward[other] = [other], [one]
         else:
             for dart in darts:
@@ -406,7 +395,8 @@ def _trail_length(
     skeleton: Skeleton, meeting: dict[int, list[Dart]], trail: list[Dart], mask: np.ndarray
 ) -> float:
     arms = [skeleton.arms[number] for number, _ in trail]
-    radius = _usual_radius(skeleton, arms)
+    x, y = np.concatenate([arm.points for arm in arms]).T
+    radius = float(np.median(skeleton.radii[y, x]))
     half = round(min(max(_WINDOW_WIDTHS * 2 * radius, _SMALLEST_WINDOW), _LARGEST_WINDOW))
     if len(arms) == 1 and arms[0].closed:
         return _closed_length(arms[0].points[:-1].astype(float), half, radius, mask)
@@ -415,15 +405,10 @@ def _trail_length(
     path = _path(skeleton, meeting, trail)
     if first == last and len(meeting[first]) > 3:
         ends = {trail[0], (trail[-1][0], 1 - trail[-1][1])}
-        if any(ends == {*pair} for pair in pair_straight(skeleton, meeting[first])):
+        if any(ends == {*pair} for pair in _pair_straight(skeleton, meeting[first])):
             return _closed_length(path, half, radius, mask)
     tips = len(meeting[first]) == 1, len(meeting[last]) == 1
     return _open_length(path, tips, skeleton.radii, half, mask)
-
-
-def _usual_radius(skeleton: Skeleton, arms: list[Arm]) -> float:
-    points = np.concatenate([arm.points for arm in arms])
-    return float(np.median(skeleton.radii[points[:, 1], points[:, 0]]))
 
 
 def _path(skeleton: Skeleton, meeting: dict[int, list[Dart]], trail: list[Dart]) -> np.ndarray:
@@ -431,25 +416,22 @@ def _path(skeleton: Skeleton, meeting: dict[int, list[Dart]], trail: list[Dart])
     pieces = []
     for place, (number, end) in enumerate(trail):
         arm = skeleton.arms[number]
-        points = arm.points if end == 0 else arm.points[::-1]
-        ends = [0, 0]
-        for side, dart in ((0, (number, end)), (1, (number, 1 - end))):
-            inner = place > 0 if side == 0 else place < len(trail) - 1
-            if inner and len(meeting[arm.nodes[dart[1]]]) > 3:
-                ends[side] = math.ceil(skeleton.radius(dart))
-        if len(points) - sum(ends) >= 2:
-            points = points[ends[0] : len(points) - ends[1]]
+        points = arm.points_from(end)
+        start, stop = 0, len(points)
+        if place > 0 and len(meeting[arm.nodes[end]]) > 3:
+            start += math.ceil(skeleton.radius((number, end)))
+        if place < len(trail) - 1 and len(meeting[arm.nodes[1 - end]]) > 3:
+            stop -= math.ceil(skeleton.radius((number, 1 - end)))
+        if stop - start >= 2:
+            points = points[start:stop]
         pieces.append(points.astype(float))
-    joined = [pieces[0]]
+    path = pieces[0]
     for piece in pieces[1:]:
-        start, stop = joined[-1][-1], piece[0]
-        count = math.ceil(float(np.hypot(*(stop - start))))
-        if count == 0:
-            piece = piece[1:]
-        elif count > 1:
-            joined.append(start + np.outer(np.arange(1, count) / count, stop - start))
-        joined.append(piece)
-    return np.concatenate([piece for piece in joined if len(piece)])
+        gap = piece[0] - path[-1]
+        count = math.ceil(float(np.hypot(*gap)))
+        between = path[-1] + np.outer(np.arange(1, count) / max(count, 1), gap)
+        path = np.concatenate([path, between, piece[1:] if count == 0 else piece])
+    return path
 
 
 def _closed_length(points: np.ndarray, half: int, radius: float, mask: np.ndarray) -> float:

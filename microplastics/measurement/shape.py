@@ -14,36 +14,23 @@ from microplastics.measurement.outline import crofton_perimeter, measure_hull, w
 
 # CIE L*, a*, b* under D65 of sRGB colours. A name has several entries for its dark, muted and
 # light shades, because plastic under a microscope seldom has a pure colour.
-NAMED_COLORS: tuple[tuple[str, tuple[float, float, float]], ...] = (
-    ("black", (8.0, 0.0, 0.0)),
-    ("grey", (35.0, 0.0, 0.0)),
-    ("grey", (55.0, 0.0, 0.0)),
-    ("grey", (74.0, 0.0, 0.0)),
-    ("white", (95.0, 0.0, 0.0)),
-    ("red", (28.0, 45.0, 28.0)),
-    ("red", (48.0, 65.0, 42.0)),
-    ("orange", (60.0, 42.0, 55.0)),
-    ("orange", (73.0, 26.0, 65.0)),
-    ("yellow", (75.0, 2.0, 60.0)),
-    ("yellow", (91.0, -8.0, 60.0)),
-    ("green", (30.0, -25.0, 20.0)),
-    ("green", (52.0, -40.0, 32.0)),
-    ("green", (80.0, -35.0, 35.0)),
-    ("cyan", (55.0, -28.0, -12.0)),
-    ("cyan", (82.0, -32.0, -10.0)),
-    ("blue", (20.0, 12.0, -35.0)),
-    ("blue", (32.0, 79.0, -108.0)),
-    ("blue", (42.0, 4.0, -42.0)),
-    ("blue", (72.0, -8.0, -28.0)),
-    ("purple", (28.0, 35.0, -32.0)),
-    ("purple", (52.0, 38.0, -38.0)),
-    ("pink", (58.0, 52.0, 0.0)),
-    ("pink", (80.0, 26.0, 4.0)),
-    ("brown", (28.0, 16.0, 24.0)),
-    ("brown", (45.0, 18.0, 32.0)),
-    ("beige", (80.0, 4.0, 20.0)),
-)
-_LABS = np.array([lab for _, lab in NAMED_COLORS])
+NAMED_COLORS: dict[str, list[tuple[float, float, float]]] = {
+    "black": [(8, 0, 0)],
+    "grey": [(35, 0, 0), (55, 0, 0), (74, 0, 0)],
+    "white": [(95, 0, 0)],
+    "red": [(28, 45, 28), (48, 65, 42)],
+    "orange": [(60, 42, 55), (73, 26, 65)],
+    "yellow": [(75, 2, 60), (91, -8, 60)],
+    "green": [(30, -25, 20), (52, -40, 32), (80, -35, 35)],
+    "cyan": [(55, -28, -12), (82, -32, -10)],
+    "blue": [(20, 12, -35), (32, 79, -108), (42, 4, -42), (72, -8, -28)],
+    "purple": [(28, 35, -32), (52, 38, -38)],
+    "pink": [(58, 52, 0), (80, 26, 4)],
+    "brown": [(28, 16, 24), (45, 18, 32)],
+    "beige": [(80, 4, 20)],
+}
+_NAMES = [name for name, labs in NAMED_COLORS.items() for _ in labs]
+_LABS = np.array([lab for labs in NAMED_COLORS.values() for lab in labs], dtype=np.float64)
 Kind = Literal["fiber", "other"]
 FIBER_CLASSES = ("Fiber", "Fibre")
 """Classes whose length is measured along the centreline; case is ignored."""
@@ -105,22 +92,36 @@ class Shape:
     color_name: str | None
 
 
-class Cut(NamedTuple):
-    """A particle's mask without margins, its place and its pixels' colours."""
+class Item(NamedTuple):
+    """One particle to measure; the arguments of :func:`measure`."""
 
     mask: np.ndarray
-    x0: int
-    y0: int
-    touches_edge: bool | None
-    pixels: np.ndarray | None
-    kind: Kind
+    offset: tuple[int, int] = (0, 0)
+    image_size: tuple[int, int] | None = None
+    kind: Kind = "other"
+    pixels: np.ndarray | None = None
+
+    def trimmed(self) -> "Item":
+        """Give the same particle with a bool mask without margins; errors as of :func:`measure`."""
+        mask = np.asarray(self.mask).astype(bool, copy=False)
+        if mask.ndim != 2:
+            raise ValueError(f"A mask has two dimensions, not {mask.ndim}")
+        if self.kind not in ("fiber", "other"):
+            raise ValueError(f'kind is "fiber" or "other", not {self.kind!r}')
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            raise ValueError("The mask is empty")
+        if self.pixels is not None and self.pixels.shape != (int(mask.sum()), 3):
+            raise ValueError(f"A mask of {int(mask.sum())} pixels has colours {self.pixels.shape}")
+        mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        offset = int(self.offset[0]) + int(columns[0]), int(self.offset[1]) + int(rows[0])
+        return self._replace(mask=mask, offset=offset)
 
 
 def measure(
     mask: np.ndarray,
     offset: tuple[int, int] = (0, 0),
     image_size: tuple[int, int] | None = None,
-    image: np.ndarray | None = None,
     kind: Kind = "other",
     pixels: np.ndarray | None = None,
 ) -> Shape:
@@ -133,63 +134,22 @@ def measure(
         mask: (h, w) bool or integers, non-zero inside: a crop of the image.
         offset: x and y of the crop's first pixel in the image.
         image_size: height and width of the whole image, for ``touches_edge``.
-        image: uint8 BGR, (h, w, 3) as the mask or the whole image, for the colour.
         kind: ``"fiber"`` measures ``length`` and ``width`` along the centreline.
-        pixels: uint8 BGR, (pixels of the mask, 3), for the colour instead of ``image``.
+        pixels: uint8 BGR, (pixels of the mask, 3), for the colour: ``image[mask]``.
 
     Returns:
         its measures.
 
     Raises:
-        ValueError: the mask is empty, not of two dimensions or outside of the image, or the number
+        ValueError: the mask is empty or not of two dimensions, the kind is unknown, or the number
             of pixels is wrong.
     """
-    return measure_cuts([cut(mask, offset, image_size, image, kind, pixels)])[0]
+    return measure_trimmed([Item(mask, offset, image_size, kind, pixels).trimmed()])[0]
 
 
-def cut(
-    mask: np.ndarray,
-    offset: tuple[int, int] = (0, 0),
-    image_size: tuple[int, int] | None = None,
-    image: np.ndarray | None = None,
-    kind: Kind = "other",
-    pixels: np.ndarray | None = None,
-) -> Cut:
-    """Prepare a particle for :func:`measure_cuts`, with the arguments of :func:`measure`."""
-    mask = np.asarray(mask)
-    if mask.ndim != 2:
-        raise ValueError(f"A mask has two dimensions, not {mask.ndim}")
-    if kind not in ("fiber", "other"):
-        raise ValueError(f'kind is "fiber" or "other", not {kind!r}')
-    mask = mask.astype(bool, copy=False)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        raise ValueError("The mask is empty")
-    x0, y0 = int(offset[0]), int(offset[1])
-    if pixels is not None:
-        if image is not None:
-            raise ValueError("Give an image or the pixels, not both")
-        if pixels.shape != (int(mask.sum()), 3):
-            raise ValueError(f"A mask of {int(mask.sum())} pixels has colours {pixels.shape}")
-    elif image is not None:
-        if image.shape[:2] != mask.shape:
-            height, width = mask.shape
-            if min(x0, y0) < 0 or y0 + height > len(image) or x0 + width > image.shape[1]:
-                raise ValueError(f"A mask at {x0, y0} leaves its image of {image.shape[:2]} px")
-            image = image[y0 : y0 + height, x0 : x0 + width]
-        pixels = image[mask]
-    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    x0, y0 = x0 + int(columns[0]), y0 + int(rows[0])
-    edge = None
-    if image_size is not None:
-        height, width = image_size
-        edge = x0 <= 0 or y0 <= 0 or x0 + mask.shape[1] >= width or y0 + len(mask) >= height
-    return Cut(mask, x0, y0, edge, pixels, kind)
-
-
-def measure_cuts(cuts: list[Cut]) -> list[Shape]:
-    """Measure particles that :func:`cut` prepared."""
-    shapes = [_measure(particle) for particle in cuts]
+def measure_trimmed(items: list[Item]) -> list[Shape]:
+    """Measure particles that :meth:`Item.trimmed` prepared."""
+    shapes = [_measure(item) for item in items]
     colored = [index for index, shape in enumerate(shapes) if shape.color_lab is not None]
     names = color_names([shapes[index].color_lab for index in colored]) if colored else []
     for index, name in zip(colored, names, strict=True):
@@ -198,28 +158,13 @@ def measure_cuts(cuts: list[Cut]) -> list[Shape]:
 
 
 def kind_of(class_name: str, fiber_classes: Iterable[str] = FIBER_CLASSES) -> Kind:
-    """Give the kind of a class's particles.
-
-    Args:
-        class_name: of the class.
-        fiber_classes: classes that are measured along their centreline; case is ignored.
-
-    Returns:
-        ``"fiber"`` or ``"other"``.
-    """
+    """Give the kind of a class's particles: a fibre's length is that of its centreline."""
     fibers = {name.casefold() for name in fiber_classes}
     return "fiber" if class_name.casefold() in fibers else "other"
 
 
 def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:
-    """Take the medians of L*, a* and b* separately (CIE 1976, D65, from sRGB).
-
-    Args:
-        pixels: (N, 3) uint8, BGR, at least one.
-
-    Returns:
-        CIE L*, a*, b*.
-    """
+    """Take the medians of L*, a* and b* (CIE 1976, D65, from sRGB) of (N, 3) uint8 BGR pixels."""
     scaled = pixels.reshape(1, -1, 3).astype(np.float32) / 255
     lightness, a, b = np.median(cv2.cvtColor(scaled, cv2.COLOR_BGR2Lab)[0], axis=0).tolist()
     return lightness, a, b
@@ -229,21 +174,16 @@ def color_names(labs: Sequence[tuple[float, float, float]]) -> list[str]:
     """Name the nearest entries of :data:`NAMED_COLORS` by CIEDE2000.
 
     Source of the distance: Sharma, Wu and Dalal 2005, doi:10.1002/col.20070.
-
-    Args:
-        labs: N times CIE L*, a*, b*.
-
-    Returns:
-        N names.
     """
     colors = np.asarray(labs, dtype=np.float64).reshape(-1, 1, 3)
     nearest = deltaE_ciede2000(colors, _LABS[None]).argmin(axis=1)
-    return [NAMED_COLORS[index][0] for index in nearest]
+    return [_NAMES[index] for index in nearest]
 
 
-def _measure(particle: Cut) -> Shape:
+def _measure(item: Item) -> Shape:
     """Measure one particle, without its colour's name: many colours are named faster at once."""
-    mask = particle.mask
+    mask, (x0, y0) = item.mask, item.offset
+    height, width = mask.shape
     rows, columns = np.nonzero(mask)
     area = len(rows)
     whole = _canonical(mask)
@@ -251,35 +191,38 @@ def _measure(particle: Cut) -> Shape:
     perimeter = crofton_perimeter(whole)
     parts, holes = _count_parts(whole)
     line = Centerline(hull.feret_max, 0.0, 0, 0, 0, 0.0)
-    width = hull.feret_min
-    if particle.kind == "fiber":
+    breadth = hull.feret_min
+    if item.kind == "fiber":
         line = _fiber_centerline(whole, hull.feret_max, parts, holes, 2 * area / perimeter)
-        width = area / line.total_length
-    lab = None if particle.pixels is None else median_lab(particle.pixels)
+        breadth = area / line.total_length
+    edge = None
+    if item.image_size is not None:
+        full_height, full_width = item.image_size
+        edge = x0 <= 0 or y0 <= 0 or x0 + width >= full_width or y0 + height >= full_height
     return Shape(
-        x=particle.x0 + int(columns.sum()) / area + 0.5,
-        y=particle.y0 + int(rows.sum()) / area + 0.5,
-        bbox=(particle.x0, particle.y0, mask.shape[1], mask.shape[0]),
+        x=x0 + int(columns.sum()) / area + 0.5,
+        y=y0 + int(rows.sum()) / area + 0.5,
+        bbox=(x0, y0, width, height),
         area=float(area),
         perimeter=perimeter,
         equivalent_diameter=math.sqrt(4 * area / math.pi),
         feret_max=hull.feret_max,
         feret_min=hull.feret_min,
         length=line.length,
-        width=width,
-        aspect_ratio=line.length / width,
+        width=breadth,
+        aspect_ratio=line.length / breadth,
         circularity=4 * math.pi * area / perimeter**2,
         roundness=4 * area / (math.pi * hull.feret_max**2),
         solidity=area / hull.area,
         elongation=1 - hull.feret_min / hull.feret_max,
-        touches_edge=particle.touches_edge,
+        touches_edge=edge,
         parts=parts,
         holes=holes,
         centerline_length=line.total_length,
         branches=line.branches,
         crossings=line.crossings,
         loops=line.loops,
-        color_lab=lab,
+        color_lab=None if item.pixels is None else median_lab(item.pixels),
         color_name=None,
     )
 
@@ -306,14 +249,7 @@ def _count_parts(mask: np.ndarray) -> tuple[int, int]:
 def _fiber_centerline(
     mask: np.ndarray, feret_max: float, parts: int, holes: int, breadth: float
 ) -> Centerline:
-    """The centreline of a fibre, summed over its parts.
-
-    Args:
-        mask: (h, w) bool.
-        feret_max: of the mask in px.
-        parts, holes: their numbers.
-        breadth: rough width of the fibre in px; a hole smaller than its square is not a loop.
-    """
+    """The centreline of a fibre, summed over its parts; a hole under breadth² is not a loop."""
     padded = with_border(mask)
     if holes:
         padded |= _small_holes(padded, breadth * breadth)

@@ -1,8 +1,8 @@
 """Table of measured particles."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,10 @@ from microplastics.calibration import Calibration
 from microplastics.measurement.outline import with_border
 from microplastics.measurement.shape import (
     FIBER_CLASSES,
-    Cut,
-    Kind,
+    Item,
     Shape,
-    cut,
     kind_of,
-    measure_cuts,
+    measure_trimmed,
 )
 from microplastics.measurement.size_classes import (
     DEFAULT_SIZE_CLASSES,
@@ -34,20 +32,7 @@ _BATCH = 100  # particles per task of a process
 # With fewer particles the start of the processes, which import the package, takes longer than they
 # save.
 _WORTH_PROCESSES = 20_000
-PLACE_COLUMNS = {
-    "image": "string",
-    "particle": "int64",
-    "class": "string",
-    "score": "float64",
-    "x": "float64",
-    "y": "float64",
-    "bbox_x": "int64",
-    "bbox_y": "int64",
-    "bbox_w": "int64",
-    "bbox_h": "int64",
-    "area_px": "int64",
-}
-LENGTHS = (
+_LENGTHS = (
     "equivalent_diameter",
     "feret_max",
     "feret_min",
@@ -56,20 +41,18 @@ LENGTHS = (
     "perimeter",
     "nearest",
 )
-UM_COLUMNS = {"area_um2": "float64", **{f"{name}_um": "float64" for name in LENGTHS}}
-PX_COLUMNS = {f"{name}_px": "float64" for name in LENGTHS}
-FORM_COLUMNS = {
-    "aspect_ratio": "float64",
-    "circularity": "float64",
-    "roundness": "float64",
-    "solidity": "float64",
-    "elongation": "float64",
-    "touches_edge": "bool",
-    "size_class": "string",
-    "color_lab": "string",
-    "color_name": "string",
-    "um_per_px": "float64",
-    "calibration_source": "string",
+_PLACE = {
+    **{"image": "string", "particle": "int64", "class": "string"},
+    **dict.fromkeys(("score", "x", "y"), "float64"),
+    **dict.fromkeys(("bbox_x", "bbox_y", "bbox_w", "bbox_h", "area_px"), "int64"),
+}
+_UM = dict.fromkeys(("area_um2", *(f"{name}_um" for name in _LENGTHS)), "float64")
+_PX = dict.fromkeys((f"{name}_px" for name in _LENGTHS), "float64")
+_FORM = {
+    **dict.fromkeys(("aspect_ratio", "circularity", "roundness", "solidity"), "float64"),
+    **{"elongation": "float64", "touches_edge": "bool"},
+    **dict.fromkeys(("size_class", "color_lab", "color_name"), "string"),
+    **{"um_per_px": "float64", "calibration_source": "string"},
 }
 IMAGE_COLUMNS = {
     "image": "string",
@@ -81,29 +64,14 @@ IMAGE_COLUMNS = {
 }
 
 
-class Item(NamedTuple):
-    """One particle to measure; the arguments of :func:`microplastics.measurement.measure`."""
-
-    mask: np.ndarray
-    offset: tuple[int, int] = (0, 0)
-    image_size: tuple[int, int] | None = None
-    image: np.ndarray | None = None
-    kind: Kind = "other"
-    pixels: np.ndarray | None = None
-
-
 def table_columns(um: bool = True, px: bool = False) -> dict[str, str]:
     """Give names and dtypes of a table's columns, in order.
 
     Args:
         um: whether there are images with a calibration.
         px: whether there are images without one.
-
-    Returns:
-        dtype by name.
     """
-    sizes = {**(UM_COLUMNS if um else {}), **(PX_COLUMNS if px else {})}
-    return {**PLACE_COLUMNS, **sizes, **FORM_COLUMNS}
+    return {**_PLACE, **(_UM if um else {}), **(_PX if px else {}), **_FORM}
 
 
 def particle_table(
@@ -131,40 +99,37 @@ def particle_table(
         same for an image without a particle.
 
     Raises:
-        ValueError: a mask is empty or lies outside of the image.
+        ValueError: a mask is empty.
         UserError: ``min_size`` is not positive.
     """
-    kinds = {name: kind_of(name, fiber_classes) for name in set(particles.classes)}
     pixels = particles.pixels if particles.pixels is not None else [None] * len(particles)
     offsets = [(int(x), int(y)) for x, y in particles.offsets]
+    kinds = [kind_of(name, fiber_classes) for name in particles.classes]
     items = [
-        Item(mask, offset, particles.image_size, None, kind, colors)
-        for mask, offset, kind, colors in zip(
-            particles.masks,
-            offsets,
-            [kinds[name] for name in particles.classes],
-            pixels,
-            strict=True,
-        )
+        Item(mask, offset, particles.image_size, kind, colors)
+        for mask, offset, kind, colors in zip(particles.masks, offsets, kinds, pixels, strict=True)
     ]
-    shapes = measure_many(items, processes)
-    values: dict[str, object] = {
-        "image": [particles.image] * len(shapes),
+    shapes = [vars(shape) for shape in measure_many(items, processes)]
+    table = pd.DataFrame(shapes, columns=[field.name for field in dataclasses.fields(Shape)])
+    table["nearest"] = nearest_distances(particles.masks, offsets)
+    unit, scale = ("um", calibration.um_per_px) if calibration else ("px", 1.0)
+    for name in _LENGTHS:
+        table[f"{name}_{unit}"] = table[name].astype(np.float64) * scale
+    table["area_um2"] = table["area"].astype(np.float64) * scale**2
+    table[["bbox_x", "bbox_y", "bbox_w", "bbox_h"]] = np.reshape(table["bbox"].tolist(), (-1, 4))
+    table["color_lab"] = [_lab_text(lab) for lab in table["color_lab"]]
+    about = {
+        "image": particles.image,
         "particle": particles.ids,
         "class": list(particles.classes),
         "score": particles.scores,
-        **_place(shapes),
-        **_sizes(shapes, nearest_distances(particles.masks, offsets), calibration),
-        **_form(shapes),
+        "area_px": table["area"],
         "um_per_px": calibration.um_per_px if calibration else np.nan,
         "calibration_source": calibration.source if calibration else None,
         "size_class": None,
     }
     columns = table_columns(calibration is not None, calibration is None)
-    rows = pd.RangeIndex(len(shapes))
-    table = pd.DataFrame(
-        {name: pd.Series(values[name], rows, dtype) for name, dtype in columns.items()}
-    )
+    table = table.assign(**about)[list(columns)].astype(columns)
     return with_size_classes(table, size_classes, min_size)
 
 
@@ -177,21 +142,19 @@ def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Sh
         items: the particles.
         processes: None for as many as save time.
 
-    Returns:
-        the shapes in the order of the particles.
-
     Raises:
-        ValueError: a mask is empty, or lies outside of its image.
+        ValueError: as for :func:`measure`.
         UserError: a process was killed.
     """
-    cuts = [cut(*item) for item in items]
+    trimmed = [item.trimmed() for item in items]
+    many = len(trimmed) >= _WORTH_PROCESSES
     if processes is None:
-        processes = available_processors() if len(cuts) >= _WORTH_PROCESSES else 1
-    batches = [cuts[start : start + _BATCH] for start in range(0, len(cuts), _BATCH)]
+        processes = available_processors() if many else 1
+    batches = [trimmed[start : start + _BATCH] for start in range(0, len(trimmed), _BATCH)]
     shapes: list[Shape] = []
-    silent = None if len(cuts) >= _WORTH_PROCESSES else True
-    with tqdm(total=len(cuts), desc="measuring", unit="particle", disable=silent) as progress:
-        for batch in map_in_processes(measure_cuts, batches, processes, chunk=1):
+    silent = None if many else True
+    with tqdm(total=len(trimmed), desc="measuring", unit="particle", disable=silent) as progress:
+        for batch in map_in_processes(measure_trimmed, batches, processes, chunk=1):
             shapes += batch
             progress.update(len(batch))
     return shapes
@@ -219,15 +182,16 @@ def nearest_distances(
     """
     if len(masks) != len(offsets):
         raise ValueError(f"{len(masks)} masks have {len(offsets)} offsets")
-    cuts = [cut(mask, offset) for mask, offset in zip(masks, offsets, strict=True)]
-    if len(cuts) < 2:
-        return np.full(len(cuts), np.nan)
-    borders = [_border(particle) for particle in cuts]
-    boxes = np.array([(c.x0, c.y0, c.x0 + c.mask.shape[1], c.y0 + len(c.mask)) for c in cuts])
+    items = [Item(mask, offset).trimmed() for mask, offset in zip(masks, offsets, strict=True)]
+    if len(items) < 2:
+        return np.full(len(items), np.nan)
+    borders = [_border(item) for item in items]
+    corners = np.array([item.offset for item in items])
+    boxes = np.hstack([corners, corners + [item.mask.shape[::-1] for item in items]])
     # A near neighbour bounds the search for the nearest: most particles are far apart.
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     _, near = cKDTree(centers).query(centers, k=2)
-    near = np.where(near[:, 0] == np.arange(len(cuts)), near[:, 1], near[:, 0])
+    near = np.where(near[:, 0] == np.arange(len(items)), near[:, 1], near[:, 0])
     pairs = {(min(pair), max(pair)) for pair in enumerate(near.tolist())}
     apart = {pair: _apart(borders[pair[0]], borders[pair[1]], math.inf) for pair in pairs}
     squares = np.array([apart[min(pair), max(pair)] for pair in enumerate(near.tolist())])
@@ -239,7 +203,7 @@ def nearest_distances(
         one, other = ones[index], others[index]
         if one == other or (gaps[index] > 0 and gaps[index] ** 2 >= squares[one]):
             continue
-        if gaps[index] == 0 and _overlap(cuts[one], cuts[other]):
+        if gaps[index] == 0 and _overlap(items[one], items[other]):
             squares[one] = 0.0
         elif other != near[one]:
             squares[one] = _apart(borders[one], borders[other], squares[one])
@@ -247,14 +211,7 @@ def nearest_distances(
 
 
 def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Give the largest Feret diameter of each particle, in its own unit.
-
-    Args:
-        table: of particles.
-
-    Returns:
-        (N,) float64, and (N,) bool: True for µm, False for px.
-    """
+    """Give the largest Feret diameter of each particle, and whether it is in µm (else in px)."""
     calibrated = table["um_per_px"].notna().to_numpy(bool)
     sizes = np.full(len(table), np.nan)
     for unit, rows in (("um", calibrated), ("px", ~calibrated)):
@@ -266,15 +223,7 @@ def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def with_size_classes(
     table: pd.DataFrame, size_classes: SizeClasses, min_size: float | None = None
 ) -> pd.DataFrame:
-    """Put particles into size classes.
-
-    Args:
-        table: of particles.
-        size_classes: the bins; a particle without a calibration gets none.
-        min_size: as for :func:`particle_table`.
-
-    Returns:
-        the table with a new or replaced column ``size_class``.
+    """Add or replace the column ``size_class`` of a table; arguments as of :func:`particle_table`.
 
     Raises:
         UserError: ``min_size`` is not positive.
@@ -292,16 +241,10 @@ def with_size_classes(
 
 
 def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Combine the tables of several images.
+    """Combine the tables of several images; an empty list gives an empty table in µm.
 
     If only some images have a calibration, the result has columns of sizes in µm and in px, empty
     for the other images.
-
-    Args:
-        tables: of particles; an empty list gives an empty table in µm.
-
-    Returns:
-        the rows of all tables, in order.
     """
     tables = list(tables)
     px = any("feret_max_px" in table for table in tables)
@@ -315,17 +258,12 @@ def combine_tables(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(full, ignore_index=True).astype(columns)
 
 
-def images_table(
-    images: Iterable[
-        tuple[str, tuple[int, int], Calibration | None]
-        | tuple[str, tuple[int, int], Calibration | None, int]
-    ],
-) -> pd.DataFrame:
+def images_table(images: Iterable[tuple]) -> pd.DataFrame:
     """Make the table of a run's images that :func:`microplastics.counts.summary.summarize` needs.
 
     Args:
-        images: name, (height, width) in px, and calibration of each, also of images without a
-            particle; optionally the number of pixels in which particles count, by default all.
+        images: name, (height, width) in px, and calibration or None of each, also of images without
+            a particle; optionally the number of pixels in which particles count, by default all.
 
     Returns:
         columns and dtypes of :data:`IMAGE_COLUMNS`.
@@ -335,21 +273,21 @@ def images_table(
             name,
             width,
             height,
-            region[0] if region else width * height,
-            calibration.um_per_px if calibration else np.nan,
-            calibration.source if calibration else None,
+            *(region or [width * height]),
+            scale and scale.um_per_px,
+            scale and scale.source,
         )
-        for name, (height, width), calibration, *region in images
+        for name, (height, width), scale, *region in images
     ]
     return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(IMAGE_COLUMNS)
 
 
-def _border(particle: Cut) -> cKDTree:
+def _border(item: Item) -> cKDTree:
     """The centres of a mask's pixels that have a neighbour outside."""
-    padded = with_border(particle.mask)
+    padded = with_border(item.mask)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    rows, columns = np.nonzero(particle.mask & ~inner)
-    points = np.stack([columns + particle.x0, rows + particle.y0], axis=1)
+    rows, columns = np.nonzero(item.mask & ~inner)
+    points = np.stack([columns, rows], axis=1) + item.offset
     # Balancing a tree takes longer than one or two queries.
     return cKDTree(points, compact_nodes=False, balanced_tree=False)
 
@@ -361,53 +299,13 @@ def _apart(one: cKDTree, other: cKDTree, bound: float) -> float:
     return min(bound, round(float(distances.min()) ** 2) if np.isfinite(distances).any() else bound)
 
 
-def _overlap(one: Cut, other: Cut) -> bool:
-    """Whether two masks have a common pixel."""
-    left, top = max(one.x0, other.x0), max(one.y0, other.y0)
-    right = min(one.x0 + one.mask.shape[1], other.x0 + other.mask.shape[1])
-    bottom = min(one.y0 + len(one.mask), other.y0 + len(other.mask))
-    if left >= right or top >= bottom:
-        return False
-    parts = [c.mask[top - c.y0 : bottom - c.y0, left - c.x0 : right - c.x0] for c in (one, other)]
-    return bool((parts[0] & parts[1]).any())
-
-
-def _place(shapes: list[Shape]) -> dict[str, object]:
-    boxes = np.array([shape.bbox for shape in shapes], dtype=np.int64).reshape(-1, 4)
-    return {
-        "x": [shape.x for shape in shapes],
-        "y": [shape.y for shape in shapes],
-        **{f"bbox_{name}": boxes[:, index] for index, name in enumerate("xywh")},
-        "area_px": [int(shape.area) for shape in shapes],
-    }
-
-
-def _sizes(
-    shapes: list[Shape], nearest: np.ndarray, calibration: Calibration | None
-) -> dict[str, np.ndarray]:
-    lengths = {
-        name: np.array([getattr(shape, name) for shape in shapes], dtype=np.float64)
-        for name in LENGTHS[:-1]
-    }
-    lengths["nearest"] = nearest
-    if calibration is None:
-        return {f"{name}_px": values for name, values in lengths.items()}
-    scale = calibration.um_per_px
-    areas = np.array([shape.area for shape in shapes], dtype=np.float64)
-    return {
-        "area_um2": areas * scale**2,
-        **{f"{name}_um": values * scale for name, values in lengths.items()},
-    }
-
-
-def _form(shapes: list[Shape]) -> dict[str, list]:
-    names = ("aspect_ratio", "circularity", "roundness", "solidity", "elongation")
-    return {
-        **{name: [getattr(shape, name) for shape in shapes] for name in names},
-        "touches_edge": [shape.touches_edge for shape in shapes],
-        "color_lab": [_lab_text(shape.color_lab) for shape in shapes],
-        "color_name": [shape.color_name for shape in shapes],
-    }
+def _overlap(one: Item, other: Item) -> bool:
+    """Whether two masks, whose boxes do not lie apart, have a common pixel."""
+    (x, y), (u, v) = one.offset, other.offset
+    left, top = max(x, u), max(y, v)
+    first, second = one.mask[top - y :, left - x :], other.mask[top - v :, left - u :]
+    height, width = min(len(first), len(second)), min(first.shape[1], second.shape[1])
+    return bool((first[:height, :width] & second[:height, :width]).any())
 
 
 def _lab_text(lab: tuple[float, float, float] | None) -> str | None:

@@ -6,8 +6,11 @@ each direction. Pictures without one certain circle are refused. A search by sci
 ``hough_circle`` gave one wrong circle in 40 more and took 2.6 times as long (docs/region.md).
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,8 +34,8 @@ _DOUBTFUL, _CERTAIN = (4.5, 0.6), (8.0, 0.8)
 _FAINT_BLURS = (1.2, 2.0, 3.5, 6.0)
 # How far off a faint ring's centre may lie, in radii, and how clear a line must be beside a step.
 _FAINT_SHIFT, _LINE_FOR_STEP = 0.03, 0.7
-# Fraction of the radius at the rim that is not searched; half the width of a line, px.
-_FAINT_GAP, _LINE_WIDTH, _LINE_RIVAL = 0.035, 10.0, 0.87
+# Fraction of the radius at the rim that is not searched; a line's largest bend the other way.
+_FAINT_GAP, _LINE_RIVAL = 0.035, 0.87
 # Width of a line, in px, below which its middle is taken and not its inner edge.
 _STRONG_LINE, _LINE_GUESS = 6.0, 3.5
 # Median grey level of a membrane below which a print of a few per cent cannot be seen.
@@ -63,23 +66,18 @@ class Circle:
     strength: float = 0.0
     brighter: bool = True
 
-    def scaled(self, factor: float) -> "Circle":
-        """Give the same circle in px of a picture ``factor`` times as large."""
-        return replace(self, x=self.x * factor, y=self.y * factor, radius=self.radius * factor)
 
-
-@dataclass(frozen=True)
-class _Ring:
+class _Ring(NamedTuple):
     """The clearest ring in the mean over all directions, by one filter."""
 
+    x: float
+    y: float
     radius: float
-    move: tuple[float, float]  # of the centre
-    order: int  # of the derivative: 1 for steps, 2 for lines
+    sign: int
     blur: float
     ratio: float  # of the mean's height to the means of other radii
     agreement: float  # fraction of sectors that rise in its direction
-    sign: int
-    rival: float  # height of the opposite direction beside it over its own; inf if not visible
+    is_line: bool
 
     def is_clear(self, least: tuple[float, float]) -> bool:
         return self.ratio >= least[0] and self.agreement >= least[1]
@@ -105,15 +103,9 @@ def find_circle(image: np.ndarray) -> Circle:
             inner = _faint_inner(channel, outer)
             if inner is None and len(strong) == 1 and _median_inside(image, outer) < _DARKEST:
                 raise NoCircleError("shows a membrane too dark for the deposit's rim to be seen")
-            return _plain(inner or _middle_of_line(channel, outer))
+            circle = inner or _middle_of_line(channel, outer)
+            return Circle(float(circle.x), float(circle.y), float(circle.radius))
     raise NoCircleError("shows no circle whose edge is certain")
-
-
-def _plain(circle: Circle) -> Circle:
-    """The circle with Python's floats in place of numpy's."""
-    x, y, radius = map(float, (circle.x, circle.y, circle.radius))
-    support, strength = float(circle.support), float(circle.strength)
-    return Circle(x, y, radius, support, strength, bool(circle.brighter))
 
 
 def _strong_circles(channel: np.ndarray) -> list[Circle]:
@@ -123,12 +115,14 @@ def _strong_circles(channel: np.ndarray) -> list[Circle]:
     small = cv2.resize(channel, size, interpolation=cv2.INTER_AREA)
     factor = channel.shape[1] / size[0]
     found: list[Circle] = []
-    for x, y in _centers(small):
-        for guess in _radii(small, x, y):
+    for center in _centers(small):
+        for guess in _radii(small, *center):
             rough = _refined(small, guess, (5.0, 3.0))
             if rough is None or rough.support < _LEAST_SUPPORT - 0.2:
                 continue
-            circle = _refined(channel, rough.scaled(factor), (1.2 * factor + 1, 3.0, 2.5))
+            x, y, radius = factor * np.array([rough.x, rough.y, rough.radius])
+            large = replace(rough, x=x, y=y, radius=radius)
+            circle = _refined(channel, large, (1.2 * factor + 1, 3.0, 2.5))
             if circle is not None and circle.support >= _LEAST_SUPPORT:
                 found.append(circle)
     short = min(channel.shape)
@@ -190,18 +184,11 @@ def _radii(image: np.ndarray, x: float, y: float) -> list[Circle]:
 
 def _refined(image: np.ndarray, guess: Circle, windows: tuple[float, ...]) -> Circle | None:
     """Fit a circle to the edge's place in each sector, in ever narrower windows, and rate it."""
-    circle = guess
+    circle: Circle | None = guess
     for window in windows:
-        reach = np.arange(-math.ceil(window) - 1, math.ceil(window) + 2)
-        radii = circle.radius + reach
-        if radii[0] < 4:
+        circle = _fitted(image, circle, window)
+        if circle is None:
             return None
-        rise, visible = _unrolled_slope(image, circle.x, circle.y, radii, 1.2)
-        fit = _fit_circle(rise * (-1 if circle.brighter else 1), visible, window)
-        if fit is None:
-            return None
-        dx, dy, off = fit
-        circle = replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
     return _rated(image, circle)
 
 
@@ -254,143 +241,90 @@ def _faint_inner(channel: np.ndarray, outer: Circle) -> Circle | None:
     The funnel leaves a pressed line or a step of a few grey levels about the deposit. One that is
     not certain raises NoCircleError.
     """
-    found = _best_ring(channel, outer)
-    if found is None:
+    ring = _certain_line(channel, outer)
+    if ring is None:
         return None
-    best, x, y = found
-    # Still rising at the end of the search: the rim itself, or something too near to it.
-    if best.radius > outer.radius - _gap(outer, best.blur) - 1.5:
-        raise NoCircleError(_TOO_FAINT)
-    circle = Circle(x, y, best.radius, best.agreement, best.ratio, best.sign < 0)
+    circle: Circle | None = Circle(ring.x, ring.y, ring.radius, brighter=ring.sign < 0)
     for window in (6.0, 4.0):
-        radii = circle.radius + np.arange(-math.ceil(window) - 1, math.ceil(window) + 2)
-        about = (circle.x, circle.y, radii, best.blur, best.order)
-        slope, visible = _unrolled_slope(channel, *about)
-        fit = _fit_circle(_around(best.sign * slope), visible, window)
-        if fit is None:
+        circle = _fitted(channel, circle, window, ring.blur, order=2, around=2)
+        if circle is None:
             raise NoCircleError(_TOO_FAINT)
-        dx, dy, off = fit
-        circle = replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
     # The fit may have been drawn to the rim itself.
-    if circle.radius > outer.radius * (1 - _FAINT_GAP) - 1 or abs(circle.radius - best.radius) > 4:
+    if circle.radius > outer.radius * (1 - _FAINT_GAP) - 1 or abs(circle.radius - ring.radius) > 4:
         raise NoCircleError(_TOO_FAINT)
     return circle
 
 
-def _best_ring(channel: np.ndarray, outer: Circle) -> tuple[_Ring, float, float] | None:
-    """A certain ring within the membrane and its centre, which may lie beside the membrane's."""
-    x, y = outer.x, outer.y
-    rings = _faint_rings(channel, outer, (x, y), _FAINT_BLURS, [(0.0, 0.0)])
-    best = _line_or_step(rings)
-    if best.is_clear(_CERTAIN):
-        return best, x, y
-    doubtful = any(ring.is_clear(_DOUBTFUL) for ring in rings)
-    reach = _FAINT_SHIFT * outer.radius
-    moves = np.arange(-reach, reach + 1, 3.0)
-    moves = [(dx, dy) for dx in moves - moves.mean() for dy in moves - moves.mean()]
-    rings = _faint_rings(channel, outer, (x, y), (2.0, 3.5), moves)
-    moved = max(rings, key=lambda ring: ring.ratio)
-    if moved.is_clear(_CERTAIN):
-        x, y = outer.x + moved.move[0], outer.y + moved.move[1]
-        best = _line_or_step(_faint_rings(channel, outer, (x, y), _FAINT_BLURS, [(0.0, 0.0)]))
-        if best.is_clear(_CERTAIN):
-            return best, x, y
-        doubtful = True
-    if doubtful:
+def _certain_line(channel: np.ndarray, outer: Circle) -> _Ring | None:
+    """A certain line within the membrane, whose centre may lie beside the membrane's."""
+    rings = _faint_rings(channel, outer)
+    line, doubtful = _clear_line(rings), any(ring.is_clear(_DOUBTFUL) for ring in rings)
+    if line is None:
+        reach = _FAINT_SHIFT * outer.radius
+        steps = np.arange(-reach, reach + 1, 3.0)
+        steps -= steps.mean()
+        moved = _faint_rings(channel, outer, (2.0, 3.5), list(itertools.product(steps, steps)))
+        line = _clear_line(moved)
+        doubtful |= any(ring.is_clear(_CERTAIN) for ring in moved)
+    if line is None and doubtful:
         raise NoCircleError(_TOO_FAINT)
-    return None
+    return line
 
 
-def _line_or_step(rings: list[_Ring]) -> _Ring:
-    """The clearest ring, a line rather than the steps on either side of it.
-
-    One that could be either raises NoCircleError.
-    """
-    steps, lines = ([r for r in rings if r.order == order] for order in (1, 2))
-    cut = max((line.ratio for line in lines if line.rival == math.inf), default=0.0)
-    lines = [line for line in lines if line.rival < _LINE_RIVAL] or lines
-    step, line = (max(some, key=lambda ring: ring.ratio) for some in (steps, lines))
-    if abs(line.radius - step.radius) > _LINE_WIDTH or not line.is_clear(_CERTAIN):
-        return max(step, line, key=lambda ring: ring.ratio)
-    # A step bends as much one way before it as the other way behind it; a line does not.
-    is_line = line.rival < _LINE_RIVAL and line.ratio >= _LINE_FOR_STEP * step.ratio
-    # A wide line whose outer side the rim hides may have this step for its inner one.
-    if not is_line and cut > _LINE_FOR_STEP * step.ratio:
-        raise NoCircleError(_TOO_FAINT)
-    return line if is_line else step
+def _clear_line(rings: list[_Ring]) -> _Ring | None:
+    """The clearest line, if it is certain and no step is much clearer."""
+    least = _LINE_FOR_STEP * max((ring.ratio for ring in rings), default=0)
+    lines = [ring for ring in rings if ring.is_line and ring.is_clear(_CERTAIN)]
+    line = max(lines, key=lambda ring: ring.ratio, default=None)
+    return line if line is not None and line.ratio >= least else None
 
 
 def _faint_rings(
     image: np.ndarray,
     outer: Circle,
-    center: tuple[float, float],
-    blurs: tuple[float, ...],
-    moves: list[tuple[float, float]],
+    blurs: tuple[float, ...] = _FAINT_BLURS,
+    moves: Sequence[tuple[float, float]] = ((0.0, 0.0),),
 ) -> list[_Ring]:
     """The clearest ring by each filter, about each of the centres that ``moves`` lead to."""
     angle = _sector_angles()
     shifts = np.array(moves) @ np.stack([np.cos(angle), np.sin(angle)])
     margin = math.ceil(np.abs(shifts).max())
-    index = np.rint(shifts).astype(int)[:, :, None] + margin
+    rows = np.arange(_SECTORS)[:, None]
     rings = []
-    for blur in blurs:
-        gap = _gap(outer, blur)
-        radii = np.arange(_LEAST_INNER * outer.radius - margin, outer.radius - gap + margin)
+    for blur, order in itertools.product(blurs, (1, 2)):
+        limit = outer.radius - _gap(outer, blur)
+        radii = np.arange(_LEAST_INNER * outer.radius - margin, limit + margin)
         count = len(radii) - 2 * margin
         if count < 20:
             continue
-        for order in (1, 2):
-            slope, visible = _unrolled_slope(image, *center, radii, blur, order)
-            visible &= radii < outer.radius - gap
-            heights = slope / _usual_slope(slope, visible, _FAINT_FLOOR)[:, None]
-            places = index + np.arange(count)
-            reach = math.ceil(2.5 * blur)
-            found = _clearest(np.clip(heights, -4, 4), visible, places, reach)
-            move, place, values = found
-            radius = float(radii[place + margin])
-            if radius + reach >= outer.radius - gap:
-                values["rival"] = math.inf
-            rings.append(_Ring(radius, moves[move], order=order, blur=blur, **values))
-    if not rings:
-        rings = [_Ring(outer.radius, (0.0, 0.0), order, 1.0, 0.0, 0.0, 1, 0.0) for order in (1, 2)]
+        slope, visible = _unrolled_slope(image, outer.x, outer.y, radii, blur, order)
+        visible &= radii < limit
+        heights = slope / _usual_slope(slope, visible, _FAINT_FLOOR)[:, None]
+        # For each move, sector and place.
+        places = np.rint(shifts).astype(int)[:, :, None] + margin + np.arange(count)
+        weight = visible[rows, places]
+        moved = np.clip(heights, -4, 4)[rows, places] * weight
+        shown = weight.sum(axis=1)
+        mean = moved.sum(axis=1) / np.maximum(shown, 1)
+        mean[shown < _LEAST_VISIBLE * _SECTORS] = 0
+        usual = 1.4826 * np.median(np.abs(mean), axis=1, keepdims=True)
+        ratio = mean / np.maximum(usual, 0.05)
+        move, place = np.unravel_index(np.abs(ratio).argmax(), ratio.shape)
+        height, sign = abs(mean[move, place]), 1 if mean[move, place] > 0 else -1
+        agreement = (sign * moved[move, :, place] > 0.5).sum() / max(shown[move, place], 1)
+        radius, reach = radii[place + margin], math.ceil(2.5 * blur)
+        # A step bends as much one way before it as the other way behind it; a line does not.
+        beside = -sign * mean[move, max(place - reach, 0) : place + reach + 1]
+        is_line = order == 2 and radius + reach < limit and beside.max() < _LINE_RIVAL * height
+        x, y = outer.x + moves[move][0], outer.y + moves[move][1]
+        clear = abs(ratio[move, place]), agreement
+        rings.append(_Ring(x, y, radius, sign, blur, *clear, is_line))
     return rings
-
-
-def _clearest(
-    height: np.ndarray, visible: np.ndarray, places: np.ndarray, reach: int
-) -> tuple[int, int, dict[str, float]]:
-    """Number of the move and place of the clearest ring, and values of a :class:`_Ring`."""
-    at = (np.arange(_SECTORS)[:, None], places)
-    weight = visible[at]
-    moved = height[at] * weight
-    shown = weight.sum(axis=1)
-    mean = moved.sum(axis=1) / np.maximum(shown, 1)
-    mean[shown < _LEAST_VISIBLE * _SECTORS] = 0
-    usual = 1.4826 * np.median(np.abs(mean), axis=1, keepdims=True)
-    ratio = mean / np.maximum(usual, 0.05)
-    move, place = np.unravel_index(np.abs(ratio).argmax(), ratio.shape)
-    sign = 1 if mean[move, place] > 0 else -1
-    agree = (sign * moved[move, :, place] > 0.5).sum() / max(shown[move, place], 1)
-    beside = mean[move, max(place - reach, 0) : place + reach + 1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rival = (-sign * beside).max() / abs(mean[move, place])
-    values = {
-        "ratio": float(abs(ratio[move, place])),
-        "agreement": float(agree),
-        "sign": sign,
-        "rival": float(rival),
-    }
-    return int(move), int(place), values
 
 
 def _gap(outer: Circle, blur: float) -> float:
     """Least distance of a faint ring from the rim, in px."""
     return max(_FAINT_GAP * outer.radius, 3 * blur + 4)
-
-
-def _around(slope: np.ndarray) -> np.ndarray:
-    """Each sector's mean with the two on either side."""
-    return sum(np.roll(slope, step, axis=0) for step in range(-2, 3)) / 5
 
 
 def _middle_of_line(channel: np.ndarray, inner: Circle) -> Circle:
@@ -406,17 +340,33 @@ def _middle_of_line(channel: np.ndarray, inner: Circle) -> Circle:
     return replace(inner, x=x, y=y, radius=inner.radius + width / 2)
 
 
-def _fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.ndarray | None:
-    """Fit a circle to the highest place in each sector by least squares, outliers trimmed."""
+def _fitted(
+    image: np.ndarray,
+    circle: Circle,
+    window: float,
+    blur: float = 1.2,
+    order: int = 1,
+    around: int = 0,
+) -> Circle | None:
+    """Fit a circle to the highest place in each sector by least squares, outliers trimmed.
+
+    A sector's height is the mean with ``around`` others on either side.
+    """
+    half = math.ceil(window) + 1
+    radii = circle.radius + np.arange(-half, half + 1)
+    if radii[0] < 4:
+        return None
+    slope, visible = _unrolled_slope(image, circle.x, circle.y, radii, blur, order)
     shown = visible.all(axis=1)
     if shown.sum() < 0.3 * _SECTORS:
         return None
-    inner = height[:, 1:-1]
-    peak = inner.argmax(axis=1) + 1
+    height = slope * (-1 if circle.brighter else 1)
+    height = np.mean([np.roll(height, n, axis=0) for n in range(-around, around + 1)], axis=0)
+    peak = height[:, 1:-1].argmax(axis=1) + 1
     rows = np.arange(len(height))
     before, top, after = (height[rows, peak + step] for step in (-1, 0, 1))
     bend = np.minimum(before - 2 * top + after, -1e-6)
-    place = peak - height.shape[1] // 2 + np.clip((before - after) / (2 * bend), -0.5, 0.5)
+    place = peak - half + np.clip((before - after) / (2 * bend), -0.5, 0.5)
     angle = _sector_angles()
     design = np.column_stack([np.cos(angle), np.sin(angle), np.ones_like(angle)])
     # A sector that only shows the rise towards an edge beyond its window is left out.
@@ -428,7 +378,8 @@ def _fit_circle(height: np.ndarray, visible: np.ndarray, window: float) -> np.nd
         rest = np.abs(place - design @ solution)
         limit = max(0.3, 2.5 * 1.4826 * float(np.median(rest[kept])))
         kept = shown & (top > 0) & (rest < limit)
-    return solution
+    dx, dy, off = solution
+    return replace(circle, x=circle.x + dx, y=circle.y + dy, radius=circle.radius + off)
 
 
 def _sector_angles() -> np.ndarray:

@@ -2,15 +2,15 @@
 
 import hashlib
 import io
-import itertools
 import math
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import shapely
 from PIL import Image
@@ -21,20 +21,20 @@ from shapely.geometry.base import BaseGeometry
 
 from microplastics.data.coco import show
 from microplastics.data.formats.masks import read_label_image
-from microplastics.data.images import EXIF_ORIENTATION, MAX_PIXELS, open_image, reading
+from microplastics.data.images import EXIF_ORIENTATION, image_header, open_image
 from microplastics.data.segmentation import outline_corners, outline_rings
 from microplastics.roi.circle import MAX_SIDE, NoCircleError, find_circle
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json
 
 CIRCLE = "circle"
-# Side of the grid on which masks are kept, in cells.
-MAX_GRID = 4096
+# Side of the grid on which masks are kept, and of the one on which they are outlined, in cells.
+_MAX_GRID, _OUTLINE_GRID = 4096, 1024
 _GEOJSON, _ROIS = frozenset((".geojson", ".json")), frozenset((".roi", ".zip"))
 _MASKS = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
 _KINDS = "a mask image (PNG, TIFF, BMP, GIF, PGM), GeoJSON or ImageJ ROIs (.roi, .zip)"
 # Part of the fingerprint of "circle": raise it when the finder may give another circle.
-_CIRCLE_VERSION = 1
+_CIRCLE_VERSION = 2
 # Limits on untrusted files: bytes, ROIs in a zip, points in all, px from the origin.
 _MAX_BYTES, _MAX_ROIS, _MAX_POINTS, _FARTHEST = 256 << 20, 10_000, 2_000_000, 1e7
 # Limit on (length of all outlines)² / area of their box, to which crossings are proportional;
@@ -43,21 +43,14 @@ _MAX_TANGLE = 1e6
 _CURVE_POINTS = 1024  # of a circle or an oval
 # Points are tested this far beside their place, in px (see Region.contains).
 _BESIDE = np.array([1.0, math.sqrt(2)]) * 1e-7
-# Side of the grid on which a mask is outlined, in cells, and corners that make it coarser.
-_OUTLINE_SIDE, _MAX_CORNERS = 1024, 100_000
-_NO_LIMIT = 1 << 62  # pixels: a mask in a TIFF is read piece by piece
-_PIECE = 1 << 24  # bytes of an uncompressed TIFF at a time
-# TIFF: none, LZW, deflate (two codes), PackBits, LZMA, Zstandard; grey (two codes), RGB, palette,
-# mask.
-_LOSSLESS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
-_PHOTOMETRICS = frozenset((0, 1, 2, 3, 4))
-_MAX_CHANNELS = 4
-_TRANSPARENT = "is transparent in places; draw the region in white on black without transparency"
+_NO_LIMIT = 1 << 62  # px of a mask, which may not be larger than its image
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names the compressions of TIFFs
+_ROI_OUTLINES = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 Overview = Callable[[int], tuple[np.ndarray, float]]
 
 
 class Region:
-    """The part of one image in which particles count; made by the ``from_…`` methods.
+    """The part of one image in which particles count.
 
     Attributes:
         image_size: (height, width) of the image in px.
@@ -79,27 +72,11 @@ class Region:
 
     @staticmethod
     def from_circle(
-        center: tuple[float, float],
-        radius: float,
-        image_size: tuple[int, int],
-        source: str | None = None,
+        center: tuple[float, float], radius: float, image_size: tuple[int, int]
     ) -> "Region":
-        """Take a disc.
-
-        Args:
-            center: x and y in px; the first pixel's centre is (0.5, 0.5).
-            radius: in px.
-            image_size: (height, width) of the image in px.
-            source: the circle's origin; None gives centre and radius.
-
-        Raises:
-            UserError: it lies outside of the image.
-        """
-        x, y = map(float, center)
-        if not all(map(math.isfinite, (x, y, radius))):
-            raise ValueError(f"a circle at ({x}, {y}) of radius {radius}")
-        words = source or f"circle at ({x:.1f}, {y:.1f}), radius {radius:.1f} px"
-        return Region.from_polygons([_ellipse((x, y), radius, radius)], image_size, words)
+        """Take a disc; arguments and errors as for :meth:`from_polygons`."""
+        source = f"circle at ({center[0]:.1f}, {center[1]:.1f}), radius {radius:.1f} px"
+        return Region.from_polygons([_ellipse(center, radius, radius)], image_size, source)
 
     @staticmethod
     def from_polygons(
@@ -117,24 +94,9 @@ class Region:
             UserError: a coordinate is not a place in an image, there are too many points or
                 crossings, or all of it lies outside of the image.
         """
-        geometry = _united(polygons, image_size, source)
-        return Region(_Outlines(geometry, image_size), image_size, source)
-
-    @staticmethod
-    def from_mask(mask: np.ndarray, image_size: tuple[int, int], source: str) -> "Region":
-        """Take the pixels of a mask, scaled to the image by the nearest neighbour.
-
-        Args:
-            mask: (h, w) bool, at most 4096 a side. Its aspect ratio is not checked.
-            image_size: (height, width) of the image in px.
-            source: its origin, in words.
-
-        Raises:
-            UserError: no pixel is inside.
-        """
-        if max(mask.shape) > MAX_GRID:
-            raise ValueError(f"a mask of {mask.shape}, larger than {MAX_GRID} a side")
-        return Region(_Mask(_Cells(mask, 1, mask.shape), image_size), image_size, source)
+        return Region(
+            _Outlines(_united(polygons, image_size, source), image_size), image_size, source
+        )
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Tell which points lie inside.
@@ -167,13 +129,9 @@ class Region:
         return x0 < x1 and y0 < y1 and self._shape.meets(x0, y0, x1, y1)
 
     def outlines(self) -> list[np.ndarray]:
-        """Outline the region within the image, holes too, for drawing.
+        """Give closed outlines, holes too, for drawing: (M, 2) float64 x and y in px of the image.
 
-        A mask is outlined on a grid of at most 1024 cells a side, each of which is inside if at
-        least half of it is; on a coarser one if that has more than 100,000 corners.
-
-        Returns:
-            closed outlines, (M, 2) float64 x and y in px of the image.
+        Those of a mask are of one of at most 1024 px a side.
         """
         return self._shape.outlines()
 
@@ -197,44 +155,28 @@ class _Outlines:
         return [shapely.get_coordinates(ring) for ring in shapely.get_rings(polygons)]
 
 
-class _Cells(NamedTuple):
-    """A mask on a grid.
+class _Grid(NamedTuple):
+    """A mask of at most 4096 px a side."""
 
-    Attributes:
-        counts: (h, w) px of the mask inside of each cell.
-        step: px along a cell; the last ones may be cut.
-        full_size: (height, width) of the mask in px.
-    """
-
-    counts: np.ndarray
-    step: int
-    full_size: tuple[int, int]
-
-    def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give the height of each row and the width of each column, in px."""
-        height, width = (
-            np.minimum(self.step, full - np.arange(0, full, self.step)) for full in self.full_size
-        )
-        return height, width
+    inside: np.ndarray  # (h, w) bool
+    full_size: tuple[int, int]  # (height, width) of the mask as it was read
+    area: int  # number of its px inside
 
 
 class _Mask:
-    """The cells of a mask that are inside; points and boxes asked for lie in the image."""
+    """The inside of a mask, scaled by the nearest; points and boxes asked for lie in the image."""
 
-    def __init__(self, cells: _Cells, image_size: tuple[int, int]):
-        # The cell of each row and column of the image.
+    def __init__(self, grid: _Grid, image_size: tuple[int, int]):
+        self._inside, self._image_size = grid.inside, image_size
+        # The row and column of the grid of each of the image.
         self._rows, self._columns = (
-            ((np.arange(side) * 2 + 1) * full // (2 * side) // cells.step).astype(np.int32)
-            for side, full in zip(image_size, cells.full_size, strict=True)
+            ((np.arange(side) * 2 + 1) * cells // (2 * side)).astype(np.int32)
+            for side, cells in zip(image_size, grid.inside.shape, strict=True)
         )
-        self._touched = cells.counts > 0
-        self._inside = _majority(cells)
-        height, width = cells.sides()
-        shown = np.bincount(self._columns, minlength=len(width)) / width
-        rows = zip(cells.counts, np.bincount(self._rows, minlength=len(height)), strict=True)
-        self.area = sum(
-            float(row @ shown) * n / h for (row, n), h in zip(rows, height, strict=True)
-        )
+        self.area = grid.area * math.prod(image_size) / math.prod(grid.full_size)
+        if grid.inside.shape == grid.full_size:
+            widths = np.bincount(self._columns, minlength=grid.full_size[1])
+            self.area = sum(widths[grid.inside[row]].sum() for row in self._rows)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         x, y = points.astype(np.int64).T
@@ -243,25 +185,23 @@ class _Mask:
     def meets(self, x0: float, y0: float, x1: float, y1: float) -> bool:
         top, bottom = self._rows[math.floor(y0)], self._rows[math.ceil(y1) - 1]
         left, right = self._columns[math.floor(x0)], self._columns[math.ceil(x1) - 1]
-        return bool(self._touched[top : bottom + 1, left : right + 1].any())
+        return bool(self._inside[top : bottom + 1, left : right + 1].any())
 
     def outlines(self) -> list[np.ndarray]:
-        side = _OUTLINE_SIDE
-        while True:
-            cells = _shrunk(self._inside, side)
-            inside = _majority(cells)
-            if not inside.any():  # thin lines
-                inside = cells.counts > 0
-            ys, xs, partners, _ = outline_corners(np.pad(inside, 1), 4)
-            if len(ys) <= _MAX_CORNERS:
-                break
-            side //= 2
-        x_of, y_of = (
-            np.searchsorted(places // cells.step, np.arange(count + 1))
-            for places, count in ((self._columns, inside.shape[1]), (self._rows, inside.shape[0]))
-        )
-        corners = np.column_stack([x_of[xs], y_of[ys]]).astype(np.float64)
+        inside = _shrunk(self._inside, _OUTLINE_GRID)
+        ys, xs, partners, _ = outline_corners(np.pad(inside, 1), 4)
+        scale = np.array(self._image_size[::-1]) / inside.shape[::-1]
+        corners = np.column_stack([xs, ys]) * scale
         return [corners[[*ring, ring[0]]] for ring in outline_rings(partners)]
+
+
+def _shrunk(mask: np.ndarray, side: int) -> np.ndarray:
+    """A bool mask of at most ``side`` px a side; a px is inside if most of it is."""
+    factor = max(mask.shape) / side
+    if factor <= 1:
+        return mask
+    size = [max(1, round(full / factor)) for full in mask.shape[::-1]]
+    return cv2.resize(mask.view(np.uint8), size, interpolation=cv2.INTER_AREA).view(bool)
 
 
 # Files
@@ -276,10 +216,7 @@ class RegionSource:
     """
 
     def __init__(self, what: str):
-        """Check a source without reading its files.
-
-        Args:
-            what: as :attr:`what`.
+        """Check a source, given as :attr:`what`, without reading its files.
 
         Raises:
             UserError: it is none of these, or a folder without a file of a known kind.
@@ -287,26 +224,20 @@ class RegionSource:
         self.what = os.fspath(what)
         self.needs_image = self.what == CIRCLE
         self._path = Path(self.what)
-        self._folder = not self.needs_image and bool(self.what.strip()) and self._path.is_dir()
-        self._files = sorted(_known_files(self._path)) if self._folder else []
+        self._folder = bool(self.what.strip()) and self._path.is_dir() and not self.needs_image
+        below = sorted(self._path.rglob("[!.]*")) if self._folder else []
+        self._files = [path for path in below if _is_known(path)]
         self._chosen: dict[str, Path] = {}
         # The file that was read last, so that one for all images is read once.
-        self._content: tuple[Path, _Cells | list[Polygon]] | None = None
-        option = f"--region {self.what or repr('')}"
-        if self._folder and not self._files:
-            raise _invalid(
-                option, f"has no file of a known kind; put {_KINDS} there for each image"
-            )
-        if self.needs_image or self._folder:
-            return
-        if not self._path.is_file():
+        self._content: tuple[Path, _Grid | list[Polygon]] | None = None
+        if not (self.needs_image or self._files or _is_known(self._path)):
+            exists = self._folder or self._path.is_file()
             raise UserError(
-                f"{option} does not exist; give 'circle', {_KINDS}, or a folder with one of these "
-                "for each image.",
-                code="file_missing",
+                f"--region {self.what or repr('')} "
+                f"{'has no file of a known kind' if exists else 'does not exist'}; give 'circle', "
+                f"{_KINDS}, or a folder with one of these for each image.",
+                code="region_invalid" if exists else "file_missing",
             )
-        if not _is_known(self._path):
-            raise _invalid(option, f"is not of a known kind; give {_KINDS}")
 
     def check(self, names: Sequence[str], images: Mapping[str, str] | None = None) -> None:
         """Find the file of each image; needed before :meth:`of_image` if a folder is given.
@@ -325,17 +256,18 @@ class RegionSource:
         """
         if self.needs_image:
             return
-        photographs = _identities((images or {}).values())
+        photographs = {os.path.realpath(path) for path in (images or {}).values() if path}
         if not self._folder:
-            if not photographs.isdisjoint(_identities([self._path])):
+            if os.path.realpath(self._path) in photographs:
                 raise UserError(
                     f"--region {self.what} is one of the photographs; give 'circle' or {_KINDS}.",
                     code="option_conflict",
                 )
             return
         by_stem: dict[str, list[str]] = {}
-        for file in self._files:
-            if not photographs or photographs.isdisjoint(_identities([self._path / file])):
+        for path in self._files:
+            if os.path.realpath(path) not in photographs:
+                file = path.relative_to(self._path).as_posix()
                 by_stem.setdefault(_stem(file), []).append(file)
         usual = Counter(PurePosixPath(_stem(name)).name for name in set(names))
         owners: dict[str, str] = {}
@@ -356,21 +288,8 @@ class RegionSource:
             self._chosen[name] = self._path / found[0]
 
     def path_of(self, name: str) -> Path | None:
-        """Give the file of an image's region.
-
-        Args:
-            name: of an image that :meth:`check` was given.
-
-        Returns:
-            its path; None for circles.
-        """
-        if self.needs_image:
-            return None
-        if not self._folder:
-            return self._path
-        if name not in self._chosen:
-            raise ValueError(f"{name} was not given to check()")
-        return self._chosen[name]
+        """Give the file of the region of an image that :meth:`check` was given; None of circles."""
+        return None if self.needs_image else self._chosen.get(name, self._path)
 
     def fingerprint(self) -> str:
         """Hash what a run uses: the kind, and names and bytes of the files.
@@ -383,20 +302,16 @@ class RegionSource:
         """
         if self.needs_image:
             return hashlib.sha256(f"{CIRCLE} {_CIRCLE_VERSION}".encode()).hexdigest()
-        if self._folder and not self._chosen:
-            raise ValueError("check() has not chosen the files yet")
         folder = self._path if self._folder else self._path.parent
         files = self._chosen.values() if self._folder else [self._path]
         digest = hashlib.sha256(b"folder" if self._folder else b"file")
         for name in sorted(path.relative_to(folder).as_posix() for path in files):
-            content = hashlib.sha256()
             try:
                 with open(folder / name, "rb") as opened:
-                    while block := opened.read(1 << 20):
-                        content.update(block)
+                    content = hashlib.file_digest(opened, "sha256").hexdigest()
             except OSError as error:
                 raise _unreadable(str(folder / name), error) from error
-            digest.update(f"\0{name}\0{content.hexdigest()}".encode("utf-8", "surrogateescape"))
+            digest.update(f"\0{name}\0{content}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def of_image(self, name: str, image_size: tuple[int, int], overview: Overview | None) -> Region:
@@ -413,47 +328,29 @@ class RegionSource:
                 has no pixel inside of this one.
         """
         if self.needs_image:
-            if overview is None:
-                raise ValueError("a circle is looked for in an image")
             return _circle_of(name, image_size, overview(MAX_SIDE)[0])
         path = self.path_of(name)
         source = path.relative_to(self._path).as_posix() if self._folder else path.name
         if self._content is None or self._content[0] != path:
-            is_mask = path.suffix.lower() in _MASKS
-            self._content = path, _read_mask(str(path)) if is_mask else _read_polygons(str(path))
+            if path.suffix.lower() in _MASKS:
+                # Before it is decoded: a mask is at most as large as its image.
+                _check_fit(str(path), _mask_size(str(path)), name, image_size)
+                self._content = path, _read_mask(str(path))
+            else:
+                self._content = path, _read_polygons(str(path))
         content = self._content[1]
-        if not isinstance(content, _Cells):
+        if not isinstance(content, _Grid):
             return Region.from_polygons(content, image_size, source)
         _check_fit(str(path), content.full_size, name, image_size)
         return Region(_Mask(content, image_size), image_size, source)
 
 
 def _is_known(path: Path) -> bool:
-    return path.suffix.lower() in _MASKS | _GEOJSON | _ROIS
-
-
-def _known_files(folder: Path) -> Iterator[str]:
-    """Files of known kinds below a folder, relative to it, with ``/``."""
-    for parent, _, files in os.walk(folder):
-        for path in (Path(parent, file) for file in files):
-            if _is_known(path) and not path.name.startswith(".") and path.is_file():
-                yield path.relative_to(folder).as_posix()
-
-
-def _identities(paths: Iterable[str | os.PathLike]) -> set[tuple[int, int]]:
-    """Device and inode of the files that exist: the same for links and other spellings."""
-    found = set()
-    for path in filter(None, paths):
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):  # reported when the photograph is opened
-            continue
-        found.add((status.st_dev, status.st_ino))
-    return found
+    return path.suffix.lower() in _MASKS | _GEOJSON | _ROIS and path.is_file()
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _circle_of(name: str, image_size: tuple[int, int], image: np.ndarray) -> Region:
@@ -487,37 +384,6 @@ def _check_fit(path: str, mask: tuple[int, int], name: str, image: tuple[int, in
         )
 
 
-def _majority(cells: _Cells) -> np.ndarray:
-    """The cells of which at least half is inside, (h, w) bool."""
-    return cells.counts * np.int32(2) >= np.multiply.outer(*cells.sides())
-
-
-def _shrunk(mask: np.ndarray, side: int) -> _Cells:
-    """Count the px of a mask in cells, at most ``side`` of them along its longer side."""
-    cells = _empty_cells(mask.shape, side)
-    _add_pixels(cells, mask, 0, 0)
-    return cells
-
-
-def _empty_cells(full_size: tuple[int, int], side: int) -> _Cells:
-    step = max(1, -(-max(full_size) // side))
-    dtype = np.uint16 if step < 256 else np.uint32
-    return _Cells(np.zeros([-(-full // step) for full in full_size], dtype), step, full_size)
-
-
-def _add_pixels(cells: _Cells, inside: np.ndarray, x0: int, y0: int) -> None:
-    """Add the px of a piece at (x0, y0) to the cells that they lie in."""
-    rows, columns = (
-        (start + np.arange(side)) // cells.step
-        for start, side in zip((y0, x0), inside.shape, strict=True)
-    )
-    top, left = (np.flatnonzero(np.diff(places, prepend=-1)) for places in (rows, columns))
-    sums = np.add.reduceat(inside, top, axis=0, dtype=np.int32)
-    sums = np.add.reduceat(sums, left, axis=1)
-    window = cells.counts[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    np.add(window, sums, out=window, casting="unsafe")
-
-
 # Polygons
 
 
@@ -525,18 +391,10 @@ def _united(
     polygons: Sequence[Polygon], image_size: tuple[int, int], source: str
 ) -> shapely.MultiPolygon:
     """The union of polygons within the image."""
-    _check_points(polygons, source)
+    _check_outlines(polygons, source)
     try:
-        valid = shapely.is_valid(polygons)
-        if len(polygons) > 1 or not valid.all():
-            _check_tangle(polygons, source)
-        parts = [
-            polygon if is_valid else _untangled(polygon)
-            for polygon, is_valid in zip(polygons, valid, strict=True)
-        ]
-        whole = parts[0] if len(parts) == 1 else shapely.union_all(parts)
-        frame = shapely.box(0, 0, image_size[1], image_size[0])
-        return _surfaces(whole if frame.covers(whole) else whole & frame)
+        whole = shapely.union_all([_filled(polygon) for polygon in polygons])
+        return _areas(whole & shapely.box(0, 0, image_size[1], image_size[0]))
     except ShapelyError as error:
         raise _invalid(
             source,
@@ -545,36 +403,30 @@ def _united(
         ) from error
 
 
-def _check_points(polygons: Sequence[Polygon], source: str) -> None:
+def _check_outlines(polygons: Sequence[Polygon], source: str) -> None:
+    """Refuse what GEOS cannot combine, or not in half a minute."""
     points = shapely.get_coordinates(polygons)
     # Written so that NaN fails it too.
     if not (np.abs(points) <= _FARTHEST).all():
         raise _invalid(
             source, "has a coordinate that is not a place in an image; give coordinates in px"
         )
-    if len(points) > _MAX_POINTS:
-        raise _invalid(
-            source,
-            f"has {len(points)} points; expected at most {_MAX_POINTS}: simplify its "
-            "outline, or give the region as a mask image",
-        )
-
-
-def _check_tangle(polygons: Sequence[Polygon], source: str) -> None:
     left, top, right, bottom = shapely.total_bounds(polygons)
     box = max(right - left, 1) * max(bottom - top, 1)
-    if shapely.length(polygons).sum() ** 2 > _MAX_TANGLE * box:
+    tangle = shapely.length(polygons).sum() ** 2 / box
+    if len(points) > _MAX_POINTS or tangle > _MAX_TANGLE:
         raise _invalid(
             source,
-            "has too many long outlines to be combined; simplify them, or give the "
-            "region as a mask image",
+            f"has outlines of {len(points)} points that are too long to be combined; simplify "
+            "them, or give the region as a mask image",
         )
 
 
-def _untangled(polygon: Polygon) -> BaseGeometry:
-    """A polygon whose outlines cross themselves or each other, filled even-odd."""
-    holes = shapely.union_all([_even_odd(hole) for hole in polygon.interiors])
-    return _even_odd(polygon.exterior) - holes
+def _filled(polygon: Polygon) -> BaseGeometry:
+    """A polygon whose outlines may cross themselves or each other, filled even-odd."""
+    if polygon.is_valid:
+        return polygon
+    return _even_odd(polygon.exterior) - shapely.union_all(list(map(_even_odd, polygon.interiors)))
 
 
 def _even_odd(*rings: BaseGeometry) -> BaseGeometry:
@@ -588,13 +440,10 @@ def _even_odd(*rings: BaseGeometry) -> BaseGeometry:
     return shapely.coverage_union_all(faces[odd])
 
 
-def _surfaces(geometry: BaseGeometry) -> shapely.MultiPolygon:
+def _areas(geometry: BaseGeometry) -> shapely.MultiPolygon:
     """A geometry without its points and lines."""
-    parts = shapely.get_parts(geometry)
-    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
-        parts = shapely.get_parts(parts)
-    areal = shapely.get_type_id(parts) == shapely.GeometryType.POLYGON
-    return shapely.MultiPolygon(list(parts[areal & ~shapely.is_empty(parts)]))
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.MultiPolygon([part for part in parts if isinstance(part, Polygon) and part])
 
 
 def _ellipse(center: tuple[float, float], across: float, down: float) -> Polygon:
@@ -609,13 +458,14 @@ def _ellipse(center: tuple[float, float], across: float, down: float) -> Polygon
 def _read_polygons(path: str) -> list[Polygon]:
     """Read the polygons of a GeoJSON or ROI file."""
     try:
-        size = os.path.getsize(path)
-        if size > _MAX_BYTES:
+        if os.path.getsize(path) > _MAX_BYTES:
             raise _invalid(path, "is too large for an outline; simplify it, or give a mask image")
-        is_geojson = Path(path).suffix.lower() in _GEOJSON
-        polygons = _read_geojson(path) if is_geojson else _read_rois(path)
+        content = Path(path).read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    is_geojson = Path(path).suffix.lower() in _GEOJSON
+    found = _read_geojson(path) if is_geojson else _read_rois(content, path)
+    polygons = [polygon for polygon in found if not polygon.is_empty]
     if not polygons:
         raise _invalid(path, "has no outline; draw the region and export it again")
     return polygons
@@ -653,15 +503,15 @@ def _read_geojson(path: str) -> list[Polygon]:
                 f"has {show(kind or item)} in place of a Polygon or MultiPolygon; outline "
                 "the region as an area and export it again",
             )
-    return [polygon for polygon in polygons if not polygon.is_empty]
+    return polygons
 
 
-def _read_rois(path: str) -> list[Polygon]:
-    content = Path(path).read_bytes()
-    if content[:4] == b"Iout":
-        return _roi_polygons(content, path)
-    polygons: list[Polygon] = []
+def _read_rois(content: bytes, path: str) -> list[Polygon]:
+    """All polygons of a ROI, or of the ROIs in a zip file."""
     try:
+        if content[:4] == b"Iout":
+            return _roi_polygons(content, path)
+        polygons: list[Polygon] = []
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
             if len(entries) > _MAX_ROIS or sum(e.file_size for e in entries) > _MAX_BYTES:
@@ -669,58 +519,37 @@ def _read_rois(path: str) -> list[Polygon]:
                     path, "has too many or too large ROIs for a region; give it as a mask image"
                 )
             for entry in entries:
-                where = f"{path}, {show(entry.filename)}"
-                if entry.flag_bits & 1:
-                    raise UserError(
-                        f"{where} is encrypted; save the ROIs without a password.",
-                        code="file_invalid",
-                    )
                 with archive.open(entry) as file:  # the size in the head may be false
-                    polygons += _roi_polygons(file.read(entry.file_size), where)
-    except UserError:
-        raise
-    # Each compression method has errors of its own, OSError among them.
-    except Exception as error:
-        raise _damaged(path, error) from error
-    return polygons
-
-
-def _roi_polygons(content: bytes, where: str) -> list[Polygon]:
-    try:
-        roi = ImagejRoi.frombytes(content)
-        kind = roi.roitype
-        if roi.composite:
-            rings = [ring for ring in roi.coordinates(multi=True) if len(ring) > 2]
-            return _composite(rings, where)
-        if kind in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
-            return [_framed(roi)]
-        if kind in (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED):
-            return [Polygon(roi.coordinates())]
+                    content = file.read(entry.file_size)
+                polygons += _roi_polygons(content, f"{path}, {show(entry.filename)}")
+        return polygons
     except UserError:
         raise
     except NotImplementedError as error:
         raise _invalid(
-            where,
-            "has curves, which cannot be read; in ImageJ use Edit > Selection > "
-            "Interpolate, or save a mask",
+            path,
+            "has curves or is of another kind that cannot be read; in ImageJ use Edit > "
+            "Selection > Interpolate, or save a mask",
         ) from error
-    # Untrusted bytes make roifile raise nearly anything.
+    # Untrusted bytes make roifile raise nearly anything, and so each compression method.
     except Exception as error:
-        raise _damaged(where, error) from error
-    raise _invalid(where, f"is a {kind.name.lower()}, which has no area; outline the region")
+        words = str(error) or type(error).__name__
+        raise UserError(
+            f"{path} is damaged ({words}); save the ROIs again.", code="file_invalid"
+        ) from error
 
 
-def _composite(rings: list[np.ndarray], where: str) -> list[Polygon]:
-    """The areas that an odd number of rings enclose."""
-    polygons = [Polygon(ring) for ring in rings]
-    _check_points(polygons, where)
-    if not polygons:
-        return []
-    _check_tangle(polygons, where)
-    try:
-        return list(_surfaces(_even_odd(*(polygon.exterior for polygon in polygons))).geoms)
-    except ShapelyError as error:
-        raise _damaged(where, error) from error
+def _roi_polygons(content: bytes, where: str) -> list[Polygon]:
+    roi = ImagejRoi.frombytes(content)
+    if not roi.composite and roi.roitype in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
+        return [_framed(roi)]
+    if not roi.composite and roi.roitype not in _ROI_OUTLINES:
+        name = roi.roitype.name.lower()
+        raise _invalid(where, f"is a {name}, which has no area; outline the region")
+    rings = [Polygon(ring) for ring in roi.coordinates(multi=True) if len(ring) > 2]
+    _check_outlines(rings, where)
+    # Those of a composite enclose an area where an odd number of them does.
+    return list(_areas(_even_odd(*(ring.exterior for ring in rings))).geoms)
 
 
 def _framed(roi: ImagejRoi) -> Polygon:
@@ -738,118 +567,41 @@ def _framed(roi: ImagejRoi) -> Polygon:
 # Masks
 
 
-def _read_mask(path: str) -> _Cells:
+def _mask_size(path: str) -> tuple[int, int]:
+    """(height, width) in px of a mask image, of which the stored values must be what they seem."""
+    width, height = image_header(path, _NO_LIMIT)[0]
+    with open_image(path, _NO_LIMIT) as image:
+        if image is not None:
+            if image.info.get("compression") in _LOSSY or image.mode == "CMYK":
+                raise _invalid(path, "is compressed with loss or CMYK; save it as a grey PNG")
+            if (image.getexif().get(EXIF_ORIENTATION) or 1) != 1:
+                raise _invalid(path, "is turned by a tag; save it upright without the tag")
+    return height, width
+
+
+def _read_mask(path: str) -> _Grid:
     """Read a mask image; pixels that are not 0 are inside."""
     with open_image(path, _NO_LIMIT) as image:
-        is_tiff = image is None or image.format == "TIFF"
-        if not is_tiff:
-            _check_picture(path, image)
-    if is_tiff:
-        cells = _read_tiff(path)
-    else:
-        cells = _shrunk(read_label_image(path)[0] != 0, MAX_GRID)
-    if not cells.counts.any():
+        if image is not None and _is_transparent(image):
+            raise _invalid(
+                path,
+                "is transparent in places; draw the region in white on black without transparency",
+            )
+    inside = read_label_image(path, _NO_LIMIT)[0] != 0
+    if not inside.any():
         raise _invalid(path, "has no pixel that is not 0; draw the region in white on black")
-    return cells
+    return _Grid(_shrunk(inside, _MAX_GRID), inside.shape, np.count_nonzero(inside))
 
 
-def _check_picture(path: str, image: Image.Image) -> None:
-    """Refuse a mask, not a TIFF, whose inside is ambiguous."""
-    problem = ""
-    if image.width * image.height > MAX_PIXELS:
-        problem = f"is {image.width} x {image.height} px; shrink it, or save it as a TIFF"
-    elif getattr(image, "n_frames", 1) > 1:
-        problem = f"has {image.n_frames} frames; save only the one that counts"
-    elif "A" in image.getbands() or "transparency" in image.info:
-        alpha = image if "A" in image.getbands() else image.convert("RGBA")
-        if alpha.getchannel("A").getextrema()[0] < 255:
-            problem = _TRANSPARENT
-    elif (image.getexif().get(EXIF_ORIENTATION) or 1) != 1:
-        problem = "is turned by a tag; save it upright without the tag"
-    if problem:
-        raise _invalid(path, problem)
-
-
-def _read_tiff(path: str) -> _Cells:
-    """Count the stored values of a TIFF that are not 0, read piece by piece."""
-    import tifffile  # slow to import and seldom needed
-
-    with reading(path), tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        problem = _tiff_problem(tiff, page)
-        if problem:
-            raise _invalid(path, problem)
-        cells = _empty_cells((page.imagelength, page.imagewidth), MAX_GRID)
-        colors = page.samplesperpixel - len(page.extrasamples)
-        for values, x0, y0 in _tiff_pieces(path, tiff, page):
-            if (values[:, :, colors:] != 2**page.bitspersample - 1).any():
-                raise _invalid(path, _TRANSPARENT)
-            values = values[:, :, :colors]
-            if values.dtype.kind in "if":
-                with np.errstate(invalid="ignore"):
-                    whole = (values >= 0) & (values == np.rint(values)) & (values < np.inf)
-                if not whole.all():  # False for NaN
-                    raise _invalid(
-                        path,
-                        "has pixels that are negative, fractional or NaN; save a mask of 0 "
-                        "and 255",
-                    )
-            _add_pixels(cells, (values != 0).any(axis=2), x0, y0)
-    return cells
-
-
-def _tiff_pieces(path: str, tiff: Any, page: Any) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Pieces of a page, (h, w, samples), and the place of each: x and y in px."""
-    import tifffile
-
-    height, width = page.imagelength, page.imagewidth
-    if page.is_memmappable and page.planarconfig == 1:
-        pixels = tifffile.memmap(path, page=0, mode="r").reshape(height, width, -1)
-        rows = max(1, _PIECE // max(pixels[0].nbytes, 1))
-        for y0 in range(0, height, rows):
-            yield np.asarray(pixels[y0 : y0 + rows]), 0, y0
-        return
-    for values, (_, _, y0, x0, _), _ in page.segments(maxworkers=1):
-        if values is not None:  # a tile that was left out is 0
-            piece = values[0, : height - y0, : width - x0]
-            yield piece, x0, y0
-
-
-def _tiff_problem(tiff: Any, page: Any) -> str:
-    """Why the first page of a TIFF is not a mask, and the fix; empty if it is one."""
-    if not all(other.is_reduced for other in itertools.islice(tiff.pages, 1, None)):
-        return "has several pages; save only the one that counts"
-    if int(page.compression) not in _LOSSLESS:
-        return "is compressed with loss or in a rare way; save it with LZW or deflate"
-    if (
-        page.dtype is None
-        or page.dtype.kind not in "buif"
-        or page.imagedepth != 1
-        or not isinstance(page.bitspersample, int)
-        or (page.planarconfig != 1 and page.samplesperpixel > 1)
-    ):
-        return "is a rare kind of TIFF; save it as grey of 8 bits"
-    if int(page.photometric) not in _PHOTOMETRICS or page.samplesperpixel > _MAX_CHANNELS:
-        return "is not grey, RGB or a palette; save it as grey of 8 bits"
-    if page.extrasamples and page.dtype.kind != "u":
-        return "has a channel beside its colours; save it as grey of 8 bits"
-    if (page.tags.valueof(EXIF_ORIENTATION) or 1) != 1:
-        return "is turned by a tag; save it upright without the tag"
-    rows, columns = min(page.rowsperstrip, page.imagelength), page.imagewidth
-    if page.is_tiled:
-        rows, columns = page.tilelength, page.tilewidth
-    if not page.is_memmappable and rows * columns > MAX_PIXELS:
-        return "has strips or tiles that are too large; save it with tiles of 256 px"
-    return ""
+def _is_transparent(image: Image.Image) -> bool:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return False
+    alpha = image if "A" in image.getbands() else image.convert("RGBA")
+    return alpha.getchannel("A").getextrema()[0] < 255
 
 
 def _invalid(thing: str, problem: str) -> UserError:
     return UserError(f"{thing} {problem}.", code="region_invalid")
-
-
-def _damaged(where: str, error: Exception) -> UserError:
-    words = str(error) or type(error).__name__
-    return UserError(f"{where} is damaged ({words}); save the ROIs again.", code="file_invalid")
 
 
 def _unreadable(path: str, error: OSError) -> UserError:

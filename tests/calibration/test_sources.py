@@ -134,7 +134,7 @@ def written(tmp_path, content, name="scales.csv"):
 )
 def test_tables_as_spreadsheets_write_them(tmp_path, content):
     table = read_calibration_csv(written(tmp_path, content))
-    assert len(table) == 2
+    assert len(table.scales) == 2
     assert table.lookup("photos/a.jpg").um_per_px == 0.5
     assert table.lookup("photos/b.tif").um_per_px == 2.0
     assert table.lookup("a.jpg").source == "scales.csv"

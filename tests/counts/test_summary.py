@@ -204,9 +204,7 @@ def test_the_area_of_a_region_counts():
         ({"groups": {"a": "g"}}, "option_missing", "c does not belong to a group"),
         ({"groups": {"a": "g", "c": "g"}, "blanks": ["a"]}, "option_conflict", "The group g"),
         ({"blanks": ["z"]}, "option_invalid", "The blank z"),
-        ({"edge": "all"}, "option_invalid", "'all'"),
         ({"min_size": -1.0}, "option_invalid", "smallest reported size is -1"),
-        ({"sampling": Sampling({"a": 1.0})}, "option_missing", "c has no sampled volume"),
         ({"sampling": Sampling(1.0, filter_area_mm2=1)}, "option_invalid", "filter's 1 mm²"),
     ],
 )

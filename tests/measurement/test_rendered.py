@@ -17,12 +17,12 @@ def measured():
     items, truths, classes = [], [], []
     for index in range(40):
         key = (21, "measurement", index)
-        image, _, annotations = render_image(key, SIZE, UM_PER_PX, PRESETS["default"])
+        _, _, annotations = render_image(key, SIZE, UM_PER_PX, PRESETS["default"])
         whole = [a for a in annotations if not a["touches_edge"]]
         masks = CropMasks.from_coco([a["segmentation"] for a in whole], (SIZE, SIZE))
         for annotation, crop, offset in zip(whole, masks.crops, masks.offsets, strict=True):
             kind = "fiber" if annotation["category_id"] == 1 else "other"
-            items.append(Item(crop, tuple(offset.tolist()), (SIZE, SIZE), image, kind))
+            items.append(Item(crop, tuple(offset.tolist()), (SIZE, SIZE), kind))
             truths.append(annotation["truth"])
             classes.append(CLASSES[annotation["category_id"]])
     shapes = measure_many(items, processes=1)

@@ -157,13 +157,13 @@ BOXES = st.lists(
 
 def items(count):
     rng = np.random.default_rng(4)
-    image = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
     shapes = [disc(6), arc(20, 2, 4)]
     masks = [draw(shapes[n % 2], rng.uniform(0, 6), (0, 0)) for n in range(count)]
     places = rng.integers(0, 200, (count, 2)).tolist()
+    pixels = [rng.integers(0, 256, (int(mask.sum()), 3), dtype=np.uint8) for mask in masks]
     return [
-        Item(mask, (x, y), (300, 300), image, shapes[n % 2].kind)
-        for n, (mask, (x, y)) in enumerate(zip(masks, places, strict=True))
+        Item(mask, (x, y), (300, 300), shapes[n % 2].kind, colors)
+        for n, (mask, (x, y), colors) in enumerate(zip(masks, places, pixels, strict=True))
     ]
 
 
@@ -171,21 +171,6 @@ def items(count):
 def test_many_are_measured_as_one_by_one(processes):
     several = items(130)
     assert measure_many(several, processes) == [measure(*item) for item in several]
-
-
-def test_pixels_give_the_colours_of_their_image():
-    several = items(4)
-    pixels = []
-    for mask, (x, y), _, image, _, _ in several:
-        pixels.append(image[y : y + mask.shape[0], x : x + mask.shape[1]][mask])
-    without = [
-        item._replace(image=None, pixels=own) for item, own in zip(several, pixels, strict=True)
-    ]
-    assert measure_many(without) == measure_many(several)
-    with pytest.raises(ValueError, match="not both"):
-        measure_many([several[0]._replace(pixels=pixels[0])])
-    with pytest.raises(ValueError, match=r"has colours \(3, 3\)"):
-        measure_many([without[0]._replace(pixels=pixels[0][:3])])
 
 
 def test_nothing_is_measured_of_nothing():

@@ -41,6 +41,11 @@ def region_of(path, size=SIZE, name="a.tif"):
     return source.of_image(name, size, None)
 
 
+def mask_region(folder, mask, size=SIZE):
+    Image.fromarray(mask).save(folder / "m.png")
+    return region_of(folder / "m.png", size)
+
+
 def region(*polygons):
     return Region.from_polygons(polygons, SIZE, "m.geojson")
 
@@ -187,7 +192,7 @@ def test_a_polygon_of_a_huge_image_takes_no_grid():
         ([[100, 100], [120, 100], [120, 120]], "80 x 60 px"),
         ([[5, 5], [20, 5], [30, 5]], "80 x 60 px"),
         (np.zeros((2_000_001, 2)), "2000001 points"),
-        (np.random.default_rng(0).uniform(0, 5000, (100_000, 2)), "long outlines"),
+        (np.random.default_rng(0).uniform(0, 5000, (100_000, 2)), "too long to be combined"),
     ],
 )
 def test_a_polygon_that_cannot_be_used_is_refused(ring, words):
@@ -195,11 +200,11 @@ def test_a_polygon_that_cannot_be_used_is_refused(ring, words):
         region(Polygon(ring))
 
 
-def test_a_mask_is_scaled_up_by_the_nearest():
+def test_a_mask_is_scaled_up_by_the_nearest(tmp_path):
     mask = np.zeros((6, 8), bool)
     mask[1:4, 1:5] = True
     mask[2, 2] = False
-    scaled = Region.from_mask(mask, SIZE, "m.png")
+    scaled = mask_region(tmp_path, mask)
     assert (cells(scaled) == np.kron(mask, np.ones((10, 10), bool))).all()
     assert scaled.area_px == 1100
     assert not scaled.meets(21, 21, 29, 29) and scaled.meets(21, 21, 31, 29)
@@ -208,31 +213,23 @@ def test_a_mask_is_scaled_up_by_the_nearest():
     assert hole.bounds == (20, 20, 30, 30)
 
 
-def test_an_odd_scale_of_a_mask_counts_each_pixel_once():
-    mask = np.random.default_rng(1).random((17, 23)) < 0.5
-    some, rest = (Region.from_mask(one, SIZE, "m") for one in (mask, ~mask))
-    assert some.area_px == cells(some).sum()
-    assert some.area_px + rest.area_px == 60 * 80
+def test_an_odd_scale_of_a_mask_counts_each_pixel_once(tmp_path):
+    mask = np.random.default_rng(1).random((18, 24)) < 0.5
+    size = (61, 81)
+    some, rest = (mask_region(tmp_path, one, size) for one in (mask, ~mask))
+    places = np.stack(np.meshgrid(np.arange(81) + 0.5, np.arange(61) + 0.5), axis=-1)
+    assert some.area_px == some.contains(places).sum()
+    assert some.area_px + rest.area_px == 61 * 81
 
 
-def test_a_large_mask_is_outlined_by_the_majority():
+def test_a_large_mask_is_outlined_by_the_majority(tmp_path):
     mask = np.zeros((2600, 4000), bool)
     mask[400:2000, 800:3200] = True
     mask[1000:1200, 1000:1400] = False
     mask[5::8, 5::8] ^= True  # single cells, in and out
-    outer, hole = Region.from_mask(mask, (5200, 8000), "m").outlines()
-    assert Polygon(outer).bounds == (1600, 800, 6400, 4000)
-    assert Polygon(hole).bounds == (2000, 2000, 2800, 2400)
-    line = np.tile(np.arange(4000) == 2001, (9, 1))
-    (line,) = Region.from_mask(line, (9, 4000), "m").outlines()
-    assert Polygon(line).bounds == (2000, 0, 2004, 9)
-
-
-def test_the_outlines_of_noise_are_few():
-    noise = np.random.default_rng(0).random((4096, 4096)) < 0.5
-    outlines = Region.from_mask(noise, (8192, 8192), "m").outlines()
-    assert 0 < sum(map(len, outlines)) <= 150_000
-    assert max(ring.max() for ring in outlines) <= 8192
+    outer, hole = mask_region(tmp_path, mask, (5200, 8000)).outlines()
+    assert Polygon(outer).bounds == pytest.approx((1600, 800, 6400, 4000), abs=4)
+    assert Polygon(hole).bounds == pytest.approx((2000, 2000, 2800, 2400), abs=4)
 
 
 # Mask images
@@ -308,13 +305,12 @@ def test_what_is_stored_and_not_0_counts_in_masks_of_any_size(tmp_path, form, he
     assert found.area_px == inside.sum()
     points = [[90, top + 2], [90, top - 2], [34, top + 9], [29, top + 9], [90, bottom + 2]]
     assert found.contains(points).tolist() == [True, False, True, False, False]
-    assert found.meets(149, bottom - 1, 150, bottom) and not found.meets(160, 0, 200, height)
+    assert found.meets(147, bottom - 3, 150, bottom) and not found.meets(160, 0, 200, height)
     assert region_of(path, (2 * height, 400)).area_px == 4 * inside.sum()
 
 
-def test_a_large_tiff_mask_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("microplastics.roi.region._PIECE", 1000)
-    monkeypatch.setattr("microplastics.roi.region.MAX_GRID", 20)
+def test_a_large_mask_is_kept_on_a_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr("microplastics.roi.region._MAX_GRID", 20)
     inside = np.zeros((90, 70), np.uint8)
     inside[11:52, 8:33] = 255
     for name, options in (("plain", {}), ("tiles", {"tile": (16, 32), "compression": "zlib"})):
@@ -324,33 +320,21 @@ def test_a_large_tiff_mask_is_read_in_pieces(tmp_path, monkeypatch):
         assert found.contains([[20, 30], [60, 80]]).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("height", [80, 5003])
 @pytest.mark.parametrize(
-    ("value", "options", "words"),
+    ("value", "options", "code", "words"),
     [
-        (np.uint8(255), {"compression": "jpeg"}, "compressed"),
-        (np.float32("nan"), {}, "negative, fractional or NaN"),
-        (np.float32(0.5), {"compression": "zlib"}, "negative, fractional or NaN"),
-        (np.int16(-1), {}, "negative, fractional or NaN"),
-        (np.complex64(1), {}, "rare kind of TIFF"),
-        (np.uint8(1), {"extratags": [(274, 3, 1, 6, True)]}, "turned"),
+        (np.uint8(255), {"compression": "jpeg"}, "region_invalid", "compressed with loss"),
+        (np.float32("nan"), {}, "image_invalid", "not whole numbers"),
+        (np.float32(0.5), {"compression": "zlib"}, "image_invalid", "not whole numbers"),
+        (np.int16(-1), {}, "image_invalid", "negative"),
+        (np.complex64(1), {}, "image_invalid", "complex64"),
+        (np.uint8(1), {"extratags": [(274, 3, 1, 6, True)]}, "region_invalid", "turned"),
     ],
 )
-def test_a_tiff_that_is_not_a_mask_is_refused_at_any_size(tmp_path, height, value, options, words):
-    tifffile.imwrite(tmp_path / "m.tif", np.full((height, 64), value), **options)
-    with user_error("region_invalid", "m.tif", words):
-        region_of(tmp_path / "m.tif", (height, 64))
-
-
-def test_only_the_reduced_levels_of_a_pyramid_may_follow_the_first_page(tmp_path):
-    whole, small = np.ones((80, 64), np.uint8), np.ones((40, 32), np.uint8)
-    for name, kind in (("pyramid", 1), ("pages", 0)):
-        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as writer:
-            writer.write(whole)
-            writer.write(small, subfiletype=kind)
-    assert region_of(tmp_path / "pyramid.tif", whole.shape).area_px == whole.size
-    with user_error("region_invalid", "pages.tif", "several pages"):
-        region_of(tmp_path / "pages.tif", whole.shape)
+def test_a_tiff_that_is_not_a_mask_is_refused(tmp_path, value, options, code, words):
+    tifffile.imwrite(tmp_path / "m.tif", np.full((80, 64), value), **options)
+    with user_error(code, "m.tif", words):
+        region_of(tmp_path / "m.tif", (80, 64))
 
 
 @pytest.mark.parametrize("height", [80, 5003])
@@ -369,19 +353,18 @@ def test_a_mask_that_is_transparent_in_places_is_refused(tmp_path, form, height)
         region_of(path, pixels.shape[:2])
 
 
-def test_an_opaque_png_and_one_above_the_limit_of_pixels(tmp_path, monkeypatch):
+def test_an_opaque_png_is_a_mask(tmp_path):
     Image.fromarray(np.full((*SIZE, 4), 255, np.uint8)).save(tmp_path / "m.png")
     assert region_of(tmp_path / "m.png").area_px == 4800
-    monkeypatch.setattr("microplastics.roi.region.MAX_PIXELS", 1000)
-    with user_error("region_invalid", "m.png", "80 x 60 px", "TIFF"):
-        region_of(tmp_path / "m.png")
 
 
-def test_frames_of_a_gif_are_refused(tmp_path):
+@pytest.mark.parametrize("suffix", ["gif", "tif"])
+def test_several_frames_are_refused(tmp_path, suffix):
     frames = [Image.fromarray(np.full(SIZE, grey, np.uint8)) for grey in (1, 200)]
-    frames[0].save(tmp_path / "m.gif", save_all=True, append_images=frames[1:])
-    with user_error("region_invalid", "m.gif", "2 frames"):
-        region_of(tmp_path / "m.gif")
+    path = tmp_path / f"m.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with user_error("image_invalid", path.name, "it has 2 "):
+        region_of(path)
 
 
 # Sources
@@ -474,8 +457,6 @@ def test_the_path_that_a_region_comes_from(tmp_path):
     single = write(tmp_path / "m.geojson", POLYGON)
     assert RegionSource("circle").path_of("a.tif") is None
     assert RegionSource(str(single)).path_of("a.tif") == single
-    with pytest.raises(ValueError, match="was not given to check"):
-        RegionSource(str(tmp_path)).path_of("m.tif")
 
 
 def test_circle_looks_at_the_image():
@@ -657,7 +638,7 @@ def test_an_encrypted_or_empty_zip_is_refused(tmp_path):
     content[6] |= 1
     content[content.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "m.zip").write_bytes(content)
-    with user_error("file_invalid", "m.zip, 'a.roi'", "encrypted"):
+    with user_error("file_invalid", "m.zip", "'a.roi'", "encrypted"):
         region_of(tmp_path / "m.zip")
     zipfile.ZipFile(tmp_path / "m.zip", "w").close()
     with user_error("region_invalid", "m.zip", "no outline"):
