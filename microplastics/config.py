@@ -171,8 +171,8 @@ def _add_writers(cfg: CfgNode) -> None:
 
 def _add_augmentation(cfg: CfgNode) -> None:
     """Add INPUT.AUG, whose augmentations are all off."""
-    # Each is applied to an image with its probability PROB, in the order that
-    # microplastics/data/augmentation/build.py gives. INPUT.RANDOM_FLIP may also be "both".
+    # Each is applied to an image with its probability PROB, in the order of build_augmentations in
+    # microplastics/data/mapper.py. INPUT.RANDOM_FLIP may also be "both".
     aug = cfg.INPUT.AUG = CfgNode()
     # A window (height, width) around a random particle, in px of the photograph, whose centre
     # lies off the particle's by at most SHIFT of the window's half.

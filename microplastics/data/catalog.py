@@ -55,16 +55,9 @@ class InstancesMetadata(Metadata):
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Set as Detectron2 does; a first value is not compared with the JSON."""
-        if key in _LAZY_KEYS and key not in self.__dict__:
-            object.__setattr__(self, key, value)
-        else:
-            super().__setattr__(key, value)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all attributes, including the classes if the JSON exists."""
-        if os.path.exists(self.json_file):
-            return {**{key: getattr(self, key) for key in _LAZY_KEYS}, **self.__dict__}
-        return super().as_dict()
+        if key in _LAZY_KEYS:
+            self.__dict__.setdefault(key, value)
+        super().__setattr__(key, value)
 
     def fill(self) -> None:
         """Read the classes from the JSON.
@@ -73,7 +66,8 @@ class InstancesMetadata(Metadata):
             UserError: the JSON is missing or broken, or ``classes_mismatch`` if its classes differ
                 from those read or set before.
         """
-        names, ids = coco.class_names(self.json_file), coco.contiguous_ids(self.json_file)
+        checked = coco.checked_instances(self.json_file)
+        names, ids = checked.classes, checked.contiguous_ids
         for key, value in _class_attributes(names, ids).items():
             known = self.__dict__.setdefault(key, value)
             if known != value and key != "thing_colors":
@@ -104,52 +98,38 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
     )
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name)
-        if not isinstance(known, InstancesMetadata):
-            raise UserError(
-                f"The data set name {name!r} is registered by other code; choose another.",
-                code="dataset_conflict",
-            )
-        if _same_path(known.json_file, json_file) and _same_path(known.image_root, image_root):
+        paths = known.get("json_file", "data"), known.get("image_root", "other code")
+        if list(map(os.path.abspath, paths)) == list(map(os.path.abspath, (json_file, image_root))):
             return
         raise UserError(
-            f"The data set name {name!r} is registered for {known.json_file} with images in "
-            f"{known.image_root}, not for {json_file} with images in {image_root}; choose another "
-            "name.",
+            f"The data set name {name!r} is registered for {paths[0]} of {paths[1]}, not for "
+            f"{json_file} with images in {image_root}; choose another name.",
             code="dataset_conflict",
         )
     metadata = InstancesMetadata(
         name=name, json_file=json_file, image_root=image_root, evaluator_type="coco"
     )
     if name in MetadataCatalog:  # attributes set before the registration
-        _keep_attributes(metadata, MetadataCatalog.get(name))
+        metadata.set(**MetadataCatalog.get(name).as_dict())
     MetadataCatalog[name] = metadata
     DatasetCatalog.register(name, functools.partial(_load, name))
 
 
-def register_builtin(root: str | os.PathLike | None = None) -> None:
+def register_builtin() -> None:
     """Register ``microplastics_{train,val,test}`` and ``microplastics_synthetic_{…}``.
 
-    The files are in ``root/microplastics/{train,val,test}/`` and
+    With ``$DETECTRON2_DATASETS`` or ``datasets`` as root, the files are in
+    ``root/microplastics/{train,val,test}/`` and
     ``root/microplastics/annotations/instances_{train,val,test}.json``, the rendered ones likewise
-    in ``root/microplastics_synthetic/``. A later call with another root moves the names there.
-
-    Args:
-        root: folder of the data sets; ``$DETECTRON2_DATASETS`` or ``datasets`` if None.
+    in ``root/microplastics_synthetic/``.
     """
-    if root is None:
-        root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    root = os.path.expanduser(os.fspath(root))
+    root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets")
     for name, (family, split) in _BUILTIN.items():
+        if name in DatasetCatalog:
+            logger.warning("Data set %r is registered by other code; it stays as it is.", name)
+            continue
         json_file = os.path.join(root, family, "annotations", f"instances_{split}.json")
         image_root = os.path.join(root, family, split)
-        if name in DatasetCatalog:
-            known = MetadataCatalog.get(name)
-            if not isinstance(known, InstancesMetadata):
-                logger.warning("Data set %r is registered by other code; it stays as it is.", name)
-                continue
-            if not (known.json_file == json_file and known.image_root == image_root):
-                DatasetCatalog.pop(name)
-                MetadataCatalog.pop(name)
         register_microplastics_instances(name, json_file, image_root)
 
 
@@ -166,40 +146,24 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
         The entries.
 
     Raises:
-        UserError: ``dataset_unknown``, or ``file_missing``.
+        UserError: ``dataset_unknown``.
     """
     entries = (names,) if isinstance(names, str) else tuple(names)
     for entry in entries:
-        if entry not in DatasetCatalog:
-            register_microplastics_instances(entry, *_split_entry(entry))
+        match = _JSON_AND_IMAGES.fullmatch(entry)
+        if entry in DatasetCatalog:
+            continue
+        if match is None:
+            close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise UserError(
+                f"The data set {entry!r} is unknown; expected a registered name or "
+                f"path/to.json:path/to/images.{hint}",
+                code="dataset_unknown",
+            )
+        images = match["images"] or os.path.dirname(match["json"]) or "."
+        register_microplastics_instances(entry, match["json"], images)
     return entries
-
-
-def _split_entry(entry: str) -> tuple[str, str]:
-    """Return the JSON and the image root of an entry that is not a registered name."""
-    match = _JSON_AND_IMAGES.fullmatch(entry)
-    if match is None:
-        close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise UserError(
-            f"The data set {entry!r} is unknown; expected a registered name or "
-            f"path/to.json:path/to/images.{hint}",
-            code="dataset_unknown",
-        )
-    json_file = os.path.expanduser(match["json"])
-    image_root = os.path.expanduser(match["images"] or os.path.dirname(json_file) or ".")
-    if not os.path.isfile(json_file):
-        raise UserError(
-            f"The file {json_file} of data set {entry!r} does not exist; correct the path.",
-            code="file_missing",
-        )
-    if not os.path.isdir(image_root):
-        raise UserError(
-            f"The image folder {image_root} of data set {entry!r} does not exist; correct the path "
-            "after the colon.",
-            code="file_missing",
-        )
-    return json_file, image_root
 
 
 def class_colors(names: Sequence[str]) -> list[list[int]]:
@@ -247,20 +211,6 @@ def _load(name: str) -> list[dict]:
         )
     metadata.fill()
     return coco.load_instances(metadata.json_file, metadata.image_root)
-
-
-def _same_path(one: str, other: str) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)
-
-
-def _keep_attributes(metadata: InstancesMetadata, earlier: Metadata) -> None:
-    for key, value in earlier.as_dict().items():
-        if metadata.__dict__.setdefault(key, value) != value:
-            raise UserError(
-                f"The metadata of data set {metadata.name!r} has {key} {value!r}, not "
-                f"{metadata.__dict__[key]!r}; choose another name.",
-                code="dataset_conflict",
-            )
 
 
 # As Detectron2's own builtin.py does, when detectron2.data is imported (microplastics/__init__.py).

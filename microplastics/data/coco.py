@@ -1,19 +1,21 @@
 """Loading and checking of COCO instance JSON.
 
-A file is parsed and checked once per process and kept until it changes. Errors are refused;
-oddities are corrected and logged.
+A file is parsed, checked and kept until it changes. Errors are refused; oddities are corrected and
+logged.
 """
 
 import contextlib
+import csv
 import functools
 import io
 import logging
 import os
 import re
 import reprlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
@@ -32,57 +34,11 @@ from microplastics.utils.io import read_json
 
 logger = logging.getLogger(__name__)
 
-_FIELD = "lacks a field or has one of the wrong type"
-# How an entry is described by the error that refuses a file; the doctor explains each code.
-ERRORS = {
-    "not_an_object": "is not a JSON object",
-    "image_field": _FIELD,
-    "image_duplicate": "has the id of another image",
-    "file_name": "has a file_name outside the image folder",
-    "category_field": _FIELD,
-    "category_duplicate": "has the id of another category",
-    "category_same_name": "has the name of another used category",
-    "annotation_field": _FIELD,
-    "box_field": _FIELD,
-    "area_field": _FIELD,
-    "annotation_zero": "has id 0, whose match pycocotools loses",
-    "annotation_duplicate": "has the id of another annotation",
-    "no_image": "belongs to an image not in the file",
-    "no_category": "has a category not in the file",
-    "ignore": "has ignore set, which Detectron2 refuses",
-    "segmentation_empty": "has an empty segmentation",
-    "segmentation_type": "has a segmentation that is neither polygons nor RLE",
-    "polygon_flat": "has a segmentation of bare numbers",
-    "polygon_points": "has a polygon of fewer than 3 points",
-    "polygon_odd": "has a polygon with an odd number of coordinates",
-    "polygon_numbers": "has a polygon with coordinates that are not finite numbers",
-    "polygon_outside": "has its polygon wholly outside the image",
-    "outline_long": "has an outline of impossible length",
-    "zero_area": "has a segmentation of zero area",
-    "rle_size": "has an RLE of another size than its image",
-    "rle_counts": "has a malformed RLE",
-    "rle_empty": "has an RLE without a pixel",
-    "image_file": "cannot be used",
-    "image_missing": "has no file",
-    "image_size": "has another size than its file",
-}
-WARNINGS = {
-    "area_missing": "annotations without area; it is computed from the mask",
-    "area_of_box": "annotations whose area is that of the box; the area of the mask is used",
-    "area_differs": "annotations whose area differs from their mask; that of the mask is used",
-    "iscrowd_missing": "annotations without iscrowd; taken as 0",
-    "bbox_differs": "boxes that differ from their mask by over 2 px; boxes of the masks are used",
-    "bbox_xyxy": "boxes written as x0, y0, x1, y1; boxes of the masks are used",
-    "polygon_clipped": "polygons that leave the image; they are clipped at its border",
-    "subpixel": "annotations whose mask has no pixel; they can never be matched",
-    "crowd": "annotations with iscrowd 1; training skips them, evaluation ignores them",
-    "keypoints": "annotations with keypoints, which are not used",
-    "annotation_twice": "annotations that repeat another's image, box and category",
-    "image_twice": "images that name the file of another",
-    "image_blank": "images without annotations",
-    "category_placeholder": "unused placeholder categories; they are left out",
-    "category_unused": "categories without annotations",
-}
+# The words of each code are the doctor's.
+with open(Path(__file__).with_name("doctor") / "codes.csv", newline="", encoding="utf-8") as _file:
+    _CODES = list(csv.DictReader(_file))
+ERRORS = {row["code"]: row["what"] for row in _CODES if row["severity"] == "problem"}
+WARNINGS = {row["code"]: row["what"] for row in _CODES if row["severity"] != "problem"}
 EXAMPLES = 5
 ID_LIMIT = 2**53  # evaluation keeps ids as float64
 _PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
@@ -91,8 +47,9 @@ _BOX_TOLERANCE = 2.0
 _AREA_TOLERANCE = 0.2  # of the mask's area
 _AREA_TOLERANCE_PX = 10.0
 _CACHED_FILES = 8
-_ERROR_CODES = {"image_missing": "image_missing", "image_size": "image_size"}
-_ERROR_CODES["image_file"] = "image_invalid"
+# Codes of UserError; all others are annotations_invalid.
+_USER_CODES = {code: code for code in ("image_missing", "image_size")}
+_USER_CODES["image_file"] = "image_invalid"
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 120
 
@@ -103,135 +60,61 @@ def show(value: Any) -> str:
 
 
 class Place(NamedTuple):
-    """An entry of a COCO JSON, described only if it is printed.
+    """An entry of a COCO JSON, described only if it is printed."""
 
-    Attributes:
-        kind: ``"image"``, ``"category"`` or ``"annotation"``.
-        index: position in its list of the JSON, from 0.
-        entry: its content.
-        image: the checked image that an annotation belongs to, or None.
-    """
-
-    kind: str
-    index: int
+    kind: str  # "image", "category" or "annotation"
+    index: int  # in its list of the JSON
     entry: Any
-    image: dict | None = None
+    image: dict | None = None  # the checked image that an annotation belongs to
 
-    def short(self) -> str:
-        """Describe the entry without its image's file name."""
+    def __str__(self) -> str:
         id_ = self.entry.get("id") if isinstance(self.entry, dict) else None
         words = f"{self.kind} {show(id_)}" if id_ is not None else f"{self.kind} #{self.index + 1}"
         if self.kind != "annotation" and isinstance(self.entry, dict):
             name = self.entry.get("file_name" if self.kind == "image" else "name")
             words += f" ({show(name)})" if name is not None else ""
         elif self.image is not None:
-            words += f" of image {self.image['id']}"
+            words += f" of image {self.image['id']} ({show(self.image['file_name'])})"
         return words
-
-    def __str__(self) -> str:
-        return self.short() + (f" ({show(self.image['file_name'])})" if self.image else "")
 
 
 @dataclass
 class Tally:
-    """Number of problems of one kind, with the first few places.
-
-    Attributes:
-        code: a key of ``ERRORS`` or ``WARNINGS``.
-        count: number of problems.
-        places: the first few, each with a detail in words.
-    """
+    """Number of problems of one kind, with the first few places and a detail in words of each."""
 
     code: str
     count: int = 0
     places: list[tuple[Place, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        places = [place.short() + (f" ({words})" if words else "") for place, words in self.places]
-        more = "; …" if self.count > len(places) else ""
-        return f"{self.count} x {WARNINGS[self.code]}: {'; '.join(places)}{more}"
+        places = [f"{place} ({words})" if words else str(place) for place, words in self.places]
+        what = ERRORS.get(self.code) or WARNINGS[self.code]
+        return f"{self.count} x {what}: {'; '.join(places)}{'; …' * (self.count > len(places))}"
 
 
 class Findings:
-    """Counts of errors and warnings by code."""
+    """Errors and warnings, each a :class:`Tally` by code."""
 
     def __init__(self) -> None:
         self.errors: dict[str, Tally] = {}
         self.warnings: dict[str, Tally] = {}
 
-    def error(self, code: str, place: Place, detail: str = "") -> None:
-        """Count an error of a kind in ``ERRORS``."""
-        self._count(self.errors, code, place, detail)
-
-    def warn(self, code: str, place: Place, detail: str = "") -> None:
-        """Count an oddity of a kind in ``WARNINGS``."""
-        self._count(self.warnings, code, place, detail)
-
-    def raise_errors(self, json_file: str) -> None:
-        """Raise a :class:`UserError` that names the first error and counts all by code."""
-        if not self.errors:
-            return
-        first = next(iter(self.errors.values()))
-        place, detail = first.places[0]
-        message = f"{json_file}: {place} {ERRORS[first.code]}{f' ({detail})' if detail else ''}"
-        kinds = ", ".join(f"{tally.count} {tally.code}" for tally in self.errors.values())
-        total = sum(tally.count for tally in self.errors.values())
-        message += "; correct it, as `microplastics check` explains"
-        message += f" for all {total} problems ({kinds})" if total > 1 else ""
-        raise UserError(f"{message}.", code=_ERROR_CODES.get(first.code, "annotations_invalid"))
-
-    @staticmethod
-    def _count(tallies: dict[str, Tally], code: str, place: Place, detail: str) -> None:
-        tally = tallies.setdefault(code, Tally(code))
+    def add(self, code: str, place: Place, detail: str = "") -> None:
+        """Count a problem; ``code`` is in ``ERRORS`` or ``WARNINGS``."""
+        tally = (self.errors if code in ERRORS else self.warnings).setdefault(code, Tally(code))
         tally.count += 1
         if len(tally.places) < EXAMPLES:
             tally.places.append((place, detail))
 
-
-@dataclass
-class CheckedInstances:
-    """The usable content of a COCO JSON; every value has its right type.
-
-    Attributes:
-        images: dicts of id, file_name, height, width; by ascending id.
-        categories: dicts of id, name, supercategory; by ascending id, without placeholders.
-        annotations: dicts of id, image_id, category_id, bbox, area, iscrowd, segmentation, in
-            the order of the file; area and segmentation as measured by ``segmentation.measure``.
-        warnings: oddities by code.
-        logged: the warnings were logged.
-    """
-
-    images: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    warnings: list[Tally]
-    logged: bool = False
-
-    @property
-    def num_images(self) -> int:
-        """Number of images in the JSON."""
-        return len(self.images)
-
-    @property
-    def num_annotations(self) -> int:
-        """Number of annotations in the JSON."""
-        return len(self.annotations)
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names by contiguous id."""
-        return [category["name"] for category in self.categories]
-
-    @property
-    def contiguous_ids(self) -> dict[int, int]:
-        """Contiguous id (from 0, by ascending id) of each category id."""
-        return {category["id"]: index for index, category in enumerate(self.categories)}
-
-    @property
-    def instances_per_class(self) -> dict[str, int]:
-        """Number of annotations of each class, including crowds."""
-        counts = Counter(annotation["category_id"] for annotation in self.annotations)
-        return {c["name"]: counts[c["id"]] for c in self.categories}
+    def raise_errors(self, json_file: str) -> None:
+        """Raise a :class:`UserError` that names the first error and counts all by code."""
+        if self.errors:
+            first = next(iter(self.errors.values()))
+            kinds = ", ".join(f"{tally.count} {code}" for code, tally in self.errors.items())
+            raise UserError(
+                f"{json_file}: {first}; correct them, as `microplastics check` explains ({kinds}).",
+                code=_USER_CODES.get(first.code, "annotations_invalid"),
+            )
 
 
 class MeasuredEntry(NamedTuple):
@@ -246,16 +129,18 @@ class MeasuredEntry(NamedTuple):
 
 @dataclass
 class Examined:
-    """Result of checking a JSON, sound or not.
+    """Content of a COCO JSON; every value has its right type.
 
     Attributes:
         findings: errors and oddities.
-        images: by id, as in :class:`CheckedInstances`; one without a usable size has the key
-            ``invalid``, and ``file_name`` may be anything (see :func:`is_safe_name`).
-        categories: as in :class:`CheckedInstances`.
-        annotations: the sound ones, as in :class:`CheckedInstances`.
+        images: dicts of id, file_name, height, width, by id. With errors: one without a usable
+            size has the key ``invalid``, and ``file_name`` may be anything
+            (see :func:`is_safe_name`).
+        categories: dicts of id, name, supercategory; by ascending id, without placeholders.
+        annotations: the sound ones, dicts of id, image_id, category_id, bbox, area, iscrowd,
+            segmentation, in the order of the file; area and segmentation as measured by
+            ``segmentation.measure``.
         measured: every annotation whose segmentation can be measured.
-        image_indices: image id -> position in the JSON.
     """
 
     findings: Findings
@@ -263,46 +148,37 @@ class Examined:
     categories: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     measured: list[MeasuredEntry]
-    image_indices: dict[int, int]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by contiguous id."""
+        return [category["name"] for category in self.categories]
+
+    @property
+    def contiguous_ids(self) -> dict[int, int]:
+        """Contiguous id (from 0, by ascending id) of each category id."""
+        return {category["id"]: index for index, category in enumerate(self.categories)}
 
 
 def check_instances(
-    json_file: str,
-    image_root: str,
-    num_classes: int | None = None,
-    *,
-    training: bool = False,
-    max_pixels: int | None = None,
-) -> CheckedInstances:
+    json_file: str, image_root: str, *, training: bool = False, max_pixels: int | None = None
+) -> Examined:
     """Check the JSON of a data set and the header of every image.
-
-    Oddities are logged, one line per kind, once for each state of the file.
 
     Args:
         json_file: COCO instance JSON.
         image_root: folder that its ``file_name`` are relative to.
-        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``, or None to skip this check.
         training: also refuse a data set without an annotation to learn from.
         max_pixels: images of more pixels are refused; Pillow's limit of 178,956,970 if None.
 
     Returns:
-        The content, which must not be changed.
+        The content without ``measured``, which must not be changed.
 
     Raises:
         UserError: ``annotations_invalid``, ``image_missing``, ``image_size``, … naming the first
-            error and the number of errors of each kind; ``classes_mismatch``; ``dataset_empty``.
+            error and the number of errors of each kind; ``dataset_empty``.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    checked = _checked(json_file)
-    _log_warnings(json_file, checked)
-    names = checked.classes
-    if num_classes is not None and len(names) != num_classes:
-        raise UserError(
-            f"{json_file} has {len(names)} classes ({', '.join(names)}) but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}; set MODEL.ROI_HEADS.NUM_CLASSES "
-            f"{len(names)} or correct the categories of the JSON.",
-            code="classes_mismatch",
-        )
+    checked = checked_instances(json_file)
     if training and all(annotation["iscrowd"] for annotation in checked.annotations):
         raise UserError(
             f"{json_file} has no annotation to train on (none, or only with iscrowd 1); annotate "
@@ -310,7 +186,17 @@ def check_instances(
             "annotations and set DATALOADER.FILTER_EMPTY_ANNOTATIONS False.",
             code="dataset_empty",
         )
-    _check_files(json_file, checked.images, image_root, max_pixels)
+    if not os.path.isdir(image_root):
+        raise UserError(
+            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
+            code="file_missing",
+        )
+    findings = Findings()
+    for image in checked.images.values():
+        problem = file_problem(image, image_root, max_pixels)
+        if problem:
+            findings.add(problem[0], Place("image", 0, image), problem[1])
+    findings.raise_errors(json_file)
     return checked
 
 
@@ -335,31 +221,23 @@ def load_instances(json_file: str, image_root: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the JSON cannot be used.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    checked = _checked(json_file)
-    _log_warnings(json_file, checked)
+    checked = checked_instances(json_file)
     ids = checked.contiguous_ids
     by_image = defaultdict(list)
-    for annotation in checked.annotations:
-        by_image[annotation["image_id"]].append(
-            {
-                "id": annotation["id"],
-                "iscrowd": annotation["iscrowd"],
-                "bbox": list(annotation["bbox"]),
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": ids[annotation["category_id"]],
-                "segmentation": _copied(annotation["segmentation"]),
-            }
-        )
+    for annotation in map(_copied, checked.annotations):
+        del annotation["area"]
+        annotation["bbox_mode"] = BoxMode.XYWH_ABS
+        annotation["category_id"] = ids[annotation["category_id"]]
+        by_image[annotation.pop("image_id")].append(annotation)
     return [
         {
-            "file_name": os.path.join(image_root, image["file_name"]),
+            "file_name": os.path.join(os.fspath(image_root), image["file_name"]),
             "height": image["height"],
             "width": image["width"],
-            "image_id": image["id"],
-            "annotations": by_image[image["id"]],
+            "image_id": id_,
+            "annotations": by_image[id_],
         }
-        for image in checked.images
+        for id_, image in sorted(checked.images.items())
     ]
 
 
@@ -370,25 +248,19 @@ def coco_api(json_file: str) -> COCO:
     JSON. ``area`` is the number of pixels of the mask, from which evaluators tell small, medium
     and large; ``iscrowd`` is 0 if it was missing. ``dataset`` can be written as JSON.
 
-    Args:
-        json_file: COCO instance JSON.
-
     Raises:
         UserError: the JSON cannot be used.
     """
-    checked = _checked(os.fspath(json_file))
-    annotations = []
-    for annotation in checked.annotations:
-        segmentation = _copied(annotation["segmentation"])
+    checked = checked_instances(json_file)
+    annotations = [_copied(annotation) for annotation in checked.annotations]
+    for annotation in annotations:
+        segmentation = annotation["segmentation"]
         if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
             segmentation["counts"] = segmentation["counts"].decode("ascii")
-        annotations.append(
-            {**annotation, "bbox": list(annotation["bbox"]), "segmentation": segmentation}
-        )
     api = COCO()
     api.dataset = {
         "info": {},
-        "images": [dict(image) for image in checked.images],
+        "images": [dict(image) for _, image in sorted(checked.images.items())],
         "categories": [dict(category) for category in checked.categories],
         "annotations": annotations,
     }
@@ -397,85 +269,60 @@ def coco_api(json_file: str) -> COCO:
     return api
 
 
-def class_names(json_file: str) -> list[str]:
-    """Return the class names of a COCO JSON by contiguous id.
+def checked_instances(json_file: str) -> Examined:
+    """Parse and check a COCO JSON without its images, or return the result kept from before.
+
+    Returns:
+        The content without ``measured``, which must not be changed.
 
     Raises:
         UserError: the JSON cannot be used.
     """
-    return _checked(os.fspath(json_file)).classes
-
-
-def contiguous_ids(json_file: str) -> dict[int, int]:
-    """Return the contiguous id (from 0, by ascending id) of each category id of a COCO JSON.
-
-    Raises:
-        UserError: the JSON cannot be used.
-    """
-    return _checked(os.fspath(json_file)).contiguous_ids
-
-
-def _checked(json_file: str) -> CheckedInstances:
-    """Parse and check a JSON, or return the kept result, which must not be changed."""
-    try:
+    json_file, state = os.fspath(json_file), ()
+    with contextlib.suppress(OSError, ValueError):  # read_json describes them
         status = os.stat(json_file)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"Cannot read {json_file}: {reason}; correct the path.", code="file_missing"
-        ) from error
-    return _parsed(json_file, (status.st_mtime_ns, status.st_size, status.st_ino))
+        state = status.st_mtime_ns, status.st_size, status.st_ino
+    return _parsed(json_file, state)
 
 
 @functools.lru_cache(maxsize=_CACHED_FILES)
-def _parsed(json_file: str, _state: tuple[int, ...]) -> CheckedInstances:
-    return check_content(json_file, read_json(json_file))
+def _parsed(json_file: str, _state: tuple[int, ...]) -> Examined:
+    """Check a JSON and log its oddities, one line per kind."""
+    checked = check_content(json_file, read_json(json_file))
+    for tally in checked.findings.warnings.values():
+        logger.warning("%s: %s", json_file, tally)
+    return checked
 
 
-def _log_warnings(json_file: str, checked: CheckedInstances) -> None:
-    if not checked.logged:
-        checked.logged = True
-        for tally in checked.warnings:
-            logger.warning("%s: %s", json_file, tally)
+def _copied(annotation: dict[str, Any]) -> dict[str, Any]:
+    """Copy an annotation, so that changes by a caller do not reach the cache."""
+    mask = annotation["segmentation"]
+    mask = dict(mask) if isinstance(mask, dict) else [list(polygon) for polygon in mask]
+    return {**annotation, "bbox": list(annotation["bbox"]), "segmentation": mask}
 
 
-def _copied(segmentation: list | dict) -> list | dict:
-    """Copy a segmentation, so that changes by a caller do not reach the cache."""
-    if isinstance(segmentation, dict):
-        return dict(segmentation)
-    return [list(polygon) for polygon in segmentation]
-
-
-def check_content(json_file: str, data: dict[str, Any]) -> CheckedInstances:
-    """Check the content of a JSON, without its image files.
-
-    Args:
-        json_file: its path, for the messages.
-        data: its content; it is not changed.
+def check_content(json_file: str, data: dict[str, Any]) -> Examined:
+    """Check the content of a JSON, which is not changed, without its image files.
 
     Raises:
-        UserError: ``annotations_invalid``, naming the first error and counting all by kind.
+        UserError: ``annotations_invalid``, naming the first errors and counting all by kind.
     """
     problem = structure_problem(data)
     if problem:
         raise UserError(f"{json_file} {problem}.", code="annotations_invalid")
     examined = examine(data)
     examined.findings.raise_errors(json_file)
-    return CheckedInstances(
-        sorted(examined.images.values(), key=lambda image: image["id"]),
-        examined.categories,
-        examined.annotations,
-        list(examined.findings.warnings.values()),
-    )
+    examined.measured.clear()  # only the doctor needs the entries of the file
+    return examined
 
 
 def structure_problem(data: dict[str, Any]) -> str | None:
     """Describe a JSON object that lacks one of the three lists of COCO; None if it has them."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
-            words = f"has no list {key!r}" if key not in data else f"has {key!r} that is not a list"
             return (
-                f"{words}; export as COCO instance segmentation (images, annotations, categories)"
+                f"has no list {key!r}; export as COCO instance segmentation (images, annotations, "
+                "categories)"
             )
         if not data[key] and key != "annotations":
             return f"has an empty list {key!r}; export the data set again"
@@ -489,18 +336,19 @@ def examine(data: dict[str, Any]) -> Examined:
         data: content of the JSON, for which :func:`structure_problem` is None; not changed.
     """
     findings = Findings()
-    images, indices = check_images(data["images"], findings)
+    images = check_images(data["images"], findings)
     categories = check_categories(data["categories"], findings)
     annotations, measured = _check_annotations(data["annotations"], images, categories, findings)
     # Even a broken annotation shows that its category is not a placeholder and that its image
     # is not blank.
-    used = {key_of(entry.get("category_id")) for entry in objects_of(data["annotations"])}
-    categories = drop_placeholders(categories, used, findings)
-    annotated = {key_of(entry.get("image_id")) for entry in objects_of(data["annotations"])}
-    for image in images.values():
-        if image["id"] not in annotated:
-            findings.warn("image_blank", Place("image", indices[image["id"]], image))
-    return Examined(findings, images, categories, annotations, measured, indices)
+    entries = list(objects_of(data["annotations"]))
+    used = {key_of(entry.get("category_id")) for entry in entries}
+    annotated = {key_of(entry.get("image_id")) for entry in entries}
+    kept = drop_placeholders(categories, used, findings)
+    for id_, image in images.items():
+        if id_ not in annotated:
+            findings.add("image_blank", Place("image", 0, image))
+    return Examined(findings, images, kept, annotations, measured)
 
 
 def objects_of(entries: list) -> Iterator[dict]:
@@ -536,19 +384,16 @@ def is_safe_name(value: Any) -> bool:
     return bool(parts[0]) and not re.match(r"[A-Za-z]:", value) and ".." not in parts
 
 
-def check_images(
-    entries: list, findings: Findings
-) -> tuple[dict[int, dict[str, Any]], dict[int, int]]:
-    """Return the images with a usable id, and their positions in the list, by id."""
+def check_images(entries: list, findings: Findings) -> dict[int, dict[str, Any]]:
+    """Return the images with a usable id, by id."""
     images: dict[int, dict[str, Any]] = {}
-    indices: dict[int, int] = {}
     names: set[str] = set()
     for index, entry in enumerate(entries):
         place = Place("image", index, entry)
-        if not _check_entry(place, images, findings):
+        if not _check_id(place, images, findings):
             continue
         image = {key: entry.get(key) for key in ("id", "file_name", "height", "width")}
-        images[image["id"]], indices[image["id"]] = image, index
+        images[image["id"]] = image
         problems = [
             field_error(entry, key, "a positive integer")
             for key in ("width", "height")
@@ -557,30 +402,34 @@ def check_images(
         if not problems and image["width"] * image["height"] >= _PIXEL_LIMIT:
             problems = [f"{show(image['width'])} x {show(image['height'])} px is too large"]
         for problem in problems:
-            findings.error("image_field", place, problem)
+            findings.add("image_field", place, problem)
             image["invalid"] = True
         name = image["file_name"]
         if not is_printable(name):
-            findings.error("image_field", place, field_error(entry, "file_name", "a file name"))
+            findings.add("image_field", place, field_error(entry, "file_name", "a file name"))
         elif not is_safe_name(name):
-            findings.error("file_name", place)
+            findings.add("file_name", place)
         if isinstance(name, str):
             name = name and os.path.normpath(name)  # ./a is a
             if name in names:
-                findings.warn("image_twice", place)
+                findings.add("image_twice", place)
             names.add(name)
-    return images, indices
+    return images
 
 
-def _check_entry(place: Place, known: dict[int, Any], findings: Findings) -> bool:
-    """Check that an image or category is an object with an id of its own."""
+def _check_id(place: Place, known: Container[int], findings: Findings) -> bool:
+    """Check that an entry is an object with an id of its own."""
+    id_ = place.entry.get("id") if isinstance(place.entry, dict) else None
     if not isinstance(place.entry, dict):
-        findings.error("not_an_object", place)
-    elif not is_id(place.entry.get("id")):
-        problem = field_error(place.entry, "id", "an integer from 0")
-        findings.error(f"{place.kind}_field", place, problem)
-    elif place.entry["id"] in known:
-        findings.error(f"{place.kind}_duplicate", place)
+        findings.add("not_an_object", place)
+    elif not is_id(id_):
+        findings.add(
+            f"{place.kind}_field", place, field_error(place.entry, "id", "an integer from 0")
+        )
+    elif id_ in known:
+        findings.add(f"{place.kind}_duplicate", place)
+    elif id_ == 0 and place.kind == "annotation":
+        findings.add("annotation_zero", place)
     else:
         return True
     return False
@@ -591,11 +440,11 @@ def check_categories(entries: list, findings: Findings) -> dict[int, dict[str, A
     categories: dict[int, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
         place = Place("category", index, entry)
-        if not _check_entry(place, categories, findings):
+        if not _check_id(place, categories, findings):
             continue
         name, group = entry.get("name"), entry.get("supercategory")
         if not is_printable(name):
-            findings.error("category_field", place, field_error(entry, "name", "a name"))
+            findings.add("category_field", place, field_error(entry, "name", "a name"))
             name = ""
         group = group if isinstance(group, str) else ""
         categories[entry["id"]] = {"id": entry["id"], "name": name, "supercategory": group}
@@ -618,7 +467,7 @@ def drop_placeholders(
     for group in by_name.values():
         kept = [category for category in group if category["id"] in used] or group[-1:]
         for category in kept[1:]:
-            findings.error("category_same_name", Place("category", 0, category))
+            findings.add("category_same_name", Place("category", 0, category))
         dropped.update(c["id"] for c in group if c["id"] not in {k["id"] for k in kept})
     first = categories.get(0)
     if first and len(categories) > 1 and 0 not in used and first["supercategory"] == "none":
@@ -627,38 +476,16 @@ def drop_placeholders(
             dropped.add(0)
     for category in categories.values():
         if category["id"] in dropped:
-            findings.warn("category_placeholder", Place("category", 0, category))
+            findings.add("category_placeholder", Place("category", 0, category))
         elif category["id"] not in used:
-            findings.warn("category_unused", Place("category", 0, category))
+            findings.add("category_unused", Place("category", 0, category))
     return [category for category in categories.values() if category["id"] not in dropped]
-
-
-def _check_files(
-    json_file: str, images: Iterable[dict[str, Any]], image_root: str, max_pixels: int | None
-) -> None:
-    """Check that every image exists and that its header has the size of the JSON."""
-    if not os.path.isdir(image_root):
-        raise UserError(
-            f"The image folder {image_root} of {json_file} does not exist; correct the path.",
-            code="file_missing",
-        )
-    findings = Findings()
-    for index, image in enumerate(images):
-        problem = file_problem(image, image_root, max_pixels)
-        if problem:
-            findings.error(problem[0], Place("image", index, image), problem[1])
-    findings.raise_errors(json_file)
 
 
 def file_problem(
     image: dict[str, Any], image_root: str, max_pixels: int | None
 ) -> tuple[str, str] | None:
-    """Compare an image of the JSON with the header of its file.
-
-    Args:
-        image: as in :class:`CheckedInstances`; its size is not compared if it is ``invalid``.
-        image_root: folder that its ``file_name`` is relative to.
-        max_pixels: images of more pixels are refused; ``images.MAX_PIXELS`` if None.
+    """Compare an image of :class:`Examined` with the header of its file.
 
     Returns:
         (code in ``ERRORS``, detail in words), or None.
@@ -684,24 +511,25 @@ def _check_annotations(
     findings: Findings,
 ) -> tuple[list[dict[str, Any]], list[MeasuredEntry]]:
     """Return the sound annotations, and all that could be measured, in the order of the file."""
-    annotations, every, ids, seen = [], [], set(), {}
+    annotations, every, ids, seen = [], [], set(), set()
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            findings.error("not_an_object", Place("annotation", index, entry))
-            continue
-        image = images.get(key_of(entry.get("image_id")))
+        image = images.get(key_of(entry.get("image_id"))) if isinstance(entry, dict) else None
         place = Place("annotation", index, entry, image)
-        sound = _check_annotation_id(place, ids, findings)
+        sound = _check_id(place, ids, findings)
+        if not isinstance(entry, dict):
+            continue
+        if sound:
+            ids.add(entry["id"])
         sound &= _check_fields(place, categories, findings)
         if image is None or "invalid" in image:
             continue
         try:
             measured = measure(entry["segmentation"], image["height"], image["width"])
         except KeyError:
-            findings.error("annotation_field", place, "no segmentation")
+            findings.add("annotation_field", place, "no segmentation")
             continue
         except SegmentationError as error:
-            findings.error(error.code, place, error.detail)
+            findings.add(error.code, place, error.detail)
             continue
         repeated = is_repeated(entry, measured, seen)
         box = _warn_oddities(place, measured, repeated, findings)
@@ -711,20 +539,6 @@ def _check_annotations(
             annotation |= {"bbox": box, "area": measured.area, "iscrowd": entry.get("iscrowd") or 0}
             annotations.append({**annotation, "segmentation": measured.segmentation})
     return annotations, every
-
-
-def _check_annotation_id(place: Place, ids: set[int], findings: Findings) -> bool:
-    """Check the id of an annotation against the earlier ``ids``; return whether it is sound."""
-    id_ = place.entry.get("id")
-    if not is_id(id_):
-        problem = field_error(place.entry, "id", "an integer from 1")
-        findings.error("annotation_field", place, problem)
-        return False
-    if id_ in ids or id_ == 0:
-        findings.error("annotation_duplicate" if id_ in ids else "annotation_zero", place)
-        return False
-    ids.add(id_)
-    return True
 
 
 def is_box(value: Any) -> bool:
@@ -770,7 +584,7 @@ def _check_fields(place: Place, categories: dict[int, dict[str, Any]], findings:
     if entry.get("ignore"):
         problems.append(("ignore", ""))
     for code, detail in problems:
-        findings.error(code, place, detail)
+        findings.add(code, place, detail)
     return not problems
 
 
@@ -793,7 +607,7 @@ def _warn_oddities(
         "annotation_twice" if repeated else None,
     ]
     for code in filter(None, codes):
-        findings.warn(code, place)
+        findings.add(code, place)
     return list(measured.box) if differs or not box else box
 
 
@@ -833,30 +647,22 @@ def area_oddity(entry: dict, true: float) -> str | None:
     return "area_of_box" if abs(area - box_area) <= 1e-3 * abs(box_area) else "area_differs"
 
 
-def is_repeated(entry: dict, measured: Measured, seen: dict[tuple, Any]) -> bool:
+def is_repeated(entry: dict, measured: Measured, seen: set[tuple]) -> bool:
     """Return whether an earlier annotation has the same image, category, iscrowd and mask.
 
     Args:
         entry: the annotation, with a usable ``image_id``.
         measured: its mask.
-        seen: state kept between calls; start with an empty dict.
+        seen: state kept between calls; start with an empty set.
     """
-    category, segmentation = key_of(entry.get("category_id")), measured.segmentation
-    crowd = show(entry.get("iscrowd") or 0)
-    key = (entry["image_id"], category, crowd, measured.box, measured.area)
-    # The outline is hashed only if all the rest agrees.
-    known = seen.setdefault(key, segmentation)
-    if known is segmentation:
-        return False
-    if not isinstance(known, set):
-        known = seen[key] = {_hashable(known)}
-    outline = _hashable(segmentation)
-    repeated = outline in known
-    known.add(outline)
+    outline = measured.segmentation
+    if isinstance(outline, dict):
+        outline = outline["counts"]
+    else:
+        outline = tuple(map(tuple, outline))
+    category, crowd = key_of(entry.get("category_id")), show(entry.get("iscrowd") or 0)
+    # The hash of an outline needs less memory; with box and area it is unique.
+    key = (entry["image_id"], category, crowd, measured.box, measured.area, hash(outline))
+    repeated = key in seen
+    seen.add(key)
     return repeated
-
-
-def _hashable(segmentation: list | dict) -> tuple:
-    if isinstance(segmentation, dict):
-        return tuple(segmentation["size"]), segmentation["counts"]
-    return tuple(map(tuple, segmentation))

@@ -34,30 +34,8 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _bomb_check_lock = threading.Lock()
 
-# Pillow warns from half of its limit on; check_pixels refuses what is too large, and TIFFs that
-# are read by window may be larger.
+# From half of Pillow's limit on; check_pixels refuses what is too large.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
-class ImageCache:
-    """Decoded images up to a number of bytes; later ones are not kept."""
-
-    def __init__(self, max_bytes: int):
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._images: dict[str, np.ndarray] = {}
-
-    def get(self, path: str) -> np.ndarray | None:
-        """Return a kept image, read only, or None."""
-        return self._images.get(path)
-
-    def put(self, path: str, image: np.ndarray) -> None:
-        """Keep an image if there is room."""
-        # Epochs visit every image once: evicting would keep the cache cold for all of them.
-        if self._bytes + image.nbytes <= self._max_bytes:
-            image.setflags(write=False)
-            self._images[path] = image
-            self._bytes += image.nbytes
 
 
 def read_image(
@@ -107,7 +85,9 @@ def read_image(
     return array
 
 
-def image_size(path: str | os.PathLike, max_pixels: int | None = None) -> tuple[int, int]:
+def image_header(
+    path: str | os.PathLike, max_pixels: int | None = None
+) -> tuple[tuple[int, int], bool]:
     """Read the size that :func:`read_image` gives, from the header only.
 
     Args:
@@ -115,18 +95,11 @@ def image_size(path: str | os.PathLike, max_pixels: int | None = None) -> tuple[
         max_pixels: images of more pixels are refused; ``MAX_PIXELS`` if None.
 
     Returns:
-        (width, height) in px, after the EXIF orientation.
+        (width, height) in px after the EXIF orientation, and whether that swaps them.
 
     Raises:
         UserError: as :func:`read_image`, as far as the header shows it.
     """
-    return image_header(path, max_pixels)[0]
-
-
-def image_header(
-    path: str | os.PathLike, max_pixels: int | None = None
-) -> tuple[tuple[int, int], bool]:
-    """Return :func:`image_size`, and whether the EXIF orientation swaps width and height."""
     path = os.fspath(path)
     with open_image(path, max_pixels) as image:
         if image is None:
@@ -142,27 +115,24 @@ def image_header(
 
 
 def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: bool) -> str:
-    """Describe an image whose size differs from its annotations, with the fix.
+    """Describe an image whose (width, height) differs from its annotations, with the fix.
 
     Args:
-        size: (width, height) in px of the image as it is read.
-        expected: (width, height) in px in the JSON.
+        size: in px of the image as it is read.
+        expected: in px in the JSON.
         rotated: the EXIF orientation of the file swaps width and height.
     """
-    words = (
-        f"is {size[0]} x {size[1]} px (width x height) but the JSON says "
-        f"{expected[0]} x {expected[1]} px"
-    )
-    if size != expected[::-1]:
-        return f"{words}: annotate this file, or replace it by the annotated one"
-    if rotated:
-        return (
-            f"{words}: the image is turned by its EXIF rotation and was annotated without it; save "
-            "it upright without the EXIF tag and export the annotations again"
-        )
+    fix = "annotate this file, or replace it by the annotated one"
+    if size == expected[::-1]:
+        fix = "width and height are swapped, as if an EXIF rotation was lost; " + fix
+        if rotated:
+            fix = (
+                "it is turned by its EXIF rotation and was annotated without it; save it upright "
+                "without the EXIF tag and export the annotations again"
+            )
     return (
-        f"{words}: width and height are swapped, as if an EXIF rotation was lost; replace it by "
-        "the annotated file, or correct the JSON"
+        f"is {size[0]} x {size[1]} px (width x height) but the JSON says "
+        f"{expected[0]} x {expected[1]} px: {fix}"
     )
 
 
@@ -182,13 +152,10 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
             ``image_too_large``.
     """
     with reading(path):
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise UserError(
                 f"{path} is not a file; give the path of an image.", code="image_invalid"
             )
-        if status.st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes); copy it again.", code="image_invalid")
         # By file object: from a name Pillow maps some TIFFs into memory and then confuses the
         # sides of those with an orientation.
         with open(path, "rb") as file:
@@ -206,25 +173,15 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn any error of a decoder in a ``with`` block into a sentence about the file.
-
-    Args:
-        path: image file, for the message.
-
-    Raises:
-        UserError: ``file_missing``, ``image_too_large`` or ``image_invalid``.
-    """
+    """Turn any error of a decoder in a ``with`` block into a ``UserError`` about the file."""
     try:
         yield
     except UserError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise UserError(
-            f"{path} does not exist; put the image there or correct its path.", code="file_missing"
-        ) from error
-    except PermissionError as error:
-        raise UserError(
-            f"{path} is not readable; change its permissions.", code="image_invalid"
+            f"Cannot read {path}: {error.strerror}; correct the path or its permissions.",
+            code="file_missing",
         ) from error
     except MemoryError as error:
         raise UserError(
@@ -239,17 +196,7 @@ def reading(path: str) -> Iterator[None]:
 
 
 def check_pixels(path: str, width: int, height: int, max_pixels: int | None) -> None:
-    """Refuse an image that would take too much memory.
-
-    Args:
-        path: image file, for the message.
-        width: in px.
-        height: in px.
-        max_pixels: the limit; ``MAX_PIXELS`` if None.
-
-    Raises:
-        UserError: ``image_too_large``.
-    """
+    """Raise ``image_too_large`` for an image above ``max_pixels`` (``MAX_PIXELS`` if None)."""
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if width * height > limit:
         raise UserError(
@@ -273,14 +220,7 @@ def is_deep_tiff(image: Image.Image) -> bool:
 
 
 def decode_with_opencv(path: str) -> np.ndarray:
-    """Decode an image file as stored: all of its bits, and channels as BGR or BGRA.
-
-    Returns:
-        (H, W) or (H, W, C) array.
-
-    Raises:
-        ValueError: OpenCV cannot decode it.
-    """
+    """Decode an image file as stored, (H, W) or (H, W, C): all of its bits, and BGR or BGRA."""
     array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError("the decoder refused it")
@@ -292,12 +232,6 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
 
     The limits of :func:`stretch_limits` become 0 and 255. A constant image becomes 0. NaN becomes
     0. 8-bit arrays are returned unchanged.
-
-    Args:
-        array: numeric array of any shape.
-
-    Returns:
-        uint8 array of the same shape.
     """
     return array if array.dtype == np.uint8 else stretch(array, stretch_limits(array))
 
@@ -306,13 +240,7 @@ def stretch_limits(values: np.ndarray) -> tuple[float, float] | None:
     """Return the values that become 0 and 255: the 0.1 and 99.9 percentiles.
 
     A percentile is the smallest value that at least this fraction of the finite values does not
-    exceed. If both are equal, the minimum and maximum are returned.
-
-    Args:
-        values: numeric array of any shape, with all channels.
-
-    Returns:
-        (low, high), or None if no value is finite.
+    exceed. If both are equal, the minimum and maximum are returned; None if no value is finite.
     """
     if values.dtype == np.uint16:
         return limits_of_counts(np.bincount(values.reshape(-1), minlength=65536))
@@ -356,20 +284,17 @@ def turn(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _identify(file: IO[bytes]) -> Image.Image | None:
-    try:
+    # Pillow's limit is a global of the process: lifted while the header is read, since TIFFs that
+    # are read by window may be larger. check_pixels refuses what is too large.
+    with _bomb_check_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file, formats=_FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            # Pillow's limit is a global of the process: lifted while the header is read.
-            with _bomb_check_lock:
-                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    return Image.open(file, formats=_FORMATS)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = limit
-    except UnidentifiedImageError:
-        file.seek(0)
-        return None
+        except UnidentifiedImageError:
+            file.seek(0)
+            return None
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation(image: Image.Image) -> int:
@@ -413,6 +338,8 @@ def _tiff_page(path: str, max_pixels: int | None) -> Iterator["tifffile.TiffPage
 
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
+        if not page.imagewidth * page.imagelength:
+            raise ValueError("a side of 0 px")
         check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
         check_complete(page, os.path.getsize(path))
         yield page
@@ -432,29 +359,17 @@ def _read_tiff(path: str, max_pixels: int | None) -> tuple[np.ndarray, bool]:
         (uint8 array of shape (H, W, 3), whether its orientation swaps the sides).
     """
     with _tiff_page(path, max_pixels) as page:
-        photometric = int(page.photometric)
-        orientation = page.tags.valueof(EXIF_ORIENTATION) or 1
-        samples, planar = page.samplesperpixel, int(page.planarconfig) == 2
+        photometric, samples = int(page.photometric), page.samplesperpixel
         if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) or page.imagedepth != 1:
             raise ValueError(f"a TIFF of photometric {page.photometric.name} and this depth")
         if samples > MAX_SAMPLES:
             raise ValueError(f"a TIFF of {samples} channels")
-        try:
-            array = page.asarray()
-        except ValueError:
-            # Without the package imagecodecs tifffile has no LZW or JPEG. OpenCV has, but
-            # neither planar layout nor every orientation nor WhiteIsZero.
-            if planar or orientation != 1 or photometric == WHITE_IS_ZERO:
-                raise
-            array = decode_with_opencv(path)
-            if array.ndim == 3 and photometric == RGB:
-                array = array[:, :, [2, 1, 0]]
-        if planar and samples > 1:
-            array = array.transpose(1, 2, 0)
-    colour = photometric == RGB and samples >= 3
-    if array.shape[:2] != (page.imagelength, page.imagewidth):
-        raise ValueError("its pixels do not fill its size")
-    bgr = _to_bgr(array[:, :, 2::-1] if colour else array, colour)
+        array = page.asarray()
+        orientation = page.tags.valueof(EXIF_ORIENTATION) or 1
+    if int(page.planarconfig) == 2 and samples > 1:
+        array = array.transpose(1, 2, 0)
+    is_colour = photometric == RGB and samples >= 3
+    bgr = _to_bgr(array[:, :, 2::-1] if is_colour else array, is_colour)
     if photometric == WHITE_IS_ZERO:
         bgr = 255 - bgr
     return np.ascontiguousarray(turn(bgr, orientation)), orientation in AXES_SWAPPED

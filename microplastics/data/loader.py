@@ -1,89 +1,61 @@
 """Training and validation loaders."""
 
-import ctypes
 import itertools
 import logging
 import signal
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from microplastics.data.augmentation.build import check_augmentation
 from microplastics.data.catalog import resolve_datasets
 from microplastics.data.coco import check_instances
-from microplastics.data.mapper import MicroplasticsDatasetMapper
+from microplastics.data.mapper import MicroplasticsDatasetMapper, check_augmentation
 from microplastics.data.tiling import tile_dicts
-from microplastics.modeling.interface import num_classes
+from microplastics.modeling.interface import class_node
 from microplastics.utils.errors import UserError
-from microplastics.utils.system import available_processors, seeded
+from microplastics.utils.system import available_processors, seeded, start_worker
 
 logger = logging.getLogger(__name__)
 
-# From <linux/prctl.h>.
-_PR_SET_PDEATHSIG = 1
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class BatchStream(Sampler[list[tuple[int, int]]]):
-    """Infinite, resumable stream of batches.
+def batch_stream(
+    sampler: Iterable[int], groups: Sequence[int], batch_size: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield batches of one orientation, as Detectron2's ``AspectRatioGroupedDataset`` forms them.
 
-    Batches have images of one orientation, as in Detectron2's ``AspectRatioGroupedDataset``, but
-    grouped by the sizes in the data set, before anything is read: skipping a batch takes
+    They are grouped by the sizes in the data set, before anything is read: skipping a batch takes
     microseconds.
+
+    Args:
+        sampler: infinite stream of data set indices.
+        groups: group of each image of the data set.
+        batch_size: images per batch of this process.
+
+    Yields:
+        Lists of (index in the data set, position in the stream).
     """
-
-    def __init__(
-        self,
-        sampler: Sampler[int],
-        groups: Sequence[int] | None,
-        batch_size: int,
-        start: int = 0,
-    ):
-        """
-        Args:
-            sampler: infinite stream of data set indices, the same at each iteration (Detectron2's
-                ``TrainingSampler`` with a seed).
-            groups: group of each image; None puts all into one.
-            batch_size: images per batch of this process.
-            start: number of batches to skip.
-        """
-        self._sampler = sampler
-        self._groups = groups
-        self._batch_size = batch_size
-        self._start = start
-
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        buckets: dict[int, list[tuple[int, int]]] = {}
-        for position, index in enumerate(self._sampler):
-            group = 0 if self._groups is None else self._groups[index]
-            bucket = buckets.setdefault(group, [])
-            bucket.append((int(index), position))
-            if len(bucket) == self._batch_size:
-                yield bucket
-                buckets[group] = []
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield lists of ``(index in the data set, position in the stream)``."""
-        return itertools.islice(self._batches(), self._start, None)
+    buckets: dict[int, list[tuple[int, int]]] = {}
+    for position, index in enumerate(sampler):
+        bucket = buckets.setdefault(groups[index], [])
+        bucket.append((int(index), position))
+        if len(bucket) == batch_size:
+            yield buckets.pop(groups[index])
 
 
 def set_factors(
     sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]
 ) -> torch.Tensor:
     """Return repeat factors that draw the data sets in proportion to weights.
-
-    An epoch has as many images as all sets together.
 
     Args:
         sizes: images of each set.
@@ -94,25 +66,18 @@ def set_factors(
         float32 (N,), number of times that an epoch shows each image of the concatenated sets; the
         sum is N.
     """
-    total, parts = sum(sizes), []
+    parts = []
     weights = [weight / max(weights) for weight in weights]  # huge ones would sum to infinity
     for size, weight, name in zip(sizes, weights, names, strict=True):
         fraction = weight / sum(weights)
-        factor = fraction * total / size
-        logger.info(
-            "%s: %.1f %% of the images drawn, each of its %d %.3g times an epoch.",
-            name,
-            100 * fraction,
-            size,
-            factor,
-        )
+        factor = fraction * sum(sizes) / size
+        words = "%s: %.1f %% of the images drawn, each of its %d %.3g times an epoch."
+        logger.info(words, name, 100 * fraction, size, factor)
         parts.append(torch.full((size,), factor))
     return torch.cat(parts)
 
 
-def repeat_factors(
-    dataset_dicts: list[dict[str, Any]], threshold: float, class_names: Sequence[str]
-) -> torch.Tensor:
+def repeat_factors(dataset_dicts: list[dict[str, Any]], threshold: float) -> torch.Tensor:
     """Return repeat factors that show rare classes more often.
 
     As Detectron2's ``RepeatFactorTrainingSampler`` after LVIS (Gupta, Dollar and Girshick 2019,
@@ -122,7 +87,6 @@ def repeat_factors(
     Args:
         dataset_dicts: the images in Detectron2's data set format.
         threshold: fraction of images below which a class is repeated.
-        class_names: by contiguous id, for the log.
 
     Returns:
         float32 (N,), number of times that an epoch shows each image.
@@ -130,20 +94,10 @@ def repeat_factors(
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         dataset_dicts, threshold
     )
-    holding = Counter(
-        c for d in dataset_dicts for c in {a["category_id"] for a in d["annotations"]}
-    )
-    rows = []
-    for index, name in enumerate(class_names):
-        fraction = holding[index] / len(dataset_dicts)
-        repeat = max(1.0, (threshold / fraction) ** 0.5) if fraction else None
-        rows.append((name, holding[index], f"{100 * fraction:.1f} %", repeat))
     logger.info(
-        "Repeat factors at DATALOADER.REPEAT_THRESHOLD %g (an epoch shows %.0f images for %d):\n%s",
-        threshold,
-        factors.sum(),
-        len(dataset_dicts),
-        tabulate(rows, headers=["class", "images", "fraction", "repeat factor"], floatfmt=".2f"),
+        "DATALOADER.REPEAT_THRESHOLD %g: an epoch shows %.0f images for %d, those of the rarest "
+        "class %.2f times.",
+        *(threshold, factors.sum(), len(dataset_dicts), factors.max()),
     )
     if bool((factors == 1).all()):
         logger.warning(
@@ -171,40 +125,43 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
     cfg = cfg.clone()
     cfg.defrost()
     for split in splits:
-        names = resolve_datasets(cfg.DATASETS[split])
+        names = cfg.DATASETS[split] = resolve_datasets(cfg.DATASETS[split])
         if not names:
             raise UserError(
                 f"DATASETS.{split} is empty; expected a data set or path/to.json:path/to/images.",
                 code="config_invalid",
             )
-        cfg.DATASETS[split] = names
         for number, name in enumerate(names):
             DatasetCatalog.get(name)
-            metadata = MetadataCatalog.get(name)
-            json_file = metadata.get("json_file")
-            if json_file is None:  # registered by other code, which is responsible for it
-                continue
             # A set of blank images may follow one with particles.
             blanks = number > 0 and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            if comm.is_main_process():
-                check_instances(
-                    json_file,
-                    metadata.image_root,
-                    num_classes(cfg),
-                    training=split == "TRAIN" and not blanks,
-                    max_pixels=cfg.INPUT.MAX_PIXELS,
-                )
+            # A set registered by other code has no JSON; that code is responsible for it.
+            if comm.is_main_process() and MetadataCatalog.get(name).get("json_file"):
+                _check_set(cfg, name, training=split == "TRAIN" and not blanks)
     if "TRAIN" in splits:
         _check_weights(cfg)
-    if "TRAIN" in splits and "TEST" in splits:
-        _check_same_classes(cfg)
+        _check_same_classes([name for split in splits for name in cfg.DATASETS[split]])
     cfg.freeze()
     comm.synchronize()
     return cfg
 
 
-def _check_same_classes(cfg: CfgNode) -> None:
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+def _check_set(cfg: CfgNode, name: str, training: bool) -> None:
+    """Check the JSON of a data set and its number of classes."""
+    metadata, limit = MetadataCatalog.get(name), cfg.INPUT.MAX_PIXELS
+    json_file, image_root = metadata.json_file, metadata.image_root
+    names = check_instances(json_file, image_root, training=training, max_pixels=limit).classes
+    key, node = class_node(cfg)
+    if len(names) != node.NUM_CLASSES:
+        raise UserError(
+            f"{json_file} has {len(names)} classes ({', '.join(names)}) but {key}.NUM_CLASSES is "
+            f"{node.NUM_CLASSES}; set {key}.NUM_CLASSES {len(names)} or correct the categories of "
+            "the JSON.",
+            code="classes_mismatch",
+        )
+
+
+def _check_same_classes(names: list[str]) -> None:
     first = MetadataCatalog.get(names[0]).get("thing_classes")
     for name in names[1:]:
         classes = MetadataCatalog.get(name).get("thing_classes")
@@ -218,20 +175,13 @@ def _check_same_classes(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode) -> None:
     weights, names = cfg.DATASETS.TRAIN_WEIGHTS, cfg.DATASETS.TRAIN
-    if weights and len(weights) != len(names):
+    are_numbers = all(type(w) in (int, float) and 0 < w < float("inf") for w in weights)
+    if weights and not (are_numbers and len(weights) == len(names)):
         raise UserError(
-            f"DATASETS.TRAIN_WEIGHTS has {len(weights)} numbers for {len(names)} data sets in "
-            "DATASETS.TRAIN; expected one for each.",
+            f"DATASETS.TRAIN_WEIGHTS is {weights}; expected a number above 0 for each of the "
+            f"{len(names)} data sets in DATASETS.TRAIN (remove a data set that is not used).",
             code="config_invalid",
         )
-    for weight in weights:
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 < weight < float("inf"):
-            raise UserError(
-                f"DATASETS.TRAIN_WEIGHTS contains {weight!r}; expected numbers above 0 (remove a "
-                "data set that is not used).",
-                code="config_invalid",
-            )
 
 
 class _Mapped(Dataset):
@@ -250,27 +200,11 @@ class _Mapped(Dataset):
             return error
 
 
-def _collate(batch: list) -> list:
-    return batch
-
-
 def _init_worker(_worker_id: int) -> None:
-    # Only the main process reacts to signals: a worker that dies first would prevent the last
-    # checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start_worker()
+    # Only the main process reacts: a worker that dies first would prevent the last checkpoint.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_parent()
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this worker when its parent dies (Linux only).
-
-    A worker blocked in writing a batch to a pipe would never notice.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def effective_workers(configured: int) -> int:
@@ -281,7 +215,16 @@ def effective_workers(configured: int) -> int:
     return min(configured, limit)
 
 
-def _raise_errors(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
+def _mapped(
+    dataset: _Mapped, batches: Iterable[list[tuple[int, int]]], workers: int
+) -> Iterator[list[dict[str, Any]]]:
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_init_worker,
+    )
     for batch in loader:
         for item in batch:
             if isinstance(item, UserError):
@@ -295,13 +238,11 @@ class TrainLoader:
     Iterating yields lists of mapped dicts. Batch k depends only on the seed, the rank and k.
     """
 
-    def __init__(self, cfg: CfgNode, mapper: Mapper | None = None, seed: int | None = None):
+    def __init__(self, cfg: CfgNode, mapper: Mapper | None = None):
         """
         Args:
             cfg: a config whose data sets are registered (:func:`check_datasets`).
             mapper: maps a data set dict to the input of the model; the project's own by default.
-            seed: seed of order and augmentation, the same on every rank; ``cfg.SEED`` by
-                default, or a random one if that is negative.
 
         Raises:
             UserError: ``config_invalid`` or ``dataset_empty``.
@@ -313,22 +254,18 @@ class TrainLoader:
                 f"{world_size} processes.",
                 code="config_invalid",
             )
-        if seed is None:
-            seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.seed = int(seed)
+        # Of order and augmentation; the same on every rank.
+        self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         check_augmentation(cfg)
-        self.dataset_dicts, self._set_sizes = _training_sets(cfg)
+        sets = _training_sets(cfg)
+        self.dataset_dicts = [record for part in sets for record in part]
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
         self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
-        self._groups = (
-            [int(d["width"] > d["height"]) for d in self.dataset_dicts]
-            if cfg.DATALOADER.ASPECT_RATIO_GROUPING
-            else None
-        )
+        grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        self._groups = [int(grouped and d["width"] > d["height"]) for d in self.dataset_dicts]
         self._workers = effective_workers(cfg.DATALOADER.NUM_WORKERS)
-        self._cfg = cfg
-
-        self._factors = self._repeat_factors()
+        # How often an epoch shows each image, float32 (N,); None if each once.
+        self._factors = _factors(cfg, sets)
         if getattr(self._mapper, "mixes", False):
             # Drawn like the images: a large set must not crowd out a small one.
             self._mapper.partners = self.dataset_dicts
@@ -338,9 +275,8 @@ class TrainLoader:
     @property
     def images_per_epoch(self) -> float:
         """Number of images in one pass of the sampler, over all ranks."""
-        if self._factors is None:
-            return float(len(self.dataset_dicts))
-        return float(self._factors.double().sum())
+        factors = self._factors
+        return float(len(self.dataset_dicts) if factors is None else factors.double().sum())
 
     @property
     def image_side(self) -> int:
@@ -350,49 +286,40 @@ class TrainLoader:
         """
         return int(np.median([min(d["width"], d["height"]) for d in self.dataset_dicts]))
 
-    def _repeat_factors(self) -> torch.Tensor | None:
-        """Return how often an epoch shows each image, float32 (N,); None if each once."""
-        name = self._cfg.DATALOADER.SAMPLER_TRAIN
-        if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-            raise UserError(
-                f"DATALOADER.SAMPLER_TRAIN is {name}; expected TrainingSampler or "
-                "RepeatFactorTrainingSampler.",
-                code="config_invalid",
-            )
-        factors = None
-        if self._cfg.DATASETS.TRAIN_WEIGHTS:
-            names, weights = self._cfg.DATASETS.TRAIN, self._cfg.DATASETS.TRAIN_WEIGHTS
-            factors = set_factors(self._set_sizes, weights, names)
-        if name == "RepeatFactorTrainingSampler":
-            classes = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-            threshold = self._cfg.DATALOADER.REPEAT_THRESHOLD
-            repeats = repeat_factors(self.dataset_dicts, threshold, classes)
-            factors = repeats if factors is None else factors * repeats
-        return factors
-
-    def _sampler(self):
-        if self._factors is None:
-            return TrainingSampler(len(self.dataset_dicts), seed=self.seed)
-        return RepeatFactorTrainingSampler(self._factors, seed=self.seed)
-
     def iterate(self, start_iter: int = 0) -> Iterator[list[dict[str, Any]]]:
         """Return the batches from iteration ``start_iter`` on.
 
         Raises:
             UserError: an image of the batch cannot be read.
         """
-        batches = BatchStream(self._sampler(), self._groups, self.batch_size, start_iter)
-        loader = DataLoader(
-            _Mapped(self.dataset_dicts, self._mapper, self.seed, comm.get_rank()),
-            batch_sampler=batches,
-            num_workers=self._workers,
-            collate_fn=_collate,
-            worker_init_fn=_init_worker,
-        )
-        return _raise_errors(loader)
+        if self._factors is None:
+            sampler = TrainingSampler(len(self.dataset_dicts), seed=self.seed)
+        else:
+            sampler = RepeatFactorTrainingSampler(self._factors, seed=self.seed)
+        batches = batch_stream(sampler, self._groups, self.batch_size)
+        dataset = _Mapped(self.dataset_dicts, self._mapper, self.seed, comm.get_rank())
+        return _mapped(dataset, itertools.islice(batches, start_iter, None), self._workers)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        return self.iterate(0)
+        return self.iterate()
+
+
+def _factors(cfg: CfgNode, sets: list[list[dict[str, Any]]]) -> torch.Tensor | None:
+    name, factors = cfg.DATALOADER.SAMPLER_TRAIN, None
+    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {name}; expected TrainingSampler or "
+            "RepeatFactorTrainingSampler.",
+            code="config_invalid",
+        )
+    if cfg.DATASETS.TRAIN_WEIGHTS:
+        sizes = [len(part) for part in sets]
+        factors = set_factors(sizes, cfg.DATASETS.TRAIN_WEIGHTS, cfg.DATASETS.TRAIN)
+    if name == "RepeatFactorTrainingSampler":
+        dicts = [record for part in sets for record in part]
+        repeats = repeat_factors(dicts, cfg.DATALOADER.REPEAT_THRESHOLD)
+        factors = repeats if factors is None else factors * repeats
+    return factors
 
 
 def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -401,47 +328,28 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     Raises:
         UserError: ``dataset_empty``.
     """
-    return _training_sets(cfg)[0]
+    return [record for part in _training_sets(cfg) for record in part]
 
 
-def _training_sets(cfg: CfgNode) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the images of all training sets concatenated, and the size of each set."""
-    names = list(cfg.DATASETS.TRAIN)
-    # The filter merges the sets: with weights each is loaded separately.
-    groups = [[name] for name in names] if cfg.DATASETS.TRAIN_WEIGHTS else [names]
-    dicts, sizes = [], []
-    for group in groups:
-        part = _filtered_dicts(group, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        if cfg.INPUT.TILE.SIZE > 0:
-            part = _tiled(part, cfg)
-            if not part:
-                raise UserError(
-                    f"{', '.join(group)} has no window to train on: none has a particle, and "
-                    f"INPUT.TILE.EMPTY_SHARE is {cfg.INPUT.TILE.EMPTY_SHARE}; raise it, or remove "
-                    "the data set.",
-                    code="dataset_empty",
-                )
-        dicts += part
-        sizes.append(len(part))
-    return dicts, sizes
-
-
-def _tiled(dicts: list[dict[str, Any]], cfg: CfgNode) -> list[dict[str, Any]]:
-    """Return the windows of the images; empty ones are chosen by EMPTY_SHARE, not the filter."""
-    node = cfg.INPUT.TILE
-    limits = cfg.INPUT.MIN_VISIBLE_SHARE, cfg.INPUT.MIN_MASK_PIXELS
-    return tile_dicts(dicts, node.SIZE, node.OVERLAP, *limits, node.EMPTY_SHARE)
-
-
-def _filtered_dicts(names: list[str], filter_empty: bool) -> list[dict[str, Any]]:
-    try:
-        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except AssertionError as error:
-        raise UserError(
-            f"{', '.join(names)} has no annotated image to train on; annotate some, or set "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False to include blank images.",
-            code="dataset_empty",
-        ) from error
+def _training_sets(cfg: CfgNode) -> list[list[dict[str, Any]]]:
+    """Return the images or windows of each training set; without weights of all sets together."""
+    names, node = list(cfg.DATASETS.TRAIN), cfg.INPUT.TILE
+    sets = []
+    # Detectron2's filter merges the sets: with weights each is loaded separately.
+    for group in [[name] for name in names] if cfg.DATASETS.TRAIN_WEIGHTS else [names]:
+        filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        dicts = get_detection_dataset_dicts(group, filter_empty=filter_empty)
+        if node.SIZE > 0:
+            limits = cfg.INPUT.MIN_VISIBLE_SHARE, cfg.INPUT.MIN_MASK_PIXELS
+            dicts = tile_dicts(dicts, node.SIZE, node.OVERLAP, *limits, node.EMPTY_SHARE)
+        if not dicts:
+            raise UserError(
+                f"{', '.join(group)} has no window to train on: none has a particle, and "
+                f"INPUT.TILE.EMPTY_SHARE is {node.EMPTY_SHARE}; raise it, or remove the data set.",
+                code="dataset_empty",
+            )
+        sets.append(dicts)
+    return sets
 
 
 class ValidationLoader:
@@ -464,11 +372,6 @@ class ValidationLoader:
         return len(self._dicts)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        loader = DataLoader(
-            _Mapped(self._dicts, self._mapper, 0),
-            batch_sampler=[[(index, index)] for index in range(len(self))],
-            num_workers=min(self._workers, len(self)),
-            collate_fn=_collate,
-            worker_init_fn=_init_worker,
-        )
-        return _raise_errors(loader)
+        batches = [[(index, index)] for index in range(len(self))]
+        dataset = _Mapped(self._dicts, self._mapper, 0)
+        return _mapped(dataset, batches, min(self._workers, len(self)))

@@ -1,23 +1,134 @@
 """Dataset mapper: from a Detectron2 data set dict to the input of a model."""
 
+import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.utils.logger import log_first_n
 
-from microplastics.data import augmentation
-from microplastics.data.augmentation import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
-from microplastics.data.images import ImageCache, read_image
-from microplastics.data.tiling import Window, WindowReader
+from microplastics.data.augmentation import transforms
+from microplastics.data.augmentation.mixing import (
+    MOSAIC_IMAGES,
+    OCCLUSIONS,
+    CopyPaste,
+    Mosaic,
+    Sample,
+)
+from microplastics.data.images import image_header, read_image, size_mismatch
+from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Images whose windows are read that stay open.
+_OPEN_IMAGES = 2
+# Keys of INPUT: (least, greatest), also of both numbers of a pair. NaN is never between them.
+_RANGES = {
+    "AUG.CROP.SIZE": (1, 10**6),
+    "AUG.CROP.SHIFT": (0, 1),
+    "AUG.ROTATION.MAX_ANGLE": (0, 180),
+    "AUG.SCALE.RANGE": (0.05, 20),
+    "AUG.BRIGHTNESS.RANGE": (0, 10),
+    "AUG.CONTRAST.RANGE": (0, 10),
+    "AUG.SATURATION.RANGE": (0, 10),
+    "AUG.HUE.MAX_SHIFT": (0, 180),
+    "AUG.BLUR.SIGMA": (0.05, 50),
+    "AUG.NOISE.SIGMA": (0, 255),
+    "AUG.NOISE.SHOT": (0, 255),
+    "AUG.JPEG.QUALITY": (1, 100),
+    "AUG.MOSAIC.SCALE": (0.05, 20),
+    "AUG.COPY_PASTE.MAX_PARTICLES": (1, 10**4),
+    "AUG.COPY_PASTE.MAX_COVER": (0, 1),
+    "AUG.COPY_PASTE.SCALE": (0.05, 20),
+    "AUG.COPY_PASTE.EDGE": (0, 50),
+    "MIN_VISIBLE_SHARE": (0, 0.99),
+    "MIN_MASK_PIXELS": (1, 10**6),
+    "TILE.SIZE": (0, 10**6),
+    "TILE.EMPTY_SHARE": (0, 1),
+}
+_INTEGERS = ("AUG.JPEG.QUALITY", "AUG.CROP.SIZE")
+_CHOICES = {
+    "AUG.ROTATION.FRAME": transforms.FRAMES,
+    "AUG.ROTATION.BORDER": transforms.BORDERS,
+    "AUG.BLUR.KIND": transforms.BLURS,
+    "AUG.COPY_PASTE.OCCLUSION": OCCLUSIONS,
+    "RANDOM_FLIP": ("none", "horizontal", "vertical", "both"),
+    "MASK_FORMAT": ("polygon", "bitmask"),
+}
+
+
+def check_augmentation(cfg: CfgNode) -> None:
+    """Check the values of INPUT that the project adds or uses.
+
+    Raises:
+        UserError: ``config_invalid``, naming the key and the values it may have.
+    """
+    probabilities = {f"AUG.{name}.PROB": (0, 1) for name in cfg.INPUT.AUG}
+    overlap = {"TILE.OVERLAP": (0, cfg.INPUT.TILE.SIZE - 1)} if cfg.INPUT.TILE.SIZE else {}
+    for key, (low, high) in {**probabilities, **_RANGES, **overlap}.items():
+        value = functools.reduce(getattr, key.split("."), cfg.INPUT)
+        is_pair = isinstance(value, (tuple, list))
+        has_bounds = is_pair and key != "AUG.CROP.SIZE"
+        values = list(value) if is_pair else [value]
+        kinds = (int,) if key in _INTEGERS else (int, float)
+        is_valid = all(type(v) in kinds and low <= v <= high for v in values)
+        is_valid = is_valid and len(values) == (2 if is_pair else 1)
+        if not is_valid or (has_bounds and values[0] > values[1]):
+            kind = "integer" if key in _INTEGERS else "number"
+            expected = f"{f'two {kind}s' if is_pair else f'a {kind}'} from {low} to {high}"
+            expected += ", the lower one first" if has_bounds else ""
+            raise UserError(f"INPUT.{key} is {value}; expected {expected}.", code="config_invalid")
+    for key, choices in _CHOICES.items():
+        value = functools.reduce(getattr, key.split("."), cfg.INPUT)
+        if value not in choices:
+            raise UserError(
+                f"INPUT.{key} is {value!r}; expected one of {', '.join(choices)}.",
+                code="config_invalid",
+            )
+
+
+def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return the augmentations of one training image, in their order.
+
+    First the crop, whose rest then costs nothing; then the effects of lens, light, sensor and
+    file, on the pixels of the photograph; then rotation, size and flips. With all of INPUT.AUG off
+    these are Detectron2's own.
+    """
+    aug, crop, turn = cfg.INPUT.AUG, cfg.INPUT.CROP, cfg.INPUT.AUG.ROTATION
+    rotation = transforms.RandomRotation(turn.MAX_ANGLE, turn.FRAME, turn.BORDER)
+    listed: list[tuple[float, T.Augmentation]] = [
+        (float(crop.ENABLED), T.RandomCrop(crop.TYPE, crop.SIZE)),
+        (aug.CROP.PROB, transforms.RandomParticleCrop(*aug.CROP.SIZE, aug.CROP.SHIFT)),
+        (aug.BLUR.PROB, transforms.RandomBlur(*aug.BLUR.SIGMA, aug.BLUR.KIND)),
+        (aug.BRIGHTNESS.PROB, transforms.RandomBrightness(*aug.BRIGHTNESS.RANGE)),
+        (aug.CONTRAST.PROB, transforms.RandomContrast(*aug.CONTRAST.RANGE)),
+        (aug.SATURATION.PROB, transforms.RandomSaturation(*aug.SATURATION.RANGE)),
+        (aug.HUE.PROB, transforms.RandomHue(aug.HUE.MAX_SHIFT)),
+        (aug.NOISE.PROB, transforms.RandomNoise(aug.NOISE.SIGMA, aug.NOISE.SHOT)),
+        (aug.JPEG.PROB, transforms.RandomJPEG(*aug.JPEG.QUALITY)),
+        (aug.RIGHT_ANGLES.PROB, T.RandomRotation([90, 180, 270], sample_style="choice")),
+        (turn.PROB, rotation),
+    ]
+    built = [a if prob == 1 else T.RandomApply(a, prob) for prob, a in listed if prob > 0]
+    size = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if aug.SCALE.PROB > 0 or cfg.INPUT.FAST_RESIZE:
+        jitter = tuple(aug.SCALE.RANGE), aug.SCALE.PROB
+        built.append(transforms.ResizeWithJitter(*size, *jitter, cfg.INPUT.FAST_RESIZE))
+    else:
+        built.append(T.ResizeShortestEdge(*size))
+    if cfg.INPUT.RANDOM_FLIP in ("horizontal", "both"):
+        built.append(T.RandomFlip())
+    if cfg.INPUT.RANDOM_FLIP in ("vertical", "both"):
+        built.append(T.RandomFlip(horizontal=False, vertical=True))
+    return built
 
 
 class MicroplasticsDatasetMapper:
@@ -56,9 +167,7 @@ class MicroplasticsDatasetMapper:
         min_visible_fraction: float = 0.0,
         min_mask_pixels: int = 1,
         mosaic: Mosaic | None = None,
-        mosaic_prob: float = 0.0,
         copy_paste: CopyPaste | None = None,
-        copy_paste_prob: float = 0.0,
     ):
         """
         Args:
@@ -75,31 +184,28 @@ class MicroplasticsDatasetMapper:
             cache_bytes: keep decoded images up to this many bytes in this process.
             min_visible_fraction: drop particles of which less is left; with ``recompute_boxes``.
             min_mask_pixels: drop particles of fewer pixels, or px² of polygon.
-            mosaic, mosaic_prob: the mosaic, and its probability for an image.
-            copy_paste, copy_paste_prob: likewise; after the mosaic.
+            mosaic, copy_paste: mix other images into the image, in this order.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
         self.mask_format = mask_format
-        self.mixes = mosaic_prob > 0 or copy_paste_prob > 0
+        self._mosaic = mosaic or Mosaic(prob=0.0)
+        self._copy_paste = copy_paste or CopyPaste(prob=0.0)
+        self.mixes = self._mosaic.prob > 0 or self._copy_paste.prob > 0
         self.recompute_boxes = recompute_boxes or self.mixes
-        self.max_pixels = max_pixels
         self.min_visible_fraction = min_visible_fraction
         self.min_mask_pixels = min_mask_pixels
         self.partners: Sequence[dict[str, Any]] = ()
         self.partner_weights: np.ndarray | None = None
-        self._mosaic, self._mosaic_prob = mosaic, mosaic_prob
-        self._copy_paste, self._copy_paste_prob = copy_paste, copy_paste_prob
-        self._cache = ImageCache(cache_bytes)
-        self._windows: WindowReader | None = None
-        self._warned = False
+        self._read = RecordReader(cache_bytes, max_pixels)
         mode = "training" if is_train else "validation"
         logger.info("Augmentations used in %s: %s", mode, augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        check_augmentation(cfg)
         common = {
             "is_train": is_train,
             "image_format": cfg.INPUT.FORMAT,
@@ -108,22 +214,21 @@ class MicroplasticsDatasetMapper:
             "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
         if not is_train:
-            augmentation.check_augmentation(cfg)
-            return {"augmentations": augmentation.build_validation(cfg), **common}
-        workers = max(1, cfg.DATALOADER.NUM_WORKERS)
+            # The size and pixels of DefaultPredictor.
+            size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+            return {"augmentations": [T.ResizeShortestEdge(*size, "choice")], **common}
+        aug, crops = cfg.INPUT.AUG, cfg.INPUT.CROP.ENABLED
         # Flips and resizing keep every particle, as in Detectron2.
-        limits = augmentation.is_augmented(cfg)
-        aug = cfg.INPUT.AUG
+        limits = crops or cfg.INPUT.TILE.SIZE > 0 or any(node.PROB > 0 for node in aug.values())
         return {
-            "augmentations": augmentation.build_augmentations(cfg),
-            "recompute_boxes": augmentation.clips(cfg),
-            "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // workers,
+            "augmentations": build_augmentations(cfg),
+            # These cut particles, or need their boxes.
+            "recompute_boxes": crops or aug.ROTATION.PROB > 0 or aug.CROP.PROB > 0,
+            "cache_bytes": cfg.DATALOADER.CACHE_MB * 2**20 // max(1, cfg.DATALOADER.NUM_WORKERS),
             "min_visible_fraction": cfg.INPUT.MIN_VISIBLE_SHARE if limits else 0.0,
             "min_mask_pixels": cfg.INPUT.MIN_MASK_PIXELS if limits else 1,
-            "mosaic": Mosaic(tuple(aug.MOSAIC.SCALE)) if aug.MOSAIC.PROB > 0 else None,
-            "mosaic_prob": aug.MOSAIC.PROB,
-            "copy_paste": augmentation.build_copy_paste(cfg) if aug.COPY_PASTE.PROB > 0 else None,
-            "copy_paste_prob": aug.COPY_PASTE.PROB,
+            "mosaic": Mosaic(**{key.lower(): v for key, v in aug.MOSAIC.items()}),
+            "copy_paste": CopyPaste(**{key.lower(): v for key, v in aug.COPY_PASTE.items()}),
             **common,
         }
 
@@ -134,88 +239,50 @@ class MicroplasticsDatasetMapper:
 
         Returns:
             The same with ``image`` (3, H, W) uint8 tensor and ``instances`` in place of
-            ``annotations``; ``dropped_instances``, the number of particles of which too little
-            was left, and ``outside_instances``, the number of those wholly out of view.
+            ``annotations``; ``dropped_instances``, the number of particles of which a part is in
+            view, but too little.
 
         Raises:
             UserError: the image cannot be read, or its size differs from the annotations.
         """
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
         image = self._read(dataset_dict)
-        if "annotations" not in dataset_dict:
-            aug_input = T.AugInput(image)
-            self.augmentations(aug_input)
-        elif self.recompute_boxes:
+        has_annotations = "annotations" in dataset_dict
+        if has_annotations and self.recompute_boxes:
             sample = self._mix(Sample.from_annotations(image, _particles(dataset_dict)))
             # Without particles that a mosaic hides: nothing to crop around or paint over.
             boxes = sample.masks[sample.masks.nonempty()].get_bounding_boxes().tensor.numpy()
             aug_input = T.AugInput(sample.image, boxes=boxes)
-            transforms = self.augmentations(aug_input)
-            self._add_clipped(mapped, sample, transforms, aug_input.image.shape[:2])
+            applied = self.augmentations(aug_input)
+            self._add_clipped(mapped, sample, applied, aug_input.image.shape[:2])
         else:
             aug_input = T.AugInput(image)
-            transforms = self.augmentations(aug_input)
+            applied = self.augmentations(aug_input)
+        if has_annotations and not self.recompute_boxes:
             sizes = image.shape[:2], aug_input.image.shape[:2]
-            instances = self._instances(_particles(dataset_dict), transforms, *sizes)
+            instances = self._instances(_particles(dataset_dict), applied, *sizes)
             keep = self._large_enough(instances)
-            dropped = int((~keep).sum())
-            mapped["instances"] = instances[keep] if dropped else instances
-            mapped["dropped_instances"] = dropped
-            mapped["outside_instances"] = 0
-        mapped["image"] = self._tensor(aug_input.image)
+            mapped["instances"] = instances[keep]
+            mapped["dropped_instances"] = int((~keep).sum())
+        image = aug_input.image[:, :, ::-1] if self.image_format == "RGB" else aug_input.image
+        mapped["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return mapped
-
-    def _tensor(self, image: np.ndarray) -> torch.Tensor:
-        planes = torch.empty(3, *image.shape[:2], dtype=torch.uint8)
-        order = (2, 1, 0) if self.image_format == "RGB" else (0, 1, 2)
-        if image.flags.c_contiguous:
-            # A third of the time of numpy's transpose.
-            cv2.split(image, [planes[channel].numpy() for channel in order])
-        else:
-            for channel, plane in zip(order, planes.numpy(), strict=True):
-                plane[:] = image[:, :, channel]
-        return planes
-
-    def _read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
-        path = dataset_dict["file_name"]
-        if "window" in dataset_dict:
-            return self._read_window(path, dataset_dict["window"], dataset_dict["full_size"])
-        image = self._cache.get(path)
-        if image is None:
-            size = (dataset_dict["width"], dataset_dict["height"])
-            image = read_image(path, expected_size=size, max_pixels=self.max_pixels)
-            self._cache.put(path, image)
-        return image
-
-    def _read_window(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
-        image = self._cache.get(path)
-        if image is not None:
-            x, y, width, height = window
-            return image[y : y + height, x : x + width]
-        if self._windows is None:
-            self._windows = WindowReader(max_pixels=self.max_pixels)
-        part = self._windows.read(path, window, full_size)
-        decoded = self._windows.decoded(path)
-        if decoded is not None:
-            self._cache.put(path, decoded)
-        return part
 
     def _mix(self, sample: Sample) -> Sample:
         """Mosaic and copy-paste, each with its probability."""
         if not self.mixes:
             return sample
         if not self.partners:
-            if not self._warned:
-                logger.warning(
-                    "Copy-paste and mosaic are off: MicroplasticsDatasetMapper.partners is empty, "
-                    "from which they draw other images."
-                )
-                self._warned = True
+            log_first_n(
+                logging.WARNING,
+                "Copy-paste and mosaic are off: MicroplasticsDatasetMapper.partners is empty, from "
+                "which they draw other images.",
+            )
             return sample
-        if np.random.uniform() < self._mosaic_prob:
+        if np.random.uniform() < self._mosaic.prob:
             others = [self._random_partner() for _ in range(MOSAIC_IMAGES - 1)]
             sample = self._mosaic([sample, *others])
-        if np.random.uniform() < self._copy_paste_prob:
+        if np.random.uniform() < self._copy_paste.prob:
             sample = self._copy_paste(sample, self._random_partner())
         return sample
 
@@ -233,24 +300,18 @@ class MicroplasticsDatasetMapper:
         self,
         mapped: dict[str, Any],
         sample: Sample,
-        transforms: T.TransformList,
+        applied: T.TransformList,
         size_after: tuple[int, int],
     ) -> None:
         """Transform masks; keep those of which enough is left, with tight boxes."""
         masks, whole = sample.masks, sample.whole
-        outside = np.zeros(len(masks), dtype=bool)
-        for part, size in _frames(transforms, size_after):
+        for part, size in _frames(applied, size_after):
             matrix = affine_matrix(part)
-            outside |= _out_of_view(masks, matrix, size)
             masks = masks.affine(matrix, size)
             whole = whole * abs(np.linalg.det(matrix[:, :2]))
         area = masks.area().numpy()
         keep = area >= np.maximum(self.min_mask_pixels, self.min_visible_fraction * whole)
-        keep &= area > 0
-        # Without a pixel before the transforms: too small, not out of view.
-        outside &= ~keep & (whole > 0)
-        mapped["dropped_instances"] = int((~keep & ~outside).sum())
-        mapped["outside_instances"] = int(outside.sum())
+        mapped["dropped_instances"] = int((~keep & (area > 0)).sum())
         masks = masks[keep]
         instances = Instances(size_after)
         instances.gt_boxes = masks.get_bounding_boxes()
@@ -262,12 +323,12 @@ class MicroplasticsDatasetMapper:
     def _instances(
         self,
         annotations: list[dict[str, Any]],
-        transforms: T.TransformList,
+        applied: T.TransformList,
         size_before: tuple[int, int],
         size_after: tuple[int, int],
     ) -> Instances:
         instances = Instances(size_after)
-        boxes = transforms.apply_box(_boxes(annotations)).clip(min=0)
+        boxes = applied.apply_box(_boxes(annotations)).clip(min=0)
         boxes = np.minimum(boxes, np.asarray(size_after + size_after)[[1, 0, 3, 2]])
         instances.gt_boxes = Boxes(torch.as_tensor(boxes, dtype=torch.float32))
         classes = [a["category_id"] for a in annotations]
@@ -275,10 +336,10 @@ class MicroplasticsDatasetMapper:
         if self.use_instance_mask:
             segmentations = [a["segmentation"] for a in annotations]
             if self.mask_format == "polygon" and all(isinstance(s, list) for s in segmentations):
-                instances.gt_masks = _transform_polygons(segmentations, transforms)
+                instances.gt_masks = _transform_polygons(segmentations, applied)
             else:
                 masks = CropMasks.from_coco(segmentations, size_before)
-                instances.gt_masks = masks.affine(affine_matrix(transforms), size_after)
+                instances.gt_masks = masks.affine(affine_matrix(applied), size_after)
         return instances
 
     def _large_enough(self, instances: Instances) -> torch.Tensor:
@@ -291,18 +352,79 @@ class MicroplasticsDatasetMapper:
         return keep
 
 
-def affine_matrix(transforms: T.TransformList) -> np.ndarray:
+class RecordReader:
+    """Reads the images, or windows of them, of data set dicts.
+
+    Decoded images are kept up to a number of bytes, later ones are not. Large images whose
+    windows were read last stay open.
+    """
+
+    def __init__(self, cache_bytes: int = 0, max_pixels: int | None = None):
+        """
+        Args:
+            cache_bytes: limit of the decoded images that are kept.
+            max_pixels: larger images are refused.
+        """
+        self._free_bytes, self._max_pixels = cache_bytes, max_pixels
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, record: dict[str, Any]) -> np.ndarray:
+        """Read (height, width, 3) uint8 BGR, possibly read only: the pixels of ``read_image``.
+
+        Args:
+            record: data set dict with ``file_name``, ``width`` and ``height``, of a window with
+                ``window`` and ``full_size`` (see ``tiling.tile_dicts``).
+
+        Raises:
+            UserError: the image cannot be read, or ``image_size``.
+        """
+        path, whole = record["file_name"], (0, 0, record["width"], record["height"])
+        x, y, width, height = record.get("window", whole)
+        if path in self._kept:
+            return self._kept[path][y : y + height, x : x + width]
+        if "window" not in record:
+            return self._keep(path, read_image(path, (width, height), self._max_pixels))
+        reader, _ = self._open(path, tuple(record["full_size"]))
+        part = reader.read(x, y, x + width, y + height)
+        if reader.decoded is not None:
+            self._keep(path, reader.decoded)
+        return part
+
+    def _keep(self, path: str, image: np.ndarray) -> np.ndarray:
+        # Epochs visit every image once: evicting would keep the cache cold for all of them.
+        if image.nbytes <= self._free_bytes:
+            image.setflags(write=False)
+            self._kept[path] = image
+            self._free_bytes -= image.nbytes
+        return image
+
+    @functools.cached_property  # made in the process that reads: open files cannot be pickled
+    def _open(self) -> Callable:
+        return functools.lru_cache(_OPEN_IMAGES)(self._opened)
+
+    def _opened(
+        self, path: str, full_size: tuple[int, int]
+    ) -> tuple[ImageReader, contextlib.ExitStack]:
+        """Open an image; its file is closed when the stack is dropped."""
+        size, rotated = image_header(path, self._max_pixels)
+        if size != full_size:
+            raise UserError(f"{path} {size_mismatch(size, full_size, rotated)}.", code="image_size")
+        stack = contextlib.ExitStack()
+        return stack.enter_context(open_reader(path, max_pixels=self._max_pixels)), stack
+
+
+def affine_matrix(applied: T.TransformList) -> np.ndarray:
     """Return the 2×3 matrix of a list of affine transforms, in continuous pixel coordinates.
 
     All geometric augmentations here and in Detectron2 (resize, flip, crop, rotation, shear) are
     affine, so three points define them.
     """
-    origin, right, down = transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    origin, right, down = applied.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     return np.stack([right - origin, down - origin, origin], axis=1)
 
 
 def _frames(
-    transforms: T.TransformList, size_after: tuple[int, int]
+    applied: T.TransformList, size_after: tuple[int, int]
 ) -> Iterator[tuple[T.TransformList, tuple[int, int]]]:
     """Yield the transforms up to each crop and up to the end, with the (height, width) after them.
 
@@ -310,12 +432,12 @@ def _frames(
     masks must end at the crop.
     """
     part: list[T.Transform] = []
-    for transform in transforms.transforms:
+    for transform in applied.transforms:
         part.append(transform)
         if isinstance(transform, T.CropTransform):
             yield T.TransformList(part), (transform.h, transform.w)
             part = []
-    if part or not transforms.transforms:
+    if part or not applied.transforms:
         yield T.TransformList(part), size_after
 
 
@@ -325,30 +447,19 @@ def _particles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Return (N, 4) x0, y0, x1, y1 in px, float64."""
-    modes = {a["bbox_mode"] for a in annotations}
-    if len(modes) == 1:  # one conversion for all of them
-        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
-        return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _out_of_view(masks: CropMasks, matrix: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
-    """Return whether each mask is empty, or its transformed box misses the image: (N,) bool."""
-    boxes = masks.get_bounding_boxes().tensor.numpy().astype(np.float64)
-    corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]] @ matrix[:, :2].T + matrix[:, 2]
-    start, end = corners.min(axis=1), corners.max(axis=1)
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-    return empty | (end <= 0).any(axis=1) | (start >= output_size[::-1]).any(axis=1)
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    has_size = [a["bbox_mode"] == BoxMode.XYWH_ABS for a in annotations]
+    boxes[has_size, 2:] += boxes[has_size, :2]
+    return boxes
 
 
 def _transform_polygons(
-    segmentations: list[list[list[float]]], transforms: T.TransformList
+    segmentations: list[list[list[float]]], applied: T.TransformList
 ) -> PolygonMasks:
     polygons = [np.asarray(p, dtype=np.float64).reshape(-1, 2) for s in segmentations for p in s]
     if not polygons:
         return PolygonMasks([])
     # One call for all points: the overhead of a transform per polygon exceeds its arithmetic.
-    points = transforms.apply_coords(np.concatenate(polygons))
+    points = applied.apply_coords(np.concatenate(polygons))
     pieces = iter(np.split(points, np.cumsum([len(p) for p in polygons])[:-1]))
     return PolygonMasks([[next(pieces).reshape(-1) for _ in s] for s in segmentations])

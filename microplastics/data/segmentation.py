@@ -13,21 +13,9 @@ import shapely
 
 from microplastics.structures import rle as runs
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json
 
 if TYPE_CHECKING:
     from microplastics.data.formats.base import Notes
-
-__all__ = [
-    "SegmentationError",
-    "join_parts",
-    "mask_points",
-    "mask_to_polygons",
-    "measure",
-    "read_json",
-    "segmentation_to_polygons",
-]
 
 # Beyond any image, and small enough for exact arithmetic in float64.
 COORDINATE_LIMIT = 10**7
@@ -145,16 +133,7 @@ def _shoelace(points: np.ndarray) -> float:
 
 
 def _clip(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Clip a polygon at the border of the image (Sutherland and Hodgman 1974).
-
-    Args:
-        points: (N, 2) float64, x and y in px.
-        width: right border.
-        height: lower border.
-
-    Returns:
-        (M, 2) float64; M is 0 if nothing of it is inside.
-    """
+    """Clip (N, 2) points of a polygon at the image's border (Sutherland and Hodgman 1974)."""
     for axis, border, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
         if not len(points):
             break
@@ -269,42 +248,23 @@ def join_parts(polygons: list[np.ndarray]) -> np.ndarray:
 
 
 def segmentation_to_polygons(
-    segmentation: list[list[float]] | dict[str, Any],
-    height: int,
-    width: int,
-    notes: "Notes",
-    where: str,
+    segmentation: list[list[float]] | dict[str, Any], notes: "Notes", where: str
 ) -> list[np.ndarray]:
     """Convert a COCO segmentation to polygons.
 
     Args:
-        segmentation: polygons, which stay unchanged, or an RLE, which is outlined by
+        segmentation: as in :class:`Measured`; polygons stay unchanged, an RLE is outlined by
             :func:`mask_to_polygons`.
-        height: of the image in px.
-        width: of the image in px.
         notes: receives ``mask_outlined``, and ``hole_bridged`` if there are holes.
-        where: the place of the instance, for notes and errors.
+        where: the place of the instance, for notes.
 
     Returns:
         (N, 2) float64 arrays of x and y in px; an empty list for an RLE without a pixel.
-
-    Raises:
-        UserError: the RLE is malformed or of another size.
     """
     if not isinstance(segmentation, dict):
         return [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
-    try:
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"it has size {list(segmentation['size'])}")
-        counts = runs.counts_of_rle(segmentation)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where} has an RLE that does not fit its image of {width} x {height} px ({error}); "
-            "export the annotation again.",
-            code="annotations_invalid",
-        ) from error
-    crop, x0, y0 = runs.crop_of_runs(*runs.runs_of_counts(counts), height)
-    polygons, holes = _trace(crop, (x0, y0))
+    mask = CropMasks.from_rles([segmentation])
+    polygons, holes = _trace(mask.crops[0], mask.offsets[0])
     notes.add("mask_outlined", where)
     if holes:
         notes.add("hole_bridged", where, f"{holes} holes" if holes > 1 else "")
@@ -410,21 +370,11 @@ def _bridge(
     rings: list[list[int]],
     holes: list[list[int]],
 ) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Join holes to the ring above them.
+    """Join holes to the ring above them; returns corners with those of the cuts, and the rings.
 
-    From the left end of a hole's topmost edge the cut goes straight up to the next edge, of the
-    outer ring or of another hole that is joined as well. The mask is below that edge, so all rings
-    run along it to the right.
-
-    Args:
-        padded: (h + 2, w + 2) bool with an empty border.
-        ys: y of the corners in px.
-        xs: x of the corners in px.
-        rings: corners of the outer rings, clockwise.
-        holes: corners of the holes, counter-clockwise from the left end of the topmost edge.
-
-    Returns:
-        y and x of the corners including the cuts, and the rings joined with their holes.
+    From the left end of a hole's topmost edge, where it begins, the cut goes straight up to the
+    next edge, of the outer ring or of another hole that is joined as well. The mask is below that
+    edge, so all rings run along it to the right.
     """
     following = [0] * len(ys)
     for ring in (*rings, *holes):
@@ -463,12 +413,6 @@ def _follow(following: list[int], start: int) -> list[int]:
 
 def _without_overlap(rings: list[np.ndarray]) -> list[np.ndarray]:
     """Unite overlapping rings; returns the outlines and holes of their union."""
-    low = np.array([ring.min(axis=0) for ring in rings])
-    high = np.array([ring.max(axis=0) for ring in rings])
-    order = np.argsort(low[:, 0])
-    low, high = low[order], high[order]
-    if (low[1:, 0] >= np.maximum.accumulate(high[:-1, 0])).all():
-        return rings
     shapes = shapely.make_valid([shapely.Polygon(ring) for ring in rings if len(ring) > 2])
     united = shapely.unary_union(shapes)
     if united.area >= shapely.area(shapes).sum() * (1 - _OVERLAP_TOLERANCE):

@@ -1,11 +1,10 @@
 """Windows of large images, for training and prediction."""
 
-import contextlib
 import dataclasses
 import logging
 import math
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 
 from microplastics.data.augmentation.mixing import box_polygon
-from microplastics.data.images import image_header, size_mismatch
-from microplastics.data.large_images import ImageReader, WholeImage, open_reader
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.rle import rle_bbox
 from microplastics.utils.errors import UserError
@@ -49,15 +46,12 @@ def windows_of(width: int, height: int, tile_size: int, overlap: int) -> list[Wi
     Returns:
         (x, y, width, height) each, in px.
     """
-    columns, rows = (_starts(side, tile_size, overlap) for side in (width, height))
+    columns, rows = (
+        [*range(0, side - tile_size, tile_size - overlap), max(side - tile_size, 0)]
+        for side in (width, height)
+    )
     size = min(tile_size, width), min(tile_size, height)
     return [(x, y, *size) for y in rows for x in columns]
-
-
-def _starts(side: int, tile_size: int, overlap: int) -> list[int]:
-    if side <= tile_size:
-        return [0]
-    return [*range(0, side - tile_size, tile_size - overlap), side - tile_size]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,20 +111,13 @@ def choose_tiling(
             f"--tile is {tile}; expected {_MIN_TILE} px or more, or 0 for whole images.",
             code="option_invalid",
         )
-    if overlap is not None and overlap < MIN_OVERLAP:
-        raise UserError(
-            f"--overlap is {overlap}; expected {MIN_OVERLAP} px or more, from which pieces of one "
-            "particle can be joined.",
-            code="option_invalid",
-        )
     if largest is not None and not 0 < largest < math.inf:
         raise UserError(
             f"--largest is {largest:g}; expected the length of the largest particle in px.",
             code="option_invalid",
         )
-    if tile and overlap is not None:
-        _check_overlap(overlap, tile)
     side = training_side or cfg.INPUT.TILE.SIZE or cfg.INPUT.MIN_SIZE_TEST
+    chosen = tile or max(_MIN_TILE, side)
     scale = cfg.INPUT.MIN_SIZE_TEST / side
     if tile is None:
         shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -138,25 +125,21 @@ def choose_tiling(
         is_whole = whole * _MAX_SHRINK >= scale
     else:
         is_whole = not tile or max(image_size) <= tile
-    if is_whole:
-        return None
-    tile = tile or max(_MIN_TILE, side)
-    if overlap is None:
-        shared = max(largest or 0, _OVERLAP_FRACTION * tile, MIN_OVERLAP)
-        overlap = round(min(shared, tile / 2))
-    _check_overlap(overlap, tile)
-    longest = min(largest or _LARGEST_SIDES * tile, max(image_size))
-    factor = min(_MAX_COARSE, -(-longest // tile)) if coarse and longest > tile else 0
-    return Tiling(tile, overlap, int(factor), scale)
-
-
-def _check_overlap(overlap: int, tile: int) -> None:
-    if overlap > tile / 2:
+    most = math.inf if is_whole and not tile else chosen / 2
+    if overlap is not None and not MIN_OVERLAP <= overlap <= most:
         raise UserError(
-            f"--overlap is {overlap}, more than half of the windows' {tile} px; lower it, or raise "
-            "--tile.",
+            f"--overlap is {overlap}; expected {MIN_OVERLAP} px, from which pieces of one particle "
+            f"can be joined, to half of the windows' {chosen} px.",
             code="option_invalid",
         )
+    if is_whole:
+        return None
+    if overlap is None:
+        shared = max(largest or 0, _OVERLAP_FRACTION * chosen, MIN_OVERLAP)
+        overlap = round(min(shared, chosen / 2))
+    longest = min(largest or _LARGEST_SIDES * chosen, max(image_size))
+    factor = min(_MAX_COARSE, -(-longest // chosen)) if coarse and longest > chosen else 0
+    return Tiling(chosen, overlap, int(factor), scale)
 
 
 def tile_dicts(
@@ -183,9 +166,6 @@ def tile_dicts(
         min_pixels: least pixels of a clipped mask.
         empty_fraction: fraction of the windows without annotation, or only with crowds, that are
             kept, evenly spaced. An image without any annotation counts too.
-
-    Raises:
-        UserError: ``annotations_invalid``, a mask is malformed.
     """
     tiled, counts = [], Counter()
     for record in dataset_dicts:
@@ -199,13 +179,10 @@ def tile_dicts(
             counts["dropped"] += window["dropped_annotations"]
             counts["windows"] += 1
             if all(a.get("iscrowd", 0) for a in window["annotations"]):
+                before = math.floor(counts["empty"] * empty_fraction)
                 counts["empty"] += 1
                 # Evenly spaced, so the choice needs no random numbers.
-                kept, before = (
-                    math.floor(number * empty_fraction)
-                    for number in (counts["empty"], counts["empty"] - 1)
-                )
-                if kept == before:
+                if math.floor(counts["empty"] * empty_fraction) == before:
                     counts["left out"] += 1
                     continue
             tiled.append(window)
@@ -226,8 +203,7 @@ def _windows_of_record(
     annotations = record.get("annotations", [])
     masks: dict[int, CropMasks] = {}  # of annotations that a window clips
     tiled = []
-    with _naming(record["file_name"]):
-        boxes = np.array([_extent(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
+    boxes = np.array([_extent(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
     for window in windows:
         corner = np.array(window[:2])
         end = corner + window[2:]
@@ -241,8 +217,7 @@ def _windows_of_record(
                 continue
             if index not in masks:
                 outline = annotation.get("segmentation") or box_polygon(annotation)
-                with _naming(record["file_name"]):
-                    masks[index] = CropMasks.from_coco([outline], size)
+                masks[index] = CropMasks.from_coco([outline], size)
             part, whole = masks[index].clip(*window), masks[index].area().item()
             visible = part.area().item()
             if visible < max(1, min_pixels, min_visible * whole):
@@ -272,19 +247,6 @@ def _windows_of_record(
     return tiled
 
 
-@contextlib.contextmanager
-def _naming(file_name: str) -> Iterator[None]:
-    """Turn errors of malformed masks in a ``with`` block into a sentence about their image."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"An annotation of {file_name} has a mask that cannot be used ({error}); run "
-            "`microplastics check` on its JSON.",
-            code="annotations_invalid",
-        ) from error
-
-
 def _extent(annotation: dict[str, Any]) -> Sequence[float]:
     """Return x0, y0, x1, y1 around the mask, or without one of the box."""
     segmentation = annotation.get("segmentation")
@@ -309,57 +271,3 @@ def _shifted(annotation: dict[str, Any], x: int, y: int) -> dict[str, Any]:
         "bbox_mode": BoxMode.XYXY_ABS,
         "segmentation": polygons,
     }
-
-
-class WindowReader:
-    """Reads windows of large images; the images used last stay open, or decoded."""
-
-    def __init__(self, images: int = 2, max_pixels: int | None = None):
-        """
-        Args:
-            images: number of images kept.
-            max_pixels: larger images are refused.
-        """
-        self._kept = images
-        self._max_pixels = max_pixels
-        self._open: OrderedDict[str, tuple[ImageReader, contextlib.ExitStack]] = OrderedDict()
-
-    def read(self, path: str, window: Window, full_size: tuple[int, int]) -> np.ndarray:
-        """Read a window.
-
-        Args:
-            path: image file.
-            window: (x, y, width, height) in px.
-            full_size: (width, height) of the image in px by its annotations.
-
-        Returns:
-            (height, width, 3) uint8 BGR, read only: the pixels that
-            :func:`microplastics.data.images.read_image` gives there.
-
-        Raises:
-            UserError: the image cannot be read, or ``image_size``.
-        """
-        x, y, width, height = window
-        part = self._reader(path, full_size).read(x, y, x + width, y + height)
-        part.setflags(write=False)
-        return part
-
-    def decoded(self, path: str) -> np.ndarray | None:
-        """Return the whole image if it is kept decoded."""
-        reader = self._open[path][0] if path in self._open else None
-        return reader.decoded if isinstance(reader, WholeImage) else None
-
-    def _reader(self, path: str, full_size: tuple[int, int]) -> ImageReader:
-        if path not in self._open:
-            size, rotated = image_header(path, self._max_pixels)
-            if size != tuple(full_size):
-                raise UserError(
-                    f"{path} {size_mismatch(size, tuple(full_size), rotated)}.", code="image_size"
-                )
-            stack = contextlib.ExitStack()
-            reader = stack.enter_context(open_reader(path, max_pixels=self._max_pixels))
-            self._open[path] = reader, stack
-            if len(self._open) > self._kept:
-                self._open.popitem(last=False)[1][1].close()
-        self._open.move_to_end(path)
-        return self._open[path][0]

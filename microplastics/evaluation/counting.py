@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from tabulate import tabulate
 
-from microplastics.data.coco import contiguous_ids, read_json
+from microplastics.data.coco import checked_instances
 from microplastics.evaluation.base import TruthEvaluator
 from microplastics.evaluation.matching import (
     Pairs,
@@ -26,7 +26,7 @@ from microplastics.measurement.shape import kind_of
 from microplastics.modeling.postprocessing import distinct
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_rows
+from microplastics.utils.io import read_json, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class CountingEvaluator(TruthEvaluator):
                 classes in µm, but images without a scale), or the JSON cannot be used.
         """
         super().__init__(dataset_name, distributed)
-        self._contiguous = contiguous_ids(self.json_file)
+        self._contiguous = checked_instances(self.json_file).contiguous_ids
         categories = self.coco_api.cats
         self.class_names = [categories[number]["name"] for number in sorted(categories)]
         self.thresholds = _per_class(score_thresholds, self.class_names)

@@ -13,12 +13,11 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from microplastics.data.coco import read_json
 from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_json, write_rows
+from microplastics.utils.io import read_json, write_json, write_rows
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from microplastics.calibration import Calibration
 from microplastics.calibration.sources import read_calibration_csv, resolve_calibration
-from microplastics.data.coco import check_content, class_names, load_instances
+from microplastics.data.coco import check_content, checked_instances, load_instances
 from microplastics.data.formats.layout import list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
@@ -529,7 +529,7 @@ def read_masks(
 
 
 def _from_annotations(path: str, images: str | None) -> GivenMasks:
-    items, names = load_instances(path, ""), class_names(path)
+    items, names = load_instances(path, ""), checked_instances(path).classes
     given = []
     for item in items:
         single = [a for a in item["annotations"] if not a["iscrowd"]]
@@ -554,7 +554,7 @@ def _from_results(
     # Its annotations are not looked at: results may be of a data set that has none.
     checked = check_content(dataset, {**read_json(dataset), "annotations": []})
     names = {each["id"]: each["name"] for each in checked.categories}
-    by_image: dict[int, list[dict[str, Any]]] = {each["id"]: [] for each in checked.images}
+    by_image: dict[int, list[dict[str, Any]]] = {number: [] for number in checked.images}
     for index, result in enumerate(results):
         problem = _problem(result, by_image, names)
         if problem:
@@ -565,8 +565,8 @@ def _from_results(
             )
         by_image[result["image_id"]].append(result)
     given = []
-    for entry in checked.images:
-        found = by_image[entry["id"]]
+    for number, entry in sorted(checked.images.items()):
+        found = by_image[number]
         kept = [result for result in found if result["score"] >= min_score]
         left_out = {"below_min_score": len(found) - len(kept)}
         ids, scores = range(1, len(kept) + 1), [result["score"] for result in kept]

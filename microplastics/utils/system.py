@@ -49,7 +49,7 @@ def map_in_processes(
             yield from map(function, tasks)
         return
     context = _context(function.__module__)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker)
     try:
         yield from pool.map(function, tasks, chunksize=chunk)
     except BrokenProcessPool as error:
@@ -84,7 +84,8 @@ def _context(module: str) -> multiprocessing.context.BaseContext:
     return context
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Prepare a worker process: one OpenCV thread, no Ctrl-C, and an end with its parent."""
     cv2.setNumThreads(1)
     # Ctrl-C reaches the whole group; only the parent reacts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -48,7 +48,7 @@ def test_from_an_export_to_entries_that_can_be_pasted(cli_process, export, tmp_p
     json_file, image_root = entries["val"].split(":")
     assert Path(image_root) == export / "valid" / "images"
     report = check_instances(json_file, image_root)
-    assert (report.num_images, report.num_annotations) == (2, 1)
+    assert (len(report.images), len(report.annotations)) == (2, 1)
     manifest = json.loads((tmp_path / "set" / "conversion.json").read_text())
     assert manifest["complete"] and manifest["format"] == "yolo"
     assert manifest["notes"]["category_dropped"]["count"] == 2

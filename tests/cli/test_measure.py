@@ -177,7 +177,7 @@ def test_a_data_set_of_results_that_is_broken_is_refused(cli, coco, tmp_path):
     results = tmp_path / "results.json"
     results.write_text("[]")
     for change, words in [
-        ({"id": 1}, "has the id of another image"),
+        ({"id": 1}, "the id of another image"),
         ({"file_name": "a/one.png"}, "masks of a/one.png 2 times"),
         ({"height": float("nan")}, "height is nan"),
     ]:

@@ -64,7 +64,7 @@ def test_a_preset_on_backgrounds(tmp_path, cli):
     [
         (["--preset", "mud"], "--preset is mud; expected one of default, glass-filter"),
         (["--backgrounds", "empty"], "--backgrounds .*empty contains no image; put blank"),
-        (["--backgrounds", "broken"], "broken/one.jpg is empty"),
+        (["--backgrounds", "broken"], "broken/one.jpg is not an image"),
     ],
 )
 def test_presets_and_backgrounds_are_refused_in_words(tmp_path, cli, options, words):

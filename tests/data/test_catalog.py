@@ -26,6 +26,13 @@ def catalogs_as_before():
 
 
 @pytest.fixture
+def without_builtin():
+    for name in [name for name in DatasetCatalog if name.startswith("microplastics_")]:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+@pytest.fixture
 def paths(tmp_path):
     return _write(tmp_path / "own.json", tmp_path / "images")
 
@@ -73,7 +80,6 @@ def test_metadata_can_be_listed_copied_and_pickled(paths):
     metadata = MetadataCatalog.get("own")
     for twin in (copy.deepcopy(metadata), pickle.loads(pickle.dumps(metadata))):
         assert twin.thing_classes == ["Foam", "Fiber"]
-    assert metadata.as_dict()["thing_classes"] == ["Foam", "Fiber"]
     assert metadata.get("stuff_classes", "none") == "none"
     with pytest.raises(AttributeError, match="stuff_classes"):
         metadata.stuff_classes  # noqa: B018
@@ -95,7 +101,7 @@ def test_attributes_set_before_the_registration_are_kept(paths):
     DatasetCatalog.get("own")
     assert MetadataCatalog.get("own").thing_colors == [[1] * 3] * 2
     MetadataCatalog.get("other").json_file = "elsewhere.json"
-    with user_error("dataset_conflict", "'other'", "json_file", "own.json"):
+    with pytest.raises(AssertionError, match="elsewhere.json"):  # Detectron2's own
         register_microplastics_instances("other", *paths)
 
 
@@ -115,9 +121,8 @@ def test_a_missing_json_fails_only_when_it_is_needed(tmp_path):
     assert MetadataCatalog.get("own").as_dict()["evaluator_type"] == "coco"
 
 
-def test_builtin_names(tmp_path, monkeypatch):
+def test_builtin_names(tmp_path, monkeypatch, without_builtin):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    register_builtin()
     register_builtin()
     folder = tmp_path / "microplastics"
     metadata = MetadataCatalog.get("microplastics_val")
@@ -135,16 +140,11 @@ def test_builtin_names(tmp_path, monkeypatch):
         DatasetCatalog.get("microplastics_synthetic_train")
 
 
-def test_builtin_names_follow_the_root(tmp_path, monkeypatch, caplog):
+def test_builtin_names_leave_those_of_others(monkeypatch, caplog, without_builtin):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    DatasetCatalog.pop("microplastics_test", None)
     DatasetCatalog.register("microplastics_test", lambda: [])
-    MetadataCatalog.pop("microplastics_test", None)
     register_builtin()
     path = "datasets/microplastics_synthetic/annotations/instances_train.json"
-    assert MetadataCatalog.get("microplastics_synthetic_train").json_file == path
-    register_builtin(tmp_path)
-    path = str(tmp_path / path.removeprefix("datasets/"))
     assert MetadataCatalog.get("microplastics_synthetic_train").json_file == path
     assert "'microplastics_test' is registered by other code" in caplog.messages[0]
     assert DatasetCatalog.get("microplastics_test") == []
@@ -194,10 +194,9 @@ def test_unknown_entries(paths):
     register_microplastics_instances("own_train", *paths)
     with user_error("dataset_unknown", "'own_trian'", "Did you mean 'own_train'?"):
         resolve_datasets(["own_trian"])
+    (entry,) = resolve_datasets([f"x.json:{paths[1]}"])
     with user_error("file_missing", "x.json"):
-        resolve_datasets([f"x.json:{paths[1]}"])
-    with user_error("file_missing", "nowhere"):
-        resolve_datasets([f"{paths[0]}:nowhere"])
+        DatasetCatalog.get(entry)
     with user_error("dataset_unknown"):
         resolve_datasets([""])
 

@@ -16,7 +16,7 @@ from support import user_error
 
 from microplastics.data import large_images
 from microplastics.data.images import read_image, to_uint8
-from microplastics.data.large_images import WholeImage, open_reader
+from microplastics.data.large_images import TiffReader, open_reader
 from microplastics.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def test_tiffs_of_pillow(tmp_path, mode, packing):
     whole = read_image(path)
     with open_reader(path) as reader:
         decoded_whole = mode in ("LAB", "YCbCr", "1", "P", "CMYK")
-        assert isinstance(reader, WholeImage) == decoded_whole
+        assert isinstance(reader, TiffReader) != decoded_whole
         assert np.array_equal(everything(reader), whole)
         assert np.array_equal(reader.read(13, 21, 70, 89), whole[21:89, 13:70])
 
@@ -215,8 +215,6 @@ def test_overview_of_a_plain_tiff(tmp_path, monkeypatch, orientation, options):
         same, scale = reader.overview(140)
         assert scale == 1.0 and np.array_equal(same, whole)
         assert reader.overview(1)[0].shape == (1, 1, 3)
-        with pytest.raises(ValueError, match="an overview of 0 px"):
-            reader.overview(0)
 
 
 @pytest.mark.parametrize("kind", ["SubIFDs", "OME", "reduced pages", "plain pages"])
@@ -259,12 +257,12 @@ def test_deep_images_without_grey_levels(tmp_path):
         assert np.array_equal(everything(reader)[:, :, 0], to_uint8(odd))
 
 
-def test_two_threads(tmp_path):
+def test_two_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "CACHE_BYTES", 3000)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, RGB, photometric="rgb", tile=(16, 16), compression="zlib")
     wrong = []
     with open_reader(path) as reader:
-        reader._cache.max_bytes = 3000
 
         def work(seed):
             rng = np.random.default_rng(seed)
@@ -382,7 +380,7 @@ def test_windows_row_by_row_unpack_each_piece_once(tmp_path, monkeypatch, layout
     )
     decode, decoded = large_images._TiffPage._decode, []
     monkeypatch.setattr(
-        large_images._TiffPage, "_decode", lambda s, i: decoded.append(i) or decode(s, i)
+        large_images._TiffPage, "_decode", lambda s, *at: decoded.append(at) or decode(s, *at)
     )
     with open_reader(path) as reader:
         for y in (0, 30, 60):
@@ -396,14 +394,17 @@ def test_windows_row_by_row_unpack_each_piece_once(tmp_path, monkeypatch, layout
         assert len(decoded) <= 2 * count
 
 
-def test_a_window_of_plain_strips_reads_only_its_bytes(tmp_path, monkeypatch):
+def test_a_window_of_plain_strips_reads_only_its_pixels(tmp_path, monkeypatch):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, DETAILED, photometric="rgb", rowsperstrip=7)
-    fetch, taken = large_images._TiffPage._bytes, []
+    read_array, taken = tifffile.FileHandle.read_array, []
     monkeypatch.setattr(
-        large_images._TiffPage, "_bytes", lambda s, o, n: taken.append(n) or fetch(s, o, n)
+        tifffile.FileHandle,
+        "read_array",
+        lambda self, dtype, count, start: taken.append(count)
+        or read_array(self, dtype, count, start),
     )
-    with open_reader(path) as reader:
+    with open_reader(path, max_pixels=5000) as reader:
         assert np.array_equal(reader.read(5, 3, 15, 33), DETAILED[3:33, 5:15, ::-1])
     assert taken == [30] * 30
 
@@ -450,7 +451,7 @@ def test_a_file_cut_off_or_damaged_while_it_is_read(tmp_path):
         with user_error("image_invalid", path):
             reader.read(0, 0, 33, 32)
         os.truncate(path, 4000)
-        with user_error("image_invalid", "the file ends before its pixels do"):
+        with user_error("image_invalid", path):
             reader.read(100, 60, 140, 90)
 
 
@@ -468,9 +469,8 @@ def test_bombs(tmp_path):
     tifffile.imwrite(path, DETAILED, photometric="rgb", compression="zlib", rowsperstrip=10)
     with tifffile.TiffFile(path, mode="r+") as tiff:
         tiff.pages[0].tags[257].overwrite(65000)
-    with user_error("image_invalid", path, "9 of its 6500 tiles or strips"):
-        with open_reader(path):
-            pass
+    with open_reader(path) as reader, user_error("image_invalid", path):
+        reader.read(0, 100, 5, 105)
     for packing in ("jpeg", "jpeg2000"):
         tifffile.imwrite(path, DETAILED, photometric="rgb", tile=(32, 32), compression=packing)
         huge = np.zeros((900, 900, 3), np.uint8)

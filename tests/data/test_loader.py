@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from support import ROOT, dataset_entry, user_error
 
 from microplastics.data.loader import (
-    BatchStream,
     TrainLoader,
     ValidationLoader,
+    batch_stream,
     check_datasets,
     effective_workers,
     repeat_factors,
@@ -129,6 +129,15 @@ def test_sets_with_different_classes_are_refused(tiny_cfg, rendered, tmp_path):
         check_datasets(cfg)
 
 
+def test_the_number_of_classes_is_that_of_the_model(tiny_cfg, rendered):
+    names = "instances_train.json", "Fiber, Fragment, Film"
+    with user_error("classes_mismatch", *names, "MODEL.ROI_HEADS.NUM_CLASSES is 80"):
+        check_datasets(tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 80))
+    retina = ("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 2)
+    with user_error("classes_mismatch", *names, "MODEL.RETINANET.NUM_CLASSES is 2"):
+        check_datasets(tiny_cfg(*retina))
+
+
 def test_no_data_set(tiny_cfg):
     with user_error("config_invalid", "DATASETS.TRAIN"):
         check_datasets(tiny_cfg("DATASETS.TRAIN", "()"))
@@ -139,7 +148,7 @@ def test_workers_do_not_exceed_the_cores():
     assert effective_workers(10**6) <= os.cpu_count()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_workers_die_with_a_killed_main_process(rendered, tiny_opts, tmp_path):
     script = f"""
 import sys, time
@@ -204,9 +213,9 @@ def test_augmentations_are_checked(tiny_cfg):
         TrainLoader(cfg)
 
 
-def batches(count, start=0, size=7, groups=None, batch_size=3):
-    stream = BatchStream(TrainingSampler(size, seed=5), groups, batch_size, start)
-    return list(itertools.islice(stream, count))
+def batches(count, start=0, size=7, groups=(0,) * 7, batch_size=3):
+    stream = batch_stream(TrainingSampler(size, seed=5), groups, batch_size)
+    return list(itertools.islice(stream, start, start + count))
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 12), st.data())
@@ -258,9 +267,9 @@ def test_images_with_a_rare_class_are_repeated_and_blanks_are_not(caplog):
 
     caplog.set_level("INFO")
     dicts = [image(0), image(0, 0), image(0, 1), image()]
-    factors = repeat_factors(dicts, 0.5, ["Fiber", "Film", "Foam"])
+    factors = repeat_factors(dicts, 0.5)
     # Film is on a quarter of the images: sqrt(0.5 / 0.25).
     assert factors.tolist() == pytest.approx([1, 1, 2**0.5, 1])
-    assert "Film" in caplog.text and "1.41" in caplog.text and "4 images for 4" in caplog.text
-    repeat_factors(dicts, 0.1, ["Fiber", "Film", "Foam"])
+    assert "4 images for 4, those of the rarest class 1.41 times" in caplog.text
+    repeat_factors(dicts, 0.1)
     assert "raise DATALOADER.REPEAT_THRESHOLD" in caplog.text

@@ -6,7 +6,9 @@ import time
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
@@ -15,14 +17,20 @@ from support import user_error
 
 from microplastics.config import get_cfg
 from microplastics.data import large_images
-from microplastics.data.augmentation import CopyPaste, Mosaic
+from microplastics.data.augmentation.mixing import CopyPaste, Mosaic
 from microplastics.data.augmentation.transforms import (
     RandomParticleCrop,
     RandomRotation,
+    ResizeWithJitter,
     WarpTransform,
 )
 from microplastics.data.images import read_image
-from microplastics.data.mapper import MicroplasticsDatasetMapper, affine_matrix
+from microplastics.data.mapper import (
+    MicroplasticsDatasetMapper,
+    RecordReader,
+    affine_matrix,
+    build_augmentations,
+)
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.system import seeded
 
@@ -230,7 +238,6 @@ def test_what_is_cut_below_the_visible_fraction_is_dropped_and_counted(tmp_path)
             mapped = cut(record)
             assert len(mapped["instances"]) == kept
             assert mapped["dropped_instances"] == 2 - kept
-            assert mapped["outside_instances"] == 1
 
 
 @pytest.mark.parametrize("as_rle", [False, True])
@@ -267,12 +274,12 @@ def test_blanks_get_particles_pasted_and_lend_none(tmp_path):
     record, blank = photograph(tmp_path, 0), photograph(tmp_path, 1)
     blank["annotations"] = []
     paste = CopyPaste(max_particles=3)
-    map_it = mapper(copy_paste=paste, copy_paste_prob=1.0)
+    map_it = mapper(copy_paste=paste)
     map_it.partners = [record]
     assert len(map_it(blank)["instances"]) > 0
     map_it.partners = [blank]
     assert len(map_it(record)["instances"]) == 4
-    map_it = mapper(mosaic=Mosaic(), mosaic_prob=1.0)
+    map_it = mapper(mosaic=Mosaic())
     map_it.partners = [blank]
     mapped = map_it(blank)
     assert len(mapped["instances"]) == 0 and mapped["image"].shape == (3, 160, 200)
@@ -355,7 +362,7 @@ def test_a_turn_after_a_crop_brings_nothing_back_that_the_crop_cut_off(tmp_path,
     crop = T.CropTransform(38, 26, 40, 40)
     alone = mapper(crop, WarpTransform(matrix, (side, side)), recompute_boxes=True)
     mapped = alone(record)
-    assert (mapped["dropped_instances"], mapped["outside_instances"]) == (0, 1)
+    assert mapped["dropped_instances"] == 0 and len(mapped["instances"]) == 1
     assert mapped["instances"].gt_masks.area().tolist() == pytest.approx([144], abs=8)
 
 
@@ -368,16 +375,12 @@ def test_crops_and_counts_leave_alone_what_a_mosaic_does_not_show(tmp_path):
             seen.append(boxes)
             return super().get_transform(image, boxes)
 
-    mixed = mapper(
-        Spy(60, 60), RandomRotation(frame="expand"), mosaic=Mosaic((1.0, 2.0)), mosaic_prob=1.0
-    )
+    mixed = mapper(Spy(60, 60), RandomRotation(frame="expand"), mosaic=Mosaic((1.0, 2.0)))
     mixed.partners = records
     for seed in range(20):
         with seeded(seed):
             mapped = mixed(records[0])
-        counts = mapped["dropped_instances"], mapped["outside_instances"]
-        assert len(mapped["instances"]) + sum(counts) == 16
-        assert counts[0] <= 2  # fragments without a pixel
+        assert len(mapped["instances"]) <= 16 and mapped["dropped_instances"] == 0
     assert all((boxes[:, 2:] > boxes[:, :2]).all() for boxes in seen)
 
 
@@ -397,7 +400,7 @@ def test_the_cache_holds_the_images_of_windows_too(tmp_path, monkeypatch):
 
 def test_partners_are_drawn_by_their_weights(tmp_path):
     records = [photograph(tmp_path, seed) for seed in range(3)]
-    mixed = mapper(copy_paste=CopyPaste(), copy_paste_prob=1.0)
+    mixed = mapper(copy_paste=CopyPaste())
     mixed.partners, mixed.partner_weights = records, np.array([0.0, 3.0, 1.0])
     drawn = []
     mixed._read = lambda record: drawn.append(record["image_id"]) or np.zeros((160, 200, 3), "u1")
@@ -405,3 +408,231 @@ def test_partners_are_drawn_by_their_weights(tmp_path):
         for _ in range(200):
             mixed._random_partner()
     assert 0 not in drawn and drawn.count(1) / 200 == pytest.approx(0.75, abs=0.08)
+
+
+def test_decoded_images_are_kept_up_to_a_limit(tmp_path):
+    reader = RecordReader(cache_bytes=20_000)
+    for seed, size in enumerate([(80, 60), (80, 60)]):
+        record = photograph(tmp_path, seed, size)
+        assert np.array_equal(reader(record), reader(record))
+        assert np.shares_memory(reader(record), reader(record)) == (seed == 0)
+
+
+WINDOWS = [(0, 0, 64, 64), (37, 21, 90, 60), (136, 50, 64, 70), (0, 0, 200, 120)]
+
+
+def read(path, window, full_size=(200, 120), reader=None):
+    x, y, width, height = window
+    record = {"file_name": path, "window": window, "width": width, "height": height}
+    return (reader or RecordReader())({**record, "full_size": full_size})
+
+
+def pixels(dtype=np.uint8, samples=3):
+    shape = (120, 200, samples) if samples > 1 else (120, 200)
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": (32, 48)},
+        {"rowsperstrip": 7},
+        {"tile": (16, 16), "compression": "zlib"},
+        {"rowsperstrip": 50, "compression": "zlib", "byteorder": ">"},
+        {"tile": (64, 64), "bigtiff": True},
+    ],
+)
+def test_windows_of_tiffs_are_read_without_the_rest(tmp_path, monkeypatch, samples, options):
+    path = str(tmp_path / "a.tif")
+    photometric = "rgb" if samples == 3 else "minisblack"
+    tifffile.imwrite(path, pixels(samples=samples), photometric=photometric, **options)
+    whole = read_image(path)
+    monkeypatch.setattr(large_images, "read_image", None)  # nothing is decoded whole
+    reader = RecordReader()
+    for x, y, w, h in WINDOWS:
+        region = read(path, (x, y, w, h), reader=reader)
+        assert np.array_equal(region, whole[y : y + h, x : x + w]) and region.dtype == np.uint8
+
+
+def save_deep(path):
+    tifffile.imwrite(path, pixels(np.uint16, 1), tile=(32, 32))
+
+
+def save_alpha(path):
+    tifffile.imwrite(path, pixels(samples=4), photometric="rgb", extrasamples=["unassalpha"])
+
+
+def save_turned(path):
+    tag = (274, "H", 1, 3, True)
+    tifffile.imwrite(path, pixels(), photometric="rgb", extratags=[tag])
+
+
+def save_planar(path):
+    data = np.ascontiguousarray(pixels().transpose(2, 0, 1))
+    tifffile.imwrite(path, data, photometric="rgb", planarconfig="separate")
+
+
+def save_inverted(path):
+    tifffile.imwrite(path, pixels(samples=1), photometric="miniswhite")
+
+
+@pytest.mark.parametrize("save", [save_deep, save_alpha, save_turned, save_planar, save_inverted])
+def test_other_tiffs_are_read_as_everywhere_else(tmp_path, save):
+    path = str(tmp_path / "a.tif")
+    save(path)
+    whole, reader = read_image(path), RecordReader()
+    for x, y, w, h in WINDOWS:
+        region = read(path, (x, y, w, h), reader=reader)
+        assert np.array_equal(region, whole[y : y + h, x : x + w])
+
+
+def test_the_images_decoded_last_are_kept(tmp_path, monkeypatch):
+    decoded = []
+
+    monkeypatch.setattr(
+        large_images, "read_image", lambda p, *a: decoded.append(p) or read_image(p, *a)
+    )
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path in paths:
+        Image.fromarray(pixels()).save(path)
+    reader = RecordReader()
+    for index in (0, 1, 0, 1, 2, 1, 0):
+        read(paths[index], WINDOWS[0], reader=reader)
+    assert [paths.index(path) for path in decoded] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_another_size_and_a_missing_file(tmp_path, suffix):
+    path = str(tmp_path / f"a.{suffix}")
+    Image.fromarray(pixels()).save(path)
+    with user_error("image_size", path, "200 x 120 px", "300 x 120"):
+        read(path, WINDOWS[0], (300, 120))
+    with user_error("file_missing", path):
+        read(path + f".{suffix}", WINDOWS[0])
+
+
+def test_a_cut_off_tiff(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels(), photometric="rgb", tile=(32, 32), compression="zlib")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with user_error("image_invalid", path):
+        read(str(path), WINDOWS[3])
+
+
+# In the order in which they are applied.
+NODES = (
+    *("CROP", "BLUR", "BRIGHTNESS", "CONTRAST", "SATURATION", "HUE", "NOISE", "JPEG"),
+    *("RIGHT_ANGLES", "ROTATION", "SCALE"),
+)
+
+
+def config(*opts):
+    cfg = get_cfg()
+    cfg.INPUT.FAST_RESIZE = False
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def names(augmentations):
+    return [type(getattr(a, "aug", a)).__name__ for a in augmentations]
+
+
+@pytest.mark.parametrize("flip", ["horizontal", "vertical", "none"])
+def test_with_exact_pixels_it_is_detectron2s_list(flip):
+    cfg = config("INPUT.RANDOM_FLIP", flip)
+    plain = detection_utils.build_augmentation(cfg, True)
+    assert [repr(a) for a in build_augmentations(cfg)] == [repr(a) for a in plain]
+    plain = detection_utils.build_augmentation(cfg, False)
+    validation = MicroplasticsDatasetMapper.from_config(cfg, False)["augmentations"]
+    assert [repr(a) for a in validation] == [repr(a) for a in plain]
+    assert names(build_augmentations(get_cfg())) == ["ResizeWithJitter", "RandomFlip"]
+    plain = MicroplasticsDatasetMapper(get_cfg())
+    assert not plain.recompute_boxes and plain.min_mask_pixels == 1
+
+
+def test_every_key_switches_its_own_augmentation_on():
+    plain = names(build_augmentations(config()))
+    for node in NODES:
+        cfg = config(f"INPUT.AUG.{node}.PROB", 0.5)
+        found = [name for name in names(build_augmentations(cfg)) if name not in plain]
+        expected = "ResizeWithJitter" if node == "SCALE" else None
+        assert len(found) == 1 and (expected is None or found == [expected])
+        built = MicroplasticsDatasetMapper(cfg)
+        assert built.min_mask_pixels == 4 and not built.mixes
+        assert built.recompute_boxes == (node in ("CROP", "ROTATION"))
+    for node in ("COPY_PASTE", "MOSAIC"):
+        cfg = config(f"INPUT.AUG.{node}.PROB", 0.5)
+        built = MicroplasticsDatasetMapper(cfg)
+        assert built.recompute_boxes and built.mixes and names(build_augmentations(cfg)) == plain
+    assert MicroplasticsDatasetMapper(config("INPUT.TILE.SIZE", 512)).min_mask_pixels == 4
+
+
+def test_the_order_is_that_of_a_camera():
+    opts = [x for node in NODES for x in (f"INPUT.AUG.{node}.PROB", 0.5)]
+    built = build_augmentations(config(*opts, "INPUT.RANDOM_FLIP", "both"))
+    assert names(built) == [
+        *("RandomParticleCrop", "RandomBlur", "RandomBrightness", "RandomContrast"),
+        *("RandomSaturation", "RandomHue", "RandomNoise", "RandomJPEG"),
+        *("RandomRotation", "RandomRotation", "ResizeWithJitter", "RandomFlip", "RandomFlip"),
+    ]
+    assert (built[-2].horizontal, built[-1].vertical) == (True, True)
+
+
+def test_validation_has_neither_jitter_nor_other_pixels():
+    cfg = config("INPUT.AUG.SCALE.PROB", 1.0, "INPUT.FAST_RESIZE", True)
+    (validation,) = MicroplasticsDatasetMapper.from_config(cfg, False)["augmentations"]
+    assert type(validation) is T.ResizeShortestEdge
+    resize = build_augmentations(cfg)[-2]
+    assert isinstance(resize, ResizeWithJitter) and resize.fast and resize.prob == 1
+
+
+def test_copy_paste_takes_all_its_keys():
+    node = "INPUT.AUG.COPY_PASTE."
+    values = {"MAX_PARTICLES": 3, "MAX_COVER": 0.1, "SCALE": (0.9, 1.0), "ROTATE": False}
+    values |= {"EDGE": 0.0, "OCCLUSION": "amodal"}
+    cfg = config(*[x for k, v in values.items() for x in (node + k, v)])
+    paste = MicroplasticsDatasetMapper.from_config(cfg)["copy_paste"]
+    assert {key: getattr(paste, key.lower()) for key in values} == values
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("AUG.HUE.PROB", 1.5),
+        ("AUG.MOSAIC.PROB", -0.1),
+        ("AUG.NOISE.PROB", float("nan")),
+        ("AUG.BRIGHTNESS.RANGE", (1.2, 0.8)),
+        ("AUG.CONTRAST.RANGE", (0.8,)),
+        ("AUG.SATURATION.RANGE", (0.0, 1e308)),
+        ("AUG.SCALE.RANGE", (0.0, 1.0)),
+        ("AUG.SCALE.RANGE", ("a", "b")),
+        ("AUG.BLUR.SIGMA", (1.0, float("inf"))),
+        ("AUG.JPEG.QUALITY", (0, 90)),
+        ("AUG.JPEG.QUALITY", (50.5, 90)),
+        ("AUG.CROP.SIZE", (0, 512)),
+        ("AUG.CROP.SHIFT", 1.1),
+        ("AUG.ROTATION.MAX_ANGLE", 181.0),
+        ("AUG.ROTATION.FRAME", "crop"),
+        ("AUG.ROTATION.BORDER", "wrap"),
+        ("AUG.BLUR.KIND", "motion"),
+        ("AUG.COPY_PASTE.OCCLUSION", "none"),
+        ("AUG.COPY_PASTE.MAX_PARTICLES", 0),
+        ("MIN_VISIBLE_SHARE", 1.0),
+        ("MIN_MASK_PIXELS", 0),
+        ("TILE.SIZE", -1),
+        ("TILE.SIZE", 64),  # the overlap is 64
+        ("TILE.EMPTY_SHARE", 2.0),
+        ("RANDOM_FLIP", "diagonal"),
+        ("MASK_FORMAT", "rle"),
+    ],
+)
+def test_values_that_are_refused(key, value):
+    named = "TILE.OVERLAP" if value == 64 else key
+    with user_error("config_invalid", f"INPUT.{named} is"):
+        MicroplasticsDatasetMapper.from_config(config(f"INPUT.{key}", value))
+
+
+def test_a_crop_may_be_higher_than_wide():
+    MicroplasticsDatasetMapper.from_config(config("INPUT.AUG.CROP.SIZE", (600, 400)))

@@ -7,7 +7,6 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import user_error
 
 from microplastics.data.formats.base import NOTES, Notes
 from microplastics.data.segmentation import (
@@ -297,7 +296,7 @@ def test_large_mask_with_holes_in_holes(seed):
 
 def test_polygons_pass_unchanged():
     notes = Notes(NOTES)
-    (ring,) = segmentation_to_polygons([[0.5, 1, 9, 1, 9, 7.25]], 10, 10, notes, "a")
+    (ring,) = segmentation_to_polygons([[0.5, 1, 9, 1, 9, 7.25]], notes, "a")
     assert ring.tolist() == [[0.5, 1], [9, 1], [9, 7.25]]
     assert len(notes) == 0
 
@@ -307,7 +306,7 @@ def test_polygons_pass_unchanged():
 def test_rles_are_outlined(mask):
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     notes = Notes(NOTES)
-    polygons = segmentation_to_polygons(rle, *mask.shape, notes, "a")
+    polygons = segmentation_to_polygons(rle, notes, "a")
     assert notes.count("mask_outlined") == 1
     if mask.any():
         assert np.array_equal(raster(polygons, *mask.shape), mask)
@@ -319,13 +318,5 @@ def test_bridged_holes_are_noted():
     mask = np.ones((3, 3), np.uint8)
     mask[1, 1] = 0
     notes = Notes(NOTES)
-    segmentation_to_polygons(mask_util.encode(np.asfortranarray(mask)), 3, 3, notes, "a.json, 4")
+    segmentation_to_polygons(mask_util.encode(np.asfortranarray(mask)), notes, "a.json, 4")
     assert notes.as_dict()["hole_bridged"]["places"] == ["a.json, 4"]
-
-
-@pytest.mark.parametrize(
-    "rle", [{"size": [3, 3], "counts": "~~"}, {"size": [4, 3], "counts": "09"}, {"size": 3}]
-)
-def test_broken_rles_are_named(rle):
-    with user_error("annotations_invalid", "a.json, 4"):
-        segmentation_to_polygons(rle, 3, 3, Notes(NOTES), "a.json, 4")

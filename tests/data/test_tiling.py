@@ -2,18 +2,14 @@ import logging
 
 import numpy as np
 import pytest
-import tifffile
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pycocotools import mask as mask_util
 from support import user_error
 
 from microplastics.config import get_cfg
-from microplastics.data import large_images
-from microplastics.data.images import read_image
-from microplastics.data.tiling import Tiling, WindowReader, choose_tiling, tile_dicts, windows_of
+from microplastics.data.tiling import Tiling, choose_tiling, tile_dicts, windows_of
 from microplastics.structures.crop_masks import CropMasks
 
 
@@ -142,15 +138,6 @@ def test_a_window_with_nothing_but_a_crowd_is_one_without_a_particle():
     assert [len(d["annotations"]) for d in tile_dicts([crowd], 100, 0, 0.1)] == [1, 0]
 
 
-def test_malformed_masks_are_named():
-    image = record(square(90, 40, 20))
-    broken = [[[90.0, 40.0, 110.0, 60.0]], [[1.0, 2.0, 3.0]], [[]]]
-    for segmentation in (*broken, {"size": [100, 200]}, {"size": [9, 9], "counts": [7]}):
-        image["annotations"][0]["segmentation"] = segmentation
-        with user_error("annotations_invalid", "a.png"):
-            tile_dicts([image], 100, 0, 0.1)
-
-
 def test_a_box_that_is_wrong_does_not_hide_a_mask():
     image = record(square(90, 40, 20))
     image["annotations"][0]["bbox"] = [0, 0, 5, 5]
@@ -160,104 +147,6 @@ def test_a_box_that_is_wrong_does_not_hide_a_mask():
             image["annotations"][0]["segmentation"] = mask_util.frPyObjects(polygons, 100, 200)[0]
         left, right = tile_dicts([image], 100, 0, 0.1)
         assert len(left["annotations"]) == len(right["annotations"]) == 1
-
-
-WINDOWS = [(0, 0, 64, 64), (37, 21, 90, 60), (136, 50, 64, 70), (0, 0, 200, 120)]
-
-
-def pixels(dtype=np.uint8, samples=3):
-    shape = (120, 200, samples) if samples > 1 else (120, 200)
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype)
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"tile": (32, 48)},
-        {"rowsperstrip": 7},
-        {"tile": (16, 16), "compression": "zlib"},
-        {"rowsperstrip": 50, "compression": "zlib", "byteorder": ">"},
-        {"tile": (64, 64), "bigtiff": True},
-    ],
-)
-def test_windows_of_tiffs_are_read_without_the_rest(tmp_path, monkeypatch, samples, options):
-    path = str(tmp_path / "a.tif")
-    photometric = "rgb" if samples == 3 else "minisblack"
-    tifffile.imwrite(path, pixels(samples=samples), photometric=photometric, **options)
-    whole = read_image(path)
-    monkeypatch.setattr(large_images, "read_image", None)  # nothing is decoded whole
-    reader = WindowReader()
-    for x, y, w, h in WINDOWS:
-        region = reader.read(path, (x, y, w, h), (200, 120))
-        assert np.array_equal(region, whole[y : y + h, x : x + w])
-        assert region.dtype == np.uint8 and not region.flags.writeable
-
-
-def save_deep(path):
-    tifffile.imwrite(path, pixels(np.uint16, 1), tile=(32, 32))
-
-
-def save_alpha(path):
-    tifffile.imwrite(path, pixels(samples=4), photometric="rgb", extrasamples=["unassalpha"])
-
-
-def save_turned(path):
-    tag = (274, "H", 1, 3, True)
-    tifffile.imwrite(path, pixels(), photometric="rgb", extratags=[tag])
-
-
-def save_planar(path):
-    data = np.ascontiguousarray(pixels().transpose(2, 0, 1))
-    tifffile.imwrite(path, data, photometric="rgb", planarconfig="separate")
-
-
-def save_inverted(path):
-    tifffile.imwrite(path, pixels(samples=1), photometric="miniswhite")
-
-
-@pytest.mark.parametrize("save", [save_deep, save_alpha, save_turned, save_planar, save_inverted])
-def test_other_tiffs_are_read_as_everywhere_else(tmp_path, save):
-    path = str(tmp_path / "a.tif")
-    save(path)
-    whole, reader = read_image(path), WindowReader()
-    for x, y, w, h in WINDOWS:
-        region = reader.read(path, (x, y, w, h), (200, 120))
-        assert np.array_equal(region, whole[y : y + h, x : x + w])
-
-
-def test_the_images_decoded_last_are_kept(tmp_path, monkeypatch):
-    decoded = []
-
-    monkeypatch.setattr(
-        large_images, "read_image", lambda p, *a: decoded.append(p) or read_image(p, *a)
-    )
-    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
-    for path in paths:
-        Image.fromarray(pixels()).save(path)
-    reader = WindowReader(images=2)
-    for index in (0, 1, 0, 1, 2, 1, 0):
-        reader.read(paths[index], WINDOWS[0], (200, 120))
-    assert [paths.index(path) for path in decoded] == [0, 1, 2, 0]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_another_size_and_a_missing_file(tmp_path, suffix):
-    path = str(tmp_path / f"a.{suffix}")
-    Image.fromarray(pixels()).save(path)
-    with user_error("image_size", path, "200 x 120 px", "300 x 120"):
-        WindowReader().read(path, WINDOWS[0], (300, 120))
-    with user_error("file_missing", path):
-        WindowReader().read(path + f".{suffix}", WINDOWS[0], (200, 120))
-
-
-def test_a_cut_off_tiff(tmp_path):
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, pixels(), photometric="rgb", tile=(32, 32), compression="zlib")
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with user_error("image_invalid", path):
-        WindowReader().read(str(path), WINDOWS[3], (200, 120))
 
 
 @pytest.fixture

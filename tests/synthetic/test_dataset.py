@@ -163,9 +163,9 @@ def test_every_preset_gives_a_clean_data_set(preset, tmp_path):
     paths = render_dataset(tmp_path, {"train": 6}, 160, 4.0, 3, preset=preset)
     report = check_instances(str(paths["train"]), str(tmp_path / "train"))
     blank = {"image_blank", "category_unused"} if preset == "blank" else {"image_blank"}
-    assert {warning.code for warning in report.warnings} <= blank
+    assert set(report.findings.warnings) <= blank
     assert report.classes == (["Bead"] if preset == "beads" else ["Fiber", "Fragment", "Film"])
-    assert (report.num_annotations > 0) == (preset != "blank")
+    assert (len(report.annotations) > 0) == (preset != "blank")
     coco = json.loads(paths["train"].read_text())
     assert {image["filter"] for image in coco["images"]} <= set(PRESETS[preset].filters)
     assert coco["info"]["preset"] == preset and coco["info"]["backgrounds"] is None

@@ -59,7 +59,7 @@ def test_the_data_set_names_the_photographs_and_belongs_to_them(folder, tmp_path
 
     paths = render("one")
     report = check_instances(str(paths["train"]), str(tmp_path / "one/train"))
-    assert {w.code for w in report.warnings} <= {"image_blank"} and report.num_annotations > 12
+    assert set(report.findings.warnings) <= {"image_blank"} and len(report.annotations) > 12
     coco = json.loads(paths["train"].read_text())
     used = {image["background"] for image in coco["images"]}
     assert used == {"a.jpg", "c.tif", "sub/b.PNG"}

@@ -63,12 +63,12 @@ def test_the_file_states_its_scale_and_is_tiled(lossless):
 
 def test_the_annotations_are_clean(lossless):
     report = check_instances(str(lossless[1]), str(lossless[0].parent))
-    assert not report.warnings and report.classes == ["Fiber", "Fragment", "Film"]
+    assert not report.findings.warnings and report.classes == ["Fiber", "Fragment", "Film"]
     coco = json.loads(lossless[1].read_text())
     (image,) = coco["images"]
     assert (image["file_name"], image["um_per_px"]) == ("filter.tif", 2.5)
     assert image["filter"] == "cellulose" and image["membrane"]["radius"] < 650
-    assert report.num_annotations == coco["info"]["particles_wanted"] == 50
+    assert len(report.annotations) == coco["info"]["particles_wanted"] == 50
 
 
 def test_jpeg_and_pyramid_show_the_same(tmp_path):

@@ -45,11 +45,7 @@ class Sample:
 
         Args:
             image: (H, W, 3) uint8, BGR.
-            annotations: each with ``category_id``, ``bbox``, ``bbox_mode``, optionally
-                ``segmentation``, and ``whole_area`` if a tile has cut the particle.
-
-        Raises:
-            ValueError: a segmentation is malformed.
+            annotations: with ``whole_area`` if a tile has cut the particle.
         """
         segmentations = [a.get("segmentation") or box_polygon(a) for a in annotations]
         masks = CropMasks.from_coco(segmentations, image.shape[:2])
@@ -67,35 +63,32 @@ def box_polygon(annotation: dict[str, Any]) -> list[list[float]]:
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
 
 
+@dataclass(frozen=True)
 class CopyPaste:
     """Pastes particles of another image, cut out along their masks with a soft edge.
 
     Particles that touch the border of their image are not used.
+
+    Attributes:
+        max_particles: paste 1 to this many.
+        max_cover: largest fraction of a particle that all pasted ones together may cover; a
+            position is tried ten times.
+        scale: bounds of the scale factor, drawn evenly on a logarithmic scale.
+        rotate: rotate by any angle; flips have probability 0.5 in any case.
+        edge: standard deviation in px of the blur that blends the surroundings of a particle into
+            the image; 0 is a hard cut.
+        occlusion: ``"modal"``: masks are cut by pasted particles on top, as people annotate;
+            ``"amodal"``: they stay whole, as the renderer of this project writes them.
+        prob: probability for an image.
     """
 
-    def __init__(
-        self,
-        max_particles: int = 10,
-        max_cover: float = 0.3,
-        scale: tuple[float, float] = (0.8, 1.25),
-        rotate: bool = True,
-        edge: float = 1.0,
-        occlusion: str = "modal",
-    ):
-        """
-        Args:
-            max_particles: paste 1 to this many.
-            max_cover: largest fraction of a particle that all pasted ones together may cover; a
-                position is tried ten times.
-            scale: bounds of the scale factor, drawn evenly on a logarithmic scale.
-            rotate: rotate by any angle; flips have probability 0.5 in any case.
-            edge: standard deviation in px of the blur that blends the surroundings of a particle
-                into the image; 0 is a hard cut.
-            occlusion: ``"modal"``: masks are cut by pasted particles on top, as people annotate;
-                ``"amodal"``: they stay whole, as the renderer of this project writes them.
-        """
-        self.max_particles, self.max_cover, self.scale = max_particles, max_cover, scale
-        self.rotate, self.edge, self.occlusion = rotate, edge, occlusion
+    max_particles: int = 10
+    max_cover: float = 0.3
+    scale: tuple[float, float] = (0.8, 1.25)
+    rotate: bool = True
+    edge: float = 1.0
+    occlusion: str = "modal"
+    prob: float = 1.0
 
     def __call__(self, sample: Sample, donor: Sample) -> Sample:
         """Paste particles of ``donor`` into a copy of ``sample``."""
@@ -133,14 +126,9 @@ class CopyPaste:
             blurred = cv2.GaussianBlur(alpha, (0, 0), self.edge, borderType=cv2.BORDER_CONSTANT)
             alpha = np.maximum(alpha, blurred)
         # Pixels around the mask come from the donor, mirrored only beyond its border.
-        reach = math.ceil((rim + 1) / min(factor, 1.0)) + 1
-        height, width = donor.image.shape[:2]
-        left, top = max(x0 - reach, 0), max(y0 - reach, 0)
-        right = min(x0 + crop.shape[1] + reach, width)
-        bottom = min(y0 + crop.shape[0] + reach, height)
-        matrix[:, 2] += turn @ (left - x0, top - y0)
+        matrix[:, 2] -= turn @ (x0, y0)
         colours = cv2.warpAffine(
-            donor.image[top:bottom, left:right],
+            donor.image,
             matrix,
             size.tolist(),
             flags=cv2.INTER_LINEAR,
@@ -229,16 +217,18 @@ def _whole_particles(masks: CropMasks) -> np.ndarray:
     return np.flatnonzero((boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < end).all(axis=1))
 
 
+@dataclass(frozen=True)
 class Mosaic:
-    """Combines four images in the quarters of one as large as the first."""
+    """Combines four images in the quarters of one as large as the first.
 
-    def __init__(self, scale: tuple[float, float] = (0.5, 1.0)):
-        """
-        Args:
-            scale: bounds of the scale factor of each image, drawn evenly on a logarithmic scale.
-                An image too small for its quarter is enlarged to fill it.
-        """
-        self.scale = scale
+    Attributes:
+        scale: bounds of the scale factor of each image, drawn evenly on a logarithmic scale. An
+            image too small for its quarter is enlarged to fill it.
+        prob: probability for an image.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    prob: float = 1.0
 
     def __call__(self, samples: Sequence[Sample]) -> Sample:
         """Combine four samples; masks are cut at the seams."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,69 +18,29 @@ BLURS = ("gaussian", "defocus", "both")
 _RIM = 2
 # Weights of blue, green and red in the brightness of ITU-R BT.601.
 _LUMA = np.array([0.114, 0.587, 0.299])
-# Longest side of a JPEG, in px.
-_JPEG_SIDE = 65500
 # From RGB to YIQ (NTSC), whose chroma plane rotates with the hue at constant brightness.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
-class RightAngleTransform(T.Transform):
-    """Rotates counter-clockwise by ``turns`` right angles, exactly."""
-
-    _CODES = {
-        1: cv2.ROTATE_90_COUNTERCLOCKWISE,
-        2: cv2.ROTATE_180,
-        3: cv2.ROTATE_90_CLOCKWISE,
-    }
-
-    def __init__(self, height: int, width: int, turns: int):
-        """
-        Args:
-            height, width: of the image before the rotation, in px.
-            turns: 1, 2 or 3.
-        """
-        super().__init__()
-        self._set_attributes(locals())
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Rotate an (H, W) or (H, W, C) array."""
-        return cv2.rotate(img, self._CODES[self.turns])
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Rotate (N, 2) points."""
-        x, y = coords[:, 0], coords[:, 1]
-        turned = {
-            1: (y, self.width - x),
-            2: (self.width - x, self.height - y),
-            3: (self.height - y, x),
-        }[self.turns]
-        return np.stack(turned, axis=1)
-
-
+@dataclass(eq=False, repr=False)
 class WarpTransform(T.Transform):
-    """Any affine map, with linear interpolation and a border without mirrored particles."""
+    """Any affine map, with linear interpolation and a border without mirrored particles.
 
-    def __init__(
-        self,
-        matrix: np.ndarray,
-        output_size: tuple[int, int],
-        border: str = "reflect",
-        boxes: np.ndarray | None = None,
-    ):
-        """
-        Args:
-            matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates.
-            output_size: (height, width) of the new image, in px.
-            border: fill outside the image: ``"reflect"`` mirrors it, with the boxes of particles
-                painted in its median colour, since the copies would have no masks;
-                ``"median"`` is only that colour; ``"black"``.
-            boxes: (N, 4) x0, y0, x1, y1 of the particles before the map, for ``"reflect"``.
-        """
-        super().__init__()
-        self._set_attributes(locals())
+    Attributes:
+        matrix: (2, 3) from (x, y, 1) to new (x, y), in continuous pixel coordinates.
+        output_size: (height, width) of the new image, in px.
+        border: fill outside the image: ``"reflect"`` mirrors it, with the boxes of particles
+            painted in its median colour, since the copies would have no masks; ``"median"`` is
+            only that colour; ``"black"``.
+        boxes: (N, 4) x0, y0, x1, y1 of the particles before the map, for ``"reflect"``.
+    """
+
+    matrix: np.ndarray
+    output_size: tuple[int, int]
+    border: str = "reflect"
+    boxes: np.ndarray | None = None
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Warp an (H, W, 3) uint8 image."""
         if self.border == "black":
             return self._warp(img, cv2.BORDER_CONSTANT)
         median = np.median(img[::8, ::8].reshape(-1, img.shape[2]), axis=0)
@@ -87,19 +48,15 @@ class WarpTransform(T.Transform):
             return self._warp(img, cv2.BORDER_CONSTANT, median.tolist())
         warped = self._warp(img, cv2.BORDER_REFLECT_101)
         if self.boxes is not None and len(self.boxes):
-            ground = img.copy()
-            for x0, y0, x1, y1 in self._rims(img.shape):
+            ground, boxes = img.copy(), np.asarray(self.boxes, dtype=np.float64)
+            start, end = np.floor(boxes[:, :2]) - _RIM, np.ceil(boxes[:, 2:]) + _RIM
+            rims = np.concatenate([start, end], axis=1).clip(0).astype(int)
+            for x0, y0, x1, y1 in rims.tolist():
                 ground[y0:y1, x0:x1] = np.rint(median)
             inside = self._warp(np.full(img.shape[:2], 255, np.uint8), cv2.BORDER_CONSTANT)
             ground = self._warp(ground, cv2.BORDER_REFLECT_101)
             np.copyto(warped, ground, where=(inside < 128)[:, :, None])
         return warped
-
-    def _rims(self, shape: Sequence[int]) -> np.ndarray:
-        boxes = np.asarray(self.boxes, dtype=np.float64)
-        start, end = np.floor(boxes[:, :2]) - _RIM, np.ceil(boxes[:, 2:]) + _RIM
-        frame = shape[1::-1]
-        return np.concatenate([start.clip(0, frame), end.clip(0, frame)], axis=1).astype(int)
 
     def _warp(self, img: np.ndarray, border: int, value: Sequence[float] = (0, 0, 0)) -> np.ndarray:
         matrix = np.asarray(self.matrix, dtype=np.float64)
@@ -115,35 +72,25 @@ class WarpTransform(T.Transform):
         )
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Map (N, 2) points."""
         return coords @ self.matrix[:, :2].T + self.matrix[:, 2]
 
 
-class RandomRightAngle(T.Augmentation):
-    """Rotates by 90°, 180° or 270°."""
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the rotation."""
-        return RightAngleTransform(*image.shape[:2], int(np.random.randint(1, 4)))
-
-
+@dataclass(eq=False, repr=False)
 class RandomRotation(T.Augmentation):
-    """Rotates about the centre by any angle."""
+    """Rotates about the centre by any angle.
 
-    def __init__(self, max_angle: float = 180.0, frame: str = "same", border: str = "reflect"):
-        """
-        Args:
-            max_angle: degrees; the angle is drawn evenly from [-max_angle, max_angle].
-            frame: ``"same"`` keeps the size of the image and cuts its corners; ``"expand"`` makes
-                it as large as the rotated image; ``"inside"`` keeps the largest rectangle without
-                border.
-            border: see :class:`WarpTransform`.
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        max_angle: degrees; the angle is drawn evenly from [-max_angle, max_angle].
+        frame: ``"same"`` keeps the size of the image and cuts its corners; ``"expand"`` makes it
+            as large as the rotated image; ``"inside"`` keeps the largest rectangle without border.
+        border: see :class:`WarpTransform`.
+    """
+
+    max_angle: float = 180.0
+    frame: str = "same"
+    border: str = "reflect"
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
-        """Draw the angle."""
         angle = math.radians(np.random.uniform(-self.max_angle, self.max_angle))
         height, width = image.shape[:2]
         turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -224,7 +171,6 @@ class ResizeWithJitter(T.ResizeShortestEdge):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the size and the factor."""
         height, width = size = image.shape[:2]
         transform = super().get_transform(image)
         if isinstance(transform, T.ResizeTransform):
@@ -237,24 +183,23 @@ class ResizeWithJitter(T.ResizeShortestEdge):
         return kind(height, width, *map(int, size), self.interp)
 
 
+@dataclass(eq=False, repr=False)
 class RandomParticleCrop(T.Augmentation):
     """Crops a window around a random particle, or anywhere in a blank image.
 
     Every particle is equally likely, so crowded areas are seen most.
+
+    Attributes:
+        height, width: of the window, in px; a smaller image is kept whole along that side.
+        shift: largest distance of the particle from the centre of the window, as fraction of half
+            the window in each direction.
     """
 
-    def __init__(self, height: int, width: int, shift: float = 0.5):
-        """
-        Args:
-            height, width: of the window, in px; a smaller image is kept whole along that side.
-            shift: largest distance of the particle from the centre of the window, as fraction of
-                half the window in each direction.
-        """
-        super().__init__()
-        self._init(locals())
+    height: int
+    width: int
+    shift: float = 0.5
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
-        """Draw the particle and the window."""
         frame = np.array(image.shape[1::-1])
         window = np.minimum((self.width, self.height), frame)
         centers = np.zeros((0, 2)) if boxes is None else (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -268,19 +213,14 @@ class RandomParticleCrop(T.Augmentation):
         return T.CropTransform(*start.tolist(), *window.tolist(), *frame.tolist())
 
 
+@dataclass(eq=False, repr=False)
 class _RandomFactor(T.Augmentation):
-    """Base of augmentations by a random factor."""
+    """Base of augmentations by a factor drawn evenly from [low, high]."""
 
-    def __init__(self, low: float, high: float):
-        """
-        Args:
-            low, high: bounds of the factor.
-        """
-        super().__init__()
-        self._init(locals())
+    low: float
+    high: float
 
     def draw(self) -> float:
-        """Draw the factor evenly from [low, high]."""
         return np.random.uniform(self.low, self.high)
 
 
@@ -288,7 +228,6 @@ class RandomBrightness(_RandomFactor):
     """Multiplies all values by a factor."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the factor."""
         table = _table(np.arange(256) * self.draw())
         return T.ColorTransform(lambda img: cv2.LUT(img, table))
 
@@ -297,7 +236,6 @@ class RandomContrast(_RandomFactor):
     """Multiplies the distance of all values from the mean of the image by a factor."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the factor."""
         mean = float(np.mean(cv2.mean(image)[:3]))
         table = _table(mean + self.draw() * (np.arange(256) - mean))
         return T.ColorTransform(lambda img: cv2.LUT(img, table))
@@ -307,25 +245,22 @@ class RandomSaturation(_RandomFactor):
     """Multiplies the distance of each pixel from its grey value by a factor; 0 gives grey."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the factor."""
         factor = self.draw()
         matrix = factor * np.eye(3) + (1 - factor) * np.ones((3, 1)) * _LUMA
         return T.ColorTransform(lambda img: cv2.transform(img, matrix))
 
 
+@dataclass(eq=False, repr=False)
 class RandomHue(T.Augmentation):
-    """Rotates all colours about the grey axis, like another white balance."""
+    """Rotates all colours about the grey axis, like another white balance.
 
-    def __init__(self, max_shift: float):
-        """
-        Args:
-            max_shift: degrees; the angle is drawn evenly from [-max_shift, max_shift].
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        max_shift: degrees; the angle is drawn evenly from [-max_shift, max_shift].
+    """
+
+    max_shift: float
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the rotation."""
         angle = np.radians(np.random.uniform(-self.max_shift, self.max_shift))
         turn = np.eye(3)
         turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -335,21 +270,21 @@ class RandomHue(T.Augmentation):
         return T.ColorTransform(lambda img: cv2.transform(img, matrix))
 
 
+@dataclass(eq=False, repr=False)
 class RandomBlur(T.Augmentation):
-    """Blurs by a Gaussian, or by the disc of a lens out of focus."""
+    """Blurs by a Gaussian, or by the disc of a lens out of focus.
 
-    def __init__(self, low: float, high: float, kind: str = "both"):
-        """
-        Args:
-            low, high: bounds of the standard deviation along x, in px.
-            kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, with twice
-                that as radius), or ``"both"``: either with probability 0.5.
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        low, high: bounds of the standard deviation along x, in px.
+        kind: ``"gaussian"``, ``"defocus"`` (a disc of the same standard deviation, with twice that
+            as radius), or ``"both"``: either with probability 0.5.
+    """
+
+    low: float
+    high: float
+    kind: str = "both"
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw kind and size."""
         sigma = np.random.uniform(self.low, self.high)
         disc = self.kind == "defocus" or (self.kind == "both" and np.random.uniform() < 0.5)
         if disc:
@@ -359,11 +294,7 @@ class RandomBlur(T.Augmentation):
 
 
 def disc_kernel(radius: float) -> np.ndarray:
-    """Return a uniform disc with antialiased rim, as kernel with sum 1.
-
-    Args:
-        radius: in px.
-    """
+    """Return a uniform disc of a radius in px with antialiased rim, as kernel with sum 1."""
     reach, steps = int(np.ceil(radius + 0.5)), 8
     side = 2 * reach + 1
     fine = (np.arange(side * steps) + 0.5) / steps - side / 2
@@ -372,21 +303,20 @@ def disc_kernel(radius: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
+@dataclass(eq=False, repr=False)
 class RandomNoise(T.Augmentation):
-    """Adds the noise of a sensor: a constant part, and shot noise that grows with the light."""
+    """Adds the noise of a sensor: a constant part, and shot noise that grows with the light.
 
-    def __init__(self, sigma: tuple[float, float], shot: tuple[float, float]):
-        """
-        Args:
-            sigma: bounds of the standard deviation of the constant part, in grey levels (of 255).
-            shot: bounds of the variance of the shot noise per grey level of the pixel (a Poisson
-                count of v / shot photons, scaled to v, has variance v · shot).
-        """
-        super().__init__()
-        self._init(locals())
+    Attributes:
+        sigma: bounds of the standard deviation of the constant part, in grey levels (of 255).
+        shot: bounds of the variance of the shot noise per grey level of the pixel (a Poisson count
+            of v / shot photons, scaled to v, has variance v · shot).
+    """
+
+    sigma: tuple[float, float]
+    shot: tuple[float, float]
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw strengths and the seed of the noise."""
         sigma, shot = np.random.uniform(*self.sigma), np.random.uniform(*self.shot)
         seed = int(np.random.randint(2**31 - 1))
         deviation = np.sqrt(sigma**2 + shot * np.arange(256)).astype(np.float32)
@@ -409,26 +339,19 @@ def _add_noise(image: np.ndarray, deviation: np.ndarray, seed: int) -> np.ndarra
     return cv2.cvtColor(noisy, cv2.COLOR_GRAY2BGR) if grey else noisy
 
 
+@dataclass(eq=False, repr=False)
 class RandomJPEG(T.Augmentation):
-    """Compresses as JPEG; images of more than 65,500 px a side stay unchanged."""
+    """Compresses as JPEG of a quality from ``low`` to ``high``, 1 to 100."""
 
-    def __init__(self, low: int, high: int):
-        """
-        Args:
-            low, high: bounds of the quality, 1 to 100, inclusive.
-        """
-        super().__init__()
-        self._init(locals())
+    low: int
+    high: int
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw the quality."""
         quality = int(np.random.randint(self.low, self.high + 1))
         return T.ColorTransform(lambda img: _jpeg(img, quality))
 
 
 def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    if max(image.shape[:2]) > _JPEG_SIDE:
-        return image  # too large for a JPEG
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR)
 

@@ -22,6 +22,8 @@ from microplastics.data.coco import (
     examine,
     file_problem,
     is_safe_name,
+    key_of,
+    objects_of,
     show,
     structure_problem,
 )
@@ -518,6 +520,7 @@ def _summarize(
     summary: DatasetSummary, entries: list[Any], examined: Examined, names: dict[int, str]
 ) -> None:
     per_image: Counter[int] = Counter()
+    um_per_px = {key_of(entry.get("id")): _um_per_px(entry) for entry in objects_of(entries)}
     for m in examined.measured:
         category = m.entry.get("category_id")
         name = names.get(category) if type(category) is int else None
@@ -529,7 +532,7 @@ def _summarize(
         summary.size_px.append(m.measured.area**0.5)
         summary.long_side_px.append(max(m.measured.box[2:]))
         summary.aspect_ratio.append(aspect_ratio(mask_points(m.measured.segmentation)))
-        summary.um_per_px.append(_um_per_px(entries[examined.image_indices[image_id]]))
+        summary.um_per_px.append(um_per_px[image_id])
     counts = Counter(summary.class_of)
     summary.num_images = len(entries)
     summary.classes = {name: counts[name] for name in names.values()}
@@ -606,7 +609,7 @@ def _overlap_example(
     dataset: Dataset, one: MeasuredEntry, other: MeasuredEntry, iou: float
 ) -> Example:
     place, second = (Place("annotation", m.index, m.entry, m.image) for m in (one, other))
-    example = example_at(place, f"with {second.short()}: IoU {iou:.2f}", dataset.summary)
+    example = example_at(place, f"with {second}: IoU {iou:.2f}", dataset.summary)
     example.box, example.other_box = one.measured.box, other.measured.box
     return example
 

@@ -155,7 +155,7 @@ def fix_content(
             changes.add("image_dropped", index, entry.get("id"), "missing or unreadable", file=name)
         else:
             entries.append(entry)
-    images, _ = check_images(entries, Findings())
+    images = check_images(entries, Findings())
     annotations = _fix_annotations(data["annotations"], images, changes)
     categories = _fix_categories(data["categories"], annotations, changes)
     return {**data, "images": entries, "annotations": annotations, "categories": categories}
@@ -260,7 +260,7 @@ def _fix_annotations(
     entries: list, images: dict[int, dict[str, Any]], changes: Changes
 ) -> list[Any]:
     fixed: list[tuple[int, Any]] = []
-    seen: dict[tuple, Any] = {}
+    seen: set[tuple] = set()
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             fixed.append((index, entry))
@@ -279,7 +279,7 @@ def _fix_annotations(
 
 
 def _fix_annotation(
-    original: dict[str, Any], image: dict[str, Any] | None, seen: dict[tuple, Any], add: Note
+    original: dict[str, Any], image: dict[str, Any] | None, seen: set[tuple], add: Note
 ) -> dict[str, Any] | None:
     """Return the fixed annotation, or None if it is left out."""
     entry = dict(original)

@@ -19,8 +19,8 @@ from microplastics.data.formats.base import (
 )
 from microplastics.data.formats.layout import find_file
 from microplastics.data.formats.shapes import ShapeError, measured_segmentation
-from microplastics.data.segmentation import read_json
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_json
 
 _ROBOFLOW = "_annotations.coco.json"
 _KEYS = re.compile(rb'"(images|annotations|categories)":\[')

@@ -21,9 +21,9 @@ from microplastics.data.formats.base import (
     open_dataset,
 )
 from microplastics.data.formats.shapes import measured_segmentation
-from microplastics.data.segmentation import read_json, segmentation_to_polygons
+from microplastics.data.segmentation import segmentation_to_polygons
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_json
+from microplastics.utils.io import atomic_write, read_json, write_json
 
 MANIFEST, EXPORT_MANIFEST = layout.MANIFESTS
 PROJECT_CLASSES = ("Fiber", "Fragment", "Film")
@@ -568,9 +568,7 @@ class _Usable:
             if isinstance(instance.segmentation, list) or instance.iscrowd:
                 yield instance
                 continue
-            rings = segmentation_to_polygons(
-                instance.segmentation, record.height, record.width, self._notes, instance.where
-            )
+            rings = segmentation_to_polygons(instance.segmentation, self._notes, instance.where)
             if rings:
                 yield replace(instance, segmentation=[ring.reshape(-1).tolist() for ring in rings])
             else:

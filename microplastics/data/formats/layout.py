@@ -15,9 +15,8 @@ from urllib.parse import unquote
 from microplastics.data.coco import is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, noted_once
 from microplastics.data.images import image_header, size_mismatch
-from microplastics.data.segmentation import read_json
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_error
+from microplastics.utils.io import atomic_write, read_json, write_error
 
 T = TypeVar("T")
 

@@ -488,9 +488,7 @@ def _line(instance: Instance, record: ImageRecord, indices: dict[str, int], note
         notes.add("crowd_lost", where)
     if instance.extra:
         notes.add("extra_lost", where, ", ".join(instance.extra)[:200])
-    rings = segmentation_to_polygons(
-        instance.segmentation, record.height, record.width, notes, where
-    )
+    rings = segmentation_to_polygons(instance.segmentation, notes, where)
     if not rings:
         notes.add("instance_lost", where, "no pixel")
         return ""

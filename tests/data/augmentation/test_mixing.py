@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microplastics.data.augmentation import CopyPaste, Mosaic, Sample
+from microplastics.data.augmentation.mixing import CopyPaste, Mosaic, Sample
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.system import seeded
 

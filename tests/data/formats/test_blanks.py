@@ -37,7 +37,7 @@ def test_every_image_below_a_folder_is_a_blank(cli, photos, tmp_path):
     )
     json_file, image_root = done.stdout.splitlines()[-2].removeprefix("all: ").split(":")
     report = check_instances(json_file, image_root)
-    assert (report.num_images, report.num_annotations) == (2, 0)
+    assert (len(report.images), len(report.annotations)) == (2, 0)
     document = json.loads((tmp_path / "set/annotations/instances_all.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["a.png", "filter 2/b.tif"]
     assert [entry["name"] for entry in document["categories"]] == ["Fiber", "Fragment", "Film"]
