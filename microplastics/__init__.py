@@ -28,8 +28,8 @@ for _message, _category in (
     warnings.filterwarnings("ignore", _message, _category)
 
 _HOME = {
-    "Predictions": "microplastics.inference",
-    "Predictor": "microplastics.inference",
+    "Predictions": "microplastics.inference.predictor",
+    "Predictor": "microplastics.inference.predictor",
     "add_microplastics_config": "microplastics.config",
     "get_cfg": "microplastics.config",
     "load_config": "microplastics.config",

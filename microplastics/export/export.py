@@ -18,7 +18,6 @@ import detectron2
 import numpy as np
 import torch
 import torchvision
-from detectron2.config import CfgNode
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
@@ -26,7 +25,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import microplastics
-from microplastics.inference.predictor import Predictions, Predictor
+from microplastics.inference.predictor import Predictions, Predictor, read_input
+from microplastics.inference.stitching.overlaps import greedy_pairs
 from microplastics.modeling.interface import is_staged
 from microplastics.modeling.postprocessing import postprocess
 from microplastics.synthetic import render_image
@@ -53,7 +53,6 @@ _SIDES = (32, 8192)
 _TRACE_SIDE = 512
 # Rendered pictures among which one with a detection is sought.
 _EXAMPLES = 4
-_PROTOBUF_LIMIT = 2 * 10**9
 # The one by torch.export, the default from torch 2.9 on, stops at Detectron2's convolutions, which
 # ask whether their input is empty while its size is unknown.
 _TRACING_EXPORTER = (
@@ -62,6 +61,8 @@ _TRACING_EXPORTER = (
 
 Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """Takes a (3, H, W) uint8 tensor and gives the outputs of :class:`ExportNetwork`."""
+Writer = Callable[[dict[str, Any]], bytes]
+"""Takes the description of an exported model and gives the content of its file."""
 
 
 def export_model(
@@ -95,23 +96,17 @@ def export_model(
     output = Path(output)
     _check_arguments(output, file_format, size, predictor)
     fixed = file_format == "onnx" and size is not None and not dynamic
-    traced_size = tuple(size) if size is not None else _default_size(predictor.cfg)
-    network = _network(predictor)
-    example, mask_side = _example(network, predictor, traced_size)
-    about = describe(
-        predictor,
-        mask_side,
-        output.name,
-        file_format,
-        traced_size if fixed else None,
-    )
-    if file_format == "onnx":
-        exported = _Onnx(network, example, [each["name"] for each in about["outputs"]], fixed)
-    else:
-        exported = _TorchScript(network, example)
-    sizes = [traced_size] if fixed else [traced_size, _other_size(traced_size)]
-    about["check"] = check_exported(exported, predictor, sizes)
-    content = exported.content(about)
+    if size is None:
+        side = predictor.cfg.INPUT.MIN_SIZE_TEST or _TRACE_SIDE
+        size = (min(max(side, _SIDES[0]), _TRACE_SIDE),) * 2
+    network = ExportNetwork(predictor)
+    example, mask_side = _example(network, predictor, size)
+    about = {"file": output.name, "format": file_format}
+    about |= _describe(predictor, mask_side, size if fixed else ("height", "width"))
+    run, content_with = _EXPORTERS[file_format](network, example, about)
+    sizes = [size] if fixed else [size, (size[0] * 3 // 4 + 13, size[1] * 2 // 3 + 29)]
+    about["check"] = _check_exported(run, predictor, sizes)
+    content = content_with(about)
     about["file_sha256"] = hashlib.sha256(content).hexdigest()
     # The model is renamed first: if that fails, no JSON is left behind.
     with atomic_write(output.with_suffix(".json")) as beside:
@@ -124,15 +119,33 @@ def export_model(
 class ExportNetwork(nn.Module):
     """Detectron2's own inference from one resized image to tensors, cut by score before masks."""
 
-    def __init__(self, model: nn.Module, score_thresholds: torch.Tensor):
+    def __init__(self, predictor: Predictor):
         """
         Args:
-            model: in evaluation mode, and staged (:func:`interface.is_staged`).
-            score_thresholds: (K,) float32; a detection is scored above its class's.
+            predictor: of the model, which is copied, and of its score thresholds.
+
+        Raises:
+            UserError: export_unsupported; another architecture, or a backbone with square inputs.
         """
         super().__init__()
-        self.model = model
-        self.register_buffer("thresholds", score_thresholds)
+        cfg = predictor.cfg
+        if not is_staged(predictor.model):
+            raise UserError(
+                f"The architecture is {cfg.MODEL.META_ARCHITECTURE}; expected a GeneralizedRCNN "
+                "with RPN.",
+                code="export_unsupported",
+            )
+        if predictor.model.backbone.padding_constraints.get("square_size"):
+            raise UserError(
+                f"The backbone {cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected padding "
+                "to a multiple of some pixels.",
+                code="export_unsupported",
+            )
+        # Constants of the file: in plain order, and without inference mode's marks.
+        self.model = copy.deepcopy(predictor.model).to(memory_format=torch.contiguous_format)
+        thresholds = torch.tensor(predictor.score_thresholds, dtype=torch.float32)
+        self.register_buffer("thresholds", thresholds)
+        self.eval().requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
@@ -166,30 +179,19 @@ class ExportNetwork(nn.Module):
         return found[found.scores > self.thresholds[found.pred_classes]]
 
 
-def describe(
-    predictor: Predictor,
-    mask_side: int | None,
-    file_name: str,
-    file_format: str,
-    size: tuple[int, int] | None,
+def _describe(
+    predictor: Predictor, mask_side: int | None, size: Sequence[int | str]
 ) -> dict[str, Any]:
-    """Describe an exported model field by field, as docs/export.md explains.
-
-    Args:
-        predictor: the predictor that was exported.
-        mask_side: M of its M x M masks; None without masks.
-        file_name: of the exported file, without its folder.
-        file_format: ``"onnx"`` or ``"torchscript"``.
-        size: the one height and width in px of its input; None if it takes any.
-
-    Returns:
-        Plain values.
-    """
+    """Describe an exported model field by field, as docs/export.md explains."""
     cfg, model = predictor.cfg, predictor.model
-    height, width = size or ("height", "width")
+    outputs = [
+        ("boxes", "float32", ["detections", 4]),
+        ("scores", "float32", ["detections"]),
+        ("classes", "int64", ["detections"]),
+        ("masks", "float32", ["detections", 1, mask_side, mask_side]),
+        ("size", "int64", [2]),
+    ]
     return {
-        "file": file_name,
-        "format": file_format,
         "microplastics": microplastics.__version__,
         "detectron2": detectron2.__version__,
         "torch": torch.__version__,
@@ -204,7 +206,7 @@ def describe(
         "input": {
             "name": "image",
             "dtype": "uint8",
-            "shape": [3, height, width],
+            "shape": [3, *size],
             "channels": cfg.INPUT.FORMAT,
         },
         "resize": {
@@ -223,7 +225,11 @@ def describe(
             },
             "score_thresholds": True,
         },
-        "outputs": _outputs(mask_side),
+        "outputs": [
+            {"name": name, "dtype": dtype, "shape": shape}
+            for name, dtype, shape in outputs
+            if mask_side or name != "masks"
+        ],
         "masks": mask_side
         and {
             "threshold": predictor.mask_threshold,
@@ -232,49 +238,24 @@ def describe(
     }
 
 
-def _outputs(mask_side: int | None) -> list[dict[str, Any]]:
-    outputs = [
-        ("boxes", "float32", ["detections", 4]),
-        ("scores", "float32", ["detections"]),
-        ("classes", "int64", ["detections"]),
-        ("masks", "float32", ["detections", 1, mask_side, mask_side]),
-        ("size", "int64", [2]),
-    ]
-    return [
-        {"name": name, "dtype": dtype, "shape": shape}
-        for name, dtype, shape in outputs
-        if mask_side or name != "masks"
-    ]
-
-
-def check_exported(
+def _check_exported(
     run: Runner, predictor: Predictor, sizes: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
-    """Compare an exported model with its predictor on rendered pictures.
-
-    Args:
-        run: the exported model.
-        predictor: the predictor that was exported.
-        sizes: height and width in px of the pictures, which are not resized.
+    """Compare an exported model with its predictor on rendered pictures of some sizes.
 
     Returns:
         The numbers of pictures, of detections and of detections that only one of the two has, and
-        the largest differences of the others.
-
-    Raises:
-        UserError: export_unsupported; they do not find the same.
+        the largest differences of the others, which are an error if they are too large.
     """
     report = {"pictures": len(sizes), "detections": 0, "unmatched": 0}
     report |= {"boxes_px": 0.0, "scores": 0.0, "mask_pixels_share": 0.0}
     for number, size in enumerate(sizes):
-        picture = render_picture(number, size)
+        picture = _render(number, size)
         (expected,) = predictor.predict_many([picture], scale=1.0)
-        image = network_input(picture, predictor.cfg.INPUT.FORMAT)
-        found = to_predictions(run(image), size, predictor.mask_threshold)
-        _compare(found, expected, report)
-    allowed = 1 + _STRAYS * report["detections"]
+        outputs = run(read_input(picture, predictor.cfg, 1.0)[0])
+        _compare(to_predictions(outputs, size, predictor.mask_threshold), expected, report)
     if (
-        report["unmatched"] > allowed
+        report["unmatched"] > 1 + _STRAYS * report["detections"]
         or report["scores"] > SCORE_TOLERANCE
         or report["mask_pixels_share"] > PIXEL_TOLERANCE
     ):
@@ -285,6 +266,26 @@ def check_exported(
             code="export_unsupported",
         )
     return report
+
+
+def _compare(found: Predictions, expected: Predictions, report: dict[str, Any]) -> None:
+    """Pair detections of a class by their boxes, and add their differences to the report."""
+    boxes, others = found.pred_boxes.tensor, expected.pred_boxes.tensor
+    apart = (boxes[:, None] - others[None]).abs().amax(dim=2)
+    apart[found.pred_classes[:, None] != expected.pred_classes[None]] = torch.inf
+    pairs = greedy_pairs(-apart.numpy(), -BOX_TOLERANCE)
+    report["detections"] += len(expected)
+    report["unmatched"] += len(found) + len(expected) - 2 * len(pairs)
+    pixels = differing = 0
+    for row, column in pairs:
+        score = float(abs(found.scores[row] - expected.scores[column]))
+        report["boxes_px"] = max(report["boxes_px"], float(apart[row, column]))
+        report["scores"] = max(report["scores"], score)
+        if expected.has("pred_masks"):
+            (mine,), (theirs,) = found.pred_masks[row], expected.pred_masks[column]
+            differing += int(np.count_nonzero(mine != theirs))
+            pixels += int(np.count_nonzero(theirs))
+    report["mask_pixels_share"] = max(report["mask_pixels_share"], differing / max(pixels, 1))
 
 
 def to_predictions(
@@ -306,65 +307,21 @@ def to_predictions(
     return Predictions(image_size, **result.get_fields())
 
 
-def render_picture(number: int, size: tuple[int, int]) -> np.ndarray:
+def _render(number: int, size: tuple[int, int]) -> np.ndarray:
     """Render particles on a filter, uint8 BGR (H, W, 3); each number gives another picture."""
     side = min(max(*size, _RENDERED_SIDES[0]), _RENDERED_SIDES[1])
     picture = render_image(("export", number), side, um_per_px=2.0)[0]
     repeats = (-(-size[0] // side), -(-size[1] // side), 1)
-    return np.ascontiguousarray(np.tile(picture, repeats)[: size[0], : size[1]])
-
-
-def network_input(image: np.ndarray, channels: str) -> torch.Tensor:
-    """Turn a BGR image (H, W, 3) of the network's size into its input, (3, H, W).
-
-    Args:
-        image: uint8.
-        channels: ``"BGR"`` or ``"RGB"``, as INPUT.FORMAT.
-    """
-    ordered = image[:, :, ::-1] if channels == "RGB" else image
-    return torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
-
-
-def _compare(found: Predictions, expected: Predictions, report: dict[str, Any]) -> None:
-    """Pair detections of a class by their boxes, and add their differences to the report."""
-    report["detections"] += len(expected)
-    boxes, others = found.pred_boxes.tensor, expected.pred_boxes.tensor
-    apart = (boxes[:, None] - others[None]).abs().amax(dim=2)
-    apart[found.pred_classes[:, None] != expected.pred_classes[None]] = torch.inf
-    pairs: dict[int, int] = {}
-    for row, column in (apart <= BOX_TOLERANCE).nonzero().tolist():
-        if row not in pairs and column not in pairs.values():
-            pairs[row] = column
-    report["unmatched"] += len(found) + len(expected) - 2 * len(pairs)
-    if not pairs:
-        return
-    rows, columns = list(pairs), list(pairs.values())
-    scores = (found.scores[rows] - expected.scores[columns]).abs().max()
-    report["boxes_px"] = max(report["boxes_px"], float(apart[rows, columns].max()))
-    report["scores"] = max(report["scores"], float(scores))
-    if expected.has("pred_masks"):
-        pixels = differing = 0
-        for row, column in pairs.items():
-            (mine,), (theirs,) = found.pred_masks[row], expected.pred_masks[column]
-            differing += int(np.count_nonzero(mine != theirs))
-            pixels += int(np.count_nonzero(theirs))
-        fraction = differing / max(pixels, 1)
-        report["mask_pixels_share"] = max(report["mask_pixels_share"], fraction)
+    return np.tile(picture, repeats)[: size[0], : size[1]]
 
 
 def _check_arguments(
     output: Path, file_format: str, size: Sequence[int] | None, predictor: Predictor
 ) -> None:
-    if file_format not in _SUFFIXES:
+    if output.suffix not in _SUFFIXES.get(file_format, ()):
+        expected = (f"{name} with {' or '.join(ends)}" for name, ends in _SUFFIXES.items())
         raise UserError(
-            f"The format is {file_format!r}; expected {' or '.join(FORMATS)}.",
-            code="option_invalid",
-        )
-    suffixes = _SUFFIXES[file_format]
-    if output.suffix not in suffixes:
-        raise UserError(
-            f"The output is {output}; expected a name that ends in {' or '.join(suffixes)} with "
-            f"--format {file_format}.",
+            f"The format is {file_format} and the output {output}; expected {', '.join(expected)}.",
             code="option_invalid",
         )
     if size is not None and not all(_SIDES[0] <= side <= _SIDES[1] for side in size):
@@ -373,46 +330,24 @@ def _check_arguments(
             f"{_SIDES[1]} px.",
             code="option_invalid",
         )
-    if output.exists() and _is_same(output, predictor.cfg.MODEL.WEIGHTS):
+    if os.path.realpath(output) == os.path.realpath(predictor.cfg.MODEL.WEIGHTS):
         raise UserError(
             f"{output} is the checkpoint itself; choose another --output.", code="output_exists"
         )
-    if predictor.precision != "fp32" or torch.device(predictor.cfg.MODEL.DEVICE).type != "cpu":
-        raise UserError(
-            f"The model is {predictor.precision} on {predictor.cfg.MODEL.DEVICE}; expected fp32 on "
-            "the CPU (MODEL.DEVICE cpu).",
-            code="export_unsupported",
-        )
-    if predictor.mask_threshold != 0.5:
-        raise UserError(
-            f"The mask threshold is {predictor.mask_threshold}; expected 0.5, since masks are "
-            "pasted by the reader of the file.",
-            code="option_invalid",
-        )
-    _check_beside(output)
-
-
-def _check_beside(output: Path) -> None:
-    """Refuse to overwrite a JSON that belongs to another file."""
     beside = output.with_suffix(".json")
-    if not beside.exists():
-        return
-    try:
-        with open(beside, "rb") as file:
-            owner = json.loads(file.read(1_000_000))["file"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        owner = None
-    if owner != output.name:
+    if beside.exists() and not output.exists():
         raise UserError(
             f"{beside} belongs to another file; choose another name for --output.",
             code="output_exists",
         )
-
-
-def _is_same(path: Path, other: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(path, other)
-    return False
+    device, threshold = predictor.cfg.MODEL.DEVICE, predictor.mask_threshold
+    if (predictor.precision, torch.device(device).type, threshold) != ("fp32", "cpu", 0.5):
+        raise UserError(
+            f"The model is {predictor.precision} on {device} with a mask threshold of {threshold}; "
+            "expected fp32 on the CPU (MODEL.DEVICE cpu) with 0.5, since masks are pasted by the "
+            "reader of the file.",
+            code="export_unsupported",
+        )
 
 
 def _installed(name: str) -> ModuleType:
@@ -426,40 +361,12 @@ def _installed(name: str) -> ModuleType:
         ) from error
 
 
-def _default_size(cfg: CfgNode) -> tuple[int, int]:
-    side = min(max(cfg.INPUT.MIN_SIZE_TEST or _TRACE_SIDE, _SIDES[0]), _TRACE_SIDE)
-    return side, side
-
-
-def _other_size(size: tuple[int, int]) -> tuple[int, int]:
-    return size[0] * 3 // 4 + 13, size[1] * 2 // 3 + 29
-
-
-def _network(predictor: Predictor) -> ExportNetwork:
-    architecture = predictor.cfg.MODEL.META_ARCHITECTURE
-    if not is_staged(predictor.model):
-        raise UserError(
-            f"The architecture is {architecture}; expected a GeneralizedRCNN with RPN.",
-            code="export_unsupported",
-        )
-    if predictor.model.backbone.padding_constraints.get("square_size"):
-        raise UserError(
-            f"The backbone {predictor.cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected "
-            "padding to a multiple of some pixels.",
-            code="export_unsupported",
-        )
-    # Constants of the file: in plain order, and without inference mode's marks.
-    model = copy.deepcopy(predictor.model).to(memory_format=torch.contiguous_format)
-    thresholds = torch.tensor(predictor.score_thresholds, dtype=torch.float32)
-    return ExportNetwork(model, thresholds).eval().requires_grad_(False)
-
-
 def _example(
     network: ExportNetwork, predictor: Predictor, size: tuple[int, int]
 ) -> tuple[torch.Tensor, int | None]:
     """Choose an input to trace with, and learn the side of the masks (None without masks)."""
     for number in range(_EXAMPLES):
-        example = network_input(render_picture(number, size), predictor.cfg.INPUT.FORMAT)
+        example = read_input(_render(number, size), predictor.cfg, 1.0)[0]
         with torch.no_grad():
             outputs = network(example)
         if len(outputs[0]):
@@ -476,18 +383,14 @@ def _example(
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Silence the tracer's warnings: the check looks at what it warns of."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
 def _tracing(fix: str) -> Iterator[None]:
-    """Trace Detectron2's code, whose ``len`` must stay a tensor; name what cannot be traced."""
+    """Trace Detectron2's code, whose ``len`` must stay a tensor; name what cannot be traced.
+
+    The tracer's warnings are silenced: the check looks at what it warns of.
+    """
     try:
-        with _silence(), patch_builtin_len():
+        with warnings.catch_warnings(), torch.no_grad(), patch_builtin_len():
+            warnings.simplefilter("ignore")
             yield
     except Exception as error:
         # The network has run without a trace: what fails now is the tracer or the exporter.
@@ -499,57 +402,54 @@ def _tracing(fix: str) -> Iterator[None]:
         ) from error
 
 
-class _TorchScript:
-    def __init__(self, network: ExportNetwork, example: torch.Tensor):
-        with _tracing("try --format onnx"):
-            self._script = torch.jit.trace(network, example, check_trace=False)
+def _torchscript(
+    network: ExportNetwork, example: torch.Tensor, about: dict[str, Any]
+) -> tuple[Runner, Writer]:
+    with _tracing("try --format onnx"):
+        script = torch.jit.trace(network, example, check_trace=False)
 
-    def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        with torch.inference_mode():
-            return self._script(image)
-
-    def content(self, about: dict[str, Any]) -> bytes:
+    def content(about: dict[str, Any]) -> bytes:
         buffer = io.BytesIO()
-        with _silence():
-            torch.jit.save(self._script, buffer, _extra_files={ABOUT_FILE: json.dumps(about)})
+        with _tracing("try --format onnx"):
+            torch.jit.save(script, buffer, _extra_files={ABOUT_FILE: json.dumps(about)})
         return buffer.getvalue()
 
+    return torch.inference_mode()(script), content
 
-class _Onnx:
-    def __init__(
-        self, network: ExportNetwork, example: torch.Tensor, outputs: Sequence[str], fixed: bool
-    ):
-        self._onnx, runtime = _installed("onnx"), _installed("onnxruntime")
-        weights = [*network.parameters(), *network.buffers()]
-        if sum(tensor.numel() * tensor.element_size() for tensor in weights) > _PROTOBUF_LIMIT:
-            raise UserError(
-                "The weights exceed the 2 GB of an ONNX file; use --format torchscript.",
-                code="export_unsupported",
-            )
-        axes = {name: {0: "detections"} for name in outputs if name != "size"}
-        if not fixed:
-            axes["image"] = {1: "height", 2: "width"}
-        buffer = io.BytesIO()
-        with _tracing("use --format torchscript"):
-            torch.onnx.export(
-                network,
-                (example,),
-                buffer,
-                input_names=["image"],
-                output_names=list(outputs),
-                dynamic_axes=axes,
-                opset_version=_OPSET,
-                **_TRACING_EXPORTER,
-            )
-        self._graph = buffer.getvalue()
-        self._session = runtime.InferenceSession(self._graph, providers=["CPUExecutionProvider"])
 
-    def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        outputs = self._session.run(None, {"image": image.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
+def _onnx(
+    network: ExportNetwork, example: torch.Tensor, about: dict[str, Any]
+) -> tuple[Runner, Writer]:
+    onnx, runtime = _installed("onnx"), _installed("onnxruntime")
+    # A side that may vary has a word in its place.
+    axes = {
+        each["name"]: {k: side for k, side in enumerate(each["shape"]) if isinstance(side, str)}
+        for each in (about["input"], *about["outputs"])
+    }
+    buffer = io.BytesIO()
+    with _tracing("use --format torchscript"):
+        torch.onnx.export(
+            network,
+            (example,),
+            buffer,
+            input_names=["image"],
+            output_names=[each["name"] for each in about["outputs"]],
+            dynamic_axes=axes,
+            opset_version=_OPSET,
+            **_TRACING_EXPORTER,
+        )
+    session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
 
-    def content(self, about: dict[str, Any]) -> bytes:
-        model = self._onnx.load_model_from_string(self._graph)
-        self._onnx.helper.set_model_props(model, {ABOUT_KEY: json.dumps(about)})
-        self._onnx.checker.check_model(model)
+    def run(image: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.from_numpy(each) for each in session.run(None, {"image": image.numpy()})]
+
+    def content(about: dict[str, Any]) -> bytes:
+        model = onnx.load_model_from_string(buffer.getvalue())
+        onnx.helper.set_model_props(model, {ABOUT_KEY: json.dumps(about)})
+        onnx.checker.check_model(model)
         return model.SerializeToString()
+
+    return run, content
+
+
+_EXPORTERS = {"onnx": _onnx, "torchscript": _torchscript}

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -15,7 +17,9 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import ImageList, Instances
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from microplastics.engine.solver import keep_boxes_fp32
 from microplastics.modeling.interface import is_staged, remembered
 
 logger = logging.getLogger(__name__)
@@ -32,7 +36,7 @@ _BOX_CHUNK = 512
 
 
 def inference_copy(model: nn.Module, precision: str = "fp32") -> nn.Module:
-    """Copy a model and make the copy fast; it can no longer be trained.
+    """Copy a model in evaluation mode and make the copy fast; it can no longer be trained.
 
     Batch norms of Detectron2's ``Conv2d``, frozen or in evaluation mode, are folded into their
     convolutions (``w' = w g / sqrt(var + eps)``, ``b' = (b - mean) g / sqrt(var + eps) + beta``,
@@ -45,15 +49,7 @@ def inference_copy(model: nn.Module, precision: str = "fp32") -> nn.Module:
         precision: ``"fp32"`` or ``"bf16"``. In bf16 the backbone of the copy gives bf16 features:
             cast them to fp32 before Detectron2's ``ROIAlign``, which reads box coordinates in the
             type of the features (steps of 4 px at 512 to 1024 in bf16).
-
-    Returns:
-        The copy, in evaluation mode and without gradients.
-
-    Raises:
-        ValueError: the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"Precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
         for module in model.modules():
@@ -69,17 +65,11 @@ def _fold(conv: Conv2d) -> None:
     norm = conv.norm
     if not isinstance(norm, (FrozenBatchNorm2d, _BatchNorm)) or norm.running_mean is None:
         return
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    gain = (variance + norm.eps).rsqrt()
-    if norm.weight is not None:
-        gain = gain * norm.weight.double()
-    bias = -mean if conv.bias is None else conv.bias.double() - mean
-    bias = bias * gain
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    weight = conv.weight.double() * gain.reshape(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+    tensors = conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    *given, scale, shift = (None if t is None else t.double() for t in tensors)
+    fused = fuse_conv_bn_weights(*given, norm.eps, scale, shift)
+    kind = conv.weight.dtype
+    conv.weight, conv.bias = (nn.Parameter(each.to(kind), requires_grad=False) for each in fused)
     conv.norm = None
 
 
@@ -118,17 +108,13 @@ def _cast(root: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-        module.register_forward_pre_hook(_inputs_in(own[0].dtype))
+        module.register_forward_pre_hook(functools.partial(_to_dtype, own[0].dtype))
 
 
-def _inputs_in(dtype: torch.dtype):
-    def cast(_module: nn.Module, inputs: tuple) -> tuple:
-        return tuple(
-            x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-            for x in inputs
-        )
-
-    return cast
+def _to_dtype(dtype: torch.dtype, _module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(
+        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
+    )
 
 
 class Detector:
@@ -155,9 +141,8 @@ class Detector:
         Args:
             model: in evaluation mode; of :func:`inference_copy` or plain.
             score_thresholds: for each class; detections must be scored above it.
-            tile_topk: TEST.TILE_TOPK.
-            detections_per_image: TEST.DETECTIONS_PER_IMAGE, the cap that a model which is not
-                staged keeps on tiles.
+            tile_topk, detections_per_image: keys of TEST; a model that is not staged keeps the
+                latter on tiles.
         """
         self.model = model
         self.staged = is_staged(model)
@@ -166,13 +151,12 @@ class Detector:
         self._detections_per_image = detections_per_image
         self._thresholds = torch.tensor(list(score_thresholds), dtype=torch.float32)
         self._lock = threading.Lock()
-        convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-        self._channels_last = any(
-            w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
-            for w in convolutions
-        )
+        heads = getattr(model, "roi_heads", None)
+        self._standard = isinstance(heads, StandardROIHeads)
+        # As in Mask R-CNN, each proposal by itself.
+        self._plain = self._standard and type(heads)._forward_box is StandardROIHeads._forward_box
         if not self.staged and hasattr(model, "backbone"):
-            model.backbone.register_forward_hook(lambda _m, _i, out: _in_fp32(out))
+            keep_boxes_fp32(model)
 
     def __call__(
         self,
@@ -201,25 +185,23 @@ class Detector:
             if dense:
                 full = (len(each) >= self._detections_per_image for each in found)
                 self._note_cut_short(sum(full))
-            return [each[self._above(each)] for each in found]
+            return self._above(found)
 
     def _staged(self, images: Sequence[torch.Tensor], dense: bool) -> list[Instances]:
         batch = self.model.preprocess_image([{"image": image} for image in images])
-        if self._channels_last:
-            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         features = self.model.backbone(batch.tensor)
         # ROIAlign reads box coordinates in the features' type and wants NCHW order: both are
         # given to it once for both heads.
-        pooled = {name: f.contiguous() for name, f in _in_fp32(features).items()}
+        pooled = {name: feature.float().contiguous() for name, feature in features.items()}
         if dense:
             found = self._dense_boxes(batch, features, pooled)
         else:
             proposals, _ = self.model.proposal_generator(batch, features, None)
             found = self._boxes(batch, pooled, proposals)
-        found = [each[self._above(each)] for each in found]
-        heads = self.model.roi_heads
-        if not isinstance(heads, StandardROIHeads):
+        found = self._above(found)
+        if not self._standard:
             return found
+        heads = self.model.roi_heads
         step, longest = max(1, _MASK_CHUNK // len(found)), max(map(len, found))
         if longest <= _MASK_CHUNK:
             return heads.forward_with_given_boxes(pooled, found)
@@ -229,19 +211,19 @@ class Detector:
         ]
         return [Instances.cat(list(of_image)) for of_image in zip(*parts, strict=True)]
 
-    def _above(self, instances: Instances) -> torch.Tensor:
-        thresholds = self._thresholds.to(instances.scores.device)
-        return instances.scores > thresholds[instances.pred_classes]
+    def _above(self, found: list[Instances]) -> list[Instances]:
+        """Keep what is scored above its class's threshold."""
+        thresholds = self._thresholds.to(found[0].scores.device)
+        return [each[each.scores > thresholds[each.pred_classes]] for each in found]
 
     def _boxes(
         self, batch: ImageList, pooled: Features, proposals: list[Instances]
     ) -> list[Instances]:
-        heads = self.model.roi_heads
-        if not isinstance(heads, StandardROIHeads):
-            return heads(batch, pooled, proposals, None)[0]
-        if self._is_plain(heads) and len(proposals) == 1:
+        if self._plain and len(proposals) == 1:
             return [self._boxes_of_one(pooled, proposals[0], _BOX_CHUNK, len(proposals[0]))[0]]
-        return heads._forward_box(pooled, proposals)
+        if self._standard:
+            return self.model.roi_heads._forward_box(pooled, proposals)
+        return self.model.roi_heads(batch, pooled, proposals, None)[0]
 
     def _dense_boxes(
         self, batch: ImageList, features: Features, pooled: Features
@@ -252,8 +234,11 @@ class Detector:
         let through holds a detection. Further proposals are looked at as long as they hold any.
         """
         rpn, heads = self.model.proposal_generator, self.model.roi_heads
-        by_chunks = self._is_plain(heads) and len(batch) == 1
-        with self._all_detections(), remembered(rpn.rpn_head):
+        by_chunks = self._plain and len(batch) == 1
+        predictors = getattr(heads, "box_predictor", nn.ModuleList())
+        predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
+        topk = {False: self._tile_topk}
+        with _changed(predictors, test_topk_per_image=-1), remembered(rpn.rpn_head):
             if by_chunks:
                 (proposals,), _ = rpn(batch, features, None)
                 enough = len(proposals)
@@ -261,12 +246,8 @@ class Detector:
                 found, crowded = self._boxes_of_one(pooled, proposals, quarter, enough)
                 if not crowded:
                     return [found]
-            caps = rpn.pre_nms_topk, rpn.post_nms_topk
-            rpn.pre_nms_topk = rpn.post_nms_topk = {False: self._tile_topk}
-            try:
+            with _changed([rpn], pre_nms_topk=topk, post_nms_topk=topk):
                 many, _ = rpn(batch, features, None)
-            finally:
-                rpn.pre_nms_topk, rpn.post_nms_topk = caps
             full = sum(len(each) >= self._tile_topk for each in many)
             if not by_chunks:
                 self._note_cut_short(full)
@@ -299,12 +280,6 @@ class Detector:
         predictions = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return predictor.inference(predictions, [proposals[:done]])[0][0], any_above
 
-    @staticmethod
-    def _is_plain(heads: nn.Module) -> bool:
-        """Return whether the box head works as in Mask R-CNN, each proposal by itself."""
-        standard = isinstance(heads, StandardROIHeads)
-        return standard and type(heads)._forward_box is StandardROIHeads._forward_box
-
     def _note_cut_short(self, tiles: int) -> None:
         if tiles and not self.windows_cut_short:
             logger.warning(
@@ -314,20 +289,15 @@ class Detector:
             )
         self.windows_cut_short += int(tiles)
 
-    @contextlib.contextmanager
-    def _all_detections(self) -> Iterator[None]:
-        """Lift the cap on the detections of an image."""
-        predictors = getattr(self.model.roi_heads, "box_predictor", ())
-        predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
-        before = [predictor.test_topk_per_image for predictor in predictors]
-        for predictor in predictors:
-            predictor.test_topk_per_image = -1
-        try:
-            yield
-        finally:
-            for predictor, cap in zip(predictors, before, strict=True):
-                predictor.test_topk_per_image = cap
 
-
-def _in_fp32(features: Features) -> Features:
-    return {name: feature.float() for name, feature in features.items()}
+@contextlib.contextmanager
+def _changed(modules: Iterable[nn.Module], **attributes: Any) -> Iterator[None]:
+    """Set plain attributes of modules, and restore them."""
+    before = [(module, {name: vars(module)[name] for name in attributes}) for module in modules]
+    try:
+        for module, _ in before:
+            vars(module).update(attributes)
+        yield
+    finally:
+        for module, values in before:
+            vars(module).update(values)

@@ -5,14 +5,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
@@ -31,6 +29,7 @@ from microplastics.engine.defaults import available_device
 from microplastics.engine.solver import cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
+from microplastics.inference.stitching.overlaps import tight
 from microplastics.modeling.interface import (
     build_shapes,
     check_architecture,
@@ -39,7 +38,6 @@ from microplastics.modeling.interface import (
     predicts_masks,
 )
 from microplastics.modeling.postprocessing import to_image
-from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 
@@ -49,9 +47,7 @@ _GPU_BATCH = 8
 _END = object()
 
 Image = np.ndarray | str | os.PathLike
-Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
-Result = TypeVar("Result")
+Input = tuple[torch.Tensor, tuple[int, int]]
 
 
 class Predictions(Instances):
@@ -59,8 +55,7 @@ class Predictions(Instances):
 
     Fields: ``pred_boxes`` in px of the image, ``scores``, ``pred_classes`` (from 0) and, if the
     model predicts masks, ``pred_masks`` (:class:`CropMasks`). Detectron2's ``Visualizer`` takes
-    them as they are. Indexing, :meth:`to` and :meth:`cat` keep the type; Detectron2's own
-    ``Instances.cat`` gives plain ``Instances``.
+    them as they are.
     """
 
     def to_dict(self) -> dict[str, np.ndarray]:
@@ -80,130 +75,66 @@ class Predictions(Instances):
             arrays["masks"] = self.pred_masks.to_bitmasks().numpy()
         return arrays
 
-    def to(self, *args: Any, **kwargs: Any) -> "Predictions":
-        """Do what ``Instances.to`` does; the masks stay on the CPU."""
-        return _typed(super().to(*args, **kwargs))
-
     def __getitem__(self, item: Any) -> "Predictions":
         """Select instances by number, slice, a bool vector or a vector of numbers."""
-        return _typed(super().__getitem__(item))
-
-    @staticmethod
-    def cat(instance_lists: Sequence[Instances]) -> "Predictions":
-        """Concatenate predictions of the same image."""
-        return _typed(Instances.cat(list(instance_lists)))
+        picked = super().__getitem__(item)
+        return Predictions(picked.image_size, **picked.get_fields())
 
 
-def _typed(instances: Instances) -> Predictions:
-    if isinstance(instances, Predictions):
-        return instances
-    return Predictions(instances.image_size, **instances.get_fields())
+def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> Input:
+    """Read, convert and resize an image by the keys INPUT of a config.
 
+    Args:
+        image: as :meth:`Predictor.__call__` takes it; the errors are the same.
+        cfg: of the model.
+        scale: factor on its sides; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST if None.
 
-@dataclass(frozen=True)
-class NetworkInput:
-    """An image ready for the network.
-
-    Attributes:
-        tensor: (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT.
-        size: height and width in px of the image before it was resized.
+    Returns:
+        The network's input, (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT;
+        and the height and width in px that the image had.
     """
-
-    tensor: torch.Tensor
-    size: tuple[int, int]
-
-
-class InputReader:
-    """Reads, converts and resizes images by the keys of a config."""
-
-    def __init__(self, cfg: CfgNode):
-        """
-        Raises:
-            UserError: config_invalid (INPUT.FORMAT).
-        """
-        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-            raise UserError(
-                f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; expected BGR or RGB.", code="config_invalid"
-            )
-        self._rgb = cfg.INPUT.FORMAT == "RGB"
-        self._max_pixels = cfg.INPUT.MAX_PIXELS
-        side = cfg.INPUT.MIN_SIZE_TEST
-        self._resize = T.ResizeShortestEdge([side, side], cfg.INPUT.MAX_SIZE_TEST)
-
-    def __call__(self, image: Image, scale: float | None = None) -> NetworkInput:
-        """Prepare one image.
-
-        Args:
-            image: as :meth:`Predictor.__call__` takes it.
-            scale: factor on its sides; by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST if None.
-
-        Raises:
-            UserError: a file cannot be read, or would become too large for the network.
-            ValueError: an array is not an image.
-        """
-        if isinstance(image, (str, os.PathLike)):
-            image = read_image(image, max_pixels=self._max_pixels)
-        image = to_bgr(image)
-        height, width = image.shape[:2]
-        if self._rgb:
-            image = image[:, :, ::-1]
-        transform = self._transform(image, scale)
-        image = transform.apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return NetworkInput(tensor, (height, width))
-
-    def _transform(self, image: np.ndarray, scale: float | None) -> T.Transform:
-        height, width = image.shape[:2]
-        if scale is None:
-            transform = self._resize.get_transform(image)
-            if not isinstance(transform, T.ResizeTransform):
-                return transform
-            size = (transform.new_h, transform.new_w)
-        else:
-            size = (int(height * scale + 0.5), int(width * scale + 0.5))
-        # An image a thousand times as long as wide would vanish.
-        size = (max(1, size[0]), max(1, size[1]))
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(image, max_pixels=cfg.INPUT.MAX_PIXELS)
+    image = _to_bgr(image)
+    height, width = size = image.shape[:2]
+    side = cfg.INPUT.MIN_SIZE_TEST
+    if scale is not None:
+        size = int(height * scale + 0.5), int(width * scale + 0.5)
+    elif side:
+        largest = cfg.INPUT.MAX_SIZE_TEST
+        size = T.ResizeShortestEdge.get_output_shape(height, width, side, largest)
+    # An image a thousand times as long as wide would vanish.
+    size = max(1, size[0]), max(1, size[1])
+    if cfg.INPUT.FORMAT == "RGB":
+        image = image[:, :, ::-1]
+    if size != (height, width):
         if size[0] * size[1] > MAX_PIXELS:
             raise UserError(
                 f"The image is {width} x {height} px and would be resized to {size[1]} x "
                 f"{size[0]} px; lower INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST.",
                 code="image_too_large",
             )
-        if size == (height, width):
-            return T.NoOpTransform()
-        return T.ResizeTransform(height, width, *size, self._resize.interp)
+        image = T.ResizeTransform(height, width, *size).apply_image(image)
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return tensor, (height, width)
 
 
-def to_bgr(array: np.ndarray) -> np.ndarray:
-    """Convert an image array to 8-bit BGR, as :func:`microplastics.data.images.read_image` does.
-
-    Args:
-        array: (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4), of bool, integers or floats;
-            what is not uint8 is stretched by :func:`microplastics.data.images.to_uint8`.
-
-    Returns:
-        uint8 array of shape (H, W, 3).
-
-    Raises:
-        ValueError: not an array, of another shape or type, or empty.
-    """
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"The image is {type(array).__name__}; expected a numpy array or a path")
-    if array.dtype.kind not in "buif":
-        raise ValueError(f"The image has {array.dtype} values; expected bool, integers or floats")
+def _to_bgr(array: np.ndarray) -> np.ndarray:
+    """Convert an image array to 8-bit BGR (H, W, 3), as ``read_image`` does."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise ValueError(
+            f"The image is {kind}; expected a path or an array of bool, integers or floats"
+        )
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
         raise ValueError(
             f"The shape of the image is {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or "
-            "(H, W, 4)"
+            "(H, W, 4) with pixels"
         )
-    if not array.size:
-        raise ValueError(f"The image of shape {array.shape} has no pixels")
     array = to_uint8(array[:, :, :3])
-    if array.shape[2] == 1:
-        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_GRAY2BGR)
-    return array
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
 class Predictor:
@@ -218,9 +149,7 @@ class Predictor:
         class_names: K names.
         score_thresholds: (K,) float64; a particle is scored above its class's.
         has_masks: the model predicts masks; else predictions have boxes only.
-        mask_threshold: mask probability from which a pixel belongs to the particle.
-        precision: ``"fp32"`` or ``"bf16"``.
-        batch_size: images of like size that go through the model at once.
+        mask_threshold, precision, batch_size: as given.
         weights_sha256: of the file behind MODEL.WEIGHTS.
         info: metadata of the checkpoint; empty for one of another project.
         metadata: class names and colours for Detectron2's ``Visualizer``.
@@ -244,10 +173,11 @@ class Predictor:
             class_names: if None the checkpoint's, else DATASETS.TEST's.
             score_threshold: one for all classes, or by class name (the config's for the rest); if
                 None the checkpoint's own, else MODEL.ROI_HEADS.SCORE_THRESH_TEST.
-            mask_threshold: above 0 and below 1.
+            mask_threshold: probability from which a pixel belongs to the particle, between 0 and 1.
             precision: ``"fp32"``, or ``"bf16"``: about 0.6 of the time on processors and GPUs that
                 have it, with box coordinates and scores in fp32.
-            batch_size: 1 on the CPU and 8 on a GPU if None.
+            batch_size: images of like size that go through the model at once; 1 on the CPU and 8
+                on a GPU if None.
             optimize: fold norms and use the NHWC order (scores differ by about 1e-5).
             _checkpoint: of :meth:`from_checkpoint`, already read.
 
@@ -279,17 +209,11 @@ class Predictor:
         on_cpu = torch.device(self.cfg.MODEL.DEVICE).type == "cpu"
         if batch_size is None:
             batch_size = 1 if on_cpu else _GPU_BATCH
-        _check_settings(mask_threshold, batch_size, precision, optimize)
+        _check_settings(cfg, mask_threshold, batch_size, precision, optimize)
         if precision == "bf16" and on_cpu and not cpu_has_bf16():
             logger.warning("This processor has no bf16 instructions; fp32 is faster here.")
         self.mask_threshold, self.batch_size = float(mask_threshold), batch_size
         self.precision = precision
-        if cfg.TEST.TILE_TOPK < 1:
-            raise UserError(
-                f"TEST.TILE_TOPK is {cfg.TEST.TILE_TOPK}; expected 1 or more.",
-                code="config_invalid",
-            )
-        self._read = InputReader(self.cfg)
         model = _build(self.cfg, checkpoint, source).eval()
         load_into(model, checkpoint, source)
         self._divisor = max(1, getattr(getattr(model, "backbone", None), "size_divisibility", 1))
@@ -354,7 +278,7 @@ class Predictor:
             :class:`Predictions` in px of the image, or a list of them.
 
         Raises:
-            UserError: a file cannot be read.
+            UserError: a file cannot be read, or would become too large for the network.
             ValueError: an array is not an image.
         """
         if isinstance(image, (list, tuple)):
@@ -385,27 +309,22 @@ class Predictor:
         if scale is not None and not 0 < scale < float("inf"):
             raise ValueError(f"The scale is {scale}; expected a positive number")
 
-        def run(batch: Sequence[NetworkInput]) -> list[Instances]:
-            tensors, sizes = [each.tensor for each in batch], [each.size for each in batch]
-            return self._detector(tensors, sizes, dense)
+        def run(batch: Sequence[Input]) -> list[Instances]:
+            return self._detector(*zip(*batch, strict=True), dense)
 
-        return stream(
-            images,
-            prepare=lambda image: self._read(image, scale),
-            run=run,
-            finish=self._finish,
-            kind=self._padded_size,
-            batch_size=self.batch_size,
-        )
+        def finish(image: Input, raw: Instances) -> Predictions:
+            staged = self._detector.staged
+            result = to_image(raw.to("cpu"), image[1], staged, self.mask_threshold)
+            return Predictions(image[1], **result.get_fields())
 
-    def _padded_size(self, image: NetworkInput) -> tuple[int, ...]:
-        # Images of one size here get the same padding in a batch as on their own.
-        return tuple(-(-side // self._divisor) for side in image.tensor.shape[1:])
+        def padded_size(image: Input) -> tuple[int, ...]:
+            # Images of one size here get the same padding in a batch as on their own.
+            return tuple(-(-side // self._divisor) for side in image[0].shape[1:])
 
-    def _finish(self, image: NetworkInput, raw: Instances) -> Predictions:
-        staged = self._detector.staged
-        result = to_image(raw.to("cpu"), image.size, staged, self.mask_threshold)
-        return Predictions(image.size, **result.get_fields())
+        def prepare(image: Image) -> Input:
+            return read_input(image, self.cfg, scale)
+
+        return stream(images, prepare, run, finish, padded_size, self.batch_size)
 
 
 def to_particles(
@@ -425,54 +344,36 @@ def to_particles(
     Returns:
         The particles, numbered from 1 in the order of the predictions, each mask cut to its tight
         box; and the number of predictions dropped because their mask has no pixel.
-
-    Raises:
-        ValueError: there are no masks, a class has no name, or the image has another size.
     """
-    if not predictions.has("pred_masks"):
-        raise ValueError("The predictions have no masks; expected pred_masks as CropMasks")
-    masks: CropMasks = predictions.pred_masks
-    classes = predictions.pred_classes.tolist()
-    if classes and max(classes) >= len(class_names):
-        raise ValueError(f"Class {max(classes)} has no name among the {len(class_names)} given")
-    if image is not None and image.shape[:2] != tuple(masks.image_size):
-        raise ValueError(f"The image is {image.shape[:2]} px; expected {tuple(masks.image_size)}")
-    whole = np.flatnonzero(masks.nonempty().numpy())
-    crops, offsets, pixels = [], [], []
-    for index in whole:
-        crop, x, y = _tight(masks.crops[index], *masks.offsets[index].tolist())
-        crops.append(crop)
-        offsets.append((x, y))
-        if image is not None:
-            pixels.append(image[y : y + crop.shape[0], x : x + crop.shape[1]][crop])
+    masks = predictions.pred_masks
+    classes, scores = predictions.pred_classes.tolist(), predictions.scores.cpu().numpy()
+    whole = np.flatnonzero(masks.nonempty().numpy()).tolist()
+    views = [tight(masks.crops[k], *masks.offsets[k].tolist()) for k in whole]
+    pixels = None
+    if image is not None:
+        pixels = [image[y : y + mask.shape[0], x : x + mask.shape[1]][mask] for mask, x, y in views]
     particles = Particles(
         image=image_name,
-        image_size=(int(masks.image_size[0]), int(masks.image_size[1])),
-        masks=crops,
-        offsets=np.array(offsets, dtype=np.int64).reshape(-1, 2),
-        classes=[class_names[classes[index]] for index in whole],
-        scores=predictions.scores.cpu().numpy().astype(np.float64)[whole],
+        image_size=masks.image_size,
+        # A view would keep the whole crop in memory.
+        masks=[np.ascontiguousarray(view.mask) for view in views],
+        offsets=np.array([view[1:] for view in views], dtype=np.int64).reshape(-1, 2),
+        classes=[class_names[classes[k]] for k in whole],
+        scores=scores.astype(np.float64)[whole],
         ids=np.arange(1, len(whole) + 1, dtype=np.int64),
-        pixels=None if image is None else pixels,
+        pixels=pixels,
     )
     return particles, len(masks) - len(whole)
 
 
-def _tight(crop: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
-    rows, columns = np.flatnonzero(crop.any(axis=1)), np.flatnonzero(crop.any(axis=0))
-    tight = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # A view would keep the whole crop in memory.
-    return np.ascontiguousarray(tight), x + int(columns[0]), y + int(rows[0])
-
-
 def stream(
-    items: Iterable[Item],
-    prepare: Callable[[Item], Prepared],
-    run: Callable[[Sequence[Prepared]], Sequence[Any]],
-    finish: Callable[[Prepared, Any], Result],
-    kind: Callable[[Prepared], Hashable],
+    items: Iterable[Any],
+    prepare: Callable[[Any], Any],
+    run: Callable[[Sequence[Any]], Sequence[Any]],
+    finish: Callable[[Any, Any], Any],
+    kind: Callable[[Any], Hashable],
     batch_size: int,
-) -> Iterator[Result]:
+) -> Iterator[Any]:
     """Process items while one thread prepares the next ones and another finishes the last ones.
 
     Batches are of one kind. To fill them, items overtake others of another kind by at most four
@@ -492,84 +393,51 @@ def stream(
         results of all items before it.
     """
     iterator = iter(items)
-    room = batch_size if batch_size == 1 else 4 * batch_size
 
     def take() -> Any:
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return _END
-        return prepare(item)
+        for item in iterator:
+            return prepare(item)
+        return _END
 
+    room = batch_size if batch_size == 1 else 4 * batch_size
     before = ThreadPoolExecutor(1, thread_name_prefix="prepare")
     behind = ThreadPoolExecutor(1, thread_name_prefix="finish")
     try:
-        queue = _Queue(lambda: before.submit(take), ahead=2 * batch_size, kind=kind)
-        futures: dict[int, Future] = {}
-        following = 0
-        while batch := queue.batch(batch_size, room):
-            outputs = run([prepared for _, prepared in batch])
-            for (number, prepared), output in zip(batch, outputs, strict=True):
-                futures[number] = behind.submit(finish, prepared, output)
-            while following in futures and (
-                futures[following].done() or len(futures) > room + batch_size
+        coming = deque(before.submit(take) for _ in range(2 * batch_size))
+        waiting: dict[int, Any] = {}
+        results: dict[int, Future] = {}
+        drawn = given = 0
+        while True:
+            kinds = {number: kind(each) for number, each in waiting.items()}
+            # The oldest item is always in the batch.
+            oldest = next(iter(kinds.values()), None)
+            batch = [number for number, each in kinds.items() if each == oldest][:batch_size]
+            if coming and len(batch) < batch_size and len(waiting) < room:
+                future = coming.popleft()
+                if future.exception() is not None:
+                    results[drawn] = future
+                    coming.clear()
+                elif future.result() is _END:
+                    coming.clear()
+                else:
+                    coming.append(before.submit(take))
+                    waiting[drawn] = future.result()
+                    drawn += 1
+                continue
+            outputs = run([waiting[number] for number in batch]) if batch else ()
+            for number, output in zip(batch, outputs, strict=True):
+                results[number] = behind.submit(finish, waiting.pop(number), output)
+            while given in results and (
+                not batch or results[given].done() or len(results) > room + batch_size
             ):
-                yield futures.pop(following).result()
-                following += 1
-        while following in futures:
-            yield futures.pop(following).result()
-            following += 1
-        if queue.error is not None:
-            raise queue.error
+                yield results.pop(given).result()
+                given += 1
+            if not batch:
+                break
     finally:
         # An abandoned generator must not leave threads at work.
         before.shutdown(cancel_futures=True)
         behind.shutdown(cancel_futures=True)
-
-
-class _Queue:
-    """Prepared items, taken in batches of one kind that always hold the oldest item."""
-
-    def __init__(
-        self, submit: Callable[[], Future], ahead: int, kind: Callable[[Any], Hashable]
-    ) -> None:
-        self.error: BaseException | None = None
-        self._submit, self._kind = submit, kind
-        self._coming = deque(submit() for _ in range(ahead))
-        self._waiting: list[tuple[int, Any]] = []
-        self._count = 0
-        self._ended = False
-
-    def batch(self, size: int, room: int) -> list[tuple[int, Any]]:
-        """Take up to ``size`` numbered items of the oldest one's kind; none at the end."""
-        picked: list[tuple[int, Any]] = []
-        while len(picked) < size:
-            if not self._ended and len(self._waiting) < room:
-                self._wait_for_one()
-            first = self._waiting[0] if self._waiting else None
-            if first is None:
-                break
-            kind = self._kind(first[1])
-            picked = [each for each in self._waiting if self._kind(each[1]) == kind][:size]
-            if self._ended or len(self._waiting) >= room:
-                break
-        numbers = {number for number, _ in picked}
-        self._waiting = [each for each in self._waiting if each[0] not in numbers]
-        return picked
-
-    def _wait_for_one(self) -> None:
-        try:
-            prepared = self._coming.popleft().result()
-        except Exception as error:
-            # Raised after the results of the items before it.
-            self.error, self._ended = error, True
-            return
-        if prepared is _END:
-            self._ended = True
-            return
-        self._coming.append(self._submit())
-        self._waiting.append((self._count, prepared))
-        self._count += 1
 
 
 def _final_config(cfg: CfgNode, threshold: float) -> CfgNode:
@@ -583,20 +451,27 @@ def _final_config(cfg: CfgNode, threshold: float) -> CfgNode:
     return cfg
 
 
-def _check_settings(mask_threshold: float, batch_size: int, precision: str, optimize: bool) -> None:
-    wrong = None
-    if not (is_score(mask_threshold) and 0 < mask_threshold < 1):
+def _check_settings(
+    cfg: CfgNode, mask_threshold: float, batch_size: int, precision: str, optimize: bool
+) -> None:
+    code, wrong = "option_invalid", None
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        code = "config_invalid"
+        wrong = f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; expected BGR or RGB."
+    elif cfg.TEST.TILE_TOPK < 1:
+        code = "config_invalid"
+        wrong = f"TEST.TILE_TOPK is {cfg.TEST.TILE_TOPK}; expected 1 or more."
+    elif not (is_score(mask_threshold) and 0 < mask_threshold < 1):
         wrong = f"The mask threshold is {mask_threshold}; expected a number between 0 and 1."
     elif batch_size < 1:
         wrong = f"The batch size is {batch_size}; expected 1 or more."
     elif precision not in PRECISIONS:
         wrong = f"The precision is {precision!r}; expected {' or '.join(PRECISIONS)}."
+    elif precision == "bf16" and not optimize:
+        code = "option_conflict"
+        wrong = "The precision is bf16, but optimize is False; set it True."
     if wrong:
-        raise UserError(wrong, code="option_invalid")
-    if precision == "bf16" and not optimize:
-        raise UserError(
-            "The precision is bf16, but optimize is False; set it True.", code="option_conflict"
-        )
+        raise UserError(wrong, code=code)
 
 
 def _class_names(
@@ -604,8 +479,14 @@ def _class_names(
 ) -> list[str]:
     count = num_classes(cfg)
     names = list(given) if given is not None else class_names_of(info, source)
+    for name in cfg.DATASETS.TEST if names is None else ():
+        of_data = MetadataCatalog.get(name).get("thing_classes", ())
+        if len(of_data) == count:
+            names = list(of_data)
+            break
     if names is None:
-        names = _names_of_dataset(cfg, count)
+        logger.warning("%s has no class names; its classes are numbered.", source)
+        names = [f"class {number + 1}" for number in range(count)]
     if len(names) != count or len(set(names)) != count:
         where = "given" if given is not None else f"in {source}"
         raise UserError(
@@ -616,16 +497,6 @@ def _class_names(
     return names
 
 
-def _names_of_dataset(cfg: CfgNode, count: int) -> list[str]:
-    for name in cfg.DATASETS.TEST:
-        if name in DatasetCatalog.list():
-            names = MetadataCatalog.get(name).get("thing_classes", ())
-            if len(names) == count:
-                return list(names)
-    logger.warning("%s has no class names; its classes are numbered.", cfg.MODEL.WEIGHTS)
-    return [f"class {number + 1}" for number in range(count)]
-
-
 def _thresholds(
     threshold: float | Mapping[str, float] | None, class_names: Sequence[str], default: float
 ) -> np.ndarray:
@@ -633,15 +504,10 @@ def _thresholds(
         threshold = {}
     by_name = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
     for name, value in by_name.items():
-        if name not in class_names:
+        if name not in class_names or not is_score(value):
             raise UserError(
-                f"A score threshold is for {name}; expected a class of the model: "
-                f"{', '.join(class_names)}.",
-                code="option_invalid",
-            )
-        if not is_score(value):
-            raise UserError(
-                f"The score threshold of {name} is {value}; expected a number from 0 to 1.",
+                f"The score threshold of {name} is {value}; expected a number from 0 to 1 for a "
+                f"class of the model: {', '.join(class_names)}.",
                 code="option_invalid",
             )
     return np.array([by_name.get(name, default) for name in class_names], dtype=np.float64)

@@ -3,17 +3,17 @@
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, Window, windows_of
 from microplastics.inference.predictor import Predictions, Predictor
 from microplastics.inference.stitching.merging import enlarge
 from microplastics.inference.stitching.overlaps import View, box_of, clip
-from microplastics.inference.stitching.stitcher import Stitcher
+from microplastics.inference.stitching.stitcher import Stitched, Stitcher
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import Region
 from microplastics.structures.particles import Particles
@@ -24,18 +24,8 @@ _PIECE = 1024
 _MIN_COARSE_FRACTION = 0.5
 
 
-class Regions(Protocol):
-    """An image read by region, such as ``data.large_images.ImageReader``."""
-
-    width: int
-    height: int
-
-    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Read (h, w, 3) uint8 BGR."""
-
-
 @dataclasses.dataclass
-class MosaicCounts:
+class TiledCounts:
     """Statistics of the windows of one image.
 
     Attributes:
@@ -57,9 +47,9 @@ class MosaicCounts:
     notes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def predict_mosaic(
+def predict_tiled(
     predictor: Predictor,
-    regions: Regions,
+    reader: ImageReader,
     name: str,
     tiling: Tiling,
     *,
@@ -67,12 +57,12 @@ def predict_mosaic(
     join: bool = True,
     region: Region | None = None,
     quiet: bool | None = None,
-) -> tuple[Particles, MosaicCounts]:
+) -> tuple[Particles, TiledCounts]:
     """Predict an image window by window and stitch the particles; memory stays constant.
 
     Args:
         predictor: its score and mask thresholds apply to each window.
-        regions: the image.
+        reader: of the image.
         name: of the image, in the outputs.
         tiling: sizes of the windows.
         max_overlap: of two detections in a window, see
@@ -86,25 +76,42 @@ def predict_mosaic(
         The particles, from top to bottom and numbered from 1, with their pixels' colours; and
         the statistics of the windows.
     """
-    size = (regions.height, regions.width)
-    stitcher, counts = Stitcher(size, join_broken=join), MosaicCounts()
-    windows = windows_of(*size[::-1], tiling.tile, tiling.overlap)
-    near = [window for window in windows if _is_near(window, region)]
-    counts.outside = len(windows) - len(near)
-    with tqdm(near, desc=name, unit="window", leave=False, disable=quiet) as progress:
-        for window, detected in _predicted(predictor, regions, progress, tiling.scale, 1):
-            if detected is None:
-                counts.constant += 1
-                continue
-            found = drop_duplicates(detected, max_overlap)
-            counts.windows += 1
-            counts.duplicates += len(detected) - len(found)
-            counts.fragments += len(found)
-            _add(stitcher, window, found)
+
+    def collect(shrink: int, description: str, join: bool) -> tuple[Stitcher, TiledCounts]:
+        """Predict the windows of the image shrunk by a factor; offsets in px of that."""
+        width, height = -(-reader.width // shrink), -(-reader.height // shrink)
+        stitcher, counts = Stitcher((height, width), join_broken=join), TiledCounts()
+        frame = np.array([reader.width, reader.height] * 2)
+        windows: dict[Window, Window] = {}
+        for x, y, w, h in windows_of(width, height, tiling.tile, tiling.overlap):
+            x0, y0, x1, y1 = np.minimum(np.array([x, y, x + w, y + h]) * shrink, frame).tolist()
+            wide, high = x1 - x0, y1 - y0
+            # A particle of the region may reach so far out of it.
+            if region is None or region.meets(x0 - wide, y0 - high, x1 + wide, y1 + high):
+                windows[x0, y0, wide, high] = (x, y, w, h)
+            else:
+                counts.outside += 1
+        with tqdm(windows, desc=description, unit="window", leave=False, disable=quiet) as progress:
+            for window, detected in _predicted(predictor, reader, progress, tiling.scale, shrink):
+                if detected is None:
+                    counts.constant += 1
+                    continue
+                found = drop_duplicates(detected, max_overlap)
+                counts.windows += 1
+                counts.duplicates += len(detected) - len(found)
+                counts.fragments += len(found)
+                masks, place = found.pred_masks, windows[window]
+                classes, scores = found.pred_classes.numpy(), found.scores.numpy()
+                stitcher.add(place, masks.crops, masks.offsets + place[:2], classes, scores)
+        return stitcher, counts
+
+    stitcher, counts = collect(1, name, join)
+    size = (reader.height, reader.width)
     if tiling.coarse:
-        counts.coarse = _coarse_pass(
-            predictor, regions, tiling, stitcher, max_overlap, region, quiet
-        )
+        small, counts_of_coarse = collect(tiling.coarse, "coarse pass", False)
+        counts.coarse = counts_of_coarse.windows
+        least = _MIN_COARSE_FRACTION * tiling.tile / tiling.coarse
+        _add_coarse(stitcher, small.finish(), tiling.coarse, least)
     stitched = stitcher.finish()
     counts.notes = stitched.notes
     particles = Particles(
@@ -115,19 +122,28 @@ def predict_mosaic(
         classes=[predictor.class_names[number] for number in stitched.classes],
         scores=stitched.scores,
         ids=np.arange(1, len(stitched) + 1, dtype=np.int64),
-        pixels=particle_pixels(regions, stitched.masks, stitched.offsets),
+        pixels=particle_pixels(reader, stitched.masks, stitched.offsets),
     )
     return particles, counts
 
 
-def _add(stitcher: Stitcher, window: Window, found: Predictions) -> None:
-    offsets = found.pred_masks.offsets + window[:2]
-    classes, scores = found.pred_classes.numpy(), found.scores.numpy()
-    stitcher.add(window, found.pred_masks.crops, offsets, classes, scores)
+def _add_coarse(stitcher: Stitcher, seen: Stitched, factor: int, least: float) -> None:
+    """Add what the shrunk image shows, if it is at least so many px of it long."""
+    large = [number for number, mask in enumerate(seen.masks) if max(mask.shape) >= least]
+    grown = [
+        enlarge(seen.masks[n], seen.offsets[n].tolist(), factor, stitcher.image_size) for n in large
+    ]
+    stitcher.add_coarse(
+        [mask for mask, _ in grown],
+        [offset for _, offset in grown],
+        seen.classes[large],
+        seen.scores[large],
+        scale=factor,
+    )
 
 
 def _predicted(
-    predictor: Predictor, regions: Regions, windows: Iterable[Window], scale: float, shrink: int
+    predictor: Predictor, reader: ImageReader, windows: Iterable[Window], scale: float, shrink: int
 ) -> Iterator[tuple[Window, Predictions | None]]:
     """Yield the predictions of each window; None if all its pixels are equal.
 
@@ -137,8 +153,13 @@ def _predicted(
 
     def images() -> Iterator[np.ndarray]:
         for window in windows:
-            image = _read(regions, window, shrink)
-            constant = _is_constant(image)
+            x, y, width, height = window
+            image = reader.read(x, y, x + width, y + height)
+            if shrink > 1:
+                size = (-(-width // shrink), -(-height // shrink))
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            first = image[0, 0]
+            constant = bool((image[::16, ::16] == first).all() and (image == first).all())
             order.append((window, constant))
             if not constant:
                 yield image
@@ -151,81 +172,13 @@ def _predicted(
         yield order.popleft()[0], None
 
 
-def _is_near(window: Window, region: Region | None) -> bool:
-    """Whether a particle of the region may reach into a window."""
-    x, y, width, height = window
-    if region is None:
-        return True
-    return region.meets(x - width, y - height, x + 2 * width, y + 2 * height)
-
-
-def _read(regions: Regions, window: Window, shrink: int) -> np.ndarray:
-    x, y, width, height = window
-    image = regions.read(x, y, x + width, y + height)
-    if shrink == 1:
-        return image
-    size = (-(-width // shrink), -(-height // shrink))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def _is_constant(image: np.ndarray) -> bool:
-    first = image[0, 0]
-    return bool((image[::16, ::16] == first).all() and (image == first).all())
-
-
-def _coarse_pass(
-    predictor: Predictor,
-    regions: Regions,
-    tiling: Tiling,
-    stitcher: Stitcher,
-    max_overlap: float,
-    region: Region | None,
-    quiet: bool | None,
-) -> int:
-    """Predict the shrunk image and add what is larger than a window to the stitcher.
-
-    A stitcher of its own, in px of the shrunk image, merges the windows of this pass.
-
-    Returns:
-        the number of windows predicted.
-    """
-    factor = tiling.coarse
-    height, width = -(-regions.height // factor), -(-regions.width // factor)
-    small, count = Stitcher((height, width)), 0
-    frame = np.array([regions.width, regions.height] * 2)
-    windows = {}
-    for x, y, w, h in windows_of(width, height, tiling.tile, tiling.overlap):
-        x0, y0, x1, y1 = np.minimum(np.array([x, y, x + w, y + h]) * factor, frame).tolist()
-        window = (x0, y0, x1 - x0, y1 - y0)
-        if _is_near(window, region):
-            windows[window] = (x, y, w, h)
-    with tqdm(windows, desc="coarse pass", unit="window", leave=False, disable=quiet) as progress:
-        for window, found in _predicted(predictor, regions, progress, tiling.scale, factor):
-            if found is not None:
-                count += 1
-                _add(small, windows[window], drop_duplicates(found, max_overlap))
-    seen = small.finish()
-    least = _MIN_COARSE_FRACTION * tiling.tile / factor
-    large = [number for number, mask in enumerate(seen.masks) if max(mask.shape) >= least]
-    size = (regions.height, regions.width)
-    grown = [enlarge(seen.masks[n], seen.offsets[n].tolist(), factor, size) for n in large]
-    stitcher.add_coarse(
-        [mask for mask, _ in grown],
-        np.array([offset for _, offset in grown], dtype=np.int64).reshape(-1, 2),
-        seen.classes[large],
-        seen.scores[large],
-        scale=factor,
-    )
-    return count
-
-
 def particle_pixels(
-    regions: Regions, masks: Sequence[np.ndarray], offsets: np.ndarray
+    reader: ImageReader, masks: Sequence[np.ndarray], offsets: np.ndarray
 ) -> list[np.ndarray]:
     """Read the pixels of particles, piece by piece of the image.
 
     Args:
-        regions: the image.
+        reader: of the image.
         masks: N bool arrays of shape (h, w), crops.
         offsets: (N, 2) x and y of their first pixels in the image.
 
@@ -241,8 +194,8 @@ def particle_pixels(
     found: list[list[np.ndarray]] = [[] for _ in masks]
     for (row, column), members in sorted(pieces.items()):
         left, top = column * _PIECE, row * _PIECE
-        right, bottom = min(left + _PIECE, regions.width), min(top + _PIECE, regions.height)
-        image = regions.read(left, top, right, bottom)
+        right, bottom = min(left + _PIECE, reader.width), min(top + _PIECE, reader.height)
+        image = reader.read(left, top, right, bottom)
         for number in members:
             whole = View(masks[number], *offsets[number].tolist())
             part = clip(whole, (left, top, right, bottom))

@@ -33,7 +33,7 @@ from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.predictor import Predictor, to_particles
-from microplastics.inference.tiled import particle_pixels, predict_mosaic
+from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import IMAGE_COLUMNS, combine_tables, particle_table
 from microplastics.modeling.postprocessing import drop_duplicates
@@ -526,7 +526,7 @@ class ParticleFinder:
         start, cut_short = time.perf_counter(), self._predictor.windows_cut_short
         with self._run.opener.open(image) as opened:
             tiling = self._choose_tiling(opened)
-            particles, counts = predict_mosaic(
+            particles, counts = predict_tiled(
                 self._predictor,
                 PaintedRegions(opened.regions, opened.boxes),
                 image.name,

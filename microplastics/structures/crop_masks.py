@@ -51,11 +51,8 @@ class CropMasks(BitMasks):
         self.crops = [np.asarray(crop).astype(bool, copy=False) for crop in crops]
         self.offsets = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        self._counts: list[bytes] | None = None
         if len(self.crops) != len(self.offsets):
             raise ValueError(f"{len(self.crops)} crops have {len(self.offsets)} offsets")
-        if any(crop.ndim != 2 for crop in self.crops):
-            raise ValueError("A crop is not of two dimensions")
         shapes = np.array([crop.shape for crop in self.crops], dtype=np.int64).reshape(-1, 2)
         ends = self.offsets + shapes[:, ::-1]
         if (self.offsets < 0).any() or (ends > self.image_size[::-1]).any():
@@ -117,9 +114,9 @@ class CropMasks(BitMasks):
         crops, offsets = [], []
         for counts in runs.decode_counts_batch(batch):
             edges = runs.runs_of_counts(runs.check_counts(counts, size))
-            crop, x0, y0 = runs.crop_of_runs(*edges, size[0])
+            crop, *offset = runs.crop_of_runs(*edges, size[0])
             crops.append(crop)
-            offsets.append((x0, y0))
+            offsets.append(offset)
         return cls(crops, offsets, size)
 
     @classmethod
@@ -130,29 +127,23 @@ class CropMasks(BitMasks):
         masks = masks.astype(bool, copy=False)
         crops, offsets = [], []
         for mask in masks:
-            rows = np.flatnonzero(mask.any(axis=1))
-            if not len(rows):
-                crops.append(np.zeros((0, 0), dtype=bool))
-                offsets.append((0, 0))
-                continue
-            band = mask[rows[0] : rows[-1] + 1]
-            columns = np.flatnonzero(band.any(axis=0))
-            crops.append(band[:, columns[0] : columns[-1] + 1].copy())
-            offsets.append((columns[0], rows[0]))
+            x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+            crops.append(mask[y : y + height, x : x + width].copy())
+            offsets.append((x, y))
         return cls(crops, offsets, masks.shape[1:])
 
     @classmethod
     def paste(
         cls,
         mask_probs: torch.Tensor,
-        boxes: torch.Tensor | Boxes,
+        boxes: torch.Tensor,
         image_size: Sequence[int],
         threshold: float = 0.5,
     ) -> "CropMasks":
         """Paste the mask head's output into the image, each mask into its own box.
 
-        Gives the pixels of ``detectron2.layers.paste_masks_in_image`` on the CPU without its full
-        frames. Always computes on the CPU in float32.
+        Gives the pixels of ``detectron2.layers.paste_masks_in_image`` on the CPU in float32,
+        without its full frames.
 
         Args:
             mask_probs: (N, M, M) probabilities in [0, 1].
@@ -163,41 +154,31 @@ class CropMasks(BitMasks):
         Raises:
             ValueError: a box is not finite, or the lengths differ.
         """
-        boxes = boxes.tensor if isinstance(boxes, Boxes) else boxes
         probs = mask_probs.detach().to("cpu", torch.float32)
         boxes = boxes.detach().to("cpu", torch.float32)
-        if len(probs) != len(boxes):
-            raise ValueError(f"{len(probs)} masks have {len(boxes)} boxes")
         if not torch.isfinite(boxes).all():
             raise ValueError("A box of a mask is not finite")
         height, width = int(image_size[0]), int(image_size[1])
         frame = torch.tensor([width, height], dtype=torch.float32)
         start = (boxes[:, :2].floor() - 1).clamp(min=0).minimum(frame).to(torch.int64)
         end = (boxes[:, 2:].ceil() + 1).clamp(min=0).minimum(frame).to(torch.int64)
-        end = end.maximum(start)
+        windows = torch.cat([start, end.maximum(start)], dim=1).tolist()
         centers_x = torch.arange(width, dtype=torch.float32) + 0.5
         centers_y = torch.arange(height, dtype=torch.float32) + 0.5
         crops = []
-        for prob, box, (x0, y0), (x1, y1) in zip(
-            probs, boxes, start.tolist(), end.tolist(), strict=True
-        ):
+        for prob, box, (x0, y0, x1, y1) in zip(probs, boxes, windows, strict=True):
             grid = torch.empty(1, y1 - y0, x1 - x0, 2)
             grid[..., 0] = (centers_x[x0:x1] - box[0]) / (box[2] - box[0]) * 2 - 1
             grid[..., 1] = ((centers_y[y0:y1] - box[1]) / (box[3] - box[1]) * 2 - 1)[:, None]
-            if not grid.numel():
-                crops.append(np.zeros((y1 - y0, x1 - x0), dtype=bool))
-                continue
-            pasted = F.grid_sample(prob[None, None], grid, align_corners=False)
+            pasted = torch.zeros(1, 1, y1 - y0, x1 - x0)
+            if grid.numel():
+                pasted = F.grid_sample(prob[None, None], grid, align_corners=False)
             crops.append((pasted[0, 0] >= threshold).numpy())
         return cls(crops, start.numpy(), (height, width))
 
     @staticmethod
     def cat(masks: Sequence["CropMasks"]) -> "CropMasks":
-        """Concatenate masks of the same image size.
-
-        Raises:
-            ValueError: the list is empty, or the image sizes differ.
-        """
+        """Concatenate masks; ``ValueError`` unless there are any and of one image size."""
         sizes = {mask.image_size for mask in masks}
         if len(sizes) != 1:
             raise ValueError(f"Image sizes are {sorted(sizes)}; expected one")
@@ -215,9 +196,7 @@ class CropMasks(BitMasks):
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield each mask as a full-frame (H, W) bool array, one at a time."""
         for index in range(len(self)):
-            mask = np.zeros(self.image_size, dtype=bool)
-            self._paint(index, mask)
-            yield mask
+            yield self[index].to_bitmasks()[0].numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return an object array of COCO RLEs, which the ``Visualizer`` draws."""
@@ -227,27 +206,16 @@ class CropMasks(BitMasks):
 
     def __getitem__(self, item: int | slice | Sequence | np.ndarray | torch.Tensor) -> "CropMasks":
         """Select masks by index, slice, (N,) bool vector or vector of indices."""
-        if isinstance(item, (int, np.integer)):
-            picked = np.arange(len(self))[item][None]
-        elif isinstance(item, slice):
-            picked = np.arange(len(self))[item]
-        else:
+        if not isinstance(item, slice):
             item = item.cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
-            picked = np.arange(len(self))[item if item.size else item.astype(np.int64)]
-            picked = picked.reshape(-1)
+            item = item if item.size else item.astype(np.int64)
+        picked = np.arange(len(self))[item].reshape(-1)
         result = CropMasks([self.crops[i] for i in picked], self.offsets[picked], self.image_size)
         result.device = self.device
-        if self._counts is not None:
-            result._counts = [self._counts[i] for i in picked]
         return result
 
     def to(self, device: str | torch.device, **kwargs: Any) -> "CropMasks":
-        """Return the masks with ``tensor`` on another device; the crops stay on the CPU.
-
-        Args:
-            device: torch device.
-            **kwargs: accepted as in ``Tensor.to`` and ignored.
-        """
+        """Return the masks with ``tensor`` on another device; the crops stay on the CPU."""
         if torch.device(device) == self.device:
             return self
         moved = self[:]
@@ -262,8 +230,8 @@ class CropMasks(BitMasks):
     def to_bitmasks(self) -> torch.Tensor:
         """Make the full-frame masks on the CPU, (N, H, W) bool."""
         full = np.zeros((len(self), *self.image_size), dtype=bool)
-        for index, mask in enumerate(full):
-            self._paint(index, mask)
+        for mask, crop, (x0, y0) in zip(full, self.crops, self.offsets, strict=True):
+            mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
         return torch.from_numpy(full)
 
     def nonempty(self) -> torch.Tensor:
@@ -277,15 +245,11 @@ class CropMasks(BitMasks):
     def get_bounding_boxes(self) -> Boxes:
         """Return tight boxes in image pixels, x1 and y1 exclusive; zeros for an empty mask."""
         boxes = np.zeros((len(self), 4), dtype=np.float32)
-        for index, (crop, (x0, y0)) in enumerate(zip(self.crops, self.offsets, strict=True)):
-            columns, rows = np.flatnonzero(crop.any(axis=0)), np.flatnonzero(crop.any(axis=1))
-            if len(rows):
-                boxes[index] = (
-                    columns[0] + x0,
-                    rows[0] + y0,
-                    columns[-1] + x0 + 1,
-                    rows[-1] + y0 + 1,
-                )
+        for box, crop, offset in zip(boxes, self.crops, self.offsets, strict=True):
+            x, y, width, height = cv2.boundingRect(crop.view(np.uint8))
+            if width:
+                box[:2] = offset + (x, y)
+                box[2:] = offset + (x + width, y + height)
         return Boxes(torch.from_numpy(boxes))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
@@ -326,34 +290,23 @@ class CropMasks(BitMasks):
         return result.to(boxes.device)
 
     def to_rles(self, as_str: bool = False) -> list[dict[str, Any]]:
-        """Encode each mask as the compressed COCO RLE of its full frame.
-
-        The bytes of ``pycocotools.mask.encode`` of the full frame, computed from the runs of the
-        crop. Encoded once and kept.
+        """Encode each mask as ``pycocotools.mask.encode`` encodes its full frame.
 
         Args:
             as_str: counts as ``str`` (for JSON) instead of ``bytes``.
         """
         height, width = self.image_size
-        if self._counts is None:
-            self._counts = runs.encode_counts_batch(
-                [
-                    runs.counts_of_runs(*runs.runs_of_crop(crop, offset, height), height * width)
-                    for crop, offset in zip(self.crops, self.offsets.tolist(), strict=True)
-                ]
-            )
+        lengths = [
+            runs.counts_of_runs(*runs.runs_of_crop(crop, offset, height), height * width)
+            for crop, offset in zip(self.crops, self.offsets.tolist(), strict=True)
+        ]
         return [
             {"size": [height, width], "counts": counts.decode("ascii") if as_str else counts}
-            for counts in self._counts
+            for counts in runs.encode_counts_batch(lengths)
         ]
 
     def clip(self, x: int, y: int, width: int, height: int) -> "CropMasks":
-        """Cut the masks to a window of the image, which becomes their image.
-
-        Args:
-            x, y: upper left px of the window.
-            width, height: of the window, in px.
-        """
+        """Cut the masks to a window of the image, in px, which becomes their image."""
         crops, offsets = [], []
         for crop, (x0, y0) in zip(self.crops, self.offsets.tolist(), strict=True):
             left, top = max(x, x0), max(y, y0)
@@ -384,31 +337,26 @@ class CropMasks(BitMasks):
         height, width = int(output_size[0]), int(output_size[1])
         inverse = np.linalg.inv(linear)
         crops, offsets = [], []
+        unit = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
         for crop, offset in zip(self.crops, self.offsets, strict=True):
-            unit = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
             corners = (offset + unit * crop.shape[::-1]) @ linear.T + shift
             # With a margin: rounding must not cost a pixel at the border.
             start = np.floor(corners.min(axis=0) - 1e-3).clip(0, (width, height)).astype(int)
             end = np.ceil(corners.max(axis=0) + 1e-3).clip(0, (width, height)).astype(int)
             size = np.maximum(end - start, 0)
+            warped = np.zeros((0, 0), dtype=np.float32)
+            if crop.size and size.all():
+                # The origin of cv2 is the centre of the crop's first pixel.
+                back = inverse @ (start + 0.5 - shift) - 0.5 - offset
+                warped = cv2.warpAffine(
+                    crop.astype(np.float32),
+                    np.column_stack([inverse, back]),
+                    size.tolist(),
+                    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                )
             offsets.append(start)
-            if not crop.size or not size.all():
-                crops.append(np.zeros((0, 0), dtype=bool))
-                continue
-            # The origin of cv2 is the centre of the crop's first pixel.
-            back = inverse @ (start + 0.5 - shift) - 0.5 - offset
-            warped = cv2.warpAffine(
-                crop.astype(np.float32),
-                np.column_stack([inverse, back]),
-                size.tolist(),
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            )
             crops.append(warped >= 0.5)
         return CropMasks(crops, offsets, (height, width))
-
-    def _paint(self, index: int, mask: np.ndarray) -> None:
-        crop, (x0, y0) = self.crops[index], self.offsets[index]
-        mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
 
 
 def _checked_polygons(segmentation: Any) -> list[np.ndarray]:

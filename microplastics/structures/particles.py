@@ -31,13 +31,5 @@ class Particles:
     ids: np.ndarray
     pixels: Sequence[np.ndarray] | None = None
 
-    def __post_init__(self) -> None:
-        count = len(self.masks)
-        columns = (self.offsets, self.classes, self.scores, self.ids)
-        if any(len(column) != count for column in columns):
-            raise ValueError(f"{count} masks, but {[len(c) for c in columns]} of the other columns")
-        if self.pixels is not None and len(self.pixels) != count:
-            raise ValueError(f"{count} masks, but pixels of {len(self.pixels)}")
-
     def __len__(self) -> int:
         return len(self.masks)

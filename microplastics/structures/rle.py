@@ -6,6 +6,7 @@ the length two before) as a signed little-endian number in base 32, one characte
 ``rleToString`` in pycocotools' ``maskApi.c``. Invalid input ends in ``ValueError``.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,13 +20,7 @@ _DIGIT_LIMITS = 1 << (5 * np.arange(1, _MAX_DIGITS, dtype=np.int64) - 1)
 
 
 def decode_counts(counts: Counts) -> np.ndarray:
-    """Return the run lengths of one RLE.
-
-    Args:
-        counts: a compressed string, or the run lengths themselves.
-
-    Returns:
-        int64 array of run lengths in pixels, zeros first.
+    """Return the run lengths, int64 in pixels and zeros first, of a string or of themselves.
 
     Raises:
         ValueError: the counts are malformed.
@@ -40,7 +35,7 @@ def encode_counts(counts: Sequence[int] | np.ndarray) -> bytes:
 
 def decode_counts_batch(batch: Sequence[Counts]) -> list[np.ndarray]:
     """:func:`decode_counts` of many RLEs, with the strings read in one pass."""
-    strings = [_as_bytes(counts) for counts in batch if isinstance(counts, (bytes, str))]
+    strings = [counts for counts in batch if isinstance(counts, (bytes, str))]
     decoded = iter(_decode_strings(strings))
     return [
         next(decoded) if isinstance(counts, (bytes, str)) else _as_lengths(counts)
@@ -62,10 +57,9 @@ def encode_counts_batch(batch: Sequence[np.ndarray]) -> list[bytes]:
     place = np.arange(digits.max(initial=1))
     characters = (values[:, None] >> (5 * place)) & 31
     characters += 48 + 32 * (place < digits[:, None] - 1)
-    text = characters[place < digits[:, None]].astype(np.uint8).tobytes()
-    ends = np.concatenate(([0], np.cumsum(digits)))[np.cumsum([len(delta) for delta in deltas])]
-    starts = np.concatenate(([0], ends[:-1]))
-    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    text = characters[place < digits[:, None]].astype(np.uint8)
+    ends = np.cumsum(digits)[np.cumsum([len(delta) for delta in deltas]) - 1]
+    return [part.tobytes() for part in np.split(text, ends[:-1])]
 
 
 def check_counts(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -190,26 +184,17 @@ def rle_bbox(rle: dict[str, Any]) -> tuple[int, int, int, int]:
     return x0, y0, x1 - x0, y1 - y0
 
 
-def _as_bytes(counts: bytes | str) -> bytes:
-    try:
-        return counts.encode("ascii") if isinstance(counts, str) else counts
-    except UnicodeEncodeError as error:
-        raise ValueError("RLE counts contain a character that is not a digit") from error
-
-
 def _as_lengths(counts: Any) -> np.ndarray:
-    try:
+    with contextlib.suppress(OverflowError, TypeError, ValueError):
         lengths = np.asarray(counts)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError("RLE counts are not a list of whole numbers") from error
-    if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
-        raise ValueError("RLE counts are not a list of whole numbers")
-    if lengths.dtype.kind == "u" and lengths.size and lengths.max() > np.iinfo(np.int64).max:
-        raise ValueError("RLE counts contain a number that is too large")
-    return lengths.astype(np.int64)
+        if lengths.ndim == 1 and (not lengths.size or lengths.dtype.kind in "iu"):
+            return lengths.astype(np.int64)
+    raise ValueError("RLE counts are not a list of whole numbers")
 
 
-def _decode_strings(strings: list[bytes]) -> list[np.ndarray]:
+def _decode_strings(strings: list[bytes | str]) -> list[np.ndarray]:
+    # What is not ASCII becomes bytes that are no digits.
+    strings = [s.encode(errors="surrogatepass") if isinstance(s, str) else s for s in strings]
     sizes = np.array([len(string) for string in strings], dtype=np.int64)
     if not sizes.sum():
         return [np.zeros(0, dtype=np.int64) for _ in strings]

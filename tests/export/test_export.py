@@ -24,9 +24,8 @@ from microplastics.config import load_config
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.engine.trainer import Trainer
 from microplastics.export import export
-from microplastics.export.export import ExportNetwork, export_model, network_input, to_predictions
-from microplastics.inference import Predictor
-from microplastics.inference.predictor import InputReader
+from microplastics.export.export import ExportNetwork, export_model, to_predictions
+from microplastics.inference.predictor import Predictor, read_input
 from microplastics.utils.errors import UserError
 
 NAMES = ["Fiber", "Fragment", "Film"]
@@ -109,7 +108,7 @@ def assert_same(found, expected):
 def test_finds_what_the_predictor_finds_at_any_size(exported, predictor, height, width):
     picture = image(height, width)
     expected = predictor(picture)
-    outputs = load(exported[1])(InputReader(predictor.cfg)(picture).tensor)
+    outputs = load(exported[1])(read_input(picture, predictor.cfg)[0])
     assert len(expected) > 3 and len(set(expected.pred_classes.tolist())) > 1
     assert_same(to_predictions(outputs, (height, width)), expected)
 
@@ -125,7 +124,7 @@ def test_images_without_a_detection(predictor, tmp_path, file_format):
     export_model(strict, output, file_format)
     run, counts = load(output), []
     for picture in pictures:
-        outputs = run(network_input(picture, "BGR"))
+        outputs = run(read_input(picture, predictor.cfg, 1.0)[0])
         found = to_predictions(outputs, (96, 96))
         assert_same(found, strict(picture))
         assert outputs[3].shape == (len(found), 1, 28, 28)
@@ -244,13 +243,11 @@ def test_network_is_the_model_of_any_config(tmp_path, variant):
     thresholds = dict.fromkeys(names, 0.1) | {names[0]: 0.3}
     path = make_checkpoint(tmp_path, *VARIANTS[variant])
     predictor = Predictor.from_checkpoint(path, score_threshold=thresholds)
-    network = ExportNetwork(
-        predictor.model, torch.tensor(predictor.score_thresholds, dtype=torch.float32)
-    )
+    network = ExportNetwork(predictor)
     for size in SIZES[:3]:
         picture = image(*size)
         with torch.inference_mode():
-            outputs = network(InputReader(predictor.cfg)(picture).tensor)
+            outputs = network(read_input(picture, predictor.cfg)[0])
         expected = predictor(picture)
         assert len(expected) > 2
         assert_same(to_predictions(outputs, size), expected)
@@ -261,9 +258,9 @@ def test_onnx_of_one_size_takes_no_other(predictor, tmp_path):
     assert about["input"]["shape"] == [3, 64, 96] and about["check"]["pictures"] == 1
     run, picture = load(tmp_path / "m.onnx"), image(64, 96)
     (expected,) = predictor.predict_many([picture], scale=1.0)
-    assert_same(to_predictions(run(network_input(picture, "BGR")), (64, 96)), expected)
+    assert_same(to_predictions(run(read_input(picture, predictor.cfg, 1.0)[0]), (64, 96)), expected)
     with pytest.raises(Exception, match="(?i)invalid dimensions"):
-        run(network_input(image(96, 96), "BGR"))
+        run(read_input(image(96, 96), predictor.cfg, 1.0)[0])
 
 
 def test_model_without_masks_has_no_masks_in_its_file(tmp_path):
@@ -276,7 +273,7 @@ def test_model_without_masks_has_no_masks_in_its_file(tmp_path):
 @pytest.mark.parametrize(
     "name, file_format, size, code, words",
     [
-        ("m.onnx", "coreml", None, "option_invalid", "onnx or torchscript"),
+        ("m.onnx", "coreml", None, "option_invalid", "onnx with .onnx, torchscript with .ts"),
         ("m.pth", "torchscript", None, "option_invalid", ".ts or .pt or .torchscript"),
         ("m.ts", "onnx", None, "option_invalid", ".onnx"),
         ("m.onnx", "onnx", (8, 96), "option_invalid", "8 x 96 px"),

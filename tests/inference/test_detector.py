@@ -111,11 +111,6 @@ def test_bf16_keeps_scores_and_boxes_in_fp32(build, norm):
         assert 0 < difference < 0.03 * feature.abs().mean()
 
 
-def test_an_unknown_precision_is_an_error(build):
-    with pytest.raises(ValueError, match="int8"):
-        inference_copy(nn.Conv2d(3, 3, 1), "int8")
-
-
 HEADS = {
     "standard": (),
     "cascade": (

@@ -22,8 +22,7 @@ from microplastics.config import load_config
 from microplastics.data.images import read_image
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.engine.trainer import Trainer
-from microplastics.inference import Predictions, Predictor, to_particles
-from microplastics.inference.predictor import stream
+from microplastics.inference.predictor import Predictions, Predictor, stream, to_particles
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -154,10 +153,10 @@ def test_a_thin_image_and_an_image_without_particles(model_path):
     "array, words",
     [
         (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
-        (np.zeros((0, 4), np.uint8), "has no pixels"),
+        (np.zeros((0, 4), np.uint8), r"\(0, 4, 1\); expected .* with pixels"),
         (np.zeros((4,), np.uint8), r"\(4,\)"),
-        (np.zeros((4, 4), np.complex64), "complex64 values"),
-        (np.array([["a"]]), "<U1 values"),
+        (np.zeros((4, 4), np.complex64), "is complex64"),
+        (np.array([["a"]]), "is <U1"),
         (7, "is int"),
     ],
 )
@@ -431,12 +430,9 @@ def test_the_type_stays(predictions):
         predictions[1:],
         predictions[torch.tensor([True, False, True])],
         predictions[torch.tensor([2, 0])],
-        predictions.to("cpu"),
-        Predictions.cat([predictions, predictions]),
-        Predictions.cat([Instances((40, 60), **predictions.get_fields())]),
     ]
     assert all(type(each) is Predictions for each in picked)
-    assert [len(each) for each in picked] == [1, 2, 2, 2, 3, 6, 3]
+    assert [len(each) for each in picked] == [1, 2, 2, 2]
     assert picked[3].scores.tolist() == pytest.approx([0.7, 0.9])
     assert picked[3].pred_masks.area().tolist() == [12, 23]
     assert len(Instances.cat([predictions, predictions]).pred_masks) == 6
@@ -470,16 +466,6 @@ def test_no_particles_at_all(predictions):
     particles, empty = to_particles(predictions[1], "a.png", NAMES, np.zeros((40, 60, 3), np.uint8))
     assert (len(particles), empty) == (0, 1)
     assert particles.offsets.shape == (0, 2) and particles.pixels == []
-
-
-def test_what_makes_no_particles_is_an_error(predictions):
-    with pytest.raises(ValueError, match="Class 2"):
-        to_particles(predictions, "a", NAMES[:2])
-    with pytest.raises(ValueError, match=r"\(9, 9\) px"):
-        to_particles(predictions, "a", NAMES, np.zeros((9, 9, 3), np.uint8))
-    predictions.remove("pred_masks")
-    with pytest.raises(ValueError, match="pred_masks"):
-        to_particles(predictions, "a", NAMES)
 
 
 def run_through(items, batch_size, kinds=3, batches=None):

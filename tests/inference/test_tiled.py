@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import Boxes
 
 from microplastics.data.tiling import Tiling
-from microplastics.inference import Predictions
-from microplastics.inference.tiled import particle_pixels, predict_mosaic
+from microplastics.inference.predictor import Predictions
+from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.table import particle_table
 from microplastics.roi.region import Region
 from microplastics.runs.images import ArrayImage, PaintedRegions, within
@@ -72,7 +72,7 @@ def truth(image):
 def test_windows_far_from_the_region_are_not_predicted(scene):
     region = Region.from_circle((330.5, 500.5), 60, SIZE)
     tiling = Tiling(128, 32, 0, 1.0)
-    particles, counts = predict_mosaic(
+    particles, counts = predict_tiled(
         Oracle(), ArrayImage(scene), "a", tiling, region=region, join=False, quiet=True
     )
     assert counts.outside > 20
@@ -85,7 +85,7 @@ def test_windows_far_from_the_region_are_not_predicted(scene):
 @pytest.mark.parametrize(("tile", "overlap"), [(128, 32), (200, 100), (256, 64)])
 def test_every_particle_comes_out_once_and_whole(scene, tile, overlap):
     tiling = Tiling(tile, overlap, 0, 1.0)
-    particles, counts = predict_mosaic(
+    particles, counts = predict_tiled(
         Oracle(), ArrayImage(scene), "a", tiling, join=False, quiet=True
     )
     masks, classes = truth(scene)
@@ -103,12 +103,12 @@ def test_every_particle_comes_out_once_and_whole(scene, tile, overlap):
 def test_the_coarse_pass_finds_what_no_window_holds(scene):
     tiling = Tiling(128, 32, 4, 1.0)
     oracle = Oracle(largest=120)  # sees nothing that fills its window
-    particles, counts = predict_mosaic(oracle, ArrayImage(scene), "a", tiling, quiet=True)
+    particles, counts = predict_tiled(oracle, ArrayImage(scene), "a", tiling, quiet=True)
     assert counts.coarse and particles.classes.count("Film") == 1
     film = particles.masks[particles.classes.index("Film")]
     assert np.count_nonzero(film) == pytest.approx(191 * 101, rel=0.05)
     without = Tiling(128, 32, 0, 1.0)
-    particles, _ = predict_mosaic(oracle, ArrayImage(scene), "a", without, quiet=True)
+    particles, _ = predict_tiled(oracle, ArrayImage(scene), "a", without, quiet=True)
     areas = [np.count_nonzero(mask) for mask in particles.masks]
     assert max(areas) < 191 * 101 / 2
 

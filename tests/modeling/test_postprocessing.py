@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microplastics.inference import Predictions
+from microplastics.inference.predictor import Predictions
 from microplastics.modeling.postprocessing import distinct, drop_duplicates
 from microplastics.structures.crop_masks import CropMasks
 

@@ -138,13 +138,13 @@ def test_paste_of_large_boxes_and_none():
     start = torch.rand(6, 2, generator=generator) * torch.tensor([900.0, 600.0])
     boxes = torch.cat([start, start + 3 + 300 * torch.rand(6, 2, generator=generator)], 1)
     expected = paste_masks_in_image(probs, Boxes(boxes), (700, 1000), 0.5)
-    assert torch.equal(CropMasks.paste(probs, Boxes(boxes), (700, 1000)).to_bitmasks(), expected)
+    assert torch.equal(CropMasks.paste(probs, boxes, (700, 1000)).to_bitmasks(), expected)
     assert len(CropMasks.paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE)) == 0
     outside = CropMasks.paste(torch.ones(1, 4, 4), torch.tensor([[60.0, 50, 70, 60]]), SIZE)
     assert not outside.nonempty()[0]
     with pytest.raises(ValueError, match="not finite"):
         CropMasks.paste(probs[:1], torch.full((1, 4), float("nan")), SIZE)
-    with pytest.raises(ValueError, match="2 masks have 1 boxes"):
+    with pytest.raises(ValueError, match="shorter"):
         CropMasks.paste(probs[:2], boxes[:1], SIZE)
 
 
@@ -201,8 +201,6 @@ def test_constructor_refuses_what_does_not_fit():
             CropMasks([crop], [offset], SIZE)
     with pytest.raises(ValueError, match="1 crops have 2 offsets"):
         CropMasks([crop], [(0, 0), (1, 1)], SIZE)
-    with pytest.raises(ValueError, match="two dimensions"):
-        CropMasks([crop[0]], [(0, 0)], SIZE)
     with pytest.raises(ValueError, match="expected one"):
         CropMasks.cat([CropMasks([], [], SIZE), CropMasks([], [], (1, 1))])
 

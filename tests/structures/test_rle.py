@@ -69,7 +69,7 @@ def test_runs_of_a_crop_are_those_of_its_image(crop, x0, y0, below, right):
         ([[1], [5]], "not a list of whole numbers"),
         (["1", "5"], "not a list of whole numbers"),
         ([2**70], "not a list of whole numbers"),
-        ([2**63 + 5], "too large"),
+        ([2**63 + 5], "outside 0..6"),
         (None, "not a list of whole numbers"),
         ("é", "not a digit"),
         ("\x00", "not a digit"),

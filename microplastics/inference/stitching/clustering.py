@@ -21,6 +21,7 @@ from microplastics.inference.stitching.overlaps import (
     agreement,
     box_of,
     clip,
+    common_matrix,
     common_pixels,
     greedy_pairs,
     overlaps_of,
@@ -48,9 +49,6 @@ def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair],
     more frequent than broken ones: the merged fragment is cut along the parts. Parts that lie end
     to end along a fibre, or meet at their own window's border, belong together instead.
 
-    Args:
-        fragments: all of them.
-
     Returns:
         the fragments, their overlaps, pairs that belong together, and the number
         of fragments that were split.
@@ -62,13 +60,13 @@ def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair],
         parts: dict[int, list[View]] = {}
         for overlap in overlaps_of(fragments):
             overlaps.append(overlap)
-            for side in (0, 1):
-                for merged, group in _conflicts(overlap, side):
-                    number, others = overlap.numbers[side][merged], overlap.numbers[1 - side]
-                    if _belong_together(overlap, side, merged, group):
-                        joined.update((number, others[part]) for part in group)
+            for seen in (overlap, overlap.flipped()):
+                for merged, group in _conflicts(seen):
+                    number = seen.numbers[0][merged]
+                    if _belong_together(seen, merged, group):
+                        joined.update((number, seen.numbers[1][part]) for part in group)
                     elif turn < _ROUNDS and number not in parts:
-                        parts[number] = _cut_along(overlap, side, merged, group)
+                        parts[number] = _cut_along(seen, merged, group)
         if not parts:
             break
         split += len(parts)
@@ -76,12 +74,9 @@ def resolve(fragments: Fragments) -> tuple[Fragments, list[Overlap], list[Pair],
     return fragments, overlaps, sorted(joined), split
 
 
-def _conflicts(overlap: Overlap, side: int) -> list[tuple[int, list[int]]]:
-    """Return positions of merged fragments on a side, and of their parts on the other."""
-    common, iou = overlap.common, overlap.iou()
-    if side == 1:
-        common, iou = common.T, iou.T
-    own, other = overlap.areas[side], overlap.areas[1 - side]
+def _conflicts(overlap: Overlap) -> list[tuple[int, list[int]]]:
+    """Return positions of merged fragments of the first window, and of their parts."""
+    common, iou, (own, other) = overlap.common, overlap.iou(), overlap.areas
     inside = (common >= _CONTAINED * other) & (other >= _PART * own[:, None])
     found = []
     for row in np.flatnonzero(inside.sum(axis=1) >= 2).tolist():
@@ -89,61 +84,54 @@ def _conflicts(overlap: Overlap, side: int) -> list[tuple[int, list[int]]]:
             continue
         elsewhere = np.delete(iou, row, axis=0)
         free = inside[row] & ~(elsewhere >= AGREE).any(axis=0)
-        group = _apart(overlap, side, np.flatnonzero(free).tolist())
+        group = _apart(overlap, np.flatnonzero(free).tolist())
         if len(group) >= 2:
-            found += [(row, part) for part in _by_piece(overlap, side, row, group)]
+            found += [(row, part) for part in _by_piece(overlap, row, group)]
     return found
 
 
-def _apart(overlap: Overlap, side: int, group: list[int]) -> list[int]:
+def _apart(overlap: Overlap, group: list[int]) -> list[int]:
     """Select the parts that are not nested in a larger one."""
-    areas = overlap.areas[1 - side]
+    areas = overlap.areas[1]
     kept: dict[int, View] = {}
     for index in sorted(group, key=lambda i: (-areas[i], i)):
-        view = overlap.view(1 - side, index)
+        view = overlap.view(1, index)
         if all(common_pixels(view, other) <= areas[index] / 2 for other in kept.values()):
             kept[index] = view
     return list(kept)
 
 
-def _by_piece(overlap: Overlap, side: int, row: int, group: list[int]) -> list[list[int]]:
+def _by_piece(overlap: Overlap, row: int, group: list[int]) -> list[list[int]]:
     """Group the parts by the connected piece of the merged fragment that they lie in."""
-    view = overlap.view(side, row)
-    labels, areas = pieces(view)
-    owners: dict[int, list[int]] = defaultdict(list)
-    covered: dict[int, int] = defaultdict(int)
-    for index in group:
-        part = clip(overlap.view(1 - side, index), box_of(view))
-        under = clip(View(labels, view.x, view.y), box_of(part)).mask[part.mask]
-        counts = np.bincount(under, minlength=len(areas) + 1)
-        counts[0] = 0
-        label = int(counts.argmax())
-        owners[label].append(index)
-        covered[label] += int(counts[label])
+    connected = pieces(overlap.view(0, row))
+    common = common_matrix([overlap.view(1, index) for index in group], connected)
+    owners = common.argmax(axis=1)
+    covered = np.bincount(owners, common.max(axis=1), minlength=len(connected))
+    areas = [np.count_nonzero(piece.mask) for piece in connected]
     return [
-        found
-        for label, found in owners.items()
-        if len(found) >= 2 and covered[label] >= _COVERED * areas[label - 1]
+        [index for index, owner in zip(group, owners, strict=True) if owner == number]
+        for number in dict.fromkeys(owners.tolist())
+        if (owners == number).sum() >= 2 and covered[number] >= _COVERED * areas[number]
     ]
 
 
-def _belong_together(overlap: Overlap, side: int, merged: int, group: list[int]) -> bool:
+def _belong_together(overlap: Overlap, merged: int, group: list[int]) -> bool:
     """Whether each part connects to another one, along a fibre or at its window's border."""
-    views = [overlap.view(1 - side, index) for index in group]
-    window = overlap.windows[1 - side]
-    fibre = is_thin(overlap.view(side, merged))
-    for index, view in enumerate(views):
-        joints = (joint_of(view, other) for other in views[:index] + views[index + 1 :])
-        if not any(
+    views = [overlap.view(1, index) for index in group]
+    fibre = is_thin(overlap.view(0, merged))
+
+    def connected(index: int) -> bool:
+        joints = (joint_of(views[index], other) for other in views[:index] + views[index + 1 :])
+        return any(
             (fibre and joint.end_to_end)
-            or near_border(overlap.fragments, window, joint.first, MARGIN)
+            or near_border(overlap.fragments, overlap.windows[1], joint.spots[0], MARGIN)
             for joint in joints
-        ):
-            return False
-    return True
+        )
+
+    return all(map(connected, range(len(views))))
 
 
-def near_border(fragments: Fragments, window: int, pixel: tuple[int, int], reach: int) -> bool:
+def near_border(fragments: Fragments, window: int, pixel: Sequence[int], reach: int) -> bool:
     """Whether a pixel of a window lies within a distance of one of its inner borders, in px."""
     x, y = pixel
     return bool(fragments.inner_distance(window, (x, y, x + 1, y + 1))[0, 0] <= reach)
@@ -160,23 +148,18 @@ class Joint(NamedTuple):
     """Nearest points of two masks.
 
     Attributes:
-        first, second: x and y of the two pixels that are nearest to each other.
+        spots: x and y of the pixel of each that is nearest to the other.
         gap: px between them.
         end_to_end: whether both masks end there and continue one another.
     """
 
-    first: tuple[int, int]
-    second: tuple[int, int]
+    spots: list[list[int]]
     gap: float
     end_to_end: bool
 
 
 def joint_of(first: View, second: View) -> Joint:
-    """Find the nearest points of two masks, and whether both end there.
-
-    Args:
-        first, second: the masks, neither empty.
-    """
+    """Find the nearest points of two masks with pixels, and whether both end there."""
     points = [np.argwhere(v.mask)[:, ::-1] + (v.x, v.y) for v in (first, second)]
     distances, nearest = cKDTree(points[1]).query(points[0])
     nearest_own = int(distances.argmin())
@@ -190,7 +173,7 @@ def joint_of(first: View, second: View) -> Joint:
         offsets = own - end
         ends.append(end)
         ways.append(offsets[(offsets**2).sum(axis=1) <= _REACH**2].mean(axis=0))
-    at = (*(tuple(spot.tolist()) for spot in spots), float(distances[nearest_own]))
+    at = [spot.tolist() for spot in spots], float(distances[nearest_own])
     lengths = [float(np.hypot(*way)) for way in ways]
     if min(lengths) < _ONE_SIDED * _REACH:
         return Joint(*at, False)
@@ -203,23 +186,22 @@ def joint_of(first: View, second: View) -> Joint:
     return Joint(*at, cosine >= _STRAIGHT)
 
 
-def _cut_along(overlap: Overlap, side: int, merged: int, group: list[int]) -> list[View]:
+def _cut_along(overlap: Overlap, merged: int, group: list[int]) -> list[View]:
     """Assign each pixel of the merged fragment to the nearest part.
 
     Pixels outside the other window go to the parts that this window cuts, if there are any.
     """
     fragments = overlap.fragments
-    whole = fragments.view(overlap.numbers[side][merged])
-    parts = [clip(overlap.view(1 - side, index), box_of(whole)) for index in group]
-    numbers = [overlap.numbers[1 - side][index] for index in group]
-    cut = fragments.border_gaps(numbers).min(axis=1) <= MARGIN
-    if not cut.any():
-        cut[:] = True
+    whole = fragments.view(overlap.numbers[0][merged])
+    parts = [clip(overlap.view(1, index), box_of(whole)) for index in group]
+    numbers = [overlap.numbers[1][index] for index in group]
+    cut = np.flatnonzero(fragments.border_gaps(numbers).min(axis=1) <= MARGIN)
+    if not len(cut):
+        cut = np.arange(len(parts))
     owner = _nearest(whole, parts)
     outside = np.ones_like(whole.mask)
     clip(View(outside, whole.x, whole.y), overlap.region).mask[:] = False
-    beyond = _nearest(whole, [parts[k] for k in np.flatnonzero(cut).tolist()])
-    owner[outside] = np.flatnonzero(cut)[beyond[outside]]
+    owner[outside] = cut[_nearest(whole, [parts[k] for k in cut.tolist()])[outside]]
     views = []
     for number, part in enumerate(parts):
         # Where parts overlap, as crossing fibres do, each keeps all of its own.
@@ -237,117 +219,102 @@ def _nearest(whole: View, parts: list[View]) -> np.ndarray:
     return seeds[rows, columns]
 
 
-class Clusters:
-    """Disjoint sets of fragments."""
+class Clusters(DisjointSet):
+    """Sets of fragments, and the windows that show a fragment of each as a whole."""
 
     def __init__(self, fragments: Fragments) -> None:
-        self._sets = DisjointSet(range(len(fragments)))
-        whole = fragments.whole()
-        self._whole: dict[int, set[int]] = {
-            number: {window}
-            for number, window in enumerate(fragments.window.tolist())
-            if whole[number]
-        }
+        super().__init__(range(len(fragments)))
+        self._windows: dict[int, set[int]] = defaultdict(set)
+        for number in np.flatnonzero(fragments.whole()).tolist():
+            self._windows[number].add(int(fragments.window[number]))
 
-    def find(self, fragment: int) -> int:
-        """Return the number that represents a fragment's set."""
-        return self._sets[fragment]
+    def merge(self, first: int, second: int) -> None:
+        """Merge the sets of two fragments."""
+        windows = self._windows[self[first]] | self._windows[self[second]]
+        super().merge(first, second)
+        self._windows[self[first]] = windows
 
-    def join(self, first: int, second: int) -> None:
-        """Merge two sets."""
-        whole = [self._whole.get(self.find(fragment), set()) for fragment in (first, second)]
-        if self._sets.merge(first, second):
-            self._whole[self.find(first)] = whole[0] | whole[1]
-
-    def may_join(self, first: int, second: int) -> bool:
-        """Whether they are one set, or no window shows both sets whole and thus separately."""
-        first, second = self.find(first), self.find(second)
-        whole = self._whole
-        return first == second or whole.get(first, set()).isdisjoint(whole.get(second, set()))
-
-    def members(self) -> list[list[int]]:
-        """Return the sets in ascending order, each ascending."""
-        return sorted(sorted(members) for members in self._sets.subsets())
+    def may_merge(self, first: int, second: int) -> bool:
+        """Whether they are in one set, or no window shows both sets whole and thus separately."""
+        first, second = self[first], self[second]
+        return first == second or self._windows[first].isdisjoint(self._windows[second])
 
 
 def cluster(
     fragments: Fragments, overlaps: list[Overlap], joined: Iterable[Pair]
-) -> tuple[Clusters, set[int]]:
-    """Link fragments, the surest evidence first.
-
-    Args:
-        fragments: all of them.
-        overlaps: every two windows that share pixels.
-        joined: pairs known to belong together.
+) -> tuple[list[list[int]], set[int]]:
+    """Link fragments, the surest evidence first; some pairs are known to belong together.
 
     Returns:
-        the sets, and the fragments that differ in another window which sees them.
+        the sets, in order; and the fragments that differ in another window which sees them.
     """
     clusters = Clusters(fragments)
     linked: list[tuple[Overlap, set[Pair]]] = []
     tied, loose = [], set()
+    together = set()
     for first, second in joined:
-        clusters.join(first, second)
-    together = set(joined)
+        clusters.merge(first, second)
+        together |= {(first, second), (second, first)}
     for overlap in overlaps:
-        found = agreement(overlap)
-        for first, second in found.sure:
-            clusters.join(first, second)
-        tied += [(*pair, len(linked)) for pair in found.tied]
-        loose.update(found.loose)
-        linked.append((overlap, set(found.sure)))
+        sure, equal, others = agreement(overlap)
+        for first, second in sure:
+            clusters.merge(first, second)
+        tied += [(*pair, len(linked)) for pair in equal]
+        loose.update(others)
+        linked.append((overlap, set(sure)))
     _resolve_ties(fragments, clusters, tied, linked)
     # A large region is far from the corners of windows and says more than a small one.
-    linked.sort(key=lambda each: (-_area(each[0]), each[0].windows))
+    linked.sort(key=lambda each: (-each[0].region_area(), each[0].windows))
     for overlap, pairs in linked:
-        inside = [set(numbers) for numbers in overlap.numbers]
-        pairs |= {(a, b) for a, b in together if a in inside[0] and b in inside[1]}
-        pairs |= {(b, a) for a, b in together if b in inside[0] and a in inside[1]}
+        first, second = map(set, overlap.numbers)
+        pairs |= {(a, b) for a, b in together if a in first and b in second}
         _link_loosely(clusters, overlap, pairs)
-    return clusters, loose
-
-
-def _area(overlap: Overlap) -> int:
-    x0, y0, x1, y1 = overlap.region
-    return (x1 - x0) * (y1 - y0)
+    return sorted(map(sorted, clusters.subsets())), loose
 
 
 def _resolve_ties(
     fragments: Fragments,
     clusters: Clusters,
-    tied: list[tuple[float, int, int, int]],
+    tied: list[tuple[int, int, int]],
     linked: list[tuple[Overlap, set[Pair]]],
 ) -> None:
-    """Match fragments that agree with several: as other windows do, then by class and direction."""
+    """Match fragments that equal several: as other windows do, then by class and direction.
+
+    Args:
+        fragments: all of them.
+        clusters: receives the pairs.
+        tied: pairs, and the position of their overlap in ``linked``.
+        linked: overlaps, and their pairs so far; receives the pairs.
+    """
     classes, scores = fragments.found.classes, fragments.found.scores
     used: list[set[int]] = [set() for _ in linked]
 
-    def order(tie: tuple[float, int, int, int]) -> tuple:
-        iou, a, b, place = tie
-        apart = clusters.find(a) != clusters.find(b)
+    def order(tie: tuple[int, int, int]) -> tuple:
+        a, b, place = tie
+        apart = clusters[a] != clusters[b]
         other = bool(classes[a] != classes[b])
         bend = round(_bend(fragments, a, b, linked[place][0].region), 2)
-        return -iou, apart, other, bend, abs(float(scores[a] - scores[b])), a, b
+        return apart, other, bend, abs(float(scores[a] - scores[b])), a, b
 
     rivals: dict[int, tuple[set[int], set[int]]] = {}
-    for _, a, b, place in tied:
+    for a, b, place in tied:
         sides = rivals.setdefault(place, (set(), set()))
         sides[0].add(a)
         sides[1].add(b)
 
     def taken(a: int, b: int, place: int) -> bool:
         """Whether other windows have already assigned one of the two to a rival of the other."""
-        first, second = clusters.find(a), clusters.find(b)
+        first, second = clusters[a], clusters[b]
         return first != second and (
-            any(clusters.find(rival) == second for rival in rivals[place][0])
-            or any(clusters.find(rival) == first for rival in rivals[place][1])
+            any(clusters[rival] == second for rival in rivals[place][0])
+            or any(clusters[rival] == first for rival in rivals[place][1])
         )
 
-    for _, a, b, place in sorted(tied, key=order):
+    for a, b, place in sorted(tied, key=order):
         if a not in used[place] and b not in used[place] and not taken(a, b, place):
             used[place].update((a, b))
             linked[place][1].add((a, b))
-            clusters.join(a, b)
+            clusters.merge(a, b)
 
 
 def _bend(fragments: Fragments, a: int, b: int, region: Sequence[int]) -> float:
@@ -371,8 +338,8 @@ def _link_loosely(clusters: Clusters, overlap: Overlap, pairs: set[Pair]) -> Non
     for link in (_tolerant, _contained, _end_to_end):
         for i, j in link(overlap, free, pairs):
             a, b = overlap.numbers[0][i], overlap.numbers[1][j]
-            if clusters.may_join(a, b):
-                clusters.join(a, b)
+            if clusters.may_merge(a, b):
+                clusters.merge(a, b)
                 pairs.add((a, b))
                 free = [[k for k in free[0] if k != i], [k for k in free[1] if k != j]]
 
@@ -381,7 +348,7 @@ def _tolerant(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[Pai
     """Match free fragments whose outlines are within a tolerance, margins left out."""
     boxes = overlap.fragments.trusted(MARGIN)[list(overlap.windows)]
     low, high = boxes[:, :2].max(axis=0), boxes[:, 2:].min(axis=0)
-    if (low >= high).any() or not all(free):
+    if (low >= high).any():
         return []
     region = (*low.tolist(), *high.tolist())
     fractions = np.zeros(overlap.common.shape)
@@ -394,42 +361,40 @@ def _tolerant(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[Pai
 
 
 def _contained(overlap: Overlap, free: list[list[int]], pairs: set[Pair]) -> list[Pair]:
-    """Match free fragments that their window cuts with a larger one of the other window.
+    """Match free fragments that their window cuts with a larger one of the other window."""
+    flipped = {pair[::-1] for pair in pairs}
+    back = _contained_in_second(overlap.flipped(), free[1], flipped)
+    return _contained_in_second(overlap, free[0], pairs) + [pair[::-1] for pair in back]
+
+
+def _contained_in_second(overlap: Overlap, free: list[int], pairs: set[Pair]) -> list[Pair]:
+    """Match free fragments of the first window.
 
     A fragment that its own window shows inside the same particle is another particle on top of it.
     """
     found, numbers = [], overlap.numbers
-    for side in (0, 1):
-        common = overlap.common if side == 0 else overlap.common.T
-        trusted = overlap.fragments.trusted(MARGIN)[overlap.windows[1 - side]].tolist()
-        for index in free[side]:
-            others = np.flatnonzero(common[index]).tolist()
-            own = overlap.view(side, index)
-            reliable = np.count_nonzero(clip(own, trusted).mask) >= overlap.areas[side][index] / 2
-            if not (others and reliable and _is_cut_inside(overlap, side, own)):
-                continue
-            fractions = [tolerant_fraction(own, overlap.view(1 - side, k)) for k in others]
-            best = int(np.argmax(fractions))
-            if fractions[best] < TOLERANT:
-                continue
-            target = numbers[1 - side][others[best]]
-            twins = {pair[side] for pair in pairs if pair[1 - side] == target}
-            if any(
-                tolerant_fraction(own, overlap.view(side, k)) >= TOLERANT
-                for k, number in enumerate(numbers[side])
-                if number in twins
-            ):
-                continue
-            pair = (index, others[best])
-            found.append(pair if side == 0 else pair[::-1])
+    own_window, other_window = overlap.fragments.windows[list(overlap.windows)]
+    beyond = np.concatenate([other_window[:2] < own_window[:2], other_window[2:] > own_window[2:]])
+    trusted = overlap.fragments.trusted(MARGIN)[overlap.windows[1]].tolist()
+    for index in free:
+        others = np.flatnonzero(overlap.common[index]).tolist()
+        own = overlap.view(0, index)
+        reliable = np.count_nonzero(clip(own, trusted).mask) >= overlap.areas[0][index] / 2
+        # Near a border of its window that lies inside the other window.
+        cut = ((np.abs(box_of(own) - own_window) <= MARGIN) & beyond).any()
+        if not (others and reliable and cut):
+            continue
+        fractions = [tolerant_fraction(own, overlap.view(1, k)) for k in others]
+        best = int(np.argmax(fractions))
+        target = numbers[1][others[best]]
+        twins = {first for first, second in pairs if second == target}
+        if fractions[best] >= TOLERANT and not any(
+            tolerant_fraction(own, overlap.view(0, k)) >= TOLERANT
+            for k, number in enumerate(numbers[0])
+            if number in twins
+        ):
+            found.append((index, others[best]))
     return found
-
-
-def _is_cut_inside(overlap: Overlap, side: int, view: View) -> bool:
-    """Whether a fragment ends near a border of its window that lies inside the other window."""
-    own, other = (overlap.fragments.windows[overlap.windows[k]] for k in (side, 1 - side))
-    beyond = np.concatenate([other[:2] < own[:2], other[2:] > own[2:]])
-    return bool(((np.abs(box_of(view) - own) <= MARGIN) & beyond).any())
 
 
 def _end_to_end(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[Pair]:
@@ -440,9 +405,8 @@ def _end_to_end(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[P
     close = np.zeros(overlap.common.shape)
     for i in free[0]:
         for j in free[1]:
-            views = [
-                fragments.view(overlap.numbers[side][index]) for side, index in enumerate((i, j))
-            ]
+            numbers = overlap.numbers[0][i], overlap.numbers[1][j]
+            views = [fragments.view(number) for number in numbers]
             boxes = np.array([box_of(view) for view in views])
             apart = (boxes[:, :2].max(axis=0) - boxes[:, 2:].min(axis=0)).max()
             if apart > reach or not all(is_thin(view) for view in views):
@@ -452,8 +416,8 @@ def _end_to_end(overlap: Overlap, free: list[list[int]], _: set[Pair]) -> list[P
             ends = [clip(view, around) for view in views]
             joint = joint_of(*ends)
             lost = all(
-                near_border(fragments, window, pixel, 2 * MARGIN)
-                for window, pixel in zip(overlap.windows, joint[:2], strict=True)
+                near_border(fragments, window, spot, 2 * MARGIN)
+                for window, spot in zip(overlap.windows, joint.spots, strict=True)
             )
             if lost and joint.end_to_end and joint.gap <= reach:
                 close[i, j] = 1 / (1 + joint.gap)

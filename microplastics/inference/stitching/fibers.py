@@ -1,7 +1,7 @@
 """Joining of fibres that the model has broken."""
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,8 +10,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from microplastics.inference.stitching.merging import Merged
-from microplastics.inference.stitching.overlaps import View, clip, union
+from microplastics.inference.stitching.overlaps import Detections, View, clip, pieces, tight, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
 
 JOINS = "pieces of fibres joined end to end"
@@ -56,65 +55,56 @@ class End(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Two ends of one fibre.
-
-    Attributes:
-        cost: px from end to end, more if they are not in line.
-        first, second: numbers of the ends.
-        along: px from end to end along the fibre; negative if the pieces overlap.
-    """
+    """Two ends of one fibre, by number, and px from end to end, more if they are not in line."""
 
     cost: float
     first: int
     second: int
-    along: float
 
 
-def join_fibers(merged: Merged, image_size: tuple[int, int], notes: dict[str, int]) -> Merged:
+def join_fibers(merged: Detections, image_size: tuple[int, int], notes: Counter[str]) -> Detections:
     """Join thin pieces of one class that lie end to end, and fill the gaps between them.
 
-    Args:
-        merged: the particles.
-        image_size: height and width in px; nothing is filled beyond.
-        notes: receives the number of joins.
+    Nothing is filled beyond the image (height, width); the notes receive the number of joins.
     """
-    ends = [end for particle in range(len(merged)) for end in ends_of(merged, particle)]
-    joins = choose(ends, _candidates(merged, ends))
+    ends = [end for particle in range(len(merged)) for end in _ends_of(merged, particle)]
+    joins = _choose(ends, _candidates(merged, ends))
     if not joins:
         return merged
     notes[JOINS] = len(joins)
     sets = DisjointSet(sorted({ends[k].particle for j in joins for k in (j.first, j.second)}))
-    bands: dict[int, list[View]] = defaultdict(list)
+    parts: dict[int, list[View]] = defaultdict(list)
     for join in joins:
         one, two = ends[join.first], ends[join.second]
         sets.merge(one.particle, two.particle)
-        bands[one.particle].append(band(one, two))
-    return _with(merged, [sorted(group) for group in sets.subsets()], bands, image_size)
+        parts[one.particle].append(clip(_band(one, two), (0, 0, *image_size[::-1])))
+    groups = [sorted(group) for group in sets.subsets()]
+    for particle in sets:
+        parts[particle].append(merged.view(particle))
+    joined = Detections.of(
+        [tight(*union([part for each in group for part in parts[each]])) for group in groups],
+        [merged.classes[group[0]] for group in groups],
+        [np.average(merged.scores[group], weights=merged.areas[group]) for group in groups],
+    )
+    rest = merged.take(np.setdiff1d(np.arange(len(merged)), list(sets)))
+    return Detections.cat([rest, joined])
 
 
-def ends_of(merged: Merged, particle: int) -> Iterator[End]:
-    """Yield the ends of each connected piece of a particle that is thin.
-
-    Args:
-        merged: the particles.
-        particle: number of one of them.
-    """
-    view = merged.view(particle)
-    mask = np.ascontiguousarray(view.mask).view(np.uint8)
-    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    for label, (x, y, width, height, area) in enumerate(boxes[1:].tolist(), 1):
-        part = np.pad(labels[y : y + height, x : x + width] == label, 1)
+def _ends_of(merged: Detections, particle: int) -> Iterator[End]:
+    """Yield the ends of each connected piece of a particle that is thin."""
+    for number, piece in enumerate(pieces(merged.view(particle), connectivity=8)):
+        part = np.pad(piece.mask, 1)
         thickness = 2 * float(cv2.distanceTransform(part.view(np.uint8), cv2.DIST_L2, 5).max())
-        if area < _THIN * max(thickness - 1, 2) ** 2:
+        if np.count_nonzero(part) < _THIN * max(thickness - 1, 2) ** 2:
             continue
         # Thinning depends on the orientation of a mask, but joins must not.
         lying, matrix, shift = _canonical(part)
         skeleton = skeletonise(lying)
         length = sum(arm.length for arm in skeleton.arms.values()) + thickness
-        origin = np.array([view.x + x - 1, view.y + y - 1])
+        origin = np.array([piece.x - 1, piece.y - 1])
         for at, way, wide in _tips(skeleton, lying):
             at = matrix @ at + shift + origin
-            yield End(particle, label, at, matrix @ way, wide, length)
+            yield End(particle, number, at, matrix @ way, wide, length)
 
 
 def _canonical(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -162,7 +152,7 @@ def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np
         yield middle + way * float(reach.max(initial=0.0)), way, width
 
 
-def _candidates(merged: Merged, ends: list[End]) -> list[Join]:
+def _candidates(merged: Detections, ends: list[End]) -> list[Join]:
     """Return all pairs of ends that continue one another."""
     if len(ends) < 2:
         return []
@@ -173,15 +163,15 @@ def _candidates(merged: Merged, ends: list[End]) -> list[Join]:
     pairs = {(min(a, b), max(a, b)) for a, near in enumerate(around) for b in near if a != b}
     found = []
     for a, b in sorted(pairs):
-        join = fit(ends[a], ends[b])
-        one, two = ends[a].particle, ends[b].particle
-        if join is None or merged.classes[one] != merged.classes[two]:
+        one, two = ends[a], ends[b]
+        fit = _fit(one, two)
+        if fit is None or merged.classes[one.particle] != merged.classes[two.particle]:
             continue
-        if join[1] < -_ABUT * min(ends[a].width, ends[b].width) and not (
-            _holds(merged.view(one), ends[b]) and _holds(merged.view(two), ends[a])
+        cost, along = fit
+        if along >= -_ABUT * min(one.width, two.width) or (
+            _holds(merged.view(one.particle), two) and _holds(merged.view(two.particle), one)
         ):
-            continue
-        found.append(Join(join[0], a, b, join[1]))
+            found.append(Join(cost, a, b))
     return found
 
 
@@ -194,17 +184,15 @@ def _holds(view: View, end: End) -> bool:
     return bool((np.hypot(*(points - end.at).T) <= reach).any())
 
 
-def fit(one: End, two: End) -> tuple[float, float] | None:
+def _fit(one: End, two: End) -> tuple[float, float] | None:
     """Rate whether two ends continue one another.
 
     An arc that leaves one end along its direction arrives at the other along that one's direction
     if the line between the ends halves the turn; the deviation from that counts.
 
-    Args:
-        one, two: the ends.
-
     Returns:
-        cost and distance along the fibre as in :class:`Join`; None if they do not fit.
+        the cost of joining them, and the px from end to end along the fibre, negative if the
+        pieces overlap; None if they do not fit.
     """
     if (one.particle, one.piece) == (two.particle, two.piece):
         return None
@@ -233,22 +221,15 @@ def fit(one: End, two: End) -> tuple[float, float] | None:
     return abs(along) + 2 * aside + 1.0, along
 
 
-def choose(ends: list[End], candidates: list[Join]) -> list[Join]:
-    """Select the pairs in which each end is the other's best by a clear margin.
-
-    Args:
-        ends: all of them.
-        candidates: pairs of them.
-    """
+def _choose(ends: list[End], candidates: list[Join]) -> list[Join]:
+    """Select the pairs in which each end is the other's best by a clear margin."""
     costs: list[list[float]] = [[] for _ in ends]
     for join in candidates:
         costs[join.first].append(join.cost)
         costs[join.second].append(join.cost)
-    for each in costs:
-        each.sort()
 
     def clear(end: int, cost: float) -> bool:
-        best, *others = costs[end]
+        best, *others = sorted(costs[end])
         return cost == best and (not others or others[0] >= _CLEAR * best)
 
     return [
@@ -258,12 +239,8 @@ def choose(ends: list[End], candidates: list[Join]) -> list[Join]:
     ]
 
 
-def band(one: End, two: End) -> View:
-    """Draw a curve of the mean width from end to end, tangent to both directions.
-
-    Args:
-        one, two: the ends.
-    """
+def _band(one: End, two: End) -> View:
+    """Draw a curve of the mean width from end to end, tangent to both directions."""
     width = (one.width + two.width) / 2
     # Starts inside the pieces, because their ends are round.
     start, stop = one.at - width * one.way, two.at - width * two.way
@@ -282,29 +259,3 @@ def band(one: End, two: End) -> View:
     near = cKDTree(curve).query(pixels.reshape(-1, 2), distance_upper_bound=max(width / 2, 0.75))
     mask = np.isfinite(near[0]).reshape(pixels.shape[:2])
     return View(mask, int(low[0]), int(low[1]))
-
-
-def _with(
-    merged: Merged,
-    groups: list[list[int]],
-    bands: dict[int, list[View]],
-    image_size: tuple[int, int],
-) -> Merged:
-    """Merge each group of particles into one, with the bands over its gaps."""
-    taken = [particle for group in groups for particle in group]
-    rest = merged.take(np.setdiff1d(np.arange(len(merged)), taken))
-    frame = (0, 0, *image_size[::-1])
-    joined = Merged.build(
-        [
-            union(
-                [merged.view(particle) for particle in group]
-                + [clip(view, frame) for particle in group for view in bands[particle]]
-            )
-            for group in groups
-        ],
-        [merged.classes[group[0]] for group in groups],
-        [np.average(merged.scores[group], weights=merged.areas[group]) for group in groups],
-        [[number for particle in group for number in merged.members[particle]] for group in groups],
-        [merged.coarse[group].any() for group in groups],
-    )
-    return Merged.cat([rest, joined])

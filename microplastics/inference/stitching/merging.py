@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -18,7 +17,10 @@ from microplastics.inference.stitching.overlaps import (
     clip,
     common_pixels,
     dilated,
+    meeting,
+    objects,
     paint,
+    pieces,
     tight,
     union,
 )
@@ -31,91 +33,33 @@ _PARTLY = 0.5  # the same, for a fine particle to count as an explanation of the
 _EXPLAINED = 0.3  # fraction of the coarse mask that particles with known ends may explain
 
 
-@dataclasses.dataclass
-class Merged(Detections):
-    """Particles, in no particular order.
-
-    Attributes:
-        members: (N,) lists of the numbers of their fragments.
-        coarse: (N,) bool, whether the coarse pass contributed to the mask.
-    """
-
-    members: np.ndarray
-    coarse: np.ndarray
-
-    @classmethod
-    def build(
-        cls, views: Sequence[View], classes: Any, scores: Any, members: list, coarse: Any
-    ) -> Self:
-        """Compute boxes and areas of masks, which need not be tight.
-
-        Args:
-            views: N masks.
-            classes: (N,) numbers.
-            scores: (N,) in [0, 1].
-            members: for each the numbers of its fragments.
-            coarse: (N,) whether the coarse pass contributed.
-        """
-        columns = {"members": _column(members), "coarse": np.asarray(coarse, dtype=bool)}
-        return cls.of([tight(*view) for view in views], classes, scores, **columns)
-
-
-def _column(lists: list[list[int]]) -> np.ndarray:
-    return np.fromiter(lists, dtype=object, count=len(lists))
-
-
-def merge(fragments: Fragments, sets: list[list[int]], loose: set[int]) -> Merged:
-    """Merge each set of fragments into a particle.
-
-    Args:
-        fragments: all of them.
-        sets: the fragments of each particle.
-        loose: fragments that differ in another window which sees them.
-    """
+def merge(fragments: Fragments, sets: list[list[int]], loose: set[int]) -> Detections:
+    """Merge sets of fragments, some of which differ in another window that sees them (loose)."""
     single = [members for members in sets if len(members) == 1]
     several = [members for members in sets if len(members) > 1]
-    votes = [class_and_score(fragments, members) for members in several]
-    joined = Merged.build(
-        [union(_credible(fragments, members, loose)) for members in several],
-        [kind for kind, _ in votes],
-        [score for _, score in votes],
+    votes = np.array([_class_and_score(fragments, members) for members in several])
+    joined = Detections.of(
+        [tight(*union(_credible(fragments, members, loose))) for members in several],
+        *votes.reshape(-1, 2).T,
         several,
-        np.zeros(len(several)),
     )
-    unchanged = Merged(
-        **vars(fragments.found.take([number for (number,) in single])),
-        members=_column(single),
-        coarse=np.zeros(len(single), dtype=bool),
-    )
-    return Merged.cat([unchanged, joined])
+    unchanged = fragments.found.take([number for (number,) in single])
+    unchanged = dataclasses.replace(unchanged, members=objects(single))
+    return Detections.cat([unchanged, joined])
 
 
-def class_and_score(fragments: Fragments, members: list[int]) -> tuple[int, float]:
-    """Determine class and score of a particle.
-
-    Args:
-        fragments: all of them.
-        members: the fragments of the particle.
-
-    Returns:
-        the class with the largest sum of score times area, uncut fragments counting more; and the
-        largest score of an uncut fragment, or if all are cut the mean score weighted by area.
-    """
-    found = fragments.found
-    scores, areas = found.scores[members], found.areas[members]
+def _class_and_score(fragments: Fragments, members: list[int]) -> tuple[int, float]:
+    """Vote for the class, and score the uncut fragments, or all if all are cut."""
+    scores, areas = fragments.found.scores[members], fragments.found.areas[members]
     whole = fragments.border_gaps(members).min(axis=1) > 0
-    winner = _heaviest(found.classes[members], scores * areas * np.where(whole, _WHOLE_WEIGHT, 1.0))
-    if whole.any():
-        return winner, float(scores[whole].max())
-    return winner, float(np.average(scores, weights=areas))
+    weights = scores * areas * np.where(whole, _WHOLE_WEIGHT, 1.0)
+    score = scores[whole].max() if whole.any() else np.average(scores, weights=areas)
+    return _heaviest(fragments.found.classes[members], weights), score
 
 
 def _heaviest(classes: np.ndarray, weights: np.ndarray) -> int:
     """Return the class with the largest sum of weights, the lowest of equal ones."""
-    votes: dict[int, float] = defaultdict(float)
-    for kind, weight in zip(classes.tolist(), weights.tolist(), strict=True):
-        votes[kind] += weight
-    return max(sorted(votes), key=votes.__getitem__)
+    return int(np.bincount(classes, weights).argmax())
 
 
 def _credible(fragments: Fragments, members: list[int], loose: set[int]) -> list[View]:
@@ -144,8 +88,6 @@ def _deny(fragments: Fragments, view: View, own: int, window: int, seen: View) -
     """
     part = clip(view, fragments.windows[window].tolist())
     box = box_of(part)
-    if not part.mask.any():
-        return
     denied = part.mask.copy()
     paint(View(denied, part.x, part.y), seen, False)
     if not denied.any():
@@ -161,21 +103,13 @@ def _deny(fragments: Fragments, view: View, own: int, window: int, seen: View) -
     part.mask[denied & (reach | (distance <= MARGIN))] = False
 
 
-def duplicates(fragments: Fragments, merged: Merged, loose: set[int]) -> np.ndarray:
-    """Find particles inside others, and slivers beside them, that a window denies.
+def duplicates(fragments: Fragments, merged: Detections, loose: set[int]) -> list[int]:
+    """Number the particles inside others, and slivers beside them, that a window denies.
 
     A window that shows the larger one and has the place of the smaller one well inside would have
     seen it; a small particle that lies on a large one is confirmed by every window. A mask that
     lies only in the strip along its window's inner border is most often the rest of a particle
-    whose larger part lies beyond.
-
-    Args:
-        fragments: all of them.
-        merged: the particles.
-        loose: fragments that differ in another window which sees them.
-
-    Returns:
-        numbers of the particles to drop.
+    whose larger part lies beyond. Only particles with loose fragments are looked at.
     """
     trusted = fragments.trusted(MARGIN)
     seen = [set(fragments.window[members].tolist()) for members in merged.members]
@@ -184,16 +118,14 @@ def duplicates(fragments: Fragments, merged: Merged, loose: set[int]) -> np.ndar
         if loose.isdisjoint(members):
             continue
         box = merged.boxes[number]
-        denying = (trusted[:, :2] <= box[:2]).all(axis=1) & (trusted[:, 2:] >= box[2:]).all(axis=1)
-        denying = set(np.flatnonzero(denying).tolist()) - seen[number]
+        denying = set(np.flatnonzero(_holds(trusted, box)).tolist()) - seen[number]
         if not denying:
             continue
         sliver = _is_sliver(fragments, members)
-        near = (merged.boxes[:, :2] < box[2:] + _BESIDE).all(axis=1)
-        near &= (merged.boxes[:, 2:] > box[:2] - _BESIDE).all(axis=1)
-        near &= merged.areas > merged.areas[number]
         view = merged.view(number)
         around = dilated(view, _BESIDE) if sliver else view
+        near = meeting(merged.boxes, box + np.array([-1, -1, 1, 1]) * _BESIDE)
+        near &= merged.areas > merged.areas[number]
         for other in np.flatnonzero(near).tolist():
             if denying.isdisjoint(seen[other]):
                 continue
@@ -205,7 +137,12 @@ def duplicates(fragments: Fragments, merged: Merged, loose: set[int]) -> np.ndar
             if part_of:
                 dropped.append(number)
                 break
-    return np.array(dropped, dtype=np.int64)
+    return dropped
+
+
+def _holds(boxes: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """Return (N,) bool: which boxes x0, y0, x1, y1 contain another one."""
+    return (boxes[:, :2] <= box[:2]).all(axis=1) & (boxes[:, 2:] >= box[2:]).all(axis=1)
 
 
 def _is_sliver(fragments: Fragments, members: list[int]) -> bool:
@@ -218,12 +155,8 @@ def _is_sliver(fragments: Fragments, members: list[int]) -> bool:
     )
 
 
-def open_ends(fragments: Fragments, merged: Merged) -> np.ndarray:
+def _open_ends(fragments: Fragments, merged: Detections) -> np.ndarray:
     """Find particles that end at a window's border although nothing shows that they end there.
-
-    Args:
-        fragments: all of them.
-        merged: the particles.
 
     Returns:
         (N,) bool: no window shows the particle whole, and somewhere it meets the inner border of
@@ -258,28 +191,19 @@ def _stops(view: View, window: list[int], side: int, others: np.ndarray) -> bool
     """
     at, axis = window[side], side % 2
     inside, outside = list(window), list(box_of(view))
-    first, last = axis, axis + 2  # of the box, along the axis that the side is across
     if side < 2:
-        inside[first], inside[last] = at, at + MARGIN
-        outside[first], outside[last] = at - MARGIN - 1, at
+        inside[axis + 2] = at + MARGIN
+        outside[axis], outside[axis + 2] = at - MARGIN - 1, at
     else:
-        inside[first], inside[last] = at - MARGIN, at
-        outside[first], outside[last] = at, at + MARGIN + 1
-    own = clip(view, inside)
-    if not own.mask.any():
-        return False
-    contacts, labels, _, centers = cv2.connectedComponentsWithStats(
-        np.ascontiguousarray(own.mask).view(np.uint8), connectivity=8
-    )
-    on = dilated(clip(view, outside), MARGIN + 1)
-    reached = clip(View(labels, own.x, own.y), box_of(on))
-    continues = set(np.unique(reached.mask[clip(on, box_of(reached)).mask]).tolist())
-    centers = centers + (own.x, own.y)
-    return any(
-        not ((others[:, :2] <= center) & (others[:, 2:] > center)).all(axis=1).any()
-        for contact, center in enumerate(centers)
-        if contact and contact not in continues
-    )
+        inside[axis] = at - MARGIN
+        outside[axis], outside[axis + 2] = at, at + MARGIN + 1
+    beyond = dilated(clip(view, outside), MARGIN + 1)
+    for contact in pieces(clip(view, inside), connectivity=8):
+        center = np.argwhere(contact.mask).mean(axis=0)[::-1] + (contact.x, contact.y)
+        seen = (others[:, :2] <= center) & (others[:, 2:] > center)
+        if not common_pixels(contact, beyond) and not seen.all(axis=1).any():
+            return True
+    return False
 
 
 def enlarge(
@@ -296,110 +220,90 @@ def enlarge(
     Returns:
         the crop in px of the whole image, and x and y of its first pixel there.
     """
-    framed = cv2.copyMakeBorder(
-        np.ascontiguousarray(mask).view(np.uint8) * np.uint8(255), *[1] * 4, cv2.BORDER_REPLICATE
-    )
+    framed = np.pad(mask, 1, mode="edge").astype(np.uint8) * np.uint8(255)
     # A mask that does not touch the shrunk image's border must not grow into the frame.
-    edges = (0, 0, math.ceil(image_size[1] / scale), math.ceil(image_size[0] / scale))
-    x, y = int(offset[0]), int(offset[1])
-    height, width = mask.shape
-    if x > edges[0]:
+    (x, y), (height, width) = offset, mask.shape
+    if x > 0:
         framed[:, 0] = 0
-    if y > edges[1]:
+    if y > 0:
         framed[0] = 0
-    if x + width < edges[2]:
+    if x + width < math.ceil(image_size[1] / scale):
         framed[:, -1] = 0
-    if y + height < edges[3]:
+    if y + height < math.ceil(image_size[0] / scale):
         framed[-1] = 0
     size = tuple(max(1, round(side * scale)) for side in framed.shape[::-1])
     large = cv2.resize(framed, size, interpolation=cv2.INTER_LINEAR) >= 128
     view = View(large, round((x - 1) * scale), round((y - 1) * scale))
-    view = clip(view, (0, 0, int(image_size[1]), int(image_size[0])))
+    view = clip(view, (0, 0, image_size[1], image_size[0]))
     return view.mask, (view.x, view.y)
 
 
 def join_coarse(
     fragments: Fragments,
-    merged: Merged,
+    merged: Detections,
     coarse: Detections,
-    scales: np.ndarray,
-    notes: dict[str, int],
-) -> Merged:
+    scale: float,
+    notes: Counter[str],
+) -> Detections:
     """Use the coarse pass for what is larger than a window, and for nothing else.
 
     Args:
-        fragments: of the fine pass.
-        merged: its particles.
+        fragments, merged: of the fine pass.
         coarse: detections of the coarse pass, in px of the whole image.
-        scales: (N,) px of the whole image in one px that the detection was made on.
+        scale: px of the whole image in one px of the shrunk one.
         notes: counts what became of each detection.
     """
-    ends = open_ends(fragments, merged)
-
-    def count(what: str) -> None:
-        notes[what] = notes.get(what, 0) + 1
-
+    ends, trusted = _open_ends(fragments, merged), fragments.trusted(MARGIN)
+    tolerance = math.ceil(scale)
     x, y = coarse.boxes[:, 0], coarse.boxes[:, 1]
-    best_first = np.lexsort((scales, coarse.classes, coarse.areas, y, x, -coarse.scores))
+    best_first = np.lexsort((coarse.classes, coarse.areas, y, x, -coarse.scores))
     for number in best_first.tolist():
-        view, scale = coarse.view(number), float(scales[number])
-        if _fits_window(fragments, box_of(view)):
-            count("coarse detections left out: a window has their place whole")
+        if _holds(trusted, coarse.boxes[number]).any():
+            notes["coarse detections left out: a window has their place whole"] += 1
             continue
-        tolerance = math.ceil(scale)
+        view = coarse.view(number)
         fractions = _fractions_inside(merged, dilated(view, tolerance))
         settled = np.flatnonzero(~ends & (fractions >= _PARTLY))
-        explained = _explained(merged, settled, view, tolerance)
-        if explained >= _EXPLAINED * coarse.areas[number]:
-            count("coarse detections left out: the fine pass has found what is there")
+        if _explained(merged, settled, view, tolerance) >= _EXPLAINED * coarse.areas[number]:
+            notes["coarse detections left out: the fine pass has found what is there"] += 1
             continue
         scraps = np.flatnonzero(ends & (fractions >= _INSIDE))
-        count(
-            "coarse detections that join fine ones"
-            if len(scraps)
-            else "coarse detections that stand by themselves"
-        )
+        outcome = "join fine ones" if len(scraps) else "stand by themselves"
+        notes[f"coarse detections that {outcome}"] += 1
         kept = np.setdiff1d(np.arange(len(merged)), scraps)
         joined = _with_scraps(merged.take(scraps), coarse.take([number]), scale)
-        merged = Merged.cat([merged.take(kept), joined])
+        merged = Detections.cat([merged.take(kept), joined])
         ends = np.append(ends[kept], False)
     return merged
 
 
-def _fits_window(fragments: Fragments, box: tuple[int, int, int, int]) -> bool:
-    trusted = fragments.trusted(MARGIN)
-    return bool(((trusted[:, :2] <= box[:2]) & (trusted[:, 2:] >= box[2:])).all(axis=1).any())
-
-
-def _fractions_inside(merged: Merged, grown: View) -> np.ndarray:
+def _fractions_inside(merged: Detections, grown: View) -> np.ndarray:
     """Return (N,) fractions of the particles that lie in the grown coarse mask."""
-    box = box_of(grown)
-    near = (merged.boxes[:, :2] < box[2:]).all(axis=1) & (merged.boxes[:, 2:] > box[:2]).all(axis=1)
     fractions = np.zeros(len(merged))
-    for number in np.flatnonzero(near).tolist():
+    for number in np.flatnonzero(meeting(merged.boxes, box_of(grown))).tolist():
         fractions[number] = common_pixels(merged.view(number), grown) / merged.areas[number]
     return fractions
 
 
-def _explained(merged: Merged, settled: np.ndarray, view: View, tolerance: int) -> int:
-    """Pixels of the coarse mask that lie in or near particles whose ends are known."""
+def _explained(merged: Detections, settled: np.ndarray, view: View, tolerance: int) -> int:
+    """Count the pixels of the coarse mask that lie in or near particles whose ends are known."""
     under = np.zeros_like(view.mask)
     for number in settled.tolist():
         paint(View(under, view.x, view.y), dilated(merged.view(number), tolerance))
     return int(np.count_nonzero(under & view.mask))
 
 
-def _with_scraps(scraps: Merged, found: Detections, scale: float) -> Merged:
+def _with_scraps(scraps: Detections, found: Detections, scale: float) -> Detections:
     """Merge one coarse detection with the fine particles that it joins."""
     whole = found.view(0)
     if len(scraps):
         whole = _filled(whole, union([scraps.view(k) for k in range(len(scraps))]), scale)
-    weights = np.concatenate(
-        [found.scores * found.areas * _WHOLE_WEIGHT, scraps.scores * scraps.areas]
-    )
-    kind = _heaviest(np.concatenate([found.classes, scraps.classes]), weights)
+    voters = Detections.cat([found, scraps])
+    weights = voters.scores * voters.areas
+    weights[0] *= _WHOLE_WEIGHT
     members = [number for each in scraps.members for number in each]
-    return Merged.build([whole], [kind], found.scores, [members], [True])
+    kind = _heaviest(voters.classes, weights)
+    return Detections.of([tight(*whole)], [kind], found.scores, [members])
 
 
 def _filled(coarse: View, fine: View, scale: float) -> View:
@@ -409,17 +313,14 @@ def _filled(coarse: View, fine: View, scale: float) -> View:
     """
     reach = math.ceil(2 * scale)
     frame = union([fine, coarse])
-    known, inside = (View(np.zeros_like(frame.mask), frame.x, frame.y) for _ in range(2))
-    paint(known, fine)
-    paint(inside, coarse)
-    far = View(inside.mask.copy(), frame.x, frame.y)
-    paint(far, dilated(fine, reach), False)
-    if far.mask.any():
+    known, inside, near = (np.zeros_like(frame.mask) for _ in range(3))
+    for mask, view in ((known, fine), (inside, coarse), (near, dilated(fine, reach))):
+        paint(View(mask, frame.x, frame.y), view)
+    far = inside & ~near
+    if far.any():
         kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
-        both = cv2.copyMakeBorder(
-            (known.mask | far.mask).view(np.uint8), *[reach] * 4, cv2.BORDER_CONSTANT
-        )
+        both = np.pad(known | far, reach).view(np.uint8)
         closed = cv2.morphologyEx(both, cv2.MORPH_CLOSE, kernel)[reach:-reach, reach:-reach] > 0
-        beside = cv2.dilate(far.mask.view(np.uint8), kernel).view(bool)
-        known.mask[far.mask | (closed & inside.mask & beside)] = True
-    return known
+        beside = cv2.dilate(far.view(np.uint8), kernel).view(bool)
+        known |= far | (closed & inside & beside)
+    return View(known, frame.x, frame.y)

@@ -1,10 +1,11 @@
 """Fragments of overlapping windows and their agreement."""
 
+import copy
 import dataclasses
+import functools
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -15,58 +16,12 @@ TOLERANT = 0.6  # least fraction of both masks that lies within the tolerance of
 MARGIN = 8  # px along a window's inner border where masks are unreliable
 _SPECK = 0.05  # of both fragments: too little to join them if the rest disagrees
 _PLAIN_PIXELS = 4096  # smaller masks are kept as they are
-_DEFLATED_PIXELS = 65536  # larger ones are compressed: the box of a fibre is nearly empty
-_UNPACKED_PIXELS = 16 << 20  # of recently used fragments that stay unpacked
+_DEFLATED_PIXELS = 65536  # larger ones are compressed
+_UNPACKED = 256  # recently used fragments that stay unpacked
 _FAR = 1 << 30
 
 # Numbers of a fragment of the first and of the second window.
 Pair = tuple[int, int]
-
-
-class PackedMasks(Sequence[np.ndarray]):
-    """Bool masks that are unpacked one at a time: a thin fibre takes 1/50 of its box.
-
-    An index or iteration gives read-only (h, w) bool arrays; slices and lists of indices give
-    packed masks.
-    """
-
-    def __init__(self, masks: Iterable[np.ndarray] = ()) -> None:
-        self._items = [_pack(mask) for mask in masks]
-
-    @classmethod
-    def cat(cls, parts: Iterable["PackedMasks"]) -> Self:
-        """Concatenate packed masks without unpacking them."""
-        whole = cls()
-        whole._items = [item for part in parts for item in part._items]
-        return whole
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, item: int | slice | Iterable[int]) -> np.ndarray | Self:
-        if isinstance(item, (slice, Iterable)):
-            numbers = range(len(self))[item] if isinstance(item, slice) else item
-            part = type(self)()
-            part._items = [self._items[number] for number in numbers]
-            return part
-        kept = self._items[item]
-        if isinstance(kept, np.ndarray):
-            return kept
-        shape, bits, deflated = kept
-        bits = np.frombuffer(zlib.decompress(bits) if deflated else bits, np.uint8)
-        mask = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
-        mask.setflags(write=False)
-        return mask
-
-
-def _pack(mask: np.ndarray) -> np.ndarray | tuple[tuple[int, int], bytes, bool]:
-    if mask.size <= _PLAIN_PIXELS:
-        mask = mask.copy()
-        mask.setflags(write=False)
-        return mask
-    bits = np.packbits(mask).tobytes()
-    deflate = mask.size > _DEFLATED_PIXELS
-    return mask.shape, zlib.compress(bits, 1) if deflate else bits, deflate
 
 
 class View(NamedTuple):
@@ -98,6 +53,11 @@ def box_of(view: View) -> tuple[int, int, int, int]:
     return view.x, view.y, view.x + width, view.y + height
 
 
+def meeting(boxes: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """Return (N,) bool: which of N boxes x0, y0, x1, y1 have pixels in common with another one."""
+    return ((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1)
+
+
 def common_pixels(first: View, second: View) -> int:
     """Count the pixels that are in both of two masks."""
     own, ox, oy = first
@@ -111,16 +71,21 @@ def common_pixels(first: View, second: View) -> int:
     return int(np.count_nonzero(part & other[y0 - ty : y1 - ty, x0 - tx : x1 - tx]))
 
 
+def tolerant_fraction(own: View, other: View) -> float:
+    """Return the fraction of a mask within :data:`TOLERANCE` of another; 0 if one is empty."""
+    pixels = int(np.count_nonzero(own.mask))
+    return common_pixels(own, dilated(other, TOLERANCE)) / pixels if pixels else 0.0
+
+
 def union(views: Sequence[View]) -> View:
     """Merge masks into one that has all their pixels."""
     boxes = np.array([box_of(view) for view in views])
     x0, y0 = boxes[:, :2].min(axis=0).tolist()
     x1, y1 = boxes[:, 2:].max(axis=0).tolist()
-    whole = np.zeros((y1 - y0, x1 - x0), dtype=bool)
-    for mask, x, y in views:
-        height, width = mask.shape
-        whole[y - y0 : y - y0 + height, x - x0 : x - x0 + width] |= mask
-    return View(whole, x0, y0)
+    whole = View(np.zeros((y1 - y0, x1 - x0), dtype=bool), x0, y0)
+    for view in views:
+        clip(whole, box_of(view)).mask[:] |= view.mask
+    return whole
 
 
 def dilated(view: View, pixels: int) -> View:
@@ -138,64 +103,131 @@ def paint(canvas: View, part: View, value: int = True) -> None:
     clip(canvas, box_of(part)).mask[part.mask] = value
 
 
+def pieces(view: View, connectivity: int = 4) -> list[View]:
+    """Separate the connected pieces of a mask.
+
+    Two windows see the same 4-connected piece of a particle in a region, however each has cut the
+    rest of it. With diagonal neighbours that fails for parts that were separated without them.
+    """
+    if not view.mask.any():
+        return []
+    mask = np.ascontiguousarray(view.mask).view(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    return [
+        View(labels[y : y + height, x : x + width] == label, view.x + x, view.y + y)
+        for label, (x, y, width, height, _) in enumerate(stats[1:].tolist(), 1)
+    ]
+
+
+def common_matrix(first: Sequence[View], second: Sequence[View]) -> np.ndarray:
+    """Count (n, m) int64 pixels that are in both of any two of n and m masks."""
+    common = np.zeros((len(first), len(second)), dtype=np.int64)
+    if not common.size:
+        return common
+    boxes = [np.array([box_of(view) for view in views]) for views in (first, second)]
+    low = np.maximum(boxes[0][:, None, :2], boxes[1][None, :, :2])
+    high = np.minimum(boxes[0][:, None, 2:], boxes[1][None, :, 2:])
+    for i, j in np.argwhere((low < high).all(axis=2)).tolist():
+        common[i, j] = common_pixels(first[i], second[j])
+    return common
+
+
+def iou_of(common: np.ndarray, areas: Sequence[np.ndarray]) -> np.ndarray:
+    """Return (n, m) IoU of masks, from the pixels in common and those of each."""
+    return common / (areas[0][:, None] + areas[1] - common)
+
+
+class PackedMasks(Sequence[np.ndarray]):
+    """Masks of :func:`pack`, unpacked one at a time: a thin fibre takes 1/50 of its box."""
+
+    def __init__(self, packed: np.ndarray) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return unpack(self._packed[number])
+
+
+def pack(mask: np.ndarray) -> tuple[tuple[int, int], np.ndarray | bytes]:
+    """Give the shape of a mask and a small copy: the box of a fibre is nearly empty."""
+    if mask.size <= _PLAIN_PIXELS:
+        return mask.shape, mask.copy()
+    bits = np.packbits(mask)
+    return mask.shape, bits if mask.size <= _DEFLATED_PIXELS else zlib.compress(bits, 1)
+
+
+def unpack(packed: tuple[tuple[int, int], np.ndarray | bytes]) -> np.ndarray:
+    """Return the (h, w) bool array of a mask of :func:`pack`, to be read only."""
+    shape, bits = packed
+    if isinstance(bits, bytes):
+        bits = np.frombuffer(zlib.decompress(bits), np.uint8)
+    if bits.dtype == bool:
+        return bits
+    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
+
+
+def objects(items: Collection[Any]) -> np.ndarray:
+    """Make a column of lists or packed masks."""
+    return np.fromiter(items, dtype=object, count=len(items))
+
+
 @dataclasses.dataclass
 class Detections:
     """Masks of one image and their attributes, one row each.
 
     Attributes:
-        masks: N masks, tight.
+        masks: (N,) packed, tight.
         boxes: (N, 4) int64 x0, y0, x1, y1 in px.
         areas: (N,) int64 px.
         classes: (N,) int64.
         scores: (N,) float64.
+        members: (N,) lists of numbers: the fragments that a particle is made of.
     """
 
-    masks: PackedMasks
+    masks: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
+    members: np.ndarray
 
     @classmethod
-    def of(cls, views: Sequence[View], classes: object, scores: object, **columns: object) -> Self:
-        """Compute boxes and areas of tight masks.
-
-        Args:
-            views: N masks.
-            classes: (N,) numbers.
-            scores: (N,) in [0, 1].
-            columns: (N, ...) arrays of a subclass.
-        """
+    def of(
+        cls,
+        views: Sequence[View],
+        classes: object,
+        scores: object,
+        members: Sequence[list[int]] | None = None,
+    ) -> Self:
+        """Pack tight masks, and compute their boxes and areas."""
         return cls(
-            PackedMasks(view.mask for view in views),
+            objects([pack(view.mask) for view in views]),
             np.array([box_of(view) for view in views], dtype=np.int64).reshape(-1, 4),
             np.array([np.count_nonzero(view.mask) for view in views], dtype=np.int64),
             np.asarray(classes, dtype=np.int64),
             np.asarray(scores, dtype=np.float64),
-            **columns,
+            objects([[]] * len(views) if members is None else members),
         )
 
     @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
+    def cat(cls, parts: Iterable[Self]) -> Self:
         """Concatenate rows; at least one part."""
-        columns = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(cls)[1:]
-        }
-        return cls(PackedMasks.cat(part.masks for part in parts), **columns)
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def view(self, number: int) -> View:
         """Unpack a mask."""
-        return View(self.masks[number], *self.boxes[number, :2].tolist())
+        return View(unpack(self.masks[number]), *self.boxes[number, :2].tolist())
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> Self:
         """Select rows by number."""
         numbers = np.asarray(numbers, dtype=np.int64)
-        columns = (getattr(self, field.name) for field in dataclasses.fields(self)[1:])
-        return type(self)(self.masks[numbers.tolist()], *(column[numbers] for column in columns))
+        return type(self)(*(column[numbers] for column in vars(self).values()))
 
 
 class Fragments:
@@ -206,7 +238,9 @@ class Fragments:
         image_size: height and width in px.
         inner: (M, 4) bool, which of these sides lie inside the image.
         window: (N,) int64 window of each fragment; ascending.
+        bounds: (M + 1,) numbers: where the fragments of each window begin.
         found: the fragments.
+        view: unpacks a fragment by its number.
     """
 
     def __init__(
@@ -223,26 +257,12 @@ class Fragments:
         window = np.argsort(by_row)[window]
         order = np.lexsort((found.scores, found.classes, found.areas, *found.boxes.T[::-1], window))
         self.window, self.found = window[order], found.take(order)
-        self._bounds = np.searchsorted(self.window, np.arange(len(windows) + 1)).tolist()
-        self._unpacked: OrderedDict[int, View] = OrderedDict()
-        self._unpacked_pixels = 0
+        self.bounds = np.searchsorted(self.window, np.arange(len(windows) + 1)).tolist()
+        # Neighbouring windows need the same ones.
+        self.view = functools.lru_cache(_UNPACKED)(self.found.view)
 
     def __len__(self) -> int:
         return len(self.window)
-
-    def members(self, window: int) -> slice:
-        """Return the fragments of a window."""
-        return slice(self._bounds[window], self._bounds[window + 1])
-
-    def view(self, fragment: int) -> View:
-        """Unpack a fragment, and keep it: neighbouring windows need the same ones."""
-        view = self._unpacked.get(fragment)
-        if view is None:
-            view = self._unpacked[fragment] = self.found.view(fragment)
-            self._unpacked_pixels += view.mask.size
-            while self._unpacked_pixels > _UNPACKED_PIXELS:
-                self._unpacked_pixels -= self._unpacked.popitem(last=False)[1].mask.size
-        return view
 
     def border_gaps(self, numbers: Sequence[int] | slice = slice(None)) -> np.ndarray:
         """Return (n, 4) px from fragments to the sides of their windows; huge at the image's."""
@@ -257,31 +277,21 @@ class Fragments:
     def inner_distance(self, window: int, box: Sequence[int]) -> np.ndarray:
         """Compute the distance of each pixel of a box from its window's nearest inner border.
 
-        Args:
-            window: its number.
-            box: x0, y0, x1, y1 inside it.
-
         Returns:
             (height, width) of the box, int64 px, 1 at the border; huge without inner borders.
         """
-        x0, y0, x1, y1 = self.windows[window].tolist()
-        left, top, right, bottom = self.inner[window].tolist()
+        sides = np.where(self.inner[window], self.windows[window], (-_FAR, -_FAR, _FAR, _FAR))
         x, y = np.arange(box[0], box[2]), np.arange(box[1], box[3])
-        across = np.minimum(x - x0 + 1 if left else _FAR, x1 - x if right else _FAR)
-        down = np.minimum(y - y0 + 1 if top else _FAR, y1 - y if bottom else _FAR)
-        across = np.broadcast_to(across, x.shape)
-        return np.minimum(across, np.broadcast_to(down, y.shape)[:, None])
+        across = np.minimum(x - sides[0] + 1, sides[2] - x)
+        down = np.minimum(y - sides[1] + 1, sides[3] - y)
+        return np.minimum(across, down[:, None])
 
     def trusted(self, margin: int) -> np.ndarray:
         """Return (M, 4) int64 boxes of the windows without a margin at their inner borders."""
         return self.windows + self.inner * np.array([1, 1, -1, -1]) * margin
 
     def replaced(self, parts: dict[int, list[View]]) -> "Fragments":
-        """Cut fragments into parts, which have their class and score.
-
-        Args:
-            parts: the parts by number of the fragment; each part has a pixel.
-        """
+        """Cut fragments, by number, into parts with a pixel each and their class and score."""
         kept = [number for number in range(len(self)) if number not in parts]
         origin = [number for number, views in parts.items() for _ in views]
         views = [tight(*view) for group in parts.values() for view in group]
@@ -310,59 +320,41 @@ class Overlap:
         self.fragments = fragments
         self.windows = (first, second)
         self.region = tuple(region)
-        sides = [_inside(fragments, window, self.region) for window in self.windows]
-        self.numbers = [[number for number, _, _ in side] for side in sides]
-        self.areas = [np.array([area for *_, area in side], dtype=np.int64) for side in sides]
-        self.common = np.zeros([len(side) for side in sides], dtype=np.int64)
-        if not all(sides):
-            return
-        views = [[view for _, view, _ in side] for side in sides]
-        boxes = [np.array([box_of(view) for view in side]) for side in views]
-        low = np.maximum(boxes[0][:, None, :2], boxes[1][None, :, :2])
-        high = np.minimum(boxes[0][:, None, 2:], boxes[1][None, :, 2:])
-        for i, j in np.argwhere((low < high).all(axis=2)).tolist():
-            self.common[i, j] = common_pixels(views[0][i], views[1][j])
+        views, self.numbers, self.areas = [], [], []
+        for window in self.windows:
+            start, stop = fragments.bounds[window : window + 2]
+            meets = meeting(fragments.found.boxes[start:stop], self.region)
+            numbers = (start + np.flatnonzero(meets)).tolist()
+            parts = [clip(fragments.view(number), self.region) for number in numbers]
+            areas = np.array([np.count_nonzero(part.mask) for part in parts], dtype=np.int64)
+            views.append([part for part, area in zip(parts, areas, strict=True) if area])
+            self.numbers.append([n for n, area in zip(numbers, areas, strict=True) if area])
+            self.areas.append(areas[areas > 0])
+        self.common = common_matrix(*views)
+
+    def flipped(self) -> "Overlap":
+        """Return the overlap with its two windows exchanged."""
+        other = copy.copy(self)
+        other.windows, other.numbers = self.windows[::-1], self.numbers[::-1]
+        other.areas, other.common = self.areas[::-1], self.common.T
+        return other
 
     def view(self, side: int, index: int) -> View:
         """Return the part of a fragment inside the region, by its position in ``numbers``."""
         return clip(self.fragments.view(self.numbers[side][index]), self.region)
 
+    def region_area(self) -> int:
+        """Return the px of the region."""
+        x0, y0, x1, y1 = self.region
+        return (x1 - x0) * (y1 - y0)
+
     def iou(self) -> np.ndarray:
         """Return (n, m) IoU inside the region."""
-        return self.common / (self.areas[0][:, None] + self.areas[1] - self.common)
-
-    def twins(self) -> np.ndarray:
-        """Return (n, m) bool: equal to the last pixel."""
-        return (self.common == self.areas[0][:, None]) & (self.common == self.areas[1])
-
-
-def _inside(
-    fragments: Fragments, window: int, region: Sequence[int]
-) -> list[tuple[int, View, int]]:
-    """Return number, mask and area of each fragment of a window inside a region."""
-    members = fragments.members(window)
-    boxes, areas = fragments.found.boxes[members], fragments.found.areas[members]
-    meets = ((boxes[:, :2] < region[2:]) & (boxes[:, 2:] > region[:2])).all(axis=1)
-    inside = ((boxes[:, :2] >= region[:2]) & (boxes[:, 2:] <= region[2:])).all(axis=1)
-    found = []
-    for index in np.flatnonzero(meets).tolist():
-        number = members.start + index
-        view = fragments.view(number)
-        area = int(areas[index])
-        if not inside[index]:
-            view = clip(view, region)
-            area = int(np.count_nonzero(view.mask))
-        if area:
-            found.append((number, view, area))
-    return found
+        return iou_of(self.common, self.areas)
 
 
 def overlaps_of(fragments: Fragments) -> Iterator[Overlap]:
-    """Yield every two windows that share pixels and both have fragments there.
-
-    Args:
-        fragments: of all windows.
-    """
+    """Yield every two windows that share pixels and both have fragments there."""
     windows = fragments.windows
     for first in range(len(windows)):
         low = np.maximum(windows[first, :2], windows[first + 1 :, :2])
@@ -374,49 +366,33 @@ def overlaps_of(fragments: Fragments) -> Iterator[Overlap]:
                 yield overlap
 
 
-class Agreement(NamedTuple):
-    """Links between the fragments of two windows, by number.
-
-    Attributes:
-        sure: pairs that are each other's only best match.
-        tied: pairs that agree as well as others do, with their IoU.
-        loose: fragments without an equal twin; they may be linked nevertheless.
-    """
-
-    sure: list[Pair]
-    tied: list[tuple[float, int, int]]
-    loose: list[int]
-
-
-def agreement(overlap: Overlap) -> Agreement:
+def agreement(overlap: Overlap) -> tuple[list[Pair], list[Pair], list[int]]:
     """Match the fragments of two windows one to one, by the pixels that both could see.
 
     Equal ones first. Then each 4-connected piece inside the region is matched by itself: a bent
     fibre may be one fragment in a window and two in the other, but a piece of it is the same in
     both. Fragments that agree as a whole but not piece by piece come last.
 
-    Args:
-        overlap: the two windows.
+    Returns:
+        pairs of fragments that are each other's only best match; pairs that are equal to others
+        as well; and the fragments without an equal one, which may be linked nevertheless.
     """
-    twins = overlap.twins()
-    rows, columns = twins.sum(axis=1), twins.sum(axis=0)
+    numbers, common = overlap.numbers, overlap.common
+    equal = (common == overlap.areas[0][:, None]) & (common == overlap.areas[1])
+    rows, columns = equal.sum(axis=1), equal.sum(axis=0)
     sure, tied = [], []
-    numbers = overlap.numbers
-    for i, j in np.argwhere(twins).tolist():
-        if rows[i] == columns[j] == 1:
-            sure.append((numbers[0][i], numbers[1][j]))
-        else:
-            tied.append((1.0, numbers[0][i], numbers[1][j]))
+    for i, j in np.argwhere(equal).tolist():
+        pairs = sure if rows[i] == columns[j] == 1 else tied
+        pairs.append((numbers[0][i], numbers[1][j]))
     rest = [np.flatnonzero(rows == 0).tolist(), np.flatnonzero(columns == 0).tolist()]
     loose = [numbers[side][index] for side in (0, 1) for index in rest[side]]
-    if not all(rest):
-        return Agreement(sure, tied, loose)
-    by_pieces = _match_pieces(overlap, rest)
-    linked = [{pair[side] for pair in by_pieces} for side in (0, 1)]
-    rest = [[i for i in rest[side] if i not in linked[side]] for side in (0, 1)]
-    wholly = greedy_pairs(overlap.iou(), AGREE, rest) if all(rest) else []
-    sure += [(numbers[0][i], numbers[1][j]) for i, j in by_pieces + wholly]
-    return Agreement(sure, tied, loose)
+    if all(rest):
+        matched = _match_pieces(overlap, rest)
+        linked = [{pair[side] for pair in matched} for side in (0, 1)]
+        rest = [[i for i in rest[side] if i not in linked[side]] for side in (0, 1)]
+        matched += greedy_pairs(overlap.iou(), AGREE, rest)
+        sure += [(numbers[0][i], numbers[1][j]) for i, j in matched]
+    return sure, tied, loose
 
 
 def greedy_pairs(
@@ -431,6 +407,8 @@ def greedy_pairs(
     """
     if among is None:
         among = [range(size) for size in values.shape]
+    if not all(among):
+        return []
     part = values[np.ix_(*among)]
     rows, columns = np.nonzero(part >= least)
     order = np.argsort(-part[rows, columns], kind="stable")
@@ -445,31 +423,19 @@ def greedy_pairs(
 
 def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
     """Return positions of fragments that have a matching piece."""
-    labels, areas, owners = [], [], []
-    views = [[overlap.view(side, index) for index in rest[side]] for side in (0, 1)]
+    views, areas, owners = [], [], []
     for side in (0, 1):
-        found = [pieces(view) for view in views[side]]
-        labels.append([label for label, _ in found])
-        areas.append(np.concatenate([area for _, area in found]))
-        owners.append(np.repeat(rest[side], [len(area) for _, area in found]))
-    starts = [np.searchsorted(owners[side], rest[side]).tolist() for side in (0, 1)]
-    common = np.zeros((len(areas[0]), len(areas[1])), dtype=np.int64)
-    for i, j in np.argwhere(overlap.common[np.ix_(*rest)] > 0).tolist():
-        first = View(labels[0][i], *views[0][i][1:])
-        second = View(labels[1][j], *views[1][j][1:])
-        own = clip(first, box_of(second))
-        other = clip(second, box_of(own)).mask
-        both = (own.mask > 0) & (other > 0)
-        cells = own.mask[both] - 1 + starts[0][i], other[both] - 1 + starts[1][j]
-        np.add.at(common, cells, 1)
-    pairs = greedy_pairs(common / (areas[0][:, None] + areas[1] - common), AGREE)
+        found = [(k, piece) for k in rest[side] for piece in pieces(overlap.view(side, k))]
+        owners.append([k for k, _ in found])
+        views.append([piece for _, piece in found])
+        areas.append(np.array([np.count_nonzero(piece.mask) for _, piece in found]))
+    pairs = greedy_pairs(iou_of(common_matrix(*views), areas), AGREE)
     matched: dict[Pair, int] = {}
     for i, j in pairs:
-        pair = int(owners[0][i]), int(owners[1][j])
+        pair = owners[0][i], owners[1][j]
         matched[pair] = matched.get(pair, 0) + int(max(areas[0][i], areas[1][j]))
     unmatched = [
-        set(owners[side]) & set(np.delete(owners[side], [p[side] for p in pairs]).tolist())
-        for side in (0, 1)
+        set(np.delete(owners[side], [pair[side] for pair in pairs]).tolist()) for side in (0, 1)
     ]
     return [
         (i, j)
@@ -477,20 +443,3 @@ def _match_pieces(overlap: Overlap, rest: list[list[int]]) -> list[Pair]:
         if pixels >= _SPECK * min(overlap.areas[0][i], overlap.areas[1][j])
         or not (i in unmatched[0] or j in unmatched[1])
     ]
-
-
-def pieces(view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Label the 4-connected pieces of a mask from 1, and count the pixels of each.
-
-    Two windows see the same piece of a particle in a region, however each has cut the rest of it.
-    With diagonal neighbours that fails for parts that were separated without them.
-    """
-    mask = np.ascontiguousarray(view.mask).view(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    return labels, stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
-
-
-def tolerant_fraction(own: View, other: View) -> float:
-    """Return the fraction of a mask within :data:`TOLERANCE` of another; 0 if one is empty."""
-    pixels = int(np.count_nonzero(own.mask))
-    return common_pixels(own, dilated(other, TOLERANCE)) / pixels if pixels else 0.0
