@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -274,34 +273,10 @@ def _fold(stem: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
 
 
-class ArrayImage:
-    """An image in memory, read as :class:`microplastics.data.large_images.ImageReader` is."""
-
-    def __init__(self, pixels: np.ndarray):
-        """
-        Args:
-            pixels: (H, W, 3) uint8 BGR.
-        """
-        self.pixels = pixels
-        self.height, self.width = pixels.shape[:2]
-
-    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
-        return self.pixels[y0:y1, x0:x1]
-
-    def overview(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Give the image with no side above ``max_side``, and px of the image per px of it."""
-        side = max(self.width, self.height)
-        if side <= max_side:
-            return self.pixels, 1.0
-        size = [max(1, round(each * max_side / side)) for each in (self.width, self.height)]
-        return cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), side / max_side
-
-
 class PaintedRegions:
     """An image whose boxes are painted over in the colour of what surrounds them."""
 
-    def __init__(self, regions: ImageReader | ArrayImage, boxes: Sequence[Box]):
+    def __init__(self, regions: ImageReader, boxes: Sequence[Box]):
         """
         Args:
             regions: the image.
@@ -314,8 +289,6 @@ class PaintedRegions:
     def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
         image = self._regions.read(x0, y0, x1, y1)
-        if self._boxes:
-            image = image.copy()
         for (x, y, width, height), color in zip(self._boxes, self._colors, strict=True):
             left, top = max(x - x0, 0), max(y - y0, 0)
             image[top : max(y + height - y0, 0), left : max(x + width - x0, 0)] = color
@@ -345,7 +318,7 @@ class RunImage:
     """
 
     image: InputImage
-    regions: ImageReader | ArrayImage | None
+    regions: ImageReader | None
     calibration: Calibration | None
     boxes: list[Box]
     notes: list[str]

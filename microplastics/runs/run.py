@@ -29,6 +29,7 @@ from tqdm import tqdm
 import microplastics
 from microplastics.calibration.sources import check_scale
 from microplastics.config import load_config
+from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
@@ -39,7 +40,6 @@ from microplastics.measurement.table import IMAGE_COLUMNS, combine_tables, parti
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import CIRCLE, RegionSource
 from microplastics.runs.images import (
-    ArrayImage,
     ImageOpener,
     InputImage,
     Load,
@@ -482,7 +482,8 @@ class ParticleFinder:
                         large.append(image)
                         continue
                     size = opened.regions.width, opened.regions.height
-                    in_memory = ArrayImage(opened.regions.read(0, 0, *size))
+                    in_memory = ImageReader(image.path, *size)
+                    in_memory.decoded = opened.regions.read(0, 0, *size)
                     opened = dataclasses.replace(opened, regions=in_memory)
                     painted = _painted(opened)
                     order.append((opened, start))
@@ -516,7 +517,7 @@ class ParticleFinder:
         with self._run.attempt(opened.image):
             distinct = drop_duplicates(predictions, self._max_overlap)
             particles, empty = to_particles(
-                distinct, opened.image.name, self._predictor.class_names, opened.regions.pixels
+                distinct, opened.image.name, self._predictor.class_names, opened.regions.decoded
             )
             duplicates = len(predictions) - len(distinct)
             record = {"tile": None, "duplicates": duplicates, "empty_masks": empty}

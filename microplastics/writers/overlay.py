@@ -15,7 +15,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from microplastics.utils.io import atomic_write
-from microplastics.visualization.draw import Panel, crop_path, picture_scale, resize, side_by_side
+from microplastics.visualization.draw import (
+    LabelPlacer,
+    Panel,
+    crop_path,
+    picture_scale,
+    resize,
+    side_by_side,
+)
 from microplastics.writers.tables import ImageResult
 
 MAX_SIDE = 3000
@@ -30,10 +37,6 @@ _TOLERANCE = 0.35
 # Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
 _LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
 _DARKER = 0.7
-# Side of the cells in which the placer counts, in px.
-_CELL = 4
-# What one cell of another number costs, in cells with an outline, and how many may be shared.
-_NUMBER, _SHARED = 1000, 1
 # Characters of a name in the caption.
 _NAME_LENGTH = 100
 # Parts of a pixel that OpenCV draws to, as a power of two.
@@ -42,59 +45,6 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 Color = tuple[int, int, int]
-
-
-class NumberPlacer:
-    """Places each number at the outline of its particle, covering little."""
-
-    _ANGLES = np.arange(8) * (np.pi / 4)
-    # Straight up first: among equally good places the first is taken.
-    _DIRECTIONS = np.stack([np.sin(_ANGLES), -np.cos(_ANGLES)], axis=1)
-
-    def __init__(self, size: tuple[int, int]):
-        """
-        Args:
-            size: height and width of the picture in px.
-        """
-        self._frame = np.array([size[1], size[0]], dtype=np.float64)
-        self._cost = np.zeros((size[0] // _CELL + 2, size[1] // _CELL + 2), dtype=np.int32)
-
-    def cover(self, outline: np.ndarray) -> None:
-        """Mark (N, 2) points, x and y in px of the picture, that are better not covered."""
-        cells = (outline.clip(0, self._frame) / _CELL).astype(np.int64)
-        self._cost[cells[:, 1], cells[:, 0]] += 1
-
-    def place(
-        self, outline: np.ndarray, shape: Sequence[int], gap: float
-    ) -> tuple[int, int] | None:
-        """Place one number.
-
-        Args:
-            outline: (N, 2) points of its particle in px of the picture.
-            shape: of the number, height and width in px.
-            gap: between number and particle, in px.
-
-        Returns:
-            x and y of its upper left corner; None if it would cover another number.
-        """
-        anchors = outline.clip(0, self._frame)
-        extreme = anchors[(anchors @ self._DIRECTIONS.T).argmax(axis=0)]
-        # Half the number's size along each direction, so that it stands beside the outline.
-        size = np.array(shape[::-1], dtype=np.float64)
-        away = np.abs(self._DIRECTIONS) @ size / 2 + gap
-        centers = extreme + self._DIRECTIONS * away[:, None]
-        corners = (centers - size / 2).clip(0, np.maximum(self._frame - size, 0))
-        moved = np.abs(corners + size / 2 - centers).max(axis=1) / _CELL
-        low = (corners / _CELL).astype(np.int64)
-        high = np.ceil((corners + size) / _CELL).astype(np.int64)
-        boxes = np.concatenate([low, high], axis=1).tolist()
-        costs = [int(self._cost[y0:y1, x0:x1].sum()) for x0, y0, x1, y1 in boxes] + moved
-        best = int(np.argmin(costs))
-        if costs[best] >= (_SHARED + 1) * _NUMBER:
-            return None
-        x0, y0, x1, y1 = boxes[best]
-        self._cost[y0:y1, x0:x1] += _NUMBER
-        return int(corners[best, 0]), int(corners[best, 1])
 
 
 def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
@@ -130,7 +80,7 @@ def _draw_particles(
     thin = scale.max() < _THIN_BELOW
     line = 2 if thin else round(_LINE * unit)
     rim = line + 2 * (1 if thin else round(_RIM * unit))
-    placer = NumberPlacer(picture.shape[:2])
+    placer = LabelPlacer(picture.shape[:2])
     sizes = np.array([mask.size for mask in particles.masks], dtype=np.int64)
     order = np.argsort(-sizes, kind="stable").tolist()
     colors = [tuple(result.colors[number][::-1]) for number in result.class_numbers]

@@ -4,7 +4,7 @@ import pytest
 
 from microplastics.utils.errors import UserError
 from microplastics.writers import overlay
-from microplastics.writers.overlay import NumberPlacer, write_overlay
+from microplastics.writers.overlay import write_overlay
 
 ORANGE = (0, 94, 213)  # BGR of Fiber
 
@@ -62,20 +62,6 @@ def test_thousands_of_numbers_are_placed_or_counted(make_result, photograph, tmp
     assert 200 < notes["overlay_numbers_left_out"] < 1900
     alone = make_result(masks[:1], offsets[:1], ["Film"], photo=photograph(grey(900, 900)))
     assert write_overlay(alone, tmp_path / "y.png") == {}
-
-
-def test_numbers_keep_off_each_other_and_inside():
-    placer, shape = NumberPlacer((200, 200)), (14, 30)
-    outline = np.array([[100.0, 100.0], [104, 100], [104, 104], [100, 104]])
-    placer.cover(outline)
-    places = [placer.place(outline, shape, 2) for _ in range(9)]
-    found = [place for place in places if place is not None]
-    assert 2 <= len(found) < 9
-    for x, y in found:
-        assert 0 <= x <= 170 and 0 <= y <= 186
-    for one, (x, y) in enumerate(found):
-        for u, v in found[:one]:
-            assert abs(x - u) >= 30 - 8 or abs(y - v) >= 14 - 8
 
 
 def test_an_image_without_a_particle_is_drawn_too(make_result, photograph, tmp_path):
