@@ -35,8 +35,12 @@ from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_tiled
-from microplastics.measurement.size_classes import parse_size_classes
-from microplastics.measurement.table import IMAGE_COLUMNS, combine_tables, particle_table
+from microplastics.measurement.table import (
+    IMAGE_COLUMNS,
+    combine_tables,
+    parse_size_classes,
+    particle_table,
+)
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import CIRCLE, RegionSource
 from microplastics.runs.images import (

@@ -16,11 +16,11 @@ import microplastics
 from microplastics.counts.corrections import Sampling, parse_volume
 from microplastics.counts.summary import image_rows, summarize
 from microplastics.data.splits.groups import group_of, groups_from_csv, table_from_csv
-from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
     combine_tables,
     images_table,
+    parse_size_classes,
     table_columns,
     with_size_classes,
 )
