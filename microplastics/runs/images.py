@@ -277,19 +277,14 @@ class PaintedRegions:
     """An image whose boxes are painted over in the colour of what surrounds them."""
 
     def __init__(self, regions: ImageReader, boxes: Sequence[Box]):
-        """
-        Args:
-            regions: the image.
-            boxes: x, y, width and height in px.
-        """
-        self.width, self.height = regions.width, regions.height
-        self._regions, self._boxes = regions, list(boxes)
-        self._colors = [self._surrounding(box) for box in boxes]
+        """Paint ``boxes``, x, y, width and height in px, of an image over."""
+        self.width, self.height, self._regions = regions.width, regions.height, regions
+        self._patches = [(box, self._surrounding(box)) for box in boxes]
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
         image = self._regions.read(x0, y0, x1, y1)
-        for (x, y, width, height), color in zip(self._boxes, self._colors, strict=True):
+        for (x, y, width, height), color in self._patches:
             left, top = max(x - x0, 0), max(y - y0, 0)
             image[top : max(y + height - y0, 0), left : max(x + width - x0, 0)] = color
         return image
@@ -329,13 +324,10 @@ class ImageOpener:
     """Opens images by the options of a run."""
 
     def __init__(self, options: RunOptions, region_source: RegionSource | None = None):
-        """
-        Args:
-            options: of the run.
-            region_source: regions of interest; None is the whole image.
+        """Read the calibration table; without ``region_source`` particles count everywhere.
 
         Raises:
-            UserError: the calibration table cannot be read.
+            UserError: the table cannot be read.
         """
         self._options, self._region_source = options, region_source
         self._table = None
