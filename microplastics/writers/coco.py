@@ -70,18 +70,16 @@ def open_annotations(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
 
         def add(part: Part, image_id: int) -> int:
             images.append(json.dumps(_image(part.image, image_id)))
-            masks = CropMasks.from_rles(_rles(part), (part.image["height"], part.image["width"]))
-            outlines = zip(masks.crops, masks.offsets.tolist(), strict=True)
-            for row, (crop, offset) in zip(_rows(part, class_names), outlines, strict=True):
+            for row, rle in zip(_rows(part, class_names), _rles(part), strict=True):
+                mask = CropMasks.from_rles([rle])
+                rings = mask_to_polygons(mask.crops[0], mask.offsets[0])
                 annotation = {
                     "id": next(ids),
                     "image_id": image_id,
                     "category_id": row["category_id"],
                     "bbox": row["bbox"],
                     "area": row["area_px"],
-                    "segmentation": [
-                        ring.astype(int).ravel().tolist() for ring in mask_to_polygons(crop, offset)
-                    ],
+                    "segmentation": [ring.astype(int).ravel().tolist() for ring in rings],
                     "iscrowd": 0,
                     "particle": row["particle"],
                 }

@@ -23,7 +23,7 @@ from microplastics.data.catalog import class_colors
 from microplastics.data.large_images import ImageReader
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region
-from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures import rle
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
@@ -214,8 +214,13 @@ def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None =
         UserError: the file cannot be written.
     """
     particles, image = result.particles, {**result.provenance, **(more or {})}
-    masks = CropMasks(particles.masks, particles.offsets, particles.image_size)
-    counts = [rle["counts"] for rle in masks.to_rles(as_str=True)]
+    height, width = particles.image_size
+    # Mask by mask: those of a whole filter are unpacked when they are asked for.
+    lengths = [
+        rle.counts_of_runs(*rle.runs_of_crop(mask, offset, height), height * width)
+        for mask, offset in zip(particles.masks, particles.offsets.tolist(), strict=True)
+    ]
+    counts = [text.decode("ascii") for text in rle.encode_counts_batch(lengths)]
     table = to_arrow(result.table).append_column(_RLE, pa.array(counts, pa.string()))
     table = table.replace_schema_metadata({_KEY: json.dumps(image).encode()})
     with atomic_write(path, "wb") as file:
