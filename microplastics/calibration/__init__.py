@@ -1,7 +1,6 @@
 """Scale of images in micrometres per pixel."""
 
 import dataclasses
-import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +14,3 @@ class Calibration:
 
     um_per_px: float
     source: str
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.um_per_px) and self.um_per_px > 0):
-            raise ValueError(f"{self.um_per_px} µm per pixel is not a scale")

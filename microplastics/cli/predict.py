@@ -147,7 +147,7 @@ def predict(**given: Any) -> Any:
     \b
     microplastics predict --weights best.pth --input photos --output results --um-per-px 2.5
     """
-    from microplastics.engine import launch
+    from microplastics.engine.distributed import launch
     from microplastics.runs.run import predict_run
 
     return launch(predict_run, argparse.Namespace(**given))

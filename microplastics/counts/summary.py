@@ -21,8 +21,13 @@ from microplastics.counts.intervals import (
     poisson_interval,
     wilson_interval,
 )
-from microplastics.measurement.size_classes import DEFAULT_SIZE_CLASSES, SizeClasses, check_min_size
-from microplastics.measurement.table import IMAGE_COLUMNS, table_sizes
+from microplastics.measurement.table import (
+    DEFAULT_SIZE_CLASSES,
+    IMAGE_COLUMNS,
+    SizeClasses,
+    check_min_size,
+    table_sizes,
+)
 from microplastics.utils.errors import UserError
 
 _MOST_SOURCES = 5

@@ -3,34 +3,33 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import glob
+import hashlib
 import logging
 import os
-from collections import Counter, defaultdict
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
-from microplastics.calibration.sources import (
-    CalibrationTable,
-    read_calibration_csv,
-    resolve_calibration,
-)
+from microplastics.calibration.sources import read_calibration_csv, resolve_calibration
 from microplastics.data.coco import check_content, checked_instances, load_instances
+from microplastics.data.formats.layout import list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.roi.region import Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json
-from microplastics.writers import ANNOTATIONS_FILE, FORMATS
-from microplastics.writers.base import printable
+from microplastics.utils.io import read_json, read_text
+from microplastics.writers.registry import ANNOTATIONS_FILE, FORMATS
 
 # What only the summary depends on, and what decides whether an image is read at all: a run may go
 # on with others.
@@ -38,18 +37,28 @@ _OF_THE_RUN = frozenset(
     ("edge", "group_by", "sampled_volume", "counted_fraction", "filter_area_mm2", "blanks")
     + ("allow_large", "max_pixels")
 )
-
-IMAGE_ENDINGS = frozenset(
+_IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".tf8", ".bmp", ".webp", ".jp2", ".gif")
     + (".ppm", ".pgm", ".pnm", ".svs")
 )
-LIST_ENDINGS = frozenset((".txt", ".lst"))
-logger = logging.getLogger(__name__)
-Box = tuple[int, int, int, int]
+_LIST_SUFFIXES = frozenset((".txt", ".lst"))
 # Pixels around a scale bar whose colour takes its place.
 _RIM = 8
 # Share of a particle that lies on a scale bar or its text from which on it is none.
 _ON_BAR = 0.5
+
+# Unsafe in file names of Windows, macOS or a shell.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"\\|?*%~]')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# File systems take 255 bytes; a suffix and the mark of a temporary file come on top.
+_MAX_BYTES, _HASH_DIGITS = 160, 8
+
+logger = logging.getLogger(__name__)
+
+Box = tuple[int, int, int, int]
+# Gives the particles of an image without the colours of their pixels, and numbers of what was left
+# out by name.
+Load = Callable[[], tuple[Particles, dict[str, int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +75,8 @@ class RunOptions:
         size_classes: name of a set of size classes, or their bounds in µm.
         min_size: particles of a smaller largest Feret diameter are not counted, in µm, or in px
             without a calibration.
-        region: region of interest: ``circle``, a file or a folder, as
-            :class:`microplastics.roi.region.RegionSource` takes it; everywhere if
-            None.
+        region: ``circle``, a file or a folder (:class:`microplastics.roi.region.RegionSource`);
+            everywhere if None.
         edge: what becomes of particles that touch the image's border: count, exclude or weight.
         group_by: what sums images of one sample: ``folder``, a CSV (image, group) or a regex.
         sampled_volume: that was filtered, as ``2 L`` or ``0.5 m3``, for each sample; or a CSV
@@ -95,7 +103,7 @@ class RunOptions:
     sampled_volume: str | None = None
     counted_fraction: float = 1.0
     filter_area_mm2: float | None = None
-    blanks: tuple[str, ...] = ()
+    blanks: Sequence[str] = ()
     allow_large: bool = False
     max_pixels: int | None = None
     resume: bool = False
@@ -114,11 +122,11 @@ class RunOptions:
         }
 
 
-def run_options(args: argparse.Namespace, **more: Any) -> RunOptions:
+def run_options(args: argparse.Namespace) -> RunOptions:
     """The options of a parsed command line."""
     names = {field.name for field in dataclasses.fields(RunOptions)}
     given = {name: value for name, value in vars(args).items() if name in names}
-    return RunOptions(**{**given, "blanks": tuple(given["blanks"]), **more})
+    return RunOptions(**given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +144,10 @@ class InputImage:
     name: str
     masks_path: str = ""
     region_path: str = ""
+
+
+# Images with what loads their masks, and the names of all classes.
+GivenMasks = tuple[list[tuple[InputImage, Load]], list[str]]
 
 
 def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
@@ -165,10 +177,8 @@ def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
         raise UserError(
             "--input matches no image; give image files, folders or globs.", code="input_empty"
         )
-    root = _common_folder(list(paths))
-    images = [
-        InputImage(path, printable(Path(os.path.relpath(path, root)).as_posix())) for path in paths
-    ]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    images = [InputImage(path, _name_below(root, path)) for path in paths]
     repeated = [name for name, times in Counter(each.name for each in images).items() if times > 1]
     if repeated:
         raise UserError(
@@ -177,121 +187,106 @@ def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
     return images
 
 
-def is_image(path: str | os.PathLike) -> bool:
-    """Whether a file name has an image's suffix and is not hidden."""
-    name = os.path.basename(os.fspath(path))
-    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS and not name.startswith(".")
+def _name_below(folder: str, path: str) -> str:
+    return printable(Path(os.path.relpath(path, folder)).as_posix())
 
 
 def _expand(given: str) -> list[str]:
+    """Paths of the images that one input names."""
     if os.path.isdir(given):
-        found = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(given)
-            for name in names
-            if is_image(name) and not _is_hidden(os.path.relpath(folder, given))
-        ]
-        if not found:
-            raise UserError(
-                f"{given} contains no image; images end in {', '.join(sorted(IMAGE_ENDINGS))}.",
-                code="input_empty",
-            )
-        return sorted(found)
-    if os.path.splitext(given)[1].lower() in LIST_ENDINGS and os.path.isfile(given):
+        found = [os.path.join(given, name) for name in list_files(Path(given), _IMAGE_SUFFIXES)]
+    elif os.path.splitext(given)[1].lower() in _LIST_SUFFIXES and os.path.isfile(given):
         return _listed(given)
-    if os.path.exists(given):
+    elif os.path.exists(given):
         return [given]
-    found = sorted(path for path in glob.glob(given, recursive=True) if is_image(path))
+    else:
+        found = [path for path in glob.glob(given, recursive=True) if _is_image(path)]
     if not found:
-        words = "matches no image" if glob.has_magic(given) else "does not exist"
-        raise UserError(f"--input {given} {words}; correct the path.", code="file_missing")
-    return found
+        raise UserError(
+            f"--input {given} matches no image; correct the path (images end in "
+            f"{', '.join(sorted(_IMAGE_SUFFIXES))}).",
+            code="input_empty" if os.path.isdir(given) else "file_missing",
+        )
+    return sorted(found)
 
 
-def _is_hidden(folder: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in Path(folder).parts)
+def _is_image(path: str) -> bool:
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def _listed(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"Cannot read the list {path} ({error}); save it as UTF-8 text.", code="file_invalid"
-        ) from error
+    """Paths of the images in a list."""
     folder = os.path.dirname(os.path.abspath(path))
-    found = []
-    for number, line in enumerate(lines, start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        image = os.path.join(folder, line)
-        if not os.path.isfile(image):
-            raise UserError(
-                f"{path}, line {number}: {line} does not exist; correct the line.",
-                code="file_missing",
-            )
-        found.append(image)
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    found = [os.path.join(folder, line) for line in lines if line and not line.startswith("#")]
     if not found:
         raise UserError(f"{path} is empty; write one path per line.", code="input_empty")
+    missing = [image for image in found if not os.path.isfile(image)]
+    if missing:
+        raise UserError(
+            f"{path} names {missing[0]}, which does not exist; correct the line.",
+            code="file_missing",
+        )
     return found
 
 
-def _common_folder(paths: list[str]) -> str:
-    try:
-        return os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # several drives
-        raise UserError(
-            "--input names images on several drives; run once for each.", code="option_conflict"
-        ) from None
+def output_names(images: Sequence[str]) -> dict[str, str]:
+    """Choose the stem of each image's output files.
+
+    Folders come in front, joined by ``__``: ``a/x.jpg`` gives ``a__x.jpg``. The image's own suffix
+    stays, so that ``x.jpg`` and ``x.png`` differ. Unsafe characters become ``_``. Long stems are
+    cut. A stem that is cut, or that another image has too (regardless of case and of how accents
+    are encoded), gets ``~`` and a part of the name's SHA-256.
+
+    Args:
+        images: names of the images, each once; the order does not matter.
+    """
+    whole = {image: _stem(image) for image in images}
+    stems = {
+        image: stem.encode()[:_MAX_BYTES].decode(errors="ignore") for image, stem in whole.items()
+    }
+    times = Counter(map(_fold, stems.values()))
+    for image, stem in stems.items():
+        if stem != whole[image] or times[_fold(stem)] > 1:
+            digest = hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()
+            stems[image] = f"{stem}~{digest[:_HASH_DIGITS]}"
+    return stems
 
 
-class ArrayImage:
-    """An image in memory, read as :class:`microplastics.data.large_images.ImageReader` is."""
+def printable(name: str) -> str:
+    """Make a file's name one that tables and pictures can hold.
 
-    def __init__(self, pixels: np.ndarray):
-        """
-        Args:
-            pixels: (H, W, 3) uint8 BGR.
-        """
-        self.pixels = pixels
-        self.height, self.width = pixels.shape[:2]
+    Bytes that are not UTF-8 become ``\\udc80``, line feeds ``\\n``, other control characters
+    ``\\x07``.
+    """
+    escaped = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
 
-    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
-        return self.pixels[y0:y1, x0:x1]
 
-    def overview(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Give the image with no side above ``max_side``, and px of the image per px of it."""
-        side = max(self.width, self.height)
-        if side <= max_side:
-            return self.pixels, 1.0
-        size = [max(1, round(each * max_side / side)) for each in (self.width, self.height)]
-        return cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), side / max_side
+def _stem(image: str) -> str:
+    # Leading dots hide a file; Windows drops dots and blanks at the end.
+    return _UNSAFE.sub("_", image.replace("/", "__")).strip(". ") or "_"
+
+
+def _fold(stem: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
 
 
 class PaintedRegions:
     """An image whose boxes are painted over in the colour of what surrounds them."""
 
-    def __init__(self, regions: ImageReader | ArrayImage, boxes: Sequence[Box]):
-        """
-        Args:
-            regions: the image.
-            boxes: x, y, width and height in px.
-        """
-        self.width, self.height = regions.width, regions.height
-        self._regions, self._boxes = regions, list(boxes)
-        self._colors = [self._surrounding(box) for box in boxes]
+    def __init__(self, regions: ImageReader, boxes: Sequence[Box]):
+        """Paint ``boxes``, x, y, width and height in px, of an image over."""
+        self.width, self.height, self._regions = regions.width, regions.height, regions
+        self._patches = [(box, self._surrounding(box)) for box in boxes]
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
         image = self._regions.read(x0, y0, x1, y1)
-        if self._boxes:
-            image = image.copy()
-        for (x, y, width, height), color in zip(self._boxes, self._colors, strict=True):
-            rows = slice(max(y - y0, 0), max(y + height - y0, 0))
-            image[rows, max(x - x0, 0) : max(x + width - x0, 0)] = color
+        for (x, y, width, height), color in self._patches:
+            left, top = max(x - x0, 0), max(y - y0, 0)
+            image[top : max(y + height - y0, 0), left : max(x + width - x0, 0)] = color
         return image
 
     def _surrounding(self, box: Box) -> np.ndarray:
@@ -318,7 +313,7 @@ class RunImage:
     """
 
     image: InputImage
-    regions: ImageReader | ArrayImage | None
+    regions: ImageReader | None
     calibration: Calibration | None
     boxes: list[Box]
     notes: list[str]
@@ -329,36 +324,46 @@ class ImageOpener:
     """Opens images by the options of a run."""
 
     def __init__(self, options: RunOptions, region_source: RegionSource | None = None):
-        """
-        Args:
-            options: of the run.
-            region_source: regions of interest; None is the whole image.
+        """Read the calibration table; without ``region_source`` particles count everywhere.
 
         Raises:
-            UserError: the calibration table cannot be read.
+            UserError: the table cannot be read.
         """
-        self._options = options
-        self._region_source = region_source
-        self.table: CalibrationTable | None = None
+        self._options, self._region_source = options, region_source
+        self._table = None
         if options.calibration is not None:
-            self.table = read_calibration_csv(options.calibration)
+            self._table = read_calibration_csv(options.calibration)
 
     @contextlib.contextmanager
-    def open(self, image: InputImage) -> Iterator[RunImage]:
+    def open(self, image: InputImage, size: tuple[int, int] | None = None) -> Iterator[RunImage]:
         """Open one image; it is closed when the block ends.
 
         Args:
-            image: which one.
+            image: which one; without a path it has neither pixels nor metadata or a scale bar.
+            size: height and width in px of an image without a path.
 
         Raises:
             UserError: it cannot be read, or its scale or region cannot be determined.
         """
-        options = self._options
-        with open_reader(
-            image.path, max_pixels=options.max_pixels, allow_large=options.allow_large
-        ) as regions:
-            calibration, boxes, notes = self.scale(image.path, regions)
-            if regions.other_pages:
+        options, limit = self._options, self._options.max_pixels
+        with contextlib.ExitStack() as stack:
+            regions = None
+            if image.path:
+                regions = stack.enter_context(
+                    open_reader(image.path, max_pixels=limit, allow_large=options.allow_large)
+                )
+                size = regions.height, regions.width
+            calibration, boxes, notes = resolve_calibration(
+                image.path or image.name,
+                size[1],
+                size[0],
+                regions and regions.read,
+                um_per_px=options.um_per_px,
+                table=self._table,
+                scale_bar_um=options.scale_bar_um if regions else None,
+                use_metadata=regions is not None and not options.ignore_metadata,
+            )
+            if regions and regions.other_pages:
                 logger.warning(
                     "%s: only the first of its %d pages is looked at; save each as a file of its "
                     "own to have all.",
@@ -366,50 +371,11 @@ class ImageOpener:
                     regions.other_pages + 1,
                 )
                 notes = [*notes, f"{regions.other_pages} more pages were not looked at"]
-            region = self.region(image.name, (regions.height, regions.width), regions)
+            region = None
+            if self._region_source is not None:
+                overview = regions and regions.overview
+                region = self._region_source.of_image(image.name, size, overview)
             yield RunImage(image, regions, calibration, boxes, notes, region)
-
-    def scale(
-        self, path: str, regions: ImageReader | None = None
-    ) -> tuple[Calibration | None, list[Box], list[str]]:
-        """The scale of an image, as :func:`resolve_calibration` gives it.
-
-        Args:
-            path: of the image; without a photograph its name.
-            regions: its pixels; None without a photograph, and so without metadata or a
-                scale bar.
-
-        Raises:
-            UserError: sources disagree, or one of them is invalid.
-        """
-        options = self._options
-        return resolve_calibration(
-            path,
-            regions.width if regions else 0,
-            regions.height if regions else 0,
-            regions.read if regions else None,
-            um_per_px=options.um_per_px,
-            table=self.table,
-            scale_bar_um=options.scale_bar_um if regions else None,
-            use_metadata=regions is not None and not options.ignore_metadata,
-        )
-
-    def region(
-        self, name: str, size: tuple[int, int], regions: ImageReader | None = None
-    ) -> Region | None:
-        """Where particles of an image count; None is everywhere.
-
-        Args:
-            name: of the image.
-            size: its height and width in px.
-            regions: its pixels; None without a photograph.
-
-        Raises:
-            UserError: it cannot be determined.
-        """
-        if self._region_source is None:
-            return None
-        return self._region_source.of_image(name, size, regions.overview if regions else None)
 
 
 def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:
@@ -479,42 +445,13 @@ def _lies_on(mask: np.ndarray, x: int, y: int, box: Box) -> bool:
     return np.count_nonzero(inside) >= _ON_BAR * np.count_nonzero(mask)
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedImage:
-    """One image whose masks are given.
-
-    Attributes:
-        image: its name, and its photograph or an empty path.
-        masks_file: that holds the masks, for messages.
-        load: gives its particles without the colours of their pixels, and what was left out,
-            counted by name.
-    """
-
-    image: InputImage
-    masks_file: str
-    load: Callable[[], tuple[Particles, dict[str, int]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskSource:
-    """All that ``--masks`` names.
-
-    Attributes:
-        images: by the order of the files.
-        class_names: in order.
-    """
-
-    images: list[MaskedImage]
-    class_names: list[str]
-
-
 def read_masks(
     masks: Sequence[str],
     images: str | None = None,
     dataset: str | None = None,
     class_name: str = "Particle",
     min_score: float = 0.0,
-) -> MaskSource:
+) -> GivenMasks:
     """Read masks of any of the kinds that ``microplastics measure`` takes.
 
     Args:
@@ -525,6 +462,10 @@ def read_masks(
         class_name: of all labels of label images.
         min_score: least score of a result.
 
+    Returns:
+        The images in the order of the files, without a path if there is no photograph, each with
+        the function that gives its particles; and the class names in order.
+
     Raises:
         UserError: the masks cannot be used, or a photograph is missing.
     """
@@ -533,58 +474,41 @@ def read_masks(
             f"--images {images} is not a folder; give the folder of the photographs.",
             code="file_missing",
         )
-    given = _read(masks, images, dataset, class_name, min_score)
-    names = Counter(each.image.name for each in given.images)
-    for name, times in names.items():
+    if not any(path.lower().endswith(".json") for path in masks):
+        given, names = _from_label_images(masks, images, class_name)
+    elif len(masks) > 1:
+        raise UserError(
+            "--masks takes one JSON at a time; run once for each.", code="option_conflict"
+        )
+    elif isinstance(results := read_json(masks[0], (dict, list)), list):
+        given, names = _from_results(masks[0], results, images, dataset, min_score)
+    else:
+        given, names = _from_annotations(masks[0], images)
+    for name, times in Counter(image.name for image, _ in given).items():
         if times > 1:
             raise UserError(
                 f"{masks[0]} has masks of {name} {times} times; give each image once.",
                 code="name_clash",
             )
-    return given
+    return given, names
 
 
-def _read(
-    masks: Sequence[str], images: str | None, dataset: str | None, class_name: str, min_score: float
-) -> MaskSource:
-    if not any(path.lower().endswith(".json") for path in masks):
-        return _from_label_images(masks, images, class_name)
-    if len(masks) > 1:
-        raise UserError(
-            "--masks takes one JSON at a time; run once for each.", code="option_conflict"
-        )
-    (path,) = masks
-    if isinstance(read_json(path, (dict, list)), list):
-        return _from_results(path, images, dataset, min_score)
-    return _from_annotations(path, images)
-
-
-def _from_annotations(path: str, images: str | None) -> MaskSource:
-    names = checked_instances(path).classes
+def _from_annotations(path: str, images: str | None) -> GivenMasks:
+    items, names = load_instances(path, ""), checked_instances(path).classes
     given = []
-    for item in load_instances(path, ""):
-        image = _photograph(item["file_name"], images, path)
-        given.append(MaskedImage(image, path, _loader(image.name, item, names)))
-    return MaskSource(given, names)
-
-
-def _loader(name: str, item: dict[str, Any], names: Sequence[str]) -> Callable:
-    def load() -> tuple[Particles, dict[str, int]]:
+    for item in items:
         single = [a for a in item["annotations"] if not a["iscrowd"]]
-        size = (item["height"], item["width"])
-        masks = CropMasks.from_coco([a["segmentation"] for a in single], size)
-        classes = [names[a["category_id"]] for a in single]
-        scores = np.full(len(single), np.nan)
-        ids = np.array([a["id"] for a in single], dtype=np.int64)
-        particles, empty = _particles(name, masks, classes, scores, ids)
-        return particles, _counted(crowds=len(item["annotations"]) - len(single), empty_masks=empty)
-
-    return load
+        left_out = {"crowds": len(item["annotations"]) - len(single)}
+        ids, scores = [a["id"] for a in single], [np.nan] * len(single)
+        image = _photograph(item["file_name"], images, path)
+        load = functools.partial(_load_coco, image, item, single, names, ids, scores, left_out)
+        given.append((image, load))
+    return given, names
 
 
 def _from_results(
-    path: str, images: str | None, dataset: str | None, min_score: float
-) -> MaskSource:
+    path: str, results: list[Any], images: str | None, dataset: str | None, min_score: float
+) -> GivenMasks:
     dataset = dataset or os.path.join(os.path.dirname(path), ANNOTATIONS_FILE)
     if not os.path.isfile(dataset):
         raise UserError(
@@ -592,131 +516,109 @@ def _from_results(
             "that they belong to by --dataset.",
             code="option_missing",
         )
-    content = read_json(dataset)
-    names, entries = _named(content, dataset)
-    results: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for index, result in enumerate(read_json(path, list)):
-        results[_checked(result, f"{path}, result {index}", entries, names)].append(result)
-    given = []
-    for image_id, entry in entries.items():
-        image = _photograph(entry["file_name"], images, dataset)
-        size = (entry["height"], entry["width"])
-        load = _result_loader(image.name, size, results[image_id], names, min_score, path)
-        given.append(MaskedImage(image, path, load))
-    return MaskSource(given, list(names.values()))
-
-
-def _named(
-    content: dict[str, Any], dataset: str
-) -> tuple[dict[int, str], dict[int, dict[str, Any]]]:
-    """Class names by category id, and image entries by id.
-
-    The annotations are not looked at: results may be of a data set that has none.
-    """
-    checked = check_content(dataset, {**content, "annotations": []})
+    # Its annotations are not looked at: results may be of a data set that has none.
+    checked = check_content(dataset, {**read_json(dataset), "annotations": []})
     names = {each["id"]: each["name"] for each in checked.categories}
-    return names, dict(sorted(checked.images.items()))
-
-
-def _checked(result: Any, where: str, entries: dict[int, Any], names: dict[int, str]) -> int:
-    if not isinstance(result, dict):
-        raise UserError(
-            f"{where}: not a result; expected image_id, category_id and score.", code="run_invalid"
-        )
-    image_id, category = result.get("image_id"), result.get("category_id")
-    if not isinstance(image_id, int) or image_id not in entries:
-        raise UserError(
-            f"{where}: image {image_id!r} is not in the data set; give the COCO JSON that the "
-            "results belong to by --dataset.",
-            code="annotations_invalid",
-        )
-    if not isinstance(category, int) or category not in names:
-        raise UserError(
-            f"{where}: category {category!r} is not in the data set; give the COCO JSON that the "
-            "results belong to by --dataset.",
-            code="annotations_invalid",
-        )
-    score = result.get("score")
-    if not isinstance(score, (int, float)) or not 0 <= score <= 1:
-        raise UserError(f"{where}: the score is {score!r}; expected 0 to 1.", code="run_invalid")
-    if not isinstance(result.get("segmentation"), (dict, list)):
-        raise UserError(
-            f"{where}: the result has no mask; expected masks, not only boxes.", code="run_invalid"
-        )
-    return image_id
-
-
-def _result_loader(
-    name: str,
-    size: tuple[int, int],
-    results: list[dict[str, Any]],
-    names: dict[int, str],
-    min_score: float,
-    path: str,
-) -> Callable:
-    def load() -> tuple[Particles, dict[str, int]]:
-        kept = [result for result in results if result["score"] >= min_score]
-        try:
-            masks = CropMasks.from_coco([result["segmentation"] for result in kept], size)
-        except ValueError as error:
+    by_image: dict[int, list[dict[str, Any]]] = {number: [] for number in checked.images}
+    for index, result in enumerate(results):
+        problem = _problem(result, by_image, names)
+        if problem:
             raise UserError(
-                f"{path}, image {name}: {error}; export the results again.",
+                f"{path}, result {index}: {problem}; give results with masks, and the COCO JSON "
+                "that they belong to by --dataset.",
                 code="annotations_invalid",
-            ) from error
-        classes = [names[result["category_id"]] for result in kept]
-        scores = np.array([result["score"] for result in kept], dtype=np.float64)
-        ids = np.arange(1, len(kept) + 1, dtype=np.int64)
-        particles, empty = _particles(name, masks, classes, scores, ids)
-        return particles, _counted(below_min_score=len(results) - len(kept), empty_masks=empty)
+            )
+        by_image[result["image_id"]].append(result)
+    given = []
+    for number, entry in sorted(checked.images.items()):
+        found = by_image[number]
+        kept = [result for result in found if result["score"] >= min_score]
+        left_out = {"below_min_score": len(found) - len(kept)}
+        ids, scores = range(1, len(kept) + 1), [result["score"] for result in kept]
+        image = _photograph(entry["file_name"], images, dataset)
+        load = functools.partial(_load_coco, image, entry, kept, names, ids, scores, left_out)
+        given.append((image, load))
+    return given, list(names.values())
 
-    return load
+
+def _problem(result: Any, images: dict[int, Any], names: dict[int, str]) -> str | None:
+    """Why a result cannot be used."""
+    fields = result if isinstance(result, dict) else {}
+    for thing, known in (("image", images), ("category", names)):
+        number = fields.get(f"{thing}_id")
+        if not isinstance(number, int) or number not in known:
+            return f"{thing} {number!r} is not in the data set"
+    score = fields.get("score")
+    if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+        return f"the score is {score!r}, not 0 to 1"
+    if not isinstance(fields.get("segmentation"), (dict, list)):
+        return "the result has no mask"
+    return None
 
 
-def _from_label_images(masks: Sequence[str], images: str | None, class_name: str) -> MaskSource:
+def _load_coco(
+    image: InputImage,
+    entry: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    names: Sequence[str] | dict[int, str],
+    ids: Sequence[int],
+    scores: Sequence[float],
+    left_out: dict[str, int],
+) -> tuple[Particles, dict[str, int]]:
+    segmentations = [each["segmentation"] for each in annotations]
+    try:
+        masks = CropMasks.from_coco(segmentations, (entry["height"], entry["width"]))
+    except ValueError as error:
+        raise UserError(
+            f"A mask of {image.name} cannot be used ({error}); export the masks again.",
+            code="annotations_invalid",
+        ) from error
+    classes = [names[each["category_id"]] for each in annotations]
+    particles, empty = _particles(image.name, masks, classes, scores, ids)
+    return particles, {**left_out, "empty_masks": empty}
+
+
+def _from_label_images(masks: Sequence[str], images: str | None, class_name: str) -> GivenMasks:
     given = []
     for file in find_images(masks):
         name, path = file.name, ""
         if images is not None:
             path = _beside(file.name, images)
-            name = printable(Path(os.path.relpath(path, images)).as_posix())
-        load = _label_loader(name, file.path, class_name)
-        given.append(MaskedImage(InputImage(path, name, file.path), file.path, load))
-    return MaskSource(given, [class_name])
+            name = _name_below(images, path)
+        given.append(InputImage(path, name, file.path))
+    loads = [functools.partial(_load_labels, image, class_name) for image in given]
+    return list(zip(given, loads, strict=True)), [class_name]
 
 
-def _label_loader(name: str, path: str, class_name: str) -> Callable:
-    def load() -> tuple[Particles, dict[str, int]]:
-        labels, _ = read_label_image(path)
-        try:
-            ids, rles, _ = instance_rles(labels)
-        except ValueError as error:
-            raise UserError(f"{path} {error}.", code="file_invalid") from error
-        masks = CropMasks.from_rles(rles, labels.shape)
-        scores = np.full(len(ids), np.nan)
-        classes = [class_name] * len(ids)
-        return _particles(name, masks, classes, scores, np.array(ids, dtype=np.int64))[0], {}
-
-    return load
+def _load_labels(image: InputImage, class_name: str) -> tuple[Particles, dict[str, int]]:
+    labels, _ = read_label_image(image.masks_path)
+    try:
+        ids, rles, _ = instance_rles(labels)
+    except ValueError as error:
+        raise UserError(f"{image.masks_path} {error}.", code="file_invalid") from error
+    masks, scores = CropMasks.from_rles(rles, labels.shape), [np.nan] * len(ids)
+    return _particles(image.name, masks, [class_name] * len(ids), scores, ids)[0], {}
 
 
 def _particles(
-    name: str, masks: CropMasks, classes: Sequence[str], scores: np.ndarray, ids: np.ndarray
+    name: str,
+    masks: CropMasks,
+    classes: Sequence[str],
+    scores: Sequence[float],
+    ids: Sequence[int],
 ) -> tuple[Particles, int]:
-    kept = np.flatnonzero(masks.nonempty().numpy())
+    """The particles whose masks have a pixel, and the number of the others."""
     particles = Particles(
         name,
         masks.image_size,
-        [masks.crops[index] for index in kept],
-        masks.offsets[kept],
-        [classes[index] for index in kept],
-        scores[kept],
-        ids[kept],
+        masks.crops,
+        masks.offsets,
+        classes,
+        np.array(scores, dtype=np.float64),
+        np.array(ids, dtype=np.int64),
     )
-    return particles, len(masks) - len(kept)
-
-
-def _counted(**counts: int) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if count}
+    kept = np.flatnonzero(masks.nonempty().numpy()).tolist()
+    return _only(particles, kept), len(masks) - len(kept)
 
 
 def _photograph(file_name: str, images: str | None, source: str) -> InputImage:
@@ -743,7 +645,7 @@ def _beside(name: str, images: str) -> str:
         each
         for each in (sorted(os.listdir(folder)) if os.path.isdir(folder) else [])
         # Our own label images are called IMAGE.jpg.tif.
-        if is_image(each) and stem in (each, os.path.splitext(each)[0])
+        if _is_image(each) and stem in (each, os.path.splitext(each)[0])
     ]
     if len(found) != 1:
         number = "no photograph" if not found else f"{len(found)} photographs"

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,89 +24,66 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from tabulate import tabulate
 from tqdm import tqdm
 
 import microplastics
-from microplastics.calibration import Calibration
-from microplastics.calibration.sources import check_scale, read_calibration_csv
+from microplastics.calibration.sources import check_scale
 from microplastics.config import load_config
+from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.defaults import check_output_dir
 from microplastics.engine.weights import choose_weights, sha256_of
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_tiled
-from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
+    IMAGE_COLUMNS,
     combine_tables,
-    images_table,
+    parse_size_classes,
     particle_table,
-    with_size_classes,
 )
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import CIRCLE, RegionSource
 from microplastics.runs.images import (
-    ArrayImage,
     ImageOpener,
     InputImage,
-    MaskedImage,
+    Load,
     PaintedRegions,
     RunImage,
     RunOptions,
     find_images,
+    output_names,
     read_masks,
     run_options,
     within,
     without_boxes,
 )
-from microplastics.runs.store import (
-    FAILED_FILE,
-    RUN_FILE,
-    SAMPLES_FILE,
-    SUMMARY_FILE,
-    RunStore,
-    forget_image,
-    forget_run,
-)
+from microplastics.runs.store import FAILED_FILE, RUN_FILE, RunStore, forget_image
 from microplastics.runs.summaries import (
-    PARTICLES_FILE,
-    blank_names,
+    SOME_FAILED,
     check_samples,
+    counted,
     make_summaries,
-    merge_runs,
+    matching,
+    merge_into,
+    print_summary,
+    write_summaries,
 )
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError, WriteError
-from microplastics.utils.io import read_json, write_json
-from microplastics.writers import (
-    check_formats,
-    output_names,
-    write_csv,
-    write_image,
-    write_parquet,
-    write_run,
-)
-from microplastics.writers.base import ImageResult
-from microplastics.writers.parts import read_part
+from microplastics.utils.io import write_json
+from microplastics.writers.registry import write_image, write_run
+from microplastics.writers.tables import ImageResult, read_part, write_csv
 
 logger = logging.getLogger(__name__)
 
-SOME_FAILED = 3
-"""Exit code of a run in which images failed."""
-
-# Of the columns and their texts: a run does not go on in another one's.
-_TABLE_VERSION = 2
-_SHOWN = 20  # rows of the summary on the terminal
+# Of the columns, their texts and the parts: a run does not go on in another one's.
+_TABLE_VERSION = 3
 _PATIENCE = datetime.timedelta(days=30)
 
 DEFAULT_THRESHOLD = 0.5
 """Lowest score of a particle if neither the command line nor the checkpoint has one."""
 # Images whose files are written while the model is at work on the next ones.
 _BEHIND = 3
-_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
-# What found the particles must be the same, or the counts cannot be added up.
-_OF_MODEL = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "join", "max_overlap")
-_SAME = (*_OF_MODEL, "min_score")
 
 
 class Run:
@@ -115,7 +92,7 @@ class Run:
     Attributes:
         images: all of the run.
         options: of the run.
-        region_source: regions of interest; None is the whole image.
+        opener: opens the images by the options.
     """
 
     def __init__(
@@ -137,43 +114,33 @@ class Run:
         Raises:
             UserError: an option makes no sense.
         """
-        check_formats(options.formats)
         if options.um_per_px is not None:
             check_scale(options.um_per_px, "--um-per-px")
         names = [image.name for image in images]
         check_samples(options, names)
-        self.images = list(images)
-        self.options = options
-        self._class_names = list(class_names)
-        self._about = about
+        self.images, self.options = list(images), options
+        self._class_names, self._about = list(class_names), about
         self._names = output_names(names)
         self._output = Path(options.output)
         self._start = time.time()
         settings = {**settings, **options.settings(), "class_names": self._class_names}
         settings["table_version"] = _TABLE_VERSION
-        if options.calibration is not None:
-            read_calibration_csv(options.calibration)
-            settings["calibration"] = sha256_of(options.calibration)
-        self.region_source: RegionSource | None = None
+        source = None
         if options.region is not None:
-            self.region_source = self._use_region(options.region)
-            if self.region_source.needs_image:
-                settings["circle_finder"] = self.region_source.fingerprint()[:8]
+            source = RegionSource(options.region)
+            source.check(names, {each.name: each.path for each in images})
+            self.images = [
+                dataclasses.replace(image, region_path=str(source.path_of(image.name) or ""))
+                for image in images
+            ]
+            self._about = {**about, "region_sha256": source.fingerprint()}
+            if source.needs_image:
+                settings["circle_finder"] = source.fingerprint()[:8]
+        self.opener = ImageOpener(options, source)
+        if options.calibration is not None:
+            settings["calibration"] = sha256_of(options.calibration)
         self._store = RunStore(options.output, settings)
         self._patient: dist.ProcessGroup | None = None
-
-    def _use_region(self, what: str) -> RegionSource:
-        """Give each image the file of its region."""
-        source = RegionSource(what)
-        source.check(
-            [image.name for image in self.images], {each.name: each.path for each in self.images}
-        )
-        self.images = [
-            dataclasses.replace(image, region_path=str(source.path_of(image.name) or ""))
-            for image in self.images
-        ]
-        self._about = {**self._about, "region_sha256": source.fingerprint()}
-        return source
 
     def begin(self) -> list[InputImage]:
         """Claim the folder, and give the images that this process has to do.
@@ -230,43 +197,35 @@ class Run:
             record: what run.json says of how.
             start: ``time.perf_counter()`` when work on it began.
         """
-        options = self.options
+        options, image = self.options, opened.image
+        calibration, region = opened.calibration, opened.region
         everywhere, on_bar = without_boxes(particles, opened.boxes)
         table = particle_table(
             everywhere,
-            opened.calibration,
+            calibration,
             size_classes=parse_size_classes(options.size_classes),
             min_size=options.min_size,
             processes=1,
         )
-        particles, table = within(everywhere, table, opened.region)
-        outside = len(everywhere) - len(particles)
+        particles, table = within(everywhere, table, region)
         result = ImageResult(
-            particles,
-            table,
-            self._class_names,
-            opened.calibration,
-            opened.regions,
-            opened.region,
+            particles, table, self._class_names, calibration, opened.regions, region
         )
-        name = self._names[opened.image.name]
-        notes = write_image(result, self._output, options.formats, name)
-        left_out = {**notes, "on_scale_bar": on_bar, "outside_region": outside}
-        calibration, region = opened.calibration, opened.region
+        left_out = {
+            **write_image(result, self._output, options.formats, self._names[image.name]),
+            "on_scale_bar": on_bar,
+            "outside_region": len(everywhere) - len(particles),
+        }
         height, width = particles.image_size
         self._store.save(
-            opened.image,
+            image,
             result,
             {
-                "name": opened.image.name,
-                "path": opened.image.path,
-                "sha256": sha256_of(opened.image.path) if opened.image.path else None,
-                "width": width,
-                "height": height,
+                "name": image.name,
+                "path": image.path,
+                "sha256": sha256_of(image.path) if image.path else None,
                 "region": region.source if region else None,
                 "region_px": region.area_px if region else width * height,
-                "um_per_px": calibration.um_per_px if calibration else None,
-                "calibration_source": calibration.source if calibration else None,
                 "calibration_notes": opened.notes,
                 "no_particles_in": [list(box) for box in opened.boxes],
                 "particles": len(particles),
@@ -289,53 +248,46 @@ class Run:
             dist.barrier(group=self._patient)
         if not comm.is_main_process():
             return 0
+        output, options, classes = self._output, self.options, self._class_names
         finished = [image for image in self.images if self._store.is_finished(image)]
         done = {image.name for image in finished}
-        failed = [image for image in self.images if image.name not in done]
-        failures = [(each.name, each.path, self._store.failure(each)) for each in failed]
-        self._write_failed(failures)
+        failures = [
+            {"image": each.name, "path": each.path, "error": self._store.failure(each)}
+            for each in self.images
+            if each.name not in done
+        ]
+        if failures:
+            write_csv(pd.DataFrame(failures), output / FAILED_FILE)
+        else:
+            (output / FAILED_FILE).unlink(missing_ok=True)
         if not finished:
             raise UserError(
-                f"All {len(self.images)} images failed: {failures[0][2]}", code="input_empty"
+                f"All {len(self.images)} images failed: {failures[0]['error']}", code="input_empty"
             )
-        self._check_blanks(done)
+        for pattern in options.blanks:
+            if not matching(done, pattern):
+                raise UserError(
+                    f"The blanks {pattern} failed, see {output / FAILED_FILE}; fix them and add "
+                    "--resume, or leave them out of --blanks.",
+                    code="run_invalid",
+                )
         parts = [self._store.part(image) for image in finished]
-        written = write_run(parts, self._output, self.options.formats, self._class_names)
+        left_out = write_run(parts, output, options.formats, classes)
         records = [self._store.record(image) for image in finished]
         table = combine_tables(read_part(part).table.to_pandas() for part in parts)
-        summaries = make_summaries(table, _images_of(records), self._class_names, self.options)
-        write_summaries(self._output, *summaries)
-        self._write_record(records, failures, written.notes)
-        print_summary(self._output, *summaries, self._class_names)
+        summaries = make_summaries(table, _images_table(records), classes, options)
+        write_summaries(output, *summaries)
+        self._write_record(records, len(failures), left_out)
+        print_summary(output, *summaries, classes)
         outside = sum(record["left_out"].get("outside_region", 0) for record in records)
         if outside:
             print(f"{counted(outside, 'particle')} outside of the region left out")
-        if failed:
-            print(f"{counted(len(failed), 'image')} failed, see {self._output / FAILED_FILE}")
-        return SOME_FAILED if failed else 0
-
-    def _check_blanks(self, done: Collection[str]) -> None:
-        for pattern in self.options.blanks:
-            blanks = blank_names([image.name for image in self.images], [pattern])
-            if not any(name in done for name in blanks):
-                raise UserError(
-                    f"The blank {blanks[0]} failed, see {self._output / FAILED_FILE}; fix it and "
-                    "add --resume, or leave it out of --blanks.",
-                    code="run_invalid",
-                )
-
-    def _write_failed(self, failures: Sequence[tuple[str, str, str]]) -> None:
-        path = self._output / FAILED_FILE
         if failures:
-            write_csv(pd.DataFrame(failures, columns=["image", "path", "error"]), path)
-        else:
-            path.unlink(missing_ok=True)
+            print(f"{counted(len(failures), 'image')} failed, see {output / FAILED_FILE}")
+        return SOME_FAILED if failures else 0
 
     def _write_record(
-        self,
-        records: Sequence[dict[str, Any]],
-        failures: Sequence[tuple[str, str, str]],
-        left_out: dict[str, int],
+        self, records: list[dict[str, Any]], failed: int, left_out: dict[str, int]
     ) -> None:
         data = {
             "microplastics": microplastics.__version__,
@@ -352,98 +304,24 @@ class Run:
             "class_names": self._class_names,
             "particles": sum(record["particles"] for record in records),
             "left_out": left_out,
-            "failed": len(failures),
-            "images": [{k: v for k, v in each.items() if k != "file"} for each in records],
+            "failed": failed,
+            "images": [
+                {key: value for key, value in each.items() if key not in ("files", "image")}
+                for each in records
+            ],
         }
         write_json(self._output / RUN_FILE, data, indent=1)
 
 
-def write_summaries(output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None) -> None:
-    """Write summary.csv, and samples.csv if images are summed."""
-    write_csv(summary, output / SUMMARY_FILE)
-    if samples is not None:
-        write_csv(samples, output / SAMPLES_FILE)
-    else:
-        (output / SAMPLES_FILE).unlink(missing_ok=True)
-
-
-def print_summary(
-    output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None, classes: Sequence[str]
-) -> None:
-    """Print the number of particles found and the output folder."""
-    shown = summary if samples is None else samples
-    median = next((c for c in ("feret_max_p50_um", "feret_max_p50_px") if c in shown), None)
-    columns = {shown.columns[0]: shown.columns[0], "count": "particles"}
-    columns.update({f"{name}.count": name for name in classes if f"{name}.count" in shown})
-    if median is not None:
-        columns[median] = f"median size, {'µm' if median.endswith('um') else 'px'}"
-    rows = shown[list(columns)].rename(columns=columns)
-    rows = rows.astype(object).where(rows.notna(), None)  # no median without particles
-    print(
-        tabulate(
-            rows[:_SHOWN],
-            headers="keys",
-            tablefmt="pipe",
-            floatfmt=".1f",
-            showindex=False,
-            disable_numparse=[0],
-        )
-    )
-    if len(rows) > _SHOWN:
-        print(f"… and {len(rows) - _SHOWN} more rows in {output}")
-    found = counted(int(summary["count"].sum()), "particle")
-    print(f"{found} on {counted(len(summary), 'image')}. Results in {output}")
-
-
-def counted(number: int, thing: str) -> str:
-    """Give ``1 image`` or ``2 images``."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _images_of(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    def calibration(record: dict[str, Any]) -> Calibration | None:
-        if record["um_per_px"] is None:
-            return None
-        return Calibration(record["um_per_px"], record["calibration_source"])
-
-    return images_table(
-        (each["name"], (each["height"], each["width"]), calibration(each), each["region_px"])
-        for each in records
-    )
-
-
-def image_in_memory(opened: RunImage, pixels: Any) -> RunImage:
-    """The same image with all its pixels in memory, its file closed."""
-    return dataclasses.replace(opened, regions=ArrayImage(pixels))
+def _images_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The images as :func:`microplastics.measurement.table.images_table` gives them."""
+    keys = {"width_px": "width", "height_px": "height"}
+    rows = [[each[keys.get(name, name)] for name in IMAGE_COLUMNS] for each in records]
+    return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(IMAGE_COLUMNS)
 
 
 def _time(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictOptions:
-    """Options of a prediction that are not part of the model.
-
-    Attributes:
-        tile, overlap, largest, coarse: how images are cut; see
-            :func:`microplastics.data.tiling.choose_tiling`.
-        join: put pieces of broken fibres together, in windows.
-        max_overlap: of two detections, see
-            :func:`microplastics.modeling.postprocessing.drop_duplicates`; 1 keeps all.
-    """
-
-    tile: int | None = None
-    overlap: int | None = None
-    largest: float | None = None
-    coarse: bool = True
-    join: bool = True
-    max_overlap: float = 0.5
-
-    def tiling(self) -> dict[str, Any]:
-        """The arguments of ``choose_tiling``."""
-        names = ("tile", "overlap", "largest", "coarse")
-        return {name: getattr(self, name) for name in names}
 
 
 def predict_run(args: argparse.Namespace) -> int:
@@ -463,28 +341,28 @@ def predict_run(args: argparse.Namespace) -> int:
     check_output_dir(options.output)
     setup_logger(options.output, distributed_rank=comm.get_rank(), name="microplastics")
     predictor = make_predictor(args)
+    cfg = predictor.cfg
     if not predictor.has_masks:
         raise UserError(
-            f"{predictor.cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; "
-            "expected a model with masks.",
+            f"{cfg.MODEL.WEIGHTS} predicts boxes only, which cannot be measured; expected a model "
+            "with masks.",
             code="checkpoint_mismatch",
         )
-    max_overlap = args.max_overlap
-    if max_overlap is None:
-        max_overlap = predictor.cfg.TEST.COUNTING.MAX_OVERLAP
+    max_overlap = cfg.TEST.COUNTING.MAX_OVERLAP if args.max_overlap is None else args.max_overlap
     if not 0 <= max_overlap <= 1:
         raise UserError(
             f"--max-overlap is {max_overlap:g}; expected 0 to 1.", code="option_invalid"
         )
-    how = PredictOptions(args.tile, args.overlap, args.largest, args.coarse, args.join, max_overlap)
+    tiling = {name: getattr(args, name) for name in ("tile", "overlap", "largest", "coarse")}
     # Wrong numbers are reported once, not for each image.
-    choose_tiling(predictor.cfg, (1, 1), **how.tiling())
-    options = dataclasses.replace(options, max_pixels=predictor.cfg.INPUT.MAX_PIXELS)
-    about = predictor_metadata(predictor, how)
+    choose_tiling(cfg, (1, 1), **tiling)
+    how = {"tiling": tiling, "join": args.join, "max_overlap": max_overlap}
+    about = {**predictor_metadata(predictor), **how}
     settings = {key: value for key, value in about.items() if key not in ("checkpoint", "device")}
-    settings.update(config_settings(predictor.cfg))
+    settings.update(config_settings(cfg))
+    options = dataclasses.replace(options, max_pixels=cfg.INPUT.MAX_PIXELS)
     run = Run(images, options, predictor.class_names, about, settings)
-    predict_images(predictor, run.begin(), run, how)
+    ParticleFinder(predictor, run, **how).predict(run.begin())
     return run.end()
 
 
@@ -515,7 +393,7 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(choose_weights(cfg, weights_given=bool(args.weights)), **more)
 
 
-def predictor_metadata(predictor: Predictor, how: PredictOptions) -> dict[str, Any]:
+def predictor_metadata(predictor: Predictor) -> dict[str, Any]:
     """What run.json says of the model, plain values."""
     return {
         "checkpoint": os.path.abspath(predictor.cfg.MODEL.WEIGHTS),
@@ -528,9 +406,6 @@ def predictor_metadata(predictor: Predictor, how: PredictOptions) -> dict[str, A
         "device": str(predictor.cfg.MODEL.DEVICE),
         "min_size_test": predictor.cfg.INPUT.MIN_SIZE_TEST,
         "max_size_test": predictor.cfg.INPUT.MAX_SIZE_TEST,
-        "tiling": how.tiling(),
-        "join": how.join,
-        "max_overlap": how.max_overlap,
     }
 
 
@@ -547,268 +422,139 @@ def config_settings(cfg: CfgNode) -> dict[str, Any]:
     return found
 
 
-def predict_images(
-    predictor: Predictor, images: Sequence[InputImage], run: Run, how: PredictOptions
-) -> None:
-    """Predict images, those first that go through the network whole, and finish each.
+class ParticleFinder:
+    """Finds the particles of a run's images with a model."""
 
-    Images that cannot be read or finished are noted; the others go on.
-
-    Args:
-        predictor: the model.
-        images: of this process.
-        run: takes the particles.
-        how: of what is not the model's.
-    """
-    opener, mosaics = ImageOpener(run.options, run.region_source), []
-    quiet = None if comm.is_main_process() else True
-    with (
-        tqdm(total=len(images), desc="Images", unit="image", disable=quiet) as progress,
-        BackgroundWriter(progress.update) as behind,
+    def __init__(
+        self,
+        predictor: Predictor,
+        run: Run,
+        tiling: dict[str, Any],
+        join: bool = True,
+        max_overlap: float = 0.5,
     ):
-        for opened, predictions, start in _whole(predictor, images, run, opener, how, mosaics):
-            behind.submit(
-                _finish_whole, predictor, run, how.max_overlap, opened, predictions, start
-            )
-        progress.update(len(images) - len(mosaics) - behind.submitted)  # those that failed
-        for image in mosaics:
-            with run.attempt(image):
-                _one_mosaic(predictor, image, run, opener, how, quiet)
-            progress.update()
-
-
-def _tiling_of(predictor: Predictor, opened: RunImage, how: PredictOptions) -> Tiling | None:
-    return choose_tiling(
-        predictor.cfg,
-        (opened.regions.height, opened.regions.width),
-        predictor.info.get("training_side"),
-        **how.tiling(),
-    )
-
-
-def _whole(
-    predictor: Predictor,
-    images: Iterable[InputImage],
-    run: Run,
-    opener: ImageOpener,
-    how: PredictOptions,
-    mosaics: list[InputImage],
-) -> Iterator[tuple[RunImage, Any, float]]:
-    """Predictions of the images that are not cut; the others are listed in ``mosaics``."""
-    order: deque[tuple[RunImage, float]] = deque()
-
-    def pixels() -> Iterator[np.ndarray]:
-        for image in images:
-            # The predictor draws from this in a thread of its own, ahead of the model.
-            with run.attempt(image), opener.open(image) as opened:
-                start = time.perf_counter()
-                if _tiling_of(predictor, opened, how) is not None:
-                    mosaics.append(image)
-                    continue
-                size = (opened.regions.width, opened.regions.height)
-                held = image_in_memory(opened, opened.regions.read(0, 0, *size))
-                painted = _painted(held)
-                order.append((held, start))
-                yield painted
-
-    source, again = pixels(), True
-    while again:
-        again = False
-        try:
-            for predictions in predictor.predict_many(source):
-                opened, start = order.popleft()
-                yield opened, predictions, start
-        except WriteError:
-            raise
-        except Exception as error:
-            # Such as an image too large for memory: running each separately shows which.
-            logger.warning("%s; trying the images of that batch one by one.", _first_line(error))
-            again = bool(order)
-        while order and again:
-            opened, start = order.popleft()
-            with run.attempt(opened.image):
-                (predictions,) = predictor.predict_many([_painted(opened)])
-                yield opened, predictions, start
-
-
-def _painted(held: RunImage) -> np.ndarray:
-    size = (held.regions.width, held.regions.height)
-    return PaintedRegions(held.regions, held.boxes).read(0, 0, *size)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _finish_whole(
-    predictor: Predictor,
-    run: Run,
-    max_overlap: float,
-    opened: RunImage,
-    predictions: Any,
-    start: float,
-) -> None:
-    with run.attempt(opened.image):
-        distinct = drop_duplicates(predictions, max_overlap)
-        particles, empty = to_particles(
-            distinct, opened.image.name, predictor.class_names, opened.regions.pixels
-        )
-        duplicates = len(predictions) - len(distinct)
-        record = {"tile": None, "duplicates": duplicates, "empty_masks": empty}
-        run.finish(opened, particles, record, start)
-
-
-def _one_mosaic(
-    predictor: Predictor,
-    image: InputImage,
-    run: Run,
-    opener: ImageOpener,
-    how: PredictOptions,
-    quiet: bool | None,
-) -> None:
-    start = time.perf_counter()
-    cut_short = predictor.windows_cut_short
-    with opener.open(image) as opened:
-        tiling = _tiling_of(predictor, opened, how)
-        regions = PaintedRegions(opened.regions, opened.boxes)
-        particles, counts = predict_tiled(
-            predictor,
-            regions,
-            image.name,
-            tiling,
-            max_overlap=how.max_overlap,
-            join=how.join,
-            region=opened.region,
-            quiet=quiet,
-        )
-        # Tables and pictures need memory now, and read little.
-        opened.regions.release()
-        record = {
-            **dataclasses.asdict(tiling),
-            **dataclasses.asdict(counts),
-            "windows_cut_short": predictor.windows_cut_short - cut_short,
-        }
-        run.finish(opened, particles, record, start)
-
-
-class BackgroundWriter:
-    """Finishes images in a thread while the model is at work on the next; a few at a time."""
-
-    def __init__(self, done: Callable[[], Any]):
         """
         Args:
-            done: called after each.
+            predictor: the model.
+            run: takes the particles.
+            tiling: how images are cut, see :func:`microplastics.data.tiling.choose_tiling`.
+            join: put pieces of broken fibres together, in windows.
+            max_overlap: of two detections, see
+                :func:`microplastics.modeling.postprocessing.drop_duplicates`; 1 keeps all.
         """
-        self.submitted = 0
-        self._done = done
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="files")
-        self._waiting: deque[Future] = deque()
+        self._predictor, self._run = predictor, run
+        self._tiling, self._join, self._max_overlap = tiling, join, max_overlap
+        self._quiet = None if comm.is_main_process() else True
 
-    def submit(self, function: Callable, *args: Any) -> None:
-        """Call a function in the thread; an error of an earlier one is raised here."""
-        self.submitted += 1
-        self._waiting.append(self._pool.submit(function, *args))
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) > _BEHIND):
-            self._take()
+    def predict(self, images: Sequence[InputImage]) -> None:
+        """Predict images, those first that go through the network whole, and finish each.
 
-    def _take(self) -> None:
-        self._waiting.popleft().result()
-        self._done()
+        Images that cannot be read or finished are noted; the others go on.
+        """
+        large: list[InputImage] = []
+        with (
+            tqdm(total=len(images), desc="Images", unit="image", disable=self._quiet) as progress,
+            ThreadPoolExecutor(1, thread_name_prefix="files") as files,
+        ):
+            # Files are written while the model is at work on the next images.
+            behind: deque[Future] = deque()
+            for found in self._whole(images, large):
+                behind.append(files.submit(self._finish_whole, *found))
+                if len(behind) > _BEHIND:
+                    behind.popleft().result()
+                    progress.update()
+            for job in behind:
+                job.result()
+            progress.update(len(images) - len(large) - progress.n)
+            for image in large:
+                with self._run.attempt(image):
+                    self._find_in_windows(image)
+                progress.update()
 
-    def __enter__(self) -> "BackgroundWriter":
-        return self
+    def _whole(
+        self, images: Iterable[InputImage], large: list[InputImage]
+    ) -> Iterator[tuple[RunImage, Any, float]]:
+        """Predictions of the images that are not cut; the others are listed in ``large``."""
+        order: deque[tuple[RunImage, float]] = deque()
 
-    def __exit__(self, error_type: type | None, *_: Any) -> None:
-        try:
-            while self._waiting and error_type is None:
-                self._take()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+        def pixels() -> Iterator[np.ndarray]:
+            for image in images:
+                # The predictor draws from this in a thread of its own, ahead of the model.
+                with self._run.attempt(image), self._run.opener.open(image) as opened:
+                    start = time.perf_counter()
+                    if self._choose_tiling(opened) is not None:
+                        large.append(image)
+                        continue
+                    size = opened.regions.width, opened.regions.height
+                    in_memory = ImageReader(image.path, *size)
+                    in_memory.decoded = opened.regions.read(0, 0, *size)
+                    opened = dataclasses.replace(opened, regions=in_memory)
+                    painted = _painted(opened)
+                    order.append((opened, start))
+                    yield painted
 
-
-def merge_into(runs: Sequence[str], options: RunOptions) -> int:
-    """Write the tables of several finished runs, and count them again by the options.
-
-    Args:
-        runs: their folders.
-        options: of the summary, and the folder for the new tables.
-
-    Returns:
-        0, or 3 if images failed in one of the runs.
-
-    Raises:
-        UserError: the runs do not go together, the folder is one of them, or an option is for
-            images only.
-    """
-    for name in _OF_IMAGES:
-        if getattr(options, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} cannot be combined with --merge-runs, which does not "
-                "measure again; leave it out.",
-                code="option_conflict",
-            )
-    output = Path(options.output)
-    if output.resolve() in [Path(run).resolve() for run in runs]:
-        raise UserError(
-            f"--output {output} is one of the runs; choose another folder.", code="option_conflict"
-        )
-    if (output / SUMMARY_FILE).exists() and not options.overwrite:
-        raise UserError(
-            f"{output} contains a run; add --overwrite, or choose another --output.",
-            code="output_exists",
-        )
-    table, images = merge_runs(runs, _SAME)
-    check_samples(options, images["image"].tolist())
-    table = with_size_classes(table, parse_size_classes(options.size_classes), options.min_size)
-    classes, failed = _classes(runs), _failed(runs)
-    summaries = make_summaries(table, images, classes, options)
-    forget_run(output, ())
-    write_csv(table, output / PARTICLES_FILE)
-    if "parquet" in options.formats:
-        write_parquet(table, (output / PARTICLES_FILE).with_suffix(".parquet"))
-    write_summaries(output, *summaries)
-    about = {
-        "microplastics": microplastics.__version__,
-        "merged": [str(Path(run).resolve()) for run in runs],
-        "options": {**dataclasses.asdict(options)},
-        "class_names": classes,
-        "particles": len(table),
-        "failed": sum(failed.values()),
-    }
-    write_json(output / RUN_FILE, about, indent=1)
-    print_summary(output, *summaries, classes)
-    for run, number in failed.items():
-        print(f"{counted(number, 'image')} failed in {run} and are not counted")
-    return SOME_FAILED if failed else 0
-
-
-def _failed(runs: Sequence[str]) -> dict[str, int]:
-    """The runs in which images failed, and how many."""
-    failed: dict[str, int] = {}
-    for run in runs:
-        path = Path(run, FAILED_FILE)
-        if path.is_file():
+        source, again = pixels(), True
+        while again:
+            again = False
             try:
-                failed[run] = len(pd.read_csv(path, dtype=str))
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"Cannot read {path} ({error}); use the unmodified file.", code="run_invalid"
-                ) from error
-    return failed
+                for predictions in self._predictor.predict_many(source):
+                    opened, start = order.popleft()
+                    yield opened, predictions, start
+            except WriteError:
+                raise
+            except Exception as error:
+                # Such as an image too large for memory: running each separately shows which.
+                logger.warning("%r; trying the images of that batch one by one.", error)
+                again = bool(order)
+            while order and again:
+                opened, start = order.popleft()
+                with self._run.attempt(opened.image):
+                    (predictions,) = self._predictor.predict_many([_painted(opened)])
+                    yield opened, predictions, start
 
+    def _choose_tiling(self, opened: RunImage) -> Tiling | None:
+        size = opened.regions.height, opened.regions.width
+        side = self._predictor.info.get("training_side")
+        return choose_tiling(self._predictor.cfg, size, side, **self._tiling)
 
-def _classes(runs: Sequence[str]) -> list[str]:
-    names: dict[str, None] = {}
-    for run in runs:
-        path = Path(run, RUN_FILE)
-        record = read_json(path) if path.is_file() else {}
-        listed = record.get("class_names", [])
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise UserError(
-                f"{path} contains invalid class names; use the unmodified file.", code="run_invalid"
+    def _finish_whole(self, opened: RunImage, predictions: Any, start: float) -> None:
+        with self._run.attempt(opened.image):
+            distinct = drop_duplicates(predictions, self._max_overlap)
+            particles, empty = to_particles(
+                distinct, opened.image.name, self._predictor.class_names, opened.regions.decoded
             )
-        names.update(dict.fromkeys(listed))
-    return list(names)
+            duplicates = len(predictions) - len(distinct)
+            record = {"tile": None, "duplicates": duplicates, "empty_masks": empty}
+            self._run.finish(opened, particles, record, start)
+
+    def _find_in_windows(self, image: InputImage) -> None:
+        start, cut_short = time.perf_counter(), self._predictor.windows_cut_short
+        with self._run.opener.open(image) as opened:
+            tiling = self._choose_tiling(opened)
+            particles, counts = predict_tiled(
+                self._predictor,
+                PaintedRegions(opened.regions, opened.boxes),
+                image.name,
+                tiling,
+                max_overlap=self._max_overlap,
+                join=self._join,
+                region=opened.region,
+                quiet=self._quiet,
+            )
+            # Tables and pictures need memory now, and read little.
+            opened.regions.release()
+            record = {
+                **dataclasses.asdict(tiling),
+                **dataclasses.asdict(counts),
+                "windows_cut_short": self._predictor.windows_cut_short - cut_short,
+            }
+            self._run.finish(opened, particles, record, start)
+
+
+def _painted(opened: RunImage) -> np.ndarray:
+    """The pixels of an image in memory without its scale bar."""
+    size = opened.regions.width, opened.regions.height
+    return PaintedRegions(opened.regions, opened.boxes).read(0, 0, *size)
 
 
 def measure_run(args: argparse.Namespace) -> int:
@@ -826,65 +572,50 @@ def measure_run(args: argparse.Namespace) -> int:
     options = run_options(args)
     if args.merge_runs:
         return merge_into(args.merge_runs, options)
-    if args.images is None and options.scale_bar_um is not None:
-        raise UserError(
-            "--scale-bar-um needs the photographs; give their folder by --images.",
-            code="option_missing",
-        )
-    if args.images is None and options.region == CIRCLE:
-        raise UserError(
-            "--region circle needs the photographs; give their folder by --images.",
-            code="option_missing",
-        )
+    for name, given in (
+        ("--scale-bar-um", options.scale_bar_um is not None),
+        ("--region circle", options.region == CIRCLE),
+    ):
+        if given and args.images is None:
+            raise UserError(
+                f"{name} needs the photographs; give their folder by --images.",
+                code="option_missing",
+            )
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
-    given = read_masks(args.masks, args.images, args.dataset, args.class_name, args.min_score)
-    masks = {
-        path: sha256_of(path) for path in dict.fromkeys(each.masks_file for each in given.images)
-    }
+    given, classes = read_masks(
+        args.masks, args.images, args.dataset, args.class_name, args.min_score
+    )
+    images, loads = [image for image, _ in given], {image.name: load for image, load in given}
+    files = dict.fromkeys(image.masks_path or args.masks[0] for image in images)
+    masks = {path: sha256_of(path) for path in files}
     about = {"masks": masks, "min_score": args.min_score}
     # Label images may come and go while the run is finished piece by piece.
-    whole = [] if given.images[0].image.masks_path else list(masks.values())
+    whole = [] if images[0].masks_path else list(masks.values())
     settings = {"masks_sha256": whole, "min_score": args.min_score}
-    run = Run([each.image for each in given.images], options, given.class_names, about, settings)
-    left = {image.name: image for image in run.begin()}
-    opener = ImageOpener(options, run.region_source)
-    todo = [
-        dataclasses.replace(each, image=left[each.image.name])
-        for each in given.images
-        if each.image.name in left
-    ]
-    for each in tqdm(todo, desc="Images", unit="image", disable=None):
-        with run.attempt(each.image):
-            _measure_one(each, run, opener)
+    run = Run(images, options, classes, about, settings)
+    for image in tqdm(run.begin(), desc="Images", unit="image", disable=None):
+        with run.attempt(image):
+            _measure(image, loads[image.name], run)
     return run.end()
 
 
-def _measure_one(given: MaskedImage, run: Run, opener: ImageOpener) -> None:
+def _measure(image: InputImage, load: Load, run: Run) -> None:
     start = time.perf_counter()
-    particles, left_out = given.load()
-    with _opened(given, opener, particles.image_size) as opened:
+    particles, left_out = load()
+    masks_size = tuple(particles.image_size)
+    with run.opener.open(image, masks_size) as opened:
         if opened.regions is not None:
-            size = (opened.regions.height, opened.regions.width)
-            if size != tuple(particles.image_size):
+            size = opened.regions.height, opened.regions.width
+            if size != masks_size:
                 raise UserError(
-                    f"{opened.image.path} is {size[1]} x {size[0]} px, its masks are "
-                    f"{particles.image_size[1]} x {particles.image_size[0]} px; give the "
-                    "photograph that was annotated.",
+                    f"{image.path} is {size[1]} x {size[0]} px, its masks are {masks_size[1]} x "
+                    f"{masks_size[0]} px; give the photograph that was annotated.",
                     code="image_size",
                 )
             pixels = particle_pixels(opened.regions, particles.masks, particles.offsets)
             particles = dataclasses.replace(particles, pixels=pixels)
-        run.finish(opened, particles, {"left_out_of_masks": left_out}, start)
-
-
-@contextlib.contextmanager
-def _opened(given: MaskedImage, opener: ImageOpener, size: tuple[int, int]) -> Iterator[RunImage]:
-    if given.image.path:
-        with opener.open(given.image) as opened:
-            # Masks that are given are particles, wherever they lie.
-            yield dataclasses.replace(opened, boxes=[])
-        return
-    calibration, boxes, notes = opener.scale(given.image.name)
-    region = opener.region(given.image.name, tuple(size))
-    yield RunImage(given.image, None, calibration, boxes, notes, region)
+        # Masks that are given are particles, wherever they lie.
+        opened = dataclasses.replace(opened, boxes=[])
+        record = {what: number for what, number in left_out.items() if number}
+        run.finish(opened, particles, {"left_out_of_masks": record}, start)

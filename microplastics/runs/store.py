@@ -9,64 +9,51 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from microplastics.runs.images import InputImage
+from microplastics.data.coco import show
+from microplastics.runs.images import InputImage, output_names
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, write_error, write_json
-from microplastics.writers import FORMATS, output_names
-from microplastics.writers.base import ImageResult
-from microplastics.writers.parts import write_part
+from microplastics.writers.registry import FORMATS
+from microplastics.writers.tables import ImageResult, read_head, write_part
 
 SUMMARY_FILE, SAMPLES_FILE = "summary.csv", "samples.csv"
 RUN_FILE, FAILED_FILE = "run.json", "failed.csv"
 
 _FOLDER, _SETTINGS = "parts", "settings.json"
-_SHOWN = 80  # characters of a setting in an error
 
 
 def forget_image(output: Path, stem: str) -> None:
-    """Delete the files of one image, which would tell of another state of it.
-
-    Args:
-        output: folder of the run.
-        stem: of its files, by :func:`microplastics.writers.output_names`.
-    """
-    for form in FORMATS.values():
-        if form.write is not None:
-            _delete(output / form.files[0].format(stem))
+    """Delete the files of one image, which would tell of another state of it."""
+    _delete(output, (form.files[0].format(stem) for form in FORMATS.values() if form.write))
 
 
-def forget_run(output: Path, names: Iterable[str]) -> None:
+def forget_run(output: Path, names: Iterable[str] = ()) -> None:
     """Delete the files of a run, so that none is taken for one of the run that begins.
 
-    Args:
-        output: its folder; what is not of the run stays.
-        names: of its images, besides those in its run.json.
+    What is not of the run stays. ``names`` are images besides those in its run.json.
     """
     known = dict.fromkeys([*names, *_names_in(output / RUN_FILE)])
     for stem in output_names(list(known)).values():
         forget_image(output, stem)
     for form in FORMATS.values():
-        for name in form.files if form.write is None else ():
-            _delete(output / name)
-    for name in (SUMMARY_FILE, SAMPLES_FILE, RUN_FILE, FAILED_FILE):
-        _delete(output / name)
+        if form.write is None:
+            _delete(output, form.files)
+    _delete(output, (SUMMARY_FILE, SAMPLES_FILE, RUN_FILE, FAILED_FILE))
 
 
 def _names_in(path: Path) -> list[str]:
     try:
-        images = read_json(path).get("images")
-    except UserError:
+        return [str(image["name"]) for image in read_json(path)["images"]]
+    except (UserError, KeyError, TypeError):  # no run.json, or none of a run over images
         return []
-    entries = images if isinstance(images, list) else []
-    names = [each.get("name") for each in entries if isinstance(each, dict)]
-    return [name for name in names if isinstance(name, str)]
 
 
-def _delete(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
+def _delete(folder: Path, names: Iterable[str]) -> None:
+    for path in (folder / name for name in names):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 class RunStore:
@@ -76,22 +63,14 @@ class RunStore:
     """
 
     def __init__(self, output: str | os.PathLike, settings: dict[str, Any]):
-        """
-        Args:
-            output: folder of the run.
-            settings: plain values that the results depend on.
-        """
+        """Look after the folder ``output``; the results depend on the plain values ``settings``."""
         self._output = Path(output)
         self._folder = self._output / _FOLDER
         # As JSON gives them back: with lists for tuples.
         self._settings = json.loads(json.dumps(settings))
 
     def claim(self, resume: bool, overwrite: bool) -> None:
-        """Begin a run in the folder, or go on with the one that lies there.
-
-        Args:
-            resume: continue a run if there is one.
-            overwrite: forget what is finished, and delete its files.
+        """Begin a run in the folder, or go on with the one that lies there, or forget it.
 
         Raises:
             UserError: a run lies there and neither was asked for, or it had other settings.
@@ -102,24 +81,20 @@ class RunStore:
                 f"{self._folder} was not written by microplastics; choose another --output.",
                 code="output_exists",
             )
-        if not (path.is_file() or overwrite) and (self._output / RUN_FILE).exists():
-            raise UserError(
-                f"{self._output} contains a run without its {_FOLDER}; add --overwrite to start "
-                "again, or choose another --output.",
-                code="output_exists",
-            )
         if overwrite:
-            forget_run(self._output, self.names())
+            forget_run(self._output, self._names())
             if self._folder.is_dir():
                 shutil.rmtree(self._folder)
-        if path.is_file():
-            if not resume:
-                raise UserError(
-                    f"{self._output} contains a run; add --resume to continue it, "
-                    "--overwrite to start again, or choose another --output.",
-                    code="output_exists",
-                )
+        elif path.is_file() and resume:
             self._compare(read_json(path))
+        elif path.is_file() or (self._output / RUN_FILE).exists():
+            parts = "" if path.is_file() else f" without its {_FOLDER}"
+            resume_it = "" if parts else "--resume to continue it, or "
+            raise UserError(
+                f"{self._output} contains a run{parts}; add {resume_it}--overwrite to start again, "
+                "or choose another --output.",
+                code="output_exists",
+            )
         write_json(path, self._settings, indent=1)
 
     def _compare(self, before: dict[str, Any]) -> None:
@@ -127,62 +102,55 @@ class RunStore:
             old, new = before.get(name), self._settings.get(name)
             if old != new:
                 raise UserError(
-                    f"The run in {self._output} was made with {name} {_shown(old)}, not "
-                    f"{_shown(new)}; give the same, add --overwrite to start again, or choose "
-                    "another --output.",
+                    f"The run in {self._output} was made with {name} {show(old)}, not {show(new)}; "
+                    "give the same, add --overwrite to start again, or choose another --output.",
                     code="run_mismatch",
                 )
 
     def is_finished(self, image: InputImage) -> bool:
-        """Whether the image is finished and its file is still the same."""
-        path = self._path(image, "record.json")
-        if not (path.is_file() and self.part(image).is_file()):
-            return False
+        """Whether the image is finished and its files are still the same."""
         try:
-            return read_json(path)["file"] == files_state(image)
-        except (UserError, KeyError):
+            return self.part(image).is_file() and self.record(image).get("files") == _state(image)
+        except UserError:  # damaged
             return False
 
     def save(self, image: InputImage, result: ImageResult, record: dict[str, Any]) -> None:
-        """Keep a finished image; only when all of it is on the disk does it count as finished.
-
-        Args:
-            image: that was worked on.
-            result: what the run's files need of it.
-            record: what run.json says of it.
-        """
-        write_part(result, self.part(image))
-        write_json(self._path(image, "record.json"), {**record, "file": files_state(image)})
-        self._path(image, "failed.json").unlink(missing_ok=True)
+        """Keep a finished image; ``record`` is what else run.json says of it."""
+        write_part(result, self.part(image), {**record, "files": _state(image)})
+        self._failure(image).unlink(missing_ok=True)
 
     def fail(self, image: InputImage, error: str) -> None:
         """Note why an image could not be finished."""
-        self._path(image, "record.json").unlink(missing_ok=True)
-        write_json(self._path(image, "failed.json"), {"image": image.name, "error": error})
-
-    def names(self) -> list[str]:
-        """The images of the run that lies in the folder, whether finished or failed."""
-        names: dict[str, None] = {}
-        for ending, key in (("record", "name"), ("failed", "image")):
-            for path in sorted(self._folder.glob(f"*.{ending}.json")):
-                with contextlib.suppress(UserError):  # damaged: it is to be forgotten anyway
-                    name = read_json(path).get(key)
-                    if isinstance(name, str):
-                        names[name] = None
-        return list(names)
+        self.part(image).unlink(missing_ok=True)
+        write_json(self._failure(image), error)
 
     def part(self, image: InputImage) -> Path:
-        """The part of a finished image (:mod:`microplastics.writers.parts`)."""
+        """The part of a finished image (:class:`microplastics.writers.tables.Part`)."""
         return self._path(image, "parquet")
 
     def record(self, image: InputImage) -> dict[str, Any]:
-        """What run.json says of a finished image."""
-        return read_json(self._path(image, "record.json"))
+        """What is known of a finished image.
+
+        Raises:
+            UserError: its part is missing or damaged.
+        """
+        return read_head(self.part(image))[0]
 
     def failure(self, image: InputImage) -> str:
         """Why an image is not finished."""
-        path = self._path(image, "failed.json")
-        return read_json(path)["error"] if path.is_file() else "not reached; add --resume"
+        path = self._failure(image)
+        return read_json(path, str) if path.is_file() else "not reached; add --resume"
+
+    def _names(self) -> list[str]:
+        """The finished images of the run that lies in the folder."""
+        names = []
+        for path in sorted(self._folder.glob("*.parquet")):
+            with contextlib.suppress(UserError):  # damaged: it is to be forgotten anyway
+                names.append(read_head(path)[0]["image"])
+        return names
+
+    def _failure(self, image: InputImage) -> Path:
+        return self._path(image, "failed.json")
 
     def _path(self, image: InputImage, ending: str) -> Path:
         # A name of its own for each image, however long or odd the image's is.
@@ -190,7 +158,7 @@ class RunStore:
         return self._folder / f"{key}.{ending}"
 
 
-def files_state(image: InputImage) -> list[list[int] | None]:
+def _state(image: InputImage) -> list[list[int] | None]:
     """Size in bytes and modification time in ns of an image's files; None for missing ones."""
     found: list[list[int] | None] = []
     for path in (image.path, image.masks_path, image.region_path):
@@ -200,8 +168,3 @@ def files_state(image: InputImage) -> list[list[int] | None]:
         except (OSError, ValueError):
             found.append(None)
     return found
-
-
-def _shown(value: Any) -> str:
-    text = "left out" if value is None else json.dumps(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -1,36 +1,44 @@
-"""Summaries of runs: samples, blanks, merged runs."""
+"""Summaries of runs: samples, blanks, several runs as one."""
 
+import dataclasses
 import fnmatch
 import json
-import logging
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+import microplastics
 from microplastics.counts.corrections import Sampling, parse_volume
 from microplastics.counts.summary import image_rows, summarize
 from microplastics.data.splits.groups import group_of, table_from_csv
-from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
     combine_tables,
     images_table,
+    parse_size_classes,
     table_columns,
-    table_sizes,
+    with_size_classes,
 )
 from microplastics.runs.images import RunOptions
-from microplastics.runs.store import RUN_FILE, SUMMARY_FILE
+from microplastics.runs.store import FAILED_FILE, RUN_FILE, SAMPLES_FILE, SUMMARY_FILE, forget_run
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json
+from microplastics.utils.io import read_json, write_json
+from microplastics.writers.registry import PARQUET_FILE, PARTICLES_FILE
+from microplastics.writers.tables import write_csv, write_parquet
 
-logger = logging.getLogger(__name__)
+SOME_FAILED = 3
+"""Exit code of a run in which images failed."""
 
-PARTICLES_FILE = "particles.csv"
+_SHOWN = 20  # rows of the summary on the terminal
+_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
+# What found the particles must be the same, or the counts cannot be added up.
+_SAME = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "join", "max_overlap")
+_SAME += ("min_score",)
 
 
 def check_samples(options: RunOptions, names: Sequence[str]) -> None:
@@ -44,14 +52,14 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
         UserError: names the option, the image without a group, or the group of blanks and samples.
     """
     parse_size_classes(options.size_classes)
-    _sampling(options, names, warn=True)
+    _sampling(options, names)
     if options.edge == "weight" and options.region is not None:
         raise UserError(
             "--edge weight cannot be combined with --region (it corrects for a rectangular image "
             "border); leave out one of them.",
             code="option_conflict",
         )
-    blanks = blank_names(names, options.blanks)
+    blanks = _blanks(names, options.blanks)
     if options.group_by is not None:
         images = images_table((name, (1, 1), None) for name in names)
         image_rows(images, groups_of(names, options.group_by), blanks)
@@ -64,7 +72,7 @@ def make_summaries(
 
     Args:
         table: of all particles.
-        images: all images, as ``measurement.table.images_table`` gives them.
+        images: all images, as :func:`microplastics.measurement.table.images_table` gives them.
         classes: classes with columns, found or not.
         options: of the run.
 
@@ -81,7 +89,7 @@ def make_summaries(
         "size_classes": parse_size_classes(options.size_classes),
         "min_size": options.min_size,
         "edge": options.edge,
-        "blanks": blank_names(names, options.blanks),
+        "blanks": _blanks(names, options.blanks),
     }
     sampling = _sampling(options, names)
     if options.group_by is None:
@@ -106,37 +114,34 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
         return {name: posixpath.dirname(name) or "." for name in names}
     if not group_by.lower().endswith(".csv"):
         return {name: group_of(name, group_by) for name in names}
-    table, groups = table_from_csv(group_by, "image", "group"), {}
-    for name in names:
-        row = _row_of(table, name)
-        if row not in table:
-            raise UserError(
-                f"{group_by} has no group for {name}; add a row for it.", code="table_invalid"
-            )
-        groups[name] = table[row]
-    return groups
+    table = table_from_csv(group_by, "image", "group")
+    return {name: table[_row_of(table, group_by, name, "group")] for name in names}
 
 
-def _row_of(table: Mapping[str, str], name: str) -> str:
-    """What a table calls an image: its name, its last part, or that without its kind."""
+def _row_of(table: Mapping[str, str], path: str, name: str, column: str) -> str:
+    """What a table calls an image: its name, its last part, or that without its suffix."""
     short = posixpath.basename(name)
-    return next((key for key in (name, short) if key in table), os.path.splitext(short)[0])
+    for key in (name, short, os.path.splitext(short)[0]):
+        if key in table:
+            return key
+    raise UserError(f"{path} has no {column} for {name}; add a row for it.", code="table_invalid")
 
 
-def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The images that are blanks, by names or globs of their whole name or its last part.
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The images that a name or glob means, of their whole name or its last part."""
+    return [
+        name
+        for name in names
+        if fnmatch.fnmatchcase(name, pattern)
+        or fnmatch.fnmatchcase(posixpath.basename(name), pattern)
+    ]
 
-    Raises:
-        UserError: a pattern matches no image.
-    """
+
+def _blanks(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The images that are blanks, each once."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        matches = [
-            name
-            for name in names
-            if fnmatch.fnmatchcase(name, pattern)
-            or fnmatch.fnmatchcase(posixpath.basename(name), pattern)
-        ]
+        matches = matching(names, pattern)
         if not matches:
             raise UserError(
                 f"--blanks {pattern} matches no image; give image names or glob patterns.",
@@ -146,62 +151,138 @@ def blank_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _sampling(options: RunOptions, names: Sequence[str], warn: bool = False) -> Sampling | None:
-    """Sampling given by the options.
-
-    Args:
-        options: of the run.
-        names: of the images.
-        warn: warn of volumes that no sample uses.
-    """
-    if options.sampled_volume is None:
-        if options.counted_fraction != 1:
-            raise UserError(
-                "--counted-fraction needs --sampled-volume; give both.", code="option_missing"
-            )
-        if options.filter_area_mm2 is not None:
-            raise UserError(
-                "--filter-area-mm2 needs --sampled-volume; give both.", code="option_missing"
-            )
-        return None
-    return Sampling(
-        _liters(options, names, warn), options.counted_fraction, options.filter_area_mm2
-    )
+def _sampling(options: RunOptions, names: Sequence[str]) -> Sampling | None:
+    """Sampling of images by the options."""
+    if options.sampled_volume is not None:
+        return Sampling(_liters(options, names), options.counted_fraction, options.filter_area_mm2)
+    for name, given in (
+        ("--counted-fraction", options.counted_fraction != 1),
+        ("--filter-area-mm2", options.filter_area_mm2 is not None),
+    ):
+        if given:
+            raise UserError(f"{name} needs --sampled-volume; give both.", code="option_missing")
+    return None
 
 
-def _liters(options: RunOptions, names: Sequence[str], warn: bool) -> float | dict[str, float]:
+def _liters(options: RunOptions, names: Sequence[str]) -> float | dict[str, float]:
     """Litres of all samples, or of each sample by name."""
     volume = options.sampled_volume
     if not volume.lower().endswith(".csv"):
         return parse_volume(volume)
-    table, blanks = table_from_csv(volume, "sample", "volume"), blank_names(names, options.blanks)
+    table, blanks = table_from_csv(volume, "sample", "volume"), _blanks(names, options.blanks)
     samples = [name for name in names if name not in set(blanks)]
-    if options.group_by is None:
-        keys = {name: _row_of(table, name) for name in samples}
-    else:
-        groups = groups_of(names, options.group_by)
-        keys = {groups[name]: groups[name] for name in samples}
-    liters: dict[str, float] = {}
+    if options.group_by is not None:
+        samples = list(dict.fromkeys(groups_of(samples, options.group_by).values()))
     owners: dict[str, str] = {}
-    for sample, key in keys.items():
-        if key not in table:
-            raise UserError(
-                f"{volume} has no volume for {sample}; add a row for it.", code="table_invalid"
-            )
+    for sample in samples:
+        key = _row_of(table, volume, sample, "volume")
         other = owners.setdefault(key, sample)
         if other != sample:
             raise UserError(
                 f"{volume}: {key} may be {other} or {sample}; write both with their folders.",
                 code="table_invalid",
             )
-        try:
-            liters[sample] = parse_volume(table[key])
-        except UserError as error:
-            raise UserError(f"{volume}, {key}: {error}", code="table_invalid") from error
-    unused = [key for key in table if key not in owners]
-    if unused and warn:
-        logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
-    return liters
+    return {sample: parse_volume(table[key]) for key, sample in owners.items()}
+
+
+def write_summaries(output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None) -> None:
+    """Write summary.csv, and samples.csv if images are summed."""
+    write_csv(summary, output / SUMMARY_FILE)
+    if samples is not None:
+        write_csv(samples, output / SAMPLES_FILE)
+    else:
+        (output / SAMPLES_FILE).unlink(missing_ok=True)
+
+
+def print_summary(
+    output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None, classes: Sequence[str]
+) -> None:
+    """Print the number of particles found and the output folder."""
+    shown = summary if samples is None else samples
+    columns = {shown.columns[0]: shown.columns[0], "count": "particles"}
+    columns.update({f"{name}.count": name for name in classes})
+    columns.update(feret_max_p50_um="median size, µm", feret_max_p50_px="median size, px")
+    rows = shown[[name for name in columns if name in shown]].rename(columns=columns)
+    rows = rows.astype(object).where(rows.notna(), None)  # no median without particles
+    print(rows[:_SHOWN].to_markdown(index=False, floatfmt=".1f", disable_numparse=[0]))
+    if len(rows) > _SHOWN:
+        print(f"… and {len(rows) - _SHOWN} more rows in {output}")
+    found = counted(int(summary["count"].sum()), "particle")
+    print(f"{found} on {counted(len(summary), 'image')}. Results in {output}")
+
+
+def counted(number: int, thing: str) -> str:
+    """Give ``1 image`` or ``2 images``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def merge_into(runs: Sequence[str], options: RunOptions) -> int:
+    """Write the tables of several finished runs, and count them again by the options.
+
+    Args:
+        runs: their folders.
+        options: of the summary, and the folder for the new tables.
+
+    Returns:
+        0, or 3 if images failed in one of the runs.
+
+    Raises:
+        UserError: the runs do not go together, the folder is one of them, or an option is for
+            images only.
+    """
+    for name in _OF_IMAGES:
+        if getattr(options, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} cannot be combined with --merge-runs, which does not "
+                "measure again; leave it out.",
+                code="option_conflict",
+            )
+    output = Path(options.output)
+    if output.resolve() in [Path(run).resolve() for run in runs]:
+        raise UserError(
+            f"--output {output} is one of the runs; choose another folder.", code="option_conflict"
+        )
+    if (output / SUMMARY_FILE).exists() and not options.overwrite:
+        raise UserError(
+            f"{output} contains a run; add --overwrite, or choose another --output.",
+            code="output_exists",
+        )
+    table, images = merge_runs(runs, _SAME)
+    check_samples(options, images["image"].tolist())
+    table = with_size_classes(table, parse_size_classes(options.size_classes), options.min_size)
+    records = [_record(Path(run)) for run in runs]
+    classes = list(dict.fromkeys(str(n) for each in records for n in each.get("class_names", ())))
+    failed = {run: len(_failures(Path(run))) for run in runs}
+    summaries = make_summaries(table, images, classes, options)
+    forget_run(output)
+    write_csv(table, output / PARTICLES_FILE)
+    if "parquet" in options.formats:
+        write_parquet(table, output / PARQUET_FILE)
+    write_summaries(output, *summaries)
+    about = {
+        "microplastics": microplastics.__version__,
+        "merged": [str(Path(run).resolve()) for run in runs],
+        "options": dataclasses.asdict(options),
+        "class_names": classes,
+        "particles": len(table),
+        "failed": sum(failed.values()),
+    }
+    write_json(output / RUN_FILE, about, indent=1)
+    print_summary(output, *summaries, classes)
+    for run, number in failed.items():
+        if number:
+            print(f"{counted(number, 'image')} failed in {run} and are not counted")
+    return SOME_FAILED if any(failed.values()) else 0
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / RUN_FILE
+    return read_json(path) if path.is_file() else {}
+
+
+def _failures(folder: Path) -> pd.DataFrame:
+    path = folder / FAILED_FILE
+    return _read_csv(path, {}) if path.is_file() else pd.DataFrame()
 
 
 def merge_runs(
@@ -222,17 +303,38 @@ def merge_runs(
         UserError: a file is missing, damaged or not of a run; two runs have an image in common,
             have sizes in different units, or differ in ``same``.
     """
-    if not runs:
-        raise UserError("--merge-runs is empty; name the folders of the runs.", code="input_empty")
     folders = [Path(run) for run in runs]
     tables = [read_particles(folder / PARTICLES_FILE) for folder in folders]
-    images = [read_images(folder / SUMMARY_FILE) for folder in folders]
+    images = [_read_images(folder / SUMMARY_FILE) for folder in folders]
     for folder, table, own in zip(folders, tables, images, strict=True):
         _check_consistent(folder, table, own)
+    owners = np.repeat([str(folder) for folder in folders], [len(own) for own in images])
     merged = pd.concat(images, ignore_index=True)
-    _check_distinct(folders, images, merged)
-    _check_units(folders, images)
-    _check_same(folders, same)
+    twice = merged["image"][merged["image"].duplicated()]
+    if len(twice):
+        where = " and in ".join(owners[merged["image"] == twice.iloc[0]])
+        raise UserError(
+            f"{twice.iloc[0]} is in {where}; leave out one of the runs, or rename the image and "
+            "run it again.",
+            code="name_clash",
+        )
+    calibrated = merged["um_per_px"].notna().to_numpy()
+    if calibrated.any() and not calibrated.all():
+        raise UserError(
+            f"{owners[calibrated][0]} has sizes in µm, {owners[~calibrated][0]} in px; measure "
+            "both with a scale.",
+            code="scale_missing",
+        )
+    records = [_record(folder) for folder in folders]
+    for name in same:
+        values = [json.dumps(record.get(name), sort_keys=True) for record in records]
+        for folder, value in zip(folders, values, strict=True):
+            if value != values[0]:
+                raise UserError(
+                    f"{folders[0]} was made with {name} {values[0][:80]}, {folder} with "
+                    f"{value[:80]}; run the images of one again with the settings of the other.",
+                    code="run_mismatch",
+                )
     return combine_tables(tables), merged.drop(columns="particles").astype(IMAGE_COLUMNS)
 
 
@@ -248,76 +350,38 @@ def read_particles(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
         UserError: it is missing, damaged or not the table of a run.
     """
-    names = _header(path)
-    um, px = "feret_max_um" in names, "feret_max_px" in names
-    table = _read(path, table_columns(um or not px, px))
-    _check_rows(path, table, table[["image", "class", "x", "y"]].notna().all(axis=1), "is empty")
-    _check_rows(
-        path, table, (table[["bbox_w", "bbox_h", "area_px"]] > 0).all(axis=1), "has no size"
-    )
+    table = _read_csv(path, table_columns(um=True, px=True))
+    um, px = "feret_max_um" in table, "feret_max_px" in table
+    table = _select(path, table, table_columns(um or not px, px))
+    valid = table[["image", "class", "x", "y"]].notna().all(axis=1)
+    valid &= (table[["bbox_w", "bbox_h", "area_px"]] > 0).all(axis=1)
+    _check_rows(path, table, valid & (table.filter(like="feret_max_").max(axis=1) > 0))
     return table
 
 
-def read_images(path: str | os.PathLike) -> pd.DataFrame:
-    """Read the images of a run from its summary.csv, which has a row per image.
-
-    Returns:
-        columns and dtypes of :data:`microplastics.measurement.table.IMAGE_COLUMNS`, and
-        ``particles``, int64, their number.
-
-    Raises:
-        UserError: as of :func:`read_particles`.
-    """
-    names = _header(path)
-    if "group" in names and "image" not in names:
-        raise UserError(
-            f"{path} has a row per group; expected the summary with a row per image.",
-            code="run_invalid",
-        )
+def _read_images(path: Path) -> pd.DataFrame:
+    """The images of a run and their number of particles, from its summary.csv."""
     columns = {**IMAGE_COLUMNS, "particles": "int64"}
-    if "region_px" not in names:  # a run before there were regions
-        del columns["region_px"]
-    images = _read(path, columns)
-    size = images["width_px"] * images["height_px"]
-    if "region_px" not in images:
-        images.insert(3, "region_px", size)
-    _check_rows(path, images, images["image"].notna(), "is empty")
-    _check_rows(path, images, ~images["image"].duplicated(), "is there twice")
-    valid = (images[["width_px", "height_px", "region_px"]] > 0).all(axis=1)
-    valid &= (images["region_px"] <= size) & ~(images["um_per_px"] <= 0)
-    _check_rows(path, images, valid, "has an impossible size or scale")
+    images = _select(path, _read_csv(path, columns), columns)
+    valid = images["image"].notna() & ~images["image"].duplicated()
+    valid &= (images[["width_px", "height_px", "region_px"]] > 0).all(axis=1)
+    valid &= images["region_px"] <= images["width_px"] * images["height_px"]
+    _check_rows(path, images, valid & ~(images["um_per_px"] <= 0))
     return images
 
 
-def _header(path: str | os.PathLike) -> list[str]:
-    return list(_read_csv(path, nrows=0))
-
-
-def _read(path: str | os.PathLike, columns: dict[str, str]) -> pd.DataFrame:
-    """Read a table whose columns have these names and dtypes; others are left out."""
-    missing = set(columns) - set(_header(path))
-    if missing:
-        raise UserError(
-            f"{path} has no column {min(missing)}; expected the file of a run, unchanged.",
-            code="run_invalid",
-        )
-    table = _read_csv(path, dtype=columns)[list(columns)]
-    numbers = table.select_dtypes("float64")
-    _check_rows(path, table, ~np.isinf(numbers).any(axis=1), "has an infinite number")
-    return table
-
-
-def _read_csv(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
+def _read_csv(path: str | os.PathLike, dtypes: dict[str, str]) -> pd.DataFrame:
+    """Read a table of a run; spreadsheets may have saved it."""
     try:
         return pd.read_csv(
             path,
+            dtype=dtypes,
             encoding="utf-8-sig",
             keep_default_na=False,
             na_values=[""],
             index_col=False,
             true_values=["True", "TRUE", "true"],
             false_values=["False", "FALSE", "false"],
-            **options,
         )
     except OSError as error:
         raise UserError(
@@ -332,13 +396,26 @@ def _read_csv(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
         ) from error
 
 
-def _check_rows(path: str | os.PathLike, table: pd.DataFrame, valid: Any, fault: str) -> None:
-    """Raise an error that names the first row that is not valid."""
-    wrong = np.flatnonzero(~np.asarray(valid, dtype=bool))
+def _select(path: str | os.PathLike, table: pd.DataFrame, columns: Collection[str]) -> pd.DataFrame:
+    missing = set(columns) - set(table)
+    if missing:
+        raise UserError(
+            f"{path} has no column {min(missing)}; expected the file of a run with a row an image, "
+            "unchanged.",
+            code="run_invalid",
+        )
+    return table[list(columns)]
+
+
+def _check_rows(path: str | os.PathLike, table: pd.DataFrame, valid: pd.Series) -> None:
+    """Refuse the first row that is not valid or has an infinite number."""
+    valid &= ~np.isinf(table.select_dtypes("float64")).any(axis=1)
+    wrong = np.flatnonzero(~valid.to_numpy(bool))
     if len(wrong):
         name = table["image"].iloc[wrong[0]]
         raise UserError(
-            f"{path} is damaged: row {wrong[0] + 2} (image {name}) {fault}; copy it again.",
+            f"{path} is damaged: row {wrong[0] + 2} (image {name}) has a cell that is empty, "
+            "there twice or impossible; copy it again.",
             code="run_invalid",
         )
 
@@ -357,47 +434,3 @@ def _check_consistent(folder: Path, table: pd.DataFrame, images: pd.DataFrame) -
             "expected both files of one run.",
             code="run_invalid",
         )
-    _check_rows(folder / PARTICLES_FILE, table, table_sizes(table)[0] > 0, "has no feret_max")
-
-
-def _check_distinct(folders: list[Path], images: list[pd.DataFrame], merged: pd.DataFrame) -> None:
-    twice = merged["image"][merged["image"].duplicated()]
-    if len(twice):
-        owners = [
-            str(folder)
-            for folder, own in zip(folders, images, strict=True)
-            if twice.iloc[0] in set(own["image"])
-        ]
-        raise UserError(
-            f"{twice.iloc[0]} is in {' and in '.join(owners)}; leave out one of the runs, or "
-            "rename the image and run it again.",
-            code="name_clash",
-        )
-
-
-def _check_units(folders: list[Path], images: list[pd.DataFrame]) -> None:
-    first: dict[bool, Path] = {}
-    for folder, own in zip(folders, images, strict=True):
-        for calibrated in own["um_per_px"].notna().unique():
-            first.setdefault(bool(calibrated), folder)
-    if len(first) == 2:
-        raise UserError(
-            f"{first[True]} has sizes in µm, {first[False]} in px; measure both with a scale.",
-            code="scale_missing",
-        )
-
-
-def _check_same(folders: list[Path], same: Sequence[str]) -> None:
-    settings = [
-        read_json(folder / RUN_FILE) if same and (folder / RUN_FILE).exists() else {}
-        for folder in folders
-    ]
-    for name in same:
-        for folder, own in zip(folders[1:], settings[1:], strict=True):
-            if own.get(name) != settings[0].get(name):
-                one, other = (json.dumps(run.get(name))[:80] for run in (settings[0], own))
-                raise UserError(
-                    f"{folders[0]} was made with {name} {one}, {folder} with {other}; run the "
-                    "images of one again with the settings of the other.",
-                    code="run_mismatch",
-                )

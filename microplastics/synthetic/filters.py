@@ -1,5 +1,6 @@
 """Empty filters, drawn or photographed, and their debris."""
 
+import collections
 import dataclasses
 import logging
 import math
@@ -13,7 +14,7 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
-from microplastics.data.images import ImageCache, read_image
+from microplastics.data.images import read_image
 from microplastics.synthetic.camera import (
     Scene,
     draw_hairline,
@@ -34,7 +35,8 @@ _DARK_BELOW = 0.35
 # Approximate brightness of the drawn filters, which particles are shaded for.
 _PLAIN_LEVEL = 0.8
 # Decoded photographs that a process keeps.
-_cache = ImageCache(max_bytes=256 * 2**20)
+_CACHE_BYTES = 256 * 2**20
+_cache: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
 _logger = logging.getLogger(__name__)
 
 
@@ -213,10 +215,7 @@ def photographed_filter(
     rng = generator(*key, "background")
     name = blanks.files[rng.integers(len(blanks.files))]
     path = os.path.join(blanks.root, name)
-    image = _cache.get(path)
-    if image is None:
-        image = read_image(path)
-        _cache.put(path, image)
+    image = _decoded(path)
     short = [max(size - side, 0) for side in image.shape[:2]]
     if any(short):
         edges = (short[0] // 2, -(-short[0] // 2), short[1] // 2, -(-short[1] // 2))
@@ -621,3 +620,14 @@ def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
     level = np.maximum(small.mean(2, keepdims=True), 0.02)
     lamp = level / _PLAIN_LEVEL * np.sqrt(np.maximum(small / level, 0.02))
     return cv2.resize(lamp.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _decoded(path: str) -> np.ndarray:
+    """Read an image, or take it from the cache of this process."""
+    if path in _cache:
+        _cache.move_to_end(path)
+        return _cache[path]
+    image = _cache[path] = read_image(path)
+    while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_BYTES:
+        _cache.popitem(last=False)
+    return image

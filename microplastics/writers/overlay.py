@@ -1,12 +1,12 @@
 """Overlays: the photograph with outlined and numbered particles, as PNG.
 
-Drawn with OpenCV, in tenths of a millisecond a particle; Matplotlib, which draws the pictures of
-:mod:`microplastics.visualization`, takes longer than the model.
+Drawn with OpenCV and Pillow, in tenths of a millisecond a particle; Matplotlib, which draws the
+pictures of :mod:`microplastics.visualization`, takes longer than the model.
 """
 
 import math
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,17 +14,16 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from microplastics.roi.region import Region
 from microplastics.utils.io import atomic_write
-from microplastics.visualization.draw import Panel, crop_path, picture_scale, resize, side_by_side
-from microplastics.writers.base import ImageResult
-
-_DIGITS = "0123456789-"
-_DARKER = 0.7
-# Side of the cells in which the placer counts, in px.
-_CELL = 4
-# What one cell of another number costs, in cells with an outline, and how many may be shared.
-_NUMBER, _SHARED = 1000, 1
+from microplastics.visualization.draw import (
+    LabelPlacer,
+    Panel,
+    crop_path,
+    picture_scale,
+    resize,
+    side_by_side,
+)
+from microplastics.writers.tables import ImageResult
 
 MAX_SIDE = 3000
 """Longer side of an overlay in px; larger images are shown as a thumbnail of that size."""
@@ -37,6 +36,7 @@ _THIN_BELOW = 0.75
 _TOLERANCE = 0.35
 # Numbers shrink, down to a lowest size in px, if they would cover more than this fraction.
 _LARGEST_FRACTION, _LEAST_FONT = 0.12, 12
+_DARKER = 0.7
 # Characters of a name in the caption.
 _NAME_LENGTH = 100
 # Parts of a pixel that OpenCV draws to, as a power of two.
@@ -44,136 +44,27 @@ _SHIFT = 4
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
-
-class Numerals:
-    """Digits of one size, dark in the colour of a class on a white rim."""
-
-    def __init__(self, size: int):
-        """
-        Args:
-            size: of the font, in px.
-        """
-        self._glyphs = _glyphs(size)
-        self._rim = max(1, round(size / 10))
-        side = 2 * self._rim + 1
-        self._kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-
-    def render(self, text: str) -> np.ndarray:
-        """Give the coverage of digits, (2, h, w) float32 in [0, 1]: of the rim and of the ink."""
-        ink = np.concatenate([self._glyphs[character] for character in text], axis=1)
-        ink = np.pad(ink, self._rim)
-        return np.stack([cv2.dilate(ink, self._kernel), ink])
-
-    @staticmethod
-    def draw(picture: np.ndarray, text: np.ndarray, corner: tuple[int, int], color) -> None:
-        """Blend digits into a picture.
-
-        Args:
-            picture: (H, W, 3) uint8, drawn on.
-            text: what :meth:`render` gave; what lies outside of the picture is cut off.
-            corner: x and y of its upper left corner, both 0 or more.
-            color: of the class, in the picture's order of channels.
-        """
-        x, y = corner
-        target = picture[y : y + text.shape[1], x : x + text.shape[2]]
-        rim, ink = text[:, : target.shape[0], : target.shape[1], None]
-        blended = target + (255 - target) * rim
-        blended += (np.multiply(color, _DARKER, dtype=np.float32) - blended) * ink
-        target[:] = np.round(blended)
-
-
-class NumberPlacer:
-    """Places each number at the outline of its particle, covering little."""
-
-    _ANGLES = np.arange(8) * (np.pi / 4)
-    # Straight up first: among equally good places the first is taken.
-    _DIRECTIONS = np.stack([np.sin(_ANGLES), -np.cos(_ANGLES)], axis=1)
-
-    def __init__(self, size: tuple[int, int]):
-        """
-        Args:
-            size: height and width of the picture in px.
-        """
-        self._frame = np.array([size[1], size[0]], dtype=np.float64)
-        self._cost = np.zeros((size[0] // _CELL + 2, size[1] // _CELL + 2), dtype=np.int32)
-
-    def cover(self, outline: np.ndarray) -> None:
-        """Mark (N, 2) points, x and y in px of the picture, that are better not covered."""
-        cells = (outline.clip(0, self._frame) / _CELL).astype(np.int64)
-        self._cost[cells[:, 1], cells[:, 0]] += 1
-
-    def place(
-        self, outline: np.ndarray, shape: tuple[int, ...], gap: float
-    ) -> tuple[int, int] | None:
-        """Place one number.
-
-        Args:
-            outline: (N, 2) points of its particle in px of the picture.
-            shape: of the number, height and width last, in px.
-            gap: between number and particle, in px.
-
-        Returns:
-            x and y of its upper left corner; None if it would cover another number.
-        """
-        size = np.array([shape[-1], shape[-2]], dtype=np.float64)
-        anchors = outline.clip(0, self._frame)
-        extreme = anchors[(anchors @ self._DIRECTIONS.T).argmax(axis=0)]
-        # Half the number's size along each direction, so that it stands beside the outline.
-        away = np.abs(self._DIRECTIONS) @ size / 2 + gap
-        centers = extreme + self._DIRECTIONS * away[:, None]
-        corners = (centers - size / 2).clip(0, np.maximum(self._frame - size, 0))
-        moved = np.abs(corners + size / 2 - centers).max(axis=1) / _CELL
-        low = (corners / _CELL).astype(np.int64)
-        high = np.ceil((corners + size) / _CELL).astype(np.int64)
-        boxes = np.concatenate([low, high], axis=1).tolist()
-        costs = [int(self._cost[y0:y1, x0:x1].sum()) for x0, y0, x1, y1 in boxes] + moved
-        best = int(np.argmin(costs))
-        if costs[best] >= (_SHARED + 1) * _NUMBER:
-            return None
-        x0, y0, x1, y1 = boxes[best]
-        self._cost[y0:y1, x0:x1] += _NUMBER
-        return int(corners[best, 0]), int(corners[best, 1])
-
-
-@lru_cache(maxsize=8)
-def _glyphs(size: int) -> dict[str, np.ndarray]:
-    # Matplotlib brings this font everywhere; its digits are of one width.
-    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    font = ImageFont.truetype(font_file, size)
-    _, top, _, bottom = font.getbbox(_DIGITS)
-    glyphs = {}
-    for character in _DIGITS:
-        image = Image.new("L", (round(font.getlength(character)), bottom - top))
-        ImageDraw.Draw(image).text((0, -top), character, 255, font)
-        glyphs[character] = np.asarray(image, dtype=np.float32) / 255
-    return glyphs
+Color = tuple[int, int, int]
 
 
 def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
     """Write the photograph of one image with its particles drawn on it.
 
     Small images are enlarged by a whole factor, those above :data:`MAX_SIDE` px are shown as a
-    thumbnail, on which lines keep their size. Outlines have the colours of the
-    classes, numbers are the column ``particle``; a particle that would be a dot gets a ring.
-
-    Args:
-        result: of the image, with ``image``.
-        path: of the PNG.
-
-    Returns:
-        ``overlay_numbers_left_out``: numbers without room beside the numbers of other particles;
-        only if not 0.
-
-    Raises:
-        UserError: the file cannot be written.
-        ValueError: ``result`` has no image.
+    thumbnail, on which lines keep their size. Outlines have the colours of the classes, numbers
+    are the column ``particle``; a particle that would be a dot gets a ring. Counted as
+    ``overlay_numbers_left_out`` are numbers without room beside those of other particles.
     """
-    if result.image is None:
-        raise ValueError("An overlay needs the photograph")
-    picture, scale = _photograph(result)
+    height, width = result.particles.image_size
+    picture = result.image.overview(min(MAX_SIDE, max(height, width)))[0]
+    factor = picture_scale(*picture.shape[:2], MAX_SIDE)
+    picture = resize(picture, factor) if factor != 1 else picture.copy()
+    scale = np.array([picture.shape[1] / width, picture.shape[0] / height])
+    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
     if result.region is not None:
-        _draw_region(result.region, picture, scale)
-    left_out = _draw(result, picture, scale)
+        edges = [line * scale for line in result.region.outlines()]
+        _draw_lines(picture, edges, (_BLACK, round(4 * unit)), (_WHITE, round(2 * unit)))
+    left_out = _draw_particles(result, picture, scale, unit)
     page = np.concatenate([_caption(result, picture.shape[1], left_out), picture])
     encoded = cv2.imencode(".png", page, _PNG)[1]
     with atomic_write(path, "wb") as file:
@@ -181,66 +72,64 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
     return {"overlay_numbers_left_out": left_out} if left_out else {}
 
 
-def _photograph(result: ImageResult) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, BGR, and how many px of it one px of the image is, along x and y."""
-    height, width = result.particles.image_size
-    picture = result.image.overview(min(MAX_SIDE, max(height, width)))[0]
-    scale = picture_scale(*picture.shape[:2], MAX_SIDE)
-    picture = resize(picture, scale) if scale != 1 else picture.copy()
-    return picture, np.array([picture.shape[1] / width, picture.shape[0] / height])
-
-
-def _draw(result: ImageResult, picture: np.ndarray, scale: np.ndarray) -> int:
+def _draw_particles(
+    result: ImageResult, picture: np.ndarray, scale: np.ndarray, unit: float
+) -> int:
     """Draw all particles, the largest first, and give how many numbers had no room."""
     particles = result.particles
-    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
-    line = 2 if scale.max() < _THIN_BELOW else round(_LINE * unit)
-    rim = line + (2 if scale.max() < _THIN_BELOW else 2 * round(_RIM * unit))
-    placer = NumberPlacer(picture.shape[:2])
-    sizes = [mask.shape[0] * mask.shape[1] for mask in particles.masks]
-    order = np.argsort(-np.array(sizes, dtype=np.int64), kind="stable").tolist()
-    colors = [tuple(color[::-1]) for color in result.colors]
+    thin = scale.max() < _THIN_BELOW
+    line = 2 if thin else round(_LINE * unit)
+    rim = line + 2 * (1 if thin else round(_RIM * unit))
+    placer = LabelPlacer(picture.shape[:2])
+    sizes = np.array([mask.size for mask in particles.masks], dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable").tolist()
+    colors = [tuple(result.colors[number][::-1]) for number in result.class_numbers]
     outlines = {}
     for index in order:
         lines = _outline(particles.masks[index], particles.offsets[index], scale)
-        extent = np.ptp(np.concatenate(lines), axis=0).max()
-        if extent < _RING_BELOW * unit:
-            lines = [_ring(np.concatenate(lines).mean(axis=0), _RING * unit)]
-        color = colors[result.class_numbers[index]]
-        # OpenCV counts from the centre of the first pixel.
-        points = [np.round((each - 0.5) * 2**_SHIFT).astype(np.int32) for each in lines]
-        for paint, thickness in ((_WHITE, rim), (color, line)):
-            cv2.polylines(picture, points, True, paint, thickness, cv2.LINE_AA, _SHIFT)
+        points = np.concatenate(lines)
+        if np.ptp(points, axis=0).max() < _RING_BELOW * unit:
+            lines = [_ring(points.mean(axis=0), _RING * unit)]
+        _draw_lines(picture, lines, (_WHITE, rim), (colors[index], line))
         outlines[index] = np.concatenate(lines)
         placer.cover(outlines[index])
-    numerals = Numerals(_font_size(particles.ids, picture, _FONT * unit))
-    left_out = 0
+    texts = [str(number) for number in particles.ids.tolist()]
+    font = _font(sum(map(len, texts)), picture, _FONT * unit)
+    rim, left_out = max(1, round(font.size / 10)), 0
+    _, top, _, bottom = font.getbbox("0123456789-", stroke_width=rim)
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
     for index in order:
-        text = numerals.render(str(particles.ids[index]))
-        corner = placer.place(outlines[index], text.shape, _GAP * unit)
+        shape = bottom - top, math.ceil(font.getlength(texts[index])) + 2 * rim
+        corner = placer.place(outlines[index], shape, _GAP * unit)
         if corner is None:
             left_out += 1
-        else:
-            numerals.draw(picture, text, corner, colors[result.class_numbers[index]])
+            continue
+        place = corner[0] + rim, corner[1] - top
+        dark = tuple(round(_DARKER * channel) for channel in colors[index])
+        pen.text(place, texts[index], dark, font, stroke_width=rim, stroke_fill=_WHITE)
+    picture[:] = canvas
     return left_out
 
 
-def _draw_region(region: Region, picture: np.ndarray, scale: np.ndarray) -> None:
-    """Outline the region of interest."""
-    unit = float(np.clip(max(picture.shape[:2]) / 1000, 1, _GROWTH))
-    points = [
-        np.round((line * scale - 0.5) * 2**_SHIFT).astype(np.int32) for line in region.outlines()
-    ]
-    for color, thickness in ((_BLACK, round(4 * unit)), (_WHITE, round(2 * unit))):
+def _draw_lines(
+    picture: np.ndarray, lines: Sequence[np.ndarray], *strokes: tuple[Color, int]
+) -> None:
+    """Draw closed lines, (N, 2) points each, once for every colour and thickness."""
+    # OpenCV counts from the centre of the first pixel.
+    points = [np.round((each - 0.5) * 2**_SHIFT).astype(np.int32) for each in lines]
+    for color, thickness in strokes:
         cv2.polylines(picture, points, True, color, thickness, cv2.LINE_AA, _SHIFT)
 
 
-def _font_size(numbers: np.ndarray, picture: np.ndarray, usual: float) -> int:
-    characters = sum(len(str(number)) for number in numbers.tolist())
+def _font(characters: int, picture: np.ndarray, usual: float) -> ImageFont.FreeTypeFont:
+    size = round(usual)
     fraction = characters * (0.7 * usual) * (1.1 * usual) / (picture.shape[0] * picture.shape[1])
-    if fraction <= _LARGEST_FRACTION:
-        return round(usual)
-    return max(_LEAST_FONT, round(usual * math.sqrt(_LARGEST_FRACTION / fraction)))
+    if fraction > _LARGEST_FRACTION:
+        size = max(_LEAST_FONT, round(usual * math.sqrt(_LARGEST_FRACTION / fraction)))
+    # Matplotlib brings this font everywhere.
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+    return ImageFont.truetype(path, size)
 
 
 def _outline(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:
@@ -267,11 +156,6 @@ def _ring(center: np.ndarray, radius: float) -> np.ndarray:
     return center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _short(name: str) -> str:
-    """The end of a long name."""
-    return name if len(name) <= _NAME_LENGTH else "…" + name[1 - _NAME_LENGTH :]
-
-
 def _caption(result: ImageResult, width: int, left_out: int) -> np.ndarray:
     """Name, scale, and the number of particles of each class, (h, width, 3) BGR."""
     title = _short(result.particles.image)
@@ -283,8 +167,12 @@ def _caption(result: ImageResult, width: int, left_out: int) -> np.ndarray:
         for name, color in zip(result.class_names, result.colors, strict=True)
     ]
     blank = np.zeros((1, width, 3), dtype=np.uint8)
-    rows = [side_by_side([Panel(blank, title, legend)])[:-1]]
+    panels = [Panel(blank, title, legend)]
     if left_out:
-        note = f"No room for the numbers of {left_out} particles"
-        rows.append(side_by_side([Panel(blank, note)])[:-1])
-    return np.concatenate(rows)[..., ::-1]
+        panels.append(Panel(blank, f"No room for the numbers of {left_out} particles"))
+    return np.concatenate([side_by_side([panel])[:-1] for panel in panels])[..., ::-1]
+
+
+def _short(name: str) -> str:
+    """The end of a long name."""
+    return name if len(name) <= _NAME_LENGTH else "…" + name[1 - _NAME_LENGTH :]

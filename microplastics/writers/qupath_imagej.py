@@ -17,7 +17,7 @@ from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 from microplastics import __version__
 from microplastics.data.segmentation import outline_corners, outline_rings
 from microplastics.utils.io import atomic_write
-from microplastics.writers.base import ImageResult
+from microplastics.writers.tables import ImageResult
 
 Ring = np.ndarray
 
@@ -60,17 +60,15 @@ def pixel_polygons(mask: np.ndarray, offset: Sequence[int] = (0, 0)) -> list[lis
     shift = np.asarray(offset, dtype=np.int64)
     if len(rings) == 1:
         return [[points[rings[0]] + shift]]
-    loops = [points[ring] for ring in rings]
-    outer = [loop for loop in loops if _signed_area(loop) > 0]
-    holes = [loop for loop in loops if _signed_area(loop) < 0]
-    polygons = [[loop + shift] for loop in outer]
-    if not holes:
-        return polygons
-    owner = _owners(padded, outer)
-    for hole in holes:
-        x, y = hole[np.lexsort(hole.T)[0]]
-        polygons[owner(y - 1, x)].append(hole + shift)  # the pixel above its topmost edge
-    return polygons
+    parts = cv2.connectedComponents(padded.astype(np.uint8), connectivity=4)[1]
+    polygons: dict[int, list[Ring]] = {}
+    for loop in (points[ring] for ring in rings):
+        # The part has a pixel below the topmost edge of its outer ring, and above that of a hole.
+        x, y = loop[np.lexsort(loop.T)[0]]
+        outer = _signed_area(loop) > 0
+        own = polygons.setdefault(parts[y + outer, x + 1], [])
+        own.insert(0 if outer else len(own), loop + shift)
+    return list(polygons.values())
 
 
 def _split(ring: list[int], places: list[int]) -> list[list[int]]:
@@ -97,97 +95,57 @@ def _signed_area(loop: Ring) -> int:
     return int(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1])
 
 
-def _owners(padded: np.ndarray, outer: list[Ring]):
-    """A function that tells in which of the outer rings a pixel of the mask lies."""
-    if len(outer) == 1:
-        return lambda y, x: 0
-    parts = cv2.connectedComponents(padded.astype(np.uint8), connectivity=4)[1]
-    numbers = {}
-    for number, loop in enumerate(outer):
-        x, y = loop[np.lexsort(loop.T)[0]]
-        numbers[int(parts[y + 1, x + 1])] = number
-    return lambda y, x: numbers[int(parts[y + 1, x + 1])]
-
-
 def write_geojson(result: ImageResult, path: Path) -> dict[str, int]:
     """Write the particles of one image as a FeatureCollection that QuPath (0.4 and later) imports.
 
     Geometries hold exactly the pixels of the masks and are valid, with holes. The objects are
     detections: they show their measurements, their class can be changed and they can be deleted.
-
-    Args:
-        result: of the image.
-        path: of the file.
-
-    Returns:
-        nothing to count.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     particles = result.particles
-    measurements, metadata = _measurements(result.table)
-    columns = zip(
+    rows = zip(
         particles.masks,
         particles.offsets.tolist(),
-        particles.ids.tolist(),
-        particles.classes,
         result.class_numbers,
+        result.table.to_dict("records"),
         strict=True,
     )
-    head = {"type": "FeatureCollection", "microplastics": _provenance(result), "features": []}
+    about = {"version": __version__, **result.provenance}
+    head = {"type": "FeatureCollection", "microplastics": about, "features": []}
+    separator = "\n"
     with atomic_write(path) as file:
         file.write(json.dumps(head)[: -len("]}")])
-        for row, (mask, offset, particle, name, number) in enumerate(columns):
+        for mask, offset, number, row in rows:
+            measurements, metadata = _described(row)
             feature = {
                 "type": "Feature",
-                "id": str(uuid.uuid5(_NAMESPACE, f"{particles.image}\n{particle}")),
+                "id": str(uuid.uuid5(_NAMESPACE, f"{particles.image}\n{row['particle']}")),
                 "geometry": _geometry(pixel_polygons(mask, offset)),
                 "properties": {
                     "objectType": "detection",
-                    "name": str(particle),
-                    "classification": {"name": name, "color": result.colors[number]},
-                    "measurements": {k: v[row] for k, v in measurements if v[row] is not None},
-                    "metadata": {k: v[row] for k, v in metadata if v[row] is not None},
+                    "name": str(row["particle"]),
+                    "classification": {"name": row["class"], "color": result.colors[number]},
+                    "measurements": measurements,
+                    "metadata": metadata,
                 },
             }
-            file.write((",\n" if row else "\n") + json.dumps(feature))
+            file.write(separator + json.dumps(feature))
+            separator = ",\n"
         file.write("\n]}\n")
     return {}
 
 
-def _provenance(result: ImageResult) -> dict[str, Any]:
-    height, width = result.particles.image_size
-    calibration = result.calibration
-    return {
-        "version": __version__,
-        "image": result.particles.image,
-        "width": width,
-        "height": height,
-        "um_per_px": calibration.um_per_px if calibration else None,
-        "calibration_source": calibration.source if calibration else None,
-    }
-
-
-def _measurements(table: pd.DataFrame) -> tuple[list, list]:
-    """Numbers and texts of the table by column; None for missing ones."""
-    numbers, texts = [], []
-    for column in table.columns.difference(_NO_MEASUREMENT, sort=False):
-        values = table[column]
-        is_number = pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)
-        if is_number:
-            array = values.to_numpy(dtype=np.float64, na_value=np.nan)
-            numbers.append((column, [_number(value) for value in array.tolist()]))
-        else:
-            texts.append((column, [None if pd.isna(v) else str(v) for v in values]))
+def _described(row: dict[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
+    """The numbers and the texts of a row by column, without missing ones."""
+    numbers, texts = {}, {}
+    for column, value in row.items():
+        if column not in _NO_MEASUREMENT and not pd.isna(value):
+            if isinstance(value, str):
+                texts[column] = value
+            elif math.isfinite(value):
+                rounded = float(f"{value:.7g}")
+                whole = rounded.is_integer() and abs(rounded) < 2**53
+                numbers[column] = int(rounded) if whole else rounded
     return numbers, texts
-
-
-def _number(value: float) -> float | int | None:
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.7g}")
-    return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
 
 
 def _geometry(polygons: list[list[Ring]]) -> dict[str, Any]:
@@ -210,16 +168,6 @@ def write_rois(result: ImageResult, path: Path) -> dict[str, int]:
     has holes or several parts. It is called ``0001 Fiber``, by particle and class; the class is
     also its group (1 for the first class) and colour, and stands with score and calibration in its
     properties.
-
-    Args:
-        result: of the image.
-        path: of the zip.
-
-    Returns:
-        nothing to count.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     particles = result.particles
     columns = zip(
@@ -254,28 +202,21 @@ def _roi(mask: np.ndarray, offset: list[int]) -> ImagejRoi:
     roi.left, roi.top, roi.right, roi.bottom = x0, y0, x0 + width, y0 + height
     fits = max(roi.right, roi.bottom) <= _LARGEST_COORDINATE and max(mask.shape) <= _LARGEST_CROP
     if len(polygons) == 1 and len(polygons[0]) == 1 and fits:
-        points = polygons[0][0]
-        corner = points.min(axis=0)
-        roi.left, roi.top = corner.tolist()
-        roi.right, roi.bottom = points.max(axis=0).tolist()
         roi.roitype = ROI_TYPE.TRACED
-        roi.integer_coordinates = (points - corner).astype(np.int32)
-        roi.n_coordinates = len(points)
-        return roi
-    roi.roitype = ROI_TYPE.RECT  # with a path of whole coordinates: a composite
-    path = np.concatenate([_path(ring) for rings in polygons for ring in rings])
-    roi.multi_coordinates = path
-    roi.shape_roi_size = len(path)
+        roi.integer_coordinates = (polygons[0][0] - offset).astype(np.int32)
+        roi.n_coordinates = len(roi.integer_coordinates)
+    else:
+        roi.roitype = ROI_TYPE.RECT  # with a path of whole coordinates: a composite
+        roi.multi_coordinates = np.concatenate([_path(ring) for each in polygons for ring in each])
+        roi.shape_roi_size = len(roi.multi_coordinates)
     return roi
 
 
 def _path(ring: Ring) -> np.ndarray:
     """A ring as the numbers of a Java path, filled by the even-odd rule."""
-    steps = np.empty((len(ring), 3), dtype=np.float32)
-    steps[:, 0] = _LINE_TO
-    steps[0, 0] = _MOVE_TO
-    steps[:, 1:] = ring
-    return np.append(steps.ravel(), np.float32(_CLOSE))
+    commands = np.full((len(ring), 1), _LINE_TO)
+    commands[0] = _MOVE_TO
+    return np.append(np.hstack([commands, ring]), _CLOSE).astype(np.float32)
 
 
 def _properties(result: ImageResult, name: str, score: float) -> str:
@@ -286,18 +227,8 @@ def _properties(result: ImageResult, name: str, score: float) -> str:
     if result.calibration is not None:
         values["um_per_px"] = repr(result.calibration.um_per_px)
         values["calibration_source"] = result.calibration.source
-    return "".join(f"{key}: {_escape(value)}\n" for key, value in values.items())
-
-
-def _escape(text: str) -> str:
-    escaped = []
-    for character in text:
-        if " " <= character <= "~" and character != "\\":
-            escaped.append(character)
-        else:
-            units = character.encode("utf-16-be", "surrogatepass").hex()
-            escaped += (f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
-    return "".join(escaped)
+    # Java reads the escapes of JSON.
+    return "".join(f"{key}: {json.dumps(value)[1:-1]}\n" for key, value in values.items())
 
 
 def _plain(name: str) -> str:

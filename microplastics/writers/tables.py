@@ -1,12 +1,13 @@
-"""Tables as CSV and Parquet, and label images."""
+"""Results of images: as tables (CSV, Parquet), kept for the end of the run, as label images."""
 
 import contextlib
 import csv
+import dataclasses
+import functools
 import json
-import math
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ import pyarrow.parquet as pq
 import tifffile
 
 from microplastics import __version__
+from microplastics.calibration import Calibration
+from microplastics.data.catalog import class_colors
+from microplastics.data.large_images import ImageReader
 from microplastics.measurement.table import table_columns
+from microplastics.roi.region import Region
+from microplastics.structures import rle
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
-from microplastics.writers.base import ImageResult
 
 # An image without a calibration, or without a particle, must not change the type of a column.
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
@@ -31,51 +36,83 @@ _EXACT = frozenset(("um_per_px",))
 _DIGITS = 6
 _ROWS_OF_A_GROUP = 100_000
 _CODEC = "zstd"
+# Of a part: the column of the masks, and the key of what is known of the image.
+_RLE, _KEY = "rle counts", b"microplastics part"
 
 _LARGEST_LABEL = 2**31 - 1
 # Beyond every scanner: a size that an untrusted file claims must not fill the disk.
 _MOST_PIXELS = 40_000_000_000
-# Strips, which every reader knows (ImageJ no tiles), up to this side; tiles above.
-_LARGEST_STRIPED = 4096
-_STRIP_ROWS, _TILE = 64, 512
+# Strips, which every reader knows (ImageJ no tiles).
+_STRIP_ROWS = 64
 _COMPRESSION_LEVEL = 1
 # Compressed labels are far smaller, so that a classic TIFF holds what would not fit as it is.
 _CLASSIC_BYTES = 2**32 - 2**25
 _UM_PER_CM = 10_000
 
 
-def to_arrow(table: pd.DataFrame) -> pa.Table:
-    """Give a table's columns their types: 64-bit numbers, bools, texts; missing values are null.
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """The finished result of one image.
 
-    Args:
-        table: of one image or of a whole run.
+    Attributes:
+        particles: N particles in px of the image.
+        table: N rows in the same order, the columns of ``particles.csv``.
+        class_names: of the model or data set, in order: they give category ids (from 1), colours
+            and ROI groups.
+        calibration: of the image, if there is one.
+        image: the photograph; only overlays look at it.
+        region: region of interest; overlays show its outline.
     """
-    columns = {str(name): _column(str(name), table[name]) for name in table.columns}
+
+    particles: Particles
+    table: pd.DataFrame
+    class_names: Sequence[str]
+    calibration: Calibration | None = None
+    image: ImageReader | None = None
+    region: Region | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Name of the image, its size in px and its scale, None if that is not known."""
+        height, width = self.particles.image_size
+        return {
+            "image": self.particles.image,
+            "width": width,
+            "height": height,
+            "um_per_px": self.calibration.um_per_px if self.calibration else None,
+            "calibration_source": self.calibration.source if self.calibration else None,
+        }
+
+    @functools.cached_property
+    def class_numbers(self) -> list[int]:
+        """Number from 0 of each particle's class."""
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        return [numbers[name] for name in self.particles.classes]
+
+    @functools.cached_property
+    def colors(self) -> list[list[int]]:
+        """RGB in 0–255 of each class."""
+        return class_colors(self.class_names)
+
+
+def to_arrow(table: pd.DataFrame) -> pa.Table:
+    """Give a table's columns their types: 64-bit numbers, bools, texts; missing values are null."""
+    columns = {
+        str(name): pa.array(values, _COLUMNS.get(str(name)), from_pandas=True)
+        for name, values in table.items()
+    }
     return pa.table(columns)
 
 
-def merge_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Give the columns of all tables: the known ones in their order, then what else there is.
-
-    Whole numbers in one table and fractions in another become fractions.
-    """
-    whole = pa.unify_schemas(list(schemas), promote_options="permissive")
-    known = [name for name in _COLUMNS if name in whole.names]
-    other = [name for name in whole.names if name not in _COLUMNS]
-    return pa.schema([whole.field(name) for name in (*known, *other)])
+def merge_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """Give the columns of a table that holds the particles of several images."""
+    names = {name for schema in schemas for name in schema.names}
+    return pa.schema([(name, kind) for name, kind in _COLUMNS.items() if name in names])
 
 
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give a table the columns of a schema; those that it lacks are null."""
-    columns = [
-        (
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
-            else pa.nulls(len(table), field.type)
-        )
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Add the columns of a schema that a table lacks; their values are null."""
+    return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
 
 
 @contextlib.contextmanager
@@ -85,12 +122,8 @@ def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
     Numbers have six significant digits and no thousands separators; truth is TRUE or FALSE, as in
     spreadsheets and R; what is missing is empty.
 
-    Args:
-        path: of the file, which is there when the block ends well.
-        schema: of all tables.
-
     Yields:
-        the function that takes the next table.
+        the function that takes the next table. The file is there when the block ends well.
 
     Raises:
         UserError: the file cannot be written.
@@ -100,8 +133,11 @@ def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
         writer.writerow(schema.names)
 
         def add(table: pa.Table) -> None:
-            table = conform(table, schema)
-            columns = [_texts(name, table[name].to_pylist()) for name in schema.names]
+            table = _conform(table, schema)
+            columns = [
+                [_text(value, name in _EXACT) for value in table[name].to_pylist()]
+                for name in schema.names
+            ]
             writer.writerows(zip(*columns, strict=True))
 
         yield add
@@ -122,7 +158,7 @@ def open_parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table],
             waiting.clear()
 
         def add(table: pa.Table) -> None:
-            waiting.append(conform(table, schema))
+            waiting.append(_conform(table, schema))
             # A group of rows an image would make the file large and slow.
             if sum(map(len, waiting)) >= _ROWS_OF_A_GROUP:
                 flush()
@@ -145,50 +181,95 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
         add(arrow)
 
 
-def _column(name: str, values: pd.Series) -> pa.Array:
-    kind = _COLUMNS.get(name) or _kind(values)
-    if kind == pa.string():
-        return pa.array([None if pd.isna(v) else str(v) for v in values], kind)
-    return pa.array(values, kind, from_pandas=True)
-
-
-def _kind(values: pd.Series) -> pa.DataType:
-    if pd.api.types.is_bool_dtype(values):
-        return pa.bool_()
-    if pd.api.types.is_integer_dtype(values):
-        return pa.int64()
-    return pa.float64() if pd.api.types.is_numeric_dtype(values) else pa.string()
-
-
-def _texts(name: str, values: list[Any]) -> list[Any]:
-    if any(isinstance(value, bool) for value in values):
-        return ["" if value is None else str(value).upper() for value in values]
-    if name in _EXACT or not any(isinstance(value, float) for value in values):
-        return ["" if value is None else value for value in values]
-    return [_number(value) for value in values]
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
+def _text(value: Any, exact: bool) -> Any:
+    if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if exact or not isinstance(value, float):
+        return value
     # Spreadsheets show exponents; large numbers keep all their digits instead.
     return f"{value:.{_DIGITS}g}" if abs(value) < 10**_DIGITS else f"{value:.0f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A finished image, as it is kept until the files of the whole run are written.
+
+    Attributes:
+        image: :attr:`ImageResult.provenance`, and what else run.json says of it.
+        table: N rows, the columns of ``particles.csv``.
+        counts: N compressed COCO run lengths of the whole frame.
+    """
+
+    image: dict[str, Any]
+    table: pa.Table
+    counts: list[str]
+
+
+def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None = None) -> None:
+    """Write a part as a Parquet file, whole or not at all; ``more`` are plain values of ``image``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    particles, image = result.particles, {**result.provenance, **(more or {})}
+    height, width = particles.image_size
+    # Mask by mask: those of a whole filter are unpacked when they are asked for.
+    lengths = [
+        rle.counts_of_runs(*rle.runs_of_crop(mask, offset, height), height * width)
+        for mask, offset in zip(particles.masks, particles.offsets.tolist(), strict=True)
+    ]
+    counts = [text.decode("ascii") for text in rle.encode_counts_batch(lengths)]
+    table = to_arrow(result.table).append_column(_RLE, pa.array(counts, pa.string()))
+    table = table.replace_schema_metadata({_KEY: json.dumps(image).encode()})
+    with atomic_write(path, "wb") as file:
+        pq.write_table(table, file, compression=_CODEC)
+
+
+def read_part(path: Path) -> Part:
+    """Read a part.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    with _reading(path):
+        table = pq.read_table(path, partitioning=None)
+        image, counts = json.loads(table.schema.metadata[_KEY]), table[_RLE].to_pylist()
+    return Part(image, table.drop_columns([_RLE]).replace_schema_metadata(None), counts)
+
+
+def read_head(path: Path) -> tuple[dict[str, Any], pa.Schema]:
+    """Read what is known of a part's image and the columns of its table, without its rows.
+
+    Raises:
+        UserError: as of :func:`read_part`.
+    """
+    with _reading(path):
+        schema = pq.read_schema(path)
+        image, place = json.loads(schema.metadata[_KEY]), schema.names.index(_RLE)
+    return image, schema.remove(place).remove_metadata()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}, the result of one image, cannot be read ({reason}); delete it and run the "
+            "command again with --resume.",
+            code="run_invalid",
+        ) from error
 
 
 def write_labels(result: ImageResult, path: Path) -> dict[str, int]:
     """Write the particles of one image as an int32 TIFF: 0 is background, else the ``particle``.
 
-    Where particles overlap, the smaller one is on top (of two equal ones the later). The image is
-    painted piece by piece; none larger than a band of it is ever made.
-
-    Args:
-        result: of the image.
-        path: of the TIFF.
-
-    Returns:
-        ``label_pixels_hidden``, how many pixels of particles lie under another one, and
-        ``label_particles_hidden``, how many particles lie wholly under others and are not in the
-        file; both only if not 0.
+    Where particles overlap, the smaller one is on top (of two equal ones the later). Counted are
+    ``label_pixels_hidden``, pixels of particles that lie under another one, and
+    ``label_particles_hidden``, particles that lie wholly under others and are not in the file.
 
     Raises:
         UserError: a particle's number is not a positive int32, the image is too large, or the
@@ -209,14 +290,13 @@ def write_labels(result: ImageResult, path: Path) -> dict[str, int]:
             "1 to 2147483647; number the annotations from 1 or leave labels out of --formats.",
             code="annotations_invalid",
         )
-    striped = max(height, width) <= _LARGEST_STRIPED
-    step = (_STRIP_ROWS, width) if striped else (_TILE, _TILE)
     big = 4 * height * width > _CLASSIC_BYTES
     hidden: Counter[int] = Counter()
-    layout = {"rowsperstrip": _STRIP_ROWS} if striped else {"tile": step}
+    known = {what: value for what, value in result.provenance.items() if value is not None}
+    resolution = {}
     if result.calibration is not None:
         per_cm = _UM_PER_CM / result.calibration.um_per_px
-        layout.update(resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+        resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
     with (
         atomic_write(path, "wb") as file,
         # Named, because tifffile takes the name of an unnamed file for text.
@@ -224,69 +304,49 @@ def write_labels(result: ImageResult, path: Path) -> dict[str, int]:
         tifffile.TiffWriter(handle, bigtiff=big, byteorder="<") as tiff,
     ):
         tiff.write(
-            _pieces(particles, step, not striped, hidden),
+            _strips(particles, hidden),
             shape=(height, width),
             dtype=np.int32,
             photometric="minisblack",
             compression="adobe_deflate",
             software=f"microplastics {__version__}",
-            description=_description(result),
+            description=json.dumps({**known, "value": "particle"}),
             metadata=None,
-            **layout,
+            rowsperstrip=_STRIP_ROWS,
+            **resolution,
         )
     return _counts(particles, hidden)
 
 
-def _description(result: ImageResult) -> str:
-    words = {"image": result.particles.image, "value": "particle"}
-    if result.calibration is not None:
-        words["um_per_px"] = result.calibration.um_per_px
-        words["calibration_source"] = result.calibration.source
-    return json.dumps(words)
-
-
-def _pieces(
-    particles: Particles, step: tuple[int, int], padded: bool, hidden: Counter[int]
-) -> Iterator[bytes]:
-    """Paint strip by strip or tile by tile, row by row, and compress each."""
+def _strips(particles: Particles, hidden: Counter[int]) -> Iterator[bytes]:
+    """Paint strip by strip, and compress each."""
     height, width = particles.image_size
-    rows, columns = step
-    places = _places(particles, step)
-    empty: dict[tuple[int, int], bytes] = {}
-    for top in range(0, height, rows):
-        for left in range(0, width, columns):
-            shape = step if padded else (min(rows, height - top), columns)
-            indices = places.pop((top // rows, left // columns), ())
-            if indices:
-                piece = np.zeros(shape, dtype="<i4")
-                for index in indices:
-                    _paint(piece, left, top, particles, index, hidden)
-                yield zlib.compress(piece, _COMPRESSION_LEVEL)
-            else:
-                if shape not in empty:
-                    empty[shape] = zlib.compress(bytes(4 * shape[0] * shape[1]), 9)
-                yield empty[shape]
-
-
-def _places(particles: Particles, step: tuple[int, int]) -> dict[tuple[int, int], list[int]]:
-    """Which particles reach into a piece, the largest first."""
     areas = np.array([np.count_nonzero(mask) for mask in particles.masks], dtype=np.int64)
-    places: dict[tuple[int, int], list[int]] = {}
+    reached: dict[int, list[int]] = defaultdict(list)  # particles by strip, the largest first
     for index in np.argsort(-areas, kind="stable").tolist():
-        (x, y), (h, w) = particles.offsets[index].tolist(), particles.masks[index].shape
-        for row in range(y // step[0], (y + h - 1) // step[0] + 1):
-            for column in range(x // step[1], (x + w - 1) // step[1] + 1):
-                places.setdefault((row, column), []).append(index)
-    return places
+        top = particles.offsets[index][1]
+        bottom = top + len(particles.masks[index]) - 1
+        for strip in range(top // _STRIP_ROWS, bottom // _STRIP_ROWS + 1):
+            reached[strip].append(index)
+    empty: dict[int, bytes] = {}
+    for strip, top in enumerate(range(0, height, _STRIP_ROWS)):
+        rows = min(_STRIP_ROWS, height - top)
+        if strip in reached:
+            labels = np.zeros((rows, width), dtype="<i4")
+            for index in reached[strip]:
+                _paint(labels, top, particles, index, hidden)
+            yield zlib.compress(labels, _COMPRESSION_LEVEL)
+        else:
+            if rows not in empty:
+                empty[rows] = zlib.compress(bytes(4 * rows * width), 9)
+            yield empty[rows]
 
 
-def _paint(piece: np.ndarray, left: int, top: int, particles: Particles, index: int, hidden):
+def _paint(labels: np.ndarray, top: int, particles: Particles, index: int, hidden: Counter[int]):
     (x, y), mask = particles.offsets[index].tolist(), particles.masks[index]
-    x0, y0 = max(x, left), max(y, top)
-    x1 = min(x + mask.shape[1], left + piece.shape[1])
-    y1 = min(y + mask.shape[0], top + piece.shape[0])
-    part = mask[y0 - y : y1 - y, x0 - x : x1 - x]
-    target = piece[y0 - top : y1 - top, x0 - left : x1 - left]
+    start, end = max(y, top), min(y + len(mask), top + len(labels))
+    part = mask[start - y : end - y]
+    target = labels[start - top : end - top, x : x + mask.shape[1]]
     under = target[part]
     if under.any():
         values, counts = np.unique(under[under > 0], return_counts=True)

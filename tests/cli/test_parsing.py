@@ -108,17 +108,17 @@ def test_the_configs_by_name_are_the_files():
 
 
 def test_choices_are_those_of_the_package():
-    from microplastics import writers
     from microplastics.cli import data, predict
     from microplastics.data.formats.base import READERS
     from microplastics.data.formats.convert import FORMATS, PROJECT_CLASSES
     from microplastics.data.splits.split import DEFAULT_SHARES
     from microplastics.export import export
     from microplastics.synthetic import PRESETS
+    from microplastics.writers import registry
 
     assert set(data.READERS) == set(READERS) and data.EXPORT_FORMATS == FORMATS
     assert data.PRESETS == tuple(PRESETS) and data.CLASSES.split(",") == list(PROJECT_CLASSES)
-    assert predict.RUN_FORMATS == tuple(writers.FORMATS)
+    assert predict.RUN_FORMATS == tuple(registry.FORMATS)
     assert set(predict.EXPORT_FORMATS) == set(export.FORMATS)
     (shares,) = (param for param in data.split.params if param.name == "shares")
     assert ",".join(map(str, DEFAULT_SHARES)) in shares.help

@@ -9,8 +9,7 @@ from microplastics.calibration import Calibration
 from microplastics.counts.corrections import Sampling
 from microplastics.counts.intervals import poisson_interval
 from microplastics.counts.summary import summarize
-from microplastics.measurement.size_classes import parse_size_classes
-from microplastics.measurement.table import images_table, table_columns
+from microplastics.measurement.table import images_table, parse_size_classes, table_columns
 
 SCALE = Calibration(2.0, "TIFF")
 CLASSES = ("Fiber", "Fragment", "Film")

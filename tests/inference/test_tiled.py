@@ -6,15 +6,22 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 
+from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling
 from microplastics.inference.predictor import Predictions
 from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.table import particle_table
 from microplastics.roi.region import Region
-from microplastics.runs.images import ArrayImage, PaintedRegions, within
+from microplastics.runs.images import PaintedRegions, within
 from microplastics.structures.crop_masks import CropMasks
 
 SIZE = (700, 900)
+
+
+def in_memory(pixels):
+    reader = ImageReader("a.png", pixels.shape[1], pixels.shape[0])
+    reader.decoded = pixels
+    return reader
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def test_windows_far_from_the_region_are_not_predicted(scene):
     region = Region.from_circle((330.5, 500.5), 60, SIZE)
     tiling = Tiling(128, 32, 0, 1.0)
     particles, counts = predict_tiled(
-        Oracle(), ArrayImage(scene), "a", tiling, region=region, join=False, quiet=True
+        Oracle(), in_memory(scene), "a", tiling, region=region, join=False, quiet=True
     )
     assert counts.outside > 20
     inside, rows = within(particles, particle_table(particles, None), region)
@@ -86,7 +93,7 @@ def test_windows_far_from_the_region_are_not_predicted(scene):
 def test_every_particle_comes_out_once_and_whole(scene, tile, overlap):
     tiling = Tiling(tile, overlap, 0, 1.0)
     particles, counts = predict_tiled(
-        Oracle(), ArrayImage(scene), "a", tiling, join=False, quiet=True
+        Oracle(), in_memory(scene), "a", tiling, join=False, quiet=True
     )
     masks, classes = truth(scene)
     assert sorted(particles.classes) == sorted(Oracle.class_names[number] for number in classes)
@@ -103,12 +110,12 @@ def test_every_particle_comes_out_once_and_whole(scene, tile, overlap):
 def test_the_coarse_pass_finds_what_no_window_holds(scene):
     tiling = Tiling(128, 32, 4, 1.0)
     oracle = Oracle(largest=120)  # sees nothing that fills its window
-    particles, counts = predict_tiled(oracle, ArrayImage(scene), "a", tiling, quiet=True)
+    particles, counts = predict_tiled(oracle, in_memory(scene), "a", tiling, quiet=True)
     assert counts.coarse and particles.classes.count("Film") == 1
     film = particles.masks[particles.classes.index("Film")]
     assert np.count_nonzero(film) == pytest.approx(191 * 101, rel=0.05)
     without = Tiling(128, 32, 0, 1.0)
-    particles, _ = predict_tiled(oracle, ArrayImage(scene), "a", without, quiet=True)
+    particles, _ = predict_tiled(oracle, in_memory(scene), "a", without, quiet=True)
     areas = [np.count_nonzero(mask) for mask in particles.masks]
     assert max(areas) < 191 * 101 / 2
 
@@ -116,7 +123,7 @@ def test_the_coarse_pass_finds_what_no_window_holds(scene):
 def test_particle_pixels_are_read_inside_the_mask():
     image = np.arange(60 * 50 * 3, dtype=np.uint8).reshape(60, 50, 3)
     masks, offsets = [np.eye(20, dtype=bool), np.ones((3, 4), bool)], np.array([[5, 7], [40, 50]])
-    found = particle_pixels(ArrayImage(image), masks, offsets)
+    found = particle_pixels(in_memory(image), masks, offsets)
     assert np.array_equal(found[0], image[np.arange(7, 27), np.arange(5, 25)])
     assert np.array_equal(found[1], image[50:53, 40:44].reshape(-1, 3))
 
@@ -124,7 +131,7 @@ def test_particle_pixels_are_read_inside_the_mask():
 def test_a_scale_bar_is_painted_over():
     image = np.full((50, 80, 3), 90, np.uint8)
     image[40:44, 60:75] = 255
-    regions = PaintedRegions(ArrayImage(image), [(58, 38, 20, 8)])
+    regions = PaintedRegions(in_memory(image), [(58, 38, 20, 8)])
     assert (regions.read(0, 0, 80, 50) == 90).all()
     assert (regions.read(60, 41, 70, 50) == 90).all()
     assert image[41, 61, 0] == 255

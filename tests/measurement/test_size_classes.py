@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import user_error
 
-from microplastics.measurement.size_classes import (
+from microplastics.measurement.table import (
     DEFAULT_SIZE_CLASSES,
     SCHEMES,
     SizeClasses,

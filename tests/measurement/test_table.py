@@ -10,10 +10,10 @@ from support import user_error
 from microplastics.calibration import Calibration
 from microplastics.measurement import Item, measure, measure_many, nearest_distances
 from microplastics.measurement.analytic import arc, disc, draw, rectangle
-from microplastics.measurement.size_classes import parse_size_classes
 from microplastics.measurement.table import (
     combine_tables,
     images_table,
+    parse_size_classes,
     particle_table,
     table_sizes,
     with_size_classes,

@@ -1,7 +1,11 @@
+import os
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import user_error
 
-from microplastics.runs.images import find_images
+from microplastics.runs.images import find_images, output_names, printable
 
 
 @pytest.fixture
@@ -36,13 +40,64 @@ def test_a_runs_own_output_is_not_an_input(folder):
 
 def test_errors_name_the_input(folder):
     (folder / "list.txt").write_text("b/2.jpg\nb/3.jpg\n")
-    for given, code, name in (
+    for path, code, name in (
         ("c", "file_missing", "--input"),
         ("*.jpg", "file_missing", "*.jpg"),
         ("list.txt", "file_missing", "b/3.jpg"),
     ):
         with user_error(code, name):
-            find_images([str(folder / given)])
+            find_images([str(folder / path)])
     (folder / "empty").mkdir()
     with user_error("input_empty", folder / "empty"):
         find_images([str(folder / "empty")])
+
+
+hostile = st.text(st.sampled_from("aA_./\\%~ :\n\x00é\udc80") | st.characters(), max_size=300)
+
+
+@pytest.mark.parametrize(
+    ("image", "stem"),
+    [
+        ("x.jpg", "x.jpg"),
+        ("sample 1/Filter_2/x.jpg", "sample 1__Filter_2__x.jpg"),
+        ("../../etc/passwd", "__..__etc__passwd"),
+        ("/etc/passwd", "__etc__passwd"),
+        (r"C:\x.jpg", "C__x.jpg"),
+        (".hidden", "hidden"),
+        ("a\nb.jpg", "a_b.jpg"),
+        ("\udc80.jpg", "_.jpg"),
+        ("Faser µm.tif", "Faser µm.tif"),
+        ("", "_"),
+    ],
+)
+def test_names_stay_readable_and_safe(image, stem):
+    assert output_names([image]) == {image: stem}
+
+
+@given(images=st.lists(hostile, unique=True, max_size=6))
+def test_any_names_are_different_files_of_the_folder(images):
+    stems = output_names(images)
+    for stem in stems.values():
+        assert os.path.basename(stem) == stem and not stem.startswith(".")
+        assert 0 < len(stem.encode()) <= 240
+        assert not set(stem) & set('/\\:*?"<>|\n\x00')
+    assert len({stem.casefold() for stem in stems.values()}) == len(images)
+    assert stems == output_names(images[::-1])
+
+
+def test_long_and_equal_names_get_a_mark():
+    images = ["x" * 400 + "1", "x" * 400 + "2", "a/b.jpg", "a__b.jpg"]
+    stems = output_names(images)
+    assert len(set(stems.values())) == 4 and all("~" in stem for stem in stems.values())
+
+
+def test_names_that_differ_in_case_or_accents_alone_get_a_mark():
+    stems = output_names(["a.jpg", "A.jpg", "b.jpg", "é.jpg", "e\u0301.jpg"])
+    assert stems["b.jpg"] == "b.jpg"
+    assert stems["a.jpg"].startswith("a.jpg~") and stems["A.jpg"].startswith("A.jpg~")
+    assert stems["a.jpg"][6:] != stems["A.jpg"][6:]
+    assert stems["é.jpg"] != "é.jpg"
+
+
+def test_bytes_that_are_no_text_can_be_written():
+    assert printable("a\udc80b") == "a\\udc80b"

@@ -11,8 +11,8 @@ import pytest
 from support import user_error
 
 from microplastics.inference.predictor import Predictions
-from microplastics.runs.images import ImageOpener, RunOptions, find_images
-from microplastics.runs.run import Run, predict_images
+from microplastics.runs.images import RunOptions, find_images
+from microplastics.runs.run import ParticleFinder, Run
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError, WriteError
 
@@ -45,7 +45,7 @@ def make(folder, tmp_path):
 
 
 def finish(run, image):
-    with ImageOpener(run.options).open(image) as opened:
+    with run.opener.open(image) as opened:
         run.finish(opened, dataclasses.replace(FOUND, image=image.name), {}, 0.0)
 
 
@@ -103,10 +103,8 @@ def test_a_wrong_scale_is_told_before_the_work(make):
 
 
 def test_an_image_that_the_model_cannot_take_fails_alone(make, folder, tmp_path, monkeypatch):
-    from microplastics.runs import run as module
-
     cv2.imwrite(str(folder / "c.png"), np.full((9, 9, 3), 99, np.uint8))
-    monkeypatch.setattr(module, "_tiling_of", lambda *_: None)
+    monkeypatch.setattr(ParticleFinder, "_choose_tiling", lambda *_: None)
 
     def predict_many(images):
         # Drawn two at a time, as batches are.
@@ -118,8 +116,7 @@ def test_an_image_that_the_model_cannot_take_fails_alone(make, folder, tmp_path,
 
     predictor = types.SimpleNamespace(predict_many=predict_many, class_names=["Film"])
     run = make(formats=("csv",))
-    how = module.PredictOptions(max_overlap=1.0)
-    predict_images(predictor, run.begin(), run, how)
+    ParticleFinder(predictor, run, {}, max_overlap=1.0).predict(run.begin())
     assert run.end() == 3
     errors = pd.read_csv(tmp_path / "out/failed.csv").set_index("image")["error"]
     assert errors.to_dict() == {"c.png": "RuntimeError: out of memory (see log.txt)"}

@@ -6,7 +6,7 @@ import pytest
 from microplastics.calibration import Calibration
 from microplastics.measurement.table import particle_table
 from microplastics.structures.particles import Particles
-from microplastics.writers import ImageResult
+from microplastics.writers.tables import ImageResult
 
 CLASSES = ("Fiber", "Fragment", "Film")
 SHAPES = (

@@ -4,7 +4,7 @@ import pytest
 
 from microplastics.utils.errors import UserError
 from microplastics.writers import overlay
-from microplastics.writers.overlay import NumberPlacer, Numerals, write_overlay
+from microplastics.writers.overlay import write_overlay
 
 ORANGE = (0, 94, 213)  # BGR of Fiber
 
@@ -64,29 +64,6 @@ def test_thousands_of_numbers_are_placed_or_counted(make_result, photograph, tmp
     assert write_overlay(alone, tmp_path / "y.png") == {}
 
 
-def test_numbers_keep_off_each_other_and_inside():
-    placer, shape = NumberPlacer((200, 200)), (2, 14, 30)
-    outline = np.array([[100.0, 100.0], [104, 100], [104, 104], [100, 104]])
-    placer.cover(outline)
-    places = [placer.place(outline, shape, 2) for _ in range(9)]
-    found = [place for place in places if place is not None]
-    assert 2 <= len(found) < 9
-    for x, y in found:
-        assert 0 <= x <= 170 and 0 <= y <= 186
-    for one, (x, y) in enumerate(found):
-        for u, v in found[:one]:
-            assert abs(x - u) >= 30 - 8 or abs(y - v) >= 14 - 8
-
-
-def test_numbers_are_written_side_by_side_and_cut_at_the_border():
-    numerals = Numerals(20)
-    one, four = numerals.render("1"), numerals.render("1111")
-    assert one.shape[1] == four.shape[1] and four.shape[2] > 3 * (one.shape[2] - 4)
-    picture = grey(10, 10)
-    numerals.draw(picture, four, (5, 5), (0, 0, 200))
-    assert (picture[:5] == 120).all() and (picture[5:, 5:] != 120).any()
-
-
 def test_an_image_without_a_particle_is_drawn_too(make_result, photograph, tmp_path):
     result = make_result((), (), (), photo=photograph(grey(40, 50)))
     assert write_overlay(result, tmp_path / "x.png") == {}
@@ -103,5 +80,3 @@ def test_an_overlay_that_cannot_be_written_names_it(make_result, photograph, tmp
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot write .*x.png"):
         write_overlay(make_result(photo=photograph(grey(40, 50))), tmp_path / "file" / "x.png")
-    with pytest.raises(ValueError, match="photograph"):
-        write_overlay(make_result(), tmp_path / "x.png")

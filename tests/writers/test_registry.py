@@ -8,22 +8,16 @@ from pycocotools.coco import COCO
 from support import user_error
 
 from microplastics.data.coco import load_instances
-from microplastics.writers import (
-    FORMATS,
-    check_formats,
-    read_part,
-    write_image,
-    write_part,
-    write_run,
-)
+from microplastics.writers.registry import FORMATS, write_image, write_run
+from microplastics.writers.tables import read_part, write_part
 
 CLASSES = ["Fiber", "Fragment", "Film"]
-RUN_FILES = [
+RUN_FILES = {
     "particles.csv",
     "particles.parquet",
     "coco_instances_results.json",
     "annotations.json",
-]
+}
 
 
 @pytest.fixture
@@ -43,7 +37,7 @@ def parts(make_result, tmp_path):
 def test_a_part_holds_the_image_its_table_and_its_masks(parts, frame):
     (result, *_), (path, *_) = parts
     part = read_part(path)
-    assert part.image["name"] == "a/x.jpg" and part.image["um_per_px"] == 2.0
+    assert part.image["image"] == "a/x.jpg" and part.image["um_per_px"] == 2.0
     assert (part.image["width"], part.image["height"]) == (50, 40)
     assert part.table.column_names == list(result.table)
     for index, counts in enumerate(part.counts):
@@ -53,9 +47,8 @@ def test_a_part_holds_the_image_its_table_and_its_masks(parts, frame):
 
 def test_a_run_has_every_particle_in_every_file(parts, frame, tmp_path):
     results, paths = parts
-    written = write_run(paths, tmp_path, list(FORMATS), CLASSES)
-    assert [path.name for path in written.files] == RUN_FILES
-    assert (written.images, written.particles, written.notes) == (3, 6, {})
+    assert write_run(paths, tmp_path, list(FORMATS), CLASSES) == {}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == RUN_FILES
     table = pd.read_csv(tmp_path / "particles.csv")
     assert table["image"].tolist() == ["a/x.jpg"] * 3 + ["b/x.jpg"] * 3
     assert table["length_um"].isna().sum() == table["length_px"].isna().sum() == 3
@@ -105,8 +98,8 @@ def test_results_are_those_of_coco(parts, tmp_path):
 
 def test_particles_without_a_score_are_annotations_alone(make_result, tmp_path):
     write_part(make_result(scores=(0.5, np.nan, np.nan)), tmp_path / "p.parquet")
-    written = write_run([tmp_path / "p.parquet"], tmp_path, ["coco"], CLASSES)
-    assert written.notes == {"coco_results_without_score": 2}
+    notes = write_run([tmp_path / "p.parquet"], tmp_path, ["coco"], CLASSES)
+    assert notes == {"coco_results_without_score": 2}
     assert len(json.loads((tmp_path / "coco_instances_results.json").read_text())) == 1
     annotations = json.loads((tmp_path / "annotations.json").read_text())["annotations"]
     assert ["score" in annotation for annotation in annotations] == [True, False, False]
@@ -139,12 +132,6 @@ def test_without_the_photograph_there_is_no_overlay(make_result, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
 
 
-def test_formats_are_checked_and_sorted():
-    assert check_formats(["rois", "csv", "rois"]) == ["csv", "rois"]
-    with user_error("option_invalid", "--formats", "xlsx", "parquet"):
-        check_formats(["csv", "xlsx"])
-
-
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet" * 100])
 def test_a_damaged_part_is_named(parts, tmp_path, content):
     paths = parts[1]
@@ -154,20 +141,3 @@ def test_a_damaged_part_is_named(parts, tmp_path, content):
     with user_error("run_invalid"):
         read_part(paths[1])
     assert not (tmp_path / "particles.csv").exists()
-
-
-def test_parts_of_another_model_or_no_parts_are_an_error(parts, tmp_path):
-    with user_error("run_mismatch", "Foam"):
-        write_run(parts[1], tmp_path, ["csv"], ["Fiber", "Foam"])
-    with user_error("input_empty"):
-        write_run([], tmp_path, ["csv"], CLASSES)
-
-
-def test_a_result_must_fit_together(make_result):
-    import dataclasses
-
-    result = make_result()
-    with pytest.raises(ValueError, match="3 particles, but 2 rows"):
-        dataclasses.replace(result, table=result.table[:2])
-    with pytest.raises(ValueError, match="Film"):
-        dataclasses.replace(result, class_names=("Fiber", "Fragment"))
