@@ -48,7 +48,7 @@ from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
 from microplastics.evaluation.validation import loss_names, validate
-from microplastics.modeling.interface import check_architecture
+from microplastics.modeling.interface import check_architecture, keep_boxes_fp32
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seed_all
 
@@ -496,19 +496,6 @@ class Trainer(DefaultTrainer):
         if len(results) == 1:
             return next(iter(results.values()))
         return results if comm.is_main_process() else OrderedDict()
-
-
-def keep_boxes_fp32(model: nn.Module) -> None:
-    """Cast the backbone's feature maps back to fp32.
-
-    Detectron2's ``ROIAlign`` casts box coordinates to the type of the features, and bf16 has
-    steps of 4 px at 512–1024: boxes would miss their particles.
-    """
-
-    def cast(_module, _inputs, features):
-        return {name: feature.float() for name, feature in features.items()}
-
-    model.backbone.register_forward_hook(cast)
 
 
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:

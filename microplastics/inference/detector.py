@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from microplastics.engine.solver import keep_boxes_fp32
-from microplastics.modeling.interface import is_staged, remembered
+from microplastics.modeling.interface import is_staged, keep_boxes_fp32, remembered
 
 logger = logging.getLogger(__name__)
 

@@ -171,6 +171,19 @@ def is_staged(model: nn.Module) -> bool:
     )
 
 
+def keep_boxes_fp32(model: nn.Module) -> None:
+    """Cast the backbone's feature maps back to fp32.
+
+    Detectron2's ``ROIAlign`` casts box coordinates to the type of the features, and bf16 has
+    steps of 4 px at 512–1024: boxes would miss their particles.
+    """
+
+    def cast(_module, _inputs, features):
+        return {name: feature.float() for name, feature in features.items()}
+
+    model.backbone.register_forward_hook(cast)
+
+
 def losses_and_predictions(
     model: nn.Module, item: dict[str, Any], *, seed: tuple[int, ...] | None, rois_per_image: int
 ) -> tuple[dict[str, float] | None, dict[str, Any]]:
