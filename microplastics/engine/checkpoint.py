@@ -116,10 +116,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
                 os.unlink(path)
 
     def resume(self) -> str | None:
-        """Load the newest complete checkpoint and the trainer's state; return its path.
-
-        ``None`` if there is nothing to resume; a UserError if no checkpoint can be used.
-        """
+        """Load the newest usable checkpoint with the trainer's state; return its path, if any."""
         paths = self.resumable()
         for number, path in enumerate(paths):
             try:

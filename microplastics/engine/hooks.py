@@ -47,11 +47,8 @@ def flatten_results(results: dict[str, Any]) -> dict[str, float]:
 
 
 def metric_value(metrics: dict[str, float], name: str) -> float:
-    """Return a metric, or raise metric_unknown.
-
-    With several test sets a bare name means the first that has a number: one of only blanks has
-    neither AP nor loss.
-    """
+    """Return a metric, or raise metric_unknown; of several test sets the first that is no NaN."""
+    # One of only blanks has neither AP nor loss.
     found = [value for key, value in metrics.items() if key == name or key.endswith(f"/{name}")]
     if found:
         return next((value for value in found if not math.isnan(value)), found[0])
@@ -125,10 +122,9 @@ def _is_known(metric: str, known: Sequence[str]) -> bool:
 
 
 class ValidationHook(HookBase):
-    """Evaluates every ``period`` iterations and after the last one, on all ranks.
+    """Evaluates every ``period`` iterations and after the last one, on all ranks alike.
 
-    ``evaluate`` returns nested results, equal on all ranks; the newest ones are
-    ``trainer.last_eval``: ``(iteration, flat metrics)``.
+    The newest results are ``trainer.last_eval``: ``(iteration, flat metrics)``.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict[str, Any]]):

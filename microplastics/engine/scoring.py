@@ -89,11 +89,8 @@ def evaluate(
         results.update(_test_with_augmentation(cfg, model))
     if comm.is_main_process():
         _write(results, cfg, class_names)
-        if draw_curves is not None and cfg.TEST.COUNTING.ENABLED:
-            thresholds = cfg.TEST.COUNTING.CLASS_SCORE_THRESH or (
-                [cfg.TEST.COUNTING.SCORE_THRESH] * len(class_names)
-            )
-            marked = dict(zip(class_names, thresholds, strict=True))
+        if draw_curves is not None and cfg.TEST.COUNTING.ENABLED and cfg.MODEL.MASK_ON:
+            marked = dict(zip(class_names, cfg.TEST.COUNTING.CLASS_SCORE_THRESH, strict=True))
             for table in sorted(Path(cfg.OUTPUT_DIR, "inference").rglob(CURVES_FILE)):
                 draw_curves(table, table.with_suffix(".png"), marked)
     return results
@@ -113,13 +110,13 @@ def _counting_config(cfg: CfgNode, class_names: list[str], info: dict[str, Any])
     if counting.SIZES == "eval_only":
         counting.SIZES = "always"
     if counting.ENABLED and cfg.MODEL.MASK_ON and not counting.CLASS_SCORE_THRESH:
-        stored = score_thresholds_of(info, cfg.MODEL.WEIGHTS, class_names)
+        stored = score_thresholds_of(info, cfg.MODEL.WEIGHTS, class_names) or {}
         if stored:
             logger.info("Particles count from the score thresholds of %s.", cfg.MODEL.WEIGHTS)
-            thresholds = [stored.get(name, counting.SCORE_THRESH) for name in class_names]
-            counting.CLASS_SCORE_THRESH = thresholds
-    given = counting.CLASS_SCORE_THRESH or [counting.SCORE_THRESH]
-    lowest = min((t for t in given if isinstance(t, (int, float))), default=1.0)
+        thresholds = [stored.get(name, counting.SCORE_THRESH) for name in class_names]
+        counting.CLASS_SCORE_THRESH = thresholds
+    numbers = [t for t in counting.CLASS_SCORE_THRESH if isinstance(t, (int, float))]
+    lowest = min(numbers, default=1.0)
     if counting.ENABLED and lowest < cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST:
         logger.warning(
             "The score threshold %g is below MODEL.ROI_HEADS.SCORE_THRESH_TEST %g, which removes "

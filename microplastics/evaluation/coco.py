@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 from detectron2.utils.logger import create_small_table
 from faster_coco_eval import COCO, COCOeval_faster
@@ -27,8 +28,7 @@ class COCOEvaluator(TruthEvaluator):
     """Detectron2's ``COCOEvaluator`` for boxes and masks at any cap on the detections.
 
     Unlike there, both tasks are always in the results, a cap other than 100 is as fast, and masks
-    may be :class:`CropMasks`, whose full frames are never made. The area of a true particle is the
-    ``area`` of the JSON.
+    may be :class:`CropMasks`, whose full frames are never made.
     """
 
     def __init__(
@@ -134,6 +134,18 @@ def evaluate_predictions(
     return report
 
 
+class _MaskEvaluation(COCOeval_faster):
+    """Compares masks as they are: the library encodes each of them anew, in half of its time."""
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray:
+        sides = (self.gt_dataset, self.dt_dataset)
+        truths, found = (side.get_instances([imgId], [catId], True)[0][0] for side in sides)
+        order = np.argsort([-each["score"] for each in found], kind="stable")
+        masks = [found[index]["segmentation"] for index in order[: self.params.maxDets[-1]]]
+        crowds = [each["iscrowd"] for each in truths]
+        return mask_util.iou(masks, [self.cocoGt.annToRLE(each) for each in truths], crowds)
+
+
 def coco_evaluation(
     coco_gt: Any,
     results: Sequence[dict[str, Any]],
@@ -164,7 +176,8 @@ def coco_evaluation(
     # With a box in them loadRes takes results for boxes, whatever else they hold.
     other = "segmentation" if iou_type == "bbox" else "bbox"
     found = [{k: v for k, v in each.items() if k != other} for each in results]
-    evaluation = COCOeval_faster(truth, truth.loadRes(found), iou_type)
+    kind = COCOeval_faster if iou_type == "bbox" else _MaskEvaluation
+    evaluation = kind(truth, truth.loadRes(found), "bbox")
     evaluation.params.maxDets = [max_dets]
     if img_ids is not None:
         evaluation.params.imgIds = list(img_ids)
@@ -174,13 +187,7 @@ def coco_evaluation(
 def instances_to_results(
     instances: Instances, image_id: int, dataset_ids: dict[int, int]
 ) -> list[dict[str, Any]]:
-    """Turn the predictions of one image into COCO result dicts.
-
-    Args:
-        instances: as of :meth:`TruthEvaluator.judge`.
-        image_id: COCO id of the image.
-        dataset_ids: COCO category id of each class number.
-    """
+    """Turn the predictions of an image into COCO results, with the category id of each class."""
     boxes = instances.pred_boxes.tensor.detach().cpu().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
     classes = instances.pred_classes.tolist()

@@ -87,10 +87,7 @@ def run_learning_curve(
 
 
 def summarise(runs: Sequence[Run]) -> list[dict[str, str | int | float]]:
-    """Compute mean and spread over the seeds, one row for each start and number of images.
-
-    The spread is half the distance between the lowest and the highest run.
-    """
+    """Compute mean and spread (half the range) over the seeds of each start and image number."""
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.images, run.start), []).append(run)

@@ -95,12 +95,7 @@ def seed_all(*key: int) -> None:
 
 @contextlib.contextmanager
 def seeded(*key: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Run a block with seeds derived from ``key``, then restore the generators.
-
-    Args:
-        key: non-negative integers.
-        device: a CUDA device whose generator is restored as well.
-    """
+    """Run a block with seeds derived from ``key``; restore the generators, a CUDA device's too."""
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
     states = random.getstate(), np.random.get_state()
