@@ -322,5 +322,5 @@ def test_bad_annotations_are_refused_first(split, filters, tmp_path):
     data["annotations"][3]["id"] = 0
     filters.write_text(json.dumps(data))
     result = split()
-    assert result.returncode == 2 and "has id 0" in result.stderr
+    assert result.returncode == 2 and "annotations with id 0" in result.stderr
     assert not (tmp_path / "out").exists()
