@@ -259,7 +259,7 @@ def check_overlaps(dataset: Dataset, collector: Collector) -> None:
             iou = float(mask_util.iou([rles[pair[0]]], [rles[pair[1]]], [0])[0, 0])
             if iou > OVERLAP:
                 one, other = (entries[index] for index in pair)
-                example = _example(one, dataset, f"with {_place(other).short()}: IoU {iou:.2f}")
+                example = _example(one, dataset, f"with {_place(other)}: IoU {iou:.2f}")
                 example.box, example.other_box = one.measured.box, other.measured.box
                 collector.add("overlap", example)
 
