@@ -15,7 +15,7 @@ import pandas as pd
 import microplastics
 from microplastics.counts.corrections import Sampling, parse_volume
 from microplastics.counts.summary import image_rows, summarize
-from microplastics.data.splits.groups import group_of, groups_from_csv, table_from_csv
+from microplastics.data.splits.groups import group_of, table_from_csv
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
     combine_tables,
@@ -114,7 +114,7 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
         return {name: posixpath.dirname(name) or "." for name in names}
     if not group_by.lower().endswith(".csv"):
         return {name: group_of(name, group_by) for name in names}
-    table = groups_from_csv(group_by)
+    table = table_from_csv(group_by, "image", "group")
     return {name: table[_row_of(table, group_by, name, "group")] for name in names}
 
 
