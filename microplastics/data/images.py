@@ -173,10 +173,13 @@ def reading(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (FileNotFoundError, PermissionError) as error:
+    except FileNotFoundError as error:
         raise UserError(
-            f"Cannot read {path}: {error.strerror}; correct the path or its permissions.",
-            code="file_missing",
+            f"{path} does not exist; put the image there or correct its path.", code="file_missing"
+        ) from error
+    except PermissionError as error:
+        raise UserError(
+            f"{path} is not readable; change its permissions.", code="image_invalid"
         ) from error
     except MemoryError as error:
         raise UserError(

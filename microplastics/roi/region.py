@@ -584,7 +584,9 @@ def _read_mask(path: str) -> _Grid:
                 path,
                 "is transparent in places; draw the region in white on black without transparency",
             )
-    inside = read_label_image(path, _NO_LIMIT)[0] != 0
+    labels, _ = read_label_image(path, _NO_LIMIT)
+    in_place = labels.itemsize == 1 and labels.flags.writeable  # masks of filters are large
+    inside = np.not_equal(labels, 0, out=labels.view(bool) if in_place else None)
     if not inside.any():
         raise _invalid(path, "has no pixel that is not 0; draw the region in white on black")
     return _Grid(_shrunk(inside, _MAX_GRID), inside.shape, np.count_nonzero(inside))

@@ -430,12 +430,14 @@ def _number(text: str) -> int | None:
     return None
 
 
-def read_label_image(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
+def read_label_image(
+    path: str | os.PathLike, max_pixels: int | None = None
+) -> tuple[np.ndarray, bool]:
     """Read a PNG, TIFF, BMP, GIF or PPM of whole numbers as it is stored.
 
     A palette gives its indices, and Pascal VOC's border 255 is background. A colour becomes
     R * 65536 + G * 256 + B; an alpha channel is dropped. Float pixels must be whole numbers, as
-    in ImageJ's label maps.
+    in ImageJ's label maps. ``max_pixels`` limits the image (``MAX_PIXELS`` if None).
 
     Returns:
         (H, W) array of integers from 0, and whether the file is in colour.
@@ -445,7 +447,7 @@ def read_label_image(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
             numbers that are negative or not whole.
     """
     path = os.fspath(path)
-    with open_image(path, None) as image:
+    with open_image(path, max_pixels) as image:
         if image is not None and image.format in _LOSSY:
             raise UserError(
                 f"{path} is {image.format}, whose compression changes numbers; save masks as PNG "
@@ -453,7 +455,7 @@ def read_label_image(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
                 code="image_invalid",
             )
         if image is None or image.format == "TIFF":
-            array = _read_tiff(path)
+            array = _read_tiff(path, max_pixels)
         elif is_deep_png(image):
             array = decode_with_opencv(path)  # BGR, but only grey is taken of 16 bits
         else:
@@ -524,13 +526,13 @@ def _read_pillow(image: Image.Image) -> np.ndarray:
     return array
 
 
-def _read_tiff(path: str) -> np.ndarray:
+def _read_tiff(path: str, max_pixels: int | None) -> np.ndarray:
     """Return grey or RGB pixels, maybe with alpha, of the only page of a TIFF."""
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.pages) > 1:
             raise ValueError(f"it has {len(tiff.pages)} pages; save each as a separate file")
         page = tiff.pages[0]
-        check_pixels(path, page.imagewidth, page.imagelength, None)
+        check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
         if page.samplesperpixel > 4 or page.imagedepth != 1:
             raise ValueError(f"it has {page.samplesperpixel} channels and depth {page.imagedepth}")
         check_complete(page, os.path.getsize(path))
