@@ -68,6 +68,26 @@ def test_frozen_stages_do_not_change(name, freeze_at):
     assert not norms or any(norms) == (freeze_at < 5)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "resnetv2_18"])  # norms first: not folded
+def test_folded_norms_change_nothing(name):
+    net = backbone(name, STAGES)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.weight, 0.5, 2)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        before = net(x)
+        net.fold_norms()
+        after = net(x)
+    for stage in STAGES:
+        scale = before[stage].abs().max()
+        torch.testing.assert_close(after[stage] / scale, before[stage] / scale, rtol=0, atol=1e-4)
+    kept = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert kept == (name == "resnetv2_18")
+
+
 @pytest.mark.parametrize(
     ("name", "names"),
     [

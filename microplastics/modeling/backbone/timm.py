@@ -1,6 +1,8 @@
 """Convolutional networks of ``timm`` as Detectron2 backbones."""
 
+import copy
 import difflib
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from microplastics.utils.errors import UserError
 
@@ -47,7 +50,7 @@ class TimmBackbone(Backbone):
             UserError: config_invalid; the network or one of its strides does not exist.
         """
         super().__init__()
-        channels = 3 if pixel_mean is None else len(pixel_mean)
+        self.channels = channels = 3 if pixel_mean is None else len(pixel_mean)
         self.body = _create(name, channels)
         levels = {
             reduction: index for index, reduction in enumerate(self.body.feature_info.reduction())
@@ -117,6 +120,27 @@ class TimmBackbone(Backbone):
             module.training = False
         return self
 
+    def fold_norms(self) -> None:
+        """Fold batch norms into the convolutions before them, for inference only.
+
+        A network in which something else needs the output of such a convolution, as in networks
+        with norms before convolutions, stays as it is.
+        """
+        body = copy.deepcopy(self.body).eval()
+        weight = next(body.parameters())
+        x = torch.rand(1, self.channels, 64, 64, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            before, pairs = _norms_after_convolutions(body, x)
+            for norm, convolution in pairs:
+                layer = body.get_submodule(norm)
+                fused = fuse_conv_bn_eval(body.get_submodule(convolution), layer)
+                body.set_submodule(convolution, fused)
+                # timm's norms hold the activation after them.
+                rest = [getattr(layer, each, nn.Identity()) for each in ("drop", "act")]
+                body.set_submodule(norm, nn.Sequential(*rest))
+            if all(map(_nearly_equal, body(x), before)):
+                self.body = body
+
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -167,6 +191,34 @@ def _create(name: str, channels: int) -> nn.Module:
             code="config_invalid",
         )
     return body
+
+
+def _norms_after_convolutions(
+    body: nn.Module, x: torch.Tensor
+) -> tuple[list[torch.Tensor], list[tuple[str, str]]]:
+    """Run a network; return its features and the paths of norms whose input a convolution made."""
+    made, pairs = {}, []
+
+    def hook(module: nn.Module, inputs: tuple, output: torch.Tensor, *, path: str) -> None:
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = path, output  # kept, so that no other tensor gets its id
+        elif id(inputs[0]) in made:
+            pairs.append((path, made[id(inputs[0])][0]))
+
+    layers = [
+        (path, module)
+        for path, module in body.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+    ]
+    hooks = [m.register_forward_hook(functools.partial(hook, path=path)) for path, m in layers]
+    features = body(x)
+    for each in hooks:
+        each.remove()
+    return features, pairs
+
+
+def _nearly_equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return bool((ours - theirs).abs().max() <= 1e-3 * theirs.abs().max())
 
 
 @BACKBONE_REGISTRY.register()
