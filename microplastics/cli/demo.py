@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @command(pairs=True, short_help="Do it all on rendered photographs, from data to counts.")
-@config_file("Name or path of the config.", default="quick", show_default=True)
+@config_file("Name or path of the config.", default="demo", show_default=True)
 @option("--output", default="output/demo", type=FILE, metavar="DIR", help="Folder of all files.")
 @option("--train", type=int, default=400, metavar="N", help="Training images.")
 @option("--val", type=int, default=60, metavar="N", help="Validation images.")
