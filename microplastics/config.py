@@ -69,6 +69,9 @@ def _add_model(cfg: CfgNode) -> None:
     cfg.MODEL.WEIGHTS_ALLOW_MISMATCH = []
     # Keep convolutions in NHWC memory order: a fifth faster on the CPU in bf16.
     cfg.MODEL.CHANNELS_LAST = False
+    # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
+    # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
+    cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
 
 
 def _add_solver(cfg: CfgNode) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @command(pairs=True, short_help="Do it all on rendered photographs, from data to counts.")
-@config_file("Name or path of the config.", default="quick", show_default=True)
+@config_file("Name or path of the config.", default="demo", show_default=True)
 @path("--output=DIR", "Folder of all files.", default="output/demo")
 @option("--train=N", "Training images.", default=400)
 @option("--val=N", "Validation images.", default=60)

@@ -18,6 +18,8 @@ import microplastics
 from microplastics.config import get_cfg, merge_options, merging
 from microplastics.data.coco import show
 from microplastics.engine.weights import fetch_weights, load_into, read_weights
+from microplastics.modeling.backbone.imagenet import PREFIX as IMAGENET
+from microplastics.modeling.backbone.imagenet import timm_state
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, write_error
 
@@ -147,6 +149,10 @@ class TrainingCheckpointer(DetectionCheckpointer):
             logger.info("MODEL.WEIGHTS is empty: training starts from random weights.")
             return {}
         checkpoint = read_weights(fetch_weights(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS_SHA256)
+        if cfg.MODEL.WEIGHTS.startswith(IMAGENET):
+            network = cfg.MODEL.WEIGHTS.removeprefix(IMAGENET)
+            checkpoint["model"] = timm_state(checkpoint["model"], network)
+            checkpoint["matching_heuristics"] = True
         load_into(
             self.model,
             checkpoint,

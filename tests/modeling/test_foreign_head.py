@@ -60,9 +60,18 @@ HEADS = {
         *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", "3"),
     ),
     "own": ("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
+    "timm": (
+        *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
+        *("MODEL.TIMM.NAME", "mobilenetv3_small_100"),
+    ),
 }
-LOSSES = {"cascade": "loss_cls_stage2", "point_rend": "loss_mask_point", "own": "loss_mask_coarse"}
-MASK_SIZES = {"cascade": 28, "point_rend": 56, "own": 56}
+LOSSES = {
+    "cascade": "loss_cls_stage2",
+    "point_rend": "loss_mask_point",
+    "own": "loss_mask_coarse",
+    "timm": "loss_mask",
+}
+MASK_SIZES = {"cascade": 28, "point_rend": 56, "own": 56, "timm": 28}
 SHORT = ("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
 RETINA = (
     *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "3"),
