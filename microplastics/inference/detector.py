@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from microplastics.modeling.backbone import TimmBackbone
 from microplastics.modeling.interface import is_staged, keep_boxes_fp32, remembered
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def inference_copy(model: nn.Module, precision: str = "fp32") -> nn.Module:
     Batch norms of Detectron2's ``Conv2d``, frozen or in evaluation mode, are folded into their
     convolutions (``w' = w g / sqrt(var + eps)``, ``b' = (b - mean) g / sqrt(var + eps) + beta``,
     in float64), and convolutions are kept in NHWC order. In bf16 the parts that are known to keep
-    their accuracy get bf16 weights: ResNets with or without FPN, the RPN's and the box head's
+    their accuracy get bf16 weights: ResNets and networks of timm, the RPN's and the box head's
     layers but the last, Mask R-CNN's mask heads. Scores, objectness and box coordinates stay fp32.
 
     Args:
@@ -51,7 +52,9 @@ def inference_copy(model: nn.Module, precision: str = "fp32") -> nn.Module:
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
-        for module in model.modules():
+        for module in list(model.modules()):
+            if isinstance(module, TimmBackbone):
+                module.fold_norms()
             # A subclass with a forward of its own may use its norm in another way.
             if isinstance(module, Conv2d) and type(module).forward is Conv2d.forward:
                 _fold(module)
@@ -74,9 +77,8 @@ def _fold(conv: Conv2d) -> None:
 
 def _use_bf16(model: nn.Module) -> None:
     backbone = getattr(model, "backbone", None)
-    if isinstance(getattr(backbone, "bottom_up", backbone), ResNet) and isinstance(
-        backbone, (FPN, ResNet)
-    ):
+    bottom_up = getattr(backbone, "bottom_up", backbone)
+    if isinstance(bottom_up, (ResNet, TimmBackbone)) and isinstance(backbone, (FPN, ResNet)):
         _cast(backbone)
     rpn_head = getattr(getattr(model, "proposal_generator", None), "rpn_head", None)
     if isinstance(rpn_head, StandardRPNHead):
