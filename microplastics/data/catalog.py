@@ -108,7 +108,14 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
         name=name, json_file=json_file, image_root=image_root, evaluator_type="coco"
     )
     if name in MetadataCatalog:  # attributes set before the registration
-        metadata.set(**MetadataCatalog.get(name).as_dict())
+        try:
+            metadata.set(**MetadataCatalog.get(name).as_dict())
+        except AssertionError as error:
+            raise UserError(
+                f"The metadata of {name!r} were set before its registration to other values "
+                f"({error}); register it first.",
+                code="dataset_conflict",
+            ) from error
     MetadataCatalog[name] = metadata
     DatasetCatalog.register(name, functools.partial(_load, name))
 

@@ -489,8 +489,16 @@ def pair_image_roots(
     """Give each annotation file its image folder: its own, or the one for all.
 
     Raises:
-        UserError: ``option_invalid`` for another number of folders.
+        UserError: ``option_invalid`` for another number of folders, ``option_conflict`` for a
+            file given twice.
     """
+    known: set[str] = set()
+    for path in json_files:
+        if os.path.realpath(path) in known:
+            raise UserError(
+                f"{path} is given twice; name every annotation file once.", code="option_conflict"
+            )
+        known.add(os.path.realpath(path))
     roots = list(image_roots) * (len(json_files) if len(image_roots) == 1 else 1)
     if len(roots) != len(json_files):
         raise UserError(

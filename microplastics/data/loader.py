@@ -333,7 +333,14 @@ def _training_sets(cfg: CfgNode) -> list[list[dict[str, Any]]]:
     # Detectron2's filter merges the sets: with weights each is loaded separately.
     for group in [[name] for name in names] if cfg.DATASETS.TRAIN_WEIGHTS else [names]:
         filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        dicts = get_detection_dataset_dicts(group, filter_empty=filter_empty)
+        try:
+            dicts = get_detection_dataset_dicts(group, filter_empty=filter_empty)
+        except AssertionError as error:
+            raise UserError(
+                f"{', '.join(group)} has no annotated image to train on; annotate some, or set "
+                "DATALOADER.FILTER_EMPTY_ANNOTATIONS False to include blank images.",
+                code="dataset_empty",
+            ) from error
         if node.SIZE > 0:
             limits = cfg.INPUT.MIN_VISIBLE_SHARE, cfg.INPUT.MIN_MASK_PIXELS
             dicts = tile_dicts(dicts, node.SIZE, node.OVERLAP, *limits, node.EMPTY_SHARE)

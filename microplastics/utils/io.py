@@ -16,6 +16,7 @@ from microplastics.utils.errors import UserError, WriteError
 if TYPE_CHECKING:
     import pandas as pd
 
+_MAX_TEXT = 64 << 20  # bytes
 _FIXES = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
@@ -133,15 +134,17 @@ def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
             writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """Read a text file as spreadsheets and editors write it: UTF-8, UTF-16 or Windows-1252.
+def read_text(path: str | os.PathLike, *, legacy: bool = True) -> str:
+    """Read a text file of at most 64 MiB as spreadsheets and editors write it.
+
+    It is UTF-8, UTF-16 or, if ``legacy``, Windows-1252.
 
     Raises:
-        UserError: ``file_missing``, or ``file_invalid`` for a binary file.
+        UserError: ``file_missing``, or ``file_invalid`` for a binary or larger file.
     """
-    content = _read_bytes(path)
+    content = _read_bytes(path, _MAX_TEXT)
     utf_16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252"):
+    for encoding in ("utf-16",) if utf_16 else ("utf-8-sig", "cp1252")[: 1 + legacy]:
         with contextlib.suppress(UnicodeDecodeError):
             text = content.decode(encoding)
             if "\0" not in text:
@@ -188,9 +191,16 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     return cells[1:].set_axis(cells.iloc[0].str.lower(), axis=1)
 
 
-def _read_bytes(path: str | os.PathLike) -> bytes:
+def _read_bytes(path: str | os.PathLike, limit: int = -1) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(limit)
+            if file.read(1):
+                raise UserError(
+                    f"{os.fspath(path)} is larger than {limit >> 20} MiB; expected a text file.",
+                    code="file_invalid",
+                )
+            return content
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(

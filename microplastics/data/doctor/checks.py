@@ -154,7 +154,6 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
     Raises:
         UserError: ``file_missing`` for the file or its image folder.
     """
-    check_image_root(summary.json_file, summary.image_root)
     try:
         data = read_json(summary.json_file)
     except UserError as error:
@@ -162,6 +161,7 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
             raise
         collector.add("not_json", Example(str(error), summary.json_file))
         return None
+    check_image_root(summary.json_file, summary.image_root)
     problem = structure_problem(data)
     if problem:
         collector.add("structure", Example(f"{summary.json_file} {problem}", summary.json_file))

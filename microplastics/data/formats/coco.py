@@ -1,6 +1,7 @@
 """COCO instance JSON of CVAT, Roboflow, Label Studio, Detectron2 and this project."""
 
 import functools
+import os
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterator
@@ -123,17 +124,23 @@ def _find_image_root(json_file: Path, path: Path, split: str, names: list[str]) 
 
 
 def _image_folders(json_file: Path, folder: Path, split: str) -> list[Path]:
+    manifest = folder / layout.MANIFESTS[0]
+    images = read_json(manifest).get("images") if layout.is_manifest(manifest) else None
+    kept = images.get(split) if isinstance(images, dict) else None
+    if is_printable(kept):  # a conversion left them in their place
+        if not os.path.isdir(kept):
+            raise UserError(
+                f"The images of {json_file} were in {kept}, which does not exist; give their "
+                "folder with --images.",
+                code="image_missing",
+            )
+        return [Path(kept)]
     names = [name for name, meant in layout.SPLITS.items() if meant == split]
     folders = [json_file.parent]
     for base in dict.fromkeys((folder, json_file.parent, json_file.parent.parent)):
         folders += [base, base / "images", base / "images" / "default"]
         for name in (*names, json_file.stem.removeprefix("instances_")):
             folders += [base / "images" / name, base / name, base / name / "images"]
-    manifest = folder / layout.MANIFESTS[0]  # of a conversion that left them in their place
-    if layout.is_manifest(manifest):
-        images = read_json(manifest).get("images")
-        kept = images.get(split) if isinstance(images, dict) else None
-        folders += [Path(kept)] if is_printable(kept) else []
     return [root for root in dict.fromkeys(folders) if root.is_dir()]
 
 

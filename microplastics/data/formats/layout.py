@@ -171,14 +171,15 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return in_order(found)
 
 
-def image_folders(path: Path) -> dict[str, Path]:
+def image_folders(path: Path, names: Sequence[str] = IMAGE_FOLDERS) -> dict[str, Path]:
     """Return split -> folder of the images: ``images/SPLIT``, ``SPLIT/images`` or ``SPLIT``.
 
-    Without splits it is ``images``, or the folder itself, as ``"all"``.
+    Without splits it is ``images``, or the folder itself, as ``"all"``. ``names`` are lower-case
+    names of a folder of images.
     """
-    images = child_folder(path, IMAGE_FOLDERS) or path
+    images = child_folder(path, names) or path
     splits = split_folders(images)
-    folders = {split: child_folder(each, IMAGE_FOLDERS) or each for split, each in splits.items()}
+    folders = {split: child_folder(each, names) or each for split, each in splits.items()}
     return folders or {"all": images}
 
 
@@ -272,7 +273,8 @@ def skipping(where: str, options: ReadOptions, notes: Notes, code: str = "") -> 
     try:
         yield
     except UserError as error:
-        if not options.skip_broken:
+        # Of two files with one name nobody can tell which is broken.
+        if not options.skip_broken or error.code == "name_clash":
             raise
         note_skipped(error, where, notes, code)
 

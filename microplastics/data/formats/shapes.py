@@ -164,12 +164,12 @@ def _line_area(points: np.ndarray, width: float | None, record: ImageRecord) -> 
     """
     if width is None:
         raise ShapeError("shape_without_area", "a line without a width")
-    if len(points) > _DRAWN_POINTS:
-        raise ShapeError("shape_broken", f"a line of {len(points)} points")
     line = shapely.LineString(points)
-    if len(points) > _OUTLINED_POINTS:
+    if _OUTLINED_POINTS < len(points) <= 50 * _DRAWN_POINTS:
         line = line.simplify(_TOLERANCE / 2, preserve_topology=False)
         points = np.asarray(line.coords)
+    if len(points) > _DRAWN_POINTS:
+        raise ShapeError("shape_broken", f"a line of {len(points)} points")
     if line.length == 0:
         raise ShapeError("shape_broken", "a line without length")
     if len(points) > _OUTLINED_POINTS:

@@ -169,6 +169,10 @@ def _class_attribute(
         for name in names:
             if name.strip().casefold() == wanted:
                 return name
+    words = {name: re.split(r"[\W_]+", name.casefold()) for name in names}
+    likely = [name for name in names if not set(_CLASS_ATTRIBUTES).isdisjoint(words[name])]
+    if len(likely) == 1:  # particle_type
+        return likely[0]
     listed = ", ".join(map(show, names[:10])) or "none"
     raise UserError(
         f"{where} has the region attributes {listed}; call the one that is the class "
@@ -219,8 +223,10 @@ def _region_2(region: Any) -> _Region:
     kind, xs, ys = (shape.get(key) for key in ("name", "all_points_x", "all_points_y"))
     if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
         values = list(chain.from_iterable(zip(xs, ys, strict=True)))
-    else:  # no theta before VIA 2.0.8
-        values = [shape[key] for key in _NUMBERS.get(str(kind), ()) if shape.get(key) is not None]
+    else:
+        keys = _NUMBERS.get(str(kind), ())
+        # No theta before VIA 2.0.8.
+        values = [shape.get(key) for key in keys if key != "theta" or shape.get(key) is not None]
     return _Region(kind, values, _object(region.get("region_attributes")))
 
 

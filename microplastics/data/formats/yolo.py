@@ -134,7 +134,7 @@ def _records(
 def _instances(
     label: Path, record: ImageRecord, names: dict[int, str], notes: Notes
 ) -> Iterator[Instance]:
-    for number, line in enumerate(read_text(label).split("\n"), 1):
+    for number, line in enumerate(read_text(label, legacy=False).split("\n"), 1):
         tokens = line.split()
         where = f"{label.parent.name}/{label.name}, line {number}"
         with noting(notes, where):
@@ -190,8 +190,9 @@ def _numbered_names(folders: Iterable[_Images]) -> dict[int, str]:
 def _is_labelled(folder: _Images) -> bool:
     """Return whether one of the first images has a label file of numbers."""
     for image in folder.names[:_SNIFFED_IMAGES]:
-        label = folder.label(image)
-        tokens = read_text(label).split("\n")[0].split() if os.path.isfile(label) else []
+        label, tokens = folder.label(image), []
+        with contextlib.suppress(UserError):  # missing or broken; others may be labels
+            tokens = read_text(label).split("\n")[0].split()
         if len(tokens) > 4 and not "".join(tokens).strip("0123456789.-+e"):
             return True
     # The first images may be blanks: class names and a folder of labels are enough.
@@ -333,7 +334,7 @@ def _plain_folders(base: Path) -> dict[str, _Images]:
     folders = {split: base / name for name, split in _DARKNET.items() if (base / name).is_dir()}
     if len(folders) == 1:
         folders = {"all": next(iter(folders.values()))}
-    folders = folders or layout.image_folders(base)
+    folders = folders or layout.image_folders(base, ("images",))
     return {split: _Images(folder, list(list_files(folder))) for split, folder in folders.items()}
 
 
