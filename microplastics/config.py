@@ -263,9 +263,10 @@ def merging(cfg: CfgNode, source: str) -> Iterator[None]:
             hint = f"did you mean {close[0]}" if close else "see microplastics/config.py"
             problem = f"{source} sets {key}, which is not a config key; {hint}?"
         else:
-            # The values, which may be long, come first, and the key last.
+            if len(problem) > 300:  # the values are in the middle, the key last
+                problem = f"{problem[:150]} … {problem[-100:]}"
             problem = (
-                f"{source} is not a valid config ({problem[-250:] or type(error).__name__}); "
+                f"{source} is not a valid config ({problem or type(error).__name__}); "
                 "expected YAML with the keys and types of microplastics/config.py."
             )
         raise UserError(problem, code="config_invalid") from error

@@ -251,9 +251,10 @@ def config_of(info: Mapping[str, Any], path: str, opts: Sequence[str] = ()) -> C
 def class_names_of(info: Mapping[str, Any], path: str) -> list[str] | None:
     """Return the class names in a checkpoint, ``None`` if there are none, or checkpoint_invalid."""
     names = info.get("class_names")
-    if names in (None, [], ()):
+    listed = isinstance(names, (list, tuple))
+    if names is None or (listed and not names):
         return None
-    fits = isinstance(names, (list, tuple)) and all(isinstance(n, str) and n for n in names)
+    fits = listed and all(isinstance(n, str) and n for n in names)
     if not fits or len(set(names)) != len(names):
         raise UserError(
             f"The class names in {path} are not a list of different words; {_FIX}.",

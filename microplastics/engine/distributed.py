@@ -71,7 +71,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _check_num_gpus(args: argparse.Namespace) -> None:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number, machines = args.num_gpus, args.num_machines
-    if not 0 <= number <= max(available, 1) or (number * machines > 1 and not available):
+    if number < 0:
+        raise UserError(f"--num-gpus is {number}; expected 0 or more.", code="option_invalid")
+    if number > max(available, 1) or (number * machines > 1 and not available):
         raise UserError(
             f"--num-gpus {number} on {machines} machine(s) needs GPUs, but this machine has "
             f"{available}; use --num-gpus 0 for one CPU process, or torchrun --nproc_per_node=N -m "

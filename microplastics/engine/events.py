@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import re
 from types import ModuleType
@@ -11,6 +12,8 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
+
+logger = logging.getLogger(__name__)
 
 
 class _ScalarWriter(EventWriter):
@@ -87,8 +90,13 @@ def truncate_metrics(output_dir: str, start_iter: int) -> None:
     """Drop the lines of ``metrics.json`` from an iteration on, which is trained again."""
     path = os.path.join(output_dir, "metrics.json")
     if os.path.isfile(path):
+        kept = []
         with open(path, encoding="utf-8") as file:
-            # A run that was killed may have left half a line.
-            lines = [line for line in file if line.endswith("}\n")]
+            for line in file:
+                try:
+                    if json.loads(line).get("iteration", 0) < start_iter:
+                        kept.append(line)
+                except json.JSONDecodeError:  # a run that was killed left half a line
+                    logger.warning("Dropping a half-written line of %s.", path)
         with atomic_write(path) as file:
-            file.writelines(x for x in lines if json.loads(x).get("iteration", 0) < start_iter)
+            file.writelines(kept)

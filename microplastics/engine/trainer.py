@@ -328,11 +328,14 @@ class Trainer(DefaultTrainer):
                 losses = self.model(batch)
                 total = sum(losses.values())
         except FloatingPointError as error:  # Detectron2's RPN checks its own output
-            raise self._divergence("Predicted boxes", batch) from error
+            raise self._divergence("Predicted boxes", _files(batch)) from error
         broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
         # All ranks stop together, for one that goes on would wait for ever.
-        if any(comm.all_gather(broken)):
-            raise self._divergence(" and ".join(broken) or "A loss of another process", batch)
+        found = [each for each in comm.all_gather((broken, _files(batch))) if each[0]]
+        if found:
+            names = dict.fromkeys(name for each, _ in found for name in each)
+            files = [file for _, each in found for file in each]
+            raise self._divergence(" and ".join(names), files)
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
         # The particles that augmentations left too little of, if any.
         dropped = sum(item.get("dropped_instances", 0) for item in batch)
@@ -346,16 +349,16 @@ class Trainer(DefaultTrainer):
         norm = clip_gradients(self.cfg, self.model)
         # With fp16 the scaler leaves out such a step and lowers its scale.
         if not (self.grad_scaler.is_enabled() or norm is None or math.isfinite(norm)):
-            raise self._divergence("The gradient", batch)
+            raise self._divergence("The gradient", _files(batch))
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _divergence(self, what: str, batch: list[dict[str, Any]]) -> UserError:
+    def _divergence(self, what: str, files: list[str]) -> UserError:
         """Return the error of numbers that are not finite any more."""
         last = (self.checkpointer.resumable() or ["none yet"])[0]
         return UserError(
             f"{what} became infinite or NaN at iteration {self.iter} with the images "
-            f"{', '.join(item['file_name'] for item in batch)}; last checkpoint: {last}. Lower "
+            f"{', '.join(files)}; last checkpoint: {last}. Lower "
             "SOLVER.BASE_LR, or check the annotations of these images.",
             code="training_failed",
         )
@@ -462,15 +465,13 @@ class Trainer(DefaultTrainer):
         return DatasetEvaluators(evaluators)
 
     @classmethod
-    def build_evaluators(cls, cfg: CfgNode, folder: str) -> list[DatasetEvaluator]:
-        """Build the evaluators of all test sets, which write below OUTPUT_DIR/folder."""
-        evaluators = []
+    def build_evaluators(cls, cfg: CfgNode, folder: str) -> Iterator[DatasetEvaluator]:
+        """Build the evaluators of the test sets one by one; they write below OUTPUT_DIR/folder."""
         for name in cfg.DATASETS.TEST:
             path = os.path.join(cfg.OUTPUT_DIR, folder)
             if len(cfg.DATASETS.TEST) > 1:
                 path = os.path.join(path, "".join(c if c.isalnum() else "_" for c in name))
-            evaluators.append(cls.build_evaluator(cfg, name, path))
-        return evaluators
+            yield cls.build_evaluator(cfg, name, path)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
@@ -496,6 +497,10 @@ class Trainer(DefaultTrainer):
         if len(results) == 1:
             return next(iter(results.values()))
         return results if comm.is_main_process() else OrderedDict()
+
+
+def _files(batch: list[dict[str, Any]]) -> list[str]:
+    return [item["file_name"] for item in batch]
 
 
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:

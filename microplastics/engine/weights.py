@@ -112,6 +112,8 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
                 data = _with_model(_ArrayUnpickler(file, encoding="latin1").load())
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(data, dict):
+                raise ValueError("it is not a table of weights")
             data = data if "model" in data else {"model": data}
         if not data["model"] or not all(
             isinstance(name, str) and isinstance(value, (torch.Tensor, np.ndarray))
@@ -120,6 +122,11 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
             raise ValueError("it is not a table of weights")
     except (MemoryError, UserError):
         raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions.",
+            code="file_invalid",
+        ) from error
     except Exception as error:
         # A damaged or hostile file can make the readers raise anything, OSError included.
         raise UserError(

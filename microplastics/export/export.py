@@ -299,6 +299,15 @@ def _render(number: int, size: tuple[int, int]) -> np.ndarray:
     return np.tile(picture, repeats)[: size[0], : size[1]]
 
 
+def _owner(beside: Path) -> str | None:
+    """Return the name of the file that a JSON of an export belongs to."""
+    try:
+        with open(beside, "rb") as file:
+            return json.loads(file.read(1_000_000))["file"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
 def _check_arguments(
     output: Path, file_format: str, size: Sequence[int] | None, predictor: Predictor
 ) -> None:
@@ -317,7 +326,7 @@ def _check_arguments(
     elif os.path.realpath(output) == os.path.realpath(cfg.MODEL.WEIGHTS):
         code = "output_exists"
         wrong = f"{output} is the checkpoint itself; choose another --output."
-    elif beside.exists() and not output.exists():
+    elif beside.exists() and _owner(beside) != output.name:
         code = "output_exists"
         wrong = f"{beside} belongs to another file; choose another name for --output."
     elif how != ("fp32", "cpu", 0.5):

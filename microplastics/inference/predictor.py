@@ -76,8 +76,20 @@ class Predictions(Instances):
 
     def __getitem__(self, item: Any) -> "Predictions":
         """Select instances by number, slice, a bool vector or a vector of numbers."""
-        picked = super().__getitem__(item)
-        return Predictions(picked.image_size, **picked.get_fields())
+        return _typed(super().__getitem__(item))
+
+    def to(self, *args: Any, **kwargs: Any) -> "Predictions":
+        """Do what ``Instances.to`` does; the masks stay on the CPU."""
+        return _typed(super().to(*args, **kwargs))
+
+    @staticmethod
+    def cat(instance_lists: Sequence[Instances]) -> "Predictions":
+        """Concatenate predictions of the same image."""
+        return _typed(Instances.cat(list(instance_lists)))
+
+
+def _typed(instances: Instances) -> Predictions:
+    return Predictions(instances.image_size, **instances.get_fields())
 
 
 def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> Input:

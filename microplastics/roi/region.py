@@ -346,7 +346,7 @@ def _is_known(path: Path) -> bool:
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
 
 
 def _circle_of(name: str, image_size: tuple[int, int], image: np.ndarray) -> Region:
@@ -541,6 +541,8 @@ def _roi_polygons(content: bytes, where: str) -> list[Polygon]:
         name = roi.roitype.name.lower()
         raise _invalid(where, f"is a {name}, which has no area; outline the region")
     rings = [Polygon(ring) for ring in roi.coordinates(multi=True) if len(ring) > 2]
+    if not rings:
+        return []
     _check_outlines(rings, where)
     # Those of a composite enclose an area where an odd number of them does.
     return list(_areas(_even_odd(*(ring.exterior for ring in rings))).geoms)
@@ -584,7 +586,12 @@ def _read_mask(path: str) -> _Grid:
                 path,
                 "is transparent in places; draw the region in white on black without transparency",
             )
-    labels, _ = read_label_image(path, _NO_LIMIT)
+    try:
+        labels, _ = read_label_image(path, _NO_LIMIT)
+    except UserError as error:
+        if error.code != "image_invalid":
+            raise
+        raise _invalid(path, f"is not a mask of whole numbers on one page ({error})") from error
     in_place = labels.itemsize == 1 and labels.flags.writeable  # masks of filters are large
     inside = np.not_equal(labels, 0, out=labels.view(bool) if in_place else None)
     if not inside.any():

@@ -175,9 +175,14 @@ def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
                 paths.setdefault(os.path.abspath(path))
     if not paths:
         raise UserError(
-            "--input matches no image; give image files, folders or globs.", code="input_empty"
+            "The input matches no image; give image files, folders or globs.", code="input_empty"
         )
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    try:
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError as error:
+        raise UserError(
+            "--input names images on several drives; run once for each.", code="option_conflict"
+        ) from error
     images = [InputImage(path, _name_below(root, path)) for path in paths]
     repeated = [name for name, times in Counter(each.name for each in images).items() if times > 1]
     if repeated:
@@ -201,9 +206,11 @@ def _expand(given: str) -> list[str]:
         return [given]
     else:
         found = [path for path in glob.glob(given, recursive=True) if _is_image(path)]
+    if not found and not os.path.isdir(given) and not glob.has_magic(given):
+        raise UserError(f"{given} does not exist; correct the path.", code="file_missing")
     if not found:
         raise UserError(
-            f"--input {given} matches no image; correct the path (images end in "
+            f"{given} matches no image; correct the path (images end in "
             f"{', '.join(sorted(_IMAGE_SUFFIXES))}).",
             code="input_empty" if os.path.isdir(given) else "file_missing",
         )

@@ -146,7 +146,11 @@ class RunStore:
         names = []
         for path in sorted(self._folder.glob("*.parquet")):
             with contextlib.suppress(UserError):  # damaged: it is to be forgotten anyway
-                names.append(read_head(path)[0]["image"])
+                about = read_head(path)[0]
+                # An older version wrote the name under another key, or the part is not ours.
+                name = about.get("image", about.get("name")) if isinstance(about, dict) else None
+                if isinstance(name, str):
+                    names.append(name)
         return names
 
     def _failure(self, image: InputImage) -> Path:

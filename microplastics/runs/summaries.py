@@ -3,9 +3,10 @@
 import dataclasses
 import fnmatch
 import json
+import logging
 import os
 import posixpath
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from microplastics.utils.io import read_json, write_json
 from microplastics.writers.registry import PARQUET_FILE, PARTICLES_FILE
 from microplastics.writers.tables import write_csv, write_parquet
 
+logger = logging.getLogger(__name__)
+
 SOME_FAILED = 3
 """Exit code of a run in which images failed."""
 
@@ -52,7 +55,7 @@ def check_samples(options: RunOptions, names: Sequence[str]) -> None:
         UserError: names the option, the image without a group, or the group of blanks and samples.
     """
     parse_size_classes(options.size_classes)
-    _sampling(options, names)
+    _sampling(options, names, warn=True)
     if options.edge == "weight" and options.region is not None:
         raise UserError(
             "--edge weight cannot be combined with --region (it corrects for a rectangular image "
@@ -118,7 +121,7 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     return {name: table[_row_of(table, group_by, name, "group")] for name in names}
 
 
-def _row_of(table: Mapping[str, str], path: str, name: str, column: str) -> str:
+def _row_of(table: Container[str], path: str, name: str, column: str) -> str:
     """What a table calls an image: its name, its last part, or that without its suffix."""
     short = posixpath.basename(name)
     for key in (name, short, os.path.splitext(short)[0]):
@@ -151,10 +154,12 @@ def _blanks(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _sampling(options: RunOptions, names: Sequence[str]) -> Sampling | None:
+def _sampling(options: RunOptions, names: Sequence[str], warn: bool = False) -> Sampling | None:
     """Sampling of images by the options."""
     if options.sampled_volume is not None:
-        return Sampling(_liters(options, names), options.counted_fraction, options.filter_area_mm2)
+        return Sampling(
+            _liters(options, names, warn), options.counted_fraction, options.filter_area_mm2
+        )
     for name, given in (
         ("--counted-fraction", options.counted_fraction != 1),
         ("--filter-area-mm2", options.filter_area_mm2 is not None),
@@ -164,7 +169,7 @@ def _sampling(options: RunOptions, names: Sequence[str]) -> Sampling | None:
     return None
 
 
-def _liters(options: RunOptions, names: Sequence[str]) -> float | dict[str, float]:
+def _liters(options: RunOptions, names: Sequence[str], warn: bool) -> float | dict[str, float]:
     """Litres of all samples, or of each sample by name."""
     volume = options.sampled_volume
     if not volume.lower().endswith(".csv"):
@@ -175,14 +180,25 @@ def _liters(options: RunOptions, names: Sequence[str]) -> float | dict[str, floa
         samples = list(dict.fromkeys(groups_of(samples, options.group_by).values()))
     owners: dict[str, str] = {}
     for sample in samples:
-        key = _row_of(table, volume, sample, "volume")
+        # Only an image goes by its last part or without its suffix, not a sample S1.5.
+        known = table if options.group_by is None else table.keys() & {sample}
+        key = _row_of(known, volume, sample, "volume")
         other = owners.setdefault(key, sample)
         if other != sample:
             raise UserError(
                 f"{volume}: {key} may be {other} or {sample}; write both with their folders.",
                 code="table_invalid",
             )
-    return {sample: parse_volume(table[key]) for key, sample in owners.items()}
+    unused = [key for key in table if key not in owners]
+    if unused and warn:
+        logger.warning("%s has volumes of no sample here: %s", volume, ", ".join(unused[:5]))
+    liters = {}
+    for key, sample in owners.items():
+        try:
+            liters[sample] = parse_volume(table[key])
+        except UserError as error:
+            raise UserError(f"{volume}, {key}: {error}", code="table_invalid") from error
+    return liters
 
 
 def write_summaries(output: Path, summary: pd.DataFrame, samples: pd.DataFrame | None) -> None:
@@ -214,6 +230,16 @@ def print_summary(
 def counted(number: int, thing: str) -> str:
     """Give ``1 image`` or ``2 images``."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _class_names(run: Path) -> list[str]:
+    names = _record(run).get("class_names", [])
+    if not (isinstance(names, list) and all(isinstance(name, str) and name for name in names)):
+        raise UserError(
+            f"{run / RUN_FILE} has invalid class names; use the file as it was written.",
+            code="run_invalid",
+        )
+    return names
 
 
 def merge_into(runs: Sequence[str], options: RunOptions) -> int:
@@ -250,8 +276,7 @@ def merge_into(runs: Sequence[str], options: RunOptions) -> int:
     table, images = merge_runs(runs, _SAME)
     check_samples(options, images["image"].tolist())
     table = with_size_classes(table, parse_size_classes(options.size_classes), options.min_size)
-    records = [_record(Path(run)) for run in runs]
-    classes = list(dict.fromkeys(str(n) for each in records for n in each.get("class_names", ())))
+    classes = list(dict.fromkeys(name for run in runs for name in _class_names(Path(run))))
     failed = {run: len(_failures(Path(run))) for run in runs}
     summaries = make_summaries(table, images, classes, options)
     forget_run(output)
