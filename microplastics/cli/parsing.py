@@ -11,7 +11,15 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-CONFIG_NAMES = ("demo", "quick", "quick_finetune", "r50", "r50_balanced", "r50_scratch")
+CONFIG_NAMES = (
+    "demo",
+    "demo_finetune",
+    "quick",
+    "quick_finetune",
+    "r50",
+    "r50_balanced",
+    "r50_scratch",
+)
 """Names that ``--config-file`` takes in place of a path; completion must not import Detectron2."""
 
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|WRITERS|GLOBAL"
