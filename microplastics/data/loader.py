@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +22,7 @@ from microplastics.data.mapper import MicroplasticsDatasetMapper, check_augmenta
 from microplastics.data.tiling import tile_dicts
 from microplastics.modeling.interface import class_node
 from microplastics.utils.errors import UserError
-from microplastics.utils.system import available_processors, seeded, start_worker
+from microplastics.utils.system import available_processors, end_with_parent, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +197,12 @@ class _Mapped(Dataset):
 
 
 def _init_worker(_worker_id: int) -> None:
-    start_worker()
     # Only the main process reacts: a worker that dies first would prevent the last checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # 1 would wait for ever for the threads that a fork does not copy
 
 
 def effective_workers(configured: int) -> int:

@@ -58,7 +58,7 @@ def map_in_processes(
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([function.__module__])
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
         yield from pool.map(function, tasks, chunksize=chunk)
     except BrokenProcessPool as error:
@@ -71,18 +71,21 @@ def map_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def start_worker() -> None:
-    """Prepare a worker process: one OpenCV thread, no Ctrl-C, and an end with its parent."""
+def _start_worker() -> None:
     cv2.setNumThreads(1)
     # Ctrl-C reaches the whole group; only the parent reacts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    # A worker whose parent was killed would block forever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def end_with_parent() -> None:
+    """End this worker process when its parent is killed; it would block forever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def seed_all(*key: int) -> None:
