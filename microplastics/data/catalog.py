@@ -112,8 +112,8 @@ def register_microplastics_instances(name: str, json_file: str, image_root: str)
             metadata.set(**MetadataCatalog.get(name).as_dict())
         except AssertionError as error:
             raise UserError(
-                f"The metadata of {name!r} were set before its registration to other values "
-                f"({error}); register it first.",
+                f"The metadata of {name!r} were set to other values before it was registered "
+                f"({' '.join(str(error).split())}); register it first.",
                 code="dataset_conflict",
             ) from error
     MetadataCatalog[name] = metadata

@@ -329,7 +329,7 @@ class Trainer(DefaultTrainer):
                 total = sum(losses.values())
         except FloatingPointError as error:  # Detectron2's RPN checks its own output
             raise self._divergence("Predicted boxes", _files(batch)) from error
-        broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        broken = [name for name, loss in losses.items() if not math.isfinite(loss.item())]
         # All ranks stop together, for one that goes on would wait for ever.
         found = [each for each in comm.all_gather((broken, _files(batch))) if each[0]]
         if found:

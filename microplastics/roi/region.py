@@ -586,12 +586,7 @@ def _read_mask(path: str) -> _Grid:
                 path,
                 "is transparent in places; draw the region in white on black without transparency",
             )
-    try:
-        labels, _ = read_label_image(path, _NO_LIMIT)
-    except UserError as error:
-        if error.code != "image_invalid":
-            raise
-        raise _invalid(path, f"is not a mask of whole numbers on one page ({error})") from error
+    labels, _ = read_label_image(path, _NO_LIMIT)
     in_place = labels.itemsize == 1 and labels.flags.writeable  # masks of filters are large
     inside = np.not_equal(labels, 0, out=labels.view(bool) if in_place else None)
     if not inside.any():

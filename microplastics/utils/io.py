@@ -181,7 +181,7 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
             skip_blank_lines=False,
             skipinitialspace=True,
         )
-    except pd.errors.ParserError as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(
             f"{os.fspath(path)} is not a CSV table ({str(error).strip()}); save it as CSV again.",
             code="table_invalid",

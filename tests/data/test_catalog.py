@@ -101,7 +101,7 @@ def test_attributes_set_before_the_registration_are_kept(paths):
     DatasetCatalog.get("own")
     assert MetadataCatalog.get("own").thing_colors == [[1] * 3] * 2
     MetadataCatalog.get("other").json_file = "elsewhere.json"
-    with pytest.raises(AssertionError, match="elsewhere.json"):  # Detectron2's own
+    with user_error("dataset_conflict", "'other'", "elsewhere.json"):
         register_microplastics_instances("other", *paths)
 
 

@@ -324,9 +324,9 @@ def test_a_large_mask_is_kept_on_a_grid(tmp_path, monkeypatch):
     ("value", "options", "code", "words"),
     [
         (np.uint8(255), {"compression": "jpeg"}, "region_invalid", "compressed with loss"),
-        (np.float32("nan"), {}, "image_invalid", "not whole numbers"),
-        (np.float32(0.5), {"compression": "zlib"}, "image_invalid", "not whole numbers"),
-        (np.int16(-1), {}, "image_invalid", "negative"),
+        (np.float32("nan"), {}, "image_invalid", "expected whole numbers"),
+        (np.float32(0.5), {"compression": "zlib"}, "image_invalid", "expected whole numbers"),
+        (np.int16(-1), {}, "image_invalid", "from -1"),
         (np.complex64(1), {}, "image_invalid", "complex64"),
         (np.uint8(1), {"extratags": [(274, 3, 1, 6, True)]}, "region_invalid", "turned"),
     ],

@@ -41,7 +41,7 @@ def test_a_runs_own_output_is_not_an_input(folder):
 def test_errors_name_the_input(folder):
     (folder / "list.txt").write_text("b/2.jpg\nb/3.jpg\n")
     for path, code, name in (
-        ("c", "file_missing", "--input"),
+        ("c", "file_missing", "does not exist"),
         ("*.jpg", "file_missing", "*.jpg"),
         ("list.txt", "file_missing", "b/3.jpg"),
     ):

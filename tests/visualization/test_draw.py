@@ -248,7 +248,6 @@ def test_full_frames_are_not_made(monkeypatch):
         raise AssertionError("full frame")
 
     monkeypatch.setattr(CropMasks, "to_bitmasks", refuse)
-    monkeypatch.setattr(CropMasks, "_paint", refuse)
     monkeypatch.setattr("detectron2.utils.visualizer.GenericMask.__init__", refuse)
     size = (900, 1000)
     masks = CropMasks([np.ones((9, 9), bool)] * 3, [(0, 0), (500, 400), (991, 891)], size)
