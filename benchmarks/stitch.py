@@ -11,7 +11,7 @@ from benchmarks.agreement import Check
 from benchmarks.setting import machine, require_positive
 from benchmarks.timing import Measurement, Report, alternate, timed
 from microplastics.data.tiling import Window, windows_of
-from microplastics.inference.stitching.overlaps import (
+from microplastics.inference.stitching.matching import (
     View,
     box_of,
     clip,

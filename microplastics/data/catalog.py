@@ -19,16 +19,6 @@ DEFAULT_CLASSES = ("Fiber", "Fragment", "Film")
 SPLITS = ("train", "val", "test")
 _FAMILIES = ("microplastics", "microplastics_synthetic")
 _BUILTIN = {f"{family}_{split}": (family, split) for family in _FAMILIES for split in SPLITS}
-# The colour-blind-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), RGB.
-_PALETTE = (
-    (213, 94, 0),
-    (0, 114, 178),
-    (0, 158, 115),
-    (230, 159, 0),
-    (86, 180, 233),
-    (204, 121, 167),
-    (240, 228, 66),
-)
 _LAZY_KEYS = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
 _JSON_AND_IMAGES = re.compile(r"(?P<json>.+\.json)(?::(?P<images>.+))?", re.IGNORECASE)
 
@@ -163,25 +153,6 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
         images = match["images"] or os.path.dirname(match["json"]) or "."
         register_microplastics_instances(entry, match["json"], images)
     return entries
-
-
-def class_colors(names: Sequence[str]) -> list[list[int]]:
-    """Choose one colour per class, colour-blind safe, and fixed for the default classes.
-
-    Args:
-        names: class names in order.
-
-    Returns:
-        RGB in 0–255 for each name; after seven classes the colours repeat, darker each time.
-    """
-    fixed = dict(zip(DEFAULT_CLASSES, _PALETTE, strict=False))
-    free = [color for color in _PALETTE if color not in {fixed[n] for n in names if n in fixed}]
-    cycle = (
-        [int(channel * 0.6**turn) for channel in color]
-        for turn in range(len(names) + 1)
-        for color in (free if turn == 0 else _PALETTE)
-    )
-    return [list(fixed[name]) if name in fixed else next(cycle) for name in names]
 
 
 def _class_attributes(names: Sequence[str], ids: dict[int, int]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import nn
 
 import microplastics
 from microplastics.inference.predictor import Predictions, Predictor, read_input
-from microplastics.inference.stitching.overlaps import greedy_pairs
+from microplastics.inference.stitching.matching import greedy_pairs
 from microplastics.modeling.interface import is_staged
 from microplastics.modeling.postprocessing import postprocess
 from microplastics.synthetic import render_image

@@ -16,7 +16,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from microplastics.data.catalog import class_colors
+from microplastics.data.colors import class_colors
 from microplastics.data.images import MAX_PIXELS, read_image, to_uint8
 from microplastics.engine.checkpoint import (
     checkpoint_info_of,
@@ -28,7 +28,7 @@ from microplastics.engine.checkpoint import (
 from microplastics.engine.defaults import available_device, cpu_has_bf16
 from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
-from microplastics.inference.stitching.overlaps import tight
+from microplastics.inference.stitching.matching import tight
 from microplastics.modeling.interface import (
     build_shapes,
     check_architecture,

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, Window, windows_of
 from microplastics.inference.predictor import Predictions, Predictor
+from microplastics.inference.stitching.matching import View, box_of, clip
 from microplastics.inference.stitching.merging import enlarge
-from microplastics.inference.stitching.overlaps import View, box_of, clip
 from microplastics.inference.stitching.stitcher import Stitched, Stitcher
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import Region

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import microplastics
-from microplastics.data.catalog import class_colors
+from microplastics.data.colors import class_colors
 from microplastics.data.doctor.findings import (
     INFO,
     PROBLEM,

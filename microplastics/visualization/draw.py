@@ -21,7 +21,7 @@ from matplotlib.patches import Circle, PathPatch
 from matplotlib.path import Path as OutlinePath
 from PIL import Image, ImageDraw, ImageFont
 
-from microplastics.data.catalog import class_colors
+from microplastics.data.colors import class_colors
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write

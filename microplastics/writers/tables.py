@@ -19,7 +19,7 @@ import tifffile
 
 from microplastics import __version__
 from microplastics.calibration import Calibration
-from microplastics.data.catalog import class_colors
+from microplastics.data.colors import class_colors
 from microplastics.data.large_images import ImageReader
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region

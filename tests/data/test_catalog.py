@@ -11,7 +11,6 @@ from PIL import Image
 from support import user_error
 
 from microplastics.data.catalog import (
-    class_colors,
     register_builtin,
     register_microplastics_instances,
     resolve_datasets,
@@ -199,11 +198,3 @@ def test_unknown_entries(paths):
         DatasetCatalog.get(entry)
     with user_error("dataset_unknown"):
         resolve_datasets([""])
-
-
-def test_colors_are_distinct_and_stay_with_the_default_classes():
-    assert class_colors(["Film", "Foam", "Fiber"])[::2] == [[0, 158, 115], [213, 94, 0]]
-    many = class_colors([f"class {i}" for i in range(20)])
-    assert len({tuple(color) for color in many}) == 20
-    mixed = class_colors(["Fiber", *"abcdef"])
-    assert len({tuple(color) for color in mixed}) == 7

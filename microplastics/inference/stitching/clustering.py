@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
-from microplastics.inference.stitching.overlaps import (
+from microplastics.inference.stitching.matching import (
     AGREE,
     MARGIN,
     TOLERANT,

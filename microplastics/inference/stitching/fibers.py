@@ -10,7 +10,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from microplastics.inference.stitching.overlaps import Detections, View, clip, pieces, tight, union
+from microplastics.inference.stitching.matching import Detections, View, clip, pieces, tight, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
 
 JOINS = "pieces of fibres joined end to end"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from microplastics.inference.stitching.overlaps import (
+from microplastics.inference.stitching.matching import (
     MARGIN,
     Detections,
     Fragments,

@@ -24,7 +24,7 @@ from stitch_support import (
 )
 
 from benchmarks.stitch import benchmark
-from microplastics.inference.stitching.overlaps import PackedMasks, objects, pack
+from microplastics.inference.stitching.matching import PackedMasks, objects, pack
 from microplastics.inference.stitching.stitcher import Stitcher
 from microplastics.measurement import measure
 from microplastics.utils.errors import UserError
