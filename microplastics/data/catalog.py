@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 
 from microplastics.data import coco
+from microplastics.data.colors import class_colors
 from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
