@@ -134,10 +134,10 @@ class TimmBackbone(Backbone):
             for norm, convolution in pairs:
                 layer = body.get_submodule(norm)
                 fused = fuse_conv_bn_eval(body.get_submodule(convolution), layer)
-                body.set_submodule(convolution, fused)
+                _replace(body, convolution, fused)
                 # timm's norms hold the activation after them.
                 rest = [getattr(layer, each, nn.Identity()) for each in ("drop", "act")]
-                body.set_submodule(norm, nn.Sequential(*rest))
+                _replace(body, norm, nn.Sequential(*rest))
             if all(map(_nearly_equal, body(x), before)):
                 self.body = body
 
@@ -215,6 +215,11 @@ def _norms_after_convolutions(
     for each in hooks:
         each.remove()
     return features, pairs
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")  # Module.set_submodule came with torch 2.5
+    setattr(root.get_submodule(parent), name, module)
 
 
 def _nearly_equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
