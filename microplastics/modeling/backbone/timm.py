@@ -128,7 +128,7 @@ class TimmBackbone(Backbone):
         """
         body = copy.deepcopy(self.body).eval()
         weight = next(body.parameters())
-        x = torch.rand(1, self.channels, 64, 64, device=weight.device, dtype=weight.dtype)
+        x = torch.linspace(-2, 2, self.channels * 64 * 64).reshape(1, -1, 64, 64).to(weight)
         with torch.no_grad():
             before, pairs = _norms_after_convolutions(body, x)
             for norm, convolution in pairs:
@@ -139,7 +139,7 @@ class TimmBackbone(Backbone):
                 rest = [getattr(layer, each, nn.Identity()) for each in ("drop", "act")]
                 _replace(body, norm, nn.Sequential(*rest))
             if all(map(_nearly_equal, body(x), before)):
-                self.body = body
+                self.body, self._frozen = body, []
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -182,7 +182,7 @@ def _create(name: str, channels: int) -> nn.Module:
                 strict=True,
             )
         )
-    except (AssertionError, RuntimeError, ValueError, AttributeError):
+    except Exception:  # each network stops in its own way, with any type of error
         fits = False
     if not fits:
         raise UserError(
