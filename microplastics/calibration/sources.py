@@ -75,14 +75,14 @@ def read_calibration_csv(path: str | os.PathLike) -> CalibrationTable:
     """
     path = os.fspath(path)
     table = read_table(path)
+    titles = ", ".join(map(str, table.columns))[:100] or "of an empty file"
     # Spreadsheets write the micro sign or the Greek letter.
     table.columns = [_COLUMNS.get(str(title).replace("\u03bc", "µ"), "") for title in table.columns]
     table = table.loc[:, table.columns != ""]
     if sorted(table.columns) not in (["image", "um_per_px"], ["image", "px", "um"]):
-        found = ", ".join(table.columns) or "none of them"
         raise UserError(
-            f"{path} has of the columns that count {found}; expected image and um_per_px, or "
-            "image, um and px, each once, in its first line.",
+            f"{path} has the columns {titles}; its first line must name image and um_per_px, or "
+            "image, um and px, each once.",
             code="table_invalid",
         )
     scales: dict[tuple[str, ...], float] = {}

@@ -1,5 +1,6 @@
 """The command ``microplastics``: its commands by name, exit codes, shell completion."""
 
+import errno
 import importlib
 import os
 import sys
@@ -140,10 +141,15 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        # A full disk or a missing permission can surface in any library that writes.
+        # A full disk or a missing permission can surface in any library.
         if not is_write_error(error):
             raise
-        report_error(str(write_error(error.filename or os.getcwd(), error)))
+        place = error.filename or os.getcwd()
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+            # Reading fails in the same way, and the error does not say which it was.
+            report_error(f"Cannot read or write {place}: {error.strerror}; change its permissions.")
+        else:
+            report_error(str(write_error(place, error)))
         code = 2
     except KeyboardInterrupt:
         report_error("Stopped by Ctrl-C.")

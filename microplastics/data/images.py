@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Pillow's own limit for a decompression bomb: 256 MB of 24-bit pixels, doubled.
 MAX_PIXELS = 178_956_970
+NO_LIMIT = 1 << 62  # if only the header is read, or the size is bounded otherwise
 MAX_SAMPLES = 5
 PERCENTILES = (0.001, 0.999)
 EXIF_ORIENTATION = 274
@@ -69,7 +70,7 @@ def read_image(
         if image is None or is_deep_tiff(image):
             array, rotated = _read_tiff(path, max_pixels)
         else:
-            rotated = _swaps_axes(image)
+            rotated = header_orientation(image) in AXES_SWAPPED
             sixteen_bit = is_deep_png(image)
             image.load()
             # Asked after loading, in which Pillow turns a TIFF upright.
@@ -109,7 +110,7 @@ def image_header(
             # Pillow before 11.1 gives a TIFF's size as stored, later ones as turned upright.
             stored = [image.tag_v2[256], image.tag_v2[257]] if image.format == "TIFF" else None
             width, height = map(int, stored or image.size)
-            swapped = _swaps_axes(image)
+            swapped = header_orientation(image) in AXES_SWAPPED
     return ((height, width) if swapped else (width, height)), swapped
 
 
@@ -199,7 +200,7 @@ def check_pixels(path: str, width: int, height: int, max_pixels: int | None) -> 
     if width * height > limit:
         raise UserError(
             f"{path} is {width} x {height} px, above the limit of {limit} pixels (a possible "
-            "decompression bomb); cut it up, or raise INPUT.MAX_PIXELS if you trust it.",
+            "decompression bomb); cut it up, or raise INPUT.MAX_PIXELS if a config is used.",
             code="image_too_large",
         )
 
@@ -301,14 +302,14 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _swaps_axes(image: Image.Image) -> bool:
-    """Return whether the orientation in the header of an image not yet loaded swaps its sides."""
+def header_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, in the header of an image that is not loaded yet."""
     if image.format == "TIFF":
-        return image.tag_v2.get(EXIF_ORIENTATION) in AXES_SWAPPED
+        return image.tag_v2.get(EXIF_ORIENTATION) or 1
     # Asking a PNG for EXIF that its header lacks would decode all of it.
     if image.format == "PNG" and "exif" not in image.info:
-        return False
-    return _orientation(image) in AXES_SWAPPED
+        return 1
+    return _orientation(image)
 
 
 def _pillow_array(image: Image.Image) -> np.ndarray:

@@ -25,7 +25,7 @@ from microplastics.engine.checkpoint import (
 from microplastics.engine.defaults import check_output_dir, finalize_config
 from microplastics.engine.hooks import flatten_results
 from microplastics.engine.trainer import Trainer
-from microplastics.engine.weights import choose_weights, fetch_weights, read_weights, sha256_of
+from microplastics.engine.weights import choose_weights, fetch_weights, read_weights
 from microplastics.evaluation.counting import (
     CURVES_FILE,
     CountingEvaluator,
@@ -36,7 +36,7 @@ from microplastics.evaluation.counting import (
 from microplastics.evaluation.thresholds import DEFAULT, Choice, Metric, choose_thresholds
 from microplastics.evaluation.validation import validate
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_json, write_rows
+from microplastics.utils.io import sha256_of, write_json, write_rows
 
 logger = logging.getLogger(__name__)
 

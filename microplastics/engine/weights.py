@@ -1,6 +1,5 @@
 """Loading of model weights, without running code from untrusted files."""
 
-import hashlib
 import logging
 import os
 import pickle
@@ -16,6 +15,7 @@ from torch import nn
 
 from microplastics.modeling.interface import class_dependent
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +77,6 @@ def fetch_weights(path: str) -> str:
     return local
 
 
-def sha256_of(path: str) -> str:
-    """Return the hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
     """Read a ``.pkl`` or ``.pth`` checkpoint without running code from it; log its sha256.
 
@@ -96,8 +87,8 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
         sha256: the digest that it must have; empty for any.
 
     Raises:
-        UserError: checkpoint_mismatch (another digest), checkpoint_invalid (damaged, not readable,
-            or holds more than weights).
+        UserError: file_invalid (not readable), checkpoint_mismatch (another digest),
+            checkpoint_invalid (damaged, or holds more than weights).
     """
     try:
         digest = sha256_of(path)

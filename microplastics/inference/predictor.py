@@ -26,7 +26,7 @@ from microplastics.engine.checkpoint import (
     score_thresholds_of,
 )
 from microplastics.engine.defaults import available_device, cpu_has_bf16
-from microplastics.engine.weights import fetch_weights, load_into, read_weights, sha256_of
+from microplastics.engine.weights import fetch_weights, load_into, read_weights
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
 from microplastics.inference.stitching.matching import tight
 from microplastics.modeling.interface import (
@@ -39,6 +39,7 @@ from microplastics.modeling.interface import (
 from microplastics.modeling.postprocessing import to_image
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import sha256_of
 
 logger = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from shapely.geometry.base import BaseGeometry
 
 from microplastics.data.coco import show
 from microplastics.data.formats.masks import read_label_image
-from microplastics.data.images import EXIF_ORIENTATION, image_header, open_image
+from microplastics.data.images import NO_LIMIT, image_header, open_image
 from microplastics.data.segmentation import outline_corners, outline_rings
 from microplastics.roi.circle import MAX_SIDE, NoCircleError, find_circle
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json
+from microplastics.utils.io import read_json, sha256_of
 
 CIRCLE = "circle"
 # Side of the grid on which masks are kept, and of the one on which they are outlined, in cells.
@@ -42,8 +42,6 @@ _MAX_TANGLE = 1e6
 _CURVE_POINTS = 1024  # of a circle or an oval
 # Points are tested this far beside their place, in px (see Region.contains).
 _BESIDE = np.array([1.0, math.sqrt(2)]) * 1e-7
-_NO_LIMIT = 1 << 62  # px of a mask, which may not be larger than its image
-_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # as Pillow names the compressions of TIFFs
 _ROI_OUTLINES = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 Overview = Callable[[int], tuple[np.ndarray, float]]
 
@@ -303,8 +301,7 @@ class RegionSource:
         digest = hashlib.sha256(b"folder" if self._folder else b"file")
         for name in sorted(path.relative_to(folder).as_posix() for path in files):
             try:
-                with open(folder / name, "rb") as opened:
-                    content = hashlib.file_digest(opened, "sha256").hexdigest()
+                content = sha256_of(folder / name)
             except OSError as error:
                 raise _unreadable(str(folder / name), error) from error
             digest.update(f"\0{name}\0{content}".encode("utf-8", "surrogateescape"))
@@ -330,7 +327,8 @@ class RegionSource:
         if self._content is None or self._content[0] != path:
             if path.suffix.lower() in _MASKS:
                 # Before it is decoded: a mask is at most as large as its image.
-                _check_fit(str(path), _mask_size(str(path)), name, image_size)
+                width, height = image_header(path, NO_LIMIT)[0]
+                _check_fit(str(path), (height, width), name, image_size)
                 self._content = path, _read_mask(str(path))
             else:
                 self._content = path, _read_polygons(str(path))
@@ -454,11 +452,12 @@ def _read_polygons(path: str) -> list[Polygon]:
     try:
         if os.path.getsize(path) > _MAX_BYTES:
             raise _invalid(path, "is too large for an outline; simplify it, or give a mask image")
-        content = Path(path).read_bytes()
+        if Path(path).suffix.lower() in _GEOJSON:
+            found = _read_geojson(path)
+        else:
+            found = _read_rois(Path(path).read_bytes(), path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    is_geojson = Path(path).suffix.lower() in _GEOJSON
-    found = _read_geojson(path) if is_geojson else _read_rois(content, path)
     polygons = [polygon for polygon in found if not polygon.is_empty]
     if not polygons:
         raise _invalid(path, "has no outline; draw the region and export it again")
@@ -563,21 +562,9 @@ def _framed(roi: ImagejRoi) -> Polygon:
 # Masks
 
 
-def _mask_size(path: str) -> tuple[int, int]:
-    """(height, width) in px of a mask image, of which the stored values must be what they seem."""
-    width, height = image_header(path, _NO_LIMIT)[0]
-    with open_image(path, _NO_LIMIT) as image:
-        if image is not None:
-            if image.info.get("compression") in _LOSSY or image.mode == "CMYK":
-                raise _invalid(path, "is compressed with loss or CMYK; save it as a grey PNG")
-            if (image.getexif().get(EXIF_ORIENTATION) or 1) != 1:
-                raise _invalid(path, "is turned by a tag; save it upright without the tag")
-    return height, width
-
-
 def _read_mask(path: str) -> _Grid:
     """Read a mask image; pixels that are not 0 are inside."""
-    with open_image(path, _NO_LIMIT) as image:
+    with open_image(path, NO_LIMIT) as image:
         alpha = None
         if image is not None and ("A" in image.getbands() or "transparency" in image.info):
             alpha = image.convert("RGBA").getchannel("A")
@@ -586,7 +573,7 @@ def _read_mask(path: str) -> _Grid:
                 path,
                 "is transparent in places; draw the region in white on black without transparency",
             )
-    labels, _ = read_label_image(path, _NO_LIMIT)
+    labels, _ = read_label_image(path, NO_LIMIT)
     in_place = labels.itemsize == 1 and labels.flags.writeable  # masks of filters are large
     inside = np.not_equal(labels, 0, out=labels.view(bool) if in_place else None)
     if not inside.any():

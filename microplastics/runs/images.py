@@ -21,7 +21,7 @@ import pandas as pd
 from microplastics.calibration import Calibration
 from microplastics.calibration.sources import read_calibration_csv, resolve_calibration
 from microplastics.data.coco import check_content, checked_instances, load_instances
-from microplastics.data.formats.layout import list_files
+from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.roi.region import Region, RegionSource
@@ -37,10 +37,7 @@ _OF_THE_RUN = frozenset(
     ("edge", "group_by", "sampled_volume", "counted_fraction", "filter_area_mm2", "blanks")
     + ("allow_large", "max_pixels")
 )
-_IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".tf8", ".bmp", ".webp", ".jp2", ".gif")
-    + (".ppm", ".pgm", ".pnm", ".svs")
-)
+_IMAGE_SUFFIXES = IMAGE_SUFFIXES | {".tf8", ".svs"}  # whole filters, too
 _LIST_SUFFIXES = frozenset((".txt", ".lst"))
 # Pixels around a scale bar whose colour takes its place.
 _RIM = 8

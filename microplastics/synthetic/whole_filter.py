@@ -1,6 +1,5 @@
 """Whole filters as tiled TIFFs with COCO annotations."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -183,9 +182,7 @@ def _is_complete(image: Path, annotations: Path, settings: dict[str, Any]) -> bo
     """Whether both files of this rendering exist; refuse to overwrite others."""
     if not annotations.exists() and not image.exists():
         return False
-    info = None
-    with contextlib.suppress(UserError):
-        info = read_json(annotations).get("info")
+    info = read_json(annotations).get("info") if annotations.exists() else None
     if not isinstance(info, dict) or any(info.get(n) != value for n, value in settings.items()):
         raise UserError(
             f"{image if image.exists() else annotations} exists and holds other data; delete it "

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -206,3 +207,12 @@ def _read_bytes(path: str | os.PathLike, limit: int = -1) -> bytes:
         raise UserError(
             f"Cannot read {os.fspath(path)}: {reason}; correct the path.", code="file_missing"
         ) from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Return the hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -158,8 +158,8 @@ def test_the_row_that_names_most_folders_wins(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("", "none of them"),
-        ("image,scale\na,1\n", "count image;"),
+        ("", "an empty file"),
+        ("image,scale\na,1\n", "image, scale;"),
         ("image,um\na,1\n", "image, um;"),
         ("image,um_per_px,um,px\na,1,2,2\n", "image, um_per_px, um, px;"),
         ("image,image,um_per_px\na,a,1\n", "image, image, um_per_px;"),

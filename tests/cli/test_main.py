@@ -31,7 +31,7 @@ def raising(error):
         (
             raising(PermissionError(errno.EACCES, "no", "/x/log.txt")),
             2,
-            "log.txt: it is not writable",
+            "Cannot read or write /x/log.txt: no;",
         ),
     ],
 )

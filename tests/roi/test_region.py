@@ -323,12 +323,12 @@ def test_a_large_mask_is_kept_on_a_grid(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "options", "code", "words"),
     [
-        (np.uint8(255), {"compression": "jpeg"}, "region_invalid", "compressed with loss"),
+        (np.uint8(255), {"compression": "jpeg"}, "image_invalid", "compressed as JPEG"),
         (np.float32("nan"), {}, "image_invalid", "expected whole numbers"),
         (np.float32(0.5), {"compression": "zlib"}, "image_invalid", "expected whole numbers"),
         (np.int16(-1), {}, "image_invalid", "from -1"),
         (np.complex64(1), {}, "image_invalid", "complex64"),
-        (np.uint8(1), {"extratags": [(274, 3, 1, 6, True)]}, "region_invalid", "turned"),
+        (np.uint8(1), {"extratags": [(274, 3, 1, 3, True)]}, "image_invalid", "turned"),
     ],
 )
 def test_a_tiff_that_is_not_a_mask_is_refused(tmp_path, value, options, code, words):

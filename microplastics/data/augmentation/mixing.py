@@ -104,7 +104,7 @@ class CopyPaste:
         return scene.sample(amodal=self.occlusion == "amodal")
 
     def _cut(self, donor: Sample, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the colours, opacity and mask of a transformed particle, (h, w) each."""
+        """Return colours (h, w, 3), opacity and mask (h, w) of a transformed particle."""
         crop, (x0, y0) = donor.masks.crops[index], donor.masks.offsets[index]
         angle = np.random.uniform(-math.pi, math.pi) if self.rotate else 0.0
         factor = math.exp(np.random.uniform(*np.log(self.scale)))

@@ -37,7 +37,13 @@ from microplastics.data.doctor.findings import (
     example_at,
 )
 from microplastics.data.doctor.model_fit import measure_fit
-from microplastics.data.images import EXIF_ORIENTATION, read_image
+from microplastics.data.formats.layout import IMAGE_SUFFIXES
+from microplastics.data.images import (
+    EXIF_ORIENTATION,
+    is_deep_png,
+    open_image,
+    read_image,
+)
 from microplastics.data.segmentation import NUMBERS, mask_points
 from microplastics.data.splits.groups import compile_pattern, group_of, roboflow_original
 from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
@@ -56,7 +62,6 @@ _CANDIDATES = 20_000  # pairs of one image whose masks are compared
 _BOXES = 3 * 10**7  # pairs of one image whose boxes meet: beyond that they are not compared
 # Starting a process takes a few seconds: fewer pixels than this are decoded without.
 _PIXELS_WORTH_A_PROCESS = 3 * 10**8
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".webp", ".jp2")
 _FILES = 200_000  # of a folder that are searched
 _RARE = 10  # times rarer than the most frequent class
 
@@ -299,7 +304,9 @@ def inspect_file(task: tuple[dict[str, Any], str, int | None]) -> ImageFacts:
     except UserError as error:
         return ImageFacts(("image_file", str(error).rstrip(".")))
     grey = bool((pixels[..., :1] == pixels[..., 1:]).all())
-    return ImageFacts(problem, grey=grey, fingerprint=fingerprint(pixels), **_header(path))
+    return ImageFacts(
+        problem, grey=grey, fingerprint=fingerprint(pixels), **_header(path, max_pixels)
+    )
 
 
 def check_unlisted(
@@ -488,7 +495,7 @@ def _processes(workers: int | None, tasks: Sequence[tuple]) -> int:
     return max(1, min(workers, len(tasks)))
 
 
-def _header(path: str) -> dict[str, Any]:
+def _header(path: str, max_pixels: int | None) -> dict[str, Any]:
     """Bits, orientation and frames of a decoded file, or why they are unknown."""
     # A damaged tag can still raise nearly anything.
     try:
@@ -499,10 +506,13 @@ def _header(path: str) -> dict[str, Any]:
                 frames, page = len(tiff.pages), tiff.pages[0]
                 bits, turned = page.bitspersample, page.tags.valueof(EXIF_ORIENTATION)
         else:
-            with open(path, "rb") as file, Image.open(file) as image:
+            with open_image(path, max_pixels) as image:
                 # The second picture in a phone's JPEG is a preview.
                 frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-                bits, turned = _bits(image), image.getexif().get(EXIF_ORIENTATION)
+                # Asking a PNG for EXIF that its header lacks would decode all of it.
+                has_exif = image.format != "PNG" or "exif" in image.info
+                exif = image.getexif() if has_exif else {}
+                bits, turned = _bits(image), exif.get(EXIF_ORIENTATION)
         return {"frames": int(frames), "bits": int(bits), "turned": int(turned or 1) in range(2, 9)}
     except Exception as error:
         return {"unread": str(error) or type(error).__name__}
@@ -511,9 +521,7 @@ def _header(path: str) -> dict[str, Any]:
 def _bits(image: Image.Image) -> int:
     if image.mode in ("I", "F"):
         return 32
-    # Pillow reduces 16-bit colour to 8 bits; only the raw mode shows it.
-    deep = image.mode.startswith("I;16") or any(";16" in str(tile[3]) for tile in image.tile)
-    return 16 if deep else 8
+    return 16 if image.mode.startswith("I;16") or is_deep_png(image) else 8
 
 
 def _report_image(image: CheckedImage, collector: Collector) -> None:
@@ -552,7 +560,7 @@ def _image_files(root: str) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(_EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not name.startswith("."):
                 yield os.path.join(folder, name)
 
 

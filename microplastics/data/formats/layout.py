@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from microplastics.data.coco import is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.shapes import ShapeError, area_of
-from microplastics.data.images import image_header, size_mismatch
+from microplastics.data.images import NO_LIMIT, image_header, size_mismatch
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, read_json, write_error
 
@@ -131,7 +131,7 @@ def list_files(folder: Path, suffixes: frozenset[str] | None = IMAGE_SUFFIXES) -
     Hidden files and this package's own manifests are skipped; links to folders are not followed.
     ``suffixes`` are lower-case endings; None for all files.
     """
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = os.path.relpath(here, folder).replace(os.sep, "/")
         for name in sorted(files):
@@ -140,6 +140,15 @@ def list_files(folder: Path, suffixes: frozenset[str] | None = IMAGE_SUFFIXES) -
                 continue
             if not is_manifest(Path(here, name)):
                 yield name if relative == "." else f"{relative}/{name}"
+
+
+def _raise_unreadable(error: OSError) -> None:
+    """Refuse a folder whose files would be missed."""
+    if isinstance(error, PermissionError):
+        raise UserError(
+            f"The folder {error.filename} is not readable; change its permissions.",
+            code="file_missing",
+        ) from error
 
 
 def is_manifest(path: Path) -> bool:
@@ -253,7 +262,7 @@ def checked_size(path: Path, *claimed: Sequence[Any]) -> tuple[int, int]:
 
     ``claimed`` are widths and heights by its annotations; ignored unless positive numbers.
     """
-    size, rotated = image_header(path)
+    size, rotated = image_header(path, NO_LIMIT)
     for sides in claimed:
         if all(type(side) in (int, float) and 0 < side < 2**31 for side in sides):
             expected = (round(sides[0]), round(sides[1]))
@@ -506,9 +515,10 @@ def place_image(source: Path, target: Path, place: str) -> None:
     """
     try:
         if os.path.lexists(target):
-            same = False
-            with contextlib.suppress(OSError):
+            try:
                 same = os.path.samefile(source, target) or filecmp.cmp(source, target, False)
+            except FileNotFoundError:  # a link whose image is gone
+                same = False
             if not same:
                 raise UserError(
                     f"{target} exists and differs from {source}, which would be written there; "

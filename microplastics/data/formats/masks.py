@@ -28,6 +28,7 @@ from microplastics.data.images import (
     check_complete,
     check_pixels,
     decode_with_opencv,
+    header_orientation,
     image_header,
     is_deep_png,
     open_image,
@@ -59,6 +60,7 @@ _SNIFFED_FILES = 200
 # Pillow's modes with the numbers as pixels; the pixels of P are indices of a palette.
 _MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA", "RGBX")
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")
+_LOSSY_TIFF = ("JPEG", "OJPEG", "APERIO_JP2000", "WEBP")  # beginnings of tifffile's names
 _VOID, _VOID_COLOUR = 255, [224, 224, 192]  # border of the objects in Pascal VOC
 _COMPRESSION = "zlib"  # which every TIFF reader knows, unlike zstd
 _TOO_MANY = (
@@ -443,8 +445,8 @@ def read_label_image(
         (H, W) array of integers from 0, and whether the file is in colour.
 
     Raises:
-        UserError: the file cannot be read, is compressed with loss, or has several pages, or
-            numbers that are negative or not whole.
+        UserError: the file cannot be read, is compressed with loss or turned by a tag, or has
+            several pages, or numbers that are negative or not whole.
     """
     path = os.fspath(path)
     with open_image(path, max_pixels) as image:
@@ -453,6 +455,10 @@ def read_label_image(
                 f"{path} is {image.format}, whose compression changes numbers; save masks as PNG "
                 "or TIFF.",
                 code="image_invalid",
+            )
+        if image is not None and header_orientation(image) != 1:
+            raise UserError(
+                f"{path} is turned by a tag; save it upright without the tag.", code="image_invalid"
             )
         if image is None or image.format == "TIFF":
             array = _read_tiff(path, max_pixels)
@@ -532,6 +538,12 @@ def _read_tiff(path: str, max_pixels: int | None) -> np.ndarray:
         if len(tiff.pages) > 1:
             raise ValueError(f"it has {len(tiff.pages)} pages; save each as a separate file")
         page = tiff.pages[0]
+        if page.compression.name.startswith(_LOSSY_TIFF):
+            raise UserError(
+                f"{path} is compressed as {page.compression.name}, which changes numbers; save "
+                "masks without loss.",
+                code="image_invalid",
+            )
         check_pixels(path, page.imagewidth, page.imagelength, max_pixels)
         if page.samplesperpixel > 4 or page.imagedepth != 1:
             raise ValueError(f"it has {page.samplesperpixel} channels and depth {page.imagedepth}")

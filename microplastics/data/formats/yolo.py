@@ -181,8 +181,11 @@ def _numbered_names(folders: Iterable[_Images]) -> dict[int, str]:
     for folder in folders:
         for image in folder.names:
             label = folder.label(image)
-            for line in read_text(label).split("\n") if os.path.isfile(label) else ():
-                with contextlib.suppress(ShapeError):  # noted when the records are read
+            lines = []
+            with contextlib.suppress(UserError):  # noted when the records are read
+                lines = read_text(label, legacy=False).split("\n")
+            for line in lines:
+                with contextlib.suppress(ShapeError):  # likewise
                     found.update(map(_class_index, line.split(None, 1)[:1]))
     return {index: f"class_{index}" for index in sorted(found)}
 
@@ -210,7 +213,7 @@ def _find_yaml(path: Path) -> Path | None:
             return path / name
     others = []
     for file in filter(Path.is_file, [*path.glob("*.yaml"), *path.glob("*.yml")]):
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError):  # a file that is no text does not name classes
             others += [file] if re.search(r"^names\s*:", read_text(file), re.MULTILINE) else []
     return others[0] if len(others) == 1 else None
 

@@ -34,7 +34,7 @@ DEFAULT_SHARES = (0.7, 0.15, 0.15)
 SPLITS = ("train", "val", "test")
 MANIFEST = "splits.json"
 
-_CONFIG = "configs/microplastics_r50.yaml"
+_CONFIG = "r50"
 _SWAP_SAMPLE = 256  # groups whose swaps are tried together
 _IDLE_ROUNDS = 4  # further samples without gain before the search ends
 _MAX_ROUNDS = 2000

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -200,7 +200,7 @@ class Detections:
         classes: object,
         scores: object,
         members: Sequence[list[int]] | None = None,
-    ) -> Self:
+    ) -> "Detections":
         """Pack tight masks, and compute their boxes and areas."""
         return cls(
             objects([pack(view.mask) for view in views]),
@@ -212,7 +212,7 @@ class Detections:
         )
 
     @classmethod
-    def cat(cls, parts: Iterable[Self]) -> Self:
+    def cat(cls, parts: Iterable["Detections"]) -> "Detections":
         """Concatenate rows; at least one part."""
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return cls(*(np.concatenate(column) for column in columns))
@@ -224,7 +224,7 @@ class Detections:
         """Unpack a mask."""
         return View(unpack(self.masks[number]), *self.boxes[number, :2].tolist())
 
-    def take(self, numbers: Sequence[int] | np.ndarray) -> Self:
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "Detections":
         """Select rows by number."""
         numbers = np.asarray(numbers, dtype=np.int64)
         return type(self)(*(column[numbers] for column in vars(self).values()))
