@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def demo(config_file: str, output: str, train: int, val: int, test: int, opts: list[str]) -> None:
     """Do the main job on rendered filters: render, train, evaluate, predict, measure.
 
-    Each step is a command that also works by itself; it is printed before it runs. A demo that
-    was stopped continues where it was.
+    Each step is a command that also works by itself; it is printed before it runs. After a
+    stop, the training goes on where it was.
     """
     folder = Path(output).absolute()
     data = folder / "datasets" / "microplastics_synthetic"

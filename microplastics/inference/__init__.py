@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-# Imported on first use: stitching and the writers need neither torch nor the engine.
+# Imported on first use: stitching and the writers do not need the engine.
 _HOME = {
     "Predictions": "microplastics.inference.predictor",
     "Predictor": "microplastics.inference.predictor",

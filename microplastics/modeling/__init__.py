@@ -1,1 +1,1 @@
-"""The interface to Detectron2 models."""
+"""Backbones, the interface to any Detectron2 model, and pasting of its masks."""
