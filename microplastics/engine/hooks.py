@@ -66,7 +66,8 @@ def known_metrics(cfg: CfgNode, losses: Sequence[str] = _LOSSES) -> list[str]:
     if cfg.TEST.VAL_LOSS.ENABLED:
         names += [f"validation/{name}" for name in ("total_loss", *losses)]
     names += [f"{t}/{ap}" for t in tasks for ap in METRICS]
-    names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
+    if len(classes) > 1:  # of one class alone Detectron2 gives only the AP of all
+        names += [f"{t}/{ap}-{c}" for t in tasks for c in classes for ap in ("AP", "AP50")]
     if cfg.MODEL.MASK_ON:
         names += ["semantic/IoU_best", "semantic/IoU", "semantic/Dice"]
     if cfg.MODEL.MASK_ON and cfg.TEST.COUNTING.ENABLED:

@@ -18,7 +18,7 @@ from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json, write_json, write_rows
+from microplastics.utils.io import OWN_FILE, read_json, write_json, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _train(
     settings = {"config_file": config_file, "opts": opts, **wanted}
     path = folder / "learning_curve_run.json"
     if path.is_file():
-        data = read_json(path)
+        data = read_json(path, meant=OWN_FILE)
         if data.get("settings") != settings or not isinstance(data.get("metrics"), dict):
             raise UserError(
                 f"{folder} holds a run of other settings; delete it or choose another --output.",

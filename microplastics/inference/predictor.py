@@ -262,9 +262,10 @@ class Predictor:
             UserError: it cannot be read, or has no config or one that does not fit.
         """
         path = os.fspath(path)
-        checkpoint = read_weights(fetch_weights(path))
+        demanded = dict(zip(opts[::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS_SHA256", "")
+        checkpoint = read_weights(fetch_weights(path), demanded)
         cfg = config_of(checkpoint_info_of(checkpoint, path), path, opts)
-        # Its own digest is that of the file which its training started from.
+        # The digest in its config is that of the file which its training started from.
         cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = path, ""
         cfg.freeze()
         return cls(cfg, _checkpoint=checkpoint, **kwargs)

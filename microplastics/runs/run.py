@@ -395,8 +395,10 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
 
 def predictor_metadata(predictor: Predictor) -> dict[str, Any]:
     """What run.json says of the model, plain values."""
+    weights = predictor.cfg.MODEL.WEIGHTS
     return {
-        "checkpoint": os.path.abspath(predictor.cfg.MODEL.WEIGHTS),
+        # An address, such as https://…, stays as it was given.
+        "checkpoint": os.path.abspath(weights) if os.path.exists(weights) else weights,
         "checkpoint_sha256": predictor.weights_sha256,
         "score_thresholds": dict(
             zip(predictor.class_names, predictor.score_thresholds.tolist(), strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 from microplastics.data.coco import show
 from microplastics.runs.images import InputImage, output_names
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json, write_error, write_json
+from microplastics.utils.io import OWN_FILE, read_json, write_error, write_json
 from microplastics.writers.registry import FORMATS
 from microplastics.writers.tables import ImageResult, read_head, write_part
 
@@ -43,7 +43,7 @@ def forget_run(output: Path, names: Iterable[str] = ()) -> None:
 
 def _names_in(path: Path) -> list[str]:
     try:
-        return [str(image["name"]) for image in read_json(path)["images"]]
+        return [str(image["name"]) for image in read_json(path, meant=OWN_FILE)["images"]]
     except (UserError, KeyError, TypeError):  # no run.json, or none of a run over images
         return []
 
@@ -86,7 +86,7 @@ class RunStore:
             if self._folder.is_dir():
                 shutil.rmtree(self._folder)
         elif path.is_file() and resume:
-            self._compare(read_json(path))
+            self._compare(read_json(path, meant=OWN_FILE))
         elif path.is_file() or (self._output / RUN_FILE).exists():
             parts = "" if path.is_file() else f" without its {_FOLDER}"
             resume_it = "" if parts else "--resume to continue it, or "
@@ -139,7 +139,7 @@ class RunStore:
     def failure(self, image: InputImage) -> str:
         """Why an image is not finished."""
         path = self._failure(image)
-        return read_json(path, str) if path.is_file() else "not reached; add --resume"
+        return read_json(path, str, OWN_FILE) if path.is_file() else "not reached; add --resume"
 
     def _names(self) -> list[str]:
         """The finished images of the run that lies in the folder."""

@@ -28,7 +28,7 @@ from microplastics.measurement.table import (
 from microplastics.runs.images import RunOptions
 from microplastics.runs.store import FAILED_FILE, RUN_FILE, SAMPLES_FILE, SUMMARY_FILE, forget_run
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json, write_json
+from microplastics.utils.io import OWN_FILE, read_json, write_json
 from microplastics.writers.registry import PARQUET_FILE, PARTICLES_FILE
 from microplastics.writers.tables import write_csv, write_parquet
 
@@ -302,7 +302,7 @@ def merge_into(runs: Sequence[str], options: RunOptions) -> int:
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, meant=OWN_FILE) if path.is_file() else {}
 
 
 def _failures(folder: Path) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Whole filters as tiled TIFFs with COCO annotations."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -182,7 +183,9 @@ def _is_complete(image: Path, annotations: Path, settings: dict[str, Any]) -> bo
     """Whether both files of this rendering exist; refuse to overwrite others."""
     if not annotations.exists() and not image.exists():
         return False
-    info = read_json(annotations).get("info") if annotations.exists() else None
+    info = None
+    with contextlib.suppress(UserError):  # missing or not ours, as the sentence below says
+        info = read_json(annotations).get("info")
     if not isinstance(info, dict) or any(info.get(n) != value for n, value in settings.items()):
         raise UserError(
             f"{image if image.exists() else annotations} exists and holds other data; delete it "

@@ -17,7 +17,12 @@ from microplastics.utils.errors import UserError, WriteError
 if TYPE_CHECKING:
     import pandas as pd
 
+OWN_FILE = "the file as microplastics wrote it; start again in another folder"
+"""What :func:`read_json` expects of a file of an earlier run."""
+
 _MAX_TEXT = 64 << 20  # bytes
+_UMASK = os.umask(0)  # of the process: asking for it again and again would race between threads
+os.umask(_UMASK)
 _FIXES = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
@@ -101,9 +106,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
         temporary = None
     except OSError as error:

@@ -25,6 +25,7 @@ from microplastics.engine.trainer import Trainer
 from microplastics.inference.predictor import Predictions, Predictor, stream, to_particles
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import sha256_of
 
 NAMES = ["Fiber", "Fragment", "Film"]
 # Config keys that came to Detectron2 after release 0.5.
@@ -140,6 +141,13 @@ def test_batches_of_mixed_sizes_keep_order_and_results(model_path, predictor, si
     for own, each in zip(batched.predict_many(iter(images)), map(predictor, images), strict=True):
         assert own.image_size == each.image_size and len(own) == len(each)
         torch.testing.assert_close(own.scores, each.scores, rtol=0, atol=1e-5)
+
+
+def test_a_demanded_digest_is_checked(model_path):
+    digest = sha256_of(model_path)
+    Predictor.from_checkpoint(model_path, ("MODEL.WEIGHTS_SHA256", digest.upper()))
+    with user_error("checkpoint_mismatch", model_path, digest):
+        Predictor.from_checkpoint(model_path, ("MODEL.WEIGHTS_SHA256", "0" * 64))
 
 
 def test_a_thin_image_and_an_image_without_particles(model_path):

@@ -123,7 +123,7 @@ def test_imagenet_weights_have_every_layer(name):
     state = torch.load(fetch_weights(f"imagenet://{name}"), weights_only=True)
     network = timm.create_model(name)
     network.load_state_dict(timm_state(state, name))
-    with user_error("checkpoint_mismatch", "resnet18"):
+    with user_error("checkpoint_mismatch", "resnet18", "timm"):
         timm_state(state, "resnet18")
 
 

@@ -88,7 +88,8 @@ def timm_state(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Ten
         ours = timm.create_model(name).state_dict()
     if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in ours.values()]:
         raise UserError(
-            f"MODEL.WEIGHTS does not hold the layers of {name}; expected {PREFIX}{name}.",
+            f"The layers of {name} in timm {timm.__version__} are not those of {PREFIX}{name}; "
+            "install the timm of requirements.txt.",
             code="checkpoint_mismatch",
         )
     return dict(zip(ours, state.values(), strict=True))

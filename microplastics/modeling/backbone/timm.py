@@ -182,14 +182,17 @@ def _create(name: str, channels: int) -> nn.Module:
                 strict=True,
             )
         )
-    except Exception:  # each network stops in its own way, with any type of error
-        fits = False
-    if not fits:
+        if not fits:
+            raise ValueError("its feature maps are not (N, C, H / stride, W / stride)")
+    except MemoryError:
+        raise
+    except Exception as error:  # each network stops in its own way, with any type of error
         raise UserError(
-            f"MODEL.TIMM.NAME {name} does not return feature maps of any image size; expected a "
+            f"MODEL.TIMM.NAME {name} does not return feature maps of any image size "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected a "
             "convolutional network such as resnet18 or tf_efficientnet_lite0.",
             code="config_invalid",
-        )
+        ) from error
     return body
 
 

@@ -329,6 +329,16 @@ def test_jpeg_masks_are_refused(folder):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"compression": "jpeg"}, "JPEG"), ({"extratags": [(274, 3, 1, 3, True)]}, "turned")],
+)
+def test_tiffs_that_do_not_hold_their_numbers_are_refused(tmp_path, options, word):
+    tifffile.imwrite(tmp_path / "a.tif", np.eye(32, dtype=np.uint8), **options)
+    with user_error("image_invalid", "a.tif", word):
+        masks.read_label_image(tmp_path / "a.tif")
+
+
 def test_turned_photographs(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
@@ -372,8 +382,9 @@ def test_two_images_of_one_stem(folder):
     records, _, _ = read(folder)  # a.png is the whole name of one
     assert [len(record.instances) for record in records] == [0, 2]
     (folder / "masks/a.png").rename(folder / "masks/a_mask.png")
-    with user_error("name_clash", "a.jpg", "a.png"):
-        read(folder)
+    for options in ({}, {"skip_broken": True}):  # else both would be blanks
+        with user_error("name_clash", "a.jpg", "a.png"):
+            read(folder, **options)
 
 
 @pytest.mark.parametrize(

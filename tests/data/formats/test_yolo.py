@@ -124,6 +124,17 @@ def test_labels_beside_the_images_without_names(tmp_path):
     assert sources["all"].classes == ["class_3"] and notes.count("class_unnamed") == len(notes) == 1
 
 
+def test_a_broken_label_among_images_without_names(tmp_path):
+    for name in ("a", "b"):
+        image(tmp_path / f"{name}.png")
+    text(tmp_path / "a.txt", TRIANGLE)
+    (tmp_path / "b.txt").write_bytes(b"0 0.1 \xff\0")
+    assert yolo.detect(tmp_path)
+    records, _, notes = read(tmp_path, skip_broken=True)
+    assert [len(record.instances) for record in records["all"]] == [1, 0]
+    assert notes.count("label_broken") == 1
+
+
 def test_images_elsewhere(tmp_path):
     image(tmp_path / "photos" / "a.png")
     text(tmp_path / "labels" / "a.txt", TRIANGLE)
