@@ -11,8 +11,10 @@ from torch import nn
 
 from microplastics.config import get_cfg
 from microplastics.engine.weights import fetch_weights
+from microplastics.model_zoo import get_config
 from microplastics.modeling.backbone import TimmBackbone
 from microplastics.modeling.backbone.imagenet import PACKAGES, timm_state
+from microplastics.modeling.interface import build_shapes
 
 STAGES = ["res2", "res3", "res4", "res5"]
 NAMES = ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100", "convnext_atto"]
@@ -114,6 +116,19 @@ def test_one_line_of_yaml_builds_the_pyramid():
     pyramid = build_backbone(cfg)
     assert list(pyramid(torch.rand(1, 3, 64, 64))) == ["p2", "p3", "p4", "p5", "p6"]
     assert pyramid.bottom_up.scale is not None  # the default PIXEL_STD is 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_without_memory(name):
+    cfg = get_config("demo")
+    cfg.MODEL.TIMM.NAME, cfg.MODEL.DEVICE = name, "cpu"
+    cfg.MODEL.PIXEL_STD = [1.0, 2.0, 3.0]
+    shapes = {key: value.shape for key, value in build_shapes(cfg).backbone.state_dict().items()}
+    with torch.device("meta"):  # as the doctor does
+        on_meta = build_backbone(cfg).state_dict()
+    with_memory = build_backbone(cfg).state_dict()
+    for other in (on_meta, with_memory):
+        assert {key: value.shape for key, value in other.items()} == shapes
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -5,6 +5,7 @@ import difflib
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -77,19 +78,21 @@ class TimmBackbone(Backbone):
         self.order = None
         if channels != 3 or mean is None:
             return
-        order = [2, 1, 0] if image_format == "BGR" else [0, 1, 2]
-        given_mean, given_std = (torch.tensor(v).float()[order] for v in (mean, std))
         import timm
 
+        # In numpy: the model may be built on the meta device, where numbers cannot be compared.
+        order = [2, 1, 0] if image_format == "BGR" else [0, 1, 2]
+        given_mean, given_std = (np.asarray(v, np.float64)[order] for v in (mean, std))
         wanted = timm.get_pretrained_cfg(name)
-        wanted_mean, wanted_std = (255 * torch.tensor(v) for v in (wanted.mean, wanted.std))
+        wanted_mean, wanted_std = (255 * np.asarray(v) for v in (wanted.mean, wanted.std))
         scale, shift = given_std / wanted_std, (given_mean - wanted_mean) / wanted_std
         if image_format == "BGR":
             self.order = order
         # Half a grey level makes no difference to a network.
-        if (scale - 1).abs().max() > 0.01 or (shift.abs() * wanted_std).max() > 1:
-            self.register_buffer("scale", scale.reshape(3, 1, 1), persistent=False)
-            self.register_buffer("shift", shift.reshape(3, 1, 1), persistent=False)
+        if np.abs(scale - 1).max() > 0.01 or (np.abs(shift) * wanted_std).max() > 1:
+            for key, values in (("scale", scale), ("shift", shift)):
+                values = torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)
+                self.register_buffer(key, values, persistent=False)
 
     def _freeze(self, freeze_at: int) -> list[nn.Module]:
         """Freeze the stages up to ``res<freeze_at>`` and return their modules."""
