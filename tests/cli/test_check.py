@@ -45,9 +45,10 @@ def test_problems_are_named_fixed_and_reported(cli, train, tmp_path):
     assert again.returncode == 0 and "WARNINGS" not in again.stdout
 
 
-def test_a_config_of_other_classes_is_a_problem(cli, train):
+@pytest.mark.parametrize("name", ["quick", "demo"])
+def test_a_config_of_other_classes_is_a_problem(cli, train, name):
     json_file, images = train
-    config = ("--config-file", "configs/microplastics_quick.yaml")
+    config = ("--config-file", f"configs/microplastics_{name}.yaml")
     done = cli("check", f"{json_file}:{images}", *config)
     assert done.returncode == 0 and "WHAT THE MODEL OF configs/" in done.stdout
     opts = ("MODEL.ROI_HEADS.NUM_CLASSES", 7)
