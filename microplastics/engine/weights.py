@@ -60,11 +60,13 @@ def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
 
 
 def fetch_weights(path: str) -> str:
-    """Return the local file of a path, URL or ``detectron2://`` address, or raise file_missing."""
+    """Return the local file of a path, URL, ``detectron2://`` or ``imagenet://`` address, or raise file_missing."""
     try:
         local = PathManager.get_local_path(path)
         if not os.path.isfile(local):
             raise FileNotFoundError("it does not exist")
+    except UserError:
+        raise
     except Exception as error:
         # Handlers raise whatever their transport raises: URLError, OSError, RuntimeError, …
         raise UserError(

@@ -1,5 +1,6 @@
 """Backbones registered with Detectron2."""
 
+from microplastics.modeling.backbone import imagenet  # registers imagenet://
 from microplastics.modeling.backbone.timm import TimmBackbone, build_timm_fpn_backbone
 
-__all__ = ["TimmBackbone", "build_timm_fpn_backbone"]
+__all__ = ["TimmBackbone", "build_timm_fpn_backbone", "imagenet"]

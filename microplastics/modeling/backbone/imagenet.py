@@ -42,7 +42,8 @@ PACKAGES = {
 class ImageNetHandler(PathHandler):
     """Resolves ``imagenet://tf_efficientnet_lite0`` to the file of an installed package.
 
-    The package is found, not imported, and the sha256 of the file is checked.
+    The package is found, not imported, and the sha256 of the file is checked. What is missing is
+    a ``UserError``, file_missing.
     """
 
     def _get_supported_prefixes(self) -> list[str]:
@@ -51,17 +52,23 @@ class ImageNetHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path.removeprefix(PREFIX)
         if name not in PACKAGES:
-            raise FileNotFoundError(f"expected {' or '.join(PREFIX + each for each in PACKAGES)}")
+            known = " or ".join(PREFIX + each for each in PACKAGES)
+            raise _missing(f"{path} does not exist; expected {known}.")
         package = PACKAGES[name]
         spec = importlib.util.find_spec(package.distribution.replace("-", "_"))
         if spec is None or spec.origin is None:
-            raise FileNotFoundError(
-                f"{package.distribution} is not installed: pip install {package.distribution}"
+            raise _missing(
+                f"{path} needs a package that is not installed; run pip install "
+                f"{package.distribution}."
             )
         file = Path(spec.origin).parent / package.file
         if hashlib.sha256(file.read_bytes()).hexdigest() != package.sha256:
-            raise OSError(f"{file} is damaged: install {package.distribution} again")
+            raise _missing(f"{file} is damaged; install {package.distribution} again.")
         return str(file)
+
+
+def _missing(sentence: str) -> UserError:
+    return UserError(sentence, code="file_missing")
 
 
 PathManager.register_handler(ImageNetHandler())
