@@ -60,7 +60,11 @@ def choose_weights(cfg: CfgNode, weights_given: bool) -> CfgNode:
 
 
 def fetch_weights(path: str) -> str:
-    """Return the local file of a path, URL, ``detectron2://`` or ``imagenet://`` address, or raise file_missing."""
+    """Return the local file of a path or address (URL, ``detectron2://``, ``imagenet://``).
+
+    Raises:
+        UserError: file_missing.
+    """
     try:
         local = PathManager.get_local_path(path)
         if not os.path.isfile(local):
