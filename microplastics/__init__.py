@@ -63,6 +63,7 @@ def _register_datasets(_: ModuleType) -> None:
 @wrapt.when_imported("detectron2.modeling")
 def _register_backbones(_: ModuleType) -> None:
     importlib.import_module("microplastics.modeling.backbone")
+    importlib.import_module("microplastics.modeling.roi_heads")
 
 
 def __getattr__(name: str) -> Any:
