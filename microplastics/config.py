@@ -20,6 +20,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     """
     for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
         add(cfg)
+    _add_mask_head(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -72,6 +73,14 @@ def _add_model(cfg: CfgNode) -> None:
     # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
     # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
     cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
+
+
+def _add_mask_head(cfg: CfgNode) -> None:
+    """Add the keys of the mask branch; see the options of the mask head in docs/model_zoo.md."""
+    head = cfg.MODEL.ROI_MASK_HEAD
+    # Factor by which a box grows around its centre for the mask head, whose mask is pasted on the
+    # grown box; for the ROI heads ParticleROIHeads and ParticleCascadeROIHeads.
+    head.BOX_SCALE = 1.0
 
 
 def _add_solver(cfg: CfgNode) -> None:

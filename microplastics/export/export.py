@@ -21,7 +21,7 @@ import torchvision
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
 import microplastics
@@ -29,6 +29,7 @@ from microplastics.inference.predictor import Predictions, Predictor, read_input
 from microplastics.inference.stitching.matching import greedy_pairs
 from microplastics.modeling.interface import is_staged
 from microplastics.modeling.postprocessing import postprocess
+from microplastics.modeling.roi_masks import BoxedMasks
 from microplastics.synthetic import render_image
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
@@ -100,9 +101,9 @@ def export_model(
         side = predictor.cfg.INPUT.MIN_SIZE_TEST or _TRACE_SIDE
         size = (min(max(side, _SIDES[0]), _TRACE_SIDE),) * 2
     network = ExportNetwork(predictor)
-    example, mask_side = _example(network, predictor, size)
+    example, masks = _example(network, predictor, size)
     about = {"file": output.name, "format": file_format}
-    about |= _describe(predictor, mask_side, size if fixed else ("height", "width"))
+    about |= _describe(predictor, masks, size if fixed else ("height", "width"))
     run, content_with = _EXPORTERS[file_format](network, example, about)
     sizes = [size] if fixed else [size, (size[0] * 3 // 4 + 13, size[1] * 2 // 3 + 29)]
     about["check"] = _check_exported(run, predictor, sizes)
@@ -142,6 +143,8 @@ class ExportNetwork(nn.Module):
             classes: (N,) int64, 0 to K - 1.
             masks: (N, 1, M, M) float32 probabilities inside the boxes; left out without a mask
                 head.
+            mask_boxes: (N, 4) float32, the boxes that the masks lie in; left out if these are
+                ``boxes``.
             size: (2,) int64, H and W.
         """
         images = self.model.preprocess_image([{"image": image}])
@@ -153,7 +156,7 @@ class ExportNetwork(nn.Module):
             (found,) = heads.forward_with_given_boxes(features, [found])
         else:
             found = self._above(heads(images, features, proposals, None)[0][0])
-        masks = [found.pred_masks] if found.has("pred_masks") else []
+        masks = _mask_outputs(found.pred_masks) if found.has("pred_masks") else []
         # Within a trace it is a tensor already, and must stay what was traced.
         size = images.image_sizes[0]
         size = size if isinstance(size, torch.Tensor) else torch.tensor(size)
@@ -163,8 +166,20 @@ class ExportNetwork(nn.Module):
         return found[found.scores > self.thresholds[found.pred_classes]]
 
 
+def _mask_outputs(masks: torch.Tensor | ROIMasks) -> list[torch.Tensor]:
+    if isinstance(masks, BoxedMasks):
+        return [masks.tensor[:, None], masks.boxes]
+    if isinstance(masks, ROIMasks):
+        raise UserError(
+            f"The mask head predicts {type(masks).__name__}; expected masks on a grid in a box, "
+            "which a reader without this package can paste.",
+            code="export_unsupported",
+        )
+    return [masks]
+
+
 def _describe(
-    predictor: Predictor, mask_side: int | None, size: Sequence[int | str]
+    predictor: Predictor, masks: Sequence[torch.Tensor], size: Sequence[int | str]
 ) -> dict[str, Any]:
     """Describe an exported model field by field, as docs/export.md explains."""
     cfg, model = predictor.cfg, predictor.model
@@ -172,7 +187,10 @@ def _describe(
         ("boxes", "float32", ["detections", 4]),
         ("scores", "float32", ["detections"]),
         ("classes", "int64", ["detections"]),
-        ("masks", "float32", ["detections", 1, mask_side, mask_side]),
+        *(
+            (name, "float32", ["detections", *each.shape[1:]])
+            for name, each in zip(("masks", "mask_boxes"), masks, strict=False)
+        ),
         ("size", "int64", [2]),
     ]
     return {
@@ -210,15 +228,16 @@ def _describe(
             "score_thresholds": True,
         },
         "outputs": [
-            {"name": name, "dtype": dtype, "shape": shape}
-            for name, dtype, shape in outputs
-            if mask_side or name != "masks"
+            {"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in outputs
         ],
-        "masks": mask_side
-        and {
-            "threshold": predictor.mask_threshold,
-            "paste": "microplastics.structures.crop_masks.CropMasks.paste",
-        },
+        "masks": (
+            {
+                "threshold": predictor.mask_threshold,
+                "paste": "microplastics.structures.crop_masks.CropMasks.paste",
+            }
+            if masks
+            else None
+        ),
     }
 
 
@@ -285,7 +304,9 @@ def to_predictions(
     boxes, scores, classes, *masks, size = outputs
     raw = Instances(tuple(size.tolist()))
     raw.pred_boxes, raw.scores, raw.pred_classes = Boxes(boxes), scores, classes
-    if masks:
+    if len(masks) == 2:
+        raw.pred_masks = BoxedMasks(masks[0][:, 0], masks[1], raw.image_size)
+    elif masks:
         raw.pred_masks = masks[0]
     result = postprocess(raw, *image_size, mask_threshold)
     return Predictions(image_size, **result.get_fields())
@@ -359,8 +380,8 @@ def _installed(name: str) -> ModuleType:
 
 def _example(
     network: ExportNetwork, predictor: Predictor, size: tuple[int, int]
-) -> tuple[torch.Tensor, int | None]:
-    """Choose an input to trace with, and learn the side of the masks (None without masks)."""
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Choose an input to trace with, and learn the outputs of the mask head, if there is one."""
     for number in range(_EXAMPLES):
         example = read_input(_render(number, size), predictor.cfg, 1.0)[0]
         outputs = network(example)
@@ -374,7 +395,7 @@ def _example(
                 f"{type(head).__name__} cannot be traced; lower --confidence-threshold.",
                 code="export_unsupported",
             )
-    return example, outputs[3].shape[-1] if predictor.has_masks else None
+    return example, outputs[3:-1]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Instances, ROIMasks
 
 from microplastics.structures.crop_masks import CropMasks
 
@@ -36,7 +36,9 @@ def postprocess(results: Instances, height: int, width: int, threshold: float = 
 
     Args:
         results: raw output of the RoI heads for one image: ``pred_boxes`` in px of the network's
-            input and, if there are masks, ``pred_masks`` (N, 1, M, M) probabilities.
+            input and, if there are masks, ``pred_masks``: (N, 1, M, M) probabilities in these
+            boxes, or ``ROIMasks`` that know where they lie, by a method ``paste`` such as
+            :meth:`microplastics.modeling.roi_masks.BoxedMasks.paste`.
         height: of the original image in px.
         width: of the original image in px.
         threshold: mask probability from which a pixel belongs to the particle.
@@ -54,10 +56,16 @@ def postprocess(results: Instances, height: int, width: int, threshold: float = 
     results.pred_boxes = boxes
     results = results[boxes.nonempty()]
     if results.has("pred_masks"):
-        results.pred_masks = CropMasks.paste(
-            results.pred_masks[:, 0], results.pred_boxes.tensor, (height, width), threshold
-        )
+        results.pred_masks = _pasted(results, threshold)
     return results
+
+
+def _pasted(results: Instances, threshold: float) -> CropMasks:
+    masks, size = results.pred_masks, results.image_size
+    if hasattr(masks, "paste"):
+        return masks.paste(size, threshold)
+    probs = masks.tensor if isinstance(masks, ROIMasks) else masks[:, 0]
+    return CropMasks.paste(probs, results.pred_boxes.tensor, size, threshold)
 
 
 def drop_duplicates(instances: Instances, max_overlap: float) -> Instances:

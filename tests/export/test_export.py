@@ -181,6 +181,18 @@ def test_the_declared_inputs_and_outputs_are_the_true_ones(exported):
 
 
 def test_example_of_the_docs_runs_without_torch(predictor, exports, tmp_path):
+    check_example(predictor, exports["onnx"][0], tmp_path)
+
+
+def test_masks_in_boxes_of_their_own(tmp_path):
+    grown = ("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.5")
+    predictor = Predictor.from_checkpoint(make_checkpoint(tmp_path, *grown))
+    about = export_model(predictor, tmp_path / "m.onnx", "onnx")
+    assert [output["name"] for output in about["outputs"]][3:] == ["masks", "mask_boxes", "size"]
+    check_example(predictor, tmp_path / "m.onnx", tmp_path)
+
+
+def check_example(predictor, path, tmp_path):
     text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     code = next(
         block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "argv" in block
@@ -200,13 +212,13 @@ def test_example_of_the_docs_runs_without_torch(predictor, exports, tmp_path):
         "             places=places)\n"
     )
     pictures = {str(tmp_path / f"{h}x{w}.png"): image(h, w) for h, w in SIZES}
-    for path, picture in pictures.items():
-        cv2.imwrite(path, picture)
+    for name, picture in pictures.items():
+        cv2.imwrite(name, picture)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-c", guard, str(exports["onnx"][0]), *pictures]
+    command = [sys.executable, "-c", guard, str(path), *pictures]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=120)
-    for path, picture in pictures.items():
-        expected, found = predictor(picture), np.load(f"{path}.npz")
+    for name, picture in pictures.items():
+        expected, found = predictor(picture), np.load(f"{name}.npz")
         boxes, masks = expected.pred_boxes.tensor.numpy(), expected.pred_masks
         np.testing.assert_allclose(found["boxes"], boxes, rtol=0, atol=1e-3)
         np.testing.assert_allclose(found["scores"], expected.scores.numpy(), rtol=0, atol=1e-5)

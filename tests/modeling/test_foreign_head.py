@@ -60,6 +60,10 @@ HEADS = {
         *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", "3"),
     ),
     "own": ("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
+    "grown": (
+        *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.3"),
+        *("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
+    ),
     "timm": (
         *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
         *("MODEL.TIMM.NAME", "mobilenetv3_small_100"),
@@ -69,9 +73,10 @@ LOSSES = {
     "cascade": "loss_cls_stage2",
     "point_rend": "loss_mask_point",
     "own": "loss_mask_coarse",
+    "grown": "loss_mask_coarse",
     "timm": "loss_mask",
 }
-MASK_SIZES = {"cascade": 28, "point_rend": 56, "own": 56, "timm": 28}
+MASK_SIZES = {"cascade": 28, "point_rend": 56, "own": 56, "grown": 56, "timm": 28}
 SHORT = ("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
 RETINA = (
     *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "3"),

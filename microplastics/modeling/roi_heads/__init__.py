@@ -1,5 +1,5 @@
 """ROI heads: Detectron2's with the project's options."""
 
-from microplastics.modeling.roi_heads.roi_heads import ParticleROIHeads
+from microplastics.modeling.roi_heads.roi_heads import ParticleCascadeROIHeads, ParticleROIHeads
 
-__all__ = ["ParticleROIHeads"]
+__all__ = ["ParticleCascadeROIHeads", "ParticleROIHeads"]
