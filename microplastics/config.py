@@ -81,6 +81,26 @@ def _add_mask_head(cfg: CfgNode) -> None:
     # Factor by which a box grows around its centre for the mask head, whose mask is pasted on the
     # grown box; for the ROI heads ParticleROIHeads and ParticleCascadeROIHeads.
     head.BOX_SCALE = 1.0
+    # Weights of all losses of the mask head and of the classification, for the same ROI heads.
+    # Detectron2 has MODEL.RPN.LOSS_WEIGHT and two BBOX_REG_LOSS_WEIGHT for the other losses.
+    head.LOSS_WEIGHT = 1.0
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
+
+    # What follows is for MODEL.ROI_MASK_HEAD.NAME ParticleMaskHead. Number of times that the mask
+    # head doubles POOLER_RESOLUTION by a transposed convolution: 14 becomes 14, 28, 56, 112 by 0
+    # to 3.
+    head.UPSAMPLINGS = 1
+    # Pairs of a name (bce, gce, sdt, dice or lovasz) and a weight; their sum is loss_mask.
+    head.LOSSES = [["bce", 1.0]]
+    # q of gce: towards 0 it is bce, 1 the absolute error.
+    head.GCE_Q = 0.7
+    # Cells over which the soft targets of sdt rise on either side of the outline.
+    head.SDT_RADIUS = 3
+    # A branch that predicts the boundaries of masks, with loss_boundary.
+    head.BOUNDARY = CfgNode({"ENABLED": False, "LOSS_WEIGHT": 1.0})
+    # Mask Scoring R-CNN: a head that predicts the IoU of each mask, by which the detection's score
+    # is multiplied, with loss_mask_iou.
+    head.IOU_HEAD = CfgNode({"ENABLED": False, "LOSS_WEIGHT": 1.0, "CONV_DIM": 256, "FC_DIM": 1024})
 
 
 def _add_solver(cfg: CfgNode) -> None:

@@ -27,7 +27,7 @@ from torch import nn
 import microplastics
 from microplastics.inference.predictor import Predictions, Predictor, read_input
 from microplastics.inference.stitching.matching import greedy_pairs
-from microplastics.modeling.interface import is_staged
+from microplastics.modeling.interface import is_staged, rescores
 from microplastics.modeling.postprocessing import postprocess
 from microplastics.modeling.roi_masks import BoxedMasks
 from microplastics.synthetic import render_image
@@ -154,6 +154,9 @@ class ExportNetwork(nn.Module):
         if isinstance(heads, StandardROIHeads):
             found = self._above(heads._forward_box(features, proposals)[0])
             (found,) = heads.forward_with_given_boxes(features, [found])
+            if rescores(self.model):
+                found = self._above(found)
+                found = found[found.scores.argsort(descending=True)]
         else:
             found = self._above(heads(images, features, proposals, None)[0][0])
         masks = _mask_outputs(found.pred_masks) if found.has("pred_masks") else []

@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from microplastics.modeling.backbone import TimmBackbone
-from microplastics.modeling.interface import is_staged, keep_boxes_fp32, remembered
+from microplastics.modeling.interface import is_staged, keep_boxes_fp32, remembered, rescores
+from microplastics.modeling.roi_heads.mask_head import MaskIoUHead
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ def _use_bf16(model: nn.Module) -> None:
         _cast(heads.box_predictor, torch.float32)
         if heads.mask_on and isinstance(heads.mask_head, BaseMaskRCNNHead):
             _cast(heads.mask_head)
+            iou_head = getattr(heads.mask_head, "iou_head", None)
+            if isinstance(iou_head, MaskIoUHead):
+                _cast(iou_head.predictor, torch.float32)
             predictor = getattr(heads.mask_head, "predictor", None)
             if isinstance(predictor, nn.Module):
                 # Sums near the threshold are fine in bf16, their sigmoid is not.
@@ -121,8 +125,9 @@ def _to_dtype(dtype: torch.dtype, _module: nn.Module, inputs: tuple) -> tuple:
 class Detector:
     """Runs a model on batches, with the results of Detectron2's own inference.
 
-    Masks are predicted only for detections scored above their class's threshold. A model that is
-    not staged is run as it is, and its detections are cut afterwards.
+    Masks are predicted only for detections scored above their class's threshold; if the mask head
+    lowers scores, those must be above it as well. A model that is not staged is run as it is, and
+    its detections are cut afterwards.
 
     Attributes:
         model: the model.
@@ -202,6 +207,12 @@ class Detector:
         found = self._above(found)
         if not self._standard:
             return found
+        found = self._masks(pooled, found)
+        if rescores(self.model):
+            return [each[each.scores.argsort(descending=True)] for each in self._above(found)]
+        return found
+
+    def _masks(self, pooled: Features, found: list[Instances]) -> list[Instances]:
         heads = self.model.roi_heads
         step, longest = max(1, _MASK_CHUNK // len(found)), max(map(len, found))
         if longest <= _MASK_CHUNK:

@@ -6,12 +6,19 @@ the validation loss and the predictions; all others are run twice.
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    GeneralizedRCNN,
+    build_model,
+)
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.projects.point_rend import PointRendMaskHead
 from torch import nn
@@ -19,11 +26,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from microplastics.config import get_cfg
+from microplastics.modeling.roi_heads import ParticleMaskHead
+from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
 
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
+_KNOWN_MODULES = ("detectron2.", "microplastics.")
 
 
 def num_classes(cfg: CfgNode) -> int:
@@ -77,6 +88,32 @@ def check_architecture(cfg: CfgNode) -> None:
             f"MODEL.ROI_HEADS.NUM_CLASSES, {model.ROI_HEADS.NUM_CLASSES}.",
             code="config_invalid",
         )
+    _check_options_have_an_effect(cfg)
+
+
+def _check_options_have_an_effect(cfg: CfgNode) -> None:
+    """Refuse options of the project's heads that its others and Detectron2's would ignore."""
+    heads = ROI_HEADS_REGISTRY, "ROI_HEADS", ParticleOptions, "ParticleROIHeads"
+    mask_head = ROI_MASK_HEAD_REGISTRY, "ROI_MASK_HEAD", ParticleMaskHead, "ParticleMaskHead"
+    plain = get_cfg()
+    for key, (registry, section, ours, expected) in {
+        "ROI_MASK_HEAD.BOX_SCALE": heads,
+        "ROI_MASK_HEAD.LOSS_WEIGHT": heads,
+        "ROI_BOX_HEAD.CLS_LOSS_WEIGHT": heads,
+        "ROI_MASK_HEAD.UPSAMPLINGS": mask_head,
+        "ROI_MASK_HEAD.LOSSES": mask_head,
+        "ROI_MASK_HEAD.BOUNDARY.ENABLED": mask_head,
+        "ROI_MASK_HEAD.IOU_HEAD.ENABLED": mask_head,
+    }.items():
+        read, name = operator.attrgetter(f"MODEL.{key}"), cfg.MODEL[section].NAME
+        chosen = registry.get(name) if name in registry else ours
+        ignored = chosen.__module__.startswith(_KNOWN_MODULES) and not issubclass(chosen, ours)
+        off = key.startswith("ROI_MASK_HEAD") and not predicts_masks(cfg)
+        if ignored and not off and read(cfg) != read(plain):
+            raise UserError(
+                f"MODEL.{section}.NAME is {name}, which ignores MODEL.{key}; expected {expected}.",
+                code="config_invalid",
+            )
 
 
 class _WithoutMemory(TorchFunctionMode):
@@ -155,6 +192,12 @@ def mask_size(cfg: CfgNode) -> int | None:
     channels = model.backbone.output_shape()[heads.mask_in_features[0]].channels
     pooled = torch.empty(1, channels, *pooler.output_size, device="meta")
     return head.layers(pooled).shape[-1]
+
+
+def rescores(model: nn.Module) -> bool:
+    """Return whether the mask head lowers the scores of the boxes that it gets."""
+    heads = getattr(model, "roi_heads", None)
+    return bool(getattr(getattr(heads, "mask_head", None), "rescores", False))
 
 
 def is_staged(model: nn.Module) -> bool:

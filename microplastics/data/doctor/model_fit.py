@@ -25,6 +25,7 @@ from microplastics.data.doctor.findings import (
     ModelFit,
 )
 from microplastics.modeling.interface import mask_size
+from microplastics.modeling.roi_heads.roi_heads import grow
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -165,7 +166,8 @@ def measure_fit(
     fit.no_anchor = _means(anchor_iou < ANCHOR_IOU, labels, names)
     rows, weights = _draw(labels)
     fit.sampled, drawn = len(rows), labels[rows]
-    width, iou = _measure_masks(particles, rows, sorted({*MASK_SIZES, fit.mask_size}))
+    sizes, box_scale = sorted({*MASK_SIZES, fit.mask_size}), cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE
+    width, iou = _measure_masks(particles, rows, sizes, box_scale)
     fit.small = _means(width < MIN_WIDTH, drawn, names, weights)
     by_size = {size: _means(values, drawn, names, weights) for size, values in iou.items()}
     fit.mask_iou = {name: {size: by_size[size][name] for size in by_size} for name in fit.small}
@@ -221,7 +223,11 @@ def mask_width(mask: np.ndarray) -> float:
 
 
 def mask_round_trip(
-    masks: CropMasks, boxes: np.ndarray, resized: tuple[int, int], mask_sizes: Sequence[int]
+    masks: CropMasks,
+    boxes: np.ndarray,
+    resized: tuple[int, int],
+    mask_sizes: Sequence[int],
+    box_scale: float = 1.0,
 ) -> np.ndarray:
     """IoU of true masks with themselves after the mask head's M x M crop, for several M.
 
@@ -234,6 +240,7 @@ def mask_round_trip(
         boxes: (N, 4) their boxes x0, y0, x1, y1 in px of the original image.
         resized: height and width of the network's input, in px.
         mask_sizes: K sides M.
+        box_scale: MODEL.ROI_MASK_HEAD.BOX_SCALE.
 
     Returns:
         (K, N) float64 in [0, 1]; 0 for a mask without a pixel.
@@ -251,6 +258,8 @@ def mask_round_trip(
         on_input = mask.affine(np.column_stack([np.diag(scale), (0, 0)]), seen)
         box_on_input = torch.as_tensor(box * np.tile(scale, 2), dtype=torch.float32)
         box, true = torch.as_tensor(box, dtype=torch.float32), mask.to_rles()
+        if box_scale != 1:
+            box_on_input, box = grow(box_on_input, box_scale), grow(box, box_scale)
         for row, size in enumerate(mask_sizes):
             target = on_input.crop_and_resize(box_on_input, size).float()
             pasted = CropMasks.paste(target, box, mask.image_size).to_rles()
@@ -275,7 +284,7 @@ def _collect(cfg: CfgNode, dataset_dicts: Sequence[dict[str, Any]]) -> _Particle
 
 
 def _measure_masks(
-    particles: _Particles, rows: np.ndarray, mask_sizes: Sequence[int]
+    particles: _Particles, rows: np.ndarray, mask_sizes: Sequence[int], box_scale: float
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Width of the particles of some rows in px after the resize, and IoU by mask side."""
     width, iou = np.zeros(len(rows)), np.zeros((len(mask_sizes), len(rows)))
@@ -289,7 +298,7 @@ def _measure_masks(
         factor = np.sqrt((after / before).prod())
         width[places] = [mask_width(crop) * factor for crop in masks.crops]
         boxes, seen = particles.boxes[members], tuple(after.tolist())
-        iou[:, places] = mask_round_trip(masks, boxes, seen, mask_sizes)
+        iou[:, places] = mask_round_trip(masks, boxes, seen, mask_sizes, box_scale)
     return width, dict(zip(mask_sizes, iou, strict=True))
 
 
@@ -379,8 +388,10 @@ def _mask_fix(cfg: CfgNode, size: int, by_size: dict[int, dict[str, float]]) -> 
     for other, means in by_size.items():
         if other > size and min(means.values()) >= WARNING_IOU:
             how = "Use a larger mask head"
-            if size == 2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION:
-                how = f"Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION {other // 2}"
+            head = cfg.MODEL.ROI_MASK_HEAD
+            if size == 2 * head.POOLER_RESOLUTION or head.NAME == "ParticleMaskHead":
+                pooled = head.POOLER_RESOLUTION * other // size
+                how = f"Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION {pooled}"
             return (
                 f"{how}: masks of {other} x {other} keep a mean IoU of {_words(means)}, for "
                 f"{(other / size) ** 2:.0f} times the time of the mask head."

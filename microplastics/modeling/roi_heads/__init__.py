@@ -1,5 +1,6 @@
-"""ROI heads: Detectron2's with the project's options."""
+"""ROI heads and mask heads: Detectron2's with the project's options."""
 
+from microplastics.modeling.roi_heads.mask_head import ParticleMaskHead
 from microplastics.modeling.roi_heads.roi_heads import ParticleCascadeROIHeads, ParticleROIHeads
 
-__all__ = ["ParticleCascadeROIHeads", "ParticleROIHeads"]
+__all__ = ["ParticleCascadeROIHeads", "ParticleMaskHead", "ParticleROIHeads"]

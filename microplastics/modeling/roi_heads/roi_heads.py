@@ -7,51 +7,72 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances, ROIMasks
+from torch import nn
 
 from microplastics.modeling.roi_masks import BoxedMasks
 
 
-class _ParticleOptions:
-    """The options, to be mixed into Detectron2's ROI heads."""
+class ParticleOptions:
+    """Options for thin and crossing particles, to be mixed into Detectron2's ROI heads."""
 
     @configurable
-    def __init__(self, *, mask_box_scale: float = 1.0, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        mask_box_scale: float = 1.0,
+        mask_loss_weight: float = 1.0,
+        cls_loss_weight: float = 1.0,
+        **kwargs: Any,
+    ):
         """
         Args:
             mask_box_scale: factor by which boxes grow around their centres for the mask head.
+            mask_loss_weight: of all losses of the mask head.
+            cls_loss_weight: of the classification, at every stage.
             kwargs: of Detectron2's class.
         """
         super().__init__(**kwargs)
         self.mask_box_scale = mask_box_scale
+        self.mask_loss_weight = mask_loss_weight
+        stages = self.box_predictor
+        for predictor in stages if isinstance(stages, nn.ModuleList) else [stages]:
+            weight = predictor.loss_weight.get("loss_cls", 1.0) * cls_loss_weight
+            predictor.loss_weight = {**predictor.loss_weight, "loss_cls": weight}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict[str, Any]:
-        options = super().from_config(cfg, input_shape)
-        options["mask_box_scale"] = cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE
-        return options
+        return {
+            **super().from_config(cfg, input_shape),
+            "mask_box_scale": cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE,
+            "mask_loss_weight": cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT,
+            "cls_loss_weight": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT,
+        }
 
     def _forward_mask(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> dict[str, torch.Tensor] | list[Instances]:
-        if not self.mask_on or self.mask_box_scale == 1:
-            return super()._forward_mask(features, instances)
-        name = "proposal_boxes" if self.training else "pred_boxes"
-        # Mask heads read boxes from the instances, as do the targets: growing them there is
-        # growing them everywhere.
-        grown = [_with_boxes_grown(each, name, self.mask_box_scale) for each in instances]
-        results = super()._forward_mask(features, grown)
+        given, grows = instances, self.mask_on and self.mask_box_scale != 1
+        if grows:
+            name = "proposal_boxes" if self.training else "pred_boxes"
+            # Mask heads read boxes from the instances, as do the targets: growing them there is
+            # growing them everywhere.
+            given = [_with_boxes_grown(each, name, self.mask_box_scale) for each in instances]
+        results = super()._forward_mask(features, given)
         if self.training:
+            return {name: loss * self.mask_loss_weight for name, loss in results.items()}
+        if not grows:
             return results
-        return [_with_masks_of(each, other) for each, other in zip(instances, results, strict=True)]
+        pairs = zip(instances, results, strict=True)
+        return [_with_masks_of(each, other) for each, other in pairs]
 
 
 @ROI_HEADS_REGISTRY.register()
-class ParticleROIHeads(_ParticleOptions, StandardROIHeads):
+class ParticleROIHeads(ParticleOptions, StandardROIHeads):
     """``StandardROIHeads`` with options for thin and crossing particles."""
 
 
 @ROI_HEADS_REGISTRY.register()
-class ParticleCascadeROIHeads(_ParticleOptions, CascadeROIHeads):
+class ParticleCascadeROIHeads(ParticleOptions, CascadeROIHeads):
     """``CascadeROIHeads`` with the same options."""
 
 
