@@ -62,7 +62,8 @@ HEADS = {
     "own": ("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
     "grown": (
         *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.3"),
-        *("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
+        *("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "BN"),
+        *("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIPool", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2"),
     ),
     "options": (
         *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.2"),

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
 from microplastics.modeling.roi_masks import BoxedMasks
+from microplastics.utils.errors import UserError
 
 
 class ParticleOptions:
@@ -41,9 +42,15 @@ class ParticleOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict[str, Any]:
+        box_scale = cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE
+        if not 1 <= box_scale <= 10:
+            raise UserError(
+                f"MODEL.ROI_MASK_HEAD.BOX_SCALE is {box_scale}; expected a factor from 1 to 10.",
+                code="config_invalid",
+            )
         return {
             **super().from_config(cfg, input_shape),
-            "mask_box_scale": cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE,
+            "mask_box_scale": box_scale,
             "mask_loss_weight": cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT,
             "cls_loss_weight": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT,
         }

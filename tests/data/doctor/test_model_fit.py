@@ -175,6 +175,17 @@ def test_a_sample_represents_its_class(monkeypatch):
     assert again == fit
 
 
+def test_grown_boxes_and_further_upsampling_are_known():
+    keys = ("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", 2.0)
+    keys += ("MODEL.ROI_MASK_HEAD.NAME", "ParticleMaskHead", "MODEL.ROI_MASK_HEAD.UPSAMPLINGS", 2)
+    dicts = [image_dict([strip(200, 12, 40)])]
+    plain, _ = measure_fit(config("INPUT.MIN_SIZE_TEST", 0), "q", dicts, ["Fiber"])
+    fit, (finding,) = measure_fit(config("INPUT.MIN_SIZE_TEST", 0, *keys), "q", dicts, ["Fiber"])
+    assert fit.mask_size == 56
+    assert fit.mask_iou["all"][56] == pytest.approx(plain.mask_iou["all"][28], abs=0.02)
+    assert finding.fix.startswith("Set MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION 28: ")
+
+
 def test_a_head_with_another_mask_size_is_measured_too():
     cfg = config("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 20)
     fit, _ = measure_fit(cfg, "q", [image_dict([disc(20)])], ["Bead"])
