@@ -18,7 +18,15 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     The defaults leave plain Detectron2 behaviour as it is, except that the validation loss is
     computed at each evaluation and training images are resized by torch (INPUT.FAST_RESIZE).
     """
-    for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
+    for add in (
+        _add_input,
+        _add_augmentation,
+        _add_model,
+        _add_solver,
+        _add_optimizer,
+        _add_test,
+        _add_counting,
+    ):
         add(cfg)
     _add_mask_head(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
@@ -145,6 +153,28 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.ON_CPU = False
     # auto (bf16 if the card has it, else fp16), bfloat16 or float16.
     cfg.SOLVER.AMP.DTYPE = "auto"
+
+
+def _add_optimizer(cfg: CfgNode) -> None:
+    """Add the keys of the optimizer, of averaged weights and of frozen parts."""
+    # SGD or AdamW (Loshchilov and Hutter 2019), which takes LRs a hundred times lower.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.ADAMW_BETAS = (0.9, 0.999)
+    # A batch goes through the model in so many equal parts, whose gradients are averaged: an
+    # iteration is still one step on IMS_PER_BATCH images, in a fraction of the memory.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Factor on the LR of the network below the feature pyramid.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
+    # Factor on the LR for each block of a ViT between a weight and the heads; 0.7 for ViT-B.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # SOLVER.STEPS in epochs; empty leaves the iterations of SOLVER.STEPS as they are.
+    cfg.SOLVER.STEPS_EPOCHS = []
+    # Beginnings of the names of parameters that are not trained: backbone.bottom_up,
+    # proposal_generator, roi_heads.mask_head, … Their norm layers keep their statistics.
+    cfg.SOLVER.FREEZE = []
+    # Evaluate and save an exponential moving average of the weights, which DECAY of it stays in
+    # at each step.
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
 
 
 def _add_test(cfg: CfgNode) -> None:

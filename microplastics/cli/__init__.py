@@ -25,6 +25,7 @@ COMMANDS = {
         "view": "data",
         "render": "data",
         "export-dataset": "data",
+        "anchors": "data",
     },
     "Model": {
         "train": "train",

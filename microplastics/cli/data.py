@@ -1,4 +1,4 @@
-"""Commands for data sets: convert, check, split, view, render, export-dataset."""
+"""Commands for data sets: convert, check, anchors, split, view, render, export-dataset."""
 
 import json
 from pathlib import Path
@@ -179,6 +179,55 @@ def check(annotations: tuple[str, ...], opts: list[str], **given: Any) -> int:
     if fix:
         print(f"\n{describe_fixed(fix_datasets(diagnosis, fix))}")
     return int(diagnosis.has_problems)
+
+
+@command(pairs=True, short_help="Fit the anchors of a config to the boxes of a data set.")
+@config_file("Name or path of the config whose anchors are fitted.", required=True)
+@path("--output=FILE", "Config to write (.yaml); it derives from the other one.", required=True)
+@option(
+    "--sizes=N", "Anchor sizes on each feature level (as in the config).", type=click.IntRange(1)
+)
+@option(
+    "--ratios=N", "Aspect ratios on each feature level (as in the config).", type=click.IntRange(1)
+)
+@path("--plot=FILE", "Draw boxes, anchors and the IoU of the best one (.png, .pdf, .svg, .jpg).")
+@option("--seed=K", "Same seed, same anchors.", default=0, type=click.IntRange(0))
+def anchors(
+    config_file: str,
+    opts: list[str],
+    output: str,
+    sizes: int | None,
+    ratios: int | None,
+    plot: str | None,
+    seed: int,
+) -> None:
+    """Fit the anchors of a config to the boxes of DATASETS.TRAIN as training sees them.
+
+    Prints how well the anchors fit before and after, and writes a config with the new ones.
+
+    \b
+    microplastics anchors --config-file quick --output anchors.yaml \\
+        DATASETS.TRAIN '("train.json:photos",)'
+    microplastics train --config-file anchors.yaml DATASETS.TRAIN '("train.json:photos",)'
+    """
+    from tabulate import tabulate
+
+    from microplastics.config import load_config
+    from microplastics.data.anchors import check_output, describe, find_anchors, write_anchors
+
+    cfg = load_config(config_file, opts)
+    cfg.freeze()
+    check_output(output, config_file)
+    search = find_anchors(cfg, config_file, num_sizes=sizes, num_ratios=ratios, seed=seed)
+    rows, upper = describe(search), cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
+    print(f"{len(search.data)} boxes; without an anchor: none of IoU {upper:g} or more")
+    print(tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True))
+    if plot:
+        from microplastics.visualization.curves import plot_anchors
+
+        plot_anchors(search, plot)
+    write_anchors(search, cfg, config_file, output)
+    print(f"The anchors of {search.chosen!r} are in {output}")
 
 
 def _resolve(annotations: list[str], images: list[str]) -> tuple[list[str], list[str]]:

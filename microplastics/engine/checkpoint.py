@@ -62,6 +62,8 @@ class TrainingCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, cfg.OUTPUT_DIR)
         self.trainer = trainer
+        # What files hold instead of the model's own weights, by name: their average.
+        self.averages: dict[str, torch.Tensor] = {}
         self._cfg = cfg
         self._class_names = list(class_names)
         self._training_side = training_side
@@ -76,7 +78,9 @@ class TrainingCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **extra}
+        state = self.model.state_dict()
+        state.update(self.averages)
+        data = {"model": state, **extra}
         data["microplastics"] = {
             "version": microplastics.__version__,
             "detectron2": detectron2.__version__,
@@ -330,6 +334,11 @@ def load_optimizer_state(
     for name, values in state.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            key: value.to(parameter.device, copy=True) if torch.is_tensor(value) else value
+            # AdamW's counter of steps stays on the CPU.
+            key: (
+                value.to("cpu" if key == "step" else parameter.device, copy=True)
+                if torch.is_tensor(value)
+                else value
+            )
             for key, value in values.items()
         }

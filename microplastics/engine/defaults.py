@@ -152,6 +152,8 @@ def set_schedule(cfg: CfgNode, num_images: float) -> None:
     ):
         if epochs > 0:
             node[key] = max(1, math.ceil(epochs * epoch))
+    if solver.STEPS_EPOCHS:
+        solver.STEPS = tuple(math.ceil(epochs * epoch) for epochs in solver.STEPS_EPOCHS)
     longest = int(solver.WARMUP_MAX_SHARE * solver.MAX_ITER)
     solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, longest)
     cfg.freeze()

@@ -22,8 +22,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
+from microplastics.engine.averaging import AveragedPreciseBN, WeightAverage
 from microplastics.engine.checkpoint import (
     FINAL,
     TrainingCheckpointer,
@@ -44,6 +46,7 @@ from microplastics.engine.hooks import (
     Writers,
     check_metric_names,
 )
+from microplastics.engine.optimizer import FrozenLayers, UntilTheEnd, build_optimizer, freeze
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
@@ -113,6 +116,7 @@ class Trainer(DefaultTrainer):
         finished: the loop came to its end by MAX_ITER or early stopping.
         signals: ``signals.exit_code`` is the exit code of the command.
         lr_scale: factor of :class:`PlateauLR` on the scheduled LR.
+        average: of the weights, with SOLVER.EMA.ENABLED, else None.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -135,6 +139,7 @@ class Trainer(DefaultTrainer):
                 "TEST.AUG is scored by microplastics evaluate; evaluations in training go without."
             )
         self.data_loader = self.build_train_loader(cfg)
+        _check_accumulation(cfg)
         self.seed = getattr(self.data_loader, "seed", max(cfg.SEED, 0))
         images = getattr(self.data_loader, "images_per_epoch", None)
         self._images = images or len(training_dicts(cfg))
@@ -144,6 +149,7 @@ class Trainer(DefaultTrainer):
 
         seed_all(self.seed)
         model = self.build_model(cfg)
+        frozen_layers = freeze(cfg, model)
         model.train()
         check_metric_names(
             cfg, lambda: loss_names(model, self.build_test_loader(cfg, cfg.DATASETS.TEST[0]), cfg)
@@ -162,6 +168,11 @@ class Trainer(DefaultTrainer):
         self.checkpointer = TrainingCheckpointer(
             model, cfg, class_names, trainer=self, training_side=side
         )
+
+        self._frozen_layers = frozen_layers
+        self.average = WeightAverage(model, cfg) if cfg.SOLVER.EMA.ENABLED else None
+        if self.average is not None:
+            self.checkpointer.averages = self.average.averages
 
         self.last_eval: tuple[int, dict[str, float]] | None = None
         self.finished_iters = 0
@@ -254,6 +265,8 @@ class Trainer(DefaultTrainer):
             # Sums over threads differ in their last bits.
             "number of threads": torch.get_num_threads() if self._device == "cpu" else None,
             "batch size": self.cfg.SOLVER.IMS_PER_BATCH,
+            "SOLVER.ACCUMULATE": self.cfg.SOLVER.ACCUMULATE,
+            "SOLVER.EMA": self.cfg.SOLVER.EMA.ENABLED and self.cfg.SOLVER.EMA.DECAY,
             "training images": self._images,
             "MAX_ITER": self.max_iter,
             "precision": str(self._amp_dtype or torch.float32),
@@ -323,12 +336,8 @@ class Trainer(DefaultTrainer):
             raise
         data_time = time.perf_counter() - start
         seed_all(self.seed, comm.get_rank(), self.iter)
-        try:
-            with torch.autocast(self._device, self._amp_dtype, self._amp_dtype is not None):
-                losses = self.model(batch)
-                total = sum(losses.values())
-        except FloatingPointError as error:  # Detectron2's RPN checks its own output
-            raise self._divergence("Predicted boxes", _files(batch)) from error
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._backward(batch)
         broken = [name for name, loss in losses.items() if not math.isfinite(loss.item())]
         # All ranks stop together, for one that goes on would wait for ever.
         found = [each for each in comm.all_gather((broken, _files(batch))) if each[0]]
@@ -342,8 +351,6 @@ class Trainer(DefaultTrainer):
         if dropped or "dropped_instances" in self.storage.histories():
             self.storage.put_scalar("dropped_instances", dropped)
 
-        self.optimizer.zero_grad(set_to_none=True)
-        self.grad_scaler.scale(total).backward()
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.cfg, self.model)
@@ -352,6 +359,26 @@ class Trainer(DefaultTrainer):
             raise self._divergence("The gradient", _files(batch))
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _backward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Compute gradients in SOLVER.ACCUMULATE equal parts of a batch; return the mean losses."""
+        number = self.cfg.SOLVER.ACCUMULATE
+        length, means = len(batch) // number, {}
+        for start in range(0, len(batch), length):
+            part, last = batch[start : start + length], start + length == len(batch)
+            # The ranks exchange their gradients once, with the last part.
+            waiting = isinstance(self.model, DistributedDataParallel) and not last
+            with self.model.no_sync() if waiting else contextlib.nullcontext():
+                try:
+                    with torch.autocast(self._device, self._amp_dtype, self._amp_dtype is not None):
+                        losses = self.model(part)
+                        total = sum(losses.values())
+                except FloatingPointError as error:  # Detectron2's RPN checks its own output
+                    raise self._divergence("Predicted boxes", _files(part)) from error
+                self.grad_scaler.scale(total / number).backward()
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0) + loss.detach() / number
+        return means
 
     def _divergence(self, what: str, files: list[str]) -> UserError:
         """Return the error of numbers that are not finite any more."""
@@ -381,8 +408,10 @@ class Trainer(DefaultTrainer):
         ]
         return [
             AdaptThreads() if AdaptThreads.applies(cfg) else None,
+            FrozenLayers(self._frozen_layers) if self._frozen_layers else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            self.average,
             self._precise_bn(),
             *(deciding if cfg.DATASETS.TEST else []),
             Writers(self.build_writers) if comm.is_main_process() else None,
@@ -390,15 +419,18 @@ class Trainer(DefaultTrainer):
         ]
 
     def _evaluate(self) -> OrderedDict:
-        share_buffers(self.model)
-        return comm.all_gather(self.test(self.cfg, unwrap(self.model)))[0]
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            share_buffers(self.model)
+            return comm.all_gather(self.test(self.cfg, unwrap(self.model)))[0]
 
     def _precise_bn(self) -> HookBase | None:
         settings = self.cfg.TEST.PRECISE_BN
         if not settings.ENABLED:
             return None
-        loader = self.build_train_loader(self.cfg)
-        return hooks.PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, loader, settings.NUM_ITER)
+        loader, kind = self.build_train_loader(self.cfg), hooks.PreciseBN
+        if self.average is not None:
+            kind = AveragedPreciseBN
+        return kind(self.cfg.TEST.EVAL_PERIOD, self.model, loader, settings.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
         """Build Detectron2's terminal, ``metrics.json`` and TensorBoard, and those of WRITERS."""
@@ -426,18 +458,20 @@ class Trainer(DefaultTrainer):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-        return super().build_optimizer(cfg, model)
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
         try:
-            return super().build_lr_scheduler(cfg, optimizer)
+            scheduler = super().build_lr_scheduler(cfg, optimizer)
         except ValueError as error:
             raise UserError(
                 f"SOLVER.LR_SCHEDULER_NAME and its keys do not fit ({error}); expected "
-                "WarmupMultiStepLR or WarmupCosineLR.",
+                "WarmupMultiStepLR, WarmupCosineLR or WarmupStepWithFixedGammaLR.",
                 code="config_invalid",
             ) from error
+        scheduler._multiplier = UntilTheEnd(scheduler._multiplier)
+        return scheduler
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -501,6 +535,16 @@ class Trainer(DefaultTrainer):
 
 def _files(batch: list[dict[str, Any]]) -> list[str]:
     return [item["file_name"] for item in batch]
+
+
+def _check_accumulation(cfg: CfgNode) -> None:
+    images, number = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    if number < 1 or images % number:
+        raise UserError(
+            f"SOLVER.ACCUMULATE is {number}; expected a divisor of the {images} images that "
+            "SOLVER.IMS_PER_BATCH gives each process.",
+            code="config_invalid",
+        )
 
 
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:

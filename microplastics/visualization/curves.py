@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from microplastics.data.anchors import AnchorSearch
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, read_table, read_text
 
@@ -252,4 +253,37 @@ def plot_learning_curve(rows: Sequence[dict[str, Any]], output: str | os.PathLik
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(title="started from")
+    save_figure(figure, output)
+
+
+def plot_anchors(search: AnchorSearch, output: str | os.PathLike) -> None:
+    """Plot the shapes of boxes and anchors, and how many boxes have an anchor of which IoU.
+
+    ``search`` is the result of :func:`microplastics.data.anchors.find_anchors`.
+    """
+    data, after = search.data, search.fits[search.chosen]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    shapes, recall = figure.subplots(1, 2)
+    width, height = (data.boxes[:, 2:] - data.boxes[:, :2]).T
+    for label, color in zip(np.unique(data.labels), COLORS[2:], strict=False):
+        rows = data.labels == label
+        name = data.class_names[label]
+        shapes.scatter(width[rows], height[rows], s=3, alpha=0.4, color=color, label=name)
+    fits = {"before": search.fits["before"], search.chosen: after}
+    for (name, fit), color in zip(fits.items(), COLORS, strict=False):
+        pairs = [
+            (s, r)
+            for row in zip(fit.sizes, fit.ratios, strict=True)
+            for s in row[0]
+            for r in row[1]
+        ]
+        x, y = [s / r**0.5 for s, r in pairs], [s * r**0.5 for s, r in pairs]
+        shapes.scatter(x, y, marker="+", color=color, label=f"anchors: {name}")
+        recall.plot(np.sort(fit.best), np.linspace(1, 0, len(data)), color=color, label=name)
+    shapes.set(xscale="log", yscale="log", xlabel="width, px", ylabel="height, px")
+    recall.set(xlabel="IoU with the best anchor", ylabel="fraction of the boxes", xlim=(0, 1))
+    for ax in (shapes, recall):
+        ax.grid(alpha=0.25)
+        ax.legend(frameon=False, fontsize="small", markerscale=2)
+        ax.spines[["top", "right"]].set_visible(False)
     save_figure(figure, output)

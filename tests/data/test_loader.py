@@ -52,6 +52,16 @@ def test_augmentation_differs_from_visit_to_visit(tiny_cfg):
     assert any(len(corners) > 1 for corners in visits.values())
 
 
+@pytest.mark.parametrize("tile", [0, 64])
+def test_sizes_are_drawn_from_the_whole_range(tiny_cfg, tile):
+    many = ("INPUT.MIN_SIZE_TRAIN", "(48, 96)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
+    cfg = check_datasets(tiny_cfg(*many, "INPUT.TILE.SIZE", tile, "INPUT.TILE.OVERLAP", 16))
+    sides = [item["image"].shape for batch in take(TrainLoader(cfg), 30) for item in batch]
+    assert all(height == width for _, height, width in sides)
+    found = {height for _, height, _ in sides}
+    assert 48 <= min(found) < 56 and 88 < max(found) <= 96 and len(found) > 20
+
+
 def test_validation_keeps_annotations_and_sees_each_image_once(tiny_cfg):
     cfg = check_datasets(tiny_cfg())
     items = [item for batch in ValidationLoader(cfg, cfg.DATASETS.TEST[0]) for item in batch]

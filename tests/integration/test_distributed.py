@@ -76,6 +76,41 @@ def test_one_process_and_two_score_alike(trained, tiny_opts, cli_process):
     assert scores["one"]["validation/total_loss"] == scores["two"]["validation/total_loss"]
 
 
+def test_two_processes_accumulate_and_average_like_one(tiny_opts, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse, sys\n"
+        "import test_optimizer  # registers MeanColour\n"
+        "from microplastics.cli.train import train_or_evaluate\n"
+        "from microplastics.engine import launch\n"
+        "args = argparse.Namespace(config_file=sys.argv[1], opts=sys.argv[2:], eval_only=False,\n"
+        "    resume=False, num_gpus=0, num_machines=1, machine_rank=0, dist_url='auto')\n"
+        "launch(train_or_evaluate, args)\n"
+    )
+    keys = (
+        *("MODEL.META_ARCHITECTURE", "MeanColour", "MODEL.MASK_ON", "False"),
+        *("SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "4"),
+        # The ranks draw their flips independently.
+        *("INPUT.RANDOM_FLIP", "none", "DATASETS.TEST", "()", "SOLVER.AMP.ENABLED", "False"),
+        *("SOLVER.EMA.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.05"),
+    )
+    folders = [*sys.path, str(ROOT), f"{ROOT}/tests", f"{ROOT}/tests/engine"]
+    env = {**os.environ, **THREADS, "PYTHONPATH": os.pathsep.join(folders)}
+    finals = []
+    for number, (launcher, parts) in enumerate((((), "1"), (TORCHRUN, "2"))):
+        output = ("OUTPUT_DIR", str(tmp_path / f"{number}"), "SOLVER.ACCUMULATE", parts)
+        command = [sys.executable, *launcher, str(script), QUICK[1], *tiny_opts, *keys, *output]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        finals.append(torch.load(tmp_path / f"{number}" / "model_final.pth", weights_only=True))
+    one, two = ({**f["model"], **f["trainer"]["hooks"]["WeightAverage"]["weights"]} for f in finals)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-7)
+    averages = [final["model"]["layer.weight"] for final in finals]
+    torch.testing.assert_close(*averages, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(averages[0], one["layer.weight"])
+
+
 def test_processes_end_without_an_abort(tmp_path):
     script = tmp_path / "talk.py"
     script.write_text(

@@ -10,10 +10,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from detectron2.modeling import build_anchor_generator, build_backbone
 from tqdm import tqdm
 
+from microplastics.data.anchors import ALL, AnchorGrid, resized_size
 from microplastics.data.coco import Place
 from microplastics.data.doctor.findings import (
     CODES,
@@ -27,7 +26,6 @@ from microplastics.data.doctor.findings import (
 from microplastics.modeling.interface import mask_size
 from microplastics.modeling.roi_heads.roi_heads import grow
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
 
 ANCHOR_IOU = 0.5
 MIN_WIDTH = 4.0
@@ -35,7 +33,7 @@ MASK_SIZES = (28, 56, 112)
 # Fractions above which a finding is a warning, or information; mean IoU below which it is one.
 WARNING_FRACTION, INFO_FRACTION, WARNING_IOU = 0.05, 0.01, 0.9
 MAX_PER_CLASS = 1000  # the error of a mean IoU is below 0.01, of a fraction one or two points
-ALL, _PERCENT = "all", "{:.1%}"
+_PERCENT = "{:.1%}"
 # Above this many pixels a bin of the largest crop spans 18 px, and a smaller copy suffices.
 _MAX_MASK_PIXELS = 2**22
 # Other anchors to recommend, the simplest first: sizes for each size, ratios, factor of the sizes.
@@ -44,60 +42,6 @@ _OTHER_ANCHORS = tuple(
 )
 _TRIED = 2**13  # boxes
 _WORTH_A_CHANGE = 0.02  # fraction of the boxes
-
-
-def best_iou(cfg: CfgNode, config_file: str, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Find for each box the IoU of the best anchor of the config's RPN.
-
-    The overlap of two boxes is the product of their overlaps along x and y, each of which can
-    only shrink as the centres move apart along its axis. So the best position of an anchor is the
-    nearest column and row of the grid. Anchors that leave the image count, as in Detectron2 by
-    default (``MODEL.RPN.BOUNDARY_THRESH`` -1).
-
-    Args:
-        cfg: the config.
-        config_file: its name, for errors.
-        boxes: (N, 4) float x0, y0, x1, y1 in px of the resized images.
-        sizes: (N, 2) height and width of the resized image of each box, in px.
-
-    Returns:
-        (N,) float64 in [0, 1].
-
-    Raises:
-        UserError: ``config_invalid`` if backbone and anchors do not fit together, or the anchors
-            are rotated.
-    """
-    try:
-        # Only shapes are needed: on this device no weights are made.
-        with torch.device("meta"):
-            backbone = build_backbone(cfg)
-        shapes = backbone.output_shape()
-        features = [shapes[feature] for feature in cfg.MODEL.RPN.IN_FEATURES]
-        generator = build_anchor_generator(cfg, features)
-        if generator.box_dim != 4:
-            raise ValueError("only those of a DefaultAnchorGenerator are measured")
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{config_file or 'The config'} has no usable anchors ({type(error).__name__}: "
-            f"{error}); correct MODEL.BACKBONE, MODEL.RPN.IN_FEATURES or MODEL.ANCHOR_GENERATOR.",
-            code="config_invalid",
-        ) from error
-    divisibility, offset = max(1, backbone.size_divisibility), cfg.MODEL.ANCHOR_GENERATOR.OFFSET
-    padded = -(-sizes // divisibility) * divisibility
-    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
-    area, best = np.clip(high - low, 0, None).prod(axis=1), np.zeros(len(boxes))
-    for cells, feature in zip(generator.cell_anchors, features, strict=True):
-        last = -(-padded[:, ::-1] // feature.stride) - 1
-        for cell in cells.double().numpy():
-            away = (low + high) / 2 - (cell[:2] + cell[2:]) / 2
-            place = np.clip(np.rint(away / feature.stride - offset), 0, last)
-            shift = (place + offset) * feature.stride
-            start = np.maximum(low, cell[:2] + shift)
-            end = np.minimum(high, cell[2:] + shift)
-            common = np.clip(end - start, 0, None).prod(axis=1)
-            union = area + (cell[2:] - cell[:2]).prod() - common
-            best = np.maximum(best, common / union)
-    return best
 
 
 @dataclass
@@ -162,7 +106,8 @@ def measure_fit(
     labels, names = particles.label, list(class_names)
     if not len(labels):
         return fit, []
-    anchor_iou = best_iou(cfg, config_file, particles.resized_boxes, particles.after)
+    grid = AnchorGrid.from_config(cfg, config_file)
+    anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
     fit.no_anchor = _means(anchor_iou < ANCHOR_IOU, labels, names)
     rows, weights = _draw(labels)
     fit.sampled, drawn = len(rows), labels[rows]
@@ -191,14 +136,6 @@ def measure_fit(
         coarse, fix = iou[side] < WARNING_IOU, _mask_fix(cfg, side, by_size)
         findings.append(_finding("mask_resolution", fit, about, coarse, WARNING, fix, examples))
     return fit, findings
-
-
-def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width in px after ``ResizeShortestEdge``; ``min_size`` 0 keeps both."""
-    if min_size == 0:
-        return height, width
-    size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
-    return max(1, size[0]), max(1, size[1])
 
 
 def mask_width(mask: np.ndarray) -> float:
@@ -363,7 +300,8 @@ def _anchor_fix(cfg: CfgNode, particles: _Particles, left: float) -> str:
         anchors.SIZES = [[float(f"{s * f:.4g}") for f in factors for s in row] for row in levels]
         if ratios:
             anchors.ASPECT_RATIOS = [list(ratios)]
-        fraction = float((best_iou(other, "", boxes, sizes) < ANCHOR_IOU).mean())
+        iou = AnchorGrid.from_config(other).best_iou(boxes, sizes)
+        fraction = float((iou < ANCHOR_IOU).mean())
         if fraction < left - _WORTH_A_CHANGE:
             best, left = anchors, fraction
     if best is None:

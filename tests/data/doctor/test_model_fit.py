@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from support import ROOT, user_error
 
 from microplastics.config import get_cfg, load_config
+from microplastics.data.anchors import AnchorGrid, resized_size
 from microplastics.data.doctor import model_fit
 from microplastics.data.doctor.findings import CODES
 from microplastics.data.doctor.model_fit import (
-    best_iou,
     mask_round_trip,
     mask_width,
     measure_fit,
-    resized_size,
 )
 from microplastics.structures.crop_masks import CropMasks
 
@@ -227,7 +226,7 @@ def test_the_nearest_grid_position_is_as_good_as_all_anchors(offset):
     start = random.uniform(-20, 1, (400, 2)) + random.random((400, 2)) * size[::-1]
     boxes = np.concatenate([start, start + sides], axis=1)
     brute = pairwise_iou(Boxes(torch.tensor(boxes, dtype=torch.float32)), anchors).max(dim=1)[0]
-    ours = best_iou(cfg, "", boxes, np.tile(size, (400, 1)))
+    ours = AnchorGrid.from_config(cfg).best_iou(boxes, np.tile(size, (400, 1)))
     assert ours == pytest.approx(brute.numpy(), abs=1e-5)
     assert 0.2 < (ours < 0.5).mean() < 0.8
 
@@ -235,7 +234,7 @@ def test_the_nearest_grid_position_is_as_good_as_all_anchors(offset):
 def test_a_box_equal_to_an_anchor_is_matched_wholly():
     cfg = config()
     anchors = all_anchors(cfg, 128, 128).tensor.numpy()[::97]
-    best = best_iou(cfg, "", anchors, np.tile((128, 128), (len(anchors), 1)))
+    best = AnchorGrid.from_config(cfg).best_iou(anchors, np.tile((128, 128), (len(anchors), 1)))
     assert best == pytest.approx(np.ones(len(anchors)), abs=1e-5)
 
 
@@ -253,7 +252,7 @@ def test_a_config_without_usable_anchors_is_named(key, value, words):
     cfg.merge_from_file(QUICK)
     cfg.merge_from_list([key, value])
     with user_error("config_invalid", "mine.yaml", words):
-        best_iou(cfg, "mine.yaml", np.zeros((0, 4)), np.zeros((0, 2)))
+        AnchorGrid.from_config(cfg, "mine.yaml")
 
 
 @pytest.mark.parametrize(
