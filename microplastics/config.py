@@ -18,7 +18,10 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     The defaults leave plain Detectron2 behaviour as it is, except that the validation loss is
     computed at each evaluation and training images are resized by torch (INPUT.FAST_RESIZE).
     """
-    for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
+    for add in (
+        *(_add_input, _add_augmentation, _add_model, _add_ladder, _add_solver),
+        *(_add_test, _add_counting),
+    ):
         add(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
@@ -72,6 +75,29 @@ def _add_model(cfg: CfgNode) -> None:
     # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
     # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
     cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
+
+
+def _add_ladder(cfg: CfgNode) -> None:
+    """Add the keys of the cascade, the semantic segmentor and the vision transformer."""
+    # With MODEL.ROI_HEADS.NAME CascadeMaskROIHeads: a mask head at every stage, whose masks are
+    # averaged, instead of one on the boxes of the first.
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE = False
+    # Smaller components of a ParticleSegmentor, in px of the image, are no particles.
+    cfg.MODEL.SEM_SEG_HEAD.MIN_PIXELS = 4
+    # The transformer of MODEL.BACKBONE.NAME build_vit_fpn_backbone; ViT-B by default.
+    vit = cfg.MODEL.VIT = CfgNode()
+    vit.PATCH_SIZE = 16
+    vit.EMBED_DIM = 768
+    vit.DEPTH = 12
+    vit.NUM_HEADS = 12
+    # Attention of these blocks, counted from 0, stays within windows of so many patches a side.
+    vit.WINDOW_BLOCKS = [0, 1, 3, 4, 6, 7, 9, 10]
+    vit.WINDOW_SIZE = 14
+    # Side in px of the images for which the other blocks learn relative positions; those of other
+    # sizes are interpolated.
+    vit.IMAGE_SIZE = 1024
+    # Probability with which the last block is skipped in training; earlier ones less often.
+    vit.DROP_PATH = 0.1
 
 
 def _add_solver(cfg: CfgNode) -> None:
