@@ -66,7 +66,8 @@ def check_prediction(predictor, path):
     (tile,) = predictor.predict_many([picture], dense=True)
     assert len(tile) > len(found) == cap if is_staged(predictor.model) else len(tile) <= cap
     half = Predictor.from_checkpoint(path, precision="bf16")(picture)
-    torch.testing.assert_close(half.scores[:3], found.scores[:3], rtol=0, atol=0.02)
+    # Untrained networks of a hundred layers have sums that bf16 rounds a lot.
+    torch.testing.assert_close(half.scores[:3], found.scores[:3], rtol=0, atol=0.1)
 
 
 def check_fine_tuning(build_cfg, path):

@@ -15,7 +15,6 @@ from microplastics.modeling.interface import _WithoutMemory, build_shapes, mask_
 # random weights they need batch statistics, and no stage that is frozen.
 SMALL = (
     *("MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM", "BN"),
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
     *("MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 3, "MODEL.VIT.NUM_HEADS", 2),
     *("MODEL.VIT.WINDOW_BLOCKS", "[0, 1]", "MODEL.VIT.WINDOW_SIZE", 4, "MODEL.VIT.IMAGE_SIZE", 96),
     *("MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
@@ -23,6 +22,11 @@ SMALL = (
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", 200, "MODEL.RPN.POST_NMS_TOPK_TEST", 100),
     *("SOLVER.MAX_EPOCHS", 0, "SOLVER.CHECKPOINT_PERIOD_EPOCHS", 0.0),
     *("TEST.EVAL_PERIOD_EPOCHS", 0.0, "SOLVER.EARLY_STOPPING.ENABLED", False, "SEED", 1),
+)
+# A ResNet-18 has one width.
+NARROW = (
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 8),
 )
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
@@ -51,8 +55,8 @@ def test_every_config_builds_at_full_size(name):
     ],
 )
 def test_from_training_to_export(tiny_cfg, tmp_path, name, loss):
-    widths = () if name.startswith("x101") else ("MODEL.RESNETS.WIDTH_PER_GROUP", 8)
-    from_training_to_export(functools.partial(tiny_cfg, *SMALL, *widths, name=name), tmp_path, loss)
+    opts = SMALL if name.startswith("quick") else (*SMALL, *NARROW)
+    from_training_to_export(functools.partial(tiny_cfg, *opts, name=name), tmp_path, loss)
 
 
 @pytest.mark.parametrize(
