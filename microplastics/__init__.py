@@ -2,7 +2,7 @@
 
 Importing the package reads neither torch nor Detectron2. As soon as ``detectron2.data`` is
 imported, before or after this package, its data sets are registered in ``DatasetCatalog`` and
-``MetadataCatalog`` (lazily: no file is read); with ``detectron2.modeling`` its backbones.
+``MetadataCatalog`` (lazily: no file is read); with ``detectron2.modeling`` its modules.
 """
 
 import importlib
@@ -64,6 +64,7 @@ def _register_datasets(_: ModuleType) -> None:
 def _register_backbones(_: ModuleType) -> None:
     importlib.import_module("microplastics.modeling.backbone")
     importlib.import_module("microplastics.modeling.roi_heads")
+    importlib.import_module("microplastics.modeling.meta_arch")
 
 
 def __getattr__(name: str) -> Any:

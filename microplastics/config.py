@@ -22,13 +22,14 @@ def add_microplastics_config(cfg: CfgNode) -> None:
         _add_input,
         _add_augmentation,
         _add_model,
+        _add_mask_head,
+        _add_ladder,
         _add_solver,
         _add_optimizer,
         _add_test,
         _add_counting,
     ):
         add(cfg)
-    _add_mask_head(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -109,6 +110,29 @@ def _add_mask_head(cfg: CfgNode) -> None:
     # Mask Scoring R-CNN: a head that predicts the IoU of each mask, by which the detection's score
     # is multiplied, with loss_mask_iou.
     head.IOU_HEAD = CfgNode({"ENABLED": False, "LOSS_WEIGHT": 1.0, "CONV_DIM": 256, "FC_DIM": 1024})
+
+
+def _add_ladder(cfg: CfgNode) -> None:
+    """Add the keys of the cascade, the semantic segmentor and the vision transformer."""
+    # With MODEL.ROI_HEADS.NAME CascadeMaskROIHeads: a mask head at every stage, whose masks are
+    # averaged, instead of one on the boxes of the first.
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE = False
+    # Smaller components of a ParticleSegmentor, in px of the image, are no particles.
+    cfg.MODEL.SEM_SEG_HEAD.MIN_PIXELS = 4
+    # The transformer of MODEL.BACKBONE.NAME build_vit_fpn_backbone; ViT-B by default.
+    vit = cfg.MODEL.VIT = CfgNode()
+    vit.PATCH_SIZE = 16
+    vit.EMBED_DIM = 768
+    vit.DEPTH = 12
+    vit.NUM_HEADS = 12
+    # Attention of these blocks, counted from 0, stays within windows of so many patches a side.
+    vit.WINDOW_BLOCKS = [0, 1, 3, 4, 6, 7, 9, 10]
+    vit.WINDOW_SIZE = 14
+    # Side in px of the images for which the other blocks learn relative positions; those of other
+    # sizes are interpolated.
+    vit.IMAGE_SIZE = 1024
+    # Probability with which the last block is skipped in training; earlier ones less often.
+    vit.DROP_PATH = 0.1
 
 
 def _add_solver(cfg: CfgNode) -> None:

@@ -55,12 +55,13 @@ def tiny_opts(rendered):
 
 @pytest.fixture
 def tiny_cfg(tiny_opts, tmp_path):
-    """Builds a frozen tiny config: ``tiny_cfg("SOLVER.MAX_ITER", 4)``."""
+    """Builds a frozen tiny config: ``tiny_cfg("SOLVER.MAX_ITER", 4)``, of quick or another one."""
     from microplastics.config import load_config
 
-    def build(*opts):
+    def build(*opts, name="quick"):
         output = ("OUTPUT_DIR", str(tmp_path / "output"))
-        cfg = load_config(f"{ROOT}/configs/microplastics_quick.yaml", [*tiny_opts, *output, *opts])
+        path = f"{ROOT}/configs/microplastics_{name}.yaml"
+        cfg = load_config(path, [*tiny_opts, *output, *opts])
         cfg.freeze()
         return cfg
 

@@ -175,6 +175,9 @@ def load_into(
     backbone_only = checkpoint.get("matching_heuristics", False) and not any(
         word in name for name in checkpoint["model"] for word in heads
     )
+    for name, module in model.named_modules():
+        if hasattr(module, "adapt_weights"):
+            module.adapt_weights(checkpoint["model"], f"{name}.")
     try:
         # Not load(), which would read the file by itself.
         result = DetectionCheckpointer(model, save_to_disk=False)._load_model(checkpoint)

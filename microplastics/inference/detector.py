@@ -90,15 +90,17 @@ def _use_bf16(model: nn.Module) -> None:
     if isinstance(heads, StandardROIHeads):
         _cast(heads.box_head)
         _cast(heads.box_predictor, torch.float32)
-        if heads.mask_on and isinstance(heads.mask_head, BaseMaskRCNNHead):
-            _cast(heads.mask_head)
-            iou_head = getattr(heads.mask_head, "iou_head", None)
-            if isinstance(iou_head, MaskIoUHead):
-                _cast(iou_head.predictor, torch.float32)
-            predictor = getattr(heads.mask_head, "predictor", None)
-            if isinstance(predictor, nn.Module):
-                # Sums near the threshold are fine in bf16, their sigmoid is not.
-                predictor.register_forward_hook(lambda _module, _inputs, logits: logits.float())
+        mask_heads = getattr(heads, "mask_head", ())
+        for head in mask_heads if isinstance(mask_heads, nn.ModuleList) else [mask_heads]:
+            if isinstance(head, BaseMaskRCNNHead):
+                _cast(head)
+                iou_head = getattr(head, "iou_head", None)
+                if isinstance(iou_head, MaskIoUHead):
+                    _cast(iou_head.predictor, torch.float32)
+                predictor = getattr(head, "predictor", None)
+                if isinstance(predictor, nn.Module):
+                    # Sums near the threshold are fine in bf16, their sigmoid is not.
+                    predictor.register_forward_hook(lambda _module, _inputs, logits: logits.float())
 
 
 def _cast(root: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:

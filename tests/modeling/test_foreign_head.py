@@ -1,6 +1,6 @@
 """Heads and architectures that the project does not know, from training to export."""
 
-import math
+import functools
 
 import pytest
 import torch
@@ -11,15 +11,15 @@ from detectron2.modeling.roi_heads.mask_head import (
     mask_rcnn_inference,
     mask_rcnn_loss,
 )
+from lifecycle import SHORT, from_training_to_export, train
 from support import barred_image, user_error
 from torch import nn
 
 from microplastics.data.loader import check_datasets
 from microplastics.engine import Trainer
-from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.export.export import export_model
 from microplastics.inference.predictor import Predictor, to_particles
-from microplastics.modeling.interface import class_dependent, mask_size, num_classes
+from microplastics.modeling.interface import mask_size, num_classes
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -47,47 +47,46 @@ class NestedMaskHead(nn.Module):
         return instances
 
 
+# Keys, a loss, and the side of the masks. PointRend is among the configs of test_ladder.py.
 HEADS = {
     "cascade": (
-        *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
-        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"),
+        ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", 1),
+        "loss_cls_stage2",
+        28,
     ),
-    "point_rend": (
-        *("MODEL.ROI_HEADS.NAME", "PointRendROIHeads", "INPUT.MASK_FORMAT", "bitmask"),
-        *("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""),
-        *("MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", "True", "MODEL.ROI_MASK_HEAD.FC_DIM", "32"),
-        *("MODEL.POINT_HEAD.FC_DIM", "16", "MODEL.POINT_HEAD.NUM_CLASSES", "3"),
-        *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", "3"),
-    ),
-    "own": ("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
+    "own": (("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"), "loss_mask_coarse", 56),
     "grown": (
-        *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.3"),
-        *("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "BN"),
-        *("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIPool", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2"),
+        (
+            *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.3"),
+            *("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead", "MODEL.ROI_MASK_HEAD.NORM", "BN"),
+            *("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIPool", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2"),
+        ),
+        "loss_mask_coarse",
+        56,
     ),
     "options": (
-        *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.2"),
-        *("MODEL.ROI_MASK_HEAD.NAME", "ParticleMaskHead", "MODEL.ROI_MASK_HEAD.UPSAMPLINGS", "2"),
-        *("MODEL.ROI_MASK_HEAD.LOSSES", "[['gce', 1.0], ['sdt', 1.0], ['dice', 1], ['lovasz', 1]]"),
-        *("MODEL.ROI_MASK_HEAD.BOUNDARY.ENABLED", "True"),
-        *("MODEL.ROI_MASK_HEAD.IOU_HEAD.ENABLED", "True"),
-        *("MODEL.ROI_MASK_HEAD.IOU_HEAD.CONV_DIM", "8", "MODEL.ROI_MASK_HEAD.IOU_HEAD.FC_DIM", "8"),
+        (
+            *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.2"),
+            *("MODEL.ROI_MASK_HEAD.NAME", "ParticleMaskHead"),
+            *("MODEL.ROI_MASK_HEAD.UPSAMPLINGS", "2", "MODEL.ROI_MASK_HEAD.LOSSES"),
+            "[['gce', 1.0], ['sdt', 1.0], ['dice', 1], ['lovasz', 1]]",
+            *("MODEL.ROI_MASK_HEAD.BOUNDARY.ENABLED", "True"),
+            *("MODEL.ROI_MASK_HEAD.IOU_HEAD.ENABLED", "True"),
+            *("MODEL.ROI_MASK_HEAD.IOU_HEAD.CONV_DIM", "8"),
+            *("MODEL.ROI_MASK_HEAD.IOU_HEAD.FC_DIM", "8"),
+        ),
+        "loss_mask_iou",
+        56,
     ),
     "timm": (
-        *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
-        *("MODEL.TIMM.NAME", "mobilenetv3_small_100"),
+        (
+            *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
+            *("MODEL.TIMM.NAME", "mobilenetv3_small_100"),
+        ),
+        "loss_mask",
+        28,
     ),
 }
-LOSSES = {
-    "cascade": "loss_cls_stage2",
-    "point_rend": "loss_mask_point",
-    "own": "loss_mask_coarse",
-    "grown": "loss_mask_coarse",
-    "options": "loss_mask_iou",
-    "timm": "loss_mask",
-}
-MASK_SIZES = {"cascade": 28, "point_rend": 56, "own": 56, "grown": 56, "options": 56, "timm": 28}
-SHORT = ("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
 RETINA = (
     *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "3"),
     *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone", "MODEL.MASK_ON", "False"),
@@ -97,67 +96,13 @@ RETINA = (
 )
 
 
-def train(cfg, resume=False):
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume)
-    metrics = trainer.train()
-    return trainer, metrics
-
-
 @pytest.mark.parametrize("head", HEADS)
 def test_from_training_to_export(tiny_cfg, tmp_path, head):
-    opts, watched = HEADS[head], f"validation/{LOSSES[head]}"
-    with user_error("metric_unknown", "validation/loss_nope", watched):
+    opts, loss, side = HEADS[head]
+    with user_error("metric_unknown", "validation/loss_nope", f"validation/{loss}"):
         Trainer(tiny_cfg(*opts, "SOLVER.BEST_CHECKPOINT.METRIC", "validation/loss_nope"))
-    opts += ("SOLVER.BEST_CHECKPOINT.METRIC", watched)
-    cfg = tiny_cfg(*opts, *SHORT)
-    assert mask_size(cfg) == MASK_SIZES[head]
-
-    trainer, metrics = train(cfg)
-    assert math.isfinite(metrics[watched])
-    trainer.model.train()
-    again = Trainer.test(trainer.cfg, trainer.model)["validation"]  # on no dropout, no state
-    assert again["total_loss"] == metrics["validation/total_loss"]
-    assert all(module.training for module in trainer.model.modules())
-
-    trainer, _ = train(tiny_cfg(*opts, *SHORT, "SOLVER.MAX_ITER", 4), resume=True)
-    assert (trainer.start_iter, trainer.finished_iters) == (2, 4)
-
-    path, picture = f"{cfg.OUTPUT_DIR}/model_final.pth", barred_image(90, 120)
-    predictor = Predictor.from_checkpoint(path, ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"))
-    found, expected = predictor(picture), DefaultPredictor(predictor.cfg)(picture)["instances"]
-    assert len(expected) == cfg.TEST.DETECTIONS_PER_IMAGE
-    # A mask head may change scores.
-    expected = expected[expected.scores.argsort(descending=True)]
-    expected = expected[expected.scores > 0.01]
-    assert len(found) == len(expected) > 0
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
-    masks = found.pred_masks.to_bitmasks()
-    assert (masks != expected.pred_masks).sum() <= 1e-3 * expected.pred_masks.sum() + 1
-    (tile,) = predictor.predict_many([picture], dense=True)
-    assert len(tile) > cfg.TEST.DETECTIONS_PER_IMAGE
-    half = Predictor.from_checkpoint(path, precision="bf16")(picture)
-    torch.testing.assert_close(half.scores[:3], found.scores[:3], rtol=0, atol=0.02)
-
-    check_fine_tuning(tiny_cfg, path, opts)
-    export_model(predictor, tmp_path / "model.ts", "torchscript", size=(96, 96))
-
-
-def check_fine_tuning(tiny_cfg, path, opts):
-    """The layers that depend on the number of classes, and no others, are left as they are."""
-    other = ("MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.POINT_HEAD.NUM_CLASSES", 5)
-    cfg = tiny_cfg(*opts, *other, "MODEL.WEIGHTS", path)
-    model = Trainer.build_model(cfg)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    checkpointer = TrainingCheckpointer(model, cfg, ["a", "b", "c", "d", "e"])
-    with user_error("checkpoint_mismatch", path):
-        checkpointer.load_weights(new_classes=False)
-    checkpointer.load_weights()
-    trained = torch.load(path, weights_only=True)["model"]
-    left = class_dependent(cfg)
-    assert left and not any(name.startswith("backbone") for name in left)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name] if name in left else trained[name]), name
+    assert mask_size(tiny_cfg(*opts)) == side
+    from_training_to_export(functools.partial(tiny_cfg, *opts), tmp_path, loss)
 
 
 def test_a_model_that_is_not_an_rcnn(tiny_cfg, tmp_path):
@@ -186,5 +131,6 @@ def test_a_model_that_is_not_an_rcnn(tiny_cfg, tmp_path):
 
 
 def test_point_rends_own_number_of_classes_must_fit(tiny_cfg):
-    with user_error("config_invalid", "MODEL.POINT_HEAD.NUM_CLASSES", "80"):
-        Trainer.build_model(tiny_cfg(*HEADS["point_rend"], "MODEL.POINT_HEAD.NUM_CLASSES", 80))
+    keys = ("MODEL.POINT_HEAD.NUM_CLASSES", 80)
+    with user_error("config_invalid", keys[0], "80"):
+        Trainer.build_model(tiny_cfg(*keys, name="quick_pointrend"))

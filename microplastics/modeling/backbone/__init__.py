@@ -2,5 +2,6 @@
 
 from microplastics.modeling.backbone import imagenet  # registers imagenet://
 from microplastics.modeling.backbone.timm import TimmBackbone, build_timm_fpn_backbone
+from microplastics.modeling.backbone.vit import build_vit_fpn_backbone
 
-__all__ = ["TimmBackbone", "build_timm_fpn_backbone", "imagenet"]
+__all__ = ["TimmBackbone", "build_timm_fpn_backbone", "build_vit_fpn_backbone", "imagenet"]

@@ -1,6 +1,12 @@
 """ROI heads and mask heads: Detectron2's with the project's options."""
 
+from microplastics.modeling.roi_heads.cascade import CascadeMaskROIHeads
 from microplastics.modeling.roi_heads.mask_head import ParticleMaskHead
 from microplastics.modeling.roi_heads.roi_heads import ParticleCascadeROIHeads, ParticleROIHeads
 
-__all__ = ["ParticleCascadeROIHeads", "ParticleMaskHead", "ParticleROIHeads"]
+__all__ = [
+    "CascadeMaskROIHeads",
+    "ParticleCascadeROIHeads",
+    "ParticleMaskHead",
+    "ParticleROIHeads",
+]
