@@ -82,6 +82,9 @@ def _add_model(cfg: CfgNode) -> None:
     # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
     # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
     cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
+    # Factor on the proposals from which the box head of ParticleROIHeads pools its features: with
+    # 1.5 it sees whether a fibre goes on beyond the box.
+    cfg.MODEL.ROI_BOX_HEAD.BOX_SCALE = 1.0
 
 
 def _add_mask_head(cfg: CfgNode) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
@@ -20,6 +21,7 @@ class ParticleOptions:
     def __init__(
         self,
         *,
+        box_scale: float = 1.0,
         mask_box_scale: float = 1.0,
         mask_loss_weight: float = 1.0,
         cls_loss_weight: float = 1.0,
@@ -27,12 +29,16 @@ class ParticleOptions:
     ):
         """
         Args:
+            box_scale: factor by which proposals grow around their centres for the box head, so
+                that it sees whether a fibre goes on beyond the box.
             mask_box_scale: factor by which boxes grow around their centres for the mask head.
             mask_loss_weight: of all losses of the mask head.
             cls_loss_weight: of the classification, at every stage.
             kwargs: of Detectron2's class.
         """
         super().__init__(**kwargs)
+        if box_scale != 1:
+            self.box_pooler = GrownPooler(self.box_pooler, box_scale)
         self.mask_box_scale = mask_box_scale
         self.mask_loss_weight = mask_loss_weight
         stages = self.box_predictor
@@ -42,15 +48,17 @@ class ParticleOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict) -> dict[str, Any]:
-        box_scale = cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE
-        if not 1 <= box_scale <= 10:
-            raise UserError(
-                f"MODEL.ROI_MASK_HEAD.BOX_SCALE is {box_scale}; expected a factor from 1 to 10.",
-                code="config_invalid",
-            )
+        for name in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+            scale = cfg.MODEL[name].BOX_SCALE
+            if not 1 <= scale <= 10:
+                raise UserError(
+                    f"MODEL.{name}.BOX_SCALE is {scale}; expected a factor from 1 to 10.",
+                    code="config_invalid",
+                )
         return {
             **super().from_config(cfg, input_shape),
-            "mask_box_scale": box_scale,
+            "box_scale": cfg.MODEL.ROI_BOX_HEAD.BOX_SCALE,
+            "mask_box_scale": cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE,
             "mask_loss_weight": cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT,
             "cls_loss_weight": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT,
         }
@@ -81,6 +89,24 @@ class ParticleROIHeads(ParticleOptions, StandardROIHeads):
 @ROI_HEADS_REGISTRY.register()
 class ParticleCascadeROIHeads(ParticleOptions, CascadeROIHeads):
     """``CascadeROIHeads`` with the same options."""
+
+
+class GrownPooler(nn.Module):
+    """A ``ROIPooler`` that pools from boxes grown by a factor around their centres."""
+
+    def __init__(self, pooler: ROIPooler, factor: float):
+        """
+        Args:
+            pooler: pools from the grown boxes.
+            factor: as of :func:`grow`.
+        """
+        super().__init__()
+        self.pooler = pooler
+        self.factor = factor
+
+    def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """Pool as ``ROIPooler`` does."""
+        return self.pooler(features, [Boxes(grow(each.tensor, self.factor)) for each in boxes])
 
 
 def grow(boxes: torch.Tensor, factor: float) -> torch.Tensor:
