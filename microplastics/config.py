@@ -20,6 +20,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     """
     for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
         add(cfg)
+    _add_nms(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -72,6 +73,18 @@ def _add_model(cfg: CfgNode) -> None:
     # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
     # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
     cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
+
+
+def _add_nms(cfg: CfgNode) -> None:
+    """Add the keys of non-maximum suppression, for ParticleROIHeads; see docs/training.md."""
+    heads = cfg.MODEL.ROI_HEADS
+    # box (Detectron2's, by NMS_THRESH_TEST), mask, soft_linear (from NMS_THRESH_TEST on) or
+    # soft_gaussian.
+    heads.NMS = "box"
+    heads.SOFT_NMS_SIGMA = 0.5
+    # Of two masks of a class whose IoU is above THRESH, the worse-scored one goes. Masks are
+    # predicted for at most CANDIDATES boxes of an image, which box NMS at CANDIDATE_THRESH leaves.
+    heads.MASK_NMS = CfgNode({"THRESH": 0.5, "CANDIDATE_THRESH": 0.9, "CANDIDATES": 400})
 
 
 def _add_solver(cfg: CfgNode) -> None:

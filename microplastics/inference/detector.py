@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from microplastics.modeling.backbone import TimmBackbone
 from microplastics.modeling.interface import is_staged, keep_boxes_fp32, remembered
+from microplastics.modeling.nms import ChosenNMS
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +155,9 @@ class Detector:
         self._lock = threading.Lock()
         heads = getattr(model, "roi_heads", None)
         self._standard = isinstance(heads, StandardROIHeads)
+        self._chosen_nms = [heads] if isinstance(heads, ChosenNMS) else []
         # As in Mask R-CNN, each proposal by itself.
-        self._plain = self._standard and type(heads)._forward_box is StandardROIHeads._forward_box
+        self._plain = self._standard and _box_branch(heads) is StandardROIHeads._forward_box
         if not self.staged and hasattr(model, "backbone"):
             keep_boxes_fp32(model)
 
@@ -189,6 +191,12 @@ class Detector:
             return self._above(found)
 
     def _staged(self, images: Sequence[torch.Tensor], dense: bool) -> list[Instances]:
+        if dense:
+            with _changed(self._chosen_nms, detections_per_image=-1):
+                return self._by_stages(images, dense)
+        return self._by_stages(images, dense)
+
+    def _by_stages(self, images: Sequence[torch.Tensor], dense: bool) -> list[Instances]:
         batch = self.model.preprocess_image([{"image": image} for image in images])
         features = self.model.backbone(batch.tensor)
         # ROIAlign reads box coordinates in the features' type and wants NCHW order: both are
@@ -200,8 +208,13 @@ class Detector:
             proposals, _ = self.model.proposal_generator(batch, features, None)
             found = self._boxes(batch, pooled, proposals)
         found = self._above(found)
-        if not self._standard:
-            return found
+        if self._standard:
+            found = self._with_masks(pooled, found)
+        for heads in self._chosen_nms:
+            found = heads.after_masks(found)
+        return found
+
+    def _with_masks(self, pooled: Features, found: list[Instances]) -> list[Instances]:
         heads = self.model.roi_heads
         step, longest = max(1, _MASK_CHUNK // len(found)), max(map(len, found))
         if longest <= _MASK_CHUNK:
@@ -279,7 +292,10 @@ class Detector:
                 (scores,) = predictor.predict_probs(parts[-1], [chunk])
                 any_above = bool((scores[:, :-1] > thresholds).any())
         predictions = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return predictor.inference(predictions, [proposals[:done]])[0][0], any_above
+        found, _ = predictor.inference(predictions, [proposals[:done]])
+        for chosen in self._chosen_nms:
+            found = chosen.after_boxes(found)
+        return found[0], any_above
 
     def _note_cut_short(self, tiles: int) -> None:
         if tiles and not self.windows_cut_short:
@@ -289,6 +305,12 @@ class Detector:
                 self._tile_topk,
             )
         self.windows_cut_short += int(tiles)
+
+
+def _box_branch(heads: StandardROIHeads) -> Any:
+    """Return the function that detects boxes, below the choice of NMS."""
+    owners = (each for each in type(heads).__mro__ if each is not ChosenNMS)
+    return next(vars(each)["_forward_box"] for each in owners if "_forward_box" in vars(each))
 
 
 @contextlib.contextmanager

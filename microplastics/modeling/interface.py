@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    build_model,
+)
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.projects.point_rend import PointRendMaskHead
 from torch import nn
@@ -19,6 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from microplastics.modeling.nms import ChosenNMS
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
 
@@ -68,6 +74,17 @@ def check_architecture(cfg: CfgNode) -> None:
         raise UserError(
             f"MODEL.MASK_ON is True, but {model.META_ARCHITECTURE} predicts boxes only; set "
             "MODEL.MASK_ON False.",
+            code="config_invalid",
+        )
+    heads = model.ROI_HEADS
+    if heads.NMS != "box" and not (
+        model.META_ARCHITECTURE == "GeneralizedRCNN"
+        and heads.NAME in ROI_HEADS_REGISTRY
+        and issubclass(ROI_HEADS_REGISTRY.get(heads.NAME), ChosenNMS)
+    ):
+        raise UserError(
+            f"MODEL.ROI_HEADS.NMS is {heads.NMS}, which {heads.NAME} ignores; expected box, or "
+            "MODEL.ROI_HEADS.NAME ParticleROIHeads.",
             code="config_invalid",
         )
     points = model.ROI_MASK_HEAD.NAME in _POINT_HEADS and predicts_masks(cfg)

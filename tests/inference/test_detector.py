@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from torch import nn
 
+from microplastics.config import get_cfg
 from microplastics.inference.detector import Detector, inference_copy
 
 
@@ -125,6 +125,13 @@ HEADS = {
         *("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
         *("MODEL.ROI_MASK_HEAD.NUM_CONV", 0),
     ),
+    **{
+        kind: (
+            *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_HEADS.NMS", kind),
+            *("MODEL.ROI_HEADS.MASK_NMS.THRESH", 0.3),
+        )
+        for kind in ("mask", "soft_linear", "soft_gaussian")
+    },
     "retina": (
         *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 3),
         *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
@@ -207,6 +214,27 @@ def test_dense_looks_at_proposals_while_they_help(build):
     hook.remove()
     assert len(found) == 0 and sum(looked_at) == 8 and strict.windows_cut_short == 0
     assert found.pred_masks.shape[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["box", "mask", "soft_linear", "soft_gaussian"])
+def test_each_nms_on_dense_tiles_is_the_models_own_without_caps(build, kind):
+    few = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
+    many = ("MODEL.RPN.POST_NMS_TOPK_TEST", 128, "MODEL.RPN.PRE_NMS_TOPK_TEST", 128)
+    opts = (
+        *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_HEADS.NMS", kind),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "MODEL.ROI_HEADS.MASK_NMS.THRESH", 0.3),
+    )
+    no_cap = ("TEST.DETECTIONS_PER_IMAGE", -1, "MODEL.ROI_HEADS.MASK_NMS.CANDIDATES", 10_000)
+    image = picture()
+    detector = Detector(build(*opts, *few), [0.3] * 3, tile_topk=128)
+    (found,) = detector([image], [(96, 128)], dense=True)
+    with torch.no_grad():
+        whole = build(*opts, *many, *no_cap)
+        (expected,) = whole.inference([{"image": image}], do_postprocess=False)
+    assert len(found) == len(expected) > 20
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(found.pred_masks, expected.pred_masks, rtol=1e-4, atol=1e-6)
 
 
 def test_dense_without_stages_keeps_the_models_own_caps_and_says_so(build, caplog):
