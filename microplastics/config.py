@@ -143,6 +143,8 @@ def _add_test(cfg: CfgNode) -> None:
     # other tiles keep MODEL.RPN's own numbers. Heads whose boxes depend on each other, such as
     # Cascade's, get them for every tile. Detections of a tile are not capped.
     cfg.TEST.TILE_TOPK = 2000
+    # Test-time augmentation sees each image upside down, too; TEST.AUG.FLIP is its mirror image.
+    cfg.TEST.AUG.VERTICAL_FLIP = False
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
 

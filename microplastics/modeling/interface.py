@@ -6,7 +6,7 @@ the validation loss and the predictions; all others are run twice.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -276,6 +276,19 @@ def remembered(head: nn.Module) -> Iterator[None]:
         yield
     finally:
         del head.forward
+
+
+@contextlib.contextmanager
+def changed(modules: Iterable[nn.Module], **attributes: Any) -> Iterator[None]:
+    """Set plain attributes of modules, and restore them."""
+    before = [(module, {name: vars(module)[name] for name in attributes}) for module in modules]
+    try:
+        for module, _ in before:
+            vars(module).update(attributes)
+        yield
+    finally:
+        for module, values in before:
+            vars(module).update(values)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def to_image(
         return postprocess(results, *size, threshold)
     # Cloned: tensors of inference mode cannot be changed in place.
     results = results[torch.arange(len(results), device=results.scores.device)]
-    if results.has("pred_masks"):
+    if results.has("pred_masks") and not isinstance(results.pred_masks, CropMasks):
         results.pred_masks = CropMasks.from_bitmasks(results.pred_masks.cpu())
     return results
 
