@@ -30,6 +30,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
         _add_counting,
     ):
         add(cfg)
+    _add_nms(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -82,9 +83,6 @@ def _add_model(cfg: CfgNode) -> None:
     # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
     # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
     cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
-    # Factor on the proposals from which the box head of ParticleROIHeads pools its features: with
-    # 1.5 it sees whether a fibre goes on beyond the box.
-    cfg.MODEL.ROI_BOX_HEAD.BOX_SCALE = 1.0
 
 
 def _add_mask_head(cfg: CfgNode) -> None:
@@ -93,6 +91,9 @@ def _add_mask_head(cfg: CfgNode) -> None:
     # Factor by which a box grows around its centre for the mask head, whose mask is pasted on the
     # grown box; for the ROI heads ParticleROIHeads and ParticleCascadeROIHeads.
     head.BOX_SCALE = 1.0
+    # Factor by which a proposal grows for the box head, so that it sees whether a fibre goes on
+    # beyond it; for the same ROI heads.
+    cfg.MODEL.ROI_BOX_HEAD.BOX_SCALE = 1.0
     # Weights of all losses of the mask head and of the classification, for the same ROI heads.
     # Detectron2 has MODEL.RPN.LOSS_WEIGHT and two BBOX_REG_LOSS_WEIGHT for the other losses.
     head.LOSS_WEIGHT = 1.0
@@ -136,6 +137,18 @@ def _add_ladder(cfg: CfgNode) -> None:
     vit.IMAGE_SIZE = 1024
     # Probability with which the last block is skipped in training; earlier ones less often.
     vit.DROP_PATH = 0.1
+
+
+def _add_nms(cfg: CfgNode) -> None:
+    """Add the keys of non-maximum suppression, for ParticleROIHeads; see docs/training.md."""
+    heads = cfg.MODEL.ROI_HEADS
+    # box (Detectron2's, by NMS_THRESH_TEST), mask, soft_linear (from NMS_THRESH_TEST on) or
+    # soft_gaussian.
+    heads.NMS = "box"
+    heads.SOFT_NMS_SIGMA = 0.5
+    # Of two masks of a class whose IoU is above THRESH, the worse-scored one goes. Masks are
+    # predicted for at most CANDIDATES boxes of an image, which box NMS at CANDIDATE_THRESH leaves.
+    heads.MASK_NMS = CfgNode({"THRESH": 0.5, "CANDIDATE_THRESH": 0.9, "CANDIDATES": 400})
 
 
 def _add_solver(cfg: CfgNode) -> None:
@@ -216,6 +229,8 @@ def _add_test(cfg: CfgNode) -> None:
     # other tiles keep MODEL.RPN's own numbers. Heads whose boxes depend on each other, such as
     # Cascade's, get them for every tile. Detections of a tile are not capped.
     cfg.TEST.TILE_TOPK = 2000
+    # Test-time augmentation sees each image upside down, too; TEST.AUG.FLIP is its mirror image.
+    cfg.TEST.AUG.VERTICAL_FLIP = False
     # Detections of at least this score on images without annotations are its false positives.
     cfg.TEST.BLANK_SCORE_THRESH = 0.5
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
@@ -35,6 +34,7 @@ from microplastics.evaluation.counting import (
 )
 from microplastics.evaluation.thresholds import DEFAULT, Choice, Metric, choose_thresholds
 from microplastics.evaluation.validation import validate
+from microplastics.modeling.test_time_augmentation import AugmentedRCNN
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import sha256_of, write_json, write_rows
 
@@ -129,10 +129,10 @@ def _counting_config(cfg: CfgNode, class_names: list[str], info: dict[str, Any])
 
 
 def _test_with_augmentation(cfg: CfgNode, model: nn.Module) -> OrderedDict:
-    """Score Detectron2's test-time augmentation (boxes and masks of flips and scales merged)."""
+    """Score test-time augmentation: boxes and masks of flips and sizes merged."""
     logger.info("Test-time augmentation at %s px …", cfg.TEST.AUG.MIN_SIZES)
     evaluators = Trainer.build_evaluators(cfg, "inference_TTA")
-    model = GeneralizedRCNNWithTTA(cfg, model.eval())
+    model = AugmentedRCNN(cfg, model.eval())
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.VAL_LOSS.ENABLED = False

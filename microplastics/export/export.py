@@ -363,6 +363,13 @@ def _check_arguments(
     elif not is_staged(predictor.model):
         wrong = f"The architecture is {cfg.MODEL.META_ARCHITECTURE}; expected a GeneralizedRCNN "
         wrong += "with RPN."
+    elif cfg.MODEL.ROI_HEADS.NMS != "box":
+        wrong = f"MODEL.ROI_HEADS.NMS is {cfg.MODEL.ROI_HEADS.NMS}; expected box, since the others "
+        wrong += "depend on each detection in turn: add MODEL.ROI_HEADS.NMS box."
+    elif cfg.TEST.AUG.ENABLED:
+        wrong = (
+            "TEST.AUG.ENABLED is True; expected False, since a file holds one pass of the model."
+        )
     elif predictor.model.backbone.padding_constraints.get("square_size"):
         wrong = f"The backbone {cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected padding "
         wrong += "to a multiple of some pixels."

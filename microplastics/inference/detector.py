@@ -1,11 +1,10 @@
 """Batches of images through a Detectron2 model."""
 
-import contextlib
 import copy
 import functools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +19,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from microplastics.modeling.backbone import TimmBackbone
-from microplastics.modeling.interface import is_staged, keep_boxes_fp32, remembered, rescores
+from microplastics.modeling.interface import (
+    changed,
+    is_staged,
+    keep_boxes_fp32,
+    remembered,
+    rescores,
+)
+from microplastics.modeling.nms import ChosenNMS
 from microplastics.modeling.roi_heads.mask_head import MaskIoUHead
+from microplastics.modeling.test_time_augmentation import TestTimeAugmentation
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +151,7 @@ class Detector:
         *,
         tile_topk: int = 2000,
         detections_per_image: int = 100,
+        augmentation: TestTimeAugmentation | None = None,
     ):
         """
         Args:
@@ -151,18 +159,21 @@ class Detector:
             score_thresholds: for each class; detections must be scored above it.
             tile_topk, detections_per_image: keys of TEST; a model that is not staged keeps the
                 latter on tiles.
+            augmentation: of this model.
         """
         self.model = model
         self.staged = is_staged(model)
         self.windows_cut_short = 0
         self._tile_topk = tile_topk
         self._detections_per_image = detections_per_image
+        self._augmentation = augmentation
         self._thresholds = torch.tensor(list(score_thresholds), dtype=torch.float32)
         self._lock = threading.Lock()
         heads = getattr(model, "roi_heads", None)
         self._standard = isinstance(heads, StandardROIHeads)
+        self._chosen_nms = [heads] if isinstance(heads, ChosenNMS) else []
         # As in Mask R-CNN, each proposal by itself.
-        self._plain = self._standard and type(heads)._forward_box is StandardROIHeads._forward_box
+        self._plain = self._standard and _box_branch(heads) is StandardROIHeads._forward_box
         if not self.staged and hasattr(model, "backbone"):
             keep_boxes_fp32(model)
 
@@ -171,6 +182,7 @@ class Detector:
         images: Sequence[torch.Tensor],
         sizes: Sequence[tuple[int, int]],
         dense: bool = False,
+        scaled: bool = False,
     ) -> list[Instances]:
         """Detect on a batch.
 
@@ -178,13 +190,14 @@ class Detector:
             images: (C, H, W) tensors in the channel order of INPUT.FORMAT, 0 to 255.
             sizes: height and width in px of each image before it was resized.
             dense: the images are tiles: TEST.TILE_TOPK proposals, and no cap on detections.
+            scaled: they were not resized by INPUT.MIN_SIZE_TEST.
 
         Returns:
             ``Instances`` on the model's device, best score first.
         """
         with self._lock, torch.inference_mode():
             if self.staged:
-                return self._staged(images, dense)
+                return self._staged(images, dense, scaled)
             inputs = [
                 {"image": image, "height": height, "width": width}
                 for image, (height, width) in zip(images, sizes, strict=True)
@@ -195,20 +208,53 @@ class Detector:
                 self._note_cut_short(sum(full))
             return self._above(found)
 
-    def _staged(self, images: Sequence[torch.Tensor], dense: bool) -> list[Instances]:
+    def _staged(self, images: Sequence[torch.Tensor], dense: bool, scaled: bool) -> list[Instances]:
+        with changed(self._chosen_nms if dense else [], detections_per_image=-1):
+            if self._augmentation is not None:
+                return [self._augmented(image, dense, scaled) for image in images]
+            found, pooled = self._found(images, dense)
+            if self._standard:
+                found = self._with_masks(pooled, found)
+            for heads in self._chosen_nms:
+                found = heads.after_masks(found)
+            return found
+
+    def _augmented(self, image: torch.Tensor, dense: bool, scaled: bool) -> Instances:
+        """Detect on views of one image, one after the other."""
+
+        def find(view: torch.Tensor) -> Instances:
+            return self._found([view], dense)[0][0]
+
+        def add_masks(view: torch.Tensor, found: Instances) -> Instances:
+            return self._with_masks(self._features([view])[2], [found])[0]
+
+        before = self.windows_cut_short
+        result = self._augmentation(image, find, add_masks, scaled)
+        self.windows_cut_short = min(self.windows_cut_short, before + 1)
+        return self._above([result])[0]  # soft NMS has lowered scores
+
+    def _features(self, images: Sequence[torch.Tensor]) -> tuple[ImageList, Features, Features]:
+        """Return the batch, its features, and these as the heads take them."""
         batch = self.model.preprocess_image([{"image": image} for image in images])
         features = self.model.backbone(batch.tensor)
         # ROIAlign reads box coordinates in the features' type and wants NCHW order: both are
         # given to it once for both heads.
         pooled = {name: feature.float().contiguous() for name, feature in features.items()}
+        return batch, features, pooled
+
+    def _found(
+        self, images: Sequence[torch.Tensor], dense: bool
+    ) -> tuple[list[Instances], Features]:
+        """Detect boxes; heads that are not standard add their masks at once."""
+        batch, features, pooled = self._features(images)
         if dense:
             found = self._dense_boxes(batch, features, pooled)
         else:
             proposals, _ = self.model.proposal_generator(batch, features, None)
             found = self._boxes(batch, pooled, proposals)
-        found = self._above(found)
-        if not self._standard:
-            return found
+        return self._above(found), pooled
+
+    def _with_masks(self, pooled: Features, found: list[Instances]) -> list[Instances]:
         found = self._masks(pooled, found)
         if rescores(self.model):
             return [each[each.scores.argsort(descending=True)] for each in self._above(found)]
@@ -252,7 +298,7 @@ class Detector:
         predictors = getattr(heads, "box_predictor", nn.ModuleList())
         predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
         topk = {False: self._tile_topk}
-        with _changed(predictors, test_topk_per_image=-1), remembered(rpn.rpn_head):
+        with changed(predictors, test_topk_per_image=-1), remembered(rpn.rpn_head):
             if by_chunks:
                 (proposals,), _ = rpn(batch, features, None)
                 enough = len(proposals)
@@ -260,7 +306,7 @@ class Detector:
                 found, crowded = self._boxes_of_one(pooled, proposals, quarter, enough)
                 if not crowded:
                     return [found]
-            with _changed([rpn], pre_nms_topk=topk, post_nms_topk=topk):
+            with changed([rpn], pre_nms_topk=topk, post_nms_topk=topk):
                 many, _ = rpn(batch, features, None)
             full = sum(len(each) >= self._tile_topk for each in many)
             if not by_chunks:
@@ -292,7 +338,10 @@ class Detector:
                 (scores,) = predictor.predict_probs(parts[-1], [chunk])
                 any_above = bool((scores[:, :-1] > thresholds).any())
         predictions = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return predictor.inference(predictions, [proposals[:done]])[0][0], any_above
+        found, _ = predictor.inference(predictions, [proposals[:done]])
+        for chosen in self._chosen_nms:
+            found = chosen.after_boxes(found)
+        return found[0], any_above
 
     def _note_cut_short(self, tiles: int) -> None:
         if tiles and not self.windows_cut_short:
@@ -304,14 +353,7 @@ class Detector:
         self.windows_cut_short += int(tiles)
 
 
-@contextlib.contextmanager
-def _changed(modules: Iterable[nn.Module], **attributes: Any) -> Iterator[None]:
-    """Set plain attributes of modules, and restore them."""
-    before = [(module, {name: vars(module)[name] for name in attributes}) for module in modules]
-    try:
-        for module, _ in before:
-            vars(module).update(attributes)
-        yield
-    finally:
-        for module, values in before:
-            vars(module).update(values)
+def _box_branch(heads: StandardROIHeads) -> Any:
+    """Return the function that detects boxes, below the choice of NMS."""
+    owners = (each for each in type(heads).__mro__ if each is not ChosenNMS)
+    return next(vars(each)["_forward_box"] for each in owners if "_forward_box" in vars(each))

@@ -37,6 +37,7 @@ from microplastics.modeling.interface import (
     predicts_masks,
 )
 from microplastics.modeling.postprocessing import to_image
+from microplastics.modeling.test_time_augmentation import TestTimeAugmentation
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import sha256_of
@@ -184,7 +185,8 @@ class Predictor:
             cfg: with MODEL.WEIGHTS; without a GPU MODEL.DEVICE falls back to the CPU.
             class_names: if None the checkpoint's, else DATASETS.TEST's.
             score_threshold: one for all classes, or by class name (the config's for the rest); if
-                None the checkpoint's own, else MODEL.ROI_HEADS.SCORE_THRESH_TEST.
+                None TEST.COUNTING.CLASS_SCORE_THRESH, else the checkpoint's own, else
+                MODEL.ROI_HEADS.SCORE_THRESH_TEST.
             mask_threshold: probability from which a pixel belongs to the particle, between 0 and 1.
             precision: ``"fp32"``, or ``"bf16"``: about 0.6 of the time on processors and GPUs that
                 have it, with box coordinates and scores in fp32.
@@ -215,6 +217,8 @@ class Predictor:
         heads = cfg.MODEL.ROI_HEADS
         default = class_node(cfg)[1].get("SCORE_THRESH_TEST", heads.SCORE_THRESH_TEST)
         if score_threshold is None:
+            score_threshold = _thresholds_of_config(cfg, self.class_names)
+        if score_threshold is None:
             score_threshold = score_thresholds_of(self.info, source, self.class_names)
         self.score_thresholds = _thresholds(score_threshold, self.class_names, default)
         self.cfg = _final_config(cfg, min(self.score_thresholds))
@@ -236,6 +240,7 @@ class Predictor:
             self.score_thresholds,
             tile_topk=cfg.TEST.TILE_TOPK,
             detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            augmentation=TestTimeAugmentation(cfg, model) if cfg.TEST.AUG.ENABLED else None,
         )
         if not self._detector.staged and self.mask_threshold != 0.5:
             raise UserError(
@@ -323,7 +328,7 @@ class Predictor:
             raise ValueError(f"The scale is {scale}; expected a positive number")
 
         def run(batch: Sequence[Input]) -> list[Instances]:
-            return self._detector(*zip(*batch, strict=True), dense)
+            return self._detector(*zip(*batch, strict=True), dense, scale is not None)
 
         def finish(image: Input, raw: Instances) -> Predictions:
             staged = self._detector.staged
@@ -508,6 +513,17 @@ def _class_names(
             code="classes_mismatch",
         )
     return names
+
+
+def _thresholds_of_config(cfg: CfgNode, class_names: Sequence[str]) -> dict[str, float] | None:
+    numbers = cfg.TEST.COUNTING.CLASS_SCORE_THRESH
+    if len(numbers) not in (0, len(class_names)):
+        raise UserError(
+            f"TEST.COUNTING.CLASS_SCORE_THRESH is {numbers}; expected a number for each class: "
+            f"{', '.join(class_names)}.",
+            code="config_invalid",
+        )
+    return dict(zip(class_names, numbers, strict=True)) if numbers else None
 
 
 def _thresholds(

@@ -7,7 +7,7 @@ the validation loss and the predictions; all others are run twice.
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -97,6 +97,8 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
     mask_head = ROI_MASK_HEAD_REGISTRY, "ROI_MASK_HEAD", ParticleMaskHead, "ParticleMaskHead"
     plain = get_cfg()
     for key, (registry, section, ours, expected) in {
+        "ROI_HEADS.NMS": heads,
+        "ROI_BOX_HEAD.BOX_SCALE": heads,
         "ROI_MASK_HEAD.BOX_SCALE": heads,
         "ROI_MASK_HEAD.LOSS_WEIGHT": heads,
         "ROI_BOX_HEAD.CLS_LOSS_WEIGHT": heads,
@@ -302,6 +304,19 @@ def remembered(head: nn.Module) -> Iterator[None]:
         yield
     finally:
         del head.forward
+
+
+@contextlib.contextmanager
+def changed(modules: Iterable[nn.Module], **attributes: Any) -> Iterator[None]:
+    """Set plain attributes of modules, and restore them."""
+    before = [(module, {name: vars(module)[name] for name in attributes}) for module in modules]
+    try:
+        for module, _ in before:
+            vars(module).update(attributes)
+        yield
+    finally:
+        for module, values in before:
+            vars(module).update(values)
 
 
 @contextlib.contextmanager

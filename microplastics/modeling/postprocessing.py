@@ -26,7 +26,7 @@ def to_image(
         return postprocess(results, *size, threshold)
     # Cloned: tensors of inference mode cannot be changed in place.
     results = results[torch.arange(len(results), device=results.scores.device)]
-    if results.has("pred_masks"):
+    if results.has("pred_masks") and not isinstance(results.pred_masks, CropMasks):
         results.pred_masks = CropMasks.from_bitmasks(results.pred_masks.cpu())
     return results
 
@@ -84,7 +84,12 @@ def drop_duplicates(instances: Instances, max_overlap: float) -> Instances:
 
 
 def distinct(
-    masks: CropMasks, classes: np.ndarray, scores: np.ndarray, max_overlap: float
+    masks: CropMasks,
+    classes: np.ndarray,
+    scores: np.ndarray,
+    max_overlap: float,
+    *,
+    across_classes: bool = True,
 ) -> np.ndarray:
     """Number the masks that are not duplicates, deciding best score first.
 
@@ -99,6 +104,8 @@ def distinct(
         classes: (N,) numbers.
         scores: (N,).
         max_overlap: fraction from 0 on; 1 keeps all.
+        across_classes: the rule above. False is plain non-maximum suppression: only masks of one
+            class are compared, by their IoU.
 
     Returns:
         ascending numbers, int64.
@@ -110,10 +117,13 @@ def distinct(
     for index in np.argsort(-scores, kind="stable").tolist():
         others = np.array(kept, dtype=np.int64)
         common = np.minimum(ends[index], ends[others]) - np.maximum(starts[index], starts[others])
-        for other in others[(common > 0).all(axis=1)].tolist():
+        near = (common > 0).all(axis=1)
+        if not across_classes:
+            near &= classes[others] == classes[index]
+        for other in others[near].tolist():
             # At most the smaller area can be common: most pairs need no look at pixels.
             whole = min(areas[index], areas[other])
-            if classes[index] != classes[other]:
+            if not across_classes or classes[index] != classes[other]:
                 if whole <= max_overlap * max(areas[index], areas[other]):
                     continue
                 pixels = _common(masks, index, other)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.structures import Boxes
+from support import user_error
 from torch import nn
 
+from microplastics.config import get_cfg
 from microplastics.inference.detector import Detector, inference_copy
+from microplastics.modeling.test_time_augmentation import AugmentedRCNN, TestTimeAugmentation
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,13 @@ HEADS = {
         *("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
         *("MODEL.ROI_MASK_HEAD.NUM_CONV", 0),
     ),
+    **{
+        kind: (
+            *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_HEADS.NMS", kind),
+            *("MODEL.ROI_HEADS.MASK_NMS.THRESH", 0.3),
+        )
+        for kind in ("mask", "soft_linear", "soft_gaussian")
+    },
     "retina": (
         *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 3),
         *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
@@ -207,6 +217,102 @@ def test_dense_looks_at_proposals_while_they_help(build):
     hook.remove()
     assert len(found) == 0 and sum(looked_at) == 8 and strict.windows_cut_short == 0
     assert found.pred_masks.shape[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["box", "mask", "soft_linear", "soft_gaussian"])
+def test_each_nms_on_dense_tiles_is_the_models_own_without_caps(build, kind):
+    few = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
+    many = ("MODEL.RPN.POST_NMS_TOPK_TEST", 128, "MODEL.RPN.PRE_NMS_TOPK_TEST", 128)
+    opts = (
+        *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_HEADS.NMS", kind),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3, "MODEL.ROI_HEADS.MASK_NMS.THRESH", 0.3),
+    )
+    no_cap = ("TEST.DETECTIONS_PER_IMAGE", -1, "MODEL.ROI_HEADS.MASK_NMS.CANDIDATES", 10_000)
+    image = picture()
+    detector = Detector(build(*opts, *few), [0.3] * 3, tile_topk=128)
+    (found,) = detector([image], [(96, 128)], dense=True)
+    with torch.no_grad():
+        whole = build(*opts, *many, *no_cap)
+        (expected,) = whole.inference([{"image": image}], do_postprocess=False)
+    assert len(found) == len(expected) > 20
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(found.pred_masks, expected.pred_masks, rtol=1e-4, atol=1e-6)
+
+
+def augmentation(model, *opts):
+    cfg = get_cfg()
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, *opts])
+    return TestTimeAugmentation(cfg, model)
+
+
+def equal(found, expected, atol=1e-4):
+    assert len(found) == len(expected) > 5
+    for name in ("scores", "pred_masks"):
+        torch.testing.assert_close(found.get(name), expected.get(name), rtol=0, atol=atol)
+    boxes, others = found.pred_boxes.tensor, expected.pred_boxes.tensor
+    torch.testing.assert_close(boxes, others, rtol=0, atol=100 * atol)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+
+
+IDENTITY = ("TEST.AUG.MIN_SIZES", (96,), "TEST.AUG.FLIP", False)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("heads", ["cascade", "one level", "mask", "soft_gaussian"])
+def test_the_image_itself_as_the_only_view_changes_nothing(build, heads, dense):
+    model = build(*HEADS[heads], "MODEL.RPN.POST_NMS_TOPK_TEST", 20)
+    image, thresholds = picture(), [0.2] * 3
+    (expected,) = Detector(model, thresholds, tile_topk=30)([image], [(96, 128)], dense)
+    views = augmentation(model, *IDENTITY)
+    detector = Detector(model, thresholds, tile_topk=30, augmentation=views)
+    (found,) = detector([image], [(96, 128)], dense, scaled=dense)
+    equal(found, expected, 1e-6)
+    assert detector.windows_cut_short <= 1
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("heads", ["standard", "mask", "soft_gaussian"])
+def test_a_flipped_image_has_flipped_results(build, heads, axis):
+    model = build(*HEADS[heads], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.3)
+    flips = ("TEST.AUG.FLIP", True, "TEST.AUG.VERTICAL_FLIP", True)
+    views = augmentation(model, *flips, "TEST.AUG.MIN_SIZES", (96,))
+    assert len(views.views((96, 128))) == 4
+    detector, image = Detector(model, [0.3] * 3, augmentation=views), picture()
+    (found,) = detector([image], [(96, 128)])
+    (mirrored,) = detector([image.flip(axis)], [(96, 128)])
+    boxes = found.pred_boxes.tensor.clone()
+    low, high = (0, 2) if axis == 2 else (1, 3)
+    boxes[:, [low, high]] = image.shape[axis] - boxes[:, [high, low]]
+    found.pred_boxes, found.pred_masks = Boxes(boxes), found.pred_masks.flip(axis + 1)
+    # Sums of views come in another order, and so may detections of one score.
+    equal(found, mirrored)
+
+
+def test_views_are_merged_as_detectron2_merges_them(build):
+    model = build("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.2)
+    sizes = ("TEST.AUG.MIN_SIZES", (64, 120), "TEST.AUG.MAX_SIZE", 150)
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NUM_CLASSES", 3, *sizes])
+    theirs, image = GeneralizedRCNNWithTTA(cfg, model, batch_size=1), picture()
+    with torch.no_grad():
+        (expected,) = theirs([{"image": image, "height": 96, "width": 128}])
+        (ours,) = AugmentedRCNN(cfg, model)([{"image": image, "height": 96, "width": 128}])
+    found, expected = ours["instances"], expected["instances"]
+    found.pred_masks = found.pred_masks.to_bitmasks()
+    equal(found, expected, 1e-5)
+
+
+def test_views_of_a_tile_are_relative_to_it(build):
+    views = augmentation(build(), "TEST.AUG.MIN_SIZES", (96, 192), "TEST.AUG.FLIP", False)
+    views = [view.transforms[0] for view in views.views((500, 400), scaled=True)]
+    assert [(each.new_h, each.new_w) for each in views] == [(500, 400), (1000, 800)]
+    with user_error("config_invalid", "INPUT.MIN_SIZE_TEST"):
+        augmentation(build(), "INPUT.MIN_SIZE_TEST", 0).views((500, 400), scaled=True)
+    with user_error("config_invalid", "TEST.AUG.MIN_SIZES"):
+        augmentation(build(), "TEST.AUG.MIN_SIZES", ())
+    with user_error("config_invalid", "TEST.AUG.ENABLED", "GeneralizedRCNN"):
+        augmentation(build(*HEADS["retina"]))
 
 
 def test_dense_without_stages_keeps_the_models_own_caps_and_says_so(build, caplog):

@@ -201,6 +201,19 @@ def test_an_abandoned_stream_ends_its_threads(predictor):
     assert len(drawn) < 10 and threading.active_count() == before
 
 
+def test_test_time_augmentation_of_photographs_and_tiles(model_path, predictor):
+    aug = ("TEST.AUG.ENABLED", "True", "TEST.AUG.FLIP", "False", "TEST.AUG.MIN_SIZES")
+    picture = image(90, 120)
+    only_itself = Predictor.from_checkpoint(model_path, (*aug, "(96,)"))
+    found, expected = only_itself(picture), predictor(picture)
+    assert torch.equal(found.scores, expected.scores) and len(found) > 5
+    assert all(map(np.array_equal, found.pred_masks.crops, expected.pred_masks.crops))
+    two = Predictor.from_checkpoint(model_path, (*aug, "(96, 144)"), precision="bf16")
+    (tile,) = two.predict_many([picture], dense=True, scale=0.8)
+    assert len(tile) and tile.image_size == (90, 120)
+    assert tile.pred_boxes.tensor.max() > 60
+
+
 def test_score_thresholds_are_defaults_floats_or_by_class(model_path, predictor, altered):
     picture = image(96, 96)
     everything = predictor(picture)
@@ -216,6 +229,11 @@ def test_score_thresholds_are_defaults_floats_or_by_class(model_path, predictor,
         assert chosen.score_thresholds.tolist() == [middle, 0.05, 1.0]
         assert torch.equal(chosen(picture).scores, everything.scores[everything.scores > limits])
     assert predictor.score_thresholds.tolist() == [0.05] * 3
+    key = "TEST.COUNTING.CLASS_SCORE_THRESH"  # evaluation's, which goes before the checkpoint's
+    numbers = Predictor.from_checkpoint(altered(score_thresholds=by_class), (key, "[0.2, 0.3, 1]"))
+    assert numbers.score_thresholds.tolist() == [0.2, 0.3, 1.0]
+    with user_error("config_invalid", key, "Film"):
+        Predictor.from_checkpoint(model_path, (key, "[0.2]"))
 
 
 def test_mask_threshold_grows_and_shrinks_masks(model_path, predictor):

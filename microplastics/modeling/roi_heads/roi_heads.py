@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
+from microplastics.modeling.nms import ChosenNMS
 from microplastics.modeling.roi_masks import BoxedMasks
 from microplastics.utils.errors import UserError
 
@@ -82,12 +83,12 @@ class ParticleOptions:
 
 
 @ROI_HEADS_REGISTRY.register()
-class ParticleROIHeads(ParticleOptions, StandardROIHeads):
+class ParticleROIHeads(ChosenNMS, ParticleOptions, StandardROIHeads):
     """``StandardROIHeads`` with options for thin and crossing particles."""
 
 
 @ROI_HEADS_REGISTRY.register()
-class ParticleCascadeROIHeads(ParticleOptions, CascadeROIHeads):
+class ParticleCascadeROIHeads(ChosenNMS, ParticleOptions, CascadeROIHeads):
     """``CascadeROIHeads`` with the same options."""
 
 
