@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import busy, evaluation, infer, loader, stitch, train, validate
+from benchmarks import busy, evaluation, infer, loader, stitch, train, validate, zoo
 from benchmarks.setting import cores, require_positive, workspace
 from microplastics.cli import run
 from microplastics.utils.errors import report_error
@@ -66,6 +66,9 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--particles", type=int, metavar="N", help="on it")
     sub.add_argument("--tile", type=int, metavar="PX", help="side of the windows")
     sub.add_argument("--overlap", type=int, metavar="PX", help="that neighbours share")
+    sub = command("zoo", zoo)
+    sub.add_argument("--configs", nargs="+", metavar="NAME", help="instead of all models")
+    sub.add_argument("--size", type=int, metavar="PX", help="side of the image")
     return parser.parse_args()
 
 
@@ -78,7 +81,7 @@ def main() -> int:
     require_positive(threads=threads)
     torch.set_num_threads(threads)
     with workspace() as folder:
-        if command not in ("eval", "stitch"):
+        if command not in ("eval", "stitch", "zoo"):
             options["folder"] = folder
         report = benchmark(**options)
     print(report)

@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.structures import ImageList
 from torch import nn
 
 from microplastics.config import load_config
@@ -198,12 +199,12 @@ def seeded_model(cfg: CfgNode) -> nn.Module:
         TrainingCheckpointer(model, cfg, ()).load_weights()
     else:
         picture = read_image(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]["file_name"])
-        _set_frozen_norms(model, torch.from_numpy(picture.transpose(2, 0, 1).copy()))
+        set_frozen_norms(model, torch.from_numpy(picture.transpose(2, 0, 1).copy()))
     return model
 
 
-def _set_frozen_norms(model: nn.Module, image: torch.Tensor) -> None:
-    """Give frozen batch norms the statistics of an image.
+def set_frozen_norms(model: nn.Module, image: torch.Tensor) -> None:
+    """Give frozen batch norms the statistics of a (3, H, W) image.
 
     With none, random weights end in features so large that the heads find nothing at all, or
     boxes as large as the image, which is no model to measure on.
@@ -216,8 +217,10 @@ def _set_frozen_norms(model: nn.Module, image: torch.Tensor) -> None:
     norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(take) for norm in norms]
     if hooks:
+        pixels = (image.to(model.device) - model.pixel_mean) / model.pixel_std
+        images = ImageList.from_tensors([pixels], model.backbone.size_divisibility)
         with torch.no_grad():
-            model.backbone(model.preprocess_image([{"image": image}]).tensor)
+            model.backbone(images.tensor)
     for hook in hooks:
         hook.remove()
 

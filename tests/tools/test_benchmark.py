@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import ROOT, TINY, dataset_entry
 
-from benchmarks import busy, evaluation
+from benchmarks import busy, evaluation, zoo
 from benchmarks.agreement import compare_figures, compare_predictions
 from benchmarks.infer_agreement import check_same, difference
 from benchmarks.timing import Measurement, Report, alternate
+from microplastics.config import load_config
 from microplastics.evaluation.coco import coco_evaluation
+from microplastics.modeling.interface import build_shapes
 from microplastics.utils.errors import UserError
 
 QUICK = ("--config-file", str(ROOT / "configs" / "microplastics_quick.yaml"))
@@ -165,6 +167,26 @@ def test_eval_gives_pycocotools_figures(benchmark):
     targets = {m["label"]: m["contestants"]["ours"].get("target") for m in figures["measurements"]}
     assert targets["box, 120 predicted: evaluate + accumulate"] == 1 / 15
     assert targets["mask, 120 predicted: evaluate + accumulate"] == 1 / 6
+
+
+def test_zoo_measures_each_config_by_itself():
+    found = zoo.benchmark(configs=["quick_semantic"], opts=TINY, size=96, repeat=1)
+    cfg = load_config("quick_semantic", TINY)
+    model = build_shapes(cfg)
+    (row,) = found.rows
+    assert row["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert min(row["memory"], row["seconds"], row["flops"]) > 0
+    # The stem, a 7 x 7 convolution at half the side, is a part of it.
+    assert row["flops"] > 48**2 * 7**2 * 3 * 64
+    assert str(found).splitlines()[-1].startswith("| `quick_semantic` | 11.")
+    with pytest.raises(UserError, match="no config file r51"):
+        zoo.benchmark(configs=["r51"])
+
+
+def test_zoo_knows_which_models_differ():
+    names = zoo.different_models()
+    assert {"r50", "r50_scratch", "quick", "demo"} <= set(names)
+    assert not {"r50_balanced", "quick_finetune", "demo_finetune"} & set(names)
 
 
 def test_figures_that_differ_end_in_code_1(benchmark, monkeypatch):
