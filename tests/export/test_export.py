@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from detectron2.structures import ROIMasks
 from support import ROOT, TINY, user_error
 from support import barred_image as image
 
@@ -190,6 +191,24 @@ def test_masks_in_boxes_of_their_own(tmp_path):
     about = export_model(predictor, tmp_path / "m.onnx", "onnx")
     assert [output["name"] for output in about["outputs"]][3:] == ["masks", "mask_boxes", "size"]
     check_example(predictor, tmp_path / "m.onnx", tmp_path)
+
+
+def test_masks_that_a_reader_could_not_paste_are_refused(predictor, tmp_path, monkeypatch):
+    class OfAnotherKind(ROIMasks):
+        pass
+
+    heads = predictor.model.roi_heads
+    inference = heads.forward_with_given_boxes
+
+    def of_another_kind(features, found):
+        (result,) = inference(features, found)
+        result.pred_masks = OfAnotherKind(result.pred_masks[:, 0])
+        return [result]
+
+    monkeypatch.setattr(heads, "forward_with_given_boxes", of_another_kind)
+    with user_error("export_unsupported", "OfAnotherKind"):
+        export_model(predictor, tmp_path / "m.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def check_example(predictor, path, tmp_path):

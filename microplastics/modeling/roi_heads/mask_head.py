@@ -146,8 +146,7 @@ class ParticleMaskHead(MaskRCNNConvUpsampleHead):
         instances: list[Instances],
     ) -> dict[str, torch.Tensor]:
         instances = [each for each in instances if len(each)]
-        side, losses = logits.shape[-1], {}
-        targets = [_cut(each, side) for each in instances]
+        targets = [_cut(each, logits.shape[-1]) for each in instances]
         # Detectron2's loss also logs how many cells are right.
         given = [_with_targets(*pair) for pair in zip(instances, targets, strict=True)]
         plain = mask_rcnn_loss(logits, given, self.vis_period)
@@ -158,18 +157,16 @@ class ParticleMaskHead(MaskRCNNConvUpsampleHead):
             return dict.fromkeys(("loss_mask", *self.weights), nothing)
         truth, classes = cat(targets), cat([each.gt_classes for each in instances])
         logits = _of_class(logits, classes)
-        losses["loss_mask"] = self.loss_weight * (
-            plain if self.loss is mask_loss.bce else self.loss(logits, truth)
-        )
+        loss = plain if self.loss is mask_loss.bce else self.loss(logits, truth)
+        losses = {"loss_mask": loss * self.loss_weight}
         if boundaries is not None:
             losses["loss_boundary"] = mask_loss.boundary(_of_class(boundaries, classes), truth)
         if self.iou_head is not None:
             # Detached: the masks should be right, and not easy to judge.
-            found = logits.detach()
-            expected = _of_class(self.iou_head(x, found.sigmoid()[:, None]), classes)
-            areas = cat([_area_in_cells(each, side) for each in instances])
-            iou = mask_loss.mask_iou(found > 0, truth, areas)
-            losses["loss_mask_iou"] = F.mse_loss(expected.float(), iou)
+            expected = self.iou_head(x, logits.detach().sigmoid()[:, None])
+            areas = cat([_area_in_cells(each, logits.shape[-1]) for each in instances])
+            iou = mask_loss.mask_iou(logits > 0, truth, areas)
+            losses["loss_mask_iou"] = F.mse_loss(_of_class(expected, classes).float(), iou)
         return {name: loss * self.weights.get(name, 1.0) for name, loss in losses.items()}
 
     def _rescore(self, x: torch.Tensor, instances: list[Instances]) -> None:
