@@ -20,6 +20,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     """
     for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
         add(cfg)
+    _add_dynamic_mask_head(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -72,6 +73,30 @@ def _add_model(cfg: CfgNode) -> None:
     # The network of MODEL.BACKBONE.NAME build_timm_fpn_backbone, by its name in timm. With
     # MODEL.WEIGHTS imagenet://<the name> it starts from ImageNet (docs/model_zoo.md).
     cfg.MODEL.TIMM = CfgNode({"NAME": "resnet18"})
+
+
+def _add_dynamic_mask_head(cfg: CfgNode) -> None:
+    """Add the keys of MODEL.ROI_MASK_HEAD.NAME DynamicMaskHead and of the image it looks at."""
+    # The backbone of MODEL.BACKBONE.NAME build_backbone_with_image, which passes on the image.
+    cfg.MODEL.BACKBONE.INNER = "build_resnet_fpn_backbone"
+    head = cfg.MODEL.DYNAMIC_MASK_HEAD = CfgNode()
+    # Px of the network's input between the values of a mask: 4, 2 or 1.
+    head.STRIDE = 2
+    # Channels inside the branch that makes the mask features, of its result, and width of the
+    # layer before the weights of a particle's network.
+    head.CONV_DIM = 16
+    head.CHANNELS = 8
+    head.FC_DIM = 128
+    # Layers of the network.
+    head.NUM_LAYERS = 3
+    # Masks are drawn in a window around the box: a factor on its sides, and px that it reaches
+    # beyond the box at least.
+    head.WINDOW = 1.5
+    head.MARGIN = 8.0
+    # Boxes of an image that the mask losses are computed of.
+    head.MAX_INSTANCES = 32
+    # Weight of the Dice loss beside the cross entropy.
+    head.DICE_WEIGHT = 1.0
 
 
 def _add_solver(cfg: CfgNode) -> None:

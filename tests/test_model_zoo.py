@@ -14,7 +14,8 @@ from microplastics.config import load_config
 from microplastics.engine.defaults import setup
 from microplastics.engine.distributed import argument_parser
 
-NAMES = ["demo", "demo_finetune", "quick", "quick_finetune", "r50", "r50_balanced", "r50_scratch"]
+NAMES = ["demo", "demo_dynamic", "demo_finetune", "quick", "quick_finetune"]
+NAMES += ["r50", "r50_balanced", "r50_scratch"]
 AWAY = """
 import sys
 from pathlib import Path

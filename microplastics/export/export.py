@@ -29,6 +29,7 @@ from microplastics.inference.predictor import Predictions, Predictor, read_input
 from microplastics.inference.stitching.matching import greedy_pairs
 from microplastics.modeling.interface import is_staged
 from microplastics.modeling.postprocessing import postprocess
+from microplastics.modeling.roi_heads import DynamicMaskHead
 from microplastics.synthetic import render_image
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
@@ -339,6 +340,9 @@ def _check_arguments(
     elif not is_staged(predictor.model):
         wrong = f"The architecture is {cfg.MODEL.META_ARCHITECTURE}; expected a GeneralizedRCNN "
         wrong += "with RPN."
+    elif isinstance(getattr(predictor.model.roi_heads, "mask_head", None), DynamicMaskHead):
+        wrong = "The mask head is DynamicMaskHead, whose masks have no fixed size; expected a head "
+        wrong += "with masks of M x M in each box."
     elif predictor.model.backbone.padding_constraints.get("square_size"):
         wrong = f"The backbone {cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected padding "
         wrong += "to a multiple of some pixels."

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Instances, ROIMasks
 
 from microplastics.structures.crop_masks import CropMasks
 
@@ -36,7 +36,9 @@ def postprocess(results: Instances, height: int, width: int, threshold: float = 
 
     Args:
         results: raw output of the RoI heads for one image: ``pred_boxes`` in px of the network's
-            input and, if there are masks, ``pred_masks`` (N, 1, M, M) probabilities.
+            input and, if there are masks, ``pred_masks``: (N, 1, M, M) probabilities, or a
+            subclass of ``ROIMasks`` that knows where its masks lie and has
+            ``paste(size, threshold)``.
         height: of the original image in px.
         width: of the original image in px.
         threshold: mask probability from which a pixel belongs to the particle.
@@ -54,9 +56,12 @@ def postprocess(results: Instances, height: int, width: int, threshold: float = 
     results.pred_boxes = boxes
     results = results[boxes.nonempty()]
     if results.has("pred_masks"):
-        results.pred_masks = CropMasks.paste(
-            results.pred_masks[:, 0], results.pred_boxes.tensor, (height, width), threshold
-        )
+        masks, size = results.pred_masks, (height, width)
+        if isinstance(masks, ROIMasks):
+            results.pred_masks = masks.paste(size, threshold)
+        else:
+            boxes = results.pred_boxes.tensor
+            results.pred_masks = CropMasks.paste(masks[:, 0], boxes, size, threshold)
     return results
 
 

@@ -59,6 +59,11 @@ HEADS = {
         *("MODEL.POINT_HEAD.FC_DIM", "16", "MODEL.POINT_HEAD.NUM_CLASSES", "3"),
         *("MODEL.POINT_HEAD.SUBDIVISION_STEPS", "3"),
     ),
+    "dynamic": (
+        *("MODEL.BACKBONE.NAME", "build_backbone_with_image"),
+        *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""),
+        *("MODEL.ROI_MASK_HEAD.NAME", "DynamicMaskHead"),
+    ),
     "own": ("MODEL.ROI_MASK_HEAD.NAME", "NestedMaskHead"),
     "timm": (
         *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),
@@ -68,10 +73,11 @@ HEADS = {
 LOSSES = {
     "cascade": "loss_cls_stage2",
     "point_rend": "loss_mask_point",
+    "dynamic": "loss_mask_dice",
     "own": "loss_mask_coarse",
     "timm": "loss_mask",
 }
-MASK_SIZES = {"cascade": 28, "point_rend": 56, "own": 56, "timm": 28}
+MASK_SIZES = {"cascade": 28, "point_rend": 56, "dynamic": None, "own": 56, "timm": 28}
 SHORT = ("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
 RETINA = (
     *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "3"),
@@ -121,6 +127,10 @@ def test_from_training_to_export(tiny_cfg, tmp_path, head):
     torch.testing.assert_close(half.scores[:3], found.scores[:3], rtol=0, atol=0.02)
 
     check_fine_tuning(tiny_cfg, path, opts)
+    if head == "dynamic":
+        with user_error("export_unsupported", "DynamicMaskHead", "M x M"):
+            export_model(predictor, tmp_path / "model.ts", "torchscript", size=(96, 96))
+        return
     export_model(predictor, tmp_path / "model.ts", "torchscript", size=(96, 96))
 
 
