@@ -23,6 +23,8 @@ def add_microplastics_config(cfg: CfgNode) -> None:
         _add_augmentation,
         _add_model,
         _add_mask_head,
+        _add_dynamic_mask_head,
+        _add_nms,
         _add_ladder,
         _add_solver,
         _add_optimizer,
@@ -30,7 +32,6 @@ def add_microplastics_config(cfg: CfgNode) -> None:
         _add_counting,
     ):
         add(cfg)
-    _add_nms(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -149,6 +150,30 @@ def _add_nms(cfg: CfgNode) -> None:
     # Of two masks of a class whose IoU is above THRESH, the worse-scored one goes. Masks are
     # predicted for at most CANDIDATES boxes of an image, which box NMS at CANDIDATE_THRESH leaves.
     heads.MASK_NMS = CfgNode({"THRESH": 0.5, "CANDIDATE_THRESH": 0.9, "CANDIDATES": 400})
+
+
+def _add_dynamic_mask_head(cfg: CfgNode) -> None:
+    """Add the keys of MODEL.ROI_MASK_HEAD.NAME DynamicMaskHead and of the image it looks at."""
+    # The backbone of MODEL.BACKBONE.NAME build_backbone_with_image, which passes on the image.
+    cfg.MODEL.BACKBONE.INNER = "build_resnet_fpn_backbone"
+    head = cfg.MODEL.DYNAMIC_MASK_HEAD = CfgNode()
+    # Px of the network's input between the values of a mask: 4, 2 or 1.
+    head.STRIDE = 2
+    # Channels inside the branch that makes the mask features, of its result, and width of the
+    # layer before the weights of a particle's network.
+    head.CONV_DIM = 16
+    head.CHANNELS = 8
+    head.FC_DIM = 128
+    # Layers of the network.
+    head.NUM_LAYERS = 3
+    # Masks are drawn in a window around the box: a factor on its sides, and px that it reaches
+    # beyond the box at least.
+    head.WINDOW = 1.5
+    head.MARGIN = 8.0
+    # Boxes of an image that the mask losses are computed of.
+    head.MAX_INSTANCES = 32
+    # Weight of the Dice loss beside the cross entropy.
+    head.DICE_WEIGHT = 1.0
 
 
 def _add_solver(cfg: CfgNode) -> None:

@@ -10,7 +10,7 @@ from microplastics.engine import Trainer
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.export.export import export_model
 from microplastics.inference.predictor import Predictor
-from microplastics.modeling.interface import class_dependent, is_staged
+from microplastics.modeling.interface import class_dependent, is_staged, mask_size
 
 SHORT = ("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
 
@@ -48,10 +48,11 @@ def from_training_to_export(build_cfg, tmp_path, loss):
     predictor = Predictor.from_checkpoint(path, opts, optimize=staged)
     check_prediction(predictor, path)
     check_fine_tuning(build_cfg, path)
-    if staged:
+    if staged and mask_size(cfg):
         export_model(predictor, tmp_path / "model.ts", "torchscript", size=(96, 96))
     else:
-        with user_error("export_unsupported", cfg.MODEL.META_ARCHITECTURE):
+        name = "masks" if staged else cfg.MODEL.META_ARCHITECTURE
+        with user_error("export_unsupported", name):
             export_model(predictor, tmp_path / "model.ts", "torchscript")
 
 

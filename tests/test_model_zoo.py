@@ -15,7 +15,7 @@ from microplastics.engine.defaults import setup
 from microplastics.engine.distributed import argument_parser
 
 NAMES = [
-    *("demo", "demo_finetune"),
+    *("demo", "demo_dynamic", "demo_finetune"),
     *("quick", "quick_cascade", "quick_finetune", "quick_mask112", "quick_mask56"),
     *("quick_pointrend", "quick_semantic"),
     *("r101", "r50", "r50_balanced", "r50_cascade", "r50_mask112", "r50_mask56", "r50_pointrend"),

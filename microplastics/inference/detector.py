@@ -1,5 +1,6 @@
 """Batches of images through a Detectron2 model."""
 
+import contextlib
 import copy
 import functools
 import logging
@@ -265,10 +266,12 @@ class Detector:
         step, longest = max(1, _MASK_CHUNK // len(found)), max(map(len, found))
         if longest <= _MASK_CHUNK:
             return heads.forward_with_given_boxes(pooled, found)
-        parts = [
-            heads.forward_with_given_boxes(pooled, [each[start : start + step] for each in found])
-            for start in range(0, longest, step)
-        ]
+        branch = getattr(getattr(heads, "mask_head", None), "branch", None)
+        with remembered(branch) if branch is not None else contextlib.nullcontext():
+            parts = [
+                heads.forward_with_given_boxes(pooled, [each[i : i + step] for each in found])
+                for i in range(0, longest, step)
+            ]
         return [Instances.cat(list(of_image)) for of_image in zip(*parts, strict=True)]
 
     def _above(self, found: list[Instances]) -> list[Instances]:

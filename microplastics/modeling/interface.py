@@ -206,7 +206,8 @@ def is_staged(model: nn.Module) -> bool:
     """Return whether a model can be run stage by stage: backbone, proposals, heads.
 
     Its raw results then are boxes in px of the network's input and, with masks, (N, 1, M, M)
-    probabilities in these boxes; those of other models are pasted and scaled to the image.
+    probabilities in these boxes or a subclass of ``ROIMasks``; those of other models are pasted
+    and scaled to the image.
     """
     return (
         isinstance(model, GeneralizedRCNN)
@@ -291,7 +292,7 @@ def _numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def remembered(head: nn.Module) -> Iterator[None]:
-    """Let two calls of the RPN on the same features share its convolutions."""
+    """Let calls of the RPN's head, or a mask branch, on the same features share its result."""
     forward, memory = head.forward, []
 
     def remembering(features):

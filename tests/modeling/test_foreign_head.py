@@ -78,6 +78,15 @@ HEADS = {
         "loss_mask_iou",
         56,
     ),
+    "dynamic": (
+        (
+            *("MODEL.BACKBONE.NAME", "build_backbone_with_image"),
+            *("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""),
+            *("MODEL.ROI_MASK_HEAD.NAME", "DynamicMaskHead"),
+        ),
+        "loss_mask_dice",
+        None,
+    ),
     "timm": (
         (
             *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"),

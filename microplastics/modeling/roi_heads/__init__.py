@@ -1,11 +1,13 @@
 """ROI heads and mask heads: Detectron2's with the project's options."""
 
 from microplastics.modeling.roi_heads.cascade import CascadeMaskROIHeads
+from microplastics.modeling.roi_heads.dynamic_mask_head import DynamicMaskHead
 from microplastics.modeling.roi_heads.mask_head import ParticleMaskHead
 from microplastics.modeling.roi_heads.roi_heads import ParticleCascadeROIHeads, ParticleROIHeads
 
 __all__ = [
     "CascadeMaskROIHeads",
+    "DynamicMaskHead",
     "ParticleCascadeROIHeads",
     "ParticleMaskHead",
     "ParticleROIHeads",

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
+from microplastics.modeling.backbone.with_image import IMAGE
 from microplastics.modeling.nms import ChosenNMS
 from microplastics.modeling.roi_masks import BoxedMasks
 from microplastics.utils.errors import UserError
@@ -63,6 +65,15 @@ class ParticleOptions:
             "mask_loss_weight": cfg.MODEL.ROI_MASK_HEAD.LOSS_WEIGHT,
             "cls_loss_weight": cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT,
         }
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE and IMAGE in input_shape:
+            # A mask head that pools by itself also gets the image, if the backbone passes it on.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.ROI_HEADS.IN_FEATURES = [*cfg.MODEL.ROI_HEADS.IN_FEATURES, IMAGE]
+        return super()._init_mask_head(cfg, input_shape)
 
     def _forward_mask(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
