@@ -64,6 +64,7 @@ def _register_datasets(_: ModuleType) -> None:
 def _register_backbones(_: ModuleType) -> None:
     importlib.import_module("microplastics.modeling.backbone")
     importlib.import_module("microplastics.modeling.roi_heads")
+    importlib.import_module("microplastics.modeling.torchvision")
 
 
 def __getattr__(name: str) -> Any:

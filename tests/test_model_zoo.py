@@ -15,6 +15,7 @@ from microplastics.engine.defaults import setup
 from microplastics.engine.distributed import argument_parser
 
 NAMES = ["demo", "demo_finetune", "quick", "quick_finetune", "r50", "r50_balanced", "r50_scratch"]
+NAMES += ["torchvision", "torchvision_v2"]
 AWAY = """
 import sys
 from pathlib import Path
