@@ -44,6 +44,7 @@ for _message, _category in (
     warnings.filterwarnings("ignore", _message, _category)
 
 _HOME = {
+    "MaskRCNN": "microplastics.mask_rcnn",
     "Predictions": "microplastics.inference.predictor",
     "Predictor": "microplastics.inference.predictor",
     "add_microplastics_config": "microplastics.config",

@@ -93,7 +93,7 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
     """Read a ``.pkl`` or ``.pth`` checkpoint without running code from it; log its sha256.
 
     The content is as Detectron2 has it, with the weights under ``"model"``. Those of torchvision's
-    Mask R-CNN, recognised by their names, get Detectron2's.
+    Mask R-CNN, recognised by their names, get Detectron2's, and ``"torchvision"`` is True.
 
     Args:
         path: a local file.
@@ -126,7 +126,7 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
             raise ValueError("it is not a table of weights")
         if is_torchvision(data["model"]):
             eps = 0.0 if digest.startswith(COCO_V1_SHA256) else EPS
-            data["model"] = from_torchvision(data["model"], eps)
+            data = {"model": from_torchvision(data["model"], eps), "torchvision": True}
     except (MemoryError, UserError):
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:

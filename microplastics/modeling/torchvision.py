@@ -1,7 +1,7 @@
 """Weights and anchors of torchvision's Mask R-CNN for Detectron2's.
 
-The architectures are the same, and so are the detections: ``configs/microplastics_torchvision.yaml``
-is ``maskrcnn_resnet50_fpn`` and ``configs/microplastics_torchvision_v2.yaml`` its second version.
+The architectures are the same, and so are the detections: the config ``torchvision`` is
+``maskrcnn_resnet50_fpn``, and ``torchvision_v2`` its second version.
 """
 
 import re

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
+from microplastics import MaskRCNN
 from microplastics.config import load_config
 from microplastics.engine.weights import load_into, read_weights
 from microplastics.modeling.torchvision import from_torchvision
@@ -78,8 +79,10 @@ def test_features_and_detections_are_torchvisions(name, tmp_path):
     theirs = random_torchvision(BUILDERS[name], images)
     path = str(tmp_path / "theirs.pth")
     torch.save(theirs.state_dict(), path)
-    ours = build_model(load_config(name, OPTS)).eval()
-    load_into(ours, read_weights(path), path)
+    model = MaskRCNN.load(path, opts=OPTS).eval()
+    assert model.class_names == ["Fiber", "Fragment", "Film"]
+    assert model.cfg.OUTPUT_DIR.endswith(name)
+    ours = model.network
 
     with torch.inference_mode():
         batch, _ = theirs.transform([image.clone() for image in images])

@@ -1,6 +1,7 @@
 """Backbones registered with Detectron2."""
 
 from microplastics.modeling.backbone import imagenet  # registers imagenet://
+from microplastics.modeling.backbone.module import ModuleBackbone
 from microplastics.modeling.backbone.timm import TimmBackbone, build_timm_fpn_backbone
 
-__all__ = ["TimmBackbone", "build_timm_fpn_backbone", "imagenet"]
+__all__ = ["ModuleBackbone", "TimmBackbone", "build_timm_fpn_backbone", "imagenet"]
