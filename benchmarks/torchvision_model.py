@@ -1,40 +1,13 @@
 """torchvision's Mask R-CNN with the weights of a Detectron2 one."""
 
-import re
+from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 
-# Detectron2's name to torchvision's; layers of classes are turned by _NUMBERED and below.
-_RENAMED = (
-    (r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.body.bn1."),
-    (r"^backbone\.bottom_up\.stem\.", "backbone.body."),
-    (
-        r"^(backbone)\.bottom_up\.res(\d)\.(\d+)\.shortcut\.norm\.",
-        r"\1.body.layer\2.\3.downsample.1.",
-    ),
-    (r"^(backbone)\.bottom_up\.res(\d)\.(\d+)\.shortcut\.", r"\1.body.layer\2.\3.downsample.0."),
-    (r"^(backbone)\.bottom_up\.res(\d)\.(\d+)\.conv(\d)\.norm\.", r"\1.body.layer\2.\3.bn\4."),
-    (r"^(backbone)\.bottom_up\.res(\d)\.(\d+)\.", r"\1.body.layer\2.\3."),
-    (r"^backbone\.fpn_lateral(\d)\.", r"backbone.fpn.inner_blocks.\1.0."),
-    (r"^backbone\.fpn_output(\d)\.", r"backbone.fpn.layer_blocks.\1.0."),
-    (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
-    (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn.head.cls_logits."),
-    (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.head.bbox_pred."),
-    (r"^roi_heads\.box_head\.fc1\.", "roi_heads.box_head.fc6."),
-    (r"^roi_heads\.box_head\.fc2\.", "roi_heads.box_head.fc7."),
-    (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", r"roi_heads.mask_head.\1.0."),
-    (r"^roi_heads\.mask_head\.deconv\.", "roi_heads.mask_predictor.conv5_mask."),
-    (r"^roi_heads\.mask_head\.predictor\.", "roi_heads.mask_predictor.mask_fcn_logits."),
-)
-# Detectron2 counts stages of the ResNet and the FPN from 2, and mask convolutions from 1.
-_NUMBERED = (
-    (r"(body\.layer)(\d)", 1),
-    (r"(fpn\.(?:inner|layer)_blocks\.)(\d)", 2),
-    (r"(roi_heads\.mask_head\.)(\d)", 1),
-)
+from microplastics.modeling.torchvision import detectron2_names
 
 
 def fits(cfg: CfgNode) -> bool:
@@ -85,7 +58,8 @@ def torchvision_model(cfg: CfgNode, model: nn.Module) -> MaskRCNN:
         box_nms_thresh=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         box_detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
-    missing, surplus = theirs.load_state_dict(convert_state(model.state_dict()), strict=False)
+    state = convert_state(model.state_dict(), theirs.state_dict())
+    missing, surplus = theirs.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or surplus:
         raise ValueError(f"Weights that torchvision lacks or has more: {missing} {surplus}")
@@ -100,27 +74,24 @@ def torchvision_model(cfg: CfgNode, model: nn.Module) -> MaskRCNN:
     return theirs.eval().to(cfg.MODEL.DEVICE)
 
 
-def convert_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the weights of Detectron2's Mask R-CNN R50-FPN as torchvision has them.
+def convert_state(state: dict[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Give weights of Detectron2's Mask R-CNN torchvision's names.
 
     Torchvision counts the background as class 0 of every layer, Detectron2 as the last of the
     box scores alone.
+
+    Args:
+        state: of Detectron2's model.
+        names: of torchvision's model.
     """
     converted = {}
-    for name, value in state.items():
-        if name.startswith("pixel_") or "cell_anchors" in name:
-            continue
+    for theirs, name in detectron2_names(names).items():
+        value = state[name]
         if name.startswith("roi_heads.box_predictor.cls_score."):
-            value = torch.cat([value[-1:], value[:-1]])
+            value = value.roll(1, dims=0)
         elif name.startswith("roi_heads.box_predictor.bbox_pred."):
             value = torch.cat([torch.zeros_like(value[:4]), value])
         elif name.startswith("roi_heads.mask_head.predictor."):
             value = torch.cat([torch.zeros_like(value[:1]), value])
-        for pattern, replacement in _RENAMED:
-            name, found = re.subn(pattern, replacement, name)
-            if found:
-                break
-        for pattern, first in _NUMBERED:
-            name = re.sub(pattern, lambda m, n=first: f"{m[1]}{int(m[2]) - n}", name)
-        converted[name] = value
+        converted[theirs] = value
     return converted

@@ -44,6 +44,7 @@ for _message, _category in (
     warnings.filterwarnings("ignore", _message, _category)
 
 _HOME = {
+    "MaskRCNN": "microplastics.mask_rcnn",
     "Predictions": "microplastics.inference.predictor",
     "Predictor": "microplastics.inference.predictor",
     "add_microplastics_config": "microplastics.config",
@@ -65,6 +66,7 @@ def _register_backbones(_: ModuleType) -> None:
     importlib.import_module("microplastics.modeling.backbone")
     importlib.import_module("microplastics.modeling.roi_heads")
     importlib.import_module("microplastics.modeling.meta_arch")
+    importlib.import_module("microplastics.modeling.torchvision")
 
 
 def __getattr__(name: str) -> Any:

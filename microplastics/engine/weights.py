@@ -14,6 +14,12 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from microplastics.modeling.interface import class_dependent
+from microplastics.modeling.torchvision import (
+    COCO_V1_SHA256,
+    EPS,
+    from_torchvision,
+    is_torchvision,
+)
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import sha256_of
 
@@ -86,7 +92,8 @@ def fetch_weights(path: str) -> str:
 def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
     """Read a ``.pkl`` or ``.pth`` checkpoint without running code from it; log its sha256.
 
-    The content is as Detectron2 has it, with the weights under ``"model"``.
+    The content is as Detectron2 has it, with the weights under ``"model"``. Those of torchvision's
+    Mask R-CNN, recognised by their names, get Detectron2's, and ``"torchvision"`` is True.
 
     Args:
         path: a local file.
@@ -117,6 +124,9 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
             for name, value in data["model"].items()
         ):
             raise ValueError("it is not a table of weights")
+        if is_torchvision(data["model"]):
+            eps = 0.0 if digest.startswith(COCO_V1_SHA256) else EPS
+            data = {"model": from_torchvision(data["model"], eps), "torchvision": True}
     except (MemoryError, UserError):
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -187,8 +197,8 @@ def load_into(
         name: f"{name} is {tuple(theirs)} there and {tuple(ours)} here"
         for name, theirs, ours in result.incorrect_shapes
     }
-    missing = [name for name in result.missing_keys if name not in shapes]
-    surplus, reshaped = list(result.unexpected_keys), set(shapes)
+    missing = [name for name in result.missing_keys if name not in shapes and _is_weight(name)]
+    surplus, reshaped = [name for name in result.unexpected_keys if _is_weight(name)], set(shapes)
     left = sorted({*missing, *shapes})
     if fine_tune is not None and backbone_only:
         missing = [name for name in missing if name.startswith("backbone.bottom_up.")]
@@ -212,6 +222,11 @@ def load_into(
             "\n  ".join(shapes.get(name, name) for name in left),
         )
     return left
+
+
+def _is_weight(name: str) -> bool:
+    """Return whether it is not the counter of a norm, which frozen norms do not have."""
+    return not name.endswith(".num_batches_tracked")
 
 
 def _misfit(source: str, problems: Sequence[str]) -> UserError:

@@ -1,5 +1,6 @@
 """Prediction with a trained model."""
 
+import functools
 import logging
 import os
 from collections import deque
@@ -179,6 +180,7 @@ class Predictor:
         batch_size: int | None = None,
         optimize: bool = True,
         _checkpoint: dict[str, Any] | None = None,
+        _build_model: Callable[[CfgNode], torch.nn.Module] | None = None,
     ):
         """
         Args:
@@ -194,6 +196,7 @@ class Predictor:
                 on a GPU if None.
             optimize: fold norms and use the NHWC order (scores differ by about 1e-5).
             _checkpoint: of :meth:`from_checkpoint`, already read.
+            _build_model: builds what a config alone cannot.
 
         Raises:
             UserError: as of :func:`read_weights` and :func:`load_into`; config_invalid,
@@ -230,7 +233,8 @@ class Predictor:
             logger.warning("This processor has no bf16 instructions; fp32 is faster here.")
         self.mask_threshold, self.batch_size = float(mask_threshold), batch_size
         self.precision = precision
-        model = _build(self.cfg, checkpoint, source).eval()
+        build = _build_model or functools.partial(_build, checkpoint=checkpoint, source=source)
+        model = build(self.cfg).eval()
         load_into(model, checkpoint, source)
         self._divisor = max(1, getattr(getattr(model, "backbone", None), "size_divisibility", 1))
         if optimize:

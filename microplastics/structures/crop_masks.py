@@ -150,27 +150,11 @@ class CropMasks(BitMasks):
         Raises:
             ValueError: a box is not finite, or the lengths differ.
         """
-        probs = mask_probs.detach().to("cpu", torch.float32)
-        boxes = boxes.detach().to("cpu", torch.float32)
-        if not torch.isfinite(boxes).all():
-            raise ValueError("A box of a mask is not finite")
-        height, width = int(image_size[0]), int(image_size[1])
-        frame = torch.tensor([width, height], dtype=torch.float32)
-        start = (boxes[:, :2].floor() - 1).clamp(min=0).minimum(frame).to(torch.int64)
-        end = (boxes[:, 2:].ceil() + 1).clamp(min=0).minimum(frame).to(torch.int64)
-        windows = torch.cat([start, end.maximum(start)], dim=1).tolist()
-        centers_x = torch.arange(width, dtype=torch.float32) + 0.5
-        centers_y = torch.arange(height, dtype=torch.float32) + 0.5
-        crops = []
-        for prob, box, (x0, y0, x1, y1) in zip(probs, boxes, windows, strict=True):
-            grid = torch.empty(1, y1 - y0, x1 - x0, 2)
-            grid[..., 0] = (centers_x[x0:x1] - box[0]) / (box[2] - box[0]) * 2 - 1
-            grid[..., 1] = ((centers_y[y0:y1] - box[1]) / (box[3] - box[1]) * 2 - 1)[:, None]
-            pasted = torch.zeros(1, 1, y1 - y0, x1 - x0)
-            if grid.numel():
-                pasted = F.grid_sample(prob[None, None], grid, align_corners=False)
-            crops.append((pasted[0, 0] >= threshold).numpy())
-        return cls(crops, start.numpy(), (height, width))
+        crops, offsets = [], []
+        for pasted, offset in paste_probabilities(mask_probs, boxes, image_size):
+            crops.append((pasted >= threshold).numpy())
+            offsets.append(offset)
+        return cls(crops, offsets, image_size)
 
     @staticmethod
     def cat(masks: Sequence["CropMasks"]) -> "CropMasks":
@@ -344,6 +328,38 @@ class CropMasks(BitMasks):
             offsets.append(start)
             crops.append(warped >= 0.5)
         return CropMasks(crops, offsets, (height, width))
+
+
+def paste_probabilities(
+    mask_probs: torch.Tensor, boxes: torch.Tensor, image_size: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
+    """Paste the mask head's output into the image, each mask into a window around its box.
+
+    The arguments and errors are those of :meth:`CropMasks.paste`.
+
+    Yields:
+        (h, w) float32 probabilities on the CPU, and x0 and y0 of the window in image pixels.
+        Outside of it they are 0.
+    """
+    probs = mask_probs.detach().to("cpu", torch.float32)
+    boxes = boxes.detach().to("cpu", torch.float32)
+    if not torch.isfinite(boxes).all():
+        raise ValueError("A box of a mask is not finite")
+    height, width = int(image_size[0]), int(image_size[1])
+    frame = torch.tensor([width, height], dtype=torch.float32)
+    start = (boxes[:, :2].floor() - 1).clamp(min=0).minimum(frame).to(torch.int64)
+    end = (boxes[:, 2:].ceil() + 1).clamp(min=0).minimum(frame).to(torch.int64)
+    windows = torch.cat([start, end.maximum(start)], dim=1).tolist()
+    centers_x = torch.arange(width, dtype=torch.float32) + 0.5
+    centers_y = torch.arange(height, dtype=torch.float32) + 0.5
+    for prob, box, (x0, y0, x1, y1) in zip(probs, boxes, windows, strict=True):
+        grid = torch.empty(1, y1 - y0, x1 - x0, 2)
+        grid[..., 0] = (centers_x[x0:x1] - box[0]) / (box[2] - box[0]) * 2 - 1
+        grid[..., 1] = ((centers_y[y0:y1] - box[1]) / (box[3] - box[1]) * 2 - 1)[:, None]
+        pasted = torch.zeros(1, 1, y1 - y0, x1 - x0)
+        if grid.numel():
+            pasted = F.grid_sample(prob[None, None], grid, align_corners=False)
+        yield pasted[0, 0], (x0, y0)
 
 
 def _checked_polygons(segmentation: Any) -> list[np.ndarray]:

@@ -240,19 +240,32 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     feature map of stride 4. ``input_shape`` is not used: the channels are those of PIXEL_MEAN.
     """
     model = cfg.MODEL
-    bottom_up = TimmBackbone(
-        model.TIMM.NAME,
-        model.FPN.IN_FEATURES,
-        freeze_at=model.BACKBONE.FREEZE_AT,
-        pixel_mean=model.PIXEL_MEAN,
-        pixel_std=model.PIXEL_STD,
-        image_format=cfg.INPUT.FORMAT,
-    )
     return FPN(
-        bottom_up=bottom_up,
+        bottom_up=_from_config(cfg, model.FPN.IN_FEATURES),
         in_features=model.FPN.IN_FEATURES,
         out_channels=model.FPN.OUT_CHANNELS,
         norm=model.FPN.NORM,
         top_block=LastLevelMaxPool(),
         fuse_type=model.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the network MODEL.TIMM.NAME without a feature pyramid.
+
+    MODEL.RESNETS.OUT_FEATURES names its feature maps, as for Detectron2's own ResNets.
+    """
+    return _from_config(cfg, cfg.MODEL.RESNETS.OUT_FEATURES)
+
+
+def _from_config(cfg: CfgNode, out_features: Sequence[str]) -> TimmBackbone:
+    model = cfg.MODEL
+    return TimmBackbone(
+        model.TIMM.NAME,
+        out_features,
+        freeze_at=model.BACKBONE.FREEZE_AT,
+        pixel_mean=model.PIXEL_MEAN,
+        pixel_std=model.PIXEL_STD,
+        image_format=cfg.INPUT.FORMAT,
     )
