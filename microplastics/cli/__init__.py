@@ -32,6 +32,8 @@ COMMANDS = {
         "thresholds": "train",
         "plot": "train",
         "curve": "experiments",
+        "cross-validate": "experiments",
+        "sweep": "experiments",
         "export": "predict",
     },
     "Particles": {
