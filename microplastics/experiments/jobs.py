@@ -93,13 +93,19 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     """Check configs, data sets and folders of jobs before any of them runs.
 
     Raises:
-        UserError: a config or a data set cannot be used, nothing would be evaluated, or
+        UserError: a config, a data set or weights cannot be used, nothing would be evaluated, or
             ``run_mismatch``, a folder holds a job of other settings.
     """
     checked = set()
     for job in jobs:
         cfg = job.load_config()
         _check_folder(job, cfg)
+        weights = cfg.MODEL.WEIGHTS
+        if weights and "://" not in weights and not os.path.isfile(weights):
+            raise UserError(
+                f"MODEL.WEIGHTS of {job.name} is {weights}, which does not exist; expected a file.",
+                code="file_missing",
+            )
         data = repr((cfg.DATASETS, cfg.MODEL.ROI_HEADS.NUM_CLASSES))
         if data not in checked:
             check_datasets(cfg)

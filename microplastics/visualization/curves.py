@@ -290,7 +290,7 @@ def plot_sweep(
         below.axvline(0, color="#444444", lw=1)
     for ax in panels[:, 0]:
         ax.set_yticks(range(len(names)), names)
-    panels[0, 0].invert_yaxis()
+    panels[0, 0].set_ylim(len(names) - 0.5, -0.5)  # the first row on top
     save_figure(figure, output)
 
 

@@ -68,6 +68,8 @@ def test_a_finished_folder_keeps_its_settings(job, tmp_path):
         check_jobs([other])
     with user_error("config_invalid", "DATASETS.TEST is empty"):
         check_jobs([job("c", "DATASETS.TEST", "()")])
+    with user_error("file_missing", "MODEL.WEIGHTS of c is nowhere.pth"):
+        check_jobs([job("c", "MODEL.WEIGHTS", "nowhere.pth")])
 
 
 def test_two_processes_do_not_share_a_folder(job):

@@ -135,7 +135,7 @@ def test_a_sweep_runs_is_resumed_and_is_compared(cli, tiny_opts, tmp_path):
 @pytest.mark.slow
 def test_the_time_of_runs_that_have_not_begun_is_measured(cli, tiny_opts, tmp_path):
     path, output = tmp_path / "sweep.yaml", tmp_path / "out"
-    path.write_text(GOOD + "  - {name: b, MODEL.ROI_MASK_HEAD.NUM_CONV: 2}\n")
+    path.write_text(GOOD + "  - {name: b, MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK: true}\n")
     expected = cli("sweep", path, "--output", output, "--dry-run", *tiny_opts)
     assert expected.returncode == 0, expected.stderr
     assert "4 runs, of which 4 are left: about" in expected.stdout and not output.exists()
