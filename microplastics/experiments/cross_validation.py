@@ -83,17 +83,14 @@ def run_cross_validation(
             *(len(results), len(jobs), result.job.name),
             result.error or f"segm/AP {result.metrics.get('segm/AP', math.nan):.1f}",
         )
-        metrics = {
-            name: results[job.folder].metrics
-            for name, job in jobs.items()
-            if job.folder in results and results[job.folder].metrics is not None
-        }
+        ended = {name: results.get(job.folder) for name, job in jobs.items()}
+        metrics = {name: r.metrics for name, r in ended.items() if r and r.metrics is not None}
+        failed = [r for r in ended.values() if r and r.metrics is None]
         rows = summarise(metrics)
-        _write(rows, output)
-    failed = [result for result in results.values() if result.metrics is None]
+        _write(rows, failed, output)
     if not failed:
         rows = summarise(metrics, pool(parts, [job.folder for job in jobs.values()], output, cfg))
-        _write(rows, output)
+        _write(rows, failed, output)
     return Outcome(rows, failed)
 
 
@@ -261,7 +258,7 @@ def _join(parts: Sequence[dict[str, Any]], output: Path) -> dict[str, Any]:
     return {**parts[0], "images": images, "annotations": annotations}
 
 
-def _write(rows: Sequence[dict[str, Any]], output: Path) -> None:
+def _write(rows: Sequence[dict[str, Any]], failed: Sequence[Result], output: Path) -> None:
     write_rows(output / "cross_validation.csv", rows)
     finite = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
@@ -271,3 +268,4 @@ def _write(rows: Sequence[dict[str, Any]], output: Path) -> None:
     write_json(output / "cross_validation.json", by_metric, indent=1)
     with atomic_write(output / "cross_validation.md") as file:
         file.write(markdown(rows))
+        file.writelines(f"\nFailed: {result.job.name}: {result.error}\n" for result in failed)

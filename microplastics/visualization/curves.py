@@ -298,7 +298,8 @@ def _plot_points(
     ax: Axes, rows: Sequence[Mapping[str, Any]], name: str, points: Sequence[tuple[str, float]]
 ) -> None:
     places = {row["run"]: place for place, row in enumerate(rows)}
-    ax.plot([v for _, v in points], [places[run] for run, _ in points], "o", color="#999999", ms=3)
+    below = [places[run] + 0.2 for run, _ in points]
+    ax.plot([value for _, value in points], below, "o", color="#999999", ms=3)
     for place, row in enumerate(rows):
         color, mean = COLORS[place % len(COLORS)], row.get(name, math.nan)
         ax.plot(mean, place, "D", color=color, ms=6)

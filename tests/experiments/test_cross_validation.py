@@ -146,6 +146,19 @@ def test_a_folder_of_folds_is_not_grouped_again(folded, tiny_opts, tmp_path):
         run_cross_validation("quick", tiny_opts, str(folded), tmp_path / "out", grouping)
 
 
+def test_a_fold_that_fails_is_listed(cli, folded, tiny_opts, tmp_path):
+    watch = ("SOLVER.EARLY_STOPPING.ENABLED", "True", "SOLVER.EARLY_STOPPING.METRIC", "nonsense")
+    output = tmp_path / "out"
+    done = cli(
+        *("cross-validate", "--config-file", "quick", "--folds", folded, "--output", output),
+        *(*tiny_opts, *watch),
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("is nonsense; expected") >= 2
+    assert "Failed: fold2: " in (output / "cross_validation.md").read_text()
+    assert not (output / "coco_instances_results.json").exists()
+
+
 def test_splits_are_no_folds(cli, rendered, tmp_path):
     json_file = rendered / "annotations" / "instances_train.json"
     cli("split", "--input", json_file, "--images", rendered / "train", "--output", tmp_path)
