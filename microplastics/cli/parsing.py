@@ -22,6 +22,9 @@ CONFIG_NAMES = (
 )
 """Names that ``--config-file`` takes in place of a path; completion must not import Detectron2."""
 
+SWEEP_NAMES = ("mask_classes", "mask_convs", "mask_resolution", "roi_pooling")
+"""Names that ``microplastics sweep`` takes in place of a path."""
+
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|WRITERS|GLOBAL"
 _KEY = re.compile(
     rf"(?:{_SECTIONS})(?:\.\w+)+|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK"
@@ -164,14 +167,16 @@ class _Arranger:
         return self.only_pairs or bool(_KEY.fullmatch(token) and not os.path.exists(token))
 
 
-class ConfigFile(click.ParamType):
-    """Path of a config, or the name of one of the project's."""
+class NamedFile(click.ParamType):
+    """Path of a file, or the name of one of the project's."""
 
-    name = "config"
+    def __init__(self, name: str, names: Sequence[str]):
+        self.name = name
+        self.names = names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
         """Offer the names, and files if none of them begins like that."""
-        names = [CompletionItem(name) for name in CONFIG_NAMES if name.startswith(incomplete)]
+        names = [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
         return names or [CompletionItem(incomplete, type="file")]
 
 
@@ -217,7 +222,7 @@ def section(title: str, *options: Callable) -> Callable:
 def config_file(text: str = "Name or path of the config.", **settings: Any) -> Callable:
     """Make the option ``--config-file``."""
     settings = {"default": "", "show_default": False, **settings}
-    return option("--config-file=FILE", text, type=ConfigFile(), **settings)
+    return option("--config-file=FILE", text, type=NamedFile("config", CONFIG_NAMES), **settings)
 
 
 processes = section(

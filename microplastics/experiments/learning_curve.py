@@ -1,12 +1,10 @@
 """Learning curves: trainings on subsets of the images from several starts."""
 
-import gc
 import itertools
 import logging
 import os
 import random
 import statistics
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +12,11 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from microplastics.config import load_config
 from microplastics.data.loader import check_datasets
-from microplastics.engine.defaults import setup
-from microplastics.engine.trainer import Trainer
+from microplastics.experiments.jobs import Job, Machines, Result, run_jobs
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json, write_json, write_rows
+from microplastics.utils.io import read_json, write_json, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,8 @@ def run_learning_curve(
     images: Sequence[int | None],
     seeds: Sequence[int],
     output: str | os.PathLike,
-) -> list[Run]:
+    machines: Machines | None = None,
+) -> tuple[list[Run], list[Result]]:
     """Train from each start on subsets of the training set, and evaluate each at its end.
 
     A subset is drawn at random from the annotated images; under one seed all starts get the same
@@ -54,14 +53,17 @@ def run_learning_curve(
         images: numbers of training images; None takes all.
         seeds: one run for each.
         output: folder of the runs, with ``runs.csv`` (a row a run) and ``summary.csv``.
+        machines: where they run.
+
+    Returns:
+        the finished runs, and the results of those that failed.
 
     Raises:
         UserError: settings or data do not fit.
-        SystemExit: Ctrl-C or SIGTERM; the same call continues.
     """
     output, opts = Path(output), [str(opt) for opt in opts]
     _check_starts(starts)
-    cfg = check_datasets(_config(config_file, [*opts, "OUTPUT_DIR", str(output)]))
+    cfg = check_datasets(load_config(config_file, opts))
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     if len(cfg.DATASETS.TRAIN) != 1 or metadata.get("json_file") is None:
         raise UserError(
@@ -69,21 +71,28 @@ def run_learning_curve(
             "JSON for a learning curve.",
             code="config_invalid",
         )
-    runs: list[Run] = []
-    for count in images:
-        for seed in seeds:
-            json_file, number = _subset(cfg, count, seed, output / "subsets")
-            for start, weights in starts:
-                folder = output / f"{start}_{number}_seed{seed}"
-                wanted = {
-                    "DATASETS.TRAIN": repr((f"{json_file}:{metadata.image_root}",)),
-                    "MODEL.WEIGHTS": weights,
-                    "SEED": str(seed),
-                    "OUTPUT_DIR": str(folder),
-                }
-                runs.append(Run(start, number, seed, _train(config_file, opts, wanted, folder)))
-                _write(runs, output)
-    return runs
+    jobs: dict[Path, tuple[Job, Run]] = {}
+    for count, seed in itertools.product(images, seeds):
+        json_file, number = _subset(cfg, count, seed, output / "subsets")
+        for start, weights in starts:
+            folder = output / f"{start}_{number}_seed{seed}"
+            wanted = {
+                "DATASETS.TRAIN": repr((f"{json_file}:{metadata.image_root}",)),
+                "MODEL.WEIGHTS": weights,
+                "SEED": str(seed),
+            }
+            all_opts = (*opts, *itertools.chain(*wanted.items()))
+            job = Job(folder.name, config_file, all_opts, folder)
+            jobs[folder] = job, Run(start, number, seed, {})
+    runs, failed = [], []
+    for result in run_jobs([job for job, _ in jobs.values()], machines, output):
+        if result.metrics is None:
+            failed.append(result)
+            continue
+        _, run = jobs[result.job.folder]
+        runs.append(run._replace(metrics=result.metrics))
+        _write(runs, output)
+    return runs, failed
 
 
 def summarise(runs: Sequence[Run]) -> list[dict[str, str | int | float]]:
@@ -118,11 +127,6 @@ def _check_starts(starts: Sequence[tuple[str, str]]) -> None:
             )
 
 
-def _config(config_file: str, opts: Sequence[str]) -> CfgNode:
-    # resume: a stopped run continues, and a new one starts.
-    return setup(Namespace(config_file=config_file, opts=opts, eval_only=False, resume=True))
-
-
 def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[str, int]:
     """Write the JSON of ``count`` annotated images; return it and its number of images."""
     json_file = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).json_file
@@ -143,38 +147,6 @@ def _subset(cfg: CfgNode, count: int | None, seed: int, folder: Path) -> tuple[s
     path = folder / f"train_{count}_seed{seed}.json"
     write_json(path, data)
     return str(path), count
-
-
-def _train(
-    config_file: str, opts: Sequence[str], wanted: dict[str, str], folder: Path
-) -> dict[str, float]:
-    """Return the metrics of a run, which is trained unless it is finished already."""
-    settings = {"config_file": config_file, "opts": opts, **wanted}
-    path = folder / "learning_curve_run.json"
-    if path.is_file():
-        data = read_json(path, meant=OWN_FILE)
-        if data.get("settings") != settings or not isinstance(data.get("metrics"), dict):
-            raise UserError(
-                f"{folder} holds a run of other settings; delete it or choose another --output.",
-                code="run_mismatch",
-            )
-        return data["metrics"]
-    trainer = Trainer(_config(config_file, [*opts, *itertools.chain(*wanted.items())]))
-    trainer.resume_or_load(resume=True)
-    metrics = dict(trainer.train())
-    exit_code = trainer.signals.exit_code
-    del trainer
-    gc.collect()  # hooks and trainer refer to each other
-    if exit_code:
-        raise SystemExit(exit_code)
-    if not metrics:
-        raise UserError(
-            "The training was not evaluated; set TEST.EVAL_PERIOD to SOLVER.MAX_ITER or a part "
-            "of it.",
-            code="config_invalid",
-        )
-    write_json(path, {"settings": settings, "metrics": metrics}, indent=1)
-    return metrics
 
 
 def _write(runs: Sequence[Run], output: Path) -> None:

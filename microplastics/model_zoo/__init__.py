@@ -1,4 +1,4 @@
-"""The project's configs by name.
+"""The project's configs and sweep files by name.
 
 A wheel carries ``configs/`` in this package (see setup.py); a checkout reads the folder itself.
 """
@@ -10,12 +10,14 @@ from detectron2.config import CfgNode
 from microplastics.utils.errors import UserError
 
 _PREFIX = "microplastics_"
+_CONFIGS = f"{_PREFIX}*.yaml"
+_SWEEPS = "sweeps/*.yaml"
 _HERE = Path(__file__).parent
 
 
 def config_names() -> list[str]:
     """Return the names that :func:`config_file` takes, without prefix and ending."""
-    return sorted(path.stem.removeprefix(_PREFIX) for path in _folder().glob(f"{_PREFIX}*.yaml"))
+    return sorted(_files(_CONFIGS))
 
 
 def config_file(name: str) -> str:
@@ -27,16 +29,21 @@ def config_file(name: str) -> str:
     Raises:
         UserError: file_missing.
     """
-    if Path(name).is_file():
-        return name
-    short = name.removeprefix(_PREFIX).removesuffix(".yaml")
-    if short not in config_names():
-        known = ", ".join(config_names())
-        raise UserError(
-            f"There is no config file {name}; expected the path of a YAML file, or one of {known}.",
-            code="file_missing",
-        )
-    return str(_folder() / f"{_PREFIX}{short}.yaml")
+    return _find(name, _CONFIGS, "config file")
+
+
+def sweep_names() -> list[str]:
+    """Return the names that :func:`sweep_file` takes, without ending."""
+    return sorted(_files(_SWEEPS))
+
+
+def sweep_file(name: str) -> str:
+    """Return the path of a sweep file, given as a path or by a name such as ``roi_pooling``.
+
+    Raises:
+        UserError: file_missing.
+    """
+    return _find(name, _SWEEPS, "sweep file")
 
 
 def get_config(name: str) -> CfgNode:
@@ -44,6 +51,24 @@ def get_config(name: str) -> CfgNode:
     from microplastics.config import load_config
 
     return load_config(name)
+
+
+def _find(name: str, pattern: str, what: str) -> str:
+    if Path(name).is_file():
+        return name
+    files = _files(pattern)
+    short = name.removeprefix(_PREFIX).removesuffix(".yaml")
+    if short not in files:
+        raise UserError(
+            f"There is no {what} {name}; expected the path of a YAML file, or one of "
+            f"{', '.join(sorted(files))}.",
+            code="file_missing",
+        )
+    return str(files[short])
+
+
+def _files(pattern: str) -> dict[str, Path]:
+    return {path.stem.removeprefix(_PREFIX): path for path in _folder().glob(pattern)}
 
 
 def _folder() -> Path:

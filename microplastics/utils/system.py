@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 import cv2
@@ -52,12 +53,7 @@ def map_in_processes(
         finally:
             cv2.setNumThreads(threads)
         return
-    # Not fork, after which OpenCV and torch threads can hang. A fork server imports the module
-    # once for all workers, spawning once for each.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload([function.__module__])
+    context = process_context(function.__module__)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
         yield from pool.map(function, tasks, chunksize=chunk)
@@ -69,6 +65,19 @@ def map_in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def process_context(module: str) -> BaseContext:
+    """Return the way to start processes that run functions of ``module``.
+
+    Not fork, after which OpenCV and torch threads can hang. A fork server imports the module once
+    for all processes, spawning once for each.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
 
 
 def _start_worker() -> None:

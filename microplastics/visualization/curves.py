@@ -1,4 +1,4 @@
-"""Curves of training, of counting and of learning.
+"""Curves of training, of counting and of learning, and points of sweeps.
 
 All raise UserError for files that cannot be used or written.
 """
@@ -287,3 +287,56 @@ def plot_anchors(search: AnchorSearch, output: str | os.PathLike) -> None:
         ax.legend(frameon=False, fontsize="small", markerscale=2)
         ax.spines[["top", "right"]].set_visible(False)
     save_figure(figure, output)
+
+
+def plot_sweep(
+    rows: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+    output: str | os.PathLike,
+) -> None:
+    """Plot the metrics of a sweep above, and below their differences from the first settings.
+
+    Large points are means with their intervals, if there are any, small ones single seeds.
+
+    Args:
+        rows: those of ``experiments.sweep.summarise``.
+        points: ``run``, ``seed`` and metrics of each run.
+        metrics: a column of panels each.
+        output: as of :func:`save_figure`.
+    """
+    names = [row["run"] for row in rows]
+    first = {point["seed"]: point for point in points if point["run"] == names[0]}
+    size = (3.4 * len(metrics) + 1, 2 * (0.9 + 0.42 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(2, len(metrics), sharey=True, squeeze=False)
+    for metric, (above, below) in zip(metrics, panels.T, strict=True):
+        values = [(p["run"], p.get(metric, math.nan)) for p in points]
+        differences = [
+            (p["run"], p.get(metric, math.nan) - first[p["seed"]].get(metric, math.nan))
+            for p in points
+            if p["seed"] in first and p["run"] != names[0]
+        ]
+        _plot_points(above, rows, metric, values)
+        _plot_points(below, rows, f"{metric} difference", differences)
+        above.set_xlabel(metric)
+        below.set_xlabel(f"{metric}, difference from {names[0]}")
+        below.axvline(0, color="#444444", lw=1)
+    for ax in panels[:, 0]:
+        ax.set_yticks(range(len(names)), names)
+    panels[0, 0].set_ylim(len(names) - 0.5, -0.5)  # the first row on top
+    save_figure(figure, output)
+
+
+def _plot_points(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], name: str, points: Sequence[tuple[str, float]]
+) -> None:
+    places = {row["run"]: place for place, row in enumerate(rows)}
+    below = [places[run] + 0.2 for run, _ in points]
+    ax.plot([value for _, value in points], below, "o", color="#999999", ms=3)
+    for place, row in enumerate(rows):
+        color, mean = COLORS[place % len(COLORS)], row.get(name, math.nan)
+        ax.plot(mean, place, "D", color=color, ms=6)
+        ax.plot([row.get(f"{name} low"), row.get(f"{name} high")], [place] * 2, color=color, lw=2)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
