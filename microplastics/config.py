@@ -21,6 +21,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     for add in (_add_input, _add_augmentation, _add_model, _add_solver, _add_test, _add_counting):
         add(cfg)
     _add_nms(cfg)
+    _add_box_branch(cfg)
     # Optional event writers beside the terminal, metrics.json and TensorBoard.
     cfg.WRITERS = CfgNode()
     cfg.WRITERS.WANDB = CfgNode({"ENABLED": False, "PROJECT": "microplastics", "NAME": ""})
@@ -85,6 +86,17 @@ def _add_nms(cfg: CfgNode) -> None:
     # Of two masks of a class whose IoU is above THRESH, the worse-scored one goes. Masks are
     # predicted for at most CANDIDATES boxes of an image, which box NMS at CANDIDATE_THRESH leaves.
     heads.MASK_NMS = CfgNode({"THRESH": 0.5, "CANDIDATE_THRESH": 0.9, "CANDIDATES": 400})
+
+
+def _add_box_branch(cfg: CfgNode) -> None:
+    """Add the keys of ParticleBoxHead and of the pyramid's top; see docs/model_zoo.md."""
+    # Share of the values after each linear layer that training drops.
+    cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.0
+    # Widths of the linear layers; empty for NUM_FC layers of FC_DIM.
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = []
+    # What P6 is made by: maxpool of P5, or a convolution, conv_p5 or conv_c5. Of
+    # build_timm_fpn_backbone and build_particle_resnet_fpn_backbone.
+    cfg.MODEL.FPN.TOP_BLOCK = "maxpool"
 
 
 def _add_solver(cfg: CfgNode) -> None:

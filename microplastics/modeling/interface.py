@@ -29,6 +29,16 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
 
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
+# Keys of the project, their values that change nothing, the registered part of Detectron2 that
+# ignores others, and the one of the project that follows them.
+_IGNORED = (
+    ("ROI_BOX_HEAD", "DROPOUT", 0.0, "FastRCNNConvFCHead", "ParticleBoxHead"),
+    ("ROI_BOX_HEAD", "FC_DIMS", [], "FastRCNNConvFCHead", "ParticleBoxHead"),
+    (
+        *("FPN", "TOP_BLOCK", "maxpool"),
+        *("build_resnet_fpn_backbone", "build_particle_resnet_fpn_backbone"),
+    ),
+)
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 
 
@@ -76,6 +86,15 @@ def check_architecture(cfg: CfgNode) -> None:
             "MODEL.MASK_ON False.",
             code="config_invalid",
         )
+    for section, key, default, ignoring, instead in _IGNORED:
+        value = model[section][key]
+        chooser = "BACKBONE" if section == "FPN" else section
+        if value != default and model[chooser].NAME == ignoring:
+            raise UserError(
+                f"MODEL.{section}.{key} is {value}, which {ignoring} ignores; expected {default}, "
+                f"or MODEL.{chooser}.NAME {instead}.",
+                code="config_invalid",
+            )
     heads = model.ROI_HEADS
     if heads.NMS != "box" and not (
         model.META_ARCHITECTURE == "GeneralizedRCNN"

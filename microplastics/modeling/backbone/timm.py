@@ -10,10 +10,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from microplastics.modeling.backbone.fpn import build_fpn
 from microplastics.utils.errors import UserError
 
 _STRIDES = {f"res{stage}": 2**stage for stage in range(1, 6)}
@@ -248,11 +248,4 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         pixel_std=model.PIXEL_STD,
         image_format=cfg.INPUT.FORMAT,
     )
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=model.FPN.IN_FEATURES,
-        out_channels=model.FPN.OUT_CHANNELS,
-        norm=model.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=model.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, bottom_up)
