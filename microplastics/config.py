@@ -25,6 +25,7 @@ def add_microplastics_config(cfg: CfgNode) -> None:
         _add_mask_head,
         _add_dynamic_mask_head,
         _add_nms,
+        _add_box_branch,
         _add_ladder,
         _add_solver,
         _add_optimizer,
@@ -174,6 +175,17 @@ def _add_dynamic_mask_head(cfg: CfgNode) -> None:
     head.MAX_INSTANCES = 32
     # Weight of the Dice loss beside the cross entropy.
     head.DICE_WEIGHT = 1.0
+
+
+def _add_box_branch(cfg: CfgNode) -> None:
+    """Add the keys of ParticleBoxHead and of the pyramid's top; see docs/model_zoo.md."""
+    # Share of the values after each linear layer that training drops.
+    cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.0
+    # Widths of the linear layers; empty for NUM_FC layers of FC_DIM.
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = []
+    # What P6 is made by: maxpool of P5, or a convolution, conv_p5 or conv_c5. Of
+    # build_timm_fpn_backbone and build_particle_resnet_fpn_backbone.
+    cfg.MODEL.FPN.TOP_BLOCK = "maxpool"
 
 
 def _add_solver(cfg: CfgNode) -> None:

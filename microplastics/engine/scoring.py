@@ -178,7 +178,8 @@ def per_class_table(metrics: dict[str, float], class_names: list[str]) -> list[d
 def choose_and_store(cfg: CfgNode, metric: Metric, weights: str = "", output: str = "") -> Outcome:
     """Score a checkpoint on all of DATASETS.TEST, choose the thresholds and store them in it.
 
-    The curves are written to OUTPUT_DIR/thresholds. All else in the checkpoint is unchanged.
+    The curves are written to OUTPUT_DIR/thresholds. All else in the checkpoint is unchanged. With
+    ``TEST.AUG.ENABLED`` the thresholds are those for test-time augmentation.
 
     Args:
         cfg: the config that the checkpoint was trained with.
@@ -252,6 +253,8 @@ def _check_target(cfg: CfgNode, path: str, output: str) -> None:
 def _score(cfg: CfgNode, class_names: Sequence[str]) -> Pooled:
     """Judge all images of DATASETS.TEST."""
     model, _ = _load(cfg, class_names)
+    if cfg.TEST.AUG.ENABLED:
+        model = AugmentedRCNN(cfg, model.eval())
     records = []
     for number, name in enumerate(cfg.DATASETS.TEST):
         overlap = cfg.TEST.COUNTING.MAX_OVERLAP

@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     GeneralizedRCNN,
@@ -27,7 +28,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from microplastics.config import get_cfg
-from microplastics.modeling.roi_heads import ParticleMaskHead
+from microplastics.modeling.roi_heads import ParticleBoxHead, ParticleMaskHead
 from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
@@ -94,6 +95,7 @@ def check_architecture(cfg: CfgNode) -> None:
 def _check_options_have_an_effect(cfg: CfgNode) -> None:
     """Refuse options of the project's heads that its others and Detectron2's would ignore."""
     heads = ROI_HEADS_REGISTRY, "ROI_HEADS", ParticleOptions, "ParticleROIHeads"
+    box_head = ROI_BOX_HEAD_REGISTRY, "ROI_BOX_HEAD", ParticleBoxHead, "ParticleBoxHead"
     mask_head = ROI_MASK_HEAD_REGISTRY, "ROI_MASK_HEAD", ParticleMaskHead, "ParticleMaskHead"
     plain = get_cfg()
     for key, (registry, section, ours, expected) in {
@@ -102,6 +104,8 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
         "ROI_MASK_HEAD.BOX_SCALE": heads,
         "ROI_MASK_HEAD.LOSS_WEIGHT": heads,
         "ROI_BOX_HEAD.CLS_LOSS_WEIGHT": heads,
+        "ROI_BOX_HEAD.DROPOUT": box_head,
+        "ROI_BOX_HEAD.FC_DIMS": box_head,
         "ROI_MASK_HEAD.UPSAMPLINGS": mask_head,
         "ROI_MASK_HEAD.LOSSES": mask_head,
         "ROI_MASK_HEAD.BOUNDARY.ENABLED": mask_head,
@@ -116,6 +120,13 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
                 f"MODEL.{section}.NAME is {name}, which ignores MODEL.{key}; expected {expected}.",
                 code="config_invalid",
             )
+    backbone, top = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.TOP_BLOCK
+    if backbone == "build_resnet_fpn_backbone" and top != "maxpool":
+        raise UserError(
+            f"MODEL.BACKBONE.NAME is {backbone}, which ignores MODEL.FPN.TOP_BLOCK {top}; expected "
+            "build_particle_resnet_fpn_backbone.",
+            code="config_invalid",
+        )
 
 
 class _WithoutMemory(TorchFunctionMode):

@@ -22,6 +22,7 @@ from microplastics.engine.scoring import (
 )
 from microplastics.engine.weights import read_weights
 from microplastics.evaluation.counting import CountingEvaluator
+from microplastics.evaluation.validation import validate
 
 
 def test_test_time_augmentation_sees_16_bit_images_as_prediction_does(
@@ -178,6 +179,20 @@ def test_duplicates_are_those_of_the_config(cfg, monkeypatch):
     cfg.TEST.COUNTING.MAX_OVERLAP = 0.3
     choose_and_store(cfg, "count")
     assert seen == [0.3, 0.3]
+
+
+def test_thresholds_for_test_time_augmentation(cfg, monkeypatch):
+    models = []
+
+    def watched(model, *args):
+        models.append(type(model).__name__)
+        return validate(model, *args)
+
+    monkeypatch.setattr(module, "validate", watched)
+    cfg.defrost()
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES = True, (96,)
+    assert choose_and_store(cfg, "f1").num_images == 6
+    assert models == ["AugmentedRCNN", "AugmentedRCNN"]
 
 
 def test_a_checkpoint_that_training_replaced_meanwhile_is_left_unchanged(cfg, monkeypatch):

@@ -10,10 +10,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from microplastics.modeling.backbone.fpn import build_fpn
 from microplastics.utils.errors import UserError
 
 _STRIDES = {f"res{stage}": 2**stage for stage in range(1, 6)}
@@ -239,15 +239,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     MODEL.FPN.IN_FEATURES names its levels by Detectron2's names for ResNets: ``res2`` is the
     feature map of stride 4. ``input_shape`` is not used: the channels are those of PIXEL_MEAN.
     """
-    model = cfg.MODEL
-    return FPN(
-        bottom_up=_from_config(cfg, model.FPN.IN_FEATURES),
-        in_features=model.FPN.IN_FEATURES,
-        out_channels=model.FPN.OUT_CHANNELS,
-        norm=model.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=model.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, _from_config(cfg, cfg.MODEL.FPN.IN_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()
