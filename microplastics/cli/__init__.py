@@ -42,6 +42,7 @@ COMMANDS = {
     "More": {
         "demo": "demo",
         "measurement-errors": "experiments",
+        "gpu-check": "train",
     },
 }
 
