@@ -2,11 +2,13 @@
 #
 #   PYTHON       the interpreter that .venv is made with (3.10 to 3.13), e.g. make PYTHON=python3.12
 #   VENV         the environment; one with Detectron2 main in it keeps that Detectron2
+#   GPU_ARGS     options of microplastics gpu-check, e.g. make gpu GPU_ARGS="--minutes 4"
 #   PYTEST_ARGS  arguments for pytest, e.g. make test PYTEST_ARGS="-x tests/data"; "-n 2" adds the slow
 #                tests: a whole demo, the notebook, killed and distributed trainings
 
 PYTHON ?= python3
 VENV ?= .venv
+GPU_ARGS ?=
 PYTEST_ARGS ?= -n 2 -m 'not slow'
 
 BIN := $(VENV)/bin
@@ -22,11 +24,12 @@ CHECK_PYTHON = import sys; v = sys.version_info[:2]; \
 	+ sys.executable + " is %d.%d: name another one, as in make PYTHON=python3.12" % v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo docs lint format clean
+.PHONY: help setup test demo gpu docs lint format clean
 
 help:
 	@echo "make demo    render particles, train, evaluate, then find, measure and count particles"
 	@echo "make test    run the tests (with the slow ones: make test PYTEST_ARGS='-n 2')"
+	@echo "make gpu     test and time training and prediction on a GPU, in at most eight minutes"
 	@echo "make setup   only the environment ($(VENV)): Python packages, Detectron2, this package"
 	@echo "make docs    build the documentation (output/site/index.html)"
 	@echo "make lint    check the style; make format fixes it"
@@ -62,6 +65,9 @@ test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/microplastics demo --output output/demo
+
+gpu: $(STAMP)
+	$(BIN)/microplastics gpu-check $(GPU_ARGS)
 
 # A warning of the build is an error.
 docs: $(STAMP)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import busy, evaluation, infer, loader, stitch, train, validate, zoo
+from benchmarks import busy, evaluation, gpu, infer, loader, stitch, train, validate, zoo
 from benchmarks.setting import cores, require_positive, workspace
 from microplastics.cli import run
 from microplastics.utils.errors import report_error
@@ -69,6 +69,14 @@ def parse() -> argparse.Namespace:
     sub = command("zoo", zoo)
     sub.add_argument("--configs", nargs="+", metavar="NAME", help="instead of all models")
     sub.add_argument("--size", type=int, metavar="PX", help="side of the image")
+    sub = command("gpu", gpu, "images to render for each config")
+    sub.add_argument("--config-file", nargs="+", metavar="FILE", help="default: r50 demo")
+    sub.add_argument("--device", metavar="NAME", help="cuda (the default), or cpu to try it there")
+    sub.add_argument("--size", type=int, metavar="PX", help="side of rendered images")
+    sub.add_argument("--iterations", type=int, metavar="N", help="iterations of a turn")
+    sub.add_argument("--minutes", type=float, metavar="M", help="nothing new begins after them")
+    sub.add_argument("--tests", nargs="+", metavar="PATH", help="tests to run those marked gpu of")
+    sub.add_argument("opts", nargs="*", help="config KEY VALUE pairs, after --")
     return parser.parse_args()
 
 

@@ -147,16 +147,16 @@ def _contestants(
     plain.model.load_state_dict(state)
     names = [f"class {number}" for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
     sides = {
-        PLAIN: _plain(plain, pictures),
-        FP32: _ours(Predictor(ours, names), pictures),
-        BF16: _ours(Predictor(ours, names, precision="bf16"), pictures),
+        PLAIN: plain_contestant(plain, pictures),
+        FP32: our_contestant(Predictor(ours, names), pictures),
+        BF16: our_contestant(Predictor(ours, names, precision="bf16"), pictures),
     }
     if fits(cfg):
         sides[TORCHVISION] = _torchvision(cfg, plain.model, pictures)
     return sides
 
 
-def _plain(predictor: DefaultPredictor, pictures: Sequence[np.ndarray]) -> Contestant:
+def plain_contestant(predictor: DefaultPredictor, pictures: Sequence[np.ndarray]) -> Contestant:
     def run() -> list[dict]:
         results = []
         for number, picture in enumerate(pictures):
@@ -167,7 +167,7 @@ def _plain(predictor: DefaultPredictor, pictures: Sequence[np.ndarray]) -> Conte
     return run
 
 
-def _ours(predictor: Predictor, pictures: Sequence[np.ndarray]) -> Contestant:
+def our_contestant(predictor: Predictor, pictures: Sequence[np.ndarray]) -> Contestant:
     classes = {number: number for number in range(len(predictor.class_names))}
 
     def run() -> list[dict]:

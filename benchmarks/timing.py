@@ -111,8 +111,8 @@ class Measurement:
                 [
                     "" if rows else self.label,
                     name,
-                    _seconds(spread.median),
-                    f"{_seconds(spread.low)} – {_seconds(spread.high)}",
+                    readable(spread.median),
+                    f"{readable(spread.low)} – {readable(spread.high)}",
                     *ratios,
                     target,
                 ]
@@ -173,7 +173,8 @@ class Report:
         }
 
 
-def _seconds(value: float) -> str:
+def readable(value: float) -> str:
+    """Seconds as s or ms."""
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 

@@ -44,6 +44,7 @@ COMMANDS = {
     "More": {
         "demo": "demo",
         "measurement-errors": "experiments",
+        "gpu-check": "train",
     },
 }
 

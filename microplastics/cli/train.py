@@ -1,11 +1,23 @@
-"""Commands for models: train, evaluate, thresholds, plot."""
+"""Commands for models: train, evaluate, thresholds, plot, gpu-check."""
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from microplastics.cli.parsing import command, config_file, flag, option, path, processes
+from microplastics.cli.parsing import (
+    ConfigFile,
+    command,
+    config_file,
+    flag,
+    option,
+    path,
+    processes,
+)
+from microplastics.utils.errors import UserError
 
 _config_of_training = "Name or path of the config of the training."
 _best = "Checkpoint (model_best.pth of OUTPUT_DIR if not given)."
@@ -150,3 +162,46 @@ def plot(input: str, output: str) -> None:
 
     plot_training_curves(input, output)
     print(f"Curves in {output}")
+
+
+@command("gpu-check", pairs=True, short_help="Test and time training and prediction on a GPU.")
+@option(
+    "--config-file=FILE",
+    "Names or paths of configs.",
+    multiple=True,
+    type=ConfigFile(),
+    default=["r50", "demo"],
+)
+@option("--device=NAME", "cuda; or cpu, to try the same without a GPU.", default="cuda")
+@option("--images=N", "Images that are rendered for each config.", type=int, default=24)
+@option("--size=PX", "Their side (the config's MIN_SIZE_TEST if not given).", type=int)
+@option("--iterations=N", "Iterations of a turn of training.", type=int, default=8)
+@option("--repeat=N", "Turns of each measurement.", type=int, default=4)
+@option("--minutes=M", "Nothing new begins after so many minutes.", type=float, default=8.0)
+@option("--tests=PATH", "Tests of which those marked gpu run.", multiple=True, default=["tests"])
+@path("--json=FILE", "Write all figures there too.")
+def gpu_check(opts: list[str], **given: Any) -> int:
+    """Run the GPU tests, then time training and prediction, and measure their memory.
+
+    Prints one Markdown table. Weights are random, so that nothing is downloaded. It runs
+    tools/benchmark.py gpu of the checkout that the package is in.
+
+    \b
+    microplastics gpu-check
+    microplastics gpu-check --config-file mine.yaml --minutes 4 SOLVER.IMS_PER_BATCH 8
+    """
+    import microplastics
+
+    script = Path(microplastics.__file__).parents[1] / "tools" / "benchmark.py"
+    if not script.is_file():
+        raise UserError(
+            f"{script} does not exist: gpu-check runs tests and benchmarks that are no part of the "
+            "installed package; expected a checkout of the repository (make gpu).",
+            code="file_missing",
+        )
+    words = [sys.executable, str(script), "gpu"]
+    for name, value in given.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return subprocess.run([*words, "--", *opts]).returncode

@@ -157,6 +157,8 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
             expected = "0 to 1" if name == "dropout" else "an integer above 0"
             raise UserError(f"{name} is {value}; expected {expected}.", code="option_invalid")
         merge_options(cfg, (_KEYS[name], value))
+        if name == "dropout":
+            cfg.MODEL.ROI_BOX_HEAD.NAME = "ParticleBoxHead"
 
 
 def _set_classes(cfg: CfgNode, num_classes: int) -> None:

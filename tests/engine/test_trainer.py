@@ -164,6 +164,19 @@ def test_training_on_cuda(tiny_cfg):
     assert trainer.finished and "segm/AP" in trainer.last_eval[1]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_options_of_training_on_cuda(tiny_cfg, optimizer):
+    scaled = ("SOLVER.AMP.DTYPE", "float16", "SOLVER.ACCUMULATE", 2, "SOLVER.EMA.ENABLED", True)
+    opts = ("MODEL.DEVICE", "cuda", "SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", 1e-3, *scaled)
+    for last, first in ((2, 0), (4, 2)):
+        trainer = trained(tiny_cfg(*opts, "SOLVER.MAX_ITER", last), resume=first > 0)
+        assert trainer.start_iter == first and trainer.finished
+    assert trainer.average.updates == 4
+    assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_one_warning_or_an_error_that_names_torchrun(tiny_cfg, caplog):
     from microplastics.engine.defaults import finalize_config
