@@ -22,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
 
+WITHOUT_BOXES = ("SemanticSegmentor", "ParticleSegmentor")
+"""Meta-architectures that need no anchors."""
+
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 
@@ -79,7 +82,7 @@ def check_architecture(cfg: CfgNode) -> None:
         )
 
 
-class _WithoutMemory(TorchFunctionMode):
+class WithoutMemory(TorchFunctionMode):
     """Makes new weights on the meta device; what constructors compute with stays on the CPU."""
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full)
@@ -100,7 +103,7 @@ def build_shapes(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    with _WithoutMemory():
+    with WithoutMemory():
         return build_model(cfg)
 
 

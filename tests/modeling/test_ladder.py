@@ -10,7 +10,7 @@ from lifecycle import from_training_to_export
 
 from benchmarks.zoo import different_models
 from microplastics import model_zoo
-from microplastics.modeling.interface import _WithoutMemory, build_shapes, mask_size
+from microplastics.modeling.interface import WithoutMemory, build_shapes, mask_size
 
 # A ResNet of the depth that the config has, a ViT and heads that train in a tenth of a second. From
 # random weights they need batch statistics, and no stage that is frozen.
@@ -84,7 +84,7 @@ def test_vitdets_coco_weights_fit():
     cfg = model_zoo.get_config("vitdet_b")
     theirs = detectron2_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
     theirs.roi_heads.num_classes = 3
-    with _WithoutMemory():
+    with WithoutMemory():
         assert_same_shapes(cfg, instantiate(theirs))
     assert (cfg.MODEL.PIXEL_MEAN, cfg.INPUT.FORMAT) == (theirs.pixel_mean, theirs.input_format)
 

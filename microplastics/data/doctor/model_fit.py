@@ -24,7 +24,7 @@ from microplastics.data.doctor.findings import (
     Finding,
     ModelFit,
 )
-from microplastics.modeling.interface import mask_size
+from microplastics.modeling.interface import WITHOUT_BOXES, WithoutMemory, mask_size
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -67,8 +67,7 @@ def best_iou(cfg: CfgNode, config_file: str, boxes: np.ndarray, sizes: np.ndarra
             are rotated.
     """
     try:
-        # Only shapes are needed: on this device no weights are made.
-        with torch.device("meta"):
+        with WithoutMemory():  # only shapes are needed
             backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         features = [shapes[feature] for feature in cfg.MODEL.RPN.IN_FEATURES]
@@ -161,7 +160,10 @@ def measure_fit(
     labels, names = particles.label, list(class_names)
     if not len(labels):
         return fit, []
-    anchor_iou = best_iou(cfg, config_file, particles.resized_boxes, particles.after)
+    # A model without boxes misses no particle by its anchors.
+    anchor_iou = np.ones(len(labels))
+    if cfg.MODEL.META_ARCHITECTURE not in WITHOUT_BOXES:
+        anchor_iou = best_iou(cfg, config_file, particles.resized_boxes, particles.after)
     fit.no_anchor = _means(anchor_iou < ANCHOR_IOU, labels, names)
     rows, weights = _draw(labels)
     fit.sampled, drawn = len(rows), labels[rows]
