@@ -1,5 +1,6 @@
 """A model's way from training to export, which every config and every head must go."""
 
+import importlib.util
 import math
 
 import torch
@@ -48,12 +49,24 @@ def from_training_to_export(build_cfg, tmp_path, loss):
     predictor = Predictor.from_checkpoint(path, opts, optimize=staged)
     check_prediction(predictor, path)
     check_fine_tuning(build_cfg, path)
-    if staged and mask_size(cfg):
-        export_model(predictor, tmp_path / "model.ts", "torchscript", size=(96, 96))
+    check_export(predictor, tmp_path)
+
+
+def check_export(predictor, folder):
+    """The model is exported, or refused for what it is."""
+    if not is_staged(predictor.model):
+        refused = predictor.cfg.MODEL.META_ARCHITECTURE
+    elif not mask_size(predictor.cfg):
+        refused = "masks on a grid"
+    elif predictor.cfg.MODEL.BACKBONE.NAME == "build_vit_fpn_backbone":
+        refused = "onnx with a size"
+        if importlib.util.find_spec("onnxruntime"):
+            export_model(predictor, folder / "model.onnx", "onnx", size=(96, 96))
     else:
-        name = "masks" if staged else cfg.MODEL.META_ARCHITECTURE
-        with user_error("export_unsupported", name):
-            export_model(predictor, tmp_path / "model.ts", "torchscript")
+        export_model(predictor, folder / "model.ts", "torchscript", size=(96, 96))
+        return
+    with user_error("export_unsupported", refused):
+        export_model(predictor, folder / "refused.ts", "torchscript", size=(96, 96))
 
 
 def check_prediction(predictor, path):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -16,6 +15,7 @@ from detectron2.structures import BoxMode
 from torch import nn
 
 from microplastics.model_zoo import config_file as path_of
+from microplastics.modeling.interface import WithoutMemory
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
@@ -58,8 +58,7 @@ class AnchorGrid:
                 anchors are rotated.
         """
         try:
-            # Only shapes are needed: on this device no weights are made.
-            with torch.device("meta"):
+            with WithoutMemory():  # only shapes are needed
                 backbone = build_backbone(cfg)
             shapes = backbone.output_shape()
             features = [shapes[feature] for feature in cfg.MODEL.RPN.IN_FEATURES]

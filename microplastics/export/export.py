@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torchvision
 from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.modeling import ViT
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, Instances, ROIMasks
@@ -95,8 +96,8 @@ def export_model(
             option_invalid, output_exists, dependency_missing, not_writable.
     """
     output = Path(output)
-    _check_arguments(output, file_format, size, predictor)
     fixed = file_format == "onnx" and size is not None and not dynamic
+    _check_arguments(output, file_format, size, predictor, fixed)
     if size is None:
         side = predictor.cfg.INPUT.MIN_SIZE_TEST or _TRACE_SIDE
         size = (min(max(side, _SIDES[0]), _TRACE_SIDE),) * 2
@@ -333,7 +334,11 @@ def _owner(beside: Path) -> str | None:
 
 
 def _check_arguments(
-    output: Path, file_format: str, size: Sequence[int] | None, predictor: Predictor
+    output: Path,
+    file_format: str,
+    size: Sequence[int] | None,
+    predictor: Predictor,
+    fixed: bool,
 ) -> None:
     code, wrong = "export_unsupported", None
     cfg, beside = predictor.cfg, output.with_suffix(".json")
@@ -373,6 +378,9 @@ def _check_arguments(
     elif predictor.model.backbone.padding_constraints.get("square_size"):
         wrong = f"The backbone {cfg.MODEL.BACKBONE.NAME} pads inputs to a square; expected padding "
         wrong += "to a multiple of some pixels."
+    elif not fixed and any(isinstance(module, ViT) for module in predictor.model.modules()):
+        wrong = "The backbone is a vision transformer, whose positions are traced for one size of "
+        wrong += "image; expected the format onnx with a size, and not dynamic."
     if wrong:
         raise UserError(wrong, code=code)
 

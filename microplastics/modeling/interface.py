@@ -33,6 +33,9 @@ from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
 
+WITHOUT_BOXES = ("SemanticSegmentor", "ParticleSegmentor")
+"""Meta-architectures that need no anchors."""
+
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 _KNOWN_MODULES = ("detectron2.", "microplastics.")
@@ -129,7 +132,7 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
         )
 
 
-class _WithoutMemory(TorchFunctionMode):
+class WithoutMemory(TorchFunctionMode):
     """Makes new weights on the meta device; what constructors compute with stays on the CPU."""
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full)
@@ -150,7 +153,7 @@ def build_shapes(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    with _WithoutMemory():
+    with WithoutMemory():
         return build_model(cfg)
 
 

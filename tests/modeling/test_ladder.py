@@ -8,8 +8,9 @@ from detectron2.config import instantiate
 from detectron2.model_zoo.model_zoo import _ModelZooUrls
 from lifecycle import from_training_to_export
 
+from benchmarks.zoo import different_models
 from microplastics import model_zoo
-from microplastics.modeling.interface import _WithoutMemory, build_shapes, mask_size
+from microplastics.modeling.interface import WithoutMemory, build_shapes, mask_size
 
 # A ResNet of the depth that the config has, a ViT and heads that train in a tenth of a second. From
 # random weights they need batch statistics, and no stage that is frozen.
@@ -28,6 +29,13 @@ NARROW = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 8),
 )
+# Those with code of their own; the others differ in numbers alone.
+FAST = ("r50_cascade", "r50_pointrend", "r50_semantic", "vitdet_b")
+LOSSES = {
+    "cascade": "loss_mask_stage2",
+    "pointrend": "loss_mask_point",
+    "semantic": "loss_sem_seg",
+}
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
@@ -42,20 +50,11 @@ def test_every_config_builds_at_full_size(name):
 
 
 @pytest.mark.parametrize(
-    "name, loss",
-    [
-        ("r50_cascade", "loss_mask_stage2"),
-        ("r50_pointrend", "loss_mask_point"),
-        ("r50_semantic", "loss_sem_seg"),
-        ("vitdet_b", "loss_mask"),
-        *(slow(name, "loss_mask") for name in ("r101", "x101", "r50_mask56", "r50_mask112")),
-        slow("quick_cascade", "loss_mask_stage0"),
-        slow("quick_pointrend", "loss_mask_point"),
-        slow("quick_semantic", "loss_sem_seg"),
-    ],
+    "name", [name if name in FAST else slow(name) for name in different_models()]
 )
-def test_from_training_to_export(tiny_cfg, tmp_path, name, loss):
+def test_from_training_to_export(tiny_cfg, tmp_path, name):
     opts = SMALL if name.startswith("quick") else (*SMALL, *NARROW)
+    loss = LOSSES.get(name.partition("_")[2], "loss_mask")
     from_training_to_export(functools.partial(tiny_cfg, *opts, name=name), tmp_path, loss)
 
 
@@ -85,7 +84,7 @@ def test_vitdets_coco_weights_fit():
     cfg = model_zoo.get_config("vitdet_b")
     theirs = detectron2_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
     theirs.roi_heads.num_classes = 3
-    with _WithoutMemory():
+    with WithoutMemory():
         assert_same_shapes(cfg, instantiate(theirs))
     assert (cfg.MODEL.PIXEL_MEAN, cfg.INPUT.FORMAT) == (theirs.pixel_mean, theirs.input_format)
 

@@ -106,8 +106,11 @@ def measure_fit(
     labels, names = particles.label, list(class_names)
     if not len(labels):
         return fit, []
-    grid = AnchorGrid.from_config(cfg, config_file)
-    anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
+    anchor_iou = np.ones(len(labels))
+    # A model without boxes misses no particle by its anchors.
+    if cfg.MODEL.META_ARCHITECTURE not in WITHOUT_BOXES:
+        grid = AnchorGrid.from_config(cfg, config_file)
+        anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
     fit.no_anchor = _means(anchor_iou < ANCHOR_IOU, labels, names)
     rows, weights = _draw(labels)
     fit.sampled, drawn = len(rows), labels[rows]

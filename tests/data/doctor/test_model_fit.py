@@ -192,6 +192,14 @@ def test_a_head_with_another_mask_size_is_measured_too():
     assert list(fit.mask_iou["Bead"]) == [28, 40, 56, 112]
 
 
+@pytest.mark.parametrize("name, missed", [("vitdet_b", 1), ("r50_semantic", 0)])
+def test_other_architectures_are_measured_too(name, missed):
+    cfg = config("INPUT.MIN_SIZE_TEST", 0, file=name)
+    fit, findings = measure_fit(cfg, name, [image_dict([strip(200, 3, 0)])], ["Fiber"])
+    assert fit.no_anchor["Fiber"] == missed  # a segmentation has no anchors
+    assert ("no_anchor" in {finding.code for finding in findings}) == bool(missed)
+
+
 def test_a_polygon_is_outlined_like_a_mask():
     outline, _ = cv2.findContours(disc(40).astype(np.uint8), 0, 1)
     dic = image_dict([disc(40)])
