@@ -141,14 +141,7 @@ def _set_levels(cfg: CfgNode, rpn: list[str], roi: list[str]) -> None:
 
 def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -> None:
     if mask_out_size is not None:
-        pooled = given["mask_pool_size"] or mask_out_size // 2
-        if mask_out_size != 2 * pooled:
-            raise UserError(
-                f"mask_out_size is {mask_out_size}; expected twice mask_pool_size, "
-                f"{2 * pooled}, since Detectron2's mask head doubles what it pools.",
-                code="option_conflict",
-            )
-        given["mask_pool_size"] = pooled
+        given["mask_pool_size"] = _set_mask_size(cfg, mask_out_size, given["mask_pool_size"])
     for name, value in given.items():
         if value is None:
             continue
@@ -157,6 +150,25 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
             expected = "0 to 1" if name == "dropout" else "an integer above 0"
             raise UserError(f"{name} is {value}; expected {expected}.", code="option_invalid")
         merge_options(cfg, (_KEYS[name], value))
+
+
+def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
+    """Choose a mask head that gives masks of a size, and return the size that it pools."""
+    node = cfg.MODEL.ROI_MASK_HEAD
+    if pooled is None:
+        pooled = node.POOLER_RESOLUTION
+        pooled = pooled if size in (pooled * 2**n for n in range(4)) else size // 2
+    doublings = [n for n in range(4) if size == pooled * 2**n]
+    if not doublings:
+        raise UserError(
+            f"mask_out_size is {size} and mask_pool_size {pooled}; expected once, twice, four or "
+            "eight times mask_pool_size.",
+            code="option_conflict",
+        )
+    if doublings != [1]:  # once is what Detectron2's own head does
+        head = "MODEL.ROI_MASK_HEAD"
+        merge_options(cfg, (f"{head}.NAME", "ParticleMaskHead", f"{head}.UPSAMPLINGS", *doublings))
+    return pooled
 
 
 def _set_classes(cfg: CfgNode, num_classes: int) -> None:
