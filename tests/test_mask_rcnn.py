@@ -306,6 +306,7 @@ def test_a_module_is_trained_saved_and_loaded(kind, photographs, rendered, tmp_p
         (None, {"anchor_sizes": (8, 16)}, "option_invalid", "p2, p3, p4, p5, p6"),
         (None, {"aspect_ratios": ((1,), (1, 2))}, "option_invalid", "aspect_ratios"),
         (None, {"hidden_dim": 0}, "option_invalid", "hidden_dim"),
+        (None, {"dropout": 1.0}, "option_invalid", "dropout"),
         ("resnet81", {}, "config_invalid", "did you mean"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import (
+    BACKBONE_REGISTRY,
     Backbone,
     GeneralizedRCNN,
     build_proposal_generator,
@@ -94,7 +95,14 @@ def _set_backbone(
             code="option_missing",
         )
     if use_fpn is False:
-        model.BACKBONE.NAME = model.BACKBONE.NAME.replace("_fpn_", "_")
+        plain = model.BACKBONE.NAME.replace("build_particle_", "build_").replace("_fpn_", "_")
+        if plain not in BACKBONE_REGISTRY:
+            raise UserError(
+                f"use_fpn is False, but the backbone of the config is {model.BACKBONE.NAME}, which "
+                "is not made without; use a ResNet or a network of timm.",
+                code="option_conflict",
+            )
+        model.BACKBONE.NAME = plain
         model.RESNETS.OUT_FEATURES = [_SINGLE_LEVEL]
         _set_levels(cfg, [_SINGLE_LEVEL], [_SINGLE_LEVEL])
     elif use_fpn and "fpn" not in model.BACKBONE.NAME:
@@ -150,6 +158,8 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
             expected = "0 to 1" if name == "dropout" else "an integer above 0"
             raise UserError(f"{name} is {value}; expected {expected}.", code="option_invalid")
         merge_options(cfg, (_KEYS[name], value))
+        if name == "dropout" and value:  # Detectron2's own head has none
+            merge_options(cfg, ("MODEL.ROI_BOX_HEAD.NAME", "ParticleBoxHead"))
 
 
 def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
