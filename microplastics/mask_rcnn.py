@@ -5,7 +5,7 @@ import copy
 import functools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -141,7 +141,8 @@ class MaskRCNN(nn.Module):
             dropout: probability behind each of them.
             mask_pool_size: side of what the mask head pools.
             mask_hidden_channels: channels of its convolutions.
-            mask_out_size: side of its masks, twice what it pools.
+            mask_out_size: side of its masks: twice what it pools, or with ParticleMaskHead once,
+                four or eight times.
             use_fpn: build a feature pyramid on the backbone. False takes the feature map of stride
                 16, or the module's as they are. None: as in the config, on a module only if its
                 maps differ in their channels.
@@ -160,8 +161,7 @@ class MaskRCNN(nn.Module):
                 "open a checkpoint with MaskRCNN.load(path, backbone=module).",
                 code="option_conflict",
             )
-        cfg = config.clone() if isinstance(config, CfgNode) else load_config(config)
-        cfg.defrost()
+        cfg = _unfrozen(config)
         cfg.MODEL.DEVICE = "cpu"
         if weights is not None or backbone is not None:
             cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = weights or "", ""
@@ -189,7 +189,8 @@ class MaskRCNN(nn.Module):
         self.network = self._build(cfg, self._backbone)
         # For autocast in a training loop of the user's own.
         keep_boxes_fp32(self.network)
-        TrainingCheckpointer(self.network, cfg, self.class_names).load_weights()
+        if cfg.MODEL.WEIGHTS:
+            TrainingCheckpointer(self.network, cfg, self.class_names).load_weights()
         self._remember_weights()
 
     @classmethod
@@ -221,18 +222,17 @@ class MaskRCNN(nn.Module):
         if isinstance(info, dict):
             cfg, names = config_of(info, path), class_names_of(info, path)
         elif checkpoint.get("torchvision"):
-            cfg = load_config(config or _torchvision_config(checkpoint["model"]))
+            cfg = _unfrozen(config or _torchvision_config(checkpoint["model"]))
             scores = checkpoint["model"]["roi_heads.box_predictor.cls_score.weight"]
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(scores) - 1
         elif config:
-            cfg = config.clone() if isinstance(config, CfgNode) else load_config(config)
+            cfg = _unfrozen(config)
         else:
             raise UserError(
                 f"{path} says nothing of its model; name a config, such as "
                 "MaskRCNN.load(path, 'r50').",
                 code="checkpoint_invalid",
             )
-        cfg.defrost()
         merge_options(cfg, opts)
         cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_SHA256 = "", ""
         pyramid = any(name.startswith("backbone.bottom_up.") for name in checkpoint["model"])
@@ -314,7 +314,8 @@ class MaskRCNN(nn.Module):
 
         Args:
             images: as of :meth:`forward`.
-            score_threshold: detections are scored above it.
+            score_threshold: detections are scored above it, and above
+                MODEL.ROI_HEADS.SCORE_THRESH_TEST.
             mask_threshold: probability from which a pixel belongs to the particle.
 
         Returns:
@@ -367,14 +368,15 @@ class MaskRCNN(nn.Module):
         return _with_total(means), found
 
     @contextlib.contextmanager
-    def _evaluating(self):
-        was_training = self.training
+    def _evaluating(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
 
     def _item(self, image: torch.Tensor, target: Target | None = None) -> dict[str, Any]:
         """Turn an image and its target into Detectron2's input."""
@@ -574,10 +576,14 @@ class MaskRCNN(nn.Module):
         Args:
             kwargs: of :class:`Predictor`, such as ``score_threshold``.
         """
+        return self._predictor(str(self.device), **kwargs)
+
+    def _predictor(self, device: str, **kwargs: Any) -> Predictor:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model.pth")
             self.save(path)
-            cfg = self._config(None, ("MODEL.WEIGHTS", path, "MODEL.WEIGHTS_SHA256", ""))
+            opts = ("MODEL.WEIGHTS", path, "MODEL.WEIGHTS_SHA256", "", "MODEL.DEVICE", device)
+            cfg = self._config(None, opts)
             # With score thresholds of its own, but not from a config alone.
             build = functools.partial(self._build, backbone=copy.deepcopy(self._backbone))
             build = build if self._backbone is not None else None
@@ -604,7 +610,7 @@ class MaskRCNN(nn.Module):
             UserError: as of :func:`microplastics.export.export.export_model`.
         """
         file_format = "onnx" if Path(path).suffix == ".onnx" else "torchscript"
-        predictor = self.predictor(score_threshold=score_threshold)
+        predictor = self._predictor("cpu", score_threshold=score_threshold)
         return export_model(predictor, path, file_format, size)
 
 
@@ -626,6 +632,14 @@ def _trainer_of(network: nn.Module) -> type[Trainer]:
             return network
 
     return GivenModelTrainer
+
+
+def _unfrozen(config: str | CfgNode) -> CfgNode:
+    if not isinstance(config, CfgNode):
+        return load_config(config)
+    cfg = config.clone()
+    cfg.defrost()
+    return cfg
 
 
 def _torchvision_config(names: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.transforms.v2.functional import resize
 
-from microplastics import MaskRCNN, Predictor
+from microplastics import MaskRCNN, Predictor, get_cfg
 from microplastics.data.catalog import resolve_datasets
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.mask_rcnn import Losses
@@ -302,10 +302,11 @@ def test_a_module_is_trained_saved_and_loaded(kind, photographs, rendered, tmp_p
         (OneMap(), {"weights": "x.pth"}, "option_conflict", "MaskRCNN.load"),
         (None, {"num_classes": 0}, "option_invalid", "without the background"),
         (None, {"class_names": ["a", "a"]}, "classes_mismatch", "one name"),
-        (None, {"mask_out_size": 56, "mask_pool_size": 14}, "option_conflict", "28"),
+        (None, {"mask_out_size": 40, "mask_pool_size": 14}, "option_conflict", "eight times"),
         (None, {"anchor_sizes": (8, 16)}, "option_invalid", "p2, p3, p4, p5, p6"),
         (None, {"aspect_ratios": ((1,), (1, 2))}, "option_invalid", "aspect_ratios"),
         (None, {"hidden_dim": 0}, "option_invalid", "hidden_dim"),
+        (None, {"dropout": 1.0}, "option_invalid", "dropout"),
         ("resnet81", {}, "config_invalid", "did you mean"),
     ],
 )
@@ -322,6 +323,28 @@ def test_no_pyramid(backbone, photographs):
     assert model.network.proposal_generator.anchor_generator.num_anchors == [25]
     assert model.get_loss(*photographs)[0]["total_loss"].isfinite()
     assert model.network.roi_heads.mask_pooler.output_size == (10, 10)
+
+
+def has_key(node, name):
+    return pytest.mark.skipif(name not in get_cfg().MODEL[node], reason=f"{node} has no {name}")
+
+
+@has_key("ROI_MASK_HEAD", "UPSAMPLINGS")
+@pytest.mark.parametrize(("size", "pooled"), [(14, 14), (56, 14), (48, 6)])
+def test_masks_of_any_doubled_size(size, pooled, photographs):
+    arguments = {"mask_out_size": size, "mask_pool_size": None if pooled == 14 else pooled}
+    model = MaskRCNN("quick", opts=SMALL, **arguments)
+    heads = model.network.roi_heads
+    with torch.no_grad():
+        masks = heads.mask_head.layers(torch.rand(1, 16, *heads.mask_pooler.output_size))
+    assert heads.mask_pooler.output_size == (pooled, pooled) and masks.shape[-1] == size
+    assert model.get_loss(*photographs)[0]["loss_mask"].isfinite()
+
+
+@has_key("ROI_BOX_HEAD", "DROPOUT")
+def test_dropout_is_in_the_box_head(photographs):
+    head = MaskRCNN("quick", opts=SMALL, dropout=0.4).network.roi_heads.box_head
+    assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.4, 0.4]
 
 
 # Files and training

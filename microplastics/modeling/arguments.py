@@ -5,6 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import (
+    BACKBONE_REGISTRY,
     Backbone,
     GeneralizedRCNN,
     build_proposal_generator,
@@ -94,7 +95,14 @@ def _set_backbone(
             code="option_missing",
         )
     if use_fpn is False:
-        model.BACKBONE.NAME = model.BACKBONE.NAME.replace("_fpn_", "_")
+        plain = model.BACKBONE.NAME.replace("build_particle_", "build_").replace("_fpn_", "_")
+        if plain not in BACKBONE_REGISTRY:
+            raise UserError(
+                f"use_fpn is False, but the backbone of the config is {model.BACKBONE.NAME}, which "
+                "is not made without; use a ResNet or a network of timm.",
+                code="option_conflict",
+            )
+        model.BACKBONE.NAME = plain
         model.RESNETS.OUT_FEATURES = [_SINGLE_LEVEL]
         _set_levels(cfg, [_SINGLE_LEVEL], [_SINGLE_LEVEL])
     elif use_fpn and "fpn" not in model.BACKBONE.NAME:
@@ -141,14 +149,7 @@ def _set_levels(cfg: CfgNode, rpn: list[str], roi: list[str]) -> None:
 
 def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -> None:
     if mask_out_size is not None:
-        pooled = given["mask_pool_size"] or mask_out_size // 2
-        if mask_out_size != 2 * pooled:
-            raise UserError(
-                f"mask_out_size is {mask_out_size}; expected twice mask_pool_size, "
-                f"{2 * pooled}, since Detectron2's mask head doubles what it pools.",
-                code="option_conflict",
-            )
-        given["mask_pool_size"] = pooled
+        given["mask_pool_size"] = _set_mask_size(cfg, mask_out_size, given["mask_pool_size"])
     for name, value in given.items():
         if value is None:
             continue
@@ -157,8 +158,27 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
             expected = "0 to 1" if name == "dropout" else "an integer above 0"
             raise UserError(f"{name} is {value}; expected {expected}.", code="option_invalid")
         merge_options(cfg, (_KEYS[name], value))
-        if name == "dropout":
-            cfg.MODEL.ROI_BOX_HEAD.NAME = "ParticleBoxHead"
+        if name == "dropout" and value:  # Detectron2's own head has none
+            merge_options(cfg, ("MODEL.ROI_BOX_HEAD.NAME", "ParticleBoxHead"))
+
+
+def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
+    """Choose a mask head that gives masks of a size, and return the size that it pools."""
+    node = cfg.MODEL.ROI_MASK_HEAD
+    if pooled is None:
+        pooled = node.POOLER_RESOLUTION
+        pooled = pooled if size in (pooled * 2**n for n in range(4)) else size // 2
+    doublings = [n for n in range(4) if size == pooled * 2**n]
+    if not doublings:
+        raise UserError(
+            f"mask_out_size is {size} and mask_pool_size {pooled}; expected once, twice, four or "
+            "eight times mask_pool_size.",
+            code="option_conflict",
+        )
+    if doublings != [1]:  # once is what Detectron2's own head does
+        head = "MODEL.ROI_MASK_HEAD"
+        merge_options(cfg, (f"{head}.NAME", "ParticleMaskHead", f"{head}.UPSAMPLINGS", *doublings))
+    return pooled
 
 
 def _set_classes(cfg: CfgNode, num_classes: int) -> None:

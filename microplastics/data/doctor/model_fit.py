@@ -23,7 +23,7 @@ from microplastics.data.doctor.findings import (
     Finding,
     ModelFit,
 )
-from microplastics.modeling.interface import mask_size
+from microplastics.modeling.interface import WITHOUT_BOXES, mask_size
 from microplastics.modeling.roi_heads.roi_heads import grow
 from microplastics.structures.crop_masks import CropMasks
 
