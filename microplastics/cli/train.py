@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from microplastics.cli.parsing import (
-    ConfigFile,
     command,
     config_file,
     flag,
@@ -165,13 +164,7 @@ def plot(input: str, output: str) -> None:
 
 
 @command("gpu-check", pairs=True, short_help="Test and time training and prediction on a GPU.")
-@option(
-    "--config-file=FILE",
-    "Names or paths of configs.",
-    multiple=True,
-    type=ConfigFile(),
-    default=["r50", "demo"],
-)
+@config_file("Names or paths of configs.", multiple=True, default=["r50", "demo"])
 @option("--device=NAME", "cuda; or cpu, to try the same without a GPU.", default="cuda")
 @option("--images=N", "Images that are rendered for each config.", type=int, default=24)
 @option("--size=PX", "Their side (the config's MIN_SIZE_TEST if not given).", type=int)

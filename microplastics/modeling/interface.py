@@ -120,7 +120,8 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
         off = key.startswith("ROI_MASK_HEAD") and not predicts_masks(cfg)
         if ignored and not off and read(cfg) != read(plain):
             raise UserError(
-                f"MODEL.{section}.NAME is {name}, which ignores MODEL.{key}; expected {expected}.",
+                f"MODEL.{section}.NAME is {name}, which ignores MODEL.{key} {read(cfg)}; expected "
+                f"{expected}.",
                 code="config_invalid",
             )
     backbone, top = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.TOP_BLOCK

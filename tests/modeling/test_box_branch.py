@@ -66,7 +66,7 @@ def test_keys_that_nothing_would_follow_are_refused(tiny_cfg):
         ("ROI_BOX_HEAD.FC_DIMS", [8], "ParticleBoxHead"),
         ("FPN.TOP_BLOCK", "conv_c5", RESNET[1]),
     ):
-        with user_error("config_invalid", f"MODEL.{key} is {value}", name):
+        with user_error("config_invalid", f"MODEL.{key} {value}", name):
             check_architecture(tiny_cfg(f"MODEL.{key}", value))
     with user_error("config_invalid", "FPN.TOP_BLOCK is p6"):
         build_backbone(tiny_cfg(*RESNET, "MODEL.FPN.TOP_BLOCK", "p6"))
