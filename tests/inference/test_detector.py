@@ -3,13 +3,15 @@
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, ROIMasks
 from support import user_error
 from torch import nn
 
 from microplastics.config import get_cfg
 from microplastics.inference.detector import Detector, inference_copy
+from microplastics.modeling.nms import ChosenNMS
 from microplastics.modeling.test_time_augmentation import AugmentedRCNN, TestTimeAugmentation
 
 
@@ -114,6 +116,11 @@ def test_bf16_keeps_scores_and_boxes_in_fp32(build, norm):
         assert 0 < difference < 0.03 * feature.abs().mean()
 
 
+@ROI_HEADS_REGISTRY.register()
+class CascadeWithChosenNMS(ChosenNMS, CascadeROIHeads):
+    """Cascade R-CNN's stages, and the NMS of MODEL.ROI_HEADS.NMS."""
+
+
 HEADS = {
     "standard": (),
     "cascade": (
@@ -135,6 +142,10 @@ HEADS = {
         )
         for kind in ("mask", "soft_linear", "soft_gaussian")
     },
+    "cascade, soft": (
+        *("MODEL.ROI_HEADS.NAME", "CascadeWithChosenNMS", "MODEL.ROI_HEADS.NMS", "soft_gaussian"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ),
     "retina": (
         *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 3),
         *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
