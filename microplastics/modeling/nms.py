@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances, pairwise_iou
@@ -151,8 +152,11 @@ def mask_nms(found: Instances, nms: NMS) -> Instances:
     of the network's input; detections whose mask has no pixel go, too.
 
     Args:
-        found: raw results of one image, best score first, with ``pred_masks``.
+        found: raw results of one image, with ``pred_masks``.
         nms: the settings.
+
+    Returns:
+        Those that stay, best score first.
     """
     device = found.scores.device
     found = found[found.pred_boxes.nonempty()]
@@ -161,6 +165,8 @@ def mask_nms(found: Instances, nms: NMS) -> Instances:
     found, masks = found[has_pixels.to(device)], masks[has_pixels]
     classes, scores = found.pred_classes.cpu().numpy(), found.scores.cpu().numpy()
     kept = distinct(masks, classes, scores, nms.mask_threshold, across_classes=False)
+    # A mask head may have changed the scores, and with them the order.
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
     return found[torch.from_numpy(kept).to(device)]
 
 

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.layers import batched_nms
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
 from microplastics.modeling.interface import changed, is_staged
@@ -113,13 +113,31 @@ class TestTimeAugmentation:
             parts = [_on_image(find(_seen(image, view)), view, size) for view in views]
         (found,) = self._merged(Instances.cat(parts))
         if getattr(heads, "mask_on", False):
-            found.pred_masks = sum(
-                _upright(add_masks(_seen(image, view), _on_view(found, view, size)), view)
-                for view in views
-            ) / len(views)
+            found = self._with_masks(found, image, views, add_masks)
         for chosen in self._chosen:
             (found,) = chosen.after_masks([found])
         return found
+
+    def _with_masks(
+        self,
+        found: Instances,
+        image: torch.Tensor,
+        views: Sequence[T.TransformList],
+        add_masks: AddMasks,
+    ) -> Instances:
+        """Average what the mask head says on each view: masks, and scores if it changes them."""
+        probabilities, scores = 0, 0
+        for view in views:
+            seen = add_masks(_seen(image, view), _on_view(found, view))
+            masks, boxes = _grids(seen.pred_masks)
+            probabilities = probabilities + masks.flip(_flipped_axes(view))
+            scores = scores + seen.scores
+        found.scores = scores / len(views)
+        found.pred_masks = probabilities / len(views)
+        if boxes is not None:  # where they lie is the same on all views
+            masks, boxes = found.pred_masks[:, 0], _to_image(boxes, view)
+            found.pred_masks = type(seen.pred_masks)(masks, boxes, found.image_size)
+        return found[found.scores.argsort(descending=True, stable=True)]
 
     @property
     def _chosen(self) -> list[ChosenNMS]:
@@ -179,39 +197,33 @@ def _seen(image: torch.Tensor, view: T.TransformList) -> torch.Tensor:
 
 def _on_image(found: Instances, view: T.TransformList, size: tuple[int, int]) -> Instances:
     """Bring boxes on a view to the image."""
-    boxes = found.pred_boxes.tensor
-    back = view.inverse().apply_box(boxes.cpu().numpy())
-    return Instances(
-        size,
-        pred_boxes=Boxes(torch.from_numpy(back).to(boxes)),
-        scores=found.scores,
-        pred_classes=found.pred_classes,
-    )
+    boxes = Boxes(_to_image(found.pred_boxes.tensor, view))
+    return Instances(size, pred_boxes=boxes, scores=found.scores, pred_classes=found.pred_classes)
 
 
-def _on_view(found: Instances, view: T.TransformList, size: tuple[int, int]) -> Instances:
+def _on_view(found: Instances, view: T.TransformList) -> Instances:
     """Bring boxes on the image to a view."""
-    boxes = found.pred_boxes.tensor
-    there = view.apply_box(boxes.cpu().numpy())
-    resize = view.transforms[0]
-    return Instances(
-        (resize.new_h, resize.new_w),
-        pred_boxes=Boxes(torch.from_numpy(there).to(boxes)),
-        scores=found.scores,
-        pred_classes=found.pred_classes,
-    )
+    resize, boxes = view.transforms[0], found.pred_boxes.tensor
+    there = torch.from_numpy(view.apply_box(boxes.cpu().numpy())).to(boxes)
+    fields = {**found.get_fields(), "pred_boxes": Boxes(there)}
+    return Instances((resize.new_h, resize.new_w), **fields)
 
 
-def _upright(found: Instances, view: T.TransformList) -> torch.Tensor:
-    """Return the masks of a view as they lie on the image, (N, 1, M, M)."""
-    masks = found.pred_masks
-    if not isinstance(masks, torch.Tensor):
+def _to_image(boxes: torch.Tensor, view: T.TransformList) -> torch.Tensor:
+    return torch.from_numpy(view.inverse().apply_box(boxes.cpu().numpy())).to(boxes)
+
+
+def _grids(masks: torch.Tensor | ROIMasks) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (N, 1, M, M) probabilities, and the (N, 4) boxes of their grids if they have own."""
+    if isinstance(masks, torch.Tensor):
+        return masks, None
+    if not hasattr(masks, "boxes"):
         raise UserError(
             f"TEST.AUG.ENABLED is True, but the mask head predicts {type(masks).__name__}; "
-            "expected masks on a grid in the boxes, or TEST.AUG.ENABLED False.",
+            "expected masks on a grid in a box, or TEST.AUG.ENABLED False.",
             code="config_invalid",
         )
-    return masks.flip(_flipped_axes(view))
+    return masks.tensor[:, None], masks.boxes
 
 
 def _flipped_axes(view: T.TransformList) -> list[int]:

@@ -3,13 +3,15 @@
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
-from detectron2.structures import Boxes
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.structures import Boxes, ROIMasks
 from support import user_error
 from torch import nn
 
 from microplastics.config import get_cfg
 from microplastics.inference.detector import Detector, inference_copy
+from microplastics.modeling.nms import ChosenNMS
 from microplastics.modeling.test_time_augmentation import AugmentedRCNN, TestTimeAugmentation
 
 
@@ -114,6 +116,11 @@ def test_bf16_keeps_scores_and_boxes_in_fp32(build, norm):
         assert 0 < difference < 0.03 * feature.abs().mean()
 
 
+@ROI_HEADS_REGISTRY.register()
+class CascadeWithChosenNMS(ChosenNMS, CascadeROIHeads):
+    """Cascade R-CNN's stages, and the NMS of MODEL.ROI_HEADS.NMS."""
+
+
 HEADS = {
     "standard": (),
     "cascade": (
@@ -135,6 +142,10 @@ HEADS = {
         )
         for kind in ("mask", "soft_linear", "soft_gaussian")
     },
+    "cascade, soft": (
+        *("MODEL.ROI_HEADS.NAME", "CascadeWithChosenNMS", "MODEL.ROI_HEADS.NMS", "soft_gaussian"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ),
     "retina": (
         *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 3),
         *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
@@ -301,6 +312,43 @@ def test_views_are_merged_as_detectron2_merges_them(build):
     found, expected = ours["instances"], expected["instances"]
     found.pred_masks = found.pred_masks.to_bitmasks()
     equal(found, expected, 1e-5)
+
+
+class MasksInOwnBoxes(ROIMasks):
+    def __init__(self, tensor, boxes, image_size):
+        super().__init__(tensor)
+        self.boxes, self.image_size = boxes, image_size
+
+    def __getitem__(self, item):
+        return type(self)(self.tensor[item], self.boxes[item], self.image_size)
+
+
+@pytest.mark.parametrize("kind", [MasksInOwnBoxes, ROIMasks])
+def test_views_of_masks_that_know_where_they_lie(build, kind, monkeypatch):
+    model, image = build("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.35), picture()
+    views = augmentation(model, "TEST.AUG.MIN_SIZES", (64, 120))
+    detector = Detector(model, [0.35] * 3, augmentation=views)
+    (expected,) = detector([image], [(96, 128)])
+    plain = model.roi_heads.forward_with_given_boxes
+
+    def in_own_boxes(features, found):
+        results = plain(features, found)
+        for each in results:
+            place = (each.pred_boxes.tensor, each.image_size) if kind is MasksInOwnBoxes else ()
+            each.pred_masks = kind(each.pred_masks[:, 0], *place)
+        return results
+
+    monkeypatch.setattr(model.roi_heads, "forward_with_given_boxes", in_own_boxes)
+    monkeypatch.setattr("microplastics.inference.detector._MASK_CHUNK", 10**6)
+    if kind is ROIMasks:
+        with user_error("config_invalid", "ROIMasks", "TEST.AUG.ENABLED"):
+            detector([image], [(96, 128)])
+        return
+    (found,) = detector([image], [(96, 128)])
+    masks, boxes = expected.pred_masks[:, 0], expected.pred_boxes.tensor
+    torch.testing.assert_close(found.pred_masks.tensor, masks, rtol=1e-4, atol=1e-6)
+    assert found.pred_masks.image_size == (96, 128) and len(found) > 5
+    torch.testing.assert_close(found.pred_masks.boxes, boxes, rtol=0, atol=1e-4)
 
 
 def test_views_of_a_tile_are_relative_to_it(build):
