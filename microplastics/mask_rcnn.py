@@ -32,12 +32,14 @@ from microplastics.engine.checkpoint import (
     TrainingCheckpointer,
     class_names_of,
     config_of,
+    fetch_weights,
+    load_into,
+    read_weights,
     refuse_second_training,
 )
-from microplastics.engine.defaults import check_output_dir, finalize_config
+from microplastics.engine.defaults import finalize_config
 from microplastics.engine.hooks import flatten_results
 from microplastics.engine.trainer import Trainer
-from microplastics.engine.weights import fetch_weights, load_into, read_weights
 from microplastics.export.export import export_model
 from microplastics.inference.predictor import Predictor
 from microplastics.modeling.arguments import build_around, set_arguments
@@ -52,7 +54,7 @@ from microplastics.modeling.interface import (
 from microplastics.modeling.postprocessing import to_image
 from microplastics.structures.crop_masks import paste_probabilities
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write
+from microplastics.utils.io import atomic_write, check_output_dir
 
 # Seeds of training begin with SEED, those of validation with another number.
 _SEED_DOMAIN = 0x676574

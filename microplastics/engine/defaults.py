@@ -5,7 +5,6 @@ import functools
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,8 @@ from microplastics.data.loader import check_datasets
 from microplastics.engine.checkpoint import refuse_second_training
 from microplastics.model_zoo import config_file
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_error
+from microplastics.utils.io import check_output_dir
+from microplastics.utils.system import available_device
 
 logger = logging.getLogger(__name__)
 
@@ -67,32 +67,6 @@ def finalize_config(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> 
     if "TRAIN" in splits:
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     return cfg
-
-
-def available_device(name: str) -> str:
-    """Check MODEL.DEVICE; without a GPU CUDA becomes the CPU, with a warning.
-
-    Raises:
-        UserError: config_invalid (an unknown device), device_unavailable (not that many GPUs).
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"MODEL.DEVICE is {name!r}; expected cuda or cpu.", code="config_invalid"
-        ) from error
-    if device.type != "cuda":
-        return name
-    if not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, but there is no GPU here: using the CPU.", device)
-        return "cpu"
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"MODEL.DEVICE is {device}, but this machine has {torch.cuda.device_count()} GPU(s); "
-            "use cuda:0.",
-            code="device_unavailable",
-        )
-    return name
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -163,14 +137,3 @@ def set_schedule(cfg: CfgNode, num_images: float) -> None:
         *(num_images, solver.IMS_PER_BATCH, epoch, solver.MAX_ITER, solver.MAX_ITER / epoch),
         *(solver.BASE_LR, solver.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD),
     )
-
-
-def check_output_dir(output_dir: str) -> None:
-    """Make OUTPUT_DIR and write to it once: not_writable before hours of training, not after."""
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir) as probe:
-            probe.write(b"\0" * 4096)
-            probe.flush()
-    except OSError as error:
-        raise write_error(output_dir, error) from error

@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from microplastics.data.coco import coco_api
-from microplastics.engine.weights import BEST
+from microplastics.engine.checkpoint import BEST
 from microplastics.evaluation.coco import METRICS
 from microplastics.evaluation.counting import MAXIMISED, MINIMISED, SIZES_MINIMISED
 from microplastics.utils.errors import UserError

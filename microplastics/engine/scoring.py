@@ -17,14 +17,16 @@ from microplastics.engine.checkpoint import (
     SCORE_THRESHOLDS,
     TrainingCheckpointer,
     checkpoint_info_of,
+    choose_weights,
     class_names_of,
+    fetch_weights,
+    read_weights,
     score_thresholds_of,
     write_checkpoint,
 )
-from microplastics.engine.defaults import check_output_dir, finalize_config
+from microplastics.engine.defaults import finalize_config
 from microplastics.engine.hooks import flatten_results
 from microplastics.engine.trainer import Trainer
-from microplastics.engine.weights import choose_weights, fetch_weights, read_weights
 from microplastics.evaluation.counting import (
     CURVES_FILE,
     CountingEvaluator,
@@ -36,7 +38,7 @@ from microplastics.evaluation.thresholds import DEFAULT, Choice, Metric, choose_
 from microplastics.evaluation.validation import validate
 from microplastics.modeling.test_time_augmentation import AugmentedRCNN
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import sha256_of, write_json, write_rows
+from microplastics.utils.io import check_output_dir, sha256_of, write_json, write_rows
 
 logger = logging.getLogger(__name__)
 

@@ -23,11 +23,13 @@ from microplastics.engine.checkpoint import (
     checkpoint_info_of,
     class_names_of,
     config_of,
+    fetch_weights,
     is_score,
+    load_into,
+    read_weights,
     score_thresholds_of,
 )
-from microplastics.engine.defaults import available_device, cpu_has_bf16
-from microplastics.engine.weights import fetch_weights, load_into, read_weights
+from microplastics.engine.defaults import cpu_has_bf16
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
 from microplastics.inference.stitching.matching import tight
 from microplastics.modeling.interface import (
@@ -42,6 +44,7 @@ from microplastics.modeling.test_time_augmentation import TestTimeAugmentation
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import sha256_of
+from microplastics.utils.system import available_device
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,7 @@ from microplastics.calibration.sources import check_scale
 from microplastics.config import load_config
 from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, choose_tiling
-from microplastics.engine.defaults import check_output_dir
-from microplastics.engine.weights import choose_weights
+from microplastics.engine.checkpoint import choose_weights
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.table import (
@@ -70,7 +69,7 @@ from microplastics.runs.summaries import (
 )
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError, WriteError
-from microplastics.utils.io import sha256_of, write_json
+from microplastics.utils.io import check_output_dir, sha256_of, write_json
 from microplastics.writers.registry import write_image, write_run
 from microplastics.writers.tables import ImageResult, read_part, write_csv
 

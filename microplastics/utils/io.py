@@ -117,6 +117,17 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
                 os.unlink(temporary)
 
 
+def check_output_dir(output_dir: str) -> None:
+    """Make OUTPUT_DIR and write to it once: not_writable before hours of training, not after."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise write_error(output_dir, error) from error
+
+
 def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) -> None:
     """Write ``data`` as JSON with :func:`atomic_write`."""
     with atomic_write(path) as file:

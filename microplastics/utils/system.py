@@ -1,10 +1,11 @@
-"""Processors, worker processes and seeds.
+"""Processors, devices, worker processes and seeds.
 
 Each sample and iteration is seeded from ``(SEED, rank, position)``, so that training resumes bit
 for bit without saving the state of a generator.
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import random
@@ -22,6 +23,8 @@ import torch
 
 from microplastics.utils.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 Task = TypeVar("Task")
 
 
@@ -29,6 +32,32 @@ def available_processors() -> int:
     """Return the number of processors that this process may use."""
     available = getattr(os, "sched_getaffinity", None)
     return len(available(0)) if available else os.cpu_count() or 1
+
+
+def available_device(name: str) -> str:
+    """Check MODEL.DEVICE; without a GPU CUDA becomes the CPU, with a warning.
+
+    Raises:
+        UserError: config_invalid (an unknown device), device_unavailable (not that many GPUs).
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"MODEL.DEVICE is {name!r}; expected cuda or cpu.", code="config_invalid"
+        ) from error
+    if device.type != "cuda":
+        return name
+    if not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, but there is no GPU here: using the CPU.", device)
+        return "cpu"
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"MODEL.DEVICE is {device}, but this machine has {torch.cuda.device_count()} GPU(s); "
+            "use cuda:0.",
+            code="device_unavailable",
+        )
+    return name
 
 
 def map_in_processes(

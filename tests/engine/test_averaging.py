@@ -9,7 +9,7 @@ from torch import nn
 from microplastics.config import get_cfg
 from microplastics.engine import Trainer
 from microplastics.engine.averaging import WeightAverage
-from microplastics.engine.weights import load_into, read_weights
+from microplastics.engine.checkpoint import load_into, read_weights
 
 EMA = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.6)
 

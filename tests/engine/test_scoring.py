@@ -12,7 +12,7 @@ from support import dataset_entry, user_error
 from microplastics.data.images import read_image
 from microplastics.engine import Trainer
 from microplastics.engine import scoring as module
-from microplastics.engine.checkpoint import TrainingCheckpointer, score_thresholds_of
+from microplastics.engine.checkpoint import TrainingCheckpointer, read_weights, score_thresholds_of
 from microplastics.engine.defaults import finalize_config
 from microplastics.engine.scoring import (
     _test_with_augmentation,
@@ -20,7 +20,6 @@ from microplastics.engine.scoring import (
     read_own_checkpoint,
     store_thresholds,
 )
-from microplastics.engine.weights import read_weights
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.validation import validate
 

@@ -12,11 +12,10 @@ import torch
 from support import user_error
 
 from microplastics.engine import Trainer, launch
-from microplastics.engine.checkpoint import checkpoint_info_of
+from microplastics.engine.checkpoint import checkpoint_info_of, read_weights
 from microplastics.engine.defaults import amp_dtype, cpu_has_bf16
 from microplastics.engine.events import truncate_metrics
 from microplastics.engine.trainer import clip_gradients
-from microplastics.engine.weights import read_weights
 
 
 def trained(cfg, resume=False):

@@ -10,7 +10,7 @@ from support import user_error
 from torch import nn
 
 from microplastics.config import get_cfg
-from microplastics.engine.weights import fetch_weights
+from microplastics.engine.checkpoint import fetch_weights
 from microplastics.model_zoo import get_config
 from microplastics.modeling.backbone import TimmBackbone
 from microplastics.modeling.backbone.imagenet import PACKAGES, timm_state

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from microplastics.engine import Trainer
-from microplastics.engine.weights import load_into
+from microplastics.engine.checkpoint import load_into
 from microplastics.modeling.roi_heads.cascade import StageMaskHeads
 from microplastics.utils.system import seed_all
 

@@ -11,7 +11,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 
 from microplastics import MaskRCNN
 from microplastics.config import load_config
-from microplastics.engine.weights import load_into, read_weights
+from microplastics.engine.checkpoint import load_into, read_weights
 from microplastics.modeling.torchvision import from_torchvision
 
 BUILDERS = {"torchvision": maskrcnn_resnet50_fpn, "torchvision_v2": maskrcnn_resnet50_fpn_v2}

@@ -1,4 +1,4 @@
-"""microplastics/engine/weights.py."""
+"""Weights in microplastics/engine/checkpoint.py."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ import torch
 from support import user_error
 from torch import nn
 
-from microplastics.engine.weights import fetch_weights, load_into, read_weights
+from microplastics.engine.checkpoint import fetch_weights, load_into, read_weights
 
 
 class Net(nn.Module):
