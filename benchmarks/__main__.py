@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import busy, evaluation, infer, loader, stitch, train, validate
+from benchmarks import busy, evaluation, infer, loader, mask_bound, stitch, train, validate
 from benchmarks.setting import cores, require_positive, workspace
 from microplastics.cli import run
 from microplastics.utils.errors import report_error
@@ -66,6 +66,11 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--particles", type=int, metavar="N", help="on it")
     sub.add_argument("--tile", type=int, metavar="PX", help="side of the windows")
     sub.add_argument("--overlap", type=int, metavar="PX", help="that neighbours share")
+    words = mask_bound.__doc__.splitlines()[0]
+    sub = commands.add_parser("mask-bound", help=words, **defaults)
+    sub.set_defaults(benchmark=mask_bound.benchmark)
+    sub.add_argument("--dataset", required=True, metavar="NAME or JSON:IMAGES")
+    sub.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args()
 
 
@@ -78,7 +83,7 @@ def main() -> int:
     require_positive(threads=threads)
     torch.set_num_threads(threads)
     with workspace() as folder:
-        if command not in ("eval", "stitch"):
+        if command not in ("eval", "stitch", "mask-bound"):
             options["folder"] = folder
         report = benchmark(**options)
     print(report)

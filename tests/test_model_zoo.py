@@ -15,7 +15,7 @@ from microplastics.engine.defaults import setup
 from microplastics.engine.distributed import argument_parser
 
 NAMES = ["demo", "demo_dynamic", "demo_finetune", "quick", "quick_finetune"]
-NAMES += ["r50", "r50_balanced", "r50_scratch"]
+NAMES += ["r50", "r50_balanced", "r50_dynamic", "r50_scratch"]
 AWAY = """
 import sys
 from pathlib import Path
