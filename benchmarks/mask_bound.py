@@ -75,6 +75,8 @@ def benchmark(dataset: str) -> Report:
         words = []
         for number, of_class in enumerate(classes_of):
             mine = iou[kind == number]
+            if not len(mine):
+                continue
             share = 100 * (mine[:, None] >= THRESHOLDS).mean()
             words.append(f"{of_class} mean IoU {mine.mean():.3f}, AP {share:.1f}")
         report.settings[name] = "; ".join(words)
