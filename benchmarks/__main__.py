@@ -11,7 +11,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import busy, evaluation, gpu, infer, loader, stitch, train, validate, zoo
+from benchmarks import (
+    busy,
+    evaluation,
+    gpu,
+    infer,
+    loader,
+    mask_bound,
+    stitch,
+    train,
+    validate,
+    zoo,
+)
 from benchmarks.setting import cores, require_positive, workspace
 from microplastics.cli import run
 from microplastics.utils.errors import report_error
@@ -77,6 +88,11 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--minutes", type=float, metavar="M", help="nothing new begins after them")
     sub.add_argument("--tests", nargs="+", metavar="PATH", help="tests to run those marked gpu of")
     sub.add_argument("opts", nargs="*", help="config KEY VALUE pairs, after --")
+    words = mask_bound.__doc__.splitlines()[0]
+    sub = commands.add_parser("mask-bound", help=words, **defaults)
+    sub.set_defaults(benchmark=mask_bound.benchmark)
+    sub.add_argument("--dataset", required=True, metavar="NAME or JSON:IMAGES")
+    sub.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args()
 
 
@@ -89,7 +105,7 @@ def main() -> int:
     require_positive(threads=threads)
     torch.set_num_threads(threads)
     with workspace() as folder:
-        if command not in ("eval", "stitch", "zoo"):
+        if command not in ("eval", "stitch", "zoo", "mask-bound"):
             options["folder"] = folder
         report = benchmark(**options)
     print(report)

@@ -160,17 +160,20 @@ def _add_dynamic_mask_head(cfg: CfgNode) -> None:
     head = cfg.MODEL.DYNAMIC_MASK_HEAD = CfgNode()
     # Px of the network's input between the values of a mask: 4, 2 or 1.
     head.STRIDE = 2
-    # Channels inside the branch that makes the mask features, of its result, and width of the
-    # layer before the weights of a particle's network.
+    # Channels inside the branch that makes the mask features, and the norm of its layers on the
+    # feature map and on the image, whose scales differ.
     head.CONV_DIM = 16
-    head.CHANNELS = 8
+    head.NORM = "BN"
+    # Channels of the mask features and of a particle's network.
+    head.CHANNELS = 16
+    # Width of the layer before the weights of that network.
     head.FC_DIM = 128
     # Layers of the network.
     head.NUM_LAYERS = 3
     # Masks are drawn in a window around the box: a factor on its sides, and px that it reaches
     # beyond the box at least.
-    head.WINDOW = 1.5
-    head.MARGIN = 8.0
+    head.WINDOW = 1.2
+    head.MARGIN = 4.0
     # Boxes of an image that the mask losses are computed of.
     head.MAX_INSTANCES = 32
     # Weight of the Dice loss beside the cross entropy.

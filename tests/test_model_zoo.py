@@ -18,7 +18,16 @@ NAMES = [
     *("demo", "demo_dynamic", "demo_finetune"),
     *("quick", "quick_cascade", "quick_finetune", "quick_mask112", "quick_mask56"),
     *("quick_pointrend", "quick_semantic"),
-    *("r101", "r50", "r50_balanced", "r50_cascade", "r50_mask112", "r50_mask56", "r50_pointrend"),
+    *(
+        "r101",
+        "r50",
+        "r50_balanced",
+        "r50_cascade",
+        "r50_dynamic",
+        "r50_mask112",
+        "r50_mask56",
+        "r50_pointrend",
+    ),
     *("r50_scratch", "r50_semantic", "torchvision", "torchvision_v2", "vitdet_b", "x101"),
 ]
 AWAY = """

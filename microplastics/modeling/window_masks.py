@@ -1,6 +1,5 @@
 """Predicted masks that lie in windows of the image, whatever the boxes of the detections are."""
 
-import math
 from collections.abc import Sequence
 
 import cv2
@@ -13,14 +12,14 @@ from microplastics.structures.crop_masks import CropMasks
 
 
 class WindowMasks(ROIMasks):
-    """Mask logits of N detections of one image, each in its own window of a grid of cells.
+    """Mask probabilities of N detections of one image, each in its own window of a grid of cells.
 
     A cell covers ``stride`` x ``stride`` px of the network's input. All windows share one flat
     tensor, so that memory is what the windows cover. Detectron2's ``detector_postprocess`` and
     ``Instances.cat`` work with it.
 
     Attributes:
-        tensor: (T,) logits, window by window and row by row.
+        tensor: (T,) probabilities, window by window and row by row.
         windows: (N, 4) int64 on the CPU: x0, y0, x1, y1 in cells, x1 and y1 exclusive.
         stride: side of a cell in px of the network's input.
         image_size: height and width of the network's input in px, without padding.
@@ -35,7 +34,7 @@ class WindowMasks(ROIMasks):
     ):
         """
         Raises:
-            ValueError: the windows do not have as many cells as there are logits.
+            ValueError: the windows do not have as many cells as there are probabilities.
         """
         self.windows = windows.reshape(-1, 4).cpu()
         self.stride = stride
@@ -43,7 +42,7 @@ class WindowMasks(ROIMasks):
         self._areas = areas(self.windows)
         if tensor.shape != (int(self._areas.sum()),):
             raise ValueError(
-                f"{tuple(tensor.shape)} logits for windows of {int(self._areas.sum())} cells"
+                f"{tuple(tensor.shape)} values for windows of {int(self._areas.sum())} cells"
             )
         self.tensor = tensor
 
@@ -58,13 +57,13 @@ class WindowMasks(ROIMasks):
         if isinstance(item, torch.Tensor):
             item = item.cpu()
         picked = torch.arange(len(self))[item].reshape(-1)
-        parts = self.logits()
+        parts = self.parts()
         flat = [parts[index].reshape(-1) for index in picked.tolist()]
         tensor = torch.cat([self.tensor[:0], *flat])
         return WindowMasks(tensor, self.windows[picked], self.stride, self.image_size)
 
     def to(self, device: str | torch.device) -> "WindowMasks":
-        """Return the masks with their logits on a device."""
+        """Return the masks with their probabilities on a device."""
         return WindowMasks(self.tensor.to(device), self.windows, self.stride, self.image_size)
 
     @staticmethod
@@ -77,16 +76,17 @@ class WindowMasks(ROIMasks):
             masks[0].image_size,
         )
 
-    def logits(self) -> list[torch.Tensor]:
-        """Return the (h, w) logits of each window, as views."""
+    def parts(self) -> list[torch.Tensor]:
+        """Return the (h, w) probabilities of each window, as views."""
         sizes = (self.windows[:, 2:] - self.windows[:, :2]).tolist()
         flat = self.tensor.split(self._areas.tolist())
         return [part.view(height, width) for part, (width, height) in zip(flat, sizes, strict=True)]
 
     def paste(self, size: Sequence[int], threshold: float = 0.5) -> CropMasks:
-        """Resize the logits bilinearly to an image and cut them at a probability.
+        """Resize the masks bilinearly to an image and cut them at a probability.
 
-        Pixels outside of a window do not belong to its mask.
+        Probabilities are interpolated, not logits: they are learnt as the fraction of a cell that
+        the particle covers. Pixels outside of a window do not belong to its mask.
 
         Args:
             size: height and width of the image in px, any scale of the network's input.
@@ -121,15 +121,13 @@ class WindowMasks(ROIMasks):
         """Yield each mask's (h, w) bool crop of the image, and its x0 and y0."""
         # From cells to px of the image, along x and y.
         scale = [self.stride * size[i] / self.image_size[i] for i in (1, 0)]
-        threshold = min(max(threshold, 1e-6), 1 - 1e-6)
-        cut = math.log(threshold / (1 - threshold))
         # Pixels whose centres lie in the window.
         ends = (self.windows.double() * torch.tensor(scale * 2) - 0.5).ceil().long()
         ends[:, 0::2].clamp_(0, size[1])
         ends[:, 1::2].clamp_(0, size[0])
         device = self.tensor.device
-        for logits, window, (x0, y0, x1, y1) in zip(
-            self.logits(), self.windows.tolist(), ends.tolist(), strict=True
+        for part, window, (x0, y0, x1, y1) in zip(
+            self.parts(), self.windows.tolist(), ends.tolist(), strict=True
         ):
             grid = torch.empty(1, y1 - y0, x1 - x0, 2, device=device)
             for axis, (start, end) in enumerate(((x0, x1), (y0, y1))):
@@ -140,9 +138,9 @@ class WindowMasks(ROIMasks):
             crop = torch.zeros(y1 - y0, x1 - x0, dtype=torch.bool, device=device)
             if grid.numel():
                 values = F.grid_sample(
-                    logits.float()[None, None], grid, padding_mode="border", align_corners=False
+                    part.float()[None, None], grid, padding_mode="border", align_corners=False
                 )
-                crop = values[0, 0] >= cut
+                crop = values[0, 0] >= threshold
             yield crop, x0, y0
 
 

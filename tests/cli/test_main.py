@@ -127,7 +127,7 @@ def complete(*words):
         (["pre"], ["predict"]),
         (["render", "d"], ["dataset"]),
         (["predict", "--weights", "a.pth", "--um"], ["--um-per-px"]),
-        (["train", "--config-file", "r50"], ["r50", "r50_balanced", "r50_scratch"]),
+        (["train", "--config-file", "r50"], ["r50", "r50_balanced", "r50_dynamic", "r50_scratch"]),
         (["train", "MODEL.DEVICE", "cpu", "--res"], ["--resume"]),
         (["thresholds", "--metric", "c"], ["count"]),
     ],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.layers.mask_ops import _do_paste_mask
 from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
@@ -76,17 +77,19 @@ def test_windows_hold_what_the_network_draws_on_the_whole_image(stride):
         torch.tensor([[3.0, 5, 40, 9], [60, 20, 95, 64], [10, 10, 11, 60]]),
         torch.tensor([[0.0, 0, 96, 64], [90.5, 60.5, 96, 64]]),
     ]
-    parameters = torch.randn(5, sum(head.network.splits))
+    parameters, sketch = torch.randn(5, sum(head.network.splits)), torch.randn(5, 1, 6, 6)
     windows = [windows_around(each, (64, 96), stride, 1.5, 4) for each in boxes]
-    drawn = head._draw(shared, parameters, boxes, windows)
+    drawn = head._draw(shared, parameters, sketch, boxes, windows)
     y, x = torch.meshgrid(*[torch.arange(n) for n in shared.shape[-2:]], indexing="ij")
     wanted, number = [], 0
     for image, of_image, around in zip(shared, boxes, windows, strict=True):
         for box, (x0, y0, x1, y1) in zip(of_image, around.tolist(), strict=True):
             center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).clamp(min=stride) / 2
             places = torch.stack([(x + 0.5) * stride - center[0], (y + 0.5) * stride - center[1]])
-            values = torch.cat([image, places / half[:, None, None]])
-            full = naive(values, parameters[number], [6, 4, 4, 1])[0]
+            around_center = torch.cat([center - half, center + half])[None] / stride
+            hint, _ = _do_paste_mask(sketch[number, None], around_center, *x.shape, False)
+            values = torch.cat([image, places / half[:, None, None], hint])
+            full = (naive(values, parameters[number], [7, 4, 4, 1]) + hint)[0]
             wanted.append(full[y0:y1, x0:x1].reshape(-1))
             number += 1
     torch.testing.assert_close(drawn, torch.cat(wanted), rtol=1e-4, atol=1e-4)
@@ -179,7 +182,7 @@ def test_a_thin_diagonal_fibre_comes_out_whole_from_half_a_box():
     with torch.no_grad():
         (found,) = run(pred_boxes=Boxes(half))
     reached = iou(found.pred_masks.paste((96, 96)).to_bitmasks(), truth.to_bitmasks())
-    assert bound < 0.6 and reached > bound + 0.2
+    assert bound < 0.6 and reached > bound + 0.3
 
 
 def test_an_image_without_particles_trains_nothing(tiny_cfg):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
@@ -49,14 +49,14 @@ class MaskBranch(nn.Module):
             stride: of the result: 1, 2 or 4 px.
             conv_dim: channels inside.
             channels: of the result.
-            norm: of Detectron2's ``get_norm``.
+            norm: of Detectron2's ``get_norm``, of the layers on the feature map and on the image.
         """
         super().__init__()
         levels = {name: shape for name, shape in input_shape.items() if name != IMAGE}
         self.level = min(levels, key=lambda name: levels[name].stride)
         self.upsampling = levels[self.level].stride // stride
 
-        def conv(width: int, step: int = 1) -> Conv2d:
+        def conv(width: int, step: int = 1, norm: str = "") -> Conv2d:
             layer = Conv2d(
                 width,
                 conv_dim,
@@ -70,10 +70,13 @@ class MaskBranch(nn.Module):
             weight_init.c2_msra_fill(layer)
             return layer
 
-        self.coarse = conv(levels[self.level].channels)
+        # Features of a pyramid may be fifty times as large as the values of the image: each is
+        # brought to one scale before they are added.
+        self.coarse = conv(levels[self.level].channels, norm=norm)
         self.detail = None
         if IMAGE in input_shape and self.upsampling > 1:
-            self.detail = nn.Sequential(conv(input_shape[IMAGE].channels, stride), conv(conv_dim))
+            first = conv(input_shape[IMAGE].channels, stride, norm)
+            self.detail = nn.Sequential(first, conv(conv_dim))
         self.fuse = conv(conv_dim)
         self.output = Conv2d(conv_dim, channels, 1)
         weight_init.c2_msra_fill(self.output)
@@ -126,8 +129,9 @@ class DynamicFCN:
     def initialise(self, parameters: torch.Tensor) -> None:
         """Draw the (sum(splits),) parameters of one network in place, after He et al. 2015."""
         parts = iter(parameters.split(self.splits))
-        for rows, _ in self.shapes:
-            nn.init.normal_(next(parts), std=(2 / rows) ** 0.5)
+        for rows, columns in self.shapes:
+            # The last layer's are smaller: logits start near 0.
+            nn.init.normal_(next(parts), std=(2 / rows) ** 0.5 if columns > 1 else 0.1)
             nn.init.zeros_(next(parts))
 
 
@@ -136,9 +140,11 @@ class DynamicMaskHead(BaseMaskRCNNHead):
     """Mask head that predicts for each box the weights of a small network, which draws its mask.
 
     The network runs over shared features of the whole image and each cell's place relative to the
-    box, in a window around the box: there is no M x M grid, and a box that is too tight does not
-    cut the mask. Masks are class-agnostic. After Tian et al. 2020, "Conditional Convolutions for
-    Instance Segmentation"; here the weights come from the pooled features of Mask R-CNN's boxes.
+    box, in a window around the box: no M x M grid limits the detail, and a box that is too tight
+    does not cut the mask. Masks are class-agnostic. After Tian et al. 2020, "Conditional
+    Convolutions for Instance Segmentation"; here the weights come from the pooled features of Mask
+    R-CNN's boxes. A coarse sketch of the mask in the box, which is learnt within a few hundred
+    iterations, is an input of the network and added to its result; outside of the box it is 0.
     It needs MODEL.ROI_MASK_HEAD.POOLER_TYPE "".
     """
 
@@ -183,7 +189,7 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         self.branch, self.pooler, self.pooled_in = branch, pooler, list(pooled_in)
         self.stride, self.window, self.margin = stride, window, margin
         self.max_instances, self.dice_weight = max_instances, dice_weight
-        self.network = DynamicFCN([channels + 2, *[channels] * (num_layers - 1), 1])
+        self.network = DynamicFCN([channels + 3, *[channels] * (num_layers - 1), 1])
         width, layers = input_shape[self.pooled_in[0]].channels, []
         for conv_dim in conv_dims:
             norm = get_norm(conv_norm, conv_dim)
@@ -194,15 +200,24 @@ class DynamicMaskHead(BaseMaskRCNNHead):
             )
             weight_init.c2_msra_fill(layers[-1])
             width = conv_dim
+        self.convs = nn.Sequential(*layers)
         height, columns = pooler.output_size
-        layers += [nn.Flatten(), nn.Linear(width * height * columns, fc_dim), nn.ReLU()]
-        weight_init.c2_xavier_fill(layers[-2])
-        layers.append(nn.Linear(fc_dim, sum(self.network.splits)))
+        hidden = nn.Linear(width * height * columns, fc_dim)
+        weight_init.c2_xavier_fill(hidden)
         # All particles start with one network, which each then changes.
-        nn.init.normal_(layers[-1].weight, std=0.01)
+        weights = nn.Linear(fc_dim, sum(self.network.splits))
+        nn.init.normal_(weights.weight, std=0.01)
         with torch.no_grad():
-            self.network.initialise(layers[-1].bias)
-        self.controller = nn.Sequential(*layers)
+            self.network.initialise(weights.bias)
+        self.controller = nn.Sequential(
+            nn.Flatten(), hidden, nn.LayerNorm(fc_dim), nn.ReLU(), weights
+        )
+        upsampling = ConvTranspose2d(width, width, 2, stride=2)
+        weight_init.c2_msra_fill(upsampling)
+        sketch = Conv2d(width, 1, 1)
+        nn.init.normal_(sketch.weight, std=0.001)
+        nn.init.zeros_(sketch.bias)
+        self.sketch = nn.Sequential(upsampling, nn.ReLU(), sketch)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -217,7 +232,7 @@ class DynamicMaskHead(BaseMaskRCNNHead):
                 stride=own.STRIDE,
                 conv_dim=own.CONV_DIM,
                 channels=own.CHANNELS,
-                norm=head.NORM,
+                norm=own.NORM,
             ),
             "pooler": ROIPooler(
                 output_size=head.POOLER_RESOLUTION,
@@ -255,24 +270,29 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         else:
             boxes = [each.pred_boxes for each in instances]
         shared = self.branch(features)
-        parameters = self.controller(self.pooler([features[f] for f in self.pooled_in], boxes))
+        pooled = self.convs(self.pooler([features[f] for f in self.pooled_in], boxes))
+        parameters, sketch = self.controller(pooled).float(), self.sketch(pooled).float()
         boxes = [each.tensor.detach().float() for each in boxes]
         windows = [
             windows_around(b, each.image_size, self.stride, self.window, self.margin)
             for b, each in zip(boxes, instances, strict=True)
         ]
-        logits = self._draw(shared, parameters.float(), boxes, windows)
+        logits = self._draw(shared, parameters, sketch, boxes, windows)
         if self.training:
-            return self._losses(logits, instances, windows, shared, parameters)
+            nothing = 0 * (shared.sum() + parameters.sum() + sketch.sum())
+            return self._losses(logits, instances, windows, nothing)
         counts = [int(areas(each).sum()) for each in windows]
-        for each, part, flat in zip(instances, windows, logits.split(counts), strict=True):
-            each.pred_masks = WindowMasks(flat.half(), part, self.stride, each.image_size)
+        # In half precision: all masks of a crowded tile are kept at once.
+        parts = logits.sigmoid().half().split(counts)
+        for each, part, flat in zip(instances, windows, parts, strict=True):
+            each.pred_masks = WindowMasks(flat, part, self.stride, each.image_size)
         return instances
 
     def _draw(
         self,
         shared: torch.Tensor,
         parameters: torch.Tensor,
+        sketch: torch.Tensor,
         boxes: Sequence[torch.Tensor],
         windows: Sequence[torch.Tensor],
     ) -> torch.Tensor:
@@ -281,6 +301,7 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         Args:
             shared: (B, C, H, W) mask features.
             parameters: (N, K) of all boxes.
+            sketch: (N, 1, M, M) logits in the boxes.
             boxes: (N_b, 4) of each image, in px.
             windows: (N_b, 4) of each image, in cells.
 
@@ -300,9 +321,11 @@ class DynamicMaskHead(BaseMaskRCNNHead):
                 index = (number[chunk, None] * sizes[0] + y) * sizes[1] + x
                 values = F.embedding(index, rows)
                 place = relative_places(x, y, boxes[chunk], self.stride)
-                drawn = self.network(torch.cat([values, place], dim=2), parameters[chunk])
+                hint = F.grid_sample(sketch[chunk], place[:, None], align_corners=False)[:, 0, 0]
+                values = torch.cat([values, place, hint[..., None]], dim=2)
+                drawn = self.network(values, parameters[chunk])[..., 0] + hint
                 counts = inside.sum(dim=1).tolist()
-                for i, flat in zip(chunk, drawn[inside][:, 0].split(counts), strict=True):
+                for i, flat in zip(chunk, drawn[inside].split(counts), strict=True):
                     parts[i] = flat
         return torch.cat([parameters.new_zeros(0), *parts])
 
@@ -311,8 +334,7 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         logits: torch.Tensor,
         instances: list[Instances],
         windows: Sequence[torch.Tensor],
-        shared: torch.Tensor,
-        parameters: torch.Tensor,
+        nothing: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         windows, targets = list(windows), []
         for each, part in zip(instances, windows, strict=True):
@@ -320,7 +342,6 @@ class DynamicMaskHead(BaseMaskRCNNHead):
                 masks = crop_masks(each.gt_masks, each.image_size)
                 targets.append(coarse_targets(masks, part.numpy(), self.stride))
         if not targets:
-            nothing = 0 * (shared.sum() + parameters.sum())
             return {"loss_mask": nothing, "loss_mask_dice": nothing}
         target = torch.from_numpy(np.concatenate(targets)).to(logits.device)
         counts = areas(torch.cat(windows)).to(logits.device)
