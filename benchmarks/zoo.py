@@ -101,6 +101,7 @@ def benchmark(
             problem = (done.stderr.strip() or "no message").splitlines()[-1]
             raise UserError(f"{name} cannot be measured: {problem}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], file=sys.stderr)  # all are lost if the run is stopped before its end
     settings = {
         **machine(),
         "Image": f"{size} x {size} px, fp32, all detections up to the cap of the config",

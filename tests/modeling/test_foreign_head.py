@@ -50,7 +50,10 @@ class NestedMaskHead(nn.Module):
 # Keys, a loss, and the side of the masks. PointRend is among the configs of test_ladder.py.
 HEADS = {
     "cascade": (
-        ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", 1),
+        (
+            *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
+            *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+        ),
         "loss_cls_stage2",
         28,
     ),
