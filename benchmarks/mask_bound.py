@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from benchmarks.timing import Report
 from microplastics.data.catalog import resolve_datasets
 from microplastics.modeling.roi_heads.dynamic_mask_head import coarse_targets, windows_around
-from microplastics.modeling.window_masks import WindowMasks
+from microplastics.modeling.roi_masks import WindowMasks
 from microplastics.structures.crop_masks import CropMasks
 
 Through = Callable[[CropMasks], CropMasks]

@@ -120,7 +120,7 @@ def _add_mask_head(cfg: CfgNode) -> None:
 
 def _add_ladder(cfg: CfgNode) -> None:
     """Add the keys of the cascade, the semantic segmentor and the vision transformer."""
-    # With MODEL.ROI_HEADS.NAME CascadeMaskROIHeads: a mask head at every stage, whose masks are
+    # With MODEL.ROI_HEADS.NAME ParticleCascadeROIHeads: a mask head at every stage, whose masks are
     # averaged, instead of one on the boxes of the first.
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE = False
     # Smaller components of a ParticleSegmentor, in px of the image, are no particles.

@@ -1,4 +1,4 @@
-"""microplastics/modeling/window_masks.py."""
+"""microplastics/modeling/roi_masks.py."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances, ROIMasks
 from torch.nn import functional as F
 
 from microplastics.modeling.postprocessing import postprocess
-from microplastics.modeling.window_masks import WindowMasks
+from microplastics.modeling.roi_masks import WindowMasks
 
 SIZE = (40, 60)
 

@@ -1,11 +1,11 @@
-"""Cascade R-CNN with a mask head at every stage."""
+"""Cascade R-CNN with the project's options and a mask head at every stage."""
 
 import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
@@ -13,6 +13,9 @@ from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from detectron2.structures import Instances, ROIMasks, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
+
+from microplastics.modeling.nms import ChosenNMS
+from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
 
 Features = dict[str, torch.Tensor]
 
@@ -61,9 +64,8 @@ def _mean(masks: Sequence[torch.Tensor | ROIMasks]) -> torch.Tensor | ROIMasks:
     return result
 
 
-@ROI_HEADS_REGISTRY.register()
-class CascadeMaskROIHeads(CascadeROIHeads):
-    """Cascade Mask R-CNN whose mask heads are trained at every stage.
+class StageMasks:
+    """Mask heads that are trained at every stage, to be mixed into ``CascadeROIHeads``.
 
     Cai and Vasconcelos 2019, "Cascade R-CNN: High Quality Object Detection and Instance
     Segmentation", Section 4.3: each stage trains a mask head on the boxes that it was given, and
@@ -72,10 +74,7 @@ class CascadeMaskROIHeads(CascadeROIHeads):
     this one if MODEL.ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE is False.
     """
 
-    @configurable
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        self._later_stages: list[list[Instances]] = []
+    _later_stages: Sequence[list[Instances]] = ()
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class CascadeMaskROIHeads(CascadeROIHeads):
     def _forward_box(
         self, features: Features, proposals: list[Instances], targets: Any = None
     ) -> Any:
-        self._later_stages = []
+        self._later_stages = ()
         return super()._forward_box(features, proposals, targets)
 
     def _match_and_label_boxes(
@@ -101,13 +100,13 @@ class CascadeMaskROIHeads(CascadeROIHeads):
                 if len(truth):
                     iou = pairwise_iou(truth.gt_boxes, each.proposal_boxes)
                     each.gt_masks = truth.gt_masks[self.proposal_matchers[stage](iou)[0]]
-            self._later_stages.append(proposals)
+            self._later_stages = [*self._later_stages, proposals]
         return proposals
 
     def _forward_mask(self, features: Features, instances: list[Instances]) -> Any:
         if not (self.training and self.mask_on and isinstance(self.mask_head, StageMaskHeads)):
             return super()._forward_mask(features, instances)
-        stages, self._later_stages = [instances, *self._later_stages], []
+        stages, self._later_stages = [instances, *self._later_stages], ()
         # As for the boxes: the losses are added, but the features must not learn faster by it.
         share = 1 / len(stages)
         features = {name: _ScaleGradient.apply(each, share) for name, each in features.items()}
@@ -118,3 +117,8 @@ class CascadeMaskROIHeads(CascadeROIHeads):
                 found = super()._forward_mask(features, labelled)
             losses |= {f"{name}_stage{stage}": loss for name, loss in found.items()}
         return losses
+
+
+@ROI_HEADS_REGISTRY.register()
+class ParticleCascadeROIHeads(ChosenNMS, StageMasks, ParticleOptions, CascadeROIHeads):
+    """``CascadeROIHeads`` with the options of ``ParticleROIHeads`` and masks at every stage."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from microplastics.modeling.backbone.with_image import IMAGE
-from microplastics.modeling.window_masks import WindowMasks, areas
+from microplastics.modeling.roi_masks import WindowMasks, areas
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
@@ -96,11 +96,6 @@ class ParticleOptions:
 @ROI_HEADS_REGISTRY.register()
 class ParticleROIHeads(ChosenNMS, ParticleOptions, StandardROIHeads):
     """``StandardROIHeads`` with options for thin and crossing particles."""
-
-
-@ROI_HEADS_REGISTRY.register()
-class ParticleCascadeROIHeads(ChosenNMS, ParticleOptions, CascadeROIHeads):
-    """``CascadeROIHeads`` with the same options."""
 
 
 class GrownPooler(nn.Module):
