@@ -88,7 +88,7 @@ def _add_model(cfg: CfgNode) -> None:
 
 
 def _add_mask_head(cfg: CfgNode) -> None:
-    """Add the keys of the mask branch; see the options of the mask head in docs/model_zoo.md."""
+    """Add the keys of the mask branch; see docs/heads.md."""
     head = cfg.MODEL.ROI_MASK_HEAD
     # Factor by which a box grows around its centre for the mask head, whose mask is pasted on the
     # grown box; for the ROI heads ParticleROIHeads and ParticleCascadeROIHeads.
@@ -142,7 +142,7 @@ def _add_ladder(cfg: CfgNode) -> None:
 
 
 def _add_nms(cfg: CfgNode) -> None:
-    """Add the keys of non-maximum suppression, for ParticleROIHeads; see docs/training.md."""
+    """Add the keys of non-maximum suppression, for ParticleROIHeads; see docs/heads.md."""
     heads = cfg.MODEL.ROI_HEADS
     # box (Detectron2's, by NMS_THRESH_TEST), mask, soft_linear (from NMS_THRESH_TEST on) or
     # soft_gaussian.
@@ -181,7 +181,7 @@ def _add_dynamic_mask_head(cfg: CfgNode) -> None:
 
 
 def _add_box_branch(cfg: CfgNode) -> None:
-    """Add the keys of ParticleBoxHead and of the pyramid's top; see docs/model_zoo.md."""
+    """Add the keys of ParticleBoxHead and of the pyramid's top; see docs/heads.md."""
     # Share of the values after each linear layer that training drops.
     cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.0
     # Widths of the linear layers; empty for NUM_FC layers of FC_DIM.
