@@ -15,8 +15,16 @@ from microplastics.engine.defaults import setup
 from microplastics.engine.distributed import argument_parser
 
 NAMES = [
-    *("demo", "demo_dynamic", "demo_finetune"),
-    *("quick", "quick_cascade", "quick_finetune", "quick_mask112", "quick_mask56"),
+    *("demo", "demo_finetune"),
+    *(
+        "quick",
+        "quick_cascade",
+        "quick_dynamic",
+        "quick_finetune",
+        "quick_lite0",
+        "quick_mask112",
+        "quick_mask56",
+    ),
     *("quick_pointrend", "quick_semantic"),
     *(
         "r101",
