@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from microplastics.cli.parsing import (
-    SWEEP_NAMES,
     NamedFile,
     command,
     config_file,
@@ -15,6 +14,7 @@ from microplastics.cli.parsing import (
     path,
     section,
 )
+from microplastics.model_zoo import sweep_names
 
 SOME_FAILED = 3
 
@@ -182,7 +182,7 @@ def cross_validate(
 @command(
     pairs=True, exclusive=[("gpus", "submit")], short_help="Compare settings under several seeds."
 )
-@click.argument("file", type=NamedFile("file", SWEEP_NAMES))
+@click.argument("file", type=NamedFile("file", sweep_names))
 @path("--output=DIR", "Folder of the runs.", required=True)
 @flag("--dry-run", "Only say how many runs there are, and how long they will take.")
 @_machines
