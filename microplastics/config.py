@@ -252,8 +252,8 @@ def _add_optimizer(cfg: CfgNode) -> None:
     # Beginnings of the names of parameters that are not trained: backbone.bottom_up,
     # proposal_generator, roi_heads.mask_head, … Their norm layers keep their statistics.
     cfg.SOLVER.FREEZE = []
-    # Evaluate and save an exponential moving average of the weights, which DECAY of it stays in
-    # at each step.
+    # Evaluate and save an exponential moving average of the weights; each step keeps the share
+    # DECAY of it.
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
 
 
