@@ -39,7 +39,13 @@ def _parameters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ..
     for text in texts:
         if "=" not in text:
             raise click.BadParameter(f"{text!r} has no =; write NAME=VALUE.")
-    return {name: yaml.safe_load(value) for name, _, value in (t.partition("=") for t in texts)}
+    pairs = [text.split("=", 1) for text in texts]
+    try:
+        return {name: yaml.safe_load(value) for name, value in pairs}
+    except yaml.YAMLError as error:
+        raise click.BadParameter(
+            f"a value is not YAML ({' '.join(str(error).split())})."
+        ) from error
 
 
 _machines = section(

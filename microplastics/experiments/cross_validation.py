@@ -178,7 +178,7 @@ def _folds(cfg: CfgNode, folds: str, output: Path, grouping: SplitOptions) -> li
             "one data set.",
             code="config_invalid",
         )
-    if not folds.isdigit():
+    if not folds.isdecimal():
         if grouping != SplitOptions():
             raise UserError(
                 f"--folds is the folder {folds}, whose images are grouped already; leave out the "

@@ -106,6 +106,19 @@ def test_submitting_needs_submitit(job, monkeypatch):
         list(run_jobs([job("a")], Machines(cluster="slurm")))
 
 
+def test_what_the_cluster_refuses_is_a_sentence(job, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name in ("srun", "sbatch"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    machines = Machines(cluster="slurm", options={"slurm_partition": "nope"})
+    with user_error("option_invalid", "--submit slurm", "invalid partition"):
+        list(run_jobs([job("a")], machines, tmp_path))
+
+
 @pytest.mark.slow
 def test_jobs_run_through_submitit(job, tmp_path):
     pytest.importorskip("submitit")
