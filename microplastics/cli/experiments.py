@@ -211,7 +211,7 @@ def sweep(file: str, opts: list[str], output: str, dry_run: bool, **given: Any) 
     if dry_run:
         expected = expect(study)
         print(tabulate(expected.rows, headers="keys", tablefmt="pipe", floatfmt=".1f"))
-        lanes = max(len(machines.gpus), 1)
+        lanes = max(1, expected.left if machines.cluster else len(machines.gpus))
         print(
             f"{len(study.jobs)} runs, of which {expected.left} are left: about "
             f"{expected.seconds / lanes / 60:.0f} minutes, {lanes} at a time"
