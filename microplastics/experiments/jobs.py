@@ -28,6 +28,7 @@ from microplastics.config import get_cfg, load_config
 from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
+from microplastics.modeling.interface import check_architecture
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import OWN_FILE, read_json, sha256_of, write_json
 from microplastics.utils.system import end_with_parent, process_context
@@ -101,6 +102,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     checked = set()
     for job in jobs:
         cfg = job.load_config()
+        check_architecture(cfg)
         _check_folder(job, cfg)
         weights = cfg.MODEL.WEIGHTS
         if weights and "://" not in weights and not os.path.isfile(weights):

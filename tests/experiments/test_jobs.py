@@ -68,6 +68,8 @@ def test_a_finished_folder_keeps_its_settings(job, tmp_path):
         check_jobs([other])
     with user_error("config_invalid", "DATASETS.TEST is empty"):
         check_jobs([job("c", "DATASETS.TEST", "()")])
+    with user_error("config_invalid", "MODEL.META_ARCHITECTURE is nonsense"):
+        check_jobs([job("c", "MODEL.META_ARCHITECTURE", "nonsense")])
     with user_error("file_missing", "MODEL.WEIGHTS of c is nowhere.pth"):
         check_jobs([job("c", "MODEL.WEIGHTS", "nowhere.pth")])
 

@@ -70,6 +70,7 @@ GOOD = "config: quick\nseeds: [1, 2]\nruns:\n  - name: a\n"
     [
         ("", [], "config_invalid", "is empty"),
         ("a: [", [], "config_invalid", "is not YAML"),
+        ("[" * 3000, [], "config_invalid", "is not YAML"),
         ("config: quick\nseed: 1\nruns: []", [], "config_invalid", "unknown field seed"),
         ("config: quick\nruns: []", [], "config_invalid", "has no runs"),
         ("config: nope\nruns: [{name: a}]", [], "file_missing", "no config file nope"),
