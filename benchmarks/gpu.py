@@ -122,8 +122,8 @@ def benchmark(
 ) -> GpuReport:
     """Run the tests marked ``gpu``, then train and predict with each config.
 
-    Each step is run once before it is measured. What has not begun when the time is over is left
-    out and named.
+    Each step is run once before it is measured. What has not begun when the time is over, or needs
+    more memory than there is, is left out and named.
 
     Args:
         config_file: names or paths of configs.
@@ -167,11 +167,16 @@ def benchmark(
             if time.monotonic() > end:
                 report.notes.append(f"{short}, {what} was left out: {minutes:g} minutes were over")
                 continue
-            row, results = step()
+            try:
+                row, results = step()
+            except torch.OutOfMemoryError:
+                report.notes.append(f"{short}, {what} needs more memory than there is")
+                continue
+            finally:
+                _forget(device)
             row.config, row.what = short, what
             report.rows.append(row)
             found[what] = results
-            _forget(device)
         _compare(short, found, report)
     return report
 

@@ -252,8 +252,8 @@ def _add_optimizer(cfg: CfgNode) -> None:
     # Beginnings of the names of parameters that are not trained: backbone.bottom_up,
     # proposal_generator, roi_heads.mask_head, … Their norm layers keep their statistics.
     cfg.SOLVER.FREEZE = []
-    # Evaluate and save an exponential moving average of the weights, which DECAY of it stays in
-    # at each step.
+    # Evaluate and save an exponential moving average of the weights; each step keeps the share
+    # DECAY of it.
     cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
 
 
@@ -363,7 +363,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         path = config_file if os.path.isfile(config_file) else model_zoo.config_file(config_file)
         with merging(cfg, config_file):
-            cfg.merge_from_file(path)
+            # Detectron2's default runs code that a YAML names.
+            cfg.merge_from_file(path, allow_unsafe=False)
     merge_options(cfg, opts)
     return cfg
 
@@ -397,7 +398,8 @@ def merging(cfg: CfgNode, source: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         # yacs, yaml and ast raise KeyError, AssertionError, SyntaxError and more.
-        problem = " ".join(str(error.args[0] if error.args else error).split())
+        text = error.args[0] if isinstance(error, KeyError) else error
+        problem = " ".join(str(text).split())
         if "on-existent" in problem:
             key = problem.rpartition(" ")[2]
             close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)

@@ -106,6 +106,7 @@ def test_wrong_options(opts, name):
         ("MODEL: {MASK_ON: 3}", "config_invalid", "MASK_ON"),
         ("_BASE_: gone.yaml", "file_missing", "gone.yaml"),
         ("- 1", "config_invalid", "broken.yaml"),
+        ("SEED: !!python/object/apply:len ['abc']", "config_invalid", "python/object"),
     ],
 )
 def test_broken_yaml(tmp_path, text, code, name):

@@ -222,12 +222,12 @@ def anchors(
     rows, upper = describe(search), cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
     print(f"{len(search.data)} boxes; without an anchor: none of IoU {upper:g} or more")
     print(tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True))
+    write_anchors(search, cfg, config_file, output)
+    print(f"The anchors of {search.chosen!r} are in {output}")
     if plot:
         from microplastics.visualization.curves import plot_anchors
 
         plot_anchors(search, plot)
-    write_anchors(search, cfg, config_file, output)
-    print(f"The anchors of {search.chosen!r} are in {output}")
 
 
 def _resolve(annotations: list[str], images: list[str]) -> tuple[list[str], list[str]]:

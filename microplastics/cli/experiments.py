@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from microplastics.cli.parsing import (
-    SWEEP_NAMES,
     NamedFile,
     command,
     config_file,
@@ -15,6 +14,7 @@ from microplastics.cli.parsing import (
     path,
     section,
 )
+from microplastics.model_zoo import sweep_names
 
 SOME_FAILED = 3
 
@@ -39,7 +39,13 @@ def _parameters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ..
     for text in texts:
         if "=" not in text:
             raise click.BadParameter(f"{text!r} has no =; write NAME=VALUE.")
-    return {name: yaml.safe_load(value) for name, _, value in (t.partition("=") for t in texts)}
+    pairs = [text.split("=", 1) for text in texts]
+    try:
+        return {name: yaml.safe_load(value) for name, value in pairs}
+    except yaml.YAMLError as error:
+        raise click.BadParameter(
+            f"a value is not YAML ({' '.join(str(error).split())})."
+        ) from error
 
 
 _machines = section(
@@ -182,7 +188,7 @@ def cross_validate(
 @command(
     pairs=True, exclusive=[("gpus", "submit")], short_help="Compare settings under several seeds."
 )
-@click.argument("file", type=NamedFile("file", SWEEP_NAMES))
+@click.argument("file", type=NamedFile("file", sweep_names))
 @path("--output=DIR", "Folder of the runs.", required=True)
 @flag("--dry-run", "Only say how many runs there are, and how long they will take.")
 @_machines
@@ -205,7 +211,7 @@ def sweep(file: str, opts: list[str], output: str, dry_run: bool, **given: Any) 
     if dry_run:
         expected = expect(study)
         print(tabulate(expected.rows, headers="keys", tablefmt="pipe", floatfmt=".1f"))
-        lanes = max(len(machines.gpus), 1)
+        lanes = max(1, expected.left if machines.cluster else len(machines.gpus))
         print(
             f"{len(study.jobs)} runs, of which {expected.left} are left: about "
             f"{expected.seconds / lanes / 60:.0f} minutes, {lanes} at a time"

@@ -11,37 +11,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-CONFIG_NAMES = (
-    "demo",
-    "demo_finetune",
-    "quick",
-    "quick_cascade",
-    "quick_dynamic",
-    "quick_finetune",
-    "quick_lite0",
-    "quick_mask112",
-    "quick_mask56",
-    "quick_pointrend",
-    "quick_semantic",
-    "r101",
-    "r50",
-    "r50_balanced",
-    "r50_cascade",
-    "r50_dynamic",
-    "r50_mask112",
-    "r50_mask56",
-    "r50_pointrend",
-    "r50_scratch",
-    "r50_semantic",
-    "torchvision",
-    "torchvision_v2",
-    "vitdet_b",
-    "x101",
-)
-"""Names that ``--config-file`` takes in place of a path; completion must not import Detectron2."""
-
-SWEEP_NAMES = ("mask_classes", "mask_convs", "mask_resolution", "roi_pooling")
-"""Names that ``microplastics sweep`` takes in place of a path."""
+from microplastics.model_zoo import config_names
 
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|WRITERS|GLOBAL"
 _KEY = re.compile(
@@ -188,13 +158,13 @@ class _Arranger:
 class NamedFile(click.ParamType):
     """Path of a file, or the name of one of the project's."""
 
-    def __init__(self, name: str, names: Sequence[str]):
+    def __init__(self, name: str, names: Callable[[], Sequence[str]]):
         self.name = name
         self.names = names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
         """Offer the names, and files if none of them begins like that."""
-        names = [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
+        names = [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
         return names or [CompletionItem(incomplete, type="file")]
 
 
@@ -240,7 +210,7 @@ def section(title: str, *options: Callable) -> Callable:
 def config_file(text: str = "Name or path of the config.", **settings: Any) -> Callable:
     """Make the option ``--config-file``."""
     settings = {"default": "", "show_default": False, **settings}
-    return option("--config-file=FILE", text, type=NamedFile("config", CONFIG_NAMES), **settings)
+    return option("--config-file=FILE", text, type=NamedFile("config", config_names), **settings)
 
 
 processes = section(

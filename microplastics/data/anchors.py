@@ -1,5 +1,6 @@
 """Anchors of the RPN: how well they fit the boxes of a data set, and others that fit better."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from detectron2.structures import BoxMode
 from torch import nn
 
 from microplastics.model_zoo import config_file as path_of
-from microplastics.modeling.interface import WithoutMemory
+from microplastics.modeling.interface import WITHOUT_BOXES, WithoutMemory
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
@@ -260,8 +261,14 @@ def find_anchors(
         The fits ``before``, ``k-means`` and ``evolution``. The best is chosen over all boxes.
 
     Raises:
-        UserError: the config has no usable anchors, or the data set no boxes.
+        UserError: the config has no anchors, or none that can be used, or the data set no boxes.
     """
+    if cfg.MODEL.META_ARCHITECTURE in WITHOUT_BOXES:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has no anchors; "
+            "expected a config with an RPN.",
+            code="config_invalid",
+        )
     data = TrainingBoxes.from_config(cfg)
     grid = AnchorGrid.from_config(cfg, config_file)
     sizes, ratios = _configured(cfg, len(grid.cells))
@@ -453,7 +460,7 @@ def write_anchors(
     if base.parent == Path(output).resolve().parent:
         base = base.name
     text = [f"# Anchors for {', '.join(cfg.DATASETS.TRAIN)}: microplastics anchors."]
-    text += [f'_BASE_: "{base}"', "MODEL:", "  ANCHOR_GENERATOR:"]
+    text += [f"_BASE_: {json.dumps(str(base))}", "MODEL:", "  ANCHOR_GENERATOR:"]
     for key, rows in (("SIZES", fit.sizes), ("ASPECT_RATIOS", fit.ratios)):
         text.append(f"    {key}: {yaml.safe_dump(rows, default_flow_style=True, width=1e9)}")
     before = search.fits["before"]

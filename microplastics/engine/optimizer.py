@@ -12,9 +12,8 @@ from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
+from microplastics.modeling.interface import is_norm_or_dropout
 from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -147,8 +146,7 @@ def freeze(cfg: CfgNode, model: nn.Module) -> list[nn.Module]:
             f"SOLVER.FREEZE {list(prefixes)} leaves nothing to train.", code="config_invalid"
         )
     logger.info("SOLVER.FREEZE: %d of %d parameters are trained.", left, len(parameters))
-    kinds = (_NormBase, _DropoutNd)
-    return [m for name, m in model.named_modules() if isinstance(m, kinds) and frozen(name)]
+    return [m for name, m in model.named_modules() if is_norm_or_dropout(m) and frozen(name)]
 
 
 class FrozenLayers(HookBase):

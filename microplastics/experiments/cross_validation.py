@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -178,7 +179,7 @@ def _folds(cfg: CfgNode, folds: str, output: Path, grouping: SplitOptions) -> li
             "one data set.",
             code="config_invalid",
         )
-    if not folds.isdigit():
+    if not folds.isdecimal():
         if grouping != SplitOptions():
             raise UserError(
                 f"--folds is the folder {folds}, whose images are grouped already; leave out the "
@@ -224,7 +225,10 @@ def read_folds(folder: Path) -> list[Fold]:
         files = {name: folder / part["annotations"] for name, part in manifest["splits"].items()}
         names = [name.removesuffix("/val") for name in files if name.endswith("/val")]
         folds = [Fold(n, files[f"{n}/train"], files[f"{n}/val"], images) for n in names]
-    except (KeyError, TypeError, AttributeError) as error:
+        # They name folders in --output.
+        if not all(re.fullmatch(r"fold\d+", name) for name in names):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is not a manifest of folds; write it again with microplastics split --folds.",
             code="file_invalid",

@@ -28,6 +28,7 @@ from microplastics.config import get_cfg, load_config
 from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
+from microplastics.modeling.interface import check_architecture
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import OWN_FILE, read_json, sha256_of, write_json
 from microplastics.utils.system import end_with_parent, process_context
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 RECORD = "job.json"
 OUTPUT = "output.txt"
+# A cluster's job ends then unless timeout_min is given; submitit's own limit is five minutes.
+_CLUSTER_MINUTES = 24 * 60
 
 
 class Job(NamedTuple):
@@ -99,6 +102,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     checked = set()
     for job in jobs:
         cfg = job.load_config()
+        check_architecture(cfg)
         _check_folder(job, cfg)
         weights = cfg.MODEL.WEIGHTS
         if weights and "://" not in weights and not os.path.isfile(weights):
@@ -390,9 +394,7 @@ def _submit(jobs: Sequence[Job], machines: Machines, folder: Path) -> Iterator[R
     """Submit jobs and wait for them; leaving the loop cancels those that are not done."""
     if not jobs:
         return
-    executor = _executor(machines, folder)
-    with executor.batch():
-        submitted = [executor.submit(_Submitted(), job) for job in jobs]
+    submitted = _handed_over(jobs, machines, folder)
     logger.info("Submitted %d trainings to %s; logs in %s", len(jobs), machines.cluster, folder)
     open_jobs = dict(zip(submitted, jobs, strict=True))
     with _sigterm_raises():
@@ -406,7 +408,8 @@ def _submit(jobs: Sequence[Job], machines: Machines, folder: Path) -> Iterator[R
                 handle.cancel()
 
 
-def _executor(machines: Machines, folder: Path) -> Any:
+def _handed_over(jobs: Sequence[Job], machines: Machines, folder: Path) -> list[Any]:
+    """Submit jobs, and return submitit's handle of each."""
     try:
         import submitit
     except ImportError as error:
@@ -416,12 +419,14 @@ def _executor(machines: Machines, folder: Path) -> Any:
         ) from error
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=machines.cluster)
-        executor.update_parameters(**{"name": "microplastics", **machines.options})
-    except (RuntimeError, ValueError, NameError, TypeError) as error:
+        defaults = {"name": "microplastics", "timeout_min": _CLUSTER_MINUTES}
+        executor.update_parameters(**{**defaults, **machines.options})
+        with executor.batch():
+            return [executor.submit(_Submitted(), job) for job in jobs]
+    except (RuntimeError, ValueError, NameError, TypeError) as error:  # sbatch's are RuntimeErrors
         message = " ".join(str(error).split())
         raise UserError(
             f"--submit {machines.cluster} does not work with its options ({message}); expected "
             "slurm or local, and parameters of submitit's AutoExecutor.",
             code="option_invalid",
         ) from error
-    return executor

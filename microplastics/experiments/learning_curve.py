@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 
 from microplastics.config import load_config
 from microplastics.data.loader import check_datasets
-from microplastics.experiments.jobs import Job, Machines, Result, run_jobs
+from microplastics.experiments.jobs import Job, Machines, Result, run_jobs, same_weights
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, write_json, write_rows
 
@@ -81,8 +81,9 @@ def run_learning_curve(
                 "MODEL.WEIGHTS": weights,
                 "SEED": str(seed),
             }
-            all_opts = (*opts, *itertools.chain(*wanted.items()))
-            job = Job(folder.name, config_file, all_opts, folder)
+            all_opts = [*opts, *itertools.chain(*wanted.items())]
+            all_opts += same_weights(load_config(config_file, all_opts))
+            job = Job(folder.name, config_file, tuple(all_opts), folder)
             jobs[folder] = job, Run(start, number, seed, {})
     runs, failed = [], []
     for result in run_jobs([job for job, _ in jobs.values()], machines, output):

@@ -216,7 +216,7 @@ def _describe(name: str, values: Sequence[float]) -> dict[str, float]:
 def _load(path: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise _invalid(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(data, dict) or not data:
         raise _invalid(f"{path} is empty or no mapping; expected {', '.join(_FIELDS)}.")

@@ -4,10 +4,12 @@ A wheel carries ``configs/`` in this package (see setup.py); a checkout reads th
 """
 
 from pathlib import Path
-
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING
 
 from microplastics.utils.errors import UserError
+
+if TYPE_CHECKING:  # completion lists the names without Detectron2
+    from detectron2.config import CfgNode
 
 _PREFIX = "microplastics_"
 _CONFIGS = f"{_PREFIX}*.yaml"
@@ -46,7 +48,7 @@ def sweep_file(name: str) -> str:
     return _find(name, _SWEEPS, "sweep file")
 
 
-def get_config(name: str) -> CfgNode:
+def get_config(name: str) -> "CfgNode":
     """Return a config, not frozen; see :func:`config_file` for the names and errors."""
     from microplastics.config import load_config
 

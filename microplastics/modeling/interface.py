@@ -335,6 +335,12 @@ def changed(modules: Iterable[nn.Module], **attributes: Any) -> Iterator[None]:
             vars(module).update(values)
 
 
+def is_norm_or_dropout(module: nn.Module) -> bool:
+    """Return whether training makes a module draw at random or update running statistics."""
+    # Stochastic depth (DropPath) has a probability, but not dropout's base class.
+    return isinstance(module, (_NormBase, _DropoutNd)) or hasattr(module, "drop_prob")
+
+
 @contextlib.contextmanager
 def _training(*roots: nn.Module) -> Iterator[None]:
     """Switch modules to training, except for norm and dropout layers, and restore them."""
@@ -342,9 +348,7 @@ def _training(*roots: nn.Module) -> Iterator[None]:
     before = [_plain(module) for module in modules]
     try:
         for module in modules:
-            # Stochastic depth (DropPath) has a probability, but not dropout's base class.
-            fixed = isinstance(module, (_NormBase, _DropoutNd)) or hasattr(module, "drop_prob")
-            module.training = not fixed
+            module.training = not is_norm_or_dropout(module)
         yield
     finally:
         for module, attributes in zip(modules, before, strict=True):

@@ -47,6 +47,16 @@ def test_what_is_over_time_is_named(tmp_path, without_tests):
     assert report.notes[0] == f"quick, {STEPS[0]} was left out: 0 minutes were over"
 
 
+def test_what_needs_more_memory_is_named(tmp_path, without_tests, monkeypatch):
+    def train(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu, "_train", train)
+    report = gpu.benchmark([QUICK], TINY, folder=tmp_path, device="cpu", **SHORT)
+    assert [row.what for row in report.rows] == STEPS[-5:] and not report.disagreements
+    assert report.notes[0] == f"quick, {STEPS[0]} needs more memory than there is"
+
+
 def test_failing_tests_are_named(monkeypatch):
     output = "F\n=== short test summary info ===\nFAILED tests/a.py::test_b - x\n1 failed in 2 s\n"
     done = SimpleNamespace(returncode=1, stdout=output, stderr="")

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import click
 import pytest
-from support import ROOT
 
-from microplastics.cli.parsing import CONFIG_NAMES, command, option
+from microplastics.cli.parsing import command, option
 
 
 @command(pairs=True, exclusive=[("copy", "link")])
@@ -100,11 +99,6 @@ def test_the_keys_of_the_config_are_known():
 
     for name, value in get_cfg().items():
         assert _KEY.fullmatch(f"{name}.X" if hasattr(value, "items") else name), name
-
-
-def test_the_configs_by_name_are_the_files():
-    names = {path.stem for path in (ROOT / "configs").glob("microplastics_*.yaml")}
-    assert {f"microplastics_{name}" for name in CONFIG_NAMES} == names
 
 
 def test_choices_are_those_of_the_package():

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from support import ROOT
+from support import ROOT, user_error
 
 from microplastics.config import load_config
 from microplastics.data import anchors
@@ -124,6 +124,11 @@ def test_boxes_are_those_of_training(tmp_path):
     turned = ("INPUT.AUG.RIGHT_ANGLES.PROB", 0.5)
     assert len(TrainingBoxes.from_config(config(*opts, *several))) == 3 * 2
     assert len(TrainingBoxes.from_config(config(*opts, *several, *turned))) == 2 * 3 * 2
+
+
+def test_a_model_without_boxes_has_no_anchors(clustered):
+    with user_error("config_invalid", "ParticleSegmentor, which has no anchors"):
+        find_anchors(load_config("quick_semantic", clustered))
 
 
 def test_the_written_config_trains(cli, tiny_opts, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT
 from detectron2.solver import build_optimizer as detectron2_optimizer
 from support import user_error
+from timm.layers import DropPath
 from torch import nn
 
 from microplastics.config import get_cfg
@@ -197,6 +198,14 @@ def test_frozen_parts_stay_with_their_statistics(tiny_cfg):
             tiny_cfg("SOLVER.FREEZE", "['backbone', 'proposal_generator', 'roi_heads']"),
             trainer.model,
         )
+
+
+def test_frozen_blocks_are_not_skipped_at_random():
+    parts = {"a": DropPath(0.5), "b": nn.Dropout(0.5)}
+    model = nn.ModuleDict({n: nn.Sequential(nn.Linear(1, 1), part) for n, part in parts.items()})
+    cfg = get_cfg()
+    cfg.SOLVER.FREEZE = ["a"]
+    assert freeze(cfg, model) == [parts["a"]]
 
 
 def test_detectron2s_own_key_freezes_stages(tiny_cfg):

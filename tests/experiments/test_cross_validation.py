@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -164,6 +163,10 @@ def test_splits_are_no_folds(cli, rendered, tmp_path):
     cli("split", "--input", json_file, "--images", rendered / "train", "--output", tmp_path)
     with user_error("option_invalid", "0 folds"):
         read_folds(tmp_path)
-    (tmp_path / "splits.json").write_text("{}")
-    with user_error("file_invalid", "splits.json"):
-        read_folds(Path(tmp_path))
+    part = {"annotations": "a.json"}
+    away = {f"../away{number}/{name}": part for number in "12" for name in ("train", "val")}
+    manifest = {"settings": {"place": "copy"}, "splits": away}
+    for broken in ({}, manifest):
+        (tmp_path / "splits.json").write_text(json.dumps(broken))
+        with user_error("file_invalid", "splits.json"):
+            read_folds(tmp_path)

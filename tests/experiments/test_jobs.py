@@ -68,6 +68,8 @@ def test_a_finished_folder_keeps_its_settings(job, tmp_path):
         check_jobs([other])
     with user_error("config_invalid", "DATASETS.TEST is empty"):
         check_jobs([job("c", "DATASETS.TEST", "()")])
+    with user_error("config_invalid", "MODEL.META_ARCHITECTURE is nonsense"):
+        check_jobs([job("c", "MODEL.META_ARCHITECTURE", "nonsense")])
     with user_error("file_missing", "MODEL.WEIGHTS of c is nowhere.pth"):
         check_jobs([job("c", "MODEL.WEIGHTS", "nowhere.pth")])
 
@@ -104,6 +106,19 @@ def test_submitting_needs_submitit(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with user_error("dependency_missing", "microplastics[submitit]"):
         list(run_jobs([job("a")], Machines(cluster="slurm")))
+
+
+def test_what_the_cluster_refuses_is_a_sentence(job, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name in ("srun", "sbatch"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    machines = Machines(cluster="slurm", options={"slurm_partition": "nope"})
+    with user_error("option_invalid", "--submit slurm", "invalid partition"):
+        list(run_jobs([job("a")], machines, tmp_path))
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from scipy import stats
 from support import user_error
 
 from microplastics import model_zoo
-from microplastics.cli.parsing import SWEEP_NAMES
 from microplastics.experiments.sweep import markdown, read_sweep, summarise
 from microplastics.experiments.timing import expected_seconds
 from microplastics.visualization.curves import plot_sweep
@@ -50,7 +49,7 @@ def test_differences_are_of_the_seeds_that_both_have(tmp_path):
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", SWEEP_NAMES)
+@pytest.mark.parametrize("name", model_zoo.sweep_names())
 def test_the_shipped_sweeps_differ_in_what_they_say(name, tiny_opts, tmp_path):
     sweep = read_sweep(name, tiny_opts[-4:], tmp_path)
     assert len(sweep.seeds) == 3 and len(sweep.jobs) == 3 * len(sweep.names)
@@ -63,10 +62,6 @@ def test_the_shipped_sweeps_differ_in_what_they_say(name, tiny_opts, tmp_path):
     assert found[sweep.names[0]] == ("ROIAlignV2", 14, 2, False)  # that of the config itself
 
 
-def test_the_names_of_the_completion():
-    assert list(SWEEP_NAMES) == model_zoo.sweep_names()
-
-
 GOOD = "config: quick\nseeds: [1, 2]\nruns:\n  - name: a\n"
 
 
@@ -75,6 +70,7 @@ GOOD = "config: quick\nseeds: [1, 2]\nruns:\n  - name: a\n"
     [
         ("", [], "config_invalid", "is empty"),
         ("a: [", [], "config_invalid", "is not YAML"),
+        ("[" * 3000, [], "config_invalid", "is not YAML"),
         ("config: quick\nseed: 1\nruns: []", [], "config_invalid", "unknown field seed"),
         ("config: quick\nruns: []", [], "config_invalid", "has no runs"),
         ("config: nope\nruns: [{name: a}]", [], "file_missing", "no config file nope"),
