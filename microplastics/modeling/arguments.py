@@ -15,7 +15,7 @@ from torch import nn
 
 from microplastics.config import merge_options
 from microplastics.modeling.backbone.module import GIVEN, ModuleBackbone, pyramid_on
-from microplastics.modeling.interface import class_node
+from microplastics.modeling.interface import check_architecture, class_node
 from microplastics.utils.errors import UserError
 
 # Arguments that are a config key each.
@@ -66,7 +66,18 @@ def set_arguments(
 
 
 def build_around(backbone: Backbone, cfg: CfgNode) -> GeneralizedRCNN:
-    """Build the model of a config, but for its backbone, as ``GeneralizedRCNN`` does."""
+    """Build the model of a config, but for its backbone, as ``GeneralizedRCNN`` does.
+
+    Raises:
+        UserError: config_invalid.
+    """
+    check_architecture(cfg)
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; expected GeneralizedRCNN "
+            "around a backbone module.",
+            code="config_invalid",
+        )
     shape = backbone.output_shape()
     model = GeneralizedRCNN(
         backbone=backbone,

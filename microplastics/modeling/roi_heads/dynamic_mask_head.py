@@ -22,6 +22,10 @@ from microplastics.utils.errors import UserError
 Features = dict[str, torch.Tensor]
 
 _STRIDES = (1, 2, 4)
+_LEAST = {
+    **dict.fromkeys(("CONV_DIM", "CHANNELS", "FC_DIM", "NUM_LAYERS", "MAX_INSTANCES", "WINDOW"), 1),
+    **dict.fromkeys(("MARGIN", "DICE_WEIGHT"), 0),
+}
 # Cells of the windows that are computed at a time: 10 MB in the cache, and bounded memory.
 _CELLS_AT_A_TIME = 1 << 17
 
@@ -359,7 +363,20 @@ def _check(cfg: CfgNode, input_shape: dict[str, ShapeSpec] | ShapeSpec) -> None:
             "DynamicMaskHead expected '', since it pools by itself.",
             code="config_invalid",
         )
-    stride = cfg.MODEL.DYNAMIC_MASK_HEAD.STRIDE
+    if cfg.MODEL.BACKBONE.NAME == "build_backbone_with_image" and IMAGE not in input_shape:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which does not pass the image to "
+            "DynamicMaskHead; expected ParticleROIHeads or ParticleCascadeROIHeads.",
+            code="config_invalid",
+        )
+    own = cfg.MODEL.DYNAMIC_MASK_HEAD
+    for key, least in _LEAST.items():
+        if not own[key] >= least:
+            raise UserError(
+                f"MODEL.DYNAMIC_MASK_HEAD.{key} is {own[key]}; expected {least} or more.",
+                code="config_invalid",
+            )
+    stride = own.STRIDE
     finest = min(shape.stride for name, shape in input_shape.items() if name != IMAGE)
     if stride not in _STRIDES or finest % stride:
         raise UserError(
