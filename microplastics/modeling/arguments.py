@@ -169,6 +169,8 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
             expected = "0 to 1" if name == "dropout" else "an integer above 0"
             raise UserError(f"{name} is {value}; expected {expected}.", code="option_invalid")
         merge_options(cfg, (_KEYS[name], value))
+        if name == "hidden_dim":
+            cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = []  # which would go first
         if name == "dropout" and value:  # Detectron2's own head has none
             merge_options(cfg, ("MODEL.ROI_BOX_HEAD.NAME", "ParticleBoxHead"))
 
@@ -176,6 +178,12 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
 def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
     """Choose a mask head that gives masks of a size, and return the size that it pools."""
     node = cfg.MODEL.ROI_MASK_HEAD
+    if not node.POOLER_TYPE:
+        raise UserError(
+            f"mask_out_size is {size}, but the mask head of the config is {node.NAME}, which pools "
+            "no RoIs; leave it out.",
+            code="option_conflict",
+        )
     if pooled is None:
         pooled = node.POOLER_RESOLUTION
         pooled = pooled if size in (pooled * 2**n for n in range(4)) else size // 2
@@ -186,7 +194,7 @@ def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
             "eight times mask_pool_size.",
             code="option_conflict",
         )
-    if doublings != [1]:  # once is what Detectron2's own head does
+    if doublings != [1] or node.UPSAMPLINGS != 1:  # once is what Detectron2's own head does
         head = "MODEL.ROI_MASK_HEAD"
         merge_options(cfg, (f"{head}.NAME", "ParticleMaskHead", f"{head}.UPSAMPLINGS", *doublings))
     return pooled
