@@ -337,6 +337,13 @@ def test_masks_of_any_doubled_size(size, pooled, photographs):
     assert model.get_loss(*photographs)[0]["loss_mask"].isfinite()
 
 
+def test_another_backbone_still_passes_on_the_image():
+    for arguments in ({"backbone": "resnet10t"}, {"weights": "", "use_fpn": False}):
+        network = MaskRCNN("demo_dynamic", opts=SMALL, **arguments).network
+        assert "image" in network.backbone.output_shape()
+        assert hasattr(network.backbone, "fpn_output2") == ("backbone" in arguments)
+
+
 def test_arguments_go_before_the_finer_keys_of_a_config():
     head, box_head = "MODEL.ROI_MASK_HEAD", "MODEL.ROI_BOX_HEAD"
     opts = (f"{head}.NAME", "ParticleMaskHead", f"{head}.UPSAMPLINGS", 2)

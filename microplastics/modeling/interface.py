@@ -31,6 +31,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from microplastics.config import get_cfg
+from microplastics.modeling.backbone.with_image import WITH_IMAGE, builder_key
 from microplastics.modeling.roi_heads import ParticleBoxHead, ParticleMaskHead
 from microplastics.modeling.roi_heads.cascade import StageMasks
 from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
@@ -43,7 +44,6 @@ WITHOUT_BOXES = ("SemanticSegmentor", "ParticleSegmentor")
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
 _KNOWN_MODULES = ("detectron2.", "microplastics.")
-_WITH_IMAGE = "build_backbone_with_image"
 _TOP_BLOCKS_BUILT_BY = ("build_particle_resnet_fpn_backbone", "build_timm_fpn_backbone")
 _REGISTRIES = {
     "META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -90,7 +90,7 @@ def check_architecture(cfg: CfgNode) -> None:
         name = operator.attrgetter(key)(model)
         known = {each for each, _ in registry}
         if key == "BACKBONE.INNER":
-            known.remove(_WITH_IMAGE)
+            known.remove(WITH_IMAGE)
         if name and name not in known:  # "" is none
             raise UserError(
                 f"MODEL.{key} is {name}; expected one of {', '.join(sorted(known))}.",
@@ -164,7 +164,7 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
                 f"{expected}.",
                 code="config_invalid",
             )
-    key = "INNER" if cfg.MODEL.BACKBONE.NAME == _WITH_IMAGE else "NAME"
+    key = builder_key(cfg)
     backbone, top = cfg.MODEL.BACKBONE[key], cfg.MODEL.FPN.TOP_BLOCK
     ignored = _is_known(BACKBONE_REGISTRY.get(backbone)) and backbone not in _TOP_BLOCKS_BUILT_BY
     if ignored and top != plain.MODEL.FPN.TOP_BLOCK:

@@ -14,7 +14,7 @@ from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
 
-from microplastics.modeling.backbone.with_image import IMAGE
+from microplastics.modeling.backbone.with_image import IMAGE, WITH_IMAGE
 from microplastics.modeling.roi_masks import WindowMasks, areas
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
@@ -363,7 +363,7 @@ def _check(cfg: CfgNode, input_shape: dict[str, ShapeSpec] | ShapeSpec) -> None:
             "DynamicMaskHead expected '', since it pools by itself.",
             code="config_invalid",
         )
-    if cfg.MODEL.BACKBONE.NAME == "build_backbone_with_image" and IMAGE not in input_shape:
+    if cfg.MODEL.BACKBONE.NAME == WITH_IMAGE and IMAGE not in input_shape:
         raise UserError(
             f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which does not pass the image to "
             "DynamicMaskHead; expected ParticleROIHeads or ParticleCascadeROIHeads.",
