@@ -43,6 +43,7 @@ WITHOUT_BOXES = ("SemanticSegmentor", "ParticleSegmentor")
 
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
+_WITHOUT_GRID = "DynamicMaskHead"
 _KNOWN_MODULES = ("detectron2.", "microplastics.")
 _TOP_BLOCKS_BUILT_BY = ("build_particle_resnet_fpn_backbone", "build_timm_fpn_backbone")
 _REGISTRIES = {
@@ -107,6 +108,12 @@ def check_architecture(cfg: CfgNode) -> None:
         raise UserError(
             f"MODEL.POINT_HEAD.NUM_CLASSES is {model.POINT_HEAD.NUM_CLASSES}; expected "
             f"MODEL.ROI_HEADS.NUM_CLASSES, {model.ROI_HEADS.NUM_CLASSES}.",
+            code="config_invalid",
+        )
+    if cfg.TEST.AUG.ENABLED and predicts_masks(cfg) and model.ROI_MASK_HEAD.NAME == _WITHOUT_GRID:
+        raise UserError(
+            f"TEST.AUG.ENABLED is True, but {_WITHOUT_GRID} predicts no masks on a grid, which "
+            "could be averaged; expected False.",
             code="config_invalid",
         )
     _check_mask_pooler(cfg)

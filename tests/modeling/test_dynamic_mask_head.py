@@ -6,13 +6,13 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.layers.mask_ops import _do_paste_mask
-from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from support import user_error
 from torch import nn
 from torch.nn import functional as F
 
+from microplastics.engine import Trainer
 from microplastics.modeling.roi_heads.dynamic_mask_head import (
     DynamicFCN,
     DynamicMaskHead,
@@ -199,9 +199,15 @@ def test_an_image_without_particles_trains_nothing(tiny_cfg):
     [
         (("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"), ("POOLER_TYPE", "ROIAlignV2")),
         (("MODEL.DYNAMIC_MASK_HEAD.STRIDE", 3), ("MODEL.DYNAMIC_MASK_HEAD.STRIDE", 3)),
+        (("MODEL.DYNAMIC_MASK_HEAD.MAX_INSTANCES", 0), ("MAX_INSTANCES is 0", "1 or more")),
+        (
+            ("MODEL.BACKBONE.NAME", "build_backbone_with_image"),
+            ("MODEL.ROI_HEADS.NAME is StandardROIHeads", "ParticleROIHeads"),
+        ),
+        (("TEST.AUG.ENABLED", True), ("TEST.AUG.ENABLED", "DynamicMaskHead")),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(tiny_cfg, opts, names):
     name = ("MODEL.ROI_MASK_HEAD.NAME", "DynamicMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "")
     with user_error("config_invalid", *names):
-        build_model(tiny_cfg(*name, *opts))
+        Trainer.build_model(tiny_cfg(*name, *opts))
