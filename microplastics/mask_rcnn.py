@@ -415,6 +415,7 @@ class MaskRCNN(nn.Module):
         """Bring detections onto their image; with a mask threshold masks are bool, else floats."""
         size, staged = tuple(image.shape[-2:]), is_staged(self.network)
         threshold = 0.5 if mask_threshold is None else mask_threshold
+        raw = raw[raw.scores.argsort(descending=True, stable=True)]  # a mask head may change them
         probs = raw.pred_masks if raw.has("pred_masks") else None
         boxed = staged and torch.is_tensor(probs) and mask_threshold is None
         if boxed:

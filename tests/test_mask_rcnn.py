@@ -13,7 +13,8 @@ from torchvision.models import resnet18
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.transforms.v2.functional import resize
 
-from microplastics import MaskRCNN, Predictor, get_cfg
+from microplastics import MaskRCNN, Predictor
+from microplastics.config import load_config
 from microplastics.data.catalog import resolve_datasets
 from microplastics.data.mapper import MicroplasticsDatasetMapper
 from microplastics.mask_rcnn import Losses
@@ -325,11 +326,6 @@ def test_no_pyramid(backbone, photographs):
     assert model.network.roi_heads.mask_pooler.output_size == (10, 10)
 
 
-def has_key(node, name):
-    return pytest.mark.skipif(name not in get_cfg().MODEL[node], reason=f"{node} has no {name}")
-
-
-@has_key("ROI_MASK_HEAD", "UPSAMPLINGS")
 @pytest.mark.parametrize(("size", "pooled"), [(14, 14), (56, 14), (48, 6)])
 def test_masks_of_any_doubled_size(size, pooled, photographs):
     arguments = {"mask_out_size": size, "mask_pool_size": None if pooled == 14 else pooled}
@@ -341,7 +337,26 @@ def test_masks_of_any_doubled_size(size, pooled, photographs):
     assert model.get_loss(*photographs)[0]["loss_mask"].isfinite()
 
 
-@has_key("ROI_BOX_HEAD", "DROPOUT")
+def test_another_backbone_still_passes_on_the_image():
+    for arguments in ({"backbone": "resnet10t"}, {"weights": "", "use_fpn": False}):
+        network = MaskRCNN("demo_dynamic", opts=SMALL, **arguments).network
+        assert "image" in network.backbone.output_shape()
+        assert hasattr(network.backbone, "fpn_output2") == ("backbone" in arguments)
+
+
+def test_arguments_go_before_the_finer_keys_of_a_config():
+    head, box_head = "MODEL.ROI_MASK_HEAD", "MODEL.ROI_BOX_HEAD"
+    opts = (f"{head}.NAME", "ParticleMaskHead", f"{head}.UPSAMPLINGS", 2)
+    opts += (f"{box_head}.NAME", "ParticleBoxHead", f"{box_head}.FC_DIMS", [8, 8])
+    cfg = load_config("quick", [*SMALL, *opts])
+    heads = MaskRCNN(cfg, mask_out_size=28, hidden_dim=12).network.roi_heads
+    with torch.no_grad():
+        assert heads.mask_head.layers(torch.rand(1, 16, 14, 14)).shape[-1] == 28
+    assert [layer.out_features for layer in heads.box_head.fcs] == [12, 12]
+    with user_error("option_conflict", "mask_out_size is 28", "DynamicMaskHead"):
+        MaskRCNN("demo_dynamic", mask_out_size=28)
+
+
 def test_dropout_is_in_the_box_head(photographs):
     head = MaskRCNN("quick", opts=SMALL, dropout=0.4).network.roi_heads.box_head
     assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.4, 0.4]

@@ -28,6 +28,7 @@ from microplastics.modeling.interface import (
     rescores,
 )
 from microplastics.modeling.nms import ChosenNMS
+from microplastics.modeling.roi_heads.dynamic_mask_head import MaskBranch
 from microplastics.modeling.roi_heads.mask_head import MaskIoUHead
 from microplastics.modeling.test_time_augmentation import TestTimeAugmentation
 
@@ -173,6 +174,9 @@ class Detector:
         heads = getattr(model, "roi_heads", None)
         self._standard = isinstance(heads, StandardROIHeads)
         self._chosen_nms = [heads] if isinstance(heads, ChosenNMS) else []
+        predictors = getattr(heads, "box_predictor", nn.ModuleList())  # one for each stage, or one
+        is_cascade = isinstance(predictors, nn.ModuleList)
+        self._box_predictors = list(predictors) if is_cascade else [predictors]
         # As in Mask R-CNN, each proposal by itself.
         self._plain = self._standard and _box_branch(heads) is StandardROIHeads._forward_box
         if not self.staged and hasattr(model, "backbone"):
@@ -210,7 +214,11 @@ class Detector:
             return self._above(found)
 
     def _staged(self, images: Sequence[torch.Tensor], dense: bool, scaled: bool) -> list[Instances]:
-        with changed(self._chosen_nms if dense else [], detections_per_image=-1):
+        nms, predictors = (self._chosen_nms, self._box_predictors) if dense else ([], [])
+        with (
+            changed(nms, detections_per_image=-1),
+            changed(predictors, test_topk_per_image=-1),
+        ):
             if self._augmentation is not None:
                 return [self._augmented(image, dense, scaled) for image in images]
             found, pooled = self._found(images, dense)
@@ -227,12 +235,13 @@ class Detector:
             return self._found([view], dense)[0][0]
 
         def add_masks(view: torch.Tensor, found: Instances) -> Instances:
-            return self._with_masks(self._features([view])[2], [found])[0]
+            # All of them on each view, whatever their scores become there.
+            return self._masks(self._features([view])[2], [found])[0]
 
         before = self.windows_cut_short
         result = self._augmentation(image, find, add_masks, scaled)
         self.windows_cut_short = min(self.windows_cut_short, before + 1)
-        return self._above([result])[0]  # soft NMS has lowered scores
+        return self._above([result])[0]  # soft NMS or the mask head has lowered scores
 
     def _features(self, images: Sequence[torch.Tensor]) -> tuple[ImageList, Features, Features]:
         """Return the batch, its features, and these as the heads take them."""
@@ -266,8 +275,10 @@ class Detector:
         step, longest = max(1, _MASK_CHUNK // len(found)), max(map(len, found))
         if longest <= _MASK_CHUNK:
             return heads.forward_with_given_boxes(pooled, found)
-        branch = getattr(getattr(heads, "mask_head", None), "branch", None)
-        with remembered(branch) if branch is not None else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            for module in heads.modules():
+                if isinstance(module, MaskBranch):
+                    stack.enter_context(remembered(module))
             parts = [
                 heads.forward_with_given_boxes(pooled, [each[i : i + step] for each in found])
                 for i in range(0, longest, step)
@@ -296,12 +307,9 @@ class Detector:
         A single tile is crowded if the last quarter of the proposals that the config's own caps
         let through holds a detection. Further proposals are looked at as long as they hold any.
         """
-        rpn, heads = self.model.proposal_generator, self.model.roi_heads
-        by_chunks = self._plain and len(batch) == 1
-        predictors = getattr(heads, "box_predictor", nn.ModuleList())
-        predictors = predictors if isinstance(predictors, nn.ModuleList) else [predictors]
+        rpn, by_chunks = self.model.proposal_generator, self._plain and len(batch) == 1
         topk = {False: self._tile_topk}
-        with changed(predictors, test_topk_per_image=-1), remembered(rpn.rpn_head):
+        with remembered(rpn.rpn_head):
             if by_chunks:
                 (proposals,), _ = rpn(batch, features, None)
                 enough = len(proposals)

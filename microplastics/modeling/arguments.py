@@ -15,7 +15,8 @@ from torch import nn
 
 from microplastics.config import merge_options
 from microplastics.modeling.backbone.module import GIVEN, ModuleBackbone, pyramid_on
-from microplastics.modeling.interface import class_node
+from microplastics.modeling.backbone.with_image import builder_key
+from microplastics.modeling.interface import check_architecture, class_node
 from microplastics.utils.errors import UserError
 
 # Arguments that are a config key each.
@@ -66,7 +67,18 @@ def set_arguments(
 
 
 def build_around(backbone: Backbone, cfg: CfgNode) -> GeneralizedRCNN:
-    """Build the model of a config, but for its backbone, as ``GeneralizedRCNN`` does."""
+    """Build the model of a config, but for its backbone, as ``GeneralizedRCNN`` does.
+
+    Raises:
+        UserError: config_invalid.
+    """
+    check_architecture(cfg)
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; expected GeneralizedRCNN "
+            "around a backbone module.",
+            code="config_invalid",
+        )
     shape = backbone.output_shape()
     model = GeneralizedRCNN(
         backbone=backbone,
@@ -86,28 +98,30 @@ def _set_backbone(
     model = cfg.MODEL
     if isinstance(backbone, nn.Module):
         return _set_module(cfg, backbone, use_fpn)
+    key = builder_key(cfg)
     if isinstance(backbone, str):
-        model.BACKBONE.NAME, model.TIMM.NAME = "build_timm_fpn_backbone", backbone
+        model.BACKBONE[key], model.TIMM.NAME = "build_timm_fpn_backbone", backbone
         model.BACKBONE.FREEZE_AT = 0
     if model.BACKBONE.NAME == GIVEN:
         raise UserError(
             "This model was made with a backbone of somebody's own code; give it as backbone.",
             code="option_missing",
         )
+    name = model.BACKBONE[key]
     if use_fpn is False:
-        plain = model.BACKBONE.NAME.replace("build_particle_", "build_").replace("_fpn_", "_")
+        plain = name.replace("build_particle_", "build_").replace("_fpn_", "_")
         if plain not in BACKBONE_REGISTRY:
             raise UserError(
-                f"use_fpn is False, but the backbone of the config is {model.BACKBONE.NAME}, which "
+                f"use_fpn is False, but the backbone of the config is {name}, which "
                 "is not made without; use a ResNet or a network of timm.",
                 code="option_conflict",
             )
-        model.BACKBONE.NAME = plain
+        model.BACKBONE[key] = plain
         model.RESNETS.OUT_FEATURES = [_SINGLE_LEVEL]
         _set_levels(cfg, [_SINGLE_LEVEL], [_SINGLE_LEVEL])
-    elif use_fpn and "fpn" not in model.BACKBONE.NAME:
+    elif use_fpn and "fpn" not in name:
         raise UserError(
-            f"use_fpn is True, but the backbone of the config is {model.BACKBONE.NAME}; use a "
+            f"use_fpn is True, but the backbone of the config is {name}; use a "
             "config with a feature pyramid.",
             code="option_conflict",
         )
@@ -155,9 +169,11 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
             continue
         fits = 0 <= value < 1 if name == "dropout" else isinstance(value, int) and value > 0
         if not fits:
-            expected = "0 to 1" if name == "dropout" else "an integer above 0"
+            expected = "0 or more, below 1" if name == "dropout" else "an integer above 0"
             raise UserError(f"{name} is {value}; expected {expected}.", code="option_invalid")
         merge_options(cfg, (_KEYS[name], value))
+        if name == "hidden_dim":
+            cfg.MODEL.ROI_BOX_HEAD.FC_DIMS = []  # which would go first
         if name == "dropout" and value:  # Detectron2's own head has none
             merge_options(cfg, ("MODEL.ROI_BOX_HEAD.NAME", "ParticleBoxHead"))
 
@@ -165,6 +181,12 @@ def _set_heads(cfg: CfgNode, mask_out_size: int | None, **given: float | None) -
 def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
     """Choose a mask head that gives masks of a size, and return the size that it pools."""
     node = cfg.MODEL.ROI_MASK_HEAD
+    if not node.POOLER_TYPE:
+        raise UserError(
+            f"mask_out_size is {size}, but the mask head of the config is {node.NAME}, which pools "
+            "no RoIs; leave it out.",
+            code="option_conflict",
+        )
     if pooled is None:
         pooled = node.POOLER_RESOLUTION
         pooled = pooled if size in (pooled * 2**n for n in range(4)) else size // 2
@@ -175,7 +197,7 @@ def _set_mask_size(cfg: CfgNode, size: int, pooled: int | None) -> int:
             "eight times mask_pool_size.",
             code="option_conflict",
         )
-    if doublings != [1]:  # once is what Detectron2's own head does
+    if doublings != [1] or node.UPSAMPLINGS != 1:  # once is what Detectron2's own head does
         head = "MODEL.ROI_MASK_HEAD"
         merge_options(cfg, (f"{head}.NAME", "ParticleMaskHead", f"{head}.UPSAMPLINGS", *doublings))
     return pooled

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import (
+    BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
@@ -21,6 +22,8 @@ from detectron2.modeling import (
     build_model,
 )
 from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.projects.point_rend import PointRendMaskHead
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -28,7 +31,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from microplastics.config import get_cfg
+from microplastics.modeling.backbone.with_image import WITH_IMAGE, builder_key
 from microplastics.modeling.roi_heads import ParticleBoxHead, ParticleMaskHead
+from microplastics.modeling.roi_heads.cascade import StageMasks
 from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
 from microplastics.utils.errors import UserError
 from microplastics.utils.system import seeded
@@ -38,7 +43,17 @@ WITHOUT_BOXES = ("SemanticSegmentor", "ParticleSegmentor")
 
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
 _POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
+_WITHOUT_GRID = "DynamicMaskHead"
 _KNOWN_MODULES = ("detectron2.", "microplastics.")
+_TOP_BLOCKS_BUILT_BY = ("build_particle_resnet_fpn_backbone", "build_timm_fpn_backbone")
+_REGISTRIES = {
+    "META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "BACKBONE.NAME": BACKBONE_REGISTRY,
+    "BACKBONE.INNER": BACKBONE_REGISTRY,
+    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+}
 
 
 def num_classes(cfg: CfgNode) -> int:
@@ -72,13 +87,16 @@ def check_architecture(cfg: CfgNode) -> None:
         UserError: config_invalid.
     """
     model = cfg.MODEL
-    known = sorted(name for name, _ in META_ARCH_REGISTRY)
-    if model.META_ARCHITECTURE not in known:
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is {model.META_ARCHITECTURE}; expected one of "
-            f"{', '.join(known)}.",
-            code="config_invalid",
-        )
+    for key, registry in _REGISTRIES.items():
+        name = operator.attrgetter(key)(model)
+        known = {each for each, _ in registry}
+        if key == "BACKBONE.INNER":
+            known.remove(WITH_IMAGE)
+        if name and name not in known:  # "" is none
+            raise UserError(
+                f"MODEL.{key} is {name}; expected one of {', '.join(sorted(known))}.",
+                code="config_invalid",
+            )
     if model.MASK_ON and not predicts_masks(cfg):
         raise UserError(
             f"MODEL.MASK_ON is True, but {model.META_ARCHITECTURE} predicts boxes only; set "
@@ -92,12 +110,40 @@ def check_architecture(cfg: CfgNode) -> None:
             f"MODEL.ROI_HEADS.NUM_CLASSES, {model.ROI_HEADS.NUM_CLASSES}.",
             code="config_invalid",
         )
+    if cfg.TEST.AUG.ENABLED and predicts_masks(cfg) and model.ROI_MASK_HEAD.NAME == _WITHOUT_GRID:
+        raise UserError(
+            f"TEST.AUG.ENABLED is True, but {_WITHOUT_GRID} predicts no masks on a grid, which "
+            "could be averaged; expected False.",
+            code="config_invalid",
+        )
+    _check_mask_pooler(cfg)
     _check_options_have_an_effect(cfg)
+
+
+def _check_mask_pooler(cfg: CfgNode) -> None:
+    """Refuse a mask head on whole feature maps that wants RoIs, and the other way round."""
+    heads, node = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), cfg.MODEL.ROI_MASK_HEAD
+    if not (predicts_masks(cfg) and issubclass(heads, StandardROIHeads)):
+        return
+    head = ROI_MASK_HEAD_REGISTRY.get(node.NAME)
+    wants = issubclass(head, MaskRCNNConvUpsampleHead)
+    known = _is_known(head) and (wants or issubclass(head, PointRendMaskHead))
+    if known and wants != bool(node.POOLER_TYPE):
+        raise UserError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {node.POOLER_TYPE!r}; {node.NAME} expected "
+            f"{'ROIAlignV2 or another' if wants else repr('')}.",
+            code="config_invalid",
+        )
+
+
+def _is_known(kind: Any) -> bool:
+    return kind.__module__.startswith(_KNOWN_MODULES)
 
 
 def _check_options_have_an_effect(cfg: CfgNode) -> None:
     """Refuse options of the project's heads that its others and Detectron2's would ignore."""
     heads = ROI_HEADS_REGISTRY, "ROI_HEADS", ParticleOptions, "ParticleROIHeads"
+    stages = ROI_HEADS_REGISTRY, "ROI_HEADS", StageMasks, "ParticleCascadeROIHeads"
     box_head = ROI_BOX_HEAD_REGISTRY, "ROI_BOX_HEAD", ParticleBoxHead, "ParticleBoxHead"
     mask_head = ROI_MASK_HEAD_REGISTRY, "ROI_MASK_HEAD", ParticleMaskHead, "ParticleMaskHead"
     plain = get_cfg()
@@ -107,6 +153,7 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
         "ROI_MASK_HEAD.BOX_SCALE": heads,
         "ROI_MASK_HEAD.LOSS_WEIGHT": heads,
         "ROI_BOX_HEAD.CLS_LOSS_WEIGHT": heads,
+        "ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE": stages,
         "ROI_BOX_HEAD.DROPOUT": box_head,
         "ROI_BOX_HEAD.FC_DIMS": box_head,
         "ROI_MASK_HEAD.UPSAMPLINGS": mask_head,
@@ -116,7 +163,7 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
     }.items():
         read, name = operator.attrgetter(f"MODEL.{key}"), cfg.MODEL[section].NAME
         chosen = registry.get(name) if name in registry else ours
-        ignored = chosen.__module__.startswith(_KNOWN_MODULES) and not issubclass(chosen, ours)
+        ignored = _is_known(chosen) and not issubclass(chosen, ours)
         off = key.startswith("ROI_MASK_HEAD") and not predicts_masks(cfg)
         if ignored and not off and read(cfg) != read(plain):
             raise UserError(
@@ -124,11 +171,13 @@ def _check_options_have_an_effect(cfg: CfgNode) -> None:
                 f"{expected}.",
                 code="config_invalid",
             )
-    backbone, top = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.TOP_BLOCK
-    if backbone == "build_resnet_fpn_backbone" and top != "maxpool":
+    key = builder_key(cfg)
+    backbone, top = cfg.MODEL.BACKBONE[key], cfg.MODEL.FPN.TOP_BLOCK
+    ignored = _is_known(BACKBONE_REGISTRY.get(backbone)) and backbone not in _TOP_BLOCKS_BUILT_BY
+    if ignored and top != plain.MODEL.FPN.TOP_BLOCK:
         raise UserError(
-            f"MODEL.BACKBONE.NAME is {backbone}, which ignores MODEL.FPN.TOP_BLOCK {top}; expected "
-            "build_particle_resnet_fpn_backbone.",
+            f"MODEL.BACKBONE.{key} is {backbone}, which ignores MODEL.FPN.TOP_BLOCK {top}; "
+            f"expected {' or '.join(_TOP_BLOCKS_BUILT_BY)}.",
             code="config_invalid",
         )
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import BitMasks, Boxes
+from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
@@ -328,6 +328,24 @@ class CropMasks(BitMasks):
             offsets.append(start)
             crops.append(warped >= 0.5)
         return CropMasks(crops, offsets, (height, width))
+
+
+def as_crop_masks(masks: BitMasks | PolygonMasks, image_size: Sequence[int]) -> CropMasks:
+    """Return masks of any of Detectron2's types as crops.
+
+    What several boxes share, as in the proposals of one particle, is rasterised once and stays
+    shared.
+    """
+    if isinstance(masks, CropMasks):
+        return masks
+    if isinstance(masks, BitMasks):
+        return CropMasks.from_bitmasks(masks.tensor)
+    # PolygonMasks copies its arrays whenever it is indexed.
+    keys = [b" ".join(p.tobytes() for p in polygons) for polygons in masks.polygons]
+    distinct = dict(zip(keys, masks.polygons, strict=True))
+    number = {key: index for index, key in enumerate(distinct)}
+    crops = CropMasks.from_coco(list(distinct.values()), image_size)
+    return crops[[number[key] for key in keys]]
 
 
 def paste_probabilities(

@@ -65,9 +65,20 @@ def test_keys_that_nothing_would_follow_are_refused(tiny_cfg):
         ("ROI_BOX_HEAD.DROPOUT", 0.5, "ParticleBoxHead"),
         ("ROI_BOX_HEAD.FC_DIMS", [8], "ParticleBoxHead"),
         ("FPN.TOP_BLOCK", "conv_c5", RESNET[1]),
+        ("ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE", True, "ParticleCascadeROIHeads"),
     ):
         with user_error("config_invalid", f"MODEL.{key} {value}", name):
             check_architecture(tiny_cfg(f"MODEL.{key}", value))
+    image = ("MODEL.BACKBONE.NAME", "build_backbone_with_image")
+    with user_error("config_invalid", "BACKBONE.INNER is build_resnet_fpn", RESNET[1]):
+        check_architecture(tiny_cfg(*image, "MODEL.FPN.TOP_BLOCK", "conv_c5"))
+    with user_error("config_invalid", "MODEL.BACKBONE.INNER is build_backbone_with_image"):
+        check_architecture(tiny_cfg(*image, "MODEL.BACKBONE.INNER", image[1]))
+    for key in ("BACKBONE.NAME", "ROI_HEADS.NAME", "ROI_BOX_HEAD.NAME", "ROI_MASK_HEAD.NAME"):
+        with user_error("config_invalid", f"MODEL.{key} is nothing; expected one of"):
+            check_architecture(tiny_cfg(f"MODEL.{key}", "nothing"))
+    with user_error("config_invalid", "MODEL.ROI_MASK_HEAD.POOLER_TYPE is ''", "ROIAlignV2"):
+        check_architecture(tiny_cfg("MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""))
     with user_error("config_invalid", "FPN.TOP_BLOCK is p6"):
         build_backbone(tiny_cfg(*RESNET, "MODEL.FPN.TOP_BLOCK", "p6"))
     with user_error("config_invalid", "DROPOUT is 1.0"):

@@ -119,10 +119,25 @@ def test_masks_outside_of_boxes_are_averaged_too():
 
         def forward(self, features, instances):
             instances[0].pred_masks = ROIMasks(torch.full((3, 4, 4), self.value))
+            return instances
 
     (found,) = StageMaskHeads([Constant(0.2), Constant(0.6)]).eval()({}, detections())
     assert isinstance(found.pred_masks, ROIMasks)
     torch.testing.assert_close(found.pred_masks.tensor, torch.full((3, 4, 4), 0.4))
+
+
+def test_scores_that_mask_heads_change_are_averaged(cascade):
+    head = "MODEL.ROI_MASK_HEAD"
+    heads = cascade(f"{head}.NAME", "ParticleMaskHead", f"{head}.IOU_HEAD.ENABLED", True).eval()
+    for stage, part in zip(heads.mask_head, (0.2, 0.5, 0.8), strict=True):
+        nn.init.zeros_(stage.iou_head.predictor.weight)
+        nn.init.constant_(stage.iou_head.predictor.bias, part)
+    (given,) = detections()
+    given.scores = torch.tensor([0.9, 0.6, 0.3])
+    with torch.no_grad():
+        (found,) = heads.forward_with_given_boxes(features(), [given])
+    torch.testing.assert_close(found.scores, torch.tensor([0.45, 0.3, 0.15]))
+    assert heads.mask_head.rescores
 
 
 def test_without_the_key_it_is_detectron2s_cascade(cascade):

@@ -6,24 +6,23 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.layers.mask_ops import _do_paste_mask
-from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from support import user_error
 from torch import nn
 from torch.nn import functional as F
 
+from microplastics.engine import Trainer
 from microplastics.modeling.roi_heads.dynamic_mask_head import (
     DynamicFCN,
     DynamicMaskHead,
     MaskBranch,
     coarse_targets,
-    crop_masks,
     mask_losses,
     relative_places,
     windows_around,
 )
-from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.crop_masks import CropMasks, as_crop_masks
 
 SHAPES = {
     "p2": ShapeSpec(channels=8, stride=4),
@@ -129,12 +128,12 @@ def test_targets_are_the_covered_fractions_of_cells(stride):
 
 def test_masks_of_any_type_become_the_same_crops():
     polygons = [[np.array([10.0, 10, 30, 12, 20, 40])], [np.array([50.0, 5, 90, 5, 90, 9, 50, 9])]]
-    crops = crop_masks(PolygonMasks([polygons[0], polygons[1], polygons[0]]), (64, 96))
+    crops = as_crop_masks(PolygonMasks([polygons[0], polygons[1], polygons[0]]), (64, 96))
     assert crops.crops[0] is crops.crops[2] and len(crops) == 3
     wanted = CropMasks.from_coco([polygons[i] for i in (0, 1, 0)], (64, 96)).to_bitmasks()
     assert torch.equal(crops.to_bitmasks(), wanted)
-    assert torch.equal(crop_masks(BitMasks(wanted), (64, 96)).to_bitmasks(), wanted)
-    assert crop_masks(crops, (64, 96)) is crops
+    assert torch.equal(as_crop_masks(BitMasks(wanted), (64, 96)).to_bitmasks(), wanted)
+    assert as_crop_masks(crops, (64, 96)) is crops
 
 
 def test_losses_are_those_of_each_window_by_itself():
@@ -200,9 +199,15 @@ def test_an_image_without_particles_trains_nothing(tiny_cfg):
     [
         (("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"), ("POOLER_TYPE", "ROIAlignV2")),
         (("MODEL.DYNAMIC_MASK_HEAD.STRIDE", 3), ("MODEL.DYNAMIC_MASK_HEAD.STRIDE", 3)),
+        (("MODEL.DYNAMIC_MASK_HEAD.MAX_INSTANCES", 0), ("MAX_INSTANCES is 0", "1 or more")),
+        (
+            ("MODEL.BACKBONE.NAME", "build_backbone_with_image"),
+            ("MODEL.ROI_HEADS.NAME is StandardROIHeads", "ParticleROIHeads"),
+        ),
+        (("TEST.AUG.ENABLED", True), ("TEST.AUG.ENABLED", "DynamicMaskHead")),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(tiny_cfg, opts, names):
     name = ("MODEL.ROI_MASK_HEAD.NAME", "DynamicMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "")
     with user_error("config_invalid", *names):
-        build_model(tiny_cfg(*name, *opts))
+        Trainer.build_model(tiny_cfg(*name, *opts))

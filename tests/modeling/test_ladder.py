@@ -46,7 +46,8 @@ def test_every_config_builds_at_full_size(name):
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     sides = {"mask56": 56, "mask112": 112, "r50_pointrend": 224, "quick_pointrend": 112}
     expected = next((side for part, side in sides.items() if name.endswith(part)), 28)
-    assert mask_size(cfg) == (None if name.endswith("semantic") else expected)
+    has_grid = not name.endswith(("semantic", "dynamic"))
+    assert mask_size(cfg) == (expected if has_grid else None)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def test_options_that_the_chosen_heads_ignore_are_refused(tiny_cfg, key, value, 
     ("opts", "words"),
     [
         (("MODEL.ROI_MASK_HEAD.UPSAMPLINGS", 5), "UPSAMPLINGS is 5"),
+        ((*IOU, "MODEL.ROI_MASK_HEAD.IOU_HEAD.LOSS_WEIGHT", 0.0), "IOU_HEAD.LOSS_WEIGHT is 0.0"),
         (
             ("MODEL.ROI_HEADS.NAME", "ParticleROIHeads", "MODEL.ROI_MASK_HEAD.BOX_SCALE", 0.5),
             "BOX_SCALE is 0.5",

@@ -10,6 +10,12 @@ from torch import nn
 
 # The name of the image among the feature maps.
 IMAGE = "image"
+WITH_IMAGE = "build_backbone_with_image"
+
+
+def builder_key(cfg: CfgNode) -> str:
+    """Return which key below MODEL.BACKBONE names the builder of the feature maps."""
+    return "INNER" if cfg.MODEL.BACKBONE.NAME == WITH_IMAGE else "NAME"
 
 
 @BACKBONE_REGISTRY.register()

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances
 
-from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.crop_masks import as_crop_masks
 from microplastics.utils.errors import UserError
 
 
@@ -101,7 +101,7 @@ class ParticleSegmentor(SemanticSegmentor):
         target = np.full(size, self.num_classes, dtype=np.int64)
         instances = item["instances"]
         if len(instances):
-            masks, classes = _crops(instances.gt_masks, size), instances.gt_classes.tolist()
+            masks, classes = as_crop_masks(instances.gt_masks, size), instances.gt_classes.tolist()
             for index in np.argsort(-masks.area().numpy(), kind="stable").tolist():
                 crop, (x, y) = masks.crops[index], masks.offsets[index]
                 target[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = classes[index]
@@ -161,12 +161,3 @@ class ParticleSegmentor(SemanticSegmentor):
             box = (x, y, x + width, y + height)
             found.append(_Component(float(scores[label]), class_index, box, mask))
         return found
-
-
-def _crops(masks: PolygonMasks | BitMasks, size: tuple[int, int]) -> CropMasks:
-    """Bring the true masks of an image into one form."""
-    if isinstance(masks, CropMasks):
-        return masks
-    if isinstance(masks, PolygonMasks):
-        return CropMasks.from_coco(masks.polygons, size)
-    return CropMasks.from_bitmasks(masks.tensor)

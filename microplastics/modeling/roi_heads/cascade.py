@@ -23,11 +23,18 @@ Features = dict[str, torch.Tensor]
 class StageMaskHeads(nn.ModuleList):
     """Mask heads of the stages of a cascade, which predict the mean of their probabilities.
 
+    The scores of heads that change them are averaged as well.
+
     Attributes:
         stage: the head that is trained.
     """
 
     stage = 0
+
+    @property
+    def rescores(self) -> bool:
+        """Whether the scores of detections change with their masks."""
+        return any(getattr(head, "rescores", False) for head in self)
 
     def forward(self, features: Any, instances: list[Instances]) -> Any:
         """Train the head of the stage, or predict masks with all heads; as any mask head."""
@@ -35,10 +42,12 @@ class StageMaskHeads(nn.ModuleList):
             return self[self.stage](features, instances)
         by_stage = []
         for head in self:
-            head(features, instances)
-            by_stage.append([each.pred_masks for each in instances])
-        for each, masks in zip(instances, zip(*by_stage, strict=True), strict=True):
-            each.pred_masks = _mean(masks)
+            given = [Instances(each.image_size, **each.get_fields()) for each in instances]
+            by_stage.append(head(features, given))
+        for each, stages in zip(instances, zip(*by_stage, strict=True), strict=True):
+            each.pred_masks = _mean([stage.pred_masks for stage in stages])
+            if self.rescores:
+                each.scores = torch.stack([stage.scores for stage in stages]).mean(dim=0)
         return instances
 
     def adapt_weights(self, weights: dict[str, torch.Tensor], prefix: str) -> None:

@@ -9,19 +9,23 @@ from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
 
-from microplastics.modeling.backbone.with_image import IMAGE
+from microplastics.modeling.backbone.with_image import IMAGE, WITH_IMAGE
 from microplastics.modeling.roi_masks import WindowMasks, areas
-from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.crop_masks import CropMasks, as_crop_masks
 from microplastics.utils.errors import UserError
 
 Features = dict[str, torch.Tensor]
 
 _STRIDES = (1, 2, 4)
+_LEAST = {
+    **dict.fromkeys(("CONV_DIM", "CHANNELS", "FC_DIM", "NUM_LAYERS", "MAX_INSTANCES", "WINDOW"), 1),
+    **dict.fromkeys(("MARGIN", "DICE_WEIGHT"), 0),
+}
 # Cells of the windows that are computed at a time: 10 MB in the cache, and bounded memory.
 _CELLS_AT_A_TIME = 1 << 17
 
@@ -339,7 +343,7 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         windows, targets = list(windows), []
         for each, part in zip(instances, windows, strict=True):
             if len(each):
-                masks = crop_masks(each.gt_masks, each.image_size)
+                masks = as_crop_masks(each.gt_masks, each.image_size)
                 targets.append(coarse_targets(masks, part.numpy(), self.stride))
         if not targets:
             return {"loss_mask": nothing, "loss_mask_dice": nothing}
@@ -359,7 +363,20 @@ def _check(cfg: CfgNode, input_shape: dict[str, ShapeSpec] | ShapeSpec) -> None:
             "DynamicMaskHead expected '', since it pools by itself.",
             code="config_invalid",
         )
-    stride = cfg.MODEL.DYNAMIC_MASK_HEAD.STRIDE
+    if cfg.MODEL.BACKBONE.NAME == WITH_IMAGE and IMAGE not in input_shape:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which does not pass the image to "
+            "DynamicMaskHead; expected ParticleROIHeads or ParticleCascadeROIHeads.",
+            code="config_invalid",
+        )
+    own = cfg.MODEL.DYNAMIC_MASK_HEAD
+    for key, least in _LEAST.items():
+        if not own[key] >= least:
+            raise UserError(
+                f"MODEL.DYNAMIC_MASK_HEAD.{key} is {own[key]}; expected {least} or more.",
+                code="config_invalid",
+            )
+    stride = own.STRIDE
     finest = min(shape.stride for name, shape in input_shape.items() if name != IMAGE)
     if stride not in _STRIDES or finest % stride:
         raise UserError(
@@ -436,24 +453,6 @@ def _cells(
     number = number.minimum(area - 1)
     row = torch.div(number, width, rounding_mode="floor")
     return x0[:, None] + number - row * width, y0[:, None] + row, inside
-
-
-def crop_masks(masks: BitMasks | PolygonMasks, image_size: Sequence[int]) -> CropMasks:
-    """Return masks of any of Detectron2's types as crops.
-
-    What several boxes share, as in the proposals of one particle, is rasterised once and stays
-    shared.
-    """
-    if isinstance(masks, CropMasks):
-        return masks
-    if isinstance(masks, BitMasks):
-        return CropMasks.from_bitmasks(masks.tensor)
-    # PolygonMasks copies its arrays whenever it is indexed.
-    keys = [b" ".join(p.tobytes() for p in polygons) for polygons in masks.polygons]
-    distinct = dict(zip(keys, masks.polygons, strict=True))
-    number = {key: index for index, key in enumerate(distinct)}
-    crops = CropMasks.from_coco(list(distinct.values()), image_size)
-    return crops[[number[key] for key in keys]]
 
 
 def coarse_targets(masks: CropMasks, windows: np.ndarray, stride: int) -> np.ndarray:

@@ -87,6 +87,13 @@ class ParticleMaskHead(MaskRCNNConvUpsampleHead):
                 f"MODEL.ROI_MASK_HEAD.UPSAMPLINGS is {head.UPSAMPLINGS}; expected 0 to 4.",
                 code="config_invalid",
             )
+        for name in ("BOUNDARY", "IOU_HEAD"):
+            if head[name].ENABLED and not head[name].LOSS_WEIGHT > 0:
+                raise UserError(
+                    f"MODEL.ROI_MASK_HEAD.{name}.LOSS_WEIGHT is {head[name].LOSS_WEIGHT}; expected "
+                    "more than 0, or ENABLED False.",
+                    code="config_invalid",
+                )
         return {
             **options,
             "upsamplings": head.UPSAMPLINGS,
