@@ -142,7 +142,7 @@ def test_scores_that_mask_heads_change_are_averaged(cascade):
 
 def test_without_the_key_it_is_detectron2s_cascade(cascade):
     off = ("MODEL.ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE", False)
-    ours, theirs = cascade(*off), cascade("MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
+    ours, theirs = cascade(*off), cascade(*off, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert train(ours) == train(theirs)
 
