@@ -18,8 +18,8 @@ from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Where the pretrained network is: below an FPN, in a SimpleFeaturePyramid, without a pyramid.
-_BODIES = ("backbone.bottom_up.", "backbone.net.", "backbone.body.")
+# Where the network below a feature pyramid is: FPN and SimpleFeaturePyramid.
+_BODIES = ("backbone.bottom_up.", "backbone.net.")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
