@@ -15,8 +15,7 @@ from torch import nn
 
 from microplastics.config import merge_options
 from microplastics.modeling.backbone.module import GIVEN, ModuleBackbone, pyramid_on
-from microplastics.modeling.backbone.with_image import builder_key
-from microplastics.modeling.interface import check_architecture, class_node
+from microplastics.modeling.interface import builder_key, check_architecture, class_node
 from microplastics.utils.errors import UserError
 
 # Arguments that are a config key each.

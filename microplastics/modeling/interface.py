@@ -31,7 +31,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from microplastics.config import get_cfg
-from microplastics.modeling.backbone.with_image import WITH_IMAGE, builder_key
+from microplastics.modeling.backbone.with_image import WITH_IMAGE
 from microplastics.modeling.roi_heads import ParticleBoxHead, ParticleMaskHead
 from microplastics.modeling.roi_heads.cascade import StageMasks
 from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
@@ -73,6 +73,11 @@ def class_node(cfg: CfgNode) -> tuple[str, CfgNode]:
     if not (isinstance(node, CfgNode) and "NUM_CLASSES" in node):
         name = "ROI_HEADS"
     return f"MODEL.{name}", cfg.MODEL[name]
+
+
+def builder_key(cfg: CfgNode) -> str:
+    """Return which key below MODEL.BACKBONE names the builder of the feature maps."""
+    return "INNER" if cfg.MODEL.BACKBONE.NAME == WITH_IMAGE else "NAME"
 
 
 def predicts_masks(cfg: CfgNode) -> bool:

@@ -13,11 +13,6 @@ IMAGE = "image"
 WITH_IMAGE = "build_backbone_with_image"
 
 
-def builder_key(cfg: CfgNode) -> str:
-    """Return which key below MODEL.BACKBONE names the builder of the feature maps."""
-    return "INNER" if cfg.MODEL.BACKBONE.NAME == WITH_IMAGE else "NAME"
-
-
 @BACKBONE_REGISTRY.register()
 def build_backbone_with_image(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Build MODEL.BACKBONE.INNER and let it return the normalised image too, as ``image``.
