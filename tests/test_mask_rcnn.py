@@ -339,7 +339,7 @@ def test_masks_of_any_doubled_size(size, pooled, photographs):
 
 def test_another_backbone_still_passes_on_the_image():
     for arguments in ({"backbone": "resnet10t"}, {"weights": "", "use_fpn": False}):
-        network = MaskRCNN("demo_dynamic", opts=SMALL, **arguments).network
+        network = MaskRCNN("quick_dynamic", opts=SMALL, **arguments).network
         assert "image" in network.backbone.output_shape()
         assert hasattr(network.backbone, "fpn_output2") == ("backbone" in arguments)
 
@@ -354,7 +354,7 @@ def test_arguments_go_before_the_finer_keys_of_a_config():
         assert heads.mask_head.layers(torch.rand(1, 16, 14, 14)).shape[-1] == 28
     assert [layer.out_features for layer in heads.box_head.fcs] == [12, 12]
     with user_error("option_conflict", "mask_out_size is 28", "DynamicMaskHead"):
-        MaskRCNN("demo_dynamic", mask_out_size=28)
+        MaskRCNN("quick_dynamic", mask_out_size=28)
 
 
 def test_dropout_is_in_the_box_head(photographs):

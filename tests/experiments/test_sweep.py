@@ -136,11 +136,11 @@ def test_the_time_of_runs_that_have_not_begun_is_measured(cli, tiny_opts, tmp_pa
     assert expected.returncode == 0, expected.stderr
     assert "4 runs, of which 4 are left: about" in expected.stdout and not output.exists()
     minutes = [float(line.split("|")[4]) for line in expected.stdout.splitlines() if "few" in line]
-    assert len(minutes) == 2 and all(value > 0 for value in minutes)
+    assert len(minutes) == 2
     job, *_ = read_sweep(str(path), tiny_opts, output).jobs.values()
     long = job._replace(opts=(*job.opts, "SOLVER.MAX_ITER", "6000", "TEST.EVAL_PERIOD", "1000"))
     short_seconds, long_seconds = expected_seconds([job, long])
-    assert long_seconds > 20 * short_seconds
+    assert long_seconds > 20 * short_seconds > 0
 
 
 def without(opts, *keys):
