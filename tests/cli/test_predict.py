@@ -111,6 +111,7 @@ def test_measuring_what_was_predicted_gives_the_same_table(cli, weights, photogr
     assert samples["count"].sum() == len(pd.read_csv(one / "particles.csv"))
 
 
+@pytest.mark.slow
 def test_a_region_changes_nothing_within_it(cli, weights, photographs, tmp_path):
     (photographs / "broken.png").unlink()
     where = tmp_path / "left.geojson"

@@ -67,6 +67,7 @@ def test_train_runs_the_same_model_on_the_same_images(benchmark, rendered):
     assert "an iteration" in out and "Turns: 2 of 1 iterations, 2 a batch" in out
 
 
+@pytest.mark.slow
 def test_busy_measures_both_settings_idle_and_busy(benchmark, rendered, monkeypatch):
     monkeypatch.setattr(busy, "_SECONDS_TO_SETTLE", 0.0)
     options = ("--repeat", 1, "--iterations", 1, "--dataset", dataset_entry(rendered, "train"))
@@ -98,6 +99,7 @@ def test_validate_gives_detectron2s_predictions_and_figures(benchmark):
     assert "COCO" not in out  # pycocotools' chatter
 
 
+@pytest.mark.slow
 def test_infer_gives_detectron2s_predictions(benchmark):
     images = ("--repeat", 1, "--images", 2, "--size", 96, "--detections", 7)
     paste = ("--paste-size", 200, "--paste-masks", 5)
