@@ -7,6 +7,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from benchmarks.timing import Report
+from microplastics.config import get_cfg
 from microplastics.data.catalog import resolve_datasets
 from microplastics.modeling.roi_heads.dynamic_mask_head import coarse_targets, windows_around
 from microplastics.modeling.roi_masks import WindowMasks
@@ -33,7 +34,8 @@ def cells(stride: int) -> Through:
 
     def through(masks: CropMasks) -> CropMasks:
         boxes = masks.get_bounding_boxes().tensor
-        windows = windows_around(boxes, masks.image_size, stride, 1.5, 8)
+        head = get_cfg().MODEL.DYNAMIC_MASK_HEAD
+        windows = windows_around(boxes, masks.image_size, stride, head.WINDOW, head.MARGIN)
         covered = torch.from_numpy(coarse_targets(masks, windows.numpy(), stride))
         return WindowMasks(covered, windows, stride, masks.image_size).paste(masks.image_size)
 

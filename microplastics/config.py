@@ -123,7 +123,7 @@ def _add_ladder(cfg: CfgNode) -> None:
     # With MODEL.ROI_HEADS.NAME ParticleCascadeROIHeads: a mask head at every stage, whose masks are
     # averaged, instead of one on the boxes of the first.
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.MASK_AT_EVERY_STAGE = False
-    # Smaller components of a ParticleSegmentor, in px of the image, are no particles.
+    # A ParticleSegmentor drops components smaller than this, in px of the image.
     cfg.MODEL.SEM_SEG_HEAD.MIN_PIXELS = 4
     # The transformer of MODEL.BACKBONE.NAME build_vit_fpn_backbone; ViT-B by default.
     vit = cfg.MODEL.VIT = CfgNode()
@@ -131,7 +131,7 @@ def _add_ladder(cfg: CfgNode) -> None:
     vit.EMBED_DIM = 768
     vit.DEPTH = 12
     vit.NUM_HEADS = 12
-    # Attention of these blocks, counted from 0, stays within windows of so many patches a side.
+    # The blocks, counted from 0, whose attention stays within windows of WINDOW_SIZE patches.
     vit.WINDOW_BLOCKS = [0, 1, 3, 4, 6, 7, 9, 10]
     vit.WINDOW_SIZE = 14
     # Side in px of the images for which the other blocks learn relative positions; those of other
@@ -240,7 +240,7 @@ def _add_optimizer(cfg: CfgNode) -> None:
     # SGD or AdamW (Loshchilov and Hutter 2019), which takes LRs a hundred times lower.
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.ADAMW_BETAS = (0.9, 0.999)
-    # A batch goes through the model in so many equal parts, whose gradients are averaged: an
+    # Number of equal parts in which a batch goes through the model; gradients are averaged: an
     # iteration is still one step on IMS_PER_BATCH images, in a fraction of the memory.
     cfg.SOLVER.ACCUMULATE = 1
     # Factor on the LR of the network below the feature pyramid.

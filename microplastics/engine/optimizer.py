@@ -44,7 +44,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=factor,
-        # As Detectron2's ViTDet trains: a position's embedding is no weight to shrink.
+        # As Detectron2's ViTDet trains: no weight decay on position embeddings.
         overrides={"pos_embed": {"weight_decay": 0.0}},
     )
     shared = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
@@ -81,7 +81,7 @@ def lr_factors(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | None:
     the whole backbone.
 
     Raises:
-        UserError: ``config_invalid``: the backbone is no ViT, a factor is not above 0.
+        UserError: ``config_invalid``: the backbone is not a ViT, or a factor is out of range.
     """
     solver = cfg.SOLVER
     decay, backbone = solver.LAYER_DECAY, solver.BACKBONE_LR_FACTOR
@@ -97,7 +97,7 @@ def lr_factors(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | None:
     depth = max((len(m.blocks) for m in model.modules() if isinstance(m, ViT)), default=0)
     if decay != 1 and not depth:
         raise UserError(
-            f"SOLVER.LAYER_DECAY is {decay:g}, but {cfg.MODEL.BACKBONE.NAME} builds no ViT; set it "
+            f"SOLVER.LAYER_DECAY is {decay:g}, but {cfg.MODEL.BACKBONE.NAME} is not a ViT; set it "
             "to 1.0, or use SOLVER.BACKBONE_LR_FACTOR.",
             code="config_invalid",
         )

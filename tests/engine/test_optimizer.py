@@ -139,7 +139,7 @@ def test_without_the_keys_it_is_detectron2s(tiny_cfg):
     [
         ({"OPTIMIZER": "Adam"}, "SOLVER.OPTIMIZER is Adam"),
         ({"LAYER_DECAY": 1.5}, "from above 0 to 1"),
-        ({"LAYER_DECAY": 0.7}, "builds no ViT"),
+        ({"LAYER_DECAY": 0.7}, "is not a ViT"),
         ({"BACKBONE_LR_FACTOR": -1.0}, "of 0 or more"),
     ],
 )

@@ -49,7 +49,7 @@ class ParticleSegmentor(SemanticSegmentor):
             num_classes: without the background.
             score_threshold: detections must be scored above it.
             detections_per_image: greatest number of detections, those with the best scores.
-            min_pixels: smaller components, in px of the original image, are no detections.
+            min_pixels: smaller components, in px of the original image, are dropped.
             kwargs: of ``SemanticSegmentor``.
         """
         super().__init__(**kwargs)
