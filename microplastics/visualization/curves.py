@@ -119,7 +119,8 @@ def _plot_total(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
     for color, name in zip(COLORS, names, strict=False):
         evaluated = _VALIDATION in name
         label = name.replace("total_loss", "total loss") if evaluated else "training/total loss"
-        _plot(ax, curves[name], label, color, evaluated)
+        style, marker = (":", "o") if evaluated else ("-", "")
+        _plot(ax, curves[name], label, color, style, marker)
     ax.set_ylabel("Loss")
     ax.set_ylim(bottom=0)
     handles, labels = ax.get_legend_handles_labels()
@@ -136,9 +137,11 @@ def _plot_total(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
 def _plot_parts(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None:
     for index, name in enumerate(names):
         color = COLORS[index % len(COLORS)]
-        _plot(ax, curves[name], name.removeprefix("loss_"), color)
+        # A cascade has more losses than there are colours.
+        style = "-" if index < len(COLORS) else "-."
+        _plot(ax, curves[name], name.removeprefix("loss_"), color, style)
         for validation in (n for n in curves if n.endswith(_VALIDATION + name)):
-            _plot(ax, curves[validation], None, color, True)
+            _plot(ax, curves[validation], None, color, ":", "o")
     ax.set_ylabel("Losses (dotted: validation)")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, ncols=min(len(names), 5))
@@ -155,8 +158,7 @@ def _plot_accuracy(ax: Axes, curves: dict[str, Curve], names: list[str]) -> None
     ax.legend(frameon=False, fontsize="small", ncols=2)
 
 
-def _plot(ax: Axes, curve: Curve, label, color, dotted: bool = False, marker="") -> None:
-    style, marker = (":", "o") if dotted else ("-", marker)
+def _plot(ax: Axes, curve: Curve, label, color, style: str = "-", marker: str = "") -> None:
     ax.plot(*curve, label=label, color=color, linestyle=style, marker=marker, ms=3.5, lw=1.5)
 
 
