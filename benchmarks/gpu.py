@@ -22,7 +22,7 @@ from benchmarks.agreement import Check
 from benchmarks.infer import our_contestant, plain_contestant
 from benchmarks.infer_agreement import difference
 from benchmarks.setting import machine, prepare, require_positive, seeded_model, with_keys
-from benchmarks.timing import readable, timed
+from benchmarks.timing import Report, readable, timed
 from benchmarks.train import SteppedOurs, all_hooks
 from microplastics.config import load_config
 from microplastics.data.images import read_image
@@ -72,18 +72,10 @@ class Row:
 
 
 @dataclass
-class GpuReport:
+class GpuReport(Report):
     """The table, with what had to agree and what was left out."""
 
-    settings: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def disagreements(self) -> list[Check]:
-        """Checks that failed."""
-        return [check for check in self.checks if not check.agrees]
 
     def __str__(self) -> str:
         headers = ["config", "what", "time", "waiting for data", "images a second", "peak memory"]
