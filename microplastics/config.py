@@ -64,6 +64,9 @@ def _add_input(cfg: CfgNode) -> None:
     # One weight for each data set of DATASETS.TRAIN: how often its images are drawn, relative to
     # the others. Empty draws every image of all sets equally often.
     cfg.DATASETS.TRAIN_WEIGHTS = []
+    # Classes whose length is measured along the centreline; empty: those whose name or
+    # supercategory says fibre (fiber, Faser, filament, thread, …). Checkpoints keep them.
+    cfg.DATASETS.FIBER_CLASSES = []
 
     # Megabytes of decoded images kept in memory by all workers of a process; 0 keeps none.
     cfg.DATALOADER.CACHE_MB = 0

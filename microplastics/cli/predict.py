@@ -36,6 +36,14 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str
     return tuple(name for name in RUN_FORMATS if name in names)
 
 
+def _fiber_classes(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 # What predict and measure have in common.
 run_options = section(
     "",
@@ -55,6 +63,15 @@ run_options = section(
         path("--calibration=CSV", "Table with the columns image and um_per_px."),
         option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
         flag("--ignore-metadata", "Do not use the scale in the files."),
+    ),
+    section(
+        "Sizes (docs/measurement.md)",
+        option(
+            "--fiber-classes=A,B",
+            "Classes measured along their centreline (those of the model, or whose name or "
+            "supercategory says fibre, if not given; '' for none).",
+            callback=_fiber_classes,
+        ),
     ),
     section(
         "Counts (docs/counts.md)",

@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from microplastics.data.catalog import fiber_classes
 from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
 from microplastics.engine.averaging import AveragedPreciseBN, WeightAverage
 from microplastics.engine.checkpoint import (
@@ -166,7 +167,12 @@ class Trainer(DefaultTrainer):
         class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         side = getattr(self.data_loader, "image_side", None)
         self.checkpointer = TrainingCheckpointer(
-            model, cfg, class_names, trainer=self, training_side=side
+            model,
+            cfg,
+            class_names,
+            trainer=self,
+            training_side=side,
+            fiber_classes=fiber_classes(cfg, cfg.DATASETS.TRAIN[0]),
         )
 
         self._frozen_layers = frozen_layers

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from tabulate import tabulate
 
+from microplastics.data.catalog import fiber_classes as fiber_classes_of
 from microplastics.data.coco import checked_instances
 from microplastics.evaluation.base import TruthEvaluator
 from microplastics.evaluation.matching import candidate_pairs, covered_fraction, match_by_score
 from microplastics.measurement import Item, measure_many
-from microplastics.measurement.shape import kind_of
+from microplastics.measurement.shape import Kind, kind_of
 from microplastics.modeling.postprocessing import distinct
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
@@ -144,6 +145,7 @@ class CountingEvaluator(TruthEvaluator):
         measure_sizes: bool = True,
         size_bins: SizeBins | None = None,
         max_overlap: float = 0.5,
+        fiber_classes: Collection[str] | None = None,
     ) -> None:
         """
         Args:
@@ -155,17 +157,21 @@ class CountingEvaluator(TruthEvaluator):
             size_bins: the default ones if ``None``.
             max_overlap: of two detections, as of
                 :func:`microplastics.modeling.postprocessing.distinct`.
+            fiber_classes: whose length is that of the centreline; the data set's if ``None``.
 
         Raises:
             UserError: config_invalid (thresholds or overlap), scale_missing (size classes in µm,
                 but images without a scale), or as of :class:`TruthEvaluator`.
         """
         super().__init__(dataset_name)
-        self._contiguous = checked_instances(self.json_file).contiguous_ids
+        checked = checked_instances(self.json_file)
+        self._contiguous = checked.contiguous_ids
         categories = self.coco_api.cats
         self.class_names = [categories[number]["name"] for number in sorted(categories)]
         self.thresholds = _per_class(score_thresholds, self.class_names)
         self._output_dir = output_dir
+        fibers = checked.fiber_classes if fiber_classes is None else fiber_classes
+        self._kinds = [kind_of(name, fibers) for name in self.class_names]
         self._measure = measure_sizes
         self.size_bins = size_bins or SizeBins()
         self._scales = self._read_scales() if measure_sizes else {}
@@ -194,6 +200,7 @@ class CountingEvaluator(TruthEvaluator):
             measure_sizes=settings.SIZES == "always",
             size_bins=SizeBins(settings.SIZE_BOUNDS, settings.SIZE_UNIT),
             max_overlap=settings.MAX_OVERLAP,
+            fiber_classes=fiber_classes_of(cfg, dataset_name),
         )
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, Any]:
@@ -216,7 +223,7 @@ class CountingEvaluator(TruthEvaluator):
             np.array(numbers, dtype=np.int64),
             np.array([a["iscrowd"] for a in annotations], dtype=bool),
             self.thresholds,
-            self.class_names if self._measure else None,
+            self._kinds if self._measure else None,
         )
 
     def evaluate(self) -> OrderedDict:
@@ -280,7 +287,7 @@ def judge_image(
     true_classes: np.ndarray,
     crowd: np.ndarray,
     thresholds: np.ndarray,
-    size_names: Sequence[str] | None = None,
+    kinds: Sequence[Kind] | None = None,
 ) -> dict[str, Any]:
     """Match the predictions of one image.
 
@@ -288,7 +295,7 @@ def judge_image(
         predicted, classes, scores: N masks, their class numbers and scores.
         true, true_classes, crowd: the annotations' masks, class numbers and, bool, if crowds.
         thresholds: (K,) lowest score of each class that counts.
-        size_names: class names if sizes are to be measured, else None.
+        kinds: (K,) of each class if sizes are to be measured, else None.
 
     Returns:
         ``blank``, whether there is no annotation; of each prediction ``classes``, ``scores``,
@@ -318,11 +325,11 @@ def judge_image(
         "true_classes": true_classes,
         "confusion": _confusion(pairs, classes, scores, true_classes, kept, covered.any(axis=1)),
     }
-    if size_names is not None:
+    if kinds is not None:
         sizes = np.full((len(predicted), len(QUANTITIES)), np.nan)
-        sizes[kept] = measure_sizes(predicted[kept], classes[kept], size_names)
+        sizes[kept] = measure_sizes(predicted[kept], classes[kept], kinds)
         record["sizes"] = sizes
-        record["true_sizes"] = measure_sizes(truths, true_classes, size_names)
+        record["true_sizes"] = measure_sizes(truths, true_classes, kinds)
     return record
 
 
@@ -501,16 +508,14 @@ def agreement(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_sizes(
-    masks: CropMasks, classes: Sequence[int], class_names: Sequence[str]
-) -> np.ndarray:
+def measure_sizes(masks: CropMasks, classes: Sequence[int], kinds: Sequence[Kind]) -> np.ndarray:
     """Measure length and maximum Feret diameter in px and area in px² of masks.
 
-    The length is along the centreline of fibres, by the name of the class, else the Feret diameter.
+    The length is along the centreline of fibres, else the Feret diameter.
 
     Args:
         masks, classes: N masks, of which an empty one measures 0, and their class numbers.
-        class_names: by class number.
+        kinds: by class number.
 
     Returns:
         (N, 3) float64 in the order of :data:`QUANTITIES`.
@@ -521,7 +526,7 @@ def measure_sizes(
         Item(
             masks.crops[index],
             tuple(masks.offsets[index].tolist()),
-            kind=kind_of(class_names[classes[index]]),
+            kind=kinds[classes[index]],
         )
         for index in filled
     ]

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.checkpoint import choose_weights
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_tiled
+from microplastics.measurement.shape import choose_fiber_classes
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
     combine_tables,
@@ -76,11 +77,14 @@ from microplastics.writers.tables import ImageResult, read_part, write_csv
 logger = logging.getLogger(__name__)
 
 # Of the columns, their texts and the parts: a run does not go on in another one's.
-_TABLE_VERSION = 3
+_TABLE_VERSION = 4
 _PATIENCE = datetime.timedelta(days=30)
 
 DEFAULT_THRESHOLD = 0.5
 """Lowest score of a particle if neither the command line nor the checkpoint has one."""
+# A class is of fibres, by its particles, if at least these many and most are so many times as long
+# as wide.
+_MANY, _THIN = 5, 8
 # Images whose files are written while the model is at work on the next ones.
 _BEHIND = 3
 
@@ -99,6 +103,7 @@ class Run:
         images: Sequence[InputImage],
         options: RunOptions,
         class_names: Sequence[str],
+        fiber_classes: Sequence[str],
         about: dict[str, Any],
         settings: dict[str, Any],
     ):
@@ -107,6 +112,7 @@ class Run:
             images: all of the run.
             options: of the run.
             class_names: of model or data set, in order.
+            fiber_classes: those of them that are fibres, unless the options name others.
             about: what run.json says of what found the particles.
             settings: what of that the particles depend on.
 
@@ -115,6 +121,9 @@ class Run:
         """
         if options.um_per_px is not None:
             check_scale(options.um_per_px, "--um-per-px")
+        if options.fiber_classes is not None:
+            fiber_classes = choose_fiber_classes(options.fiber_classes, class_names)
+        self._fiber_classes = list(fiber_classes)
         names = [image.name for image in images]
         check_samples(options, names)
         self.images, self.options = list(images), options
@@ -123,6 +132,7 @@ class Run:
         self._output = Path(options.output)
         self._start = time.time()
         settings = {**settings, **options.settings(), "class_names": self._class_names}
+        settings["fiber_classes"] = self._fiber_classes
         settings["table_version"] = _TABLE_VERSION
         source = None
         if options.region is not None:
@@ -204,6 +214,7 @@ class Run:
             calibration,
             size_classes=parse_size_classes(options.size_classes),
             min_size=options.min_size,
+            fiber_classes=self._fiber_classes,
             processes=1,
         )
         particles, table = within(everywhere, table, region)
@@ -271,7 +282,7 @@ class Run:
                     code="run_invalid",
                 )
         parts = [self._store.part(image) for image in finished]
-        left_out = write_run(parts, output, options.formats, classes)
+        left_out = write_run(parts, output, options.formats, classes, self._fiber_classes)
         records = [self._store.record(image) for image in finished]
         table = combine_tables(read_part(part).table.to_pandas() for part in parts)
         summaries = make_summaries(table, _images_table(records), classes, options)
@@ -279,6 +290,7 @@ class Run:
         self._write_record(records, len(failures), left_out)
         print_summary(output, *summaries, classes)
         outside = sum(record["left_out"].get("outside_region", 0) for record in records)
+        _warn_of_thin(table, self._fiber_classes)
         if outside:
             print(f"{counted(outside, 'particle')} outside of the region left out")
         if failures:
@@ -301,6 +313,7 @@ class Run:
             **self._about,
             "options": self.options.as_dict(),
             "class_names": self._class_names,
+            "fiber_classes": self._fiber_classes,
             "particles": sum(record["particles"] for record in records),
             "left_out": left_out,
             "failed": failed,
@@ -310,6 +323,20 @@ class Run:
             ],
         }
         write_json(self._output / RUN_FILE, data, indent=1)
+
+
+def _warn_of_thin(table: pd.DataFrame, fiber_classes: Collection[str]) -> None:
+    """Name the classes whose particles look like fibres, but are not measured as such."""
+    for name, circularity in table.groupby("class")["circularity"]:
+        # A strip of length l and width w has a circularity of about π w / l.
+        thin = np.pi / circularity >= _THIN
+        if name not in fiber_classes and thin.sum() >= _MANY and thin.mean() > 0.5:
+            logger.warning(
+                "%d of %d particles of class %s are thin, but their length is the Feret diameter, "
+                "which is too short for curled fibres; add --fiber-classes %s to measure along "
+                "their centreline.",
+                *(thin.sum(), len(thin), name, ",".join([*fiber_classes, str(name)])),
+            )
 
 
 def _images_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -360,7 +387,8 @@ def predict_run(args: argparse.Namespace) -> int:
     settings = {key: value for key, value in about.items() if key not in ("checkpoint", "device")}
     settings.update(config_settings(cfg))
     options = dataclasses.replace(options, max_pixels=cfg.INPUT.MAX_PIXELS)
-    run = Run(images, options, predictor.class_names, about, settings)
+    names, fibers = predictor.class_names, predictor.fiber_classes
+    run = Run(images, options, names, fibers, about, settings)
     ParticleFinder(predictor, run, **how).predict(run.begin())
     return run.end()
 
@@ -584,7 +612,7 @@ def measure_run(args: argparse.Namespace) -> int:
             )
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
-    given, classes = read_masks(
+    given, classes, fibers = read_masks(
         args.masks, args.images, args.dataset, args.class_name, args.min_score
     )
     images, loads = [image for image, _ in given], {image.name: load for image, load in given}
@@ -594,7 +622,7 @@ def measure_run(args: argparse.Namespace) -> int:
     # Label images may come and go while the run is finished piece by piece.
     whole = [] if images[0].masks_path else list(masks.values())
     settings = {"masks_sha256": whole, "min_score": args.min_score}
-    run = Run(images, options, classes, about, settings)
+    run = Run(images, options, classes, fibers, about, settings)
     for image in tqdm(run.begin(), desc="Images", unit="image", disable=None):
         with run.attempt(image):
             _measure(image, loads[image.name], run)

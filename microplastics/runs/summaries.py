@@ -376,6 +376,8 @@ def read_particles(path: str | os.PathLike) -> pd.DataFrame:
         UserError: it is missing, damaged or not the table of a run.
     """
     table = _read_csv(path, table_columns(um=True, px=True))
+    if "length_method" not in table:  # written before there was such a column
+        table["length_method"] = pd.Series(pd.NA, table.index, "string")
     um, px = "feret_max_um" in table, "feret_max_px" in table
     table = _select(path, table, table_columns(um or not px, px))
     valid = table[["image", "class", "x", "y"]].notna().all(axis=1)
