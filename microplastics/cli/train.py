@@ -42,6 +42,8 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
 
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if not trainer.start_iter:
+        trainer.log_outlook(args.config_file)
     trainer.train()
     return trainer.signals.exit_code
 
@@ -50,8 +52,9 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
 @config_file()
 @flag("--resume", "Go on with the training in OUTPUT_DIR.")
 @flag("--eval-only", "Only score a model, as microplastics evaluate does.")
+@path("--suggest=FILE", "Do not train; write a config (.yaml) that fits the data set better.")
 @processes
-def train(**given: Any) -> Any:
+def train(suggest: str | None, **given: Any) -> Any:
     """Train a model, with the options of Detectron2's train_net.py.
 
     \b
@@ -62,7 +65,27 @@ def train(**given: Any) -> Any:
     """
     from microplastics.engine import launch
 
+    if suggest:
+        return _suggest(given["config_file"], given["opts"], suggest)
     return launch(train_or_evaluate, argparse.Namespace(**given))
+
+
+def _suggest(config_file: str, opts: list[str], output: str) -> None:
+    from detectron2.utils.logger import setup_logger
+
+    from microplastics.config import check_derived, load_config
+    from microplastics.engine.suggestion import suggest, write_suggestion
+
+    check_derived(output, config_file)
+    cfg = load_config(config_file, opts)
+    setup_logger(name="microplastics")
+    found = suggest(cfg, config_file)
+    write_suggestion(found, config_file, opts, output)
+    for reason in found.reasons:
+        print(f"- {reason}")
+    if not found.reasons:
+        print(f"{config_file or 'The config'} fits the data set as it is.")
+    print(f"The settings are in {output}; microplastics train --config-file {output}")
 
 
 @command(pairs=True, short_help="Score a model on annotated images.")

@@ -48,6 +48,7 @@ from microplastics.engine.hooks import (
     check_metric_names,
 )
 from microplastics.engine.optimizer import FrozenLayers, UntilTheEnd, build_optimizer, freeze
+from microplastics.engine.suggestion import outlook
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
@@ -61,6 +62,7 @@ logger = logging.getLogger(__name__)
 FULL_MODEL = "full_model"
 # Iterations after which several processes agree on a signal.
 _PERIOD = 10
+_OUTLOOK_MASKS = 50  # of each class, measured in about a second
 
 
 class StopSignals:
@@ -279,6 +281,24 @@ class Trainer(DefaultTrainer):
         }
 
     # The loop
+
+    def log_outlook(self, config_file: str = "") -> None:
+        """Log what the training will see of its data set, and how to let it see more.
+
+        Args:
+            config_file: name of the config, for the command that suggests a better one.
+        """
+        dicts = getattr(self.data_loader, "dataset_dicts", None)
+        if not dicts or not comm.is_main_process():
+            return
+        sight = outlook(self.cfg, dicts, config_file, images=self._images, sample=_OUTLOOK_MASKS)
+        logger.info("\n".join(sight.lines()))
+        if sight.wants_better:
+            logger.warning(
+                "Other settings would let this training see more; microplastics train "
+                "%s--suggest better.yaml writes them, with the reasons.",
+                f"--config-file {config_file} " if config_file else "",
+            )
 
     def train(self) -> OrderedDict:
         """Train to MAX_ITER, early stop or a signal; return the last evaluation's flat metrics.
