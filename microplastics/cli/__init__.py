@@ -35,6 +35,7 @@ COMMANDS = {
         "curve": "experiments",
         "cross-validate": "experiments",
         "sweep": "experiments",
+        "pretrain": "pretrain",
         "export": "predict",
     },
     "Particles": {

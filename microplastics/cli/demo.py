@@ -35,7 +35,7 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
     particles, test_images = folder / "particles", data / "test"
     config, keys = ("--config-file", config_file), ("OUTPUT_DIR", model, *opts)
     scale = ("--um-per-px", "2")
-    step = functools.partial(_step, {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")})
+    step = functools.partial(run_step, DETECTRON2_DATASETS=folder / "datasets")
 
     step(
         "Rendering filter photographs with their exact annotations",
@@ -81,7 +81,18 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
     )
 
 
-def _step(env: dict[str, str], title: str, *arguments: object) -> None:
+def run_step(title: str, *arguments: object, **environment: object) -> None:
+    """Print a command of this program and run it.
+
+    Args:
+        title: what it does.
+        arguments: its words after ``microplastics``.
+        environment: variables set for it.
+
+    Raises:
+        UserError: ``run_invalid``, it ended with an error, which it has printed.
+    """
+    env = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     line = list(map(str, arguments))
     print(f"\n== {title}\n$ {shlex.join(['microplastics', *line])}", flush=True)
     start = time.perf_counter()
