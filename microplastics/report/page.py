@@ -27,7 +27,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from bokeh.embed import components
-from bokeh.models import HoverTool, Plot
+from bokeh.models import HoverTool, LogAxis, LogTicker, NumeralTickFormatter, Plot
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from markupsafe import Markup
@@ -160,6 +160,9 @@ def new_figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False, **se
         axis.axis_label_text_font_style = "normal"
         axis.axis_label_text_color = axis.major_label_text_color = _INK
         axis.minor_tick_line_color = None
+        if isinstance(axis, LogAxis):
+            axis.ticker = LogTicker(mantissas=[1, 2, 5])
+            axis.formatter = NumeralTickFormatter(format="0,0[.]0000")
     return made
 
 
@@ -168,14 +171,16 @@ def add_hover(made: Any, tooltips: Sequence[tuple[str, str]], **settings: Any) -
     made.add_tools(HoverTool(tooltips=list(tooltips), **settings))
 
 
-def add_legend(made: Any) -> None:
-    """Move a figure's legend above it; a click on an entry hides its glyphs."""
-    for legend in list(made.legend):
-        made.center.remove(legend)
-        legend.click_policy, legend.orientation = "hide", "horizontal"
-        legend.border_line_color, legend.padding = None, 0
-        legend.label_text_color = _INK
-        made.add_layout(legend, "above")
+def add_legend(made: Any, location: str = "top_right", orientation: str = "horizontal") -> None:
+    """Style a figure's legend; a click on an entry hides its glyphs.
+
+    It stands inside of the axes, where the figure has to leave room: Bokeh 3.9 draws nothing but
+    the legend if an SVG figure has one beside them.
+    """
+    legend = made.legend
+    legend.location, legend.orientation, legend.click_policy = location, orientation, "hide"
+    legend.border_line_color, legend.padding, legend.margin = None, 4, 4
+    legend.background_fill_alpha, legend.label_text_color = 0.8, _INK
 
 
 def embed(figures: Mapping[str, Plot]) -> Plots | None:
