@@ -19,7 +19,7 @@ from microplastics.utils.errors import UserError
 from microplastics.visualization.draw import LabelPlacer, resize, scale_bar
 from microplastics.writers.overlay import outline_lines, ring
 
-GALLERY = 240
+GALLERY = 300
 """Particles in the gallery of all classes together."""
 _LEAST_OF_CLASS = 8
 # Beyond so many images only those with a particle of the gallery are shown.

@@ -48,14 +48,14 @@ _BINS = 30
 _SCORE_BINS = np.linspace(0, 1, 41)
 _ALL = "all"
 _DIGITS = 4
-# Columns of the summary with an interval: key, title, factor.
 _SHARE, _PER_AREA = "fraction", "count_per_mm2"
-_CONCENTRATIONS = (
-    ("particles_per_l", "per L"),
-    ("particles_per_m3", "per m³"),
-    ("particles_per_l_corrected", "per L, less blanks"),
-    ("particles_per_m3_corrected", "per m³, less blanks"),
-)
+_CONCENTRATIONS = {
+    key: [
+        (f"particles_per_{key}", f"per {unit}"),
+        (f"particles_per_{key}_corrected", f"per {unit}, less blanks"),
+    ]
+    for key, unit in (("l", "L"), ("m3", "m³"))
+}
 
 
 def write_run_report(folder: str | os.PathLike) -> Path:
@@ -235,7 +235,10 @@ def _sample_tables(
     figures = [("count", "particles")]
     if run.options.edge == "weight":
         figures.append(("weighted_count", "weighted"))
-    figures += [("count_corrected", "less blanks"), (_PER_AREA, "per mm²"), *_CONCENTRATIONS]
+    figures += [("count_corrected", "less blanks"), (_PER_AREA, "per mm²")]
+    # Few particles in a litre are counted by the cubic metre.
+    few = "particles_per_l" in rows and not rows["particles_per_l"].max() >= 1
+    figures += _CONCENTRATIONS["m3" if few else "l"]
     figures = [
         (name, title) for name, title in figures if name in rows and rows[name].notna().any()
     ]
