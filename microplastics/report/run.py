@@ -107,7 +107,8 @@ def render_run(run: FinishedRun) -> str:
         subtitle=str(run.record.get("command") or f"the run {run.folder.name}"),
         verdict=_verdict(run, totals),
         total_tables=[_class_table(run, row, colors) for row in totals.to_dict("records")],
-        sample_table=sample_table,
+        # One sample has a row for each class alone.
+        sample_table=sample_table if len(sample_table.rows) > 1 else None,
         detail_table=detail_table,
         image_table=_image_table(run, places) if run.samples is not None else None,
         caveats=find_caveats(run, counted),
@@ -157,8 +158,13 @@ def _totals(run: FinishedRun) -> pd.DataFrame:
 
 def _verdict(run: FinishedRun, totals: pd.DataFrame) -> str:
     samples = totals[totals["group"].str.startswith("All samples")]
-    found = counted_things(int(samples["count"].sum()), "particle")
-    images = counted_things(int(samples["images"].sum()), "image")
+    found, images = (
+        f"{number(total)} {thing}{'' if total == 1 else 's'}"
+        for total, thing in (
+            (int(samples["count"].sum()), "particle"),
+            (int(samples["images"].sum()), "image"),
+        )
+    )
     words = [
         f"{number(int(samples[f'{name}.count'].sum()))} {name}"
         for name in run.class_names
