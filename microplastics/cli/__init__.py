@@ -41,6 +41,7 @@ COMMANDS = {
     "Particles": {
         "predict": "predict",
         "measure": "predict",
+        "report": "predict",
     },
     "More": {
         "demo": "demo",

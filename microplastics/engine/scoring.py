@@ -14,6 +14,7 @@ from tabulate import tabulate
 from torch import nn
 
 from microplastics.engine.checkpoint import (
+    ORIGIN_KEY,
     SCORE_THRESHOLDS,
     TrainingCheckpointer,
     checkpoint_info_of,
@@ -42,7 +43,6 @@ from microplastics.utils.io import check_output_dir, sha256_of, write_json, writ
 
 logger = logging.getLogger(__name__)
 
-ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
 # Detectron2's own MODEL.ROI_HEADS.SCORE_THRESH_TEST: --eval-only sees nothing below it, either.
 LOWEST_SCORE = 0.05
 
