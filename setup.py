@@ -77,6 +77,8 @@ INSTALL_REQUIRES = [
     "roifile>=2025.2.20",
     # What the report asks of it has been there since 3.0.
     "jinja2>=3",
+    # Interactive diagrams inside of a page; the oldest that the reports were tested with.
+    "bokeh>=3.8",
     # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.
     "pyyaml>=5.1",
     # The commands; the oldest that they were tested with.
@@ -126,7 +128,7 @@ setup(
     package_dir={CONFIGS: "configs"},
     package_data={
         "microplastics.data.doctor": ["codes.csv"],
-        "microplastics.report": ["templates/*.j2"],
+        "microplastics.report": ["templates/*"],
         CONFIGS: ["*.yaml", "sweeps/*.yaml"],
     },
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.
