@@ -18,10 +18,12 @@ from microplastics.evaluation.base import TruthEvaluator
 from microplastics.evaluation.errors import (
     ERRORS_FILE,
     PARTICLES_FILE,
+    SCORES_FILE,
     Judged,
     error_record,
     error_table,
     particle_rows,
+    score_table,
 )
 from microplastics.evaluation.matching import candidate_pairs, covered_fraction, match_by_score
 from microplastics.measurement import Item, measure_many
@@ -157,7 +159,7 @@ class CountingEvaluator(TruthEvaluator):
         Args:
             dataset_name: a registered data set whose metadata has ``json_file``.
             score_thresholds: lowest score of a particle that counts, of all classes or of each.
-            output_dir: where the six CSV files are written; nowhere if ``None``.
+            output_dir: where the seven CSV files are written; nowhere if ``None``.
             measure_sizes: for the size classes and the errors of length, Feret diameter and area;
                 about 1 ms a particle.
             size_bins: the default ones if ``None``.
@@ -254,12 +256,14 @@ class CountingEvaluator(TruthEvaluator):
             ("counting_confusion.csv", "Confusion of classes (rows true)", confusion),
             (CURVES_FILE, "", curves(pooled, self.class_names)),
             (ERRORS_FILE, "AP50 lost to each kind of error, in percentage points", errors),
+            (SCORES_FILE, "", score_table(every, self.class_names)),
             (PARTICLES_FILE, "", list(itertools.chain(*map(self._particle_rows, records)))),
         ):
             if rows and title:
                 table = tabulate(_named(rows), headers="keys", tablefmt="pipe", floatfmt=".1f")
                 logger.info("%s:\n%s", title, table)
-            if rows and self._output_dir is not None:
+            # A table without a row takes the place of that of an earlier evaluation.
+            if self._output_dir is not None and (rows or file in (SCORES_FILE, PARTICLES_FILE)):
                 write_table(os.path.join(self._output_dir, file), rows)
         lost = {row["error"]: row["AP50_lost"] for row in errors if row["class"] is None}
         return OrderedDict(counting=report, errors=lost)

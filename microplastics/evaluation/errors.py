@@ -28,6 +28,7 @@ from microplastics.evaluation.matching import (
 from microplastics.structures.crop_masks import CropMasks
 
 ERRORS_FILE, PARTICLES_FILE = "evaluation_errors.csv", "evaluation_particles.csv"
+SCORES_FILE = "evaluation_scores.csv"
 FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ("missed", "background", "duplicate", "class", "localisation", "both")
 # Numbers of an outcome: KINDS, then these.
@@ -38,6 +39,7 @@ _MISSED, _BACKGROUND, _DUPLICATE, _CLASS, _LOCALISATION, _BOTH = range(len(KINDS
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _SIZES = ("length_px", "feret_max_px", "area_px")
 _TRUE_SIZES = tuple(f"true_{name}" for name in _SIZES)
+_BIN = 0.05
 _RECALLS = np.linspace(0, 1, 101)  # COCO's
 
 
@@ -140,7 +142,7 @@ class Judged(NamedTuple):
     """Detections and true particles of one image or many, as of :class:`ImageErrors`.
 
     Attributes:
-        classes, scores, outcome, fixes: (N,) of the detections.
+        classes, scores, outcome, iou, fixes: (N,) of the detections.
         target: (N,) class of the true particle that each is about; -1 for none.
         true_classes, missed: (M,).
     """
@@ -148,6 +150,7 @@ class Judged(NamedTuple):
     classes: np.ndarray
     scores: np.ndarray
     outcome: np.ndarray
+    iou: np.ndarray
     fixes: np.ndarray
     target: np.ndarray
     true_classes: np.ndarray
@@ -157,7 +160,8 @@ class Judged(NamedTuple):
     def pool(parts: Sequence["Judged"]) -> "Judged":
         """Join images."""
         numbers, flags = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
-        empty = Judged(numbers, np.zeros(0), numbers, flags, numbers, numbers, flags)
+        reals = np.zeros(0)
+        empty = Judged(numbers, reals, numbers, reals, flags, numbers, numbers, flags)
         return Judged(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
 
 
@@ -167,7 +171,7 @@ class ErrorRecord(NamedTuple):
     Attributes:
         every, counted: all detections; those that count as particles.
         detection: (C,) number, among all of the image, of each that counts.
-        truth, iou: (C,) as of :class:`ImageErrors`.
+        truth: (C,) as of :class:`ImageErrors`.
         boxes, true_boxes: (C, 4) and (M, 4) x, y, width, height of the masks in px.
     """
 
@@ -175,7 +179,6 @@ class ErrorRecord(NamedTuple):
     counted: Judged
     detection: np.ndarray
     truth: np.ndarray
-    iou: np.ndarray
     boxes: np.ndarray
     true_boxes: np.ndarray
 
@@ -209,13 +212,13 @@ def error_record(
         own = classes[chosen], scores[chosen]
         errors = judge_errors(pairs, *own, true_numbers, ignored[chosen])
         target = np.append(true_numbers, -1)[errors.truth]
-        judged = Judged(*own, errors.outcome, errors.fixes, target, true_numbers, errors.missed)
-        return judged, errors
+        of_detections = errors.outcome, errors.iou, errors.fixes, target
+        return Judged(*own, *of_detections, true_numbers, errors.missed), errors
 
     every, _ = judged(pairs, slice(None))
     of_counted, errors = judged(part, counted)
     boxes = _boxes(masks[counted]), _boxes(truths)
-    return ErrorRecord(every, of_counted, counted, errors.truth, errors.iou, *boxes)
+    return ErrorRecord(every, of_counted, counted, errors.truth, *boxes)
 
 
 def _boxes(masks: CropMasks) -> np.ndarray:
@@ -312,6 +315,38 @@ def _count(judged: Judged, kind: int, number: int | None) -> int:
     return int((of_kind if number is None else of_kind & (classes == number)).sum())
 
 
+def score_table(every: Judged, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Count detections by class, score and IoU, in bins of 0.05.
+
+    Returns:
+        Rows of ``class``, the lower bounds ``score`` and ``iou``, ``detections``, and how many of
+        them are ``correct``; without those in crowds. A bin with nothing in it has no row.
+    """
+    number = round(1 / _BIN)
+    # Scores are float32, whose 0.6 is a little more or less.
+    bins = [
+        np.clip((v / _BIN + 1e-6).astype(int), 0, number - 1) for v in (every.scores, every.iou)
+    ]
+    there = every.outcome != IGNORED
+    of_each = np.stack([every.classes, *bins, every.outcome == CORRECT], axis=1)[there]
+    groups, inverse, detections = np.unique(
+        of_each[:, :3], axis=0, return_inverse=True, return_counts=True
+    )
+    correct = np.bincount(inverse.ravel(), of_each[:, 3], minlength=len(groups))
+    return [
+        {
+            "class": class_names[name],
+            "score": round(score * _BIN, 2),
+            "iou": round(iou * _BIN, 2),
+            "detections": count,
+            "correct": int(right),
+        }
+        for (name, score, iou), count, right in zip(
+            groups.tolist(), detections.tolist(), correct, strict=True
+        )
+    ]
+
+
 def particle_rows(
     errors: ErrorRecord,
     image: dict[str, Any],
@@ -348,7 +383,7 @@ def particle_rows(
                 "class": class_names[judged.classes[found]] if is_found else "",
                 "true_class": class_names[judged.true_classes[truth]] if is_true else "",
                 "score": float(judged.scores[found]) if is_found else "",
-                "iou": float(errors.iou[found]) if is_found else "",
+                "iou": float(judged.iou[found]) if is_found else "",
                 **dict(zip(_BOX, box.tolist(), strict=True)),
                 **dict(zip(_SIZES, own, strict=True)),
                 **dict(zip(_TRUE_SIZES, true, strict=True)),

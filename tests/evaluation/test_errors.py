@@ -5,12 +5,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from detectron2.structures import Boxes, Instances
+from judged_images import FIBER, FILM, IMAGES, NAMES, evaluate, masks, write_truth
 
-from microplastics.data.catalog import resolve_datasets
-from microplastics.evaluation.coco import COCOEvaluator
-from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.errors import (
     KINDS,
     OUTCOMES,
@@ -20,68 +16,7 @@ from microplastics.evaluation.errors import (
     error_table,
     lost_ap,
 )
-from microplastics.structures.crop_masks import CropMasks
 
-SIZE = (100, 120)
-NAMES = ["Fiber", "Film", "Fragment"]
-FIBER, FILM = 0, 1
-
-# Each image: class and box of its truths; score, class and box of its detections.
-IMAGES = [
-    (
-        [(2, (82, 24, 17, 15)), (0, (20, 32, 10, 15)), (2, (93, 77, 18, 19))],
-        [
-            (0.41, 2, (83, 25, 17, 15)),
-            (0.34, 1, (82, 24, 17, 15)),
-            (0.25, 2, (91, 33, 17, 15)),
-            (0.32, 2, (15, 24, 10, 15)),
-            (0.87, 0, (12, 40, 10, 15)),
-            (0.46, 2, (91, 80, 18, 19)),
-            (0.43, 2, (94, 80, 18, 19)),
-        ],
-    ),
-    ([(2, (75, 52, 21, 11))], []),
-    (
-        [
-            (0, (58, 53, 27, 12)),
-            (0, (19, 68, 22, 13)),
-            (1, (23, 14, 23, 15)),
-            (1, (73, 52, 20, 18)),
-        ],
-        [
-            (0.83, 0, (25, 17, 23, 15)),
-            (0.38, 2, (25, 17, 23, 15)),
-            (0.47, 1, (23, 13, 23, 15)),
-            (0.30, 2, (64, 59, 20, 18)),
-            (0.15, 1, (74, 52, 20, 18)),
-        ],
-    ),
-    (
-        [
-            (1, (18, 62, 27, 18)),
-            (0, (1, 73, 10, 23)),
-            (1, (87, 70, 25, 19)),
-            (2, (35, 60, 25, 8)),
-        ],
-        [
-            (0.75, 0, (9, 69, 10, 23)),
-            (0.27, 1, (79, 64, 25, 19)),
-            (0.10, 1, (89, 71, 25, 19)),
-            (0.50, 2, (34, 61, 25, 8)),
-            (0.77, 2, (36, 59, 25, 8)),
-        ],
-    ),
-    (
-        [(2, (97, 66, 16, 20)), (0, (43, 36, 11, 28))],
-        [
-            (0.81, 0, (99, 59, 16, 20)),
-            (0.60, 2, (95, 68, 16, 20)),
-            (0.19, 2, (99, 64, 16, 20)),
-            (0.33, 0, (43, 36, 11, 28)),
-            (0.45, 2, (37, 32, 11, 28)),
-        ],
-    ),
-]
 # tidecv 1.0.1, TIDE(mode=TIDE.MASK), of IMAGES: AP50, the rise of it and the number of each kind.
 TIDE_AP = 42.12164073550213
 TIDE = {
@@ -92,13 +27,6 @@ TIDE = {
     "localisation": (2.4752475247524544, 2),
     "both": (0.9751689454659953, 4),
 }
-
-
-def masks(boxes):
-    full = np.zeros((len(boxes), *SIZE), dtype=bool)
-    for mask, (x, y, width, height) in zip(full, boxes, strict=True):
-        mask[y : y + height, x : x + width] = True
-    return CropMasks.from_bitmasks(full)
 
 
 def judge(truths, found, counted=None, crowd=()):
@@ -148,7 +76,7 @@ def test_the_kind_of_an_error(name):
     scored = [(0.9 - 0.1 * rank, *each) for rank, each in enumerate(found)]
     record = judge([(FIBER, PLACE)], scored)
     assert [OUTCOMES[number] for number in record.every.outcome] == outcomes
-    assert record.iou.tolist() == pytest.approx(ious)
+    assert record.every.iou.tolist() == pytest.approx(ious)
     assert record.every.missed.tolist() == [missed]
 
 
@@ -248,48 +176,8 @@ def test_no_image_and_no_class():
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """Folder with what both evaluators write of IMAGES, and their figures."""
-    images, annotations = [], []
-    for image_id, (truths, _) in enumerate(IMAGES, 1):
-        scale = {"um_per_px": 2.0}
-        images.append(
-            {"id": image_id, "file_name": f"{image_id}.png", "height": 100, "width": 120, **scale}
-        )
-        for number, (x, y, w, h) in truths:
-            corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-            annotations.append(
-                {
-                    "id": 100 + len(annotations),
-                    "image_id": image_id,
-                    "category_id": number + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                    "segmentation": [corners],
-                }
-            )
-    categories = [{"id": n, "name": name} for n, name in enumerate(NAMES, 1)]
-    path = tmp_path / "truth.json"
-    path.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
-    (name,) = resolve_datasets([f"{path}:{tmp_path}"])
-    both = (
-        CountingEvaluator(name, score_thresholds=0.4, output_dir=tmp_path),
-        COCOEvaluator(name, tmp_path),
-    )
-    figures = {}
-    for evaluator in both:
-        for image_id, (_, found) in enumerate(IMAGES, 1):
-            scores, classes, boxes = list(zip(*found, strict=True)) or ([], [], [])
-            crops = masks(boxes)
-            instances = Instances(SIZE, pred_boxes=Boxes(crops.get_bounding_boxes().tensor))
-            instances.scores = torch.tensor(scores, dtype=torch.float64)
-            instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
-            instances.pred_masks = crops
-            evaluator.process([{"image_id": image_id}], [{"instances": instances}])
-        figures.update(evaluator.evaluate())
-    return tmp_path, figures
+    """Folder with what the evaluators write of IMAGES, and their figures."""
+    return tmp_path, evaluate(write_truth(tmp_path), tmp_path)
 
 
 def read(path):
@@ -345,3 +233,13 @@ def test_rows_of_particles_point_at_detections_and_annotations(evaluated):
             if not row["detection"]:
                 assert annotation["bbox"] == box
     assert {row["um_per_px"] for row in rows} == {"2.0"}
+
+
+def test_scores_against_ious(evaluated):
+    folder, _ = evaluated
+    rows = read(folder / "evaluation_scores.csv")
+    assert sum(int(row["detections"]) for row in rows) == 22
+    assert sum(int(row["correct"]) for row in rows) == 8
+    (row,) = [r for r in rows if r["class"] == "Fragment" and r["score"] == "0.6"]
+    # 14 x 18 px of 16 x 20 each are common: 252 / 388.
+    assert (row["iou"], row["detections"], row["correct"]) == ("0.6", "1", "1")
