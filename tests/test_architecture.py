@@ -9,7 +9,8 @@ PACKAGE = ROOT / "microplastics"
 # Top to bottom; a package imports packages below it, and none on its own line or above.
 LAYERS = [
     ["cli", "mask_rcnn"],
-    ["experiments", "export", "report", "runs"],
+    ["experiments", "export", "report"],
+    ["runs"],
     ["inference", "writers"],
     ["engine"],
     ["evaluation", "synthetic", "visualization"],

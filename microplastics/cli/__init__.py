@@ -40,6 +40,7 @@ COMMANDS = {
     "Particles": {
         "predict": "predict",
         "measure": "predict",
+        "report": "predict",
     },
     "More": {
         "demo": "demo",

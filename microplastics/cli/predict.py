@@ -95,6 +95,7 @@ run_options = section(
         ),
         option("--blanks=GLOB", "Images that are blanks, by their names.", multiple=True),
     ),
+    _unless("--no-report report", "Leave report.html out (docs/report.md)."),
     section("Large files", flag("--allow-large", "Decode files of any number of pixels.")),
 )
 
@@ -148,9 +149,20 @@ def predict(**given: Any) -> Any:
     microplastics predict --weights best.pth --input photos --output results --um-per-px 2.5
     """
     from microplastics.engine.distributed import launch
+
+    return launch(_predict, argparse.Namespace(**given))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from detectron2.utils import comm
+
+    from microplastics.report.run import after_run
     from microplastics.runs.run import predict_run
 
-    return launch(predict_run, argparse.Namespace(**given))
+    code = predict_run(args)
+    if comm.is_main_process():
+        after_run(args.output, args.report)
+    return code
 
 
 @command(
@@ -176,13 +188,29 @@ def measure(**given: Any) -> int:
         --output results
     microplastics measure --merge-runs monday tuesday --group-by folder --output both
     """
+    from microplastics.report.run import after_run
     from microplastics.runs.run import measure_run
 
     if not (given["masks"] or given["merge_runs"]):
         raise UserError(
             "--masks and --merge-runs are missing; give one of them.", code="option_missing"
         )
-    return measure_run(argparse.Namespace(**given))
+    code = measure_run(argparse.Namespace(**given))
+    after_run(given["output"], given["report"])
+    return code
+
+
+@command(short_help="Make the report of a finished run again.")
+@click.argument("run", type=click.Path())
+def report(run: str) -> None:
+    """Make RUN/report.html of a finished prediction or measurement again.
+
+    \b
+    microplastics report results
+    """
+    from microplastics.report.run import write_run_report
+
+    print(write_run_report(run))
 
 
 @command(pairs=True, short_help="Write a model as an ONNX or TorchScript file.")

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final"
 SCORE_THRESHOLDS = "score_thresholds"
 """Key of the score thresholds in the description that a checkpoint carries."""
+ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
+"""Key of how they were chosen."""
 
 _PERIODIC = f"model_{'[0-9]' * 7}.pth"
 _MAX_CONFIG = 1_000_000

@@ -17,6 +17,7 @@ from torch import nn
 
 import microplastics
 from microplastics.engine.checkpoint import (
+    ORIGIN_KEY,
     SCORE_THRESHOLDS,
     TrainingCheckpointer,
     checkpoint_info_of,
@@ -45,7 +46,6 @@ from microplastics.utils.io import check_output_dir, sha256_of, write_json, writ
 
 logger = logging.getLogger(__name__)
 
-ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
 ABOUT_FILE = "evaluation.json"
 # Detectron2's own MODEL.ROI_HEADS.SCORE_THRESH_TEST: --eval-only sees nothing below it, either.
 LOWEST_SCORE = 0.05

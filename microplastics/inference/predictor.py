@@ -168,7 +168,8 @@ class Predictor:
         has_masks: the model predicts masks; else predictions have boxes only.
         mask_threshold, precision, batch_size: as given.
         weights_sha256: of the file behind MODEL.WEIGHTS.
-        info: metadata of the checkpoint; empty for one of another project.
+        info: metadata of the checkpoint, with iteration and scores if it is a training's best one;
+            empty for one of another project.
         metadata: class names and colours for Detectron2's ``Visualizer``.
     """
 
@@ -214,6 +215,9 @@ class Predictor:
         checkpoint = _checkpoint or read_weights(path, cfg.MODEL.WEIGHTS_SHA256)
         info = checkpoint.get("microplastics")
         self.info: dict[str, Any] = dict(info) if isinstance(info, dict) else {}
+        for key in ("iteration", "metrics"):
+            if key in checkpoint:
+                self.info.setdefault(key, checkpoint[key])
         self.weights_sha256 = sha256_of(path)
         self.class_names = _class_names(cfg, class_names, self.info, source)
         self.metadata = Metadata(

@@ -259,7 +259,7 @@ def number(value: Any, digits: int | None = None) -> str:
         return _UNKNOWN
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return str(value)
-    if digits is None or value == 0:
+    if digits is None or value == 0 or isinstance(value, numbers.Integral):
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"

@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -31,7 +33,7 @@ from microplastics.calibration.sources import check_scale
 from microplastics.config import load_config
 from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, choose_tiling
-from microplastics.engine.checkpoint import choose_weights
+from microplastics.engine.checkpoint import ORIGIN_KEY, SCORE_THRESHOLDS, choose_weights
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.table import (
@@ -357,7 +359,9 @@ def predict_run(args: argparse.Namespace) -> int:
     choose_tiling(cfg, (1, 1), **tiling)
     how = {"tiling": tiling, "join": args.join, "max_overlap": max_overlap}
     about = {**predictor_metadata(predictor), **how}
-    settings = {key: value for key, value in about.items() if key not in ("checkpoint", "device")}
+    passing = ("checkpoint", "device", "training")
+    settings = {key: value for key, value in about.items() if key not in passing}
+    about["score_thresholds_from"] = thresholds_source(args, predictor)
     settings.update(config_settings(cfg))
     options = dataclasses.replace(options, max_pixels=cfg.INPUT.MAX_PIXELS)
     run = Run(images, options, predictor.class_names, about, settings)
@@ -407,6 +411,40 @@ def predictor_metadata(predictor: Predictor) -> dict[str, Any]:
         "device": str(predictor.cfg.MODEL.DEVICE),
         "min_size_test": predictor.cfg.INPUT.MIN_SIZE_TEST,
         "max_size_test": predictor.cfg.INPUT.MAX_SIZE_TEST,
+        "training": _training(predictor),
+    }
+
+
+def thresholds_source(args: argparse.Namespace, predictor: Predictor) -> str:
+    """Where the score thresholds come from: ``option``, ``config``, ``checkpoint``, ``default``."""
+    if args.confidence_threshold is not None:
+        return "option"
+    if predictor.cfg.TEST.COUNTING.CLASS_SCORE_THRESH:
+        return "config"
+    return "checkpoint" if predictor.info.get(SCORE_THRESHOLDS) else "default"
+
+
+def _training(predictor: Predictor) -> dict[str, Any]:
+    """What a checkpoint says of its training: data, scores, how its thresholds were chosen."""
+    cfg, info = predictor.cfg, predictor.info
+    metrics, origin = info.get("metrics"), info.get(ORIGIN_KEY)
+    return {
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "version": str(info.get("version", "")),
+        "iteration": info["iteration"] if isinstance(info.get("iteration"), int) else None,
+        "datasets": [str(name) for name in cfg.DATASETS.TRAIN],
+        "validation_datasets": [str(name) for name in cfg.DATASETS.TEST],
+        # Of the best checkpoint alone, on the validation images.
+        "metrics": {
+            str(name): round(value, 3)
+            for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+            if isinstance(value, float)
+            and math.isfinite(value)
+            and str(name).startswith(("bbox/AP", "segm/AP", "counting/"))
+        },
+        "thresholds_origin": (
+            json.loads(json.dumps(origin, default=str)) if isinstance(origin, dict) else None
+        ),
     }
 
 
