@@ -4,6 +4,7 @@ It is made of the files in the folder of the evaluation, and shows photographs o
 """
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from microplastics.counts.intervals import wilson_interval
+from microplastics.data.catalog import resolve_datasets
 from microplastics.data.colors import class_colors
 from microplastics.engine.scoring import ABOUT_FILE
-from microplastics.evaluation.coco import PR_FILE, RESULTS_FILE
+from microplastics.evaluation.coco import IOUS, PR_FILE, RESULTS_FILE
 from microplastics.evaluation.counting import CURVES_FILE
 from microplastics.evaluation.errors import (
     ERRORS_FILE,
@@ -29,7 +31,7 @@ from microplastics.report import advice
 from microplastics.report.charts import MAX_CLASSES, draw_charts, iou_colors
 from microplastics.report.page import Cell, Column, Table, embed, jpeg, render, write_page
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json
+from microplastics.utils.io import OWN_FILE, read_json
 from microplastics.visualization.curves import plot_counting_curves
 from microplastics.visualization.galleries import (
     OUTCOME_COLORS,
@@ -39,9 +41,43 @@ from microplastics.visualization.galleries import (
 )
 
 PAGE_FILE = "evaluation.html"
+COUNTS_FILE, SIZES_FILE = "counting.csv", "counting_sizes.csv"
+CONFUSION_FILE = "counting_confusion.csv"
 
 _WORST, _SIDE = 8, 640
-_TEXTS = dict.fromkeys(("class", "true_class", "image", "outcome", "task", "error"), str)
+_TEXTS = ("class", "true_class", "image", "outcome", "task", "error", "quantity", "unit")
+_TEXTS += ("size_class", "true \\ predicted")
+_NUMBER = (int, float)
+_ABOUT = {
+    **dict.fromkeys(("microplastics", "detectron2", "torch", "checkpoint"), str),
+    **dict.fromkeys(("checkpoint_sha256", "dataset", "annotations", "images"), str),
+    **dict.fromkeys(("lowest_score", "detections_per_image", "max_overlap"), _NUMBER),
+    "class_names": list,
+    "score_thresholds": dict,
+    "score_thresholds_origin": dict,
+    "augmented": bool,
+}
+_COLUMNS = {
+    PR_FILE: ("task", "class", "recall", *(f"precision_{iou:.2f}" for iou in IOUS)),
+    COUNTS_FILE: ("size_class", "count_true", "count_predicted", "count_error_pct")
+    + ("precision", "recall", "F1", "F1_tol2"),
+    "counting_sizes.csv": (
+        "quantity",
+        "unit",
+        "pairs",
+        "bias",
+        "MAE",
+        "loa_low",
+        "loa_high",
+        "MAPE",
+    ),
+    CURVES_FILE: ("class", "threshold", "true", "predicted", "count_error_pct")
+    + ("precision", "recall", "F1"),
+    ERRORS_FILE: ("error", "AP50_lost", "detections", "counted"),
+    SCORES_FILE: ("class", "score", "iou", "detections", "correct"),
+    PARTICLES_FILE: ("image", "image_id", "outcome", "class", "length_px", "true_length_px")
+    + ("um_per_px", "detection", "annotation"),
+}
 _MEANINGS = {
     "missed": "true particles that nothing was found for",
     "background": "found where there is no particle",
@@ -124,24 +160,29 @@ def finish_evaluation(folder: Path, dataset: str, page: bool = True) -> None:
         write_evaluation_report(folder, dataset)
 
 
-def write_evaluation_report(folder: Path, dataset: str) -> Path:
+def write_evaluation_report(folder: str | os.PathLike, dataset: str = "") -> Path:
     """Write ``evaluation.html`` into the folder of an evaluation.
 
     Args:
-        folder, dataset: as of :func:`finish_evaluation`.
+        folder: of the evaluation.
+        dataset: registered name of its data set; registered anew if empty.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: a file of the evaluation is missing, or the page cannot be written.
+        UserError: a file of the evaluation or its annotations are missing or unusable, or the page
+            cannot be written.
     """
     evaluation = read_evaluation(Path(folder))
+    about = evaluation.about
+    if not dataset:
+        (dataset,) = resolve_datasets([f"{about['annotations']}:{about['images']}"])
     charts = draw_charts(evaluation)
     html = render(
         "evaluation.html.j2",
-        title=f"Evaluation on {dataset}",
-        subtitle=f"microplastics evaluate, {Path(evaluation.about['checkpoint']).name}",
+        title=f"Evaluation on {about['dataset']}",
+        subtitle=f"microplastics evaluate, {Path(about['checkpoint']).name}",
         verdict=advice.verdict(evaluation),
         advice=advice.next_steps(evaluation),
         summary=_summary(evaluation),
@@ -160,38 +201,69 @@ def write_evaluation_report(folder: Path, dataset: str) -> Path:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read the files of an evaluation."""
-    about = read_json(folder / ABOUT_FILE)
-    names = about["class_names"]
-    counts, confusion = _read(folder / "counting.csv"), None
-    curves = []
-    if counts is not None:
-        counts = counts[counts["size_class"] == "all"].reset_index(drop=True)
-        confusion = _read(folder / "counting_confusion.csv").iloc[:, 1:].to_numpy(dtype=np.int64)
-        table = _read(folder / CURVES_FILE)
-        # By place: a class may be called all.
-        places = np.array_split(np.arange(len(table)), len(names) + 1)
-        curves = [table.iloc[rows] for rows in places]
+    """Read the files of an evaluation.
+
+    Raises:
+        UserError: ``file_missing``, or ``file_invalid`` for what microplastics evaluate does not
+            write.
+    """
+    about = read_json(folder / ABOUT_FILE, meant=OWN_FILE)
+    for key, kind in _ABOUT.items():
+        if not isinstance(about.get(key), kind):
+            raise _invalid(folder / ABOUT_FILE, f"has no usable {key}")
+    names = list(map(str, about["class_names"]))
+    if not all(isinstance(t, _NUMBER) for t in about["score_thresholds"].values()) or not names:
+        raise _invalid(folder / ABOUT_FILE, "has no usable class_names and score_thresholds")
+    precision = _read(folder / PR_FILE)
+    if not about["score_thresholds"]:  # a model without masks, or nothing is counted
+        return Evaluation(folder, about, names, precision, *[None] * 3, [], *[None] * 3)
+    counts = _read(folder / COUNTS_FILE)
+    counts = counts[counts["size_class"] == "all"].reset_index(drop=True)
+    confusion = _read(folder / CONFUSION_FILE, len(names) + 1).iloc[:, 1:].to_numpy(dtype=np.int64)
+    table = _read(folder / CURVES_FILE)
+    # By place: a class may be called all.
+    places = np.array_split(np.arange(len(table)), len(names) + 1)
+    if len(counts) != len(names) + 1 or confusion.shape != (len(counts),) * 2:
+        raise _invalid(folder / COUNTS_FILE, f"has other classes than {ABOUT_FILE}")
     return Evaluation(
         folder,
         about,
         names,
-        _read(folder / PR_FILE),
+        precision,
         counts,
-        _read(folder / "counting_sizes.csv"),
+        _read(folder / SIZES_FILE) if (folder / SIZES_FILE).exists() else None,
         confusion,
-        curves,
-        *(_read(folder / name) for name in (ERRORS_FILE, SCORES_FILE, PARTICLES_FILE)),
+        [table.iloc[rows] for rows in places],
+        _read(folder / ERRORS_FILE, len(KINDS) * (len(names) + 1)),
+        _read(folder / SCORES_FILE),
+        _read(folder / PARTICLES_FILE),
     )
 
 
-def _read(path: Path) -> pd.DataFrame | None:
-    """Read a table as the evaluators write it; None if there is none or nothing in it."""
+def _read(path: Path, rows: int | None = None) -> pd.DataFrame:
+    """Read a table as the evaluators write it, of so many rows; UserError if it is not such."""
+    columns = _COLUMNS.get(path.name, ())
     try:
         # A class may be called NA.
-        return pd.read_csv(path, dtype=_TEXTS, keep_default_na=False, na_values=[""])
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return None
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        for column in table.columns.difference(_TEXTS):
+            table[column] = pd.to_numeric(table[column])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing; run microplastics evaluate again.", code="file_missing"
+        ) from error
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame(columns=list(columns))
+    except ValueError as error:
+        raise _invalid(path, f"is not readable ({error})") from error
+    missing = set(columns) - set(table)
+    if missing or (rows is not None and len(table) != rows):
+        raise _invalid(path, f"lacks columns or rows ({', '.join(sorted(missing)) or rows})")
+    return table
+
+
+def _invalid(path: Path, problem: str) -> UserError:
+    return UserError(f"{path} {problem}; expected {OWN_FILE}.", code="file_invalid")
 
 
 def _class_cells(evaluation: Evaluation) -> list[Cell]:
@@ -315,7 +387,7 @@ def _lengths(evaluation: Evaluation) -> Table | None:
         ],
         list(zip(_class_cells(evaluation), *cells, strict=True)),
         note="Along the centreline of fibres, the largest Feret diameter of others.",
-        file="counting_sizes.csv",
+        file=SIZES_FILE,
     )
 
 
@@ -386,12 +458,18 @@ def draw_worst(evaluation: Evaluation, dataset: str, number: int = _WORST) -> li
     for id_ in tqdm(ids, "Drawing", unit="image", leave=False, disable=None):
         rows = particles[particles["image_id"] == id_]
         name, summary = rows["image"].iloc[0], _in_words(rows)
+        if id_ not in dicts:
+            raise _invalid(evaluation.folder / PARTICLES_FILE, f"has the unknown image_id {id_}")
         try:
             image = read_rgb(dicts[id_])
         except UserError as error:
             worst.append(Worst(name, summary, why=str(error)))
             continue
-        pictures = draw_outcomes(image, dicts[id_], results[id_], rows, metadata, _SIDE)
+        try:
+            pictures = draw_outcomes(image, dicts[id_], results[id_], rows, metadata, _SIDE)
+        except (IndexError, ValueError) as error:
+            path = evaluation.folder / PARTICLES_FILE
+            raise _invalid(path, f"does not fit {RESULTS_FILE} ({error})") from error
         worst.append(Worst(name, summary, *map(jpeg, pictures)))
     return worst
 

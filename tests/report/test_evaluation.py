@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from judged_images import FIBER, IMAGES, NAMES, SIZE, evaluate, write_truth
 from PIL import Image
+from support import user_error
 
 from microplastics.evaluation.errors import KINDS
 from microplastics.report import advice
@@ -32,9 +33,7 @@ ABOUT = {
     "lowest_score": 0.05,
     "detections_per_image": 100,
     "max_overlap": 0.5,
-    "dataset": "mine",
-    "annotations": "truth.json",
-    "images": ".",
+    "dataset": "my photographs",
     "augmented": False,
 }
 
@@ -48,6 +47,7 @@ def make(tmp_path):
         build.figures = evaluate(dataset, tmp_path, images, threshold)
         thresholds = dict.fromkeys(names, threshold)
         about = {**ABOUT, "class_names": names, "score_thresholds": thresholds}
+        about.update(annotations=str(tmp_path / "truth.json"), images=str(tmp_path))
         (tmp_path / "evaluation.json").write_text(json.dumps(about))
         return tmp_path, dataset
 
@@ -67,7 +67,7 @@ def test_the_page_shows_the_figures(make):
     finish_evaluation(folder, dataset)
     assert (folder / "counting_curves.png").stat().st_size
     page = (folder / "evaluation.html").read_text()
-    assert f"Evaluation on {dataset}" in html.unescape(page)
+    assert "Evaluation on my photographs" in page
     # AP50 and costs are tidecv's, as in tests/evaluation/test_errors.py.
     assert "Mask AP50 42.1" in page
     table, segm = rows_of(page, "Figures of each class"), make.figures["segm"]
@@ -187,9 +187,8 @@ def test_nothing_found_and_nothing_there(make):
 
 def test_boxes_alone_have_precision_and_recall(make):
     folder, dataset = make()
-    for path in [*folder.glob("counting*"), *folder.glob("evaluation_[eps]*.csv")]:
-        if path.name != "evaluation_pr_curves.csv":
-            path.unlink()
+    about = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({**about, "score_thresholds": {}}))
     table = (folder / "evaluation_pr_curves.csv").read_text().splitlines()
     boxes = [line for line in table if not line.startswith("segm")]
     (folder / "evaluation_pr_curves.csv").write_text("\n".join(boxes))
@@ -228,3 +227,32 @@ def test_lengths_that_are_off_beyond_chance(make):
     assert any(re.match(r"Film is \d+ % too short on average \(3 particles\)", t) for t in given)
     images = [([(FIBER, b) for b in boxes], [(0.9, FIBER, b) for b in boxes])]
     assert list(steps(make(images, ["Film"])[0])) == ["Fewer than 50 true particles: Film (3)."]
+
+
+def test_report_makes_the_page_again(make, cli):
+    folder, _ = make(IMAGES[:1])
+    done = cli("report", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(folder / "evaluation.html")
+    assert "Mask AP50" in (folder / "evaluation.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("evaluation.json", "{}", "evaluation.json has no usable microplastics"),
+        ("evaluation_pr_curves.csv", None, "evaluation_pr_curves.csv is missing"),
+        ("evaluation_errors.csv", "error\nmissed", "AP50_lost"),
+        ("evaluation_errors.csv", "class,error,AP50_lost,detections,counted\n", "(24)"),
+        ("evaluation_particles.csv", '"', "not readable"),
+        ("counting_curves.csv", "class,threshold\nFiber,high", "not readable"),
+        ("counting.csv", "class,size_class\nall,all", "lacks"),
+    ],
+)
+def test_files_that_evaluate_did_not_write(make, name, text, words):
+    folder, dataset = make(IMAGES[1:2])
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_text(text)
+    with user_error("file_missing" if text is None else "file_invalid", words):
+        write_evaluation_report(folder, dataset)
