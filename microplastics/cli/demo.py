@@ -64,7 +64,7 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
         "Measuring the true particles",
         *("measure", "--masks", data / "annotations" / "instances_test.json"),
         *("--images", test_images, "--output", folder / "true_particles", *scale),
-        *("--overwrite", "--formats", "csv"),
+        *("--overwrite", "--formats", "csv", "--no-report"),
     )
     print(f"\n{_compare(particles / 'summary.csv', folder / 'true_particles' / 'summary.csv')}")
     with open(model / "inference" / "metrics.json", encoding="utf-8") as file:
@@ -77,7 +77,8 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
         f"Scores                 {model / 'inference'}\n"
         f"Predictions and truth  {pictures}\n"
         f"Training curves        {curves}\n"
-        f"Particles in µm        {particles}"
+        f"Particles in µm        {particles}\n"
+        f"Report to read         {particles / 'report.html'}"
     )
 
 

@@ -281,7 +281,7 @@ def _blanks(run: FinishedRun) -> list[str | Missing]:
     blanks = run.summary[run.summary["image"].isin(run.blanks)]
     found = int(blanks["count"].sum())
     rest = run.sample_rows
-    limits = ""
+    limits = " A limit of detection needs two blanks and more."
     if "lod" in rest and rest["lod"].notna().any():
         lod, loq = rest["lod"].max(), rest["loq"].max()
         limits = (

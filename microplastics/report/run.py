@@ -100,17 +100,20 @@ def render_run(run: FinishedRun) -> str:
     places = {overlay.name: f"#{overlay.key}" for overlay in pictures.overlays}
     colors = dict(zip(run.class_names, class_colors(run.class_names), strict=True))
     sample_table, detail_table = _sample_tables(run, colors, places)
+    caveats = find_caveats(run, counted)
     size_plots, plots = _plots(run, weighed[counts], counted, colors)
     return render(
         "run.html.j2",
         title="Particles counted",
         subtitle=str(run.record.get("command") or f"the run {run.folder.name}"),
         verdict=_verdict(run, totals),
+        worst=caveats[0].severity if caveats else "clean",
         total_tables=[_class_table(run, row, colors) for row in totals.to_dict("records")],
-        sample_table=sample_table,
+        # One sample has a row for each class alone.
+        sample_table=sample_table if len(sample_table.rows) > 1 else None,
         detail_table=detail_table,
         image_table=_image_table(run, places) if run.samples is not None else None,
-        caveats=find_caveats(run, counted),
+        caveats=caveats,
         size_plots=size_plots,
         size_tables=_size_tables(run, totals, colors),
         plots=plots,
@@ -157,8 +160,13 @@ def _totals(run: FinishedRun) -> pd.DataFrame:
 
 def _verdict(run: FinishedRun, totals: pd.DataFrame) -> str:
     samples = totals[totals["group"].str.startswith("All samples")]
-    found = counted_things(int(samples["count"].sum()), "particle")
-    images = counted_things(int(samples["images"].sum()), "image")
+    found, images = (
+        f"{number(total)} {thing}{'' if total == 1 else 's'}"
+        for total, thing in (
+            (int(samples["count"].sum()), "particle"),
+            (int(samples["images"].sum()), "image"),
+        )
+    )
     words = [
         f"{number(int(samples[f'{name}.count'].sum()))} {name}"
         for name in run.class_names
