@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -222,12 +223,17 @@ def measure(**given: Any) -> int:
 def report(run: str) -> None:
     """Make RUN/report.html of a finished prediction or measurement again.
 
+    Or evaluation.html, if RUN is the folder that microplastics evaluate wrote.
+
     \b
     microplastics report results
+    microplastics report output/mine/inference
     """
+    from microplastics.report.evaluation import ABOUT_FILE, write_evaluation_report
     from microplastics.report.run import write_run_report
 
-    print(write_run_report(run))
+    is_evaluation = Path(run, ABOUT_FILE).is_file()
+    print(write_evaluation_report(run) if is_evaluation else write_run_report(run))
 
 
 @command(pairs=True, short_help="Write a model as an ONNX or TorchScript file.")

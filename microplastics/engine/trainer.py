@@ -527,10 +527,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluators(cls, cfg: CfgNode, folder: str) -> Iterator[DatasetEvaluator]:
         """Build the evaluators of the test sets one by one; they write below OUTPUT_DIR/folder."""
-        for name in cfg.DATASETS.TEST:
-            path = os.path.join(cfg.OUTPUT_DIR, folder)
-            if len(cfg.DATASETS.TEST) > 1:
-                path = os.path.join(path, "".join(c if c.isalnum() else "_" for c in name))
+        for name, path in evaluation_folders(cfg, folder).items():
             yield cls.build_evaluator(cfg, name, path)
 
     @classmethod
@@ -557,6 +554,15 @@ class Trainer(DefaultTrainer):
         if len(results) == 1:
             return next(iter(results.values()))
         return results if comm.is_main_process() else OrderedDict()
+
+
+def evaluation_folders(cfg: CfgNode, folder: str = "inference") -> dict[str, str]:
+    """Name the folder below OUTPUT_DIR of each data set of DATASETS.TEST."""
+    path, names = os.path.join(cfg.OUTPUT_DIR, folder), cfg.DATASETS.TEST
+    if len(names) == 1:
+        return {names[0]: path}
+    plain = ("".join(c if c.isalnum() else "_" for c in name) for name in names)
+    return {name: os.path.join(path, each) for name, each in zip(names, plain, strict=True)}
 
 
 def _files(batch: list[dict[str, Any]]) -> list[str]:

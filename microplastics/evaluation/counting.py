@@ -16,6 +16,16 @@ from tabulate import tabulate
 from microplastics.data.catalog import fiber_classes as fiber_classes_of
 from microplastics.data.coco import checked_instances
 from microplastics.evaluation.base import TruthEvaluator
+from microplastics.evaluation.errors import (
+    ERRORS_FILE,
+    PARTICLES_FILE,
+    SCORES_FILE,
+    Judged,
+    error_record,
+    error_table,
+    particle_rows,
+    score_table,
+)
 from microplastics.evaluation.matching import candidate_pairs, covered_fraction, match_by_score
 from microplastics.measurement import Item, measure_many
 from microplastics.measurement.shape import Kind, kind_of
@@ -131,7 +141,7 @@ class Pooled:
 
 
 class CountingEvaluator(TruthEvaluator):
-    """Counts, matched F1, size errors and confusion of classes at a score threshold.
+    """Counts, matched F1, size errors, confusion of classes and errors by kind.
 
     Masks are judged on their crops and forgotten: a record of :func:`judge_image` is a few numbers
     for each particle.
@@ -151,7 +161,7 @@ class CountingEvaluator(TruthEvaluator):
         Args:
             dataset_name: a registered data set whose metadata has ``json_file``.
             score_thresholds: lowest score of a particle that counts, of all classes or of each.
-            output_dir: where the four CSV files are written; nowhere if ``None``.
+            output_dir: where the seven CSV files are written; nowhere if ``None``.
             measure_sizes: for the size classes and the errors of length, Feret diameter and area;
                 about 1 ms a particle.
             size_bins: the default ones if ``None``.
@@ -208,26 +218,27 @@ class CountingEvaluator(TruthEvaluator):
         masks = self.masks_of(image_id, instances)
         classes = np.array(instances.pred_classes.tolist(), dtype=np.int64)
         scores = np.array(instances.scores.tolist(), dtype=np.float64)
-        if self._max_overlap < 1:
-            # Counted detections first, so that nothing below its threshold removes one.
-            ranks = scores + (scores >= self.thresholds[classes])
-            kept = distinct(masks, classes, ranks, self._max_overlap)
-            masks, classes, scores = masks[kept], classes[kept], scores[kept]
         annotations = self.coco_api.imgToAnns.get(image_id, [])
         numbers = [self._contiguous[a["category_id"]] for a in annotations]
-        return judge_image(
-            masks,
-            classes,
-            scores,
+        truth = (
             CropMasks.from_coco([a["segmentation"] for a in annotations], masks.image_size),
             np.array(numbers, dtype=np.int64),
             np.array([a["iscrowd"] for a in annotations], dtype=bool),
-            self.thresholds,
-            self._kinds if self._measure else None,
         )
+        reached = scores >= self.thresholds[classes]
+        kept = np.arange(len(classes))
+        if self._max_overlap < 1:
+            # Counted detections first, so that nothing below its threshold removes one.
+            kept = distinct(masks, classes, scores + reached, self._max_overlap)
+        found = masks[kept], classes[kept], scores[kept]
+        record = judge_image(
+            *found, *truth, self.thresholds, self._kinds if self._measure else None
+        )
+        counted = kept[reached[kept]]
+        return {**record, "errors": error_record(masks, classes, scores, *truth, counted)}
 
     def evaluate(self) -> OrderedDict:
-        """Write the tables and return ``{"counting": {…}}`` of flat names."""
+        """Write the tables and return ``{"counting": {…}, "errors": {…}}`` of flat names."""
         records = self.gathered()
         if records is None:
             return OrderedDict()
@@ -235,6 +246,11 @@ class CountingEvaluator(TruthEvaluator):
         counts = count_table(pooled, self.class_names, self.thresholds, self.size_bins)
         sizes = size_table(pooled, self.class_names, self.thresholds)
         confusion = confusion_table(pooled, self.class_names)
+        judged = [record["errors"] for record in records]
+        every, counted = (
+            Judged.pool([getattr(e, of) for e in judged]) for of in ("every", "counted")
+        )
+        errors = error_table(every, counted, self.class_names)
         report = flat_figures(counts, sizes)
         if pooled.blank.any():
             counted = pooled.counted(self.thresholds) & pooled.blank[pooled.image]
@@ -246,13 +262,28 @@ class CountingEvaluator(TruthEvaluator):
             ("counting_sizes.csv", "Sizes of matched particles, predicted - true", sizes),
             ("counting_confusion.csv", "Confusion of classes (rows true)", confusion),
             (CURVES_FILE, "", curves(pooled, self.class_names)),
+            (ERRORS_FILE, "AP50 lost to each kind of error, in percentage points", errors),
+            (SCORES_FILE, "", score_table(every, self.class_names)),
+            (PARTICLES_FILE, "", list(itertools.chain(*map(self._particle_rows, records)))),
         ):
             if rows and title:
                 table = tabulate(_named(rows), headers="keys", tablefmt="pipe", floatfmt=".1f")
                 logger.info("%s:\n%s", title, table)
-            if rows and self._output_dir is not None:
+            # A table without a row takes the place of that of an earlier evaluation.
+            if self._output_dir is not None and (rows or file in (SCORES_FILE, PARTICLES_FILE)):
                 write_table(os.path.join(self._output_dir, file), rows)
-        return OrderedDict(counting=report)
+        lost = {row["error"]: row["AP50_lost"] for row in errors if row["class"] is None}
+        return OrderedDict(counting=report, errors=lost)
+
+    def _particle_rows(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """List the particles of an image that count, and the missed ones."""
+        image_id, sizes = record["image_id"], None
+        if "sizes" in record:
+            reached = record["scores"] >= self.thresholds[record["classes"]]
+            sizes = record["sizes"][reached], record["true_sizes"]
+        truths = [a["id"] for a in self.coco_api.imgToAnns.get(image_id, []) if not a["iscrowd"]]
+        image = {**self.coco_api.imgs[image_id], "um_per_px": self._scales.get(image_id, "")}
+        return particle_rows(record["errors"], image, truths, self.class_names, sizes)
 
     def _read_scales(self) -> dict[int, float]:
         """Return µm per pixel by image id, of the images with a usable ``um_per_px``."""
