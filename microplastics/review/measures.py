@@ -1,0 +1,109 @@
+"""Measures of an image's particles, kept as long as their masks are."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from microplastics.data.large_images import open_reader
+from microplastics.inference.tiled import particle_pixels
+from microplastics.measurement.shape import kind_of
+from microplastics.measurement.table import (
+    nearest_distances,
+    parse_size_classes,
+    particle_table,
+)
+from microplastics.review.source import SourceImage
+from microplastics.runs.images import RunOptions
+from microplastics.structures.particles import Particles
+
+if TYPE_CHECKING:
+    from microplastics.review.session import Particle
+
+_MORE = ("state", "origin", "changed", "reviewer", "time", "comment")
+
+
+class Measures:
+    """Measures of the particles of one image; only what changed is measured again."""
+
+    def __init__(self, image: SourceImage, options: RunOptions):
+        """Begin with the measures of a run, if there are some."""
+        self._image, self._options = image, options
+        self._rows, self._of = None, {}
+        if image.rows is not None:
+            self._keep(
+                image.rows.copy(), zip(image.particles.masks, image.particles.classes, strict=True)
+            )
+
+    def _keep(self, rows: pd.DataFrame, of: Iterable[tuple[np.ndarray, str]]) -> None:
+        rows = rows.set_index(rows["particle"].to_numpy())
+        for id_, (mask, name) in zip(rows.index.tolist(), of, strict=True):
+            self._of[id_] = (mask, kind_of(name))
+        if self._rows is not None:
+            self._rows = self._rows.drop(index=rows.index, errors="ignore")
+            rows = pd.concat([self._rows, rows])
+        self._rows = rows
+
+    def table(self, particles: Sequence["Particle"], every: bool = False) -> pd.DataFrame:
+        """Give the table of :meth:`microplastics.review.Review.table`."""
+        shown = [each for each in particles if every or each.counts]
+        self._measure(shown)
+        rows = self._rows.loc[[each.id for each in shown]].reset_index(drop=True)
+        rows["class"] = pd.Series([each.class_name for each in shown], dtype=rows["class"].dtype)
+        counted = np.array([each.counts for each in shown], dtype=bool)
+        unit, scale = "px", 1.0
+        if self._image.calibration:
+            unit, scale = "um", self._image.calibration.um_per_px
+        near = np.full(len(shown), np.nan)
+        living = [each for each in shown if each.counts]
+        near[counted] = nearest_distances(
+            [each.mask for each in living], [each.offset for each in living]
+        )
+        rows[f"nearest_{unit}"] = near * scale
+        if every:
+            for name in _MORE:
+                rows[name] = [getattr(each, name) for each in shown]
+        if self._image.region is not None:
+            inside = self._image.region.contains(rows[["x", "y"]].to_numpy(np.float64))
+            rows = rows[inside].reset_index(drop=True)
+        return rows
+
+    def _measure(self, particles: Sequence["Particle"]) -> None:
+        """Measure what has not been measured as it is now."""
+        stale = [
+            each
+            for each in particles
+            if each.id not in self._of
+            or self._of[each.id][0] is not each.mask
+            or self._of[each.id][1] != kind_of(each.class_name)
+        ]
+        if not stale and self._rows is not None:
+            return
+        masks = [each.mask for each in stale]
+        offsets = np.array([each.offset for each in stale], dtype=np.int64).reshape(-1, 2)
+        options, image = self._options, self._image
+        pixels = None
+        if image.path and stale:
+            with open_reader(
+                image.path, max_pixels=options.max_pixels, allow_large=options.allow_large
+            ) as reader:
+                pixels = particle_pixels(reader, masks, offsets)
+        found = Particles(
+            image.name,
+            (image.height, image.width),
+            masks,
+            offsets,
+            [each.class_name for each in stale],
+            np.array([each.score for each in stale], dtype=np.float64),
+            np.array([each.id for each in stale], dtype=np.int64),
+            pixels,
+        )
+        rows = particle_table(
+            found,
+            image.calibration,
+            size_classes=parse_size_classes(options.size_classes),
+            min_size=options.min_size,
+            processes=1,
+        )
+        self._keep(rows, [(each.mask, each.class_name) for each in stale])
