@@ -559,7 +559,7 @@ class Review:
                 )
             entry = {"n": self.version + 1, "time": _now(), "reviewer": reviewer, **entry}
             if "masks" in entry and entry["op"] != "outline":
-                name = entry.get("image") or next(iter(entry["on"]))
+                name = entry.get("image") or [*entry["on"]][0]
                 first = self._next[self._known(name)]
                 entry["new"] = list(range(first, first + len(entry["masks"])))
             done = self._worked_out(entry, version)
@@ -573,7 +573,7 @@ class Review:
             if not isinstance(entry["reviewer"], str) or not isinstance(entry["time"], str):
                 raise TypeError("reviewer and time are not texts")
             self._commit(entry, self._worked_out(entry, self.version))
-        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path}, line {self.version + 2} does not fit what it stands on ({error}); "
                 "restore a copy of the log.",
@@ -640,7 +640,7 @@ class Review:
         self, entry: dict[str, Any], by: dict[str, str], parents: tuple[int, ...] = ()
     ) -> dict[Key, Particle]:
         """New particles."""
-        name = self._known(entry["image"] if "image" in entry else next(iter(entry["on"])))
+        name = self._known(entry["image"] if "image" in entry else [*entry["on"]][0])
         class_name, made = _checked_class(entry["class"]), {}
         origin = {"draw": DRAWN, "merge": MERGED, "split": SPLIT}[entry["op"]]
         for id_, packed in zip(entry["new"], entry["masks"], strict=True):
