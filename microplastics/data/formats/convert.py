@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from microplastics import __version__
 from microplastics.data.coco import is_printable, show
-from microplastics.data.formats import labelme, layout, masks, yolo
+from microplastics.data.formats import cvat, labelme, labelstudio, layout, masks, yolo
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, open_dataset
 from microplastics.data.formats.shapes import checked, noting
 from microplastics.data.segmentation import segmentation_to_polygons
@@ -24,9 +24,11 @@ MANIFEST, EXPORT_MANIFEST = layout.MANIFESTS
 PROJECT_CLASSES = ("Fiber", "Fragment", "Film")
 # Format: where it has the images of a split.
 _IMAGE_FOLDERS = {"yolo": "images/{}", "labelme": "{}", "masks": "{}/images"}
+_IMAGE_FOLDERS |= {"labelstudio": "{}", "cvat": "{}"}
 FORMATS = (*_IMAGE_FOLDERS, "coco")
 
 _WRITERS = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}
+_WRITERS |= {"labelstudio": labelstudio.write, "cvat": cvat.write}
 _EXAMPLES = 5
 
 

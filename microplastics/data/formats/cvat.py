@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: one XML with the shapes of many images.
+"""CVAT for images 1.1, read and written: one XML with the shapes of many images.
 
 The package ``datumaro`` is not used: it holds a data set in memory and knows neither ellipses nor
 rotated boxes.
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from defusedxml import DefusedXmlException
@@ -18,7 +19,10 @@ from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.shapes import ShapeError
+from microplastics.structures import rle
+from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
 
 _XML = frozenset((".xml",))
 _MEANING = "an export of CVAT for images 1.1"
@@ -196,3 +200,62 @@ def _number(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
+
+
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
+    """Write ``output/SPLIT/annotations.xml``, to upload into a task with the images of the split.
+
+    Polygons keep their points, several of one particle get a group; masks keep every pixel.
+
+    Args:
+        sources: split -> images, which belong into ``output/SPLIT``.
+        output: folder of the data set.
+        notes: takes what the format cannot hold.
+
+    Returns:
+        the files written.
+    """
+    written = []
+    for split, source in sources.items():
+        written.append(output / split / "annotations.xml")
+        labels = "".join(f"<label><name>{escape(n)}</name></label>" for n in source.classes)
+        with atomic_write(written[-1]) as file:
+            file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
+            file.write("<version>1.1</version>\n")
+            file.write(f"<meta><task><labels>{labels}</labels></task></meta>\n")
+            for number, record in enumerate(source.records()):
+                name = layout.safe_name(record.file_name, f"An image of {split}")
+                size = f'width="{record.width}" height="{record.height}"'
+                file.write(f'<image id="{number}" name={quoteattr(name)} {size}>\n')
+                for group, instance in enumerate(record.instances, 1):
+                    file.writelines(_elements_of(instance, group, record, notes))
+                for key in record.extra:
+                    notes.add("extra_lost", record.file_name, show(key))
+                file.write("</image>\n")
+            file.write("</annotations>\n")
+    return written
+
+
+def _elements_of(
+    instance: Instance, group: int, record: ImageRecord, notes: Notes
+) -> Iterator[str]:
+    for key in instance.extra:
+        notes.add("extra_lost", instance.where, show(key))
+    if instance.iscrowd:
+        notes.add("crowd_lost", instance.where)
+    common = f'label={quoteattr(instance.category)} source="auto" occluded="0" z_order="0"'
+    if isinstance(instance.segmentation, dict):
+        masks = CropMasks.from_rles([instance.segmentation])
+        (crop,), ((left, top),) = masks.crops, masks.offsets.tolist()
+        height, width = crop.shape
+        # Columns of the transposed mask are its rows.
+        runs = rle.counts_of_runs(*rle.runs_of_crop(crop.T, (0, 0), width), crop.size)
+        box = f'left="{left}" top="{top}" width="{width}" height="{height}"'
+        yield f'<mask {common} rle="{", ".join(map(str, runs.tolist()))}" {box}/>\n'
+        return
+    if len(instance.segmentation) > 1:
+        notes.add("parts_split", instance.where)
+        common += f' group_id="{group}"'
+    for flat in instance.segmentation:
+        points = ";".join(f"{x!r},{y!r}" for x, y in zip(flat[::2], flat[1::2], strict=True))
+        yield f'<polygon {common} points="{points}"/>\n'
