@@ -71,14 +71,17 @@ def _scale(source: str, given: dict[str, Any]) -> Any:
     return RunOptions(output="", **{name: given[name] for name in names})
 
 
-def _export(reviewed: Any, every: bool) -> None:
+def _export(reviewed: Any, every: bool) -> int:
     from microplastics.review.export import export
+    from microplastics.runs.store import FAILED_FILE
+    from microplastics.runs.summaries import SOME_FAILED
 
     folder = export(reviewed, every)
     left = sum(not image.finished for image in reviewed.images)
     if left:
         where = "are in" if every else "are left out of"
         print(f"The particles of {left} unfinished images count, and {where} annotations.json")
+    failed = (folder / FAILED_FILE).exists()
     print(f"To train: microplastics train … DATASETS.TRAIN {folder / 'annotations.json'}:IMAGES")
 
 
