@@ -40,6 +40,7 @@ COMMANDS = {
     "Particles": {
         "predict": "predict",
         "measure": "predict",
+        "review": "review",
     },
     "More": {
         "demo": "demo",

@@ -69,6 +69,15 @@ class Measures:
             rows = rows[inside].reset_index(drop=True)
         return rows
 
+    def sizes(self, particles: Sequence["Particle"]) -> pd.DataFrame:
+        """Give the rows of :meth:`microplastics.review.Review.sizes`."""
+        self._measure(particles)
+        rows = self._rows.loc[[each.id for each in particles]].reset_index(drop=True)
+        rows["inside"] = True
+        if self._image.region is not None:
+            rows["inside"] = self._image.region.contains(rows[["x", "y"]].to_numpy(np.float64))
+        return rows
+
     def _measure(self, particles: Sequence["Particle"]) -> None:
         """Measure what has not been measured as it is now."""
         stale = [
