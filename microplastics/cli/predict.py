@@ -36,6 +36,14 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str
     return tuple(name for name in RUN_FORMATS if name in names)
 
 
+scale_options = section(
+    "Scale (docs/calibration.md)",
+    option("--um-per-px=UM", "µm per pixel of all images.", type=float),
+    path("--calibration=CSV", "Table with the columns image and um_per_px."),
+    option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
+    flag("--ignore-metadata", "Do not use the scale in the files."),
+)
+
 # What predict and measure have in common.
 run_options = section(
     "",
@@ -49,13 +57,7 @@ run_options = section(
     ),
     flag("--resume", "Go on with the run in DIR."),
     flag("--overwrite", "Begin the run in DIR again."),
-    section(
-        "Scale (docs/calibration.md)",
-        option("--um-per-px=UM", "µm per pixel of all images.", type=float),
-        path("--calibration=CSV", "Table with the columns image and um_per_px."),
-        option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
-        flag("--ignore-metadata", "Do not use the scale in the files."),
-    ),
+    scale_options,
     section(
         "Counts (docs/counts.md)",
         option(

@@ -31,6 +31,19 @@ class LogContent(NamedTuple):
     size: int
     torn: int
 
+    def check(self, path: str | os.PathLike, sha256: str) -> None:
+        """Refuse a log that stands on something of another hash.
+
+        Raises:
+            UserError: ``run_mismatch``.
+        """
+        if self.head.get("sha256") != sha256:
+            raise UserError(
+                f"{path} holds decisions on {show(self.head.get('source'))} in another state; "
+                "choose another --output, or restore that run.",
+                code="run_mismatch",
+            )
+
 
 def read_log(path: str | os.PathLike) -> LogContent:
     """Read a log; its last line may be torn.
@@ -115,12 +128,8 @@ class DecisionLog:
                 self._file.truncate(self._size)
             if not content.head:
                 self._write({"review": FORMAT, **basis})
-            elif content.head.get("sha256") != basis["sha256"]:
-                raise UserError(
-                    f"{path} holds decisions on {show(content.head.get('source'))} in another "
-                    "state; choose another --output, or restore that run.",
-                    code="run_mismatch",
-                )
+            else:
+                content.check(path, basis["sha256"])
             stack.pop_all()
 
     def append(self, entry: dict[str, Any]) -> None:

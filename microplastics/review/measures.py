@@ -8,12 +8,9 @@ import pandas as pd
 
 from microplastics.data.large_images import open_reader
 from microplastics.inference.tiled import particle_pixels
-from microplastics.measurement.shape import kind_of
-from microplastics.measurement.table import (
-    nearest_distances,
-    parse_size_classes,
-    particle_table,
-)
+from microplastics.measurement.nearest import Neighbors
+from microplastics.measurement.shape import Item, kind_of
+from microplastics.measurement.table import parse_size_classes, particle_table
 from microplastics.review.source import SourceImage
 from microplastics.runs.images import RunOptions
 from microplastics.structures.particles import Particles
@@ -30,19 +27,21 @@ class Measures:
     def __init__(self, image: SourceImage, options: RunOptions):
         """Begin with the measures of a run, if there are some."""
         self._image, self._options = image, options
-        self._rows, self._of = None, {}
+        self._rows: pd.DataFrame | None = None
+        # What was measured: masks and kinds by number, and the masks between which distances are.
+        self._of: dict[int, tuple[np.ndarray, str]] = {}
+        self._neighbors, self._living = Neighbors(), {}
         if image.rows is not None:
-            self._keep(
-                image.rows.copy(), zip(image.particles.masks, image.particles.classes, strict=True)
-            )
+            found = image.particles
+            self._keep(image.rows, zip(found.masks, found.classes, strict=True))
 
     def _keep(self, rows: pd.DataFrame, of: Iterable[tuple[np.ndarray, str]]) -> None:
         rows = rows.set_index(rows["particle"].to_numpy())
         for id_, (mask, name) in zip(rows.index.tolist(), of, strict=True):
             self._of[id_] = (mask, kind_of(name))
         if self._rows is not None:
-            self._rows = self._rows.drop(index=rows.index, errors="ignore")
-            rows = pd.concat([self._rows, rows])
+            kept = self._rows.drop(index=rows.index, errors="ignore")
+            rows = pd.concat([each for each in (kept, rows) if len(each)])
         self._rows = rows
 
     def table(self, particles: Sequence["Particle"], every: bool = False) -> pd.DataFrame:
@@ -51,16 +50,11 @@ class Measures:
         self._measure(shown)
         rows = self._rows.loc[[each.id for each in shown]].reset_index(drop=True)
         rows["class"] = pd.Series([each.class_name for each in shown], dtype=rows["class"].dtype)
-        counted = np.array([each.counts for each in shown], dtype=bool)
-        unit, scale = "px", 1.0
-        if self._image.calibration:
-            unit, scale = "um", self._image.calibration.um_per_px
-        near = np.full(len(shown), np.nan)
-        living = [each for each in shown if each.counts]
-        near[counted] = nearest_distances(
-            [each.mask for each in living], [each.offset for each in living]
+        scale = self._image.calibration
+        distances = self._nearest(particles, shown)
+        rows["nearest_um" if scale else "nearest_px"] = distances * (
+            scale.um_per_px if scale else 1.0
         )
-        rows[f"nearest_{unit}"] = near * scale
         if every:
             for name in _MORE:
                 rows[name] = [getattr(each, name) for each in shown]
@@ -77,6 +71,22 @@ class Measures:
         if self._image.region is not None:
             rows["inside"] = self._image.region.contains(rows[["x", "y"]].to_numpy(np.float64))
         return rows
+
+    def _nearest(self, particles: Sequence["Particle"], shown: Sequence["Particle"]) -> np.ndarray:
+        """Distances in px to the nearest particle that counts; NaN for those that do not."""
+        living = {each.id: each for each in particles if each.counts}
+        masks = {id_: each.mask for id_, each in living.items()}
+        changed = [
+            id_ for id_ in {**self._living, **masks} if self._living.get(id_) is not masks.get(id_)
+        ]
+        if changed:
+            items = {id_: Item(each.mask, each.offset) for id_, each in living.items()}
+            self._neighbors.update(items, changed)
+            self._living = masks
+        distances = np.full(len(shown), np.nan)
+        counted = [number for number, each in enumerate(shown) if each.counts]
+        distances[counted] = self._neighbors.distances(shown[number].id for number in counted)
+        return distances
 
     def _measure(self, particles: Sequence["Particle"]) -> None:
         """Measure what has not been measured as it is now."""

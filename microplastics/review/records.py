@@ -24,9 +24,7 @@ class Records:
         self._review = review
         self._known: dict[tuple[str, int], tuple[Particle, dict[str, Any]]] = {}
         self._lock = threading.Lock()
-        self._thresholds = review.source.record.get("score_thresholds")
-        if not isinstance(self._thresholds, dict):
-            self._thresholds = {}
+        self._thresholds = review.source.thresholds
 
     def image(self, image: ReviewImage) -> dict[str, Any]:
         """Describe an image, with its particles counted by state."""

@@ -15,12 +15,14 @@ import pandas as pd
 
 from microplastics.calibration import Calibration
 from microplastics.data.coco import is_printable, show
+from microplastics.measurement.table import combine_tables, images_table
 from microplastics.review import outlines
-from microplastics.review.log import DecisionLog
+from microplastics.review.log import DecisionLog, read_log
 from microplastics.review.measures import Measures
 from microplastics.review.outlines import Mask
 from microplastics.review.source import ReviewSource, SourceImage, open_source
 from microplastics.runs.images import RunOptions
+from microplastics.runs.summaries import make_summaries
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -171,7 +173,7 @@ class Review:
         messages: sentences that a person should see, such as a torn line of the log.
     """
 
-    def __init__(self, source: ReviewSource, output: Path):
+    def __init__(self, source: ReviewSource, output: Path, read_only: bool = False):
         """Read the log in ``output``, or begin one (see :meth:`open`)."""
         self.source, self.output, self.options = source, output, source.options
         self.version, self.messages = 0, []
@@ -185,19 +187,24 @@ class Review:
         self._undo: dict[str, list[_Done]] = {}
         self._redo: dict[str, list[_Done]] = {}
         self._changes: list[Change] = []
-        self._log = DecisionLog(
-            output / LOG_FILE,
-            {"source": str(source.path), "sha256": source.fingerprint(), "began": _now()},
-        )
+        self._log: DecisionLog | None = None
+        path = output / LOG_FILE
         with contextlib.ExitStack() as stack:
-            stack.callback(self.close)
-            if self._log.torn:
-                self.messages.append(
-                    f"The last line of {self._log.path} was cut off ({self._log.torn} bytes) and "
-                    "is dropped: one decision is lost."
+            if read_only:
+                content = read_log(path)
+                content.check(path, source.fingerprint)
+            else:
+                basis = {"source": str(source.path), "sha256": source.fingerprint, "began": _now()}
+                content = self._log = stack.enter_context(
+                    contextlib.closing(DecisionLog(path, basis))
                 )
-            for entry in self._log.entries:
-                self._replay(entry)
+            if content.torn:
+                self.messages.append(
+                    f"The last line of {path} was cut off ({content.torn} bytes) and is dropped: "
+                    "one decision is lost."
+                )
+            for entry in content.entries:
+                self._replay(entry, path)
             stack.pop_all()
 
     @classmethod
@@ -208,6 +215,7 @@ class Review:
         images: str | None = None,
         output: str | os.PathLike | None = None,
         options: RunOptions | None = None,
+        read_only: bool = False,
     ) -> "Review":
         """Open a review, or begin one.
 
@@ -217,16 +225,20 @@ class Review:
             output: folder of the log and the corrected files; RUN/reviewed, or
                 NAME_reviewed beside NAME.json, if None.
             options: scale and counts for a COCO JSON; a run has its own.
+            read_only: look at a log that exists, even while another process appends to it.
 
         Raises:
             UserError: the run or the log cannot be used, or another process has it open.
         """
         source = open_source(path, images, options)
-        return cls(source, Path(output) if output is not None else source.folder)
+        folder = Path(output) if output is not None else source.folder
+        return cls(source, folder, read_only)
 
     def close(self) -> None:
         """Give up the log; the review can still be looked at."""
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def __enter__(self) -> "Review":
         return self
@@ -297,8 +309,6 @@ class Review:
                 ``changed``, ``reviewer``, ``time`` and ``comment``; else exactly the rows and
                 columns of particles.csv.
         """
-        from microplastics.measurement.table import combine_tables
-
         with self._lock:
             names = list(self._images) if image is None else [self._known(image)]
             tables = [self._measures[name].table(self.particles(name), every) for name in names]
@@ -316,6 +326,37 @@ class Review:
         """
         with self._lock:
             return self._measures[self._known(image)].sizes(particles)
+
+    def summary(self) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        """Count as the run does: the tables summary.csv, and samples.csv or None."""
+        images = images_table(
+            (
+                each.name,
+                (each.height, each.width),
+                each.calibration,
+                *([each.region.area_px] if each.region else []),
+            )
+            for each in self.source.images
+        )
+        return make_summaries(self.table(), images, self.classes, self.options)
+
+    def uncertain_first(self, states: Sequence[str] = (UNSEEN,)) -> list[tuple[str, int]]:
+        """List particles, image and number, those first whose score is nearest to its threshold.
+
+        Args:
+            states: of the particles listed.
+        """
+        thresholds = self.source.thresholds
+        with self._lock:
+            keys = [
+                (abs(each.score - thresholds.get(each.given_class, 0.5)), number, name, each.id)
+                for number, name in enumerate(self._images)
+                for each in self._particles[name].values()
+                if each.state in states
+            ]
+        # Without a score they come last.
+        keys.sort(key=lambda key: (math.inf if math.isnan(key[0]) else key[0], *key[1:]))
+        return [(name, id_) for _, _, name, id_ in keys]
 
     # Operations
 
@@ -529,22 +570,24 @@ class Review:
                 )
             entry = {"n": self.version + 1, "time": _now(), "reviewer": reviewer, **entry}
             if "masks" in entry and entry["op"] != "outline":
-                name = entry.get("image") or next(iter(entry["on"]))
+                name = entry.get("image") or [*entry["on"]][0]
                 first = self._next[self._known(name)]
                 entry["new"] = list(range(first, first + len(entry["masks"])))
             done = self._worked_out(entry, version)
+            if self._log is None:
+                raise UserError("The review is read-only; open it again.", code="not_writable")
             self._log.append(entry)
             return self._commit(entry, done)
 
-    def _replay(self, entry: dict[str, Any]) -> None:
+    def _replay(self, entry: dict[str, Any], path: Path) -> None:
         try:
             if not isinstance(entry["reviewer"], str) or not isinstance(entry["time"], str):
                 raise TypeError("reviewer and time are not texts")
             self._commit(entry, self._worked_out(entry, self.version))
-        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{self._log.path}, line {self.version + 2} does not fit what it stands on "
-                f"({error}); restore a copy of the log.",
+                f"{path}, line {self.version + 2} does not fit what it stands on ({error}); "
+                "restore a copy of the log.",
                 code="run_invalid",
             ) from error
 
@@ -608,7 +651,7 @@ class Review:
         self, entry: dict[str, Any], by: dict[str, str], parents: tuple[int, ...] = ()
     ) -> dict[Key, Particle]:
         """New particles."""
-        name = self._known(entry["image"] if "image" in entry else next(iter(entry["on"])))
+        name = self._known(entry["image"] if "image" in entry else [*entry["on"]][0])
         class_name, made = _checked_class(entry["class"]), {}
         origin = {"draw": DRAWN, "merge": MERGED, "split": SPLIT}[entry["op"]]
         for id_, packed in zip(entry["new"], entry["masks"], strict=True):

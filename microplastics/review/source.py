@@ -1,6 +1,7 @@
 """What a review stands on: the particles of a run, or annotations with their images."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -75,6 +76,14 @@ class ReviewSource:
             return self.path / "reviewed"
         return self.path.with_name(f"{self.path.stem}_reviewed")
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Lowest score of each class that the model was asked for, as far as it is known."""
+        found = self.record.get("score_thresholds")
+        found = found if isinstance(found, dict) else {}
+        return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the particles: their images, numbers, classes and masks."""
         digest = hashlib.sha256()

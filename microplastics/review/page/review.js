@@ -165,6 +165,9 @@ function next(without = []) {
 async function open(index) {
   if (index < 0 || index >= state.images.length) return hint(index < 0 ? "This is the first image." : "This is the last image.");
   leave();
+  Object.assign(state, {index, particles: new Map(), selected: null, marked: new Set()});
+  $("image").value = String(index);
+  picture.open();
   hint("Loading …");
   if (!state.known.has(index)) {
     const found = await ask(`api/images/${index}`);
@@ -172,10 +175,10 @@ async function open(index) {
     // What changed between the two is asked for once more.
     state.version = Math.min(state.version, found.version);
   }
-  Object.assign(state, {index, particles: state.known.get(index), selected: null, marked: new Set()});
-  $("image").value = String(index);
+  if (state.index !== index) return; // another one was chosen meanwhile
+  state.particles = state.known.get(index);
+  for (const id of state.particles.keys()) picture.update(id);
   hint("");
-  picture.open();
   draw();
   next();
 }
@@ -241,16 +244,15 @@ const picture = {
       this.tiles = L.tileLayer("", {
         tileSize: state.side, bounds, minZoom: -20, maxZoom: 5, minNativeZoom: -coarsest, maxNativeZoom: 0, keepBuffer: 3,
       });
-      // Those at the right and lower border are smaller, and not to be stretched.
+      // Those at the right and lower border are smaller, and not to be stretched; a px more hides the seams.
       this.tiles.on("tileloadstart", ({tile, coords: {x, y, z}}) => {
         const scale = this.tiles.getTileSize().x / state.side, left = (length, at) => Math.min(state.side, Math.ceil(length * 2 ** z) - at * state.side);
-        tile.style.width = `${left(width, x) * scale}px`;
-        tile.style.height = `${left(height, y) * scale}px`;
+        tile.style.width = `${left(width, x) * scale + 1}px`;
+        tile.style.height = `${left(height, y) * scale + 1}px`;
       });
       this.tiles.getTileUrl = ({x, y, z}) => `api/images/${index}/${-z}/${x}/${y}`;
       this.tiles.addTo(map);
     }
-    for (const id of state.particles.keys()) this.update(id);
   },
 
   update(id) {
@@ -645,7 +647,7 @@ function drawParticle() {
     const size = (name) => `${short(record[name])} ${unit()}`;
     add("Class", record.class);
     add("State", make("span", {class: record.state}, record.state));
-    add("Score", record.score == null ? `none (${record.origin})` : short(record.score));
+    add("Score", record.score == null ? "none" : short(record.score));
     add("Size", size("feret_max"));
     add("Length", size("length"));
     add("Width", size("width"));
@@ -653,7 +655,8 @@ function drawParticle() {
     add("Circle of its area", size("equivalent_diameter"));
     if (!record.inside) add("Note", "outside of the region: not counted", true);
     else if (record.edge) add("Note", "cut off by the border of the image", true);
-    if (record.reviewer) add("Decided", `${record.reviewer}, ${new Date(record.time).toLocaleString()}${record.changed ? ", changed" : ""}`, true);
+    const how = record.origin !== "model" ? `, ${record.origin}` : record.changed ? ", changed" : "";
+    if (record.reviewer) add("Decided", `${record.reviewer}, ${new Date(record.time).toLocaleString()}${how}`, true);
   }
   $("facts").replaceChildren(...facts);
   $("comment").disabled = !record || state.readOnly;
@@ -738,7 +741,7 @@ function dragHistogram(event) {
 // Only the rows in view are made.
 function drawRows(follow) {
   const box = $("scroll"), rows = state.shown, at = rows.findIndex((each) => each.id === state.selected);
-  $("count").textContent = `${rows.length} of ${state.particles.size} shown`;
+  $("count").textContent = `${rows.length} of ${state.particles.size} particles`;
   const room = Math.max(ROW, box.clientHeight - ROW);
   if (follow && at >= 0 && at !== drawRows.at) {
     if (at * ROW < box.scrollTop) box.scrollTop = at * ROW;
