@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from microplastics.data.colors import class_colors
+from microplastics.review.export import export
 from microplastics.review.records import Records
 from microplastics.review.session import Change, Conflict, Review
 from microplastics.review.tiles import SIDE, Tiles
@@ -90,13 +92,15 @@ def serve(
             ws="none",
             timeout_graceful_shutdown=2,
         )
-        print(f"Page of the review: {address}")
-        print("Every decision is written at once. Ctrl-C ends it.", flush=True)
+        print(
+            f"Page of the review: {address}\nEvery decision is kept at once; Ctrl-C ends it.",
+            flush=True,
+        )
         if browser:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-    print(f"{review.version} decisions in {review.output}")
+    print(f"{review.version} decisions in {review.output}; --export writes the corrected tables")
 
 
 def check_installed() -> None:
@@ -214,6 +218,7 @@ class _Pages:
         self._names = [image.name for image in review.images]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._records = Records(review)
+        self._exporting = threading.Lock()
         leaflet = Path(find_spec("js_lib_leaflet").origin).parent / "static" / "js_lib_leaflet"
         files = [*_PAGE.iterdir(), leaflet / "leaflet.js", leaflet / "leaflet.css"]
         self._files = {path.name: path.read_bytes() for path in files if path.suffix in _TYPES}
@@ -233,6 +238,7 @@ class _Pages:
                 Route("/api/images/{image:int}/{level:int}/{column:int}/{row:int}", self._tile),
                 Route("/api/particles.csv", self._csv),
                 Route("/api/do", self._do, methods=["POST"]),
+                Route("/api/export", self._export, methods=["POST"]),
             ],
             exception_handlers={UserError: _failure},
         )
@@ -340,6 +346,18 @@ class _Pages:
             content = path.read_bytes()
         headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="particles.csv"'}
         return Response(content, headers=headers, media_type="text/csv")
+
+    def _export(self, request: "Request") -> "Response":
+        if self._read_only:
+            return _json({"error": "The page is only to look at."}, 403)
+        if not self._exporting.acquire(blocking=False):
+            return _json({"error": "The results are being written."}, 409)
+        try:
+            folder = export(self._review)
+        finally:
+            self._exporting.release()
+        unfinished = sum(not image.finished for image in self._review.images)
+        return _json({"folder": str(folder.absolute()), "unfinished": unfinished})
 
     async def _do(self, request: "Request") -> "Response":
         from starlette.concurrency import run_in_threadpool

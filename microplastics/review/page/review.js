@@ -525,6 +525,19 @@ function finish() {
   });
 }
 
+async function write() {
+  if (state.readOnly) return hint("This page is only to look at.");
+  hint("Writing …");
+  try {
+    await queue;
+    const {folder, unfinished} = await ask("api/export", {});
+    hint(`The corrected tables and annotations are in ${folder}.${unfinished ? ` The particles of ${unfinished} unfinished images count; annotations.json leaves these images out.` : ""}`);
+  } catch (error) {
+    hint("");
+    complain(error.message);
+  }
+}
+
 // ---- keys and buttons: [key, words, what it does, further keys, group in the help]
 
 const ACTIONS = [
@@ -542,6 +555,7 @@ const ACTIONS = [
   ["gap"],
   ["N", "Next", () => next(), [" "], "Go"],
   ["F", "Finish image", finish, [], "Go"],
+  ["W", "Write results", write, [], "Go"],
 ];
 const MORE = [
   ["U", "Unseen again", () => decide("reset"), [], "Decide"],
