@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from review_support import write_annotations
+from review_support import TOKEN, serving, write_annotations
 from support import ROOT
 
-pytestmark = pytest.mark.slow
+from microplastics.review import Review
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 
@@ -43,10 +44,14 @@ class Page:
         self.tab.on("request", lambda request: self.asked.append(request.url))
         self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
         self.tab.goto(address)
-        self.until("state.version >= 0 && state.particles.size > 0 && !document.hidden")
+        self.until("state.particles.size > 0")
 
     def until(self, condition):
-        self.tab.wait_for_function(condition, timeout=10_000)
+        for _ in range(200):
+            if self.tab.evaluate(condition):
+                return
+            self.tab.wait_for_timeout(50)
+        raise AssertionError(f"{condition} does not become true: {self.tab.inner_text('body')}")
 
     def press(self, *keys):
         """Press keys, one after another's answer has come."""
@@ -63,15 +68,16 @@ class Page:
     def of(self, id_):
         return self.particles()[id_]
 
+    def place(self, x, y):
+        """Where a point of the image is in the window."""
+        at = self.tab.evaluate(f"picture.map.latLngToContainerPoint([{-y}, {x}])")
+        box = self.tab.locator("#picture").bounding_box()
+        return at["x"] + box["x"], at["y"] + box["y"]
+
     def drag(self, *points):
         """Move the mouse with its button held along points x, y of the image."""
-        for number, (x, y) in enumerate(points):
-            place = self.tab.evaluate(
-                "([x, y]) => { const at = picture.map.latLngToContainerPoint([-y, x]),"
-                " box = $('picture').getBoundingClientRect(); return [at.x + box.x, at.y + box.y] }",
-                [x, y],
-            )
-            self.tab.mouse.move(*place, steps=4)
+        for number, point in enumerate(points):
+            self.tab.mouse.move(*self.place(*point), steps=4)
             if number == 0:
                 self.tab.mouse.down()
         self.tab.mouse.up()
@@ -79,15 +85,22 @@ class Page:
 
 
 @pytest.fixture
+def stack():
+    with contextlib.ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
 def start(annotations, tmp_path, browser):
     """Starts ``microplastics review`` as a process, and opens its page."""
     with contextlib.ExitStack() as stack:
 
-        def started(source=annotations, *options, output="out", at=""):
-            command = [sys.executable, "-m", "microplastics", "review", str(source)]
-            command += ["--output", str(tmp_path / output), "--no-browser", "--reviewer", "ada"]
+        def started():
+            command = [sys.executable, "-m", "microplastics", "review", str(annotations)]
+            command += ["--images", str(annotations.parent / "images"), "--um-per-px", "2.0"]
+            command += ["--output", str(tmp_path / "out"), "--no-browser", "--reviewer", "ada"]
             process = subprocess.Popen(
-                [*command, "--images", str(Path(source).parent / "images"), *options],
+                command,
                 stdout=subprocess.PIPE,
                 text=True,
                 cwd=ROOT,
@@ -97,9 +110,21 @@ def start(annotations, tmp_path, browser):
             stack.callback(process.kill)
             lines = iter(process.stdout.readline, "")
             address = next(filter(None, (re.search(r"http://\S+", line) for line in lines)))[0]
-            return Page(browser, address + at), process
+            return Page(browser, address), process
 
         yield started
+
+
+@pytest.fixture
+def show(browser):
+    """Opens the page of a review of this process."""
+    with contextlib.ExitStack() as stack:
+
+        def shown(review):
+            client = stack.enter_context(serving(review))
+            return Page(browser, f"http://127.0.0.1:{client.port}/{TOKEN}/")
+
+        yield shown
 
 
 def circle(x, y, radius):
@@ -107,8 +132,9 @@ def circle(x, y, radius):
     return [(x + radius * np.cos(turn), y + radius * np.sin(turn)) for turn in turns]
 
 
-def test_a_review_from_beginning_to_table(start, reopen, annotations, tmp_path, cli):
-    page, process = start(annotations, "--um-per-px", "2.0")
+@pytest.mark.slow
+def test_a_review_from_beginning_to_table(start, annotations, tmp_path, cli):
+    page, process = start()
     # The most uncertain first: score 0.4 of particle 2.
     assert page.tab.evaluate("state.selected") == 2
     page.press("r")
@@ -158,9 +184,9 @@ def test_a_review_from_beginning_to_table(start, reopen, annotations, tmp_path, 
     page.until("state.particles.size > 0")
     assert page.particles() == before
     process.kill()
-    page.tab.wait_for_function("!$('alert').hidden", timeout=10_000)
+    page.until("!$('alert').hidden")
     assert "start microplastics review again" in page.tab.inner_text("#alert")
-    again, _ = start(annotations, "--um-per-px", "2.0")
+    again, _ = start()
     again.press("PageUp")
     again.until("state.index === 0 && state.particles.size > 0")
     assert again.particles() == before
@@ -190,8 +216,8 @@ def test_a_review_from_beginning_to_table(start, reopen, annotations, tmp_path, 
     assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in again.asked)
 
 
-def test_two_tabs(start, browser):
-    page, _ = start()
+def test_two_tabs(show, review, browser):
+    page = show(review)
     other = Page(browser, page.tab.url)
     page.press("a")
     other.until("state.particles.get(2).state === 'accepted'")  # it follows by itself
@@ -205,8 +231,8 @@ def test_two_tabs(start, browser):
     page.until("state.particles.get(2).state === 'rejected'")
 
 
-def test_several_images_with_the_keyboard_alone(start, tmp_path, reopen):
-    page, _ = start()
+def test_several_images_with_the_keyboard_alone(show, review):
+    page = show(review)
     for _ in range(2):
         while page.tab.evaluate("state.selected !== null"):
             page.press("a")
@@ -218,15 +244,13 @@ def test_several_images_with_the_keyboard_alone(start, tmp_path, reopen):
     page.press("?")
     assert page.tab.is_visible("#keys")
     page.press("Escape")
-    page.tab.close()
-    with reopen(read_only=True) as review:
-        assert all(image.finished for image in review.images)
-        states = [each.state for image in review.images for each in review.particles(image.name)]
+    assert all(image.finished for image in review.images)
+    states = [each.state for image in review.images for each in review.particles(image.name)]
     assert states == ["accepted"] * 4
 
 
-def test_filters(start):
-    page, _ = start()
+def test_filters(show, review):
+    page = show(review)
     shown = "state.shown.map((each) => each.id)"
     assert page.tab.evaluate(shown) == [2, 3, 1]
     page.tab.fill("#score0", "0.5")
@@ -245,7 +269,8 @@ def test_filters(start):
     assert page.tab.inner_text("#name") == "Particle 3"
 
 
-def test_names_are_text_and_the_page_is_accessible(start, tmp_path):
+@pytest.mark.slow
+def test_names_are_text_and_the_page_is_accessible(show, tmp_path, stack):
     axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
     evil = "<img src=x onerror=window.hurt=1><script>window.hurt=1</script>"
     source = write_annotations(tmp_path)
@@ -254,7 +279,7 @@ def test_names_are_text_and_the_page_is_accessible(start, tmp_path):
     data["images"][0]["file_name"] = "<b>a.png"
     (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "<b>a.png")
     source.write_text(json.dumps(data))
-    page, _ = start(source)
+    page = show(stack.enter_context(Review.open(source, images=str(tmp_path / "images"))))
     page.press("c")
     page.tab.keyboard.type(evil)
     page.press("Enter")
@@ -272,12 +297,12 @@ def test_names_are_text_and_the_page_is_accessible(start, tmp_path):
     assert not page.problems
 
 
-def test_the_photograph_lies_under_its_outlines(start, tmp_path):
+def test_the_photograph_lies_under_its_outlines(show, tmp_path, stack):
     source = write_annotations(tmp_path)
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[5:15, 25:35] = (0, 0, 255)
     cv2.imwrite(str(tmp_path / "images" / "a.png"), pixels)
-    page, _ = start(source)
+    page = show(stack.enter_context(Review.open(source, images=str(tmp_path / "images"))))
     page.press("h", "Escape")
     page.tab.evaluate("select(null)")
     page.until("[...document.querySelectorAll('img.leaflet-tile')].every((each) => each.complete)")
@@ -292,9 +317,5 @@ def test_the_photograph_lies_under_its_outlines(start, tmp_path):
         (22, 10, False),
         (30, 18, False),
     ]:
-        column, row = page.tab.evaluate(
-            "([x, y]) => { const at = picture.map.latLngToContainerPoint([-y, x]),"
-            " box = $('picture').getBoundingClientRect(); return [at.x + box.x, at.y + box.y] }",
-            [x, y],
-        )
+        column, row = page.place(x, y)
         assert (shot[round(row), round(column)][2] > 128) == red, (x, y)
