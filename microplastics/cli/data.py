@@ -9,8 +9,9 @@ import click
 from microplastics.cli.parsing import Command, command, config_file, flag, option, path, section
 from microplastics.utils.errors import UserError
 
-READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "masks", "blanks")
-EXPORT_FORMATS = ("yolo", "labelme", "masks", "coco")
+READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "cvat", "supervisely", "qupath")
+READERS += ("imagej", "masks", "blanks")
+EXPORT_FORMATS = ("yolo", "labelme", "masks", "labelstudio", "cvat", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"
 
@@ -92,7 +93,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
 @command(
     "export-dataset",
     exclusive=[("copy", "link", "no_images")],
-    short_help="Write a data set as YOLO, LabelMe, masks or COCO.",
+    short_help="Write a data set as YOLO, LabelMe, Label Studio, CVAT, masks or COCO.",
 )
 @path("--input=PATH", "COCO JSON, or the folder of a data set with all its splits.", required=True)
 @option("--to", "Format to write.", required=True, type=click.Choice(EXPORT_FORMATS))
@@ -104,7 +105,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
 @flag("--polygons", "Outline RLE masks along their pixels.")
 @flag("--skip-broken", "Leave out missing and broken images, listed.")
 def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
-    """Write a data set as YOLO, LabelMe, masks or COCO for other tools.
+    """Write a data set as YOLO, LabelMe, masks or COCO, or for Label Studio or CVAT.
 
     Writes the annotations and images as the format wants them, and DIR/export.json, which lists
     what was changed and what the format cannot hold.

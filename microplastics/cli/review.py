@@ -126,13 +126,15 @@ def _export(reviewed: Any, every: bool) -> None:
 
 
 def _print_progress(reviewed: Any) -> None:
+    from microplastics.review.session import STATES
+
     for message in reviewed.messages:
         print(message)
     images = reviewed.images
     states = Counter(e.state for image in images for e in reviewed.particles(image.name))
     print(
         f"{sum(image.finished for image in images)} of {len(images)} images finished; particles: "
-        + ", ".join(f"{number} {state}" for state, number in states.items())
+        + (", ".join(f"{states[state]} {state}" for state in STATES if states[state]) or "none")
     )
 
 
@@ -141,9 +143,10 @@ def _print_quality(reviewed: Any) -> None:
 
     table = model_quality(reviewed)
     print(_markdown(table[table["score_low"].isna()].drop(columns=["score_low", "score_high"])))
-    print("By score:")
     by_score = table[table["score_low"].notna()]
-    print(_markdown(by_score[[*table.columns[: table.columns.get_loc("precision_high") + 1]]]))
+    if len(by_score):  # annotations have no scores
+        print("By score:")
+        print(_markdown(by_score.drop(columns=table.filter(regex="^(present|found|recall)"))))
 
 
 def _print_agreement(one: Any, other: Any) -> None:

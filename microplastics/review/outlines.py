@@ -165,15 +165,18 @@ def split_touching(mask: Mask) -> list[Mask]:
     """Propose pieces of a mask of touching particles, at its necks; one piece if there are none.
 
     The watershed of the distance to the border (Beucher and Lantuéjoul 1979), from its maxima
-    that rise at least a tenth of the largest distance, and a pixel, above the pass to a higher one.
+    that rise above the pass to a higher one by at least a quarter of the largest distance, and by
+    1.5 px.
     """
-    from skimage.morphology import h_maxima
+    from skimage.morphology import local_maxima, reconstruction
     from skimage.segmentation import watershed
 
     crop, _ = mask
     padded = np.pad(crop, 1)
     depth = cv2.distanceTransform(padded.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    seeds, _ = ndimage.label(h_maxima(depth, max(0.1 * float(depth.max()), 1.0)), np.ones((3, 3)))
+    rise = max(0.25 * float(depth.max()), 1.5)
+    levelled = reconstruction(depth - rise, depth)
+    seeds, _ = ndimage.label(local_maxima(levelled) & padded, np.ones((3, 3)))
     return _grown(watershed(-depth, seeds, mask=padded)[1:-1, 1:-1], mask)
 
 

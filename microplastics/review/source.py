@@ -123,9 +123,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         )
     record = read_json(file, meant=OWN_FILE)
     options, classes, entries = _known(record, file)
-    store, regions = RunStore(folder, {}), None
-    if options.region is not None:
-        regions = RegionSource(options.region)
+    store = RunStore(folder, {})
     parts = [store.part(InputImage("", entry["name"])) for entry in entries]
     if all(part.is_file() for part in parts):
         found = [_of_part(read_part(part)) for part in parts]
@@ -138,7 +136,9 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         dataclasses.replace(image, path=_photograph(head, images, folder))
         for image, head in zip(found, heads, strict=True)
     ]
-    if regions is not None:
+    if options.region is not None:
+        regions = RegionSource(options.region)
+        regions.check([image.name for image in found], {image.name: image.path for image in found})
         found = [_with_region(image, regions, options) for image in found]
     return ReviewSource(folder, found, classes, options, record)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from microplastics.review.session import Particle, Review
 
 ANY = "any particle"
-_SCORES = np.linspace(0, 1, 11)
+_SCORES = np.arange(11) / 10
 _LEVEL = 0.95
 _MIN_IOU = 0.5
 # Lengths that two reviewers are compared by.
