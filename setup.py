@@ -114,7 +114,7 @@ EXTRAS_REQUIRE = {
     ],
     # The page of microplastics review: the server, and Leaflet as files. The oldest that they were
     # tested with.
-    "review": ["starlette>=1.10", "uvicorn>=0.54", "django-js-lib-leaflet>=1.9.4"],
+    "review": ["starlette>=1.7", "uvicorn>=0.54", "django-js-lib-leaflet>=1.9.4"],
     # Studies on a Slurm cluster; the oldest that they were tested with.
     "submitit": ["submitit>=1.5.4"],
     "wandb": ["wandb"],

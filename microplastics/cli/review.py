@@ -18,6 +18,20 @@ def _login() -> str:
         return "reviewer"
 
 
+page_options = section(
+    "Page (docs/review.md)",
+    flag("--no-browser", "Do not open the page."),
+    option(
+        "--port=N", "Of the page; 0 finds a free one.", type=click.IntRange(0, 65535), default=0
+    ),
+    option(
+        "--host=ADDRESS",
+        "Address to listen on; any but this machine's own lets other machines in.",
+        default="127.0.0.1",
+    ),
+)
+
+
 @command(
     exclusive=[("export", "agreement", "statistics")],
     short_help="Check and correct the particles that were found, in the browser.",
@@ -29,25 +43,14 @@ def _login() -> str:
 @flag("--all every", "Unfinished images in annotations.json, too.")
 @flag("--statistics", "Print precision and recall by the decisions, and end.")
 @path("--agreement=DIR", "Compare with the review in this folder, and end.")
-@section(
-    "Page (docs/review.md)",
-    option(
-        "--reviewer=NAME",
-        "Who decides, unless the page is given another name (your login if not given).",
-        default=_login,
-        show_default=False,
-    ),
-    flag("--read-only", "Only look."),
-    flag("--no-browser", "Do not open the page."),
-    option(
-        "--port=N", "Of the page; 0 finds a free one.", type=click.IntRange(0, 65535), default=0
-    ),
-    option(
-        "--host=ADDRESS",
-        "Address to listen on; any but this machine's own lets other machines in.",
-        default="127.0.0.1",
-    ),
+@option(
+    "--reviewer=NAME",
+    "Who decides, unless the page is given another name (your login if not given).",
+    default=_login,
+    show_default=False,
 )
+@flag("--read-only", "Look at the page of a review that has begun; decide nothing.")
+@page_options
 @scale_options
 def review(source: str, images: str | None, output: str | None, **given: Any) -> None:
     """Check what the model found on a page in the browser: accept, reject, correct, draw.
@@ -88,13 +91,10 @@ def _serve(source: str, opened: dict[str, Any], given: dict[str, Any]) -> None:
     from microplastics.review.server import check_installed, serve
 
     check_installed()
+    names = ("reviewer", "host", "port", "read_only")
     with Review.open(source, **opened, read_only=given["read_only"]) as reviewed:
         _print_progress(reviewed)
-        serve(
-            reviewed,
-            browser=not given["no_browser"],
-            **{name: given[name] for name in ("reviewer", "host", "port", "read_only")},
-        )
+        serve(reviewed, browser=not given["no_browser"], **{name: given[name] for name in names})
         _print_progress(reviewed)
 
 

@@ -92,15 +92,14 @@ def serve(
             ws="none",
             timeout_graceful_shutdown=2,
         )
-        print(
-            f"Page of the review: {address}\nEvery decision is kept at once; Ctrl-C ends it.",
-            flush=True,
-        )
+        kept = "" if read_only else "Every decision is kept at once. "
+        print(f"Page of the review: {address}\n{kept}Ctrl-C ends it.", flush=True)
         if browser:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-    print(f"{review.version} decisions in {review.output}; --export writes the corrected tables")
+    if not read_only:
+        print(f"{review.version} decisions in {review.output}; --export writes corrected tables")
 
 
 def check_installed() -> None:
