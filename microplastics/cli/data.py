@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from microplastics.cli.parsing import Command, command, config_file, flag, option, path, section
+from microplastics.cli.review import page_options
 from microplastics.utils.errors import UserError
 
 READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "cvat", "supervisely", "qupath")
@@ -428,10 +429,12 @@ def render_backgrounds(input: str, images: str, output: str, min_size: int, marg
 
 
 @click.group(
-    cls=Modes, no_args_is_help=False, short_help="Draw annotations, training batches, or results."
+    cls=Modes,
+    no_args_is_help=False,
+    short_help="Look at annotations, training batches, or results.",
 )
 def view() -> None:
-    """Draw annotations, training batches, augmentations or results."""
+    """Look at annotations, training batches, augmentations or results."""
 
 
 @view.command("annotations", cls=Command, pairs=True)
@@ -445,6 +448,31 @@ def view_annotations(**given: Any) -> None:
     from microplastics.visualization.galleries import draw_annotations
 
     _view(draw_annotations, **given)
+
+
+@view.command("page", cls=Command)
+@click.argument("dataset")
+@page_options
+def view_page(dataset: str, no_browser: bool, **given: Any) -> None:
+    """Look at a data set on the page of microplastics review, which here decides nothing.
+
+    DATASET is a registered name, or JSON:IMAGES.
+
+    \b
+    microplastics view page train.json:photos
+    """
+    import tempfile
+
+    from microplastics.review import Review
+    from microplastics.review.server import check_installed, serve
+
+    check_installed()
+    (json_file,), (root,) = _resolve([dataset], [])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Review.open(json_file, images=root, output=folder) as opened,
+    ):
+        serve(opened, reviewer="nobody", read_only=True, browser=not no_browser, **given)
 
 
 @view.command("batches", cls=Command, pairs=True)

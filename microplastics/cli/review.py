@@ -1,18 +1,40 @@
 """The command review: people check what the model found."""
 
+import getpass
 from collections import Counter
 from typing import Any
 
 import click
 
-from microplastics.cli.parsing import command, flag, path
+from microplastics.cli.parsing import command, flag, option, path, section
 from microplastics.cli.predict import scale_options
 from microplastics.utils.errors import UserError
 
 
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may give its user no name
+        return "reviewer"
+
+
+page_options = section(
+    "Page (docs/review.md)",
+    flag("--no-browser", "Do not open the page."),
+    option(
+        "--port=N", "Of the page; 0 finds a free one.", type=click.IntRange(0, 65535), default=0
+    ),
+    option(
+        "--host=ADDRESS",
+        "Address to listen on; any but this machine's own lets other machines in.",
+        default="127.0.0.1",
+    ),
+)
+
+
 @command(
     exclusive=[("export", "agreement", "statistics")],
-    short_help="Check and correct the particles that were found.",
+    short_help="Check and correct the particles that were found, in the browser.",
 )
 @click.argument("source", metavar="RUN", type=click.Path())
 @path("--images=DIR", "The photographs, of annotations or of a run whose images have moved.")
@@ -21,9 +43,17 @@ from microplastics.utils.errors import UserError
 @flag("--all every", "Unfinished images in annotations.json, too.")
 @flag("--statistics", "Print precision and recall by the decisions, and end.")
 @path("--agreement=DIR", "Compare with the review in this folder, and end.")
+@option(
+    "--reviewer=NAME",
+    "Who decides, unless the page is given another name (your login if not given).",
+    default=_login,
+    show_default=False,
+)
+@flag("--read-only", "Look at the page of a review that has begun; decide nothing.")
+@page_options
 @scale_options
 def review(source: str, images: str | None, output: str | None, **given: Any) -> None:
-    """Check what the model found: accept, reject, correct, draw.
+    """Check what the model found on a page in the browser: accept, reject, correct, draw.
 
     RUN is the folder of predict or measure, or a COCO JSON. Every decision is kept at once in
     review.jsonl; what the model wrote stays as it is.
@@ -48,11 +78,24 @@ def review(source: str, images: str | None, output: str | None, **given: Any) ->
     elif given["statistics"]:
         with Review.open(source, **opened, read_only=True) as reviewed:
             _print_quality(reviewed)
-    else:
+    elif given["export"]:
         with Review.open(source, **opened) as reviewed:
-            if given["export"]:
-                _export(reviewed, given["every"])
+            _export(reviewed, given["every"])
             _print_progress(reviewed)
+    else:
+        _serve(source, opened, given)
+
+
+def _serve(source: str, opened: dict[str, Any], given: dict[str, Any]) -> None:
+    from microplastics.review import Review
+    from microplastics.review.server import check_installed, serve
+
+    check_installed()
+    names = ("reviewer", "host", "port", "read_only")
+    with Review.open(source, **opened, read_only=given["read_only"]) as reviewed:
+        _print_progress(reviewed)
+        serve(reviewed, browser=not given["no_browser"], **{name: given[name] for name in names})
+        _print_progress(reviewed)
 
 
 def _scale(source: str, given: dict[str, Any]) -> Any:

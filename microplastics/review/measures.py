@@ -63,6 +63,15 @@ class Measures:
             rows = rows[inside].reset_index(drop=True)
         return rows
 
+    def sizes(self, particles: Sequence["Particle"]) -> pd.DataFrame:
+        """Give the rows of :meth:`microplastics.review.Review.sizes`."""
+        self._measure(particles)
+        rows = self._rows.loc[[each.id for each in particles]].reset_index(drop=True)
+        rows["inside"] = True
+        if self._image.region is not None:
+            rows["inside"] = self._image.region.contains(rows[["x", "y"]].to_numpy(np.float64))
+        return rows
+
     def _nearest(self, particles: Sequence["Particle"], shown: Sequence["Particle"]) -> np.ndarray:
         """Distances in px to the nearest particle that counts; NaN for those that do not."""
         living = {each.id: each for each in particles if each.counts}

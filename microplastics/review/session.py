@@ -316,6 +316,17 @@ class Review:
             return tables[0]
         return pd.concat(tables, ignore_index=True) if every else combine_tables(tables)
 
+    def sizes(self, image: str, particles: Sequence[Particle]) -> pd.DataFrame:
+        """Measure some particles of an image, whatever their state.
+
+        Returns:
+            A row for each in their order: the columns of particles.csv, but for ``nearest_um``,
+            which takes all particles and is of the last time that it was asked for, if ever; and
+            ``inside``, whether it lies in the region of interest.
+        """
+        with self._lock:
+            return self._measures[self._known(image)].sizes(particles)
+
     def summary(self) -> tuple[pd.DataFrame, pd.DataFrame | None]:
         """Count as the run does: the tables summary.csv, and samples.csv or None."""
         images = images_table(
