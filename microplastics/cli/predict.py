@@ -44,6 +44,13 @@ def _fiber_classes(
         return None
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
+scale_options = section(
+    "Scale (docs/calibration.md)",
+    option("--um-per-px=UM", "µm per pixel of all images.", type=float),
+    path("--calibration=CSV", "Table with the columns image and um_per_px."),
+    option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
+    flag("--ignore-metadata", "Do not use the scale in the files."),
+)
 
 # What predict and measure have in common.
 run_options = section(
@@ -58,13 +65,7 @@ run_options = section(
     ),
     flag("--resume", "Go on with the run in DIR."),
     flag("--overwrite", "Begin the run in DIR again."),
-    section(
-        "Scale (docs/calibration.md)",
-        option("--um-per-px=UM", "µm per pixel of all images.", type=float),
-        path("--calibration=CSV", "Table with the columns image and um_per_px."),
-        option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
-        flag("--ignore-metadata", "Do not use the scale in the files."),
-    ),
+    scale_options,
     section(
         "Sizes (docs/measurement.md)",
         option(

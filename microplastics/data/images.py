@@ -6,6 +6,7 @@ percentiles of the image become 0 and 255.
 """
 
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -86,13 +87,14 @@ def read_image(
 
 
 def image_header(
-    path: str | os.PathLike, max_pixels: int | None = None
+    path: str | os.PathLike, max_pixels: int | None = None, content: bytes | None = None
 ) -> tuple[tuple[int, int], bool]:
     """Read the size that :func:`read_image` gives, from the header only.
 
     Args:
         path: image file.
         max_pixels: images of more pixels are refused; ``MAX_PIXELS`` if None.
+        content: of an image that is not a file; ``path`` then is its name in messages.
 
     Returns:
         (width, height) in px after the EXIF orientation, and whether that swaps them.
@@ -101,7 +103,7 @@ def image_header(
         UserError: as :func:`read_image`, as far as the header shows it.
     """
     path = os.fspath(path)
-    with open_image(path, max_pixels) as image:
+    with open_image(path, max_pixels, content) as image:
         if image is None:
             with _tiff_page(path, max_pixels) as page:
                 width, height = page.imagewidth, page.imagelength
@@ -137,8 +139,12 @@ def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: boo
 
 
 @contextlib.contextmanager
-def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None]:
+def open_image(
+    path: str, max_pixels: int | None, content: bytes | None = None
+) -> Iterator[Image.Image | None]:
     """Open an image file of up to ``max_pixels`` with Pillow, reading only its header.
+
+    ``content`` is that of an image which is not a file.
 
     Yields:
         the image, not loaded yet, or None for a TIFF that Pillow does not know.
@@ -148,15 +154,18 @@ def open_image(path: str, max_pixels: int | None) -> Iterator[Image.Image | None
             ``image_too_large``.
     """
     with reading(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
+        if content is None and not stat.S_ISREG(
+            os.stat(path).st_mode
+        ):  # opening a pipe would block
             raise UserError(
                 f"{path} is not a file; give the path of an image.", code="image_invalid"
             )
         # By file object: from a name Pillow maps some TIFFs into memory and then confuses the
         # sides of those with an orientation.
-        with open(path, "rb") as file:
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
             image = _identify(file)
-            if image is None and not file.read(4).startswith(_TIFF_MAGIC):
+            known = content is None and image is None and file.read(4).startswith(_TIFF_MAGIC)
+            if image is None and not known:
                 raise UserError(
                     f"{path} is not an image or its header is damaged; expected JPEG, PNG, TIFF, "
                     "BMP, GIF, PPM, WebP or JPEG 2000.",

@@ -7,11 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-import shapely
-from scipy.spatial import cKDTree
 
 from microplastics.calibration import Calibration
-from microplastics.measurement.outline import with_border
+from microplastics.measurement.nearest import nearest_distances
 from microplastics.measurement.shape import (
     Item,
     Shape,
@@ -253,54 +251,6 @@ def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Sh
     return list(itertools.chain.from_iterable(measured))
 
 
-def nearest_distances(
-    masks: Sequence[np.ndarray], offsets: Sequence[tuple[int, int]]
-) -> np.ndarray:
-    """Measure the distance of each particle to the nearest other one, from edge to edge.
-
-    Not from centre to centre: the centre of a curled fibre lies outside of it, and picking or
-    spectroscopy need the gap. It is the smallest distance of two pixel centres less one, so that
-    masks with a common pixel edge are 0 apart, as are masks that overlap; masks that touch at a
-    corner are √2 - 1 apart.
-
-    Args:
-        masks: N arrays of shape (h, w), non-zero inside, each with at least one pixel.
-        offsets: N pairs, x and y of the masks' first pixels in their common image.
-
-    Returns:
-        (N,) float64 in px; NaN for a single particle.
-
-    Raises:
-        ValueError: a mask is empty, or the numbers do not agree.
-    """
-    items = [Item(mask, offset).trimmed() for mask, offset in zip(masks, offsets, strict=True)]
-    if len(items) < 2:
-        return np.full(len(items), np.nan)
-    borders = [_border(item) for item in items]
-    corners = np.array([item.offset for item in items])
-    boxes = np.hstack([corners, corners + [item.mask.shape[::-1] for item in items]])
-    # A near neighbour bounds the search for the nearest: most particles are far apart.
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    _, near = cKDTree(centers).query(centers, k=2)
-    near = np.where(near[:, 0] == np.arange(len(items)), near[:, 1], near[:, 0])
-    pairs = {(min(pair), max(pair)) for pair in enumerate(near.tolist())}
-    apart = {pair: _apart(borders[pair[0]], borders[pair[1]], math.inf) for pair in pairs}
-    squares = np.array([apart[min(pair), max(pair)] for pair in enumerate(near.tolist())])
-    frames = shapely.box(*boxes.T)
-    reach = np.sqrt(squares) + 1  # boxes run along the pixels' edges, half a pixel outside
-    ones, others = shapely.STRtree(frames).query(frames, predicate="dwithin", distance=reach)
-    gaps = shapely.distance(frames[ones], frames[others])
-    for index in np.argsort(gaps, kind="stable"):
-        one, other = ones[index], others[index]
-        if one == other or (gaps[index] > 0 and gaps[index] ** 2 >= squares[one]):
-            continue
-        if gaps[index] == 0 and _overlap(items[one], items[other]):
-            squares[one] = 0.0
-        elif other != near[one]:
-            squares[one] = _apart(borders[one], borders[other], squares[one])
-    return np.maximum(np.sqrt(squares) - 1, 0)
-
-
 def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Give the largest Feret diameter of each particle, and whether it is in µm (else in px)."""
     calibrated = table["um_per_px"].notna().to_numpy(bool)
@@ -371,29 +321,3 @@ def images_table(images: Iterable[tuple]) -> pd.DataFrame:
         for name, (height, width), scale, *region in images
     ]
     return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(IMAGE_COLUMNS)
-
-
-def _border(item: Item) -> cKDTree:
-    """The centres of a mask's pixels that have a neighbour outside."""
-    padded = with_border(item.mask)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    rows, columns = np.nonzero(item.mask & ~inner)
-    points = np.stack([columns, rows], axis=1) + item.offset
-    # Balancing a tree takes longer than one or two queries.
-    return cKDTree(points, compact_nodes=False, balanced_tree=False)
-
-
-def _apart(one: cKDTree, other: cKDTree, bound: float) -> float:
-    """Smallest squared distance of points of two trees, or ``bound`` if that is less."""
-    small, large = sorted((one, other), key=lambda tree: tree.n)
-    distances, _ = large.query(small.data, distance_upper_bound=math.sqrt(bound) + 1e-9)
-    return min(bound, round(float(distances.min()) ** 2) if np.isfinite(distances).any() else bound)
-
-
-def _overlap(one: Item, other: Item) -> bool:
-    """Whether two masks, whose boxes do not lie apart, have a common pixel."""
-    (x, y), (u, v) = one.offset, other.offset
-    left, top = max(x, u), max(y, v)
-    first, second = one.mask[top - y :, left - x :], other.mask[top - v :, left - u :]
-    height, width = min(len(first), len(second)), min(first.shape[1], second.shape[1])
-    return bool((first[:height, :width] & second[:height, :width]).any())

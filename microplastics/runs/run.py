@@ -663,11 +663,21 @@ def measure_run(args: argparse.Namespace) -> int:
     run = Run(images, options, classes, fibers, about, settings)
     for image in tqdm(run.begin(), desc="Images", unit="image", disable=None):
         with run.attempt(image):
-            _measure(image, loads[image.name], run)
+            measure_image(image, loads[image.name], run)
     return run.end()
 
 
-def _measure(image: InputImage, load: Load, run: Run) -> None:
+def measure_image(image: InputImage, load: Load, run: Run) -> None:
+    """Measure the given masks of one image, and finish it.
+
+    Args:
+        image: of the run.
+        load: gives its particles.
+        run: takes them, and opens the image.
+
+    Raises:
+        UserError: the masks or the photograph cannot be used, or do not go together.
+    """
     start = time.perf_counter()
     particles, left_out = load()
     masks_size = tuple(particles.image_size)

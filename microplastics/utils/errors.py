@@ -31,6 +31,7 @@ CODES = {
     "option_missing": "an option is needed and not given",
     "output_exists": "the output exists and is not overwritten without being asked",
     "region_invalid": "a region of interest cannot be read or found",
+    "review_conflict": "somebody has changed what a decision was made on",
     "run_invalid": "the files of a run are missing, changed or damaged",
     "run_mismatch": "a run cannot be resumed or merged with other settings",
     "scale_conflict": "two sources give different scales",

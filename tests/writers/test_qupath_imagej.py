@@ -2,13 +2,18 @@ import json
 import zipfile
 
 import numpy as np
+import pycocotools.mask as mask_util
+import pytest
 import roifile
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 from shapely.geometry import shape
 
+from microplastics.data.formats.base import Notes, ReadOptions, detect, open_dataset
+from microplastics.data.formats.convert import convert_dataset
 from microplastics.writers.qupath_imagej import _roi, pixel_polygons, write_geojson, write_rois
 
 
@@ -182,3 +187,32 @@ def test_the_same_particles_give_the_same_bytes(make_result, tmp_path):
     for name in ("a.zip", "b.zip"):
         write_rois(make_result(), tmp_path / name)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("write", "folder", "name"),
+    [(write_geojson, "qupath", "a__x.jpg.geojson"), (write_rois, "imagej", "a__x.jpg.zip")],
+)
+def test_what_is_written_comes_back(make_result, frame, tmp_path, write, folder, name):
+    """Every pixel and class, through the reader and the converted set."""
+    rng = np.random.default_rng(0)
+    blobs = [rng.random((9, 12)) < 0.6 for _ in range(3)]
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    Image.new("RGB", (50, 40)).save(tmp_path / "photos" / "a" / "x.jpg")
+    for result in (make_result(), make_result(blobs), make_result((), (), ())):
+        write(result, tmp_path / folder / name)
+        assert detect(tmp_path / folder) == folder
+        options, notes = ReadOptions(images=tmp_path / "photos"), Notes()
+        (source,) = open_dataset(tmp_path / folder, options, notes)[1].values()
+        ((record),) = source.records()
+        assert record.file_name == "a/x.jpg" and len(notes) == 0
+        assert [each.category for each in record.instances] == list(result.particles.classes)
+        for index, instance in enumerate(record.instances):
+            segmentation = instance.segmentation
+            if isinstance(segmentation, list):
+                segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, 40, 50))
+            assert (mask_util.decode(segmentation) == frame(result, index)).all()
+    write(make_result(), tmp_path / folder / name)
+    convert_dataset(tmp_path / folder, tmp_path / "set", options=options)
+    document = json.loads((tmp_path / "set" / "annotations" / "instances_all.json").read_text())
+    assert [each["area"] for each in document["annotations"]] == [18, 8, 3]

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from microplastics.utils.errors import UserError
 
 # Names of the modules that read a format. "blanks" is never detected: any folder fits it.
-READERS = ("coco", "labelme", "via", "yolo", "labelstudio", "masks", "blanks")
+READERS = ("coco", "labelme", "via", "yolo", "labelstudio", "cvat", "supervisely", "qupath")
+READERS += ("imagej", "masks", "blanks")
 
 # Code of a note: what it counts. docs/formats.md has the same tables.
 NOTES = {
@@ -29,6 +30,10 @@ NOTES = {
     "crowd_instance": "crowd regions read as particles by --crowd-as-instances",
     "ignore_as_crowd": "annotations with ignore set written as crowd regions",
     "file_name_fixed": "file names with other folders, found by their last parts",
+    "class_absent": "shapes of files without classes, read as particle",
+    "class_from_name": "classes made of the names of ROIs, without their numbers",
+    "image_ending": "images of another ending than annotated, found by their stem",
+    "picture_embedded": "pictures embedded in annotation files, written into the new data set",
     "folder_fixed": "image folders that data.yaml misplaces, found by their names",
     "box_only": "boxes without an outline written as rectangles",
     "group_mixed": "groups of shapes of several classes, joined within each class",
@@ -142,6 +147,7 @@ class ImageRecord:
         height: in px.
         instances: the particles on it.
         extra: further fields of the COCO image.
+        picture: content of an image that is embedded in its annotations and not a file.
     """
 
     file_name: str
@@ -149,6 +155,7 @@ class ImageRecord:
     height: int
     instances: list[Instance] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    picture: bytes | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -166,6 +173,7 @@ class Source:
         records: starts a new pass over the images, in a fixed order.
         num_images: number of images, if known.
         supercategories: of classes, by name, in formats that have them.
+        embedded: whether images are embedded in their annotations.
     """
 
     image_root: Path
@@ -173,6 +181,7 @@ class Source:
     records: Callable[[], Iterator[ImageRecord]]
     num_images: int | None = None
     supercategories: dict[str, str] = field(default_factory=dict)
+    embedded: bool = False
 
     @classmethod
     def noting(
@@ -182,10 +191,11 @@ class Source:
         read: Callable[[Notes], Iterator[ImageRecord]],
         notes: Notes,
         num_images: int,
+        embedded: bool = False,
     ) -> "Source":
         """Return a source that takes notes in its first pass only."""
         passes = iter([notes])
-        return cls(image_root, classes, lambda: read(next(passes, Notes())), num_images)
+        return cls(image_root, classes, lambda: read(next(passes, Notes())), num_images, embedded)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from microplastics.data.coco import (
 )
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
-from microplastics.data.formats.layout import find_file
+from microplastics.data.formats.layout import find_by_stem, find_file
 from microplastics.data.formats.shapes import Segmentation
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json
@@ -110,9 +110,9 @@ def _find_image_root(json_file: Path, path: Path, split: str, names: list[str]) 
     sample = names[:: max(1, len(names) // _SAMPLED_NAMES)][:_SAMPLED_NAMES]
 
     def score(root: Path) -> int:
-        found = filter(None, (find_file(name, root) for name in sample))
+        found = filter(None, (_find(name, root) for name in sample))
         # A name found as it is written counts for more than one found by its last part.
-        return sum(2 + as_written for _, as_written in found)
+        return sum(2 + (code == "") for _, code in found)
 
     folders = _image_folders(json_file, path if path.is_dir() else path.parent, split)
     best = max(folders, key=score)
@@ -183,14 +183,14 @@ class _Document:
         for id_, entry in self.images.items():
             name = entry["file_name"]
             where = f"{self._label}, image {name}"
-            found = find_file(name, root)
+            found = _find(name, root)
             if found is None:  # a name within the folder, for the writer's message
                 file_name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
                 file_name = "unnamed" if file_name in ("", "..") else file_name
             else:
-                file_name, as_written = found
-                if not as_written:
-                    notes.add("file_name_fixed", where, file_name)
+                file_name, code = found
+                if code:
+                    notes.add(code, where, file_name)
             with layout.skipping(str(root / file_name), options, notes):
                 size = _size(entry) or layout.checked_size(root / file_name)
                 record = ImageRecord(file_name, *size)
@@ -203,6 +203,15 @@ class _Document:
                         instance.extra = _extra(annotation, layout.ANNOTATION_FIELDS, place, notes)
                         record.instances.append(instance)
                 yield record
+
+
+def _find(name: str, root: Path) -> tuple[str, str] | None:
+    """Return the name of an image in a folder and the code of a note if it is not as written."""
+    found = find_file(name, root)
+    if found is not None:
+        return found[0], "" if found[1] else "file_name_fixed"
+    other = find_by_stem(name, root)
+    return None if other is None else (other[0], "image_ending")
 
 
 def _segmentation(entry: dict, record: ImageRecord, notes: Notes, where: str) -> Segmentation:

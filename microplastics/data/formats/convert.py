@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from microplastics import __version__
 from microplastics.data.coco import is_printable, show
-from microplastics.data.formats import labelme, layout, masks, yolo
+from microplastics.data.formats import cvat, labelme, labelstudio, layout, masks, yolo
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, open_dataset
 from microplastics.data.formats.shapes import checked, noting
 from microplastics.data.segmentation import segmentation_to_polygons
@@ -24,9 +24,11 @@ MANIFEST, EXPORT_MANIFEST = layout.MANIFESTS
 PROJECT_CLASSES = ("Fiber", "Fragment", "Film")
 # Format: where it has the images of a split.
 _IMAGE_FOLDERS = {"yolo": "images/{}", "labelme": "{}", "masks": "{}/images"}
+_IMAGE_FOLDERS |= {"labelstudio": "{}", "cvat": "{}/images"}
 FORMATS = (*_IMAGE_FOLDERS, "coco")
 
 _WRITERS = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}
+_WRITERS |= {"labelstudio": labelstudio.write, "cvat": cvat.write}
 _EXAMPLES = 5
 
 
@@ -149,7 +151,7 @@ def write_dataset(
         categories: old class name -> new one, or ``""`` to leave its instances out; other classes
             keep their names.
         place: ``"keep"`` leaves the images in their folder, ``"copy"`` and ``"link"`` put them
-            into ``output/{split}/``.
+            into ``output/{split}/``; a split with embedded pictures is linked rather than kept.
         options: ``skip_broken`` leaves out missing and broken images.
         about: further fields of ``conversion.json``, such as the format.
         verbatim: write exactly the classes of the sources, which may have no annotation;
@@ -171,7 +173,11 @@ def write_dataset(
     manifest = {
         "version": __version__,
         **(about or {}),
-        "images": {split: str(source.image_root.absolute()) for split, source in sources.items()},
+        "images": {
+            # Embedded pictures are nowhere else.
+            split: str((output / split if source.embedded else source.image_root).absolute())
+            for split, source in sources.items()
+        },
         "place": place,
         "categories": categories or {},
         "options": {
@@ -182,9 +188,10 @@ def write_dataset(
     _claim_conversion(output, manifest)
     written = []
     for split, source in sources.items():
-        root = source.image_root if place == "keep" else output / split
+        own_place = "link" if place == "keep" and source.embedded else place
+        root = source.image_root if own_place == "keep" else output / split
         one = Written(split, root, output / "annotations" / f"instances_{split}.json")
-        records = _usable_records(one, source, place, options, notes, polygons)
+        records = _usable_records(one, source, own_place, options, notes, polygons)
         _write_coco(one, _renaming(records, renamed, notes), names, groups, notes)
         if one.num_images:
             written.append(one)
@@ -409,7 +416,7 @@ def _usable_records(
             )
         image = source.image_root / name
         try:
-            if place != "none":
+            if place != "none" and record.picture is None:
                 layout.checked_size(image, (record.width, record.height))
         except UserError as error:
             if options.skip_broken:
@@ -421,7 +428,9 @@ def _usable_records(
             continue
         seen[name] = record.file_name
         record.file_name = name
-        if place in ("copy", "link"):
+        if record.picture is not None:
+            layout.write_picture(record.picture, written.image_root / name)
+        elif place in ("copy", "link"):
             layout.place_image(image, written.image_root / name, place)
         for each in record.instances if polygons else ():
             if isinstance(each.segmentation, dict) and not each.iscrowd:

@@ -7,7 +7,6 @@ image nor groups.
 import base64
 import io
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,7 +56,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 
     Shapes with the same ``group_id`` and label become one instance. Polygons keep their
     coordinates, circles become polygons of the same area, lines get ``options.line_width``; masks
-    and groups with a mask become RLE. ``imageData`` is not read.
+    and groups with a mask become RLE. ``imageData`` is read where the image file is missing.
     """
     return layout.read_splits(_Reader, path, options, notes)
 
@@ -72,36 +71,21 @@ class _Reader(layout.FileReader):
                 f"{where} has no list of shapes; it is not {self.meaning}.",
                 code="annotations_invalid",
             )
-        hint = ""
-        if isinstance(data.get("imageData"), str) and data["imageData"]:
-            hint = "its picture is embedded as imageData, which is not read: save it beside the "
-            hint += "JSON under the name in imagePath (labelme_export_json does)"
         claimed = (data.get("imageWidth"), data.get("imageHeight"))
         with layout.skipping(where, self.options, self.notes):
-            record = self.image([data.get("imagePath")], where, [claimed], hint)
+            record = self.image([data.get("imagePath")], where, [claimed], data.get("imageData"))
             record.instances = self._instances(entries, record, where)
             record.extra = layout.extra_fields(data, _FILE_FIELDS, where, self.notes)
             yield record
 
     def _instances(self, entries: list, record: ImageRecord, where: str) -> list[Instance]:
-        groups: dict[Any, list[Instance]] = defaultdict(list)
-        labels = defaultdict(set)
+        members = []
         for number, entry in enumerate(entries, 1):
             place = f"{where}, shape {number}"
             with shapes.noting(self.notes, place):
-                instance = self._instance(entry, record, place)
-                group = entry.get("group_id")
-                if type(group) in (int, str):
-                    labels[group].add(instance.category)
-                    groups[group, instance.category].append(instance)
-                else:
-                    groups[number].append(instance)
-        for group, names in labels.items():
-            if len(names) > 1:
-                place = f"{where}, group {show(group)}"
-                self.notes.add("group_mixed", place, ", ".join(sorted(names)))
-        joined = (_joined(members, record, self.notes) for members in groups.values())
-        return [instance for instance in joined if instance is not None]
+                instance, group = self._instance(entry, record, place), entry.get("group_id")
+                members.append((group if type(group) in (int, str) else None, instance))
+        return layout.join_groups(members, record, where, self.notes)
 
     def _instance(self, entry: Any, record: ImageRecord, place: str) -> Instance:
         if not isinstance(entry, dict):
@@ -136,26 +120,6 @@ def _shape(entry: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
     return kind, values
 
 
-def _joined(members: list[Instance], record: ImageRecord, notes: Notes) -> Instance | None:
-    """Join the shapes of a group into one instance; None if none of them can be used."""
-    first = members[0]
-    if len(members) == 1:
-        return first
-    parts = []
-    for member in members:
-        with shapes.noting(notes, member.where):
-            checked = shapes.checked(member.segmentation, record, notes, member.where)
-            parts.append(checked.segmentation)
-    if not parts:
-        return None
-    notes.add("group_joined", first.where)
-    extra: dict[str, Any] = {}
-    for member in reversed(members):
-        extra.update(member.extra)
-    crowd = max(member.iscrowd for member in members)
-    return Instance(first.category, shapes.union(parts, record.size), first.where, crowd, extra)
-
-
 def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Read a ``mask`` shape, whose PNG in base64 fills the box between its two points."""
     values = shapes.flat(entry.get("points"))
@@ -165,18 +129,10 @@ def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     # A pixel more than the corners give: some writers take the second one as exclusive.
     width, height = min(x1 - x0 + 2, size[1]), min(y1 - y0 + 2, size[0])
     try:
-        content = io.BytesIO(base64.b64decode(entry.get("mask"), validate=True))
-        with Image.open(content, formats=["PNG"]) as png:
-            if png.height > height or png.width > width:
-                raise ShapeError("shape_broken", f"a mask of {png.width} x {png.height} px")
-            if png.mode not in ("1", "L", "P", "I", "I;16"):
-                raise ShapeError("shape_broken", f"a mask of mode {png.mode}")
-            crop = np.asarray(png) != 0
-    except ShapeError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        content = base64.b64decode(entry.get("mask"), validate=True)
+    except (TypeError, ValueError) as error:
         raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
-    return shapes.crop_rle(crop, x0, y0, size)
+    return shapes.crop_rle(shapes.png_mask(content, (height, width)), x0, y0, size)
 
 
 def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:

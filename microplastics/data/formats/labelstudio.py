@@ -1,23 +1,30 @@
-"""Label Studio: its JSON and JSON-MIN exports of images.
+"""Label Studio: its JSON and JSON-MIN exports of images, and pre-annotations for it.
 
 The package ``label-studio-sdk`` is not used: it brings a web client and drops unknown regions.
 """
 
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from microplastics import __version__
 from microplastics.data.coco import show
+from microplastics.data.colors import class_colors
 from microplastics.data.formats import layout, shapes
-from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
+from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import IMAGE_SUFFIXES
 from microplastics.data.formats.shapes import ShapeError, crop_rle
+from microplastics.structures import rle
+from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
 
 _GEOMETRY = frozenset(
     ("x", "y", "width", "height", "rotation", "points", "closed", "radiusX", "radiusY")
@@ -26,6 +33,12 @@ _GEOMETRY = frozenset(
 # Fields of a region that JSON-MIN puts beside its geometry.
 _REGION_FIELDS = frozenset(("original_width", "original_height", "image_rotation"))
 _CHANNELS = 4  # of a brush mask: RGBA, 8 bits each
+# Bits of the lengths of its runs, as Label Studio chooses them.
+_WIDTHS = (3, 4, 8, 16)
+_TASKS, _INTERFACE = "tasks.json", "interface.xml"
+_POLYGON, _BRUSH = "polygon", "brush"  # names of the tools in the interface
+# Relative to the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).
+_LOCAL_FILE = "/data/local-files/?d="
 
 
 class _Task(NamedTuple):
@@ -176,7 +189,9 @@ def _shape(value: dict[str, Any], size: tuple[int, int]) -> tuple[str, Any]:
         return "mask", brush_rle(value["rle"], size)
     if "points" in value:
         points = shapes.points(shapes.flat(value["points"]))
-        return "polygon", (points * np.array([width, height]) / 100).reshape(-1).tolist()
+        # Percent do not hold px to the last bit, and pixels at the border hang on it.
+        pixels = np.round(points * np.array([width, height]) / 100, 6)
+        return "polygon", pixels.reshape(-1).tolist()
     if "x" not in value or "y" not in value:
         raise ShapeError("shape_type", show(list(value)[:5]))
     # x and y are the centre of an ellipse, unlike in the manual: it is turned about it.
@@ -274,3 +289,113 @@ def _bit_reader(values: Any) -> Callable[[int], int]:
         return int(digits, 2)
 
     return read
+
+
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
+    """Write pre-annotations: ``output/SPLIT/tasks.json`` to import, and ``output/interface.xml``.
+
+    Particles are predictions of their tasks, which people take over and correct. Those of one
+    polygon keep their points; masks and several polygons become brush strokes with every pixel.
+    Images are named as local files below ``output``.
+
+    Args:
+        sources: split -> images, which belong into ``output/SPLIT``.
+        output: folder of the data set.
+        notes: takes what the format cannot hold.
+
+    Returns:
+        the files written.
+    """
+    written, classes = [], {}
+    for split, source in sources.items():
+        classes.update(dict.fromkeys(source.classes))
+        written.append(output / split / _TASKS)
+        with atomic_write(written[-1]) as file:
+            separator = "["
+            for record in source.records():
+                name = layout.safe_name(record.file_name, f"An image of {split}")
+                task = _task(record, f"{split}/{name}", notes)
+                file.write(separator + json.dumps(task, ensure_ascii=False))
+                separator = ",\n"
+            file.write("]\n" if separator != "[" else "[]\n")
+    written.append(output / _INTERFACE)
+    with atomic_write(written[-1]) as file:
+        file.write(_interface(list(classes)))
+    return written
+
+
+def _interface(classes: list[str]) -> str:
+    """The labelling interface of a project, with the names that the tasks use."""
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(classes)]
+    labels = "".join(
+        f"    <Label value={quoteattr(name)} background={quoteattr(color)}/>\n"
+        for name, color in zip(classes, colors, strict=True)
+    )
+    tools = "".join(
+        f'  <{tool} name="{name}" toName="image">\n{labels}  </{tool}>\n'
+        for tool, name in (("PolygonLabels", _POLYGON), ("BrushLabels", _BRUSH))
+    )
+    return f'<View>\n  <Image name="image" value="$image" zoom="true"/>\n{tools}</View>\n'
+
+
+def _task(record: ImageRecord, path: str, notes: Notes) -> dict[str, Any]:
+    results = []
+    for number, instance in enumerate(record.instances, 1):
+        kind, value = _value(instance, record)
+        result = {
+            "id": f"particle{number}",
+            "type": f"{kind}labels",
+            "from_name": kind,
+            "to_name": "image",
+            "original_width": record.width,
+            "original_height": record.height,
+            "image_rotation": 0,
+            "value": {**value, f"{kind}labels": [instance.category]},
+        }
+        score = instance.extra.get("score")
+        if isinstance(score, (int, float)):
+            result["score"] = score
+        for key in instance.extra.keys() - {"score"}:
+            notes.add("extra_lost", instance.where, show(key))
+        if instance.iscrowd:
+            notes.add("crowd_lost", instance.where)
+        results.append(result)
+    for key in record.extra:
+        notes.add("extra_lost", record.file_name, show(key))
+    prediction = {"model_version": f"microplastics {__version__}", "result": results}
+    return {"data": {"image": _LOCAL_FILE + quote(path)}, "predictions": [prediction]}
+
+
+def _value(instance: Instance, record: ImageRecord) -> tuple[str, dict[str, Any]]:
+    segmentation, (height, width) = instance.segmentation, record.size
+    if isinstance(segmentation, list) and len(segmentation) == 1:
+        points = np.reshape(segmentation[0], (-1, 2)) * 100 / np.array([width, height])
+        return _POLYGON, {"points": points.tolist(), "closed": True}
+    masks = CropMasks.from_coco([segmentation], record.size)
+    brush = encode_brush(masks.crops[0], masks.offsets[0], width, height)
+    return _BRUSH, {"format": "rle", "rle": brush}
+
+
+def encode_brush(crop: np.ndarray, offset: Iterable[int], width: int, height: int) -> list[int]:
+    """Encode a mask as :func:`brush_rle` reads it, from its crop only.
+
+    Args:
+        crop: (h, w) bool.
+        offset: x and y of its first pixel.
+        width, height: of the image in px.
+    """
+    x, y = offset
+    # Columns of the transposed mask are its rows.
+    runs = rle.runs_of_crop(crop.T, (int(y), int(x)), width)
+    lengths = rle.counts_of_runs(*runs, width * height) * _CHANNELS
+    longest = 1 << _WIDTHS[-1]
+    bits = [f"{width * height * _CHANNELS:032b}", f"{8 - 1:05b}"]
+    bits += [f"{each - 1:04b}" for each in _WIDTHS]
+    for number, length in enumerate(lengths.tolist()):
+        value = 255 * (number % 2)
+        for size in [longest] * (length // longest) + [length % longest] * (length % longest > 0):
+            choice = next(i for i, each in enumerate(_WIDTHS) if size <= 1 << each)
+            bits.append(f"1{choice:02b}{size - 1:0{_WIDTHS[choice]}b}{value:08b}")
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return list(int(text, 2).to_bytes(len(text) // 8, "big"))

@@ -1,5 +1,6 @@
 """Files of annotated data sets: names, splits, images and annotations."""
 
+import base64
 import contextlib
 import filecmp
 import json
@@ -10,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from microplastics.data.coco import is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
-from microplastics.data.formats.shapes import ShapeError, area_of
+from microplastics.data.formats.shapes import ShapeError, area_of, checked, noting, union
 from microplastics.data.images import NO_LIMIT, image_header, size_mismatch
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, read_json, write_error
@@ -32,6 +33,7 @@ SPLITS = {  # by the names of files and folders
     **{"val": "val", "valid": "val", "validation": "val"},
 }
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+_NEAR = ("images", "img")  # looked for beside annotation files
 MANIFESTS = ("conversion.json", "export.json")  # written by convert
 # Fields of a COCO image and annotation, which a further field must not replace.
 IMAGE_FIELDS = frozenset(("id", "file_name", "width", "height"))
@@ -91,6 +93,28 @@ def find_file(name: object, folder: Path) -> tuple[str, bool] | None:
     for candidate in _candidates(name):
         if os.path.isfile(os.path.join(folder, candidate)):
             return candidate, candidate == name
+    return None
+
+
+def find_by_stem(name: object, folder: Path) -> tuple[str, bool] | None:
+    """Find the only image in a folder that an unchecked name means up to its ending.
+
+    Returns:
+        the name relative to ``folder``, with ``/``, and whether the whole name is its stem
+        (``a.v2`` of ``a.v2.png``); None if there is none, or several.
+    """
+    if not is_printable(name) or len(name) > _MAX_NAME:
+        return None
+    for candidate in _candidates(name):
+        for stem in dict.fromkeys((candidate, os.path.splitext(candidate)[0])):
+            endings = (e for suffix in IMAGE_SUFFIXES for e in {suffix, suffix.upper()})
+            found = [
+                stem + ending
+                for ending in endings
+                if os.path.isfile(os.path.join(folder, stem + ending))
+            ]
+            if found:
+                return (found[0], stem == candidate) if len(found) == 1 else None
     return None
 
 
@@ -226,15 +250,15 @@ def given_images(options: ReadOptions, split: str = "all") -> Path | None:
     return split_folders(folder).get(split, folder)
 
 
-def sniff(path: Path, matches: Callable[[bytes], Any]) -> bool:
-    """Return whether a JSON file, or one of the first below a folder, matches; never raises.
+def sniff(path: Path, matches: Callable[[bytes], Any], suffixes: frozenset[str] = _JSON) -> bool:
+    """Return whether a text file, or one of the first below a folder, matches; never raises.
 
     ``matches`` takes the first and the last 64 KiB, without white space, byte order mark and the
-    NUL bytes of UTF-16.
+    NUL bytes of UTF-16. ``suffixes`` are lower-case endings of the files.
     """
-    files = [path] if path.suffix.lower() == ".json" else []
+    files = [path] if path.suffix.lower() in suffixes else []
     if path.is_dir():
-        files = (path / name for name in list_files(path, _JSON))
+        files = (path / name for name in list_files(path, suffixes))
     texts = filter(None, map(_squeezed, files))
     return any(map(matches, islice(texts, _SNIFFED_FILES)))
 
@@ -257,12 +281,15 @@ def _squeezed(path: Path) -> bytes:
 # Images
 
 
-def checked_size(path: Path, *claimed: Sequence[Any]) -> tuple[int, int]:
+def checked_size(
+    path: Path, *claimed: Sequence[Any], content: bytes | None = None
+) -> tuple[int, int]:
     """Return width and height of an image in px, by its header, if they are as claimed.
 
     ``claimed`` are widths and heights by its annotations; ignored unless positive numbers.
+    ``content`` is that of an image which is not a file.
     """
-    size, rotated = image_header(path, NO_LIMIT)
+    size, rotated = image_header(path, NO_LIMIT, content)
     for sides in claimed:
         if all(type(side) in (int, float) and 0 < side < 2**31 for side in sides):
             expected = (round(sides[0]), round(sides[1]))
@@ -326,18 +353,21 @@ def extra_fields(
 
 
 class FileReader(ABC):
-    """Reader of one split in a format of JSON files that name their images.
+    """Reader of one split in a format of files that name their images, or are named as they.
 
-    A format is a subclass with :meth:`records`; :func:`read_splits` makes sources of it.
+    A format is a subclass with :meth:`records`, and :meth:`load` if its files are not JSON;
+    :func:`read_splits` makes sources of it.
 
     Attributes:
+        suffixes: lower-case endings of the files.
         content: type of the JSON.
         meaning: description of the files, for messages that end in "not …".
         notes: takes what is changed or left out in this pass over the files.
         order: takes class names in the order of the format, before all others.
     """
 
-    content: type = dict
+    suffixes = _JSON
+    content: type | tuple[type, ...] = dict
     meaning = ""
 
     def __init__(self, path: Path, split: str, options: ReadOptions):
@@ -348,17 +378,27 @@ class FileReader(ABC):
         # Given images are looked for without regard to the place of the annotation file.
         self._given = given_images(options, split)
         self._images = self._given or self._root
-        self._paths = [path / name for name in list_files(path, _JSON)] if self._whole else [path]
+        self._paths = [path]
+        if self._whole:
+            self._paths = [path / name for name in list_files(path, self.suffixes)]
         if not self._paths:
             raise UserError(
-                f"{path} has no .json file; give the folder of the annotations.",
+                f"{path} has no {' or '.join(sorted(self.suffixes))} file; give the folder of the "
+                "annotations.",
                 code="file_missing",
             )
         self._seen: dict[str, str] = {}
+        self._embedded = False
 
     @abstractmethod
     def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
-        """Read the images of one file, of the name ``where``."""
+        """Read the images of the content of one file, of the name ``where``."""
+
+    def load(self, path: Path) -> Any:
+        """Return the content of one file."""
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
+        return read_json(path, self.content, self.meaning)
 
     def source(self, notes: Notes) -> Source:
         """Return the split as a stream; its classes are collected in a pass of their own."""
@@ -367,27 +407,44 @@ class FileReader(ABC):
             found.update(instance.category for instance in record.instances)
             count += 1
         classes = [name for name in self.order if name in found] + sorted(found - set(self.order))
-        return Source.noting(self._images, classes, self._read, notes, count)
+        return Source.noting(self._images, classes, self._read, notes, count, self._embedded)
 
     def image(
-        self, names: list[Any], where: str, claimed: Sequence[Sequence[Any]] = (), hint: str = ""
+        self,
+        names: list[Any],
+        where: str,
+        claimed: Sequence[Sequence[Any]] = (),
+        picture: Any = None,
     ) -> ImageRecord:
         """Find an image by its unchecked names and check its size (see :func:`checked_size`).
 
-        ``where`` is the place of its annotations, ``hint`` what to do if it is missing.
+        ``where`` is the place of its annotations, ``picture`` its content in base64, which counts
+        if no file is found.
         """
-        found = self._find(names, where, hint)
+        content = None
+        try:
+            found = self._find(names, where)
+        except UserError:
+            if not isinstance(picture, str) or not picture:
+                raise
+            content, found = _unpacked(picture, where)
         if found in self._seen:
             raise UserError(
                 f"{self._seen[found]} and {where} both annotate {found}; merge them or delete one.",
                 code="annotations_invalid",
             )
         self._seen[found] = where
-        return ImageRecord(found, *checked_size(self._images / found, *claimed))
+        if content is None:
+            return ImageRecord(found, *checked_size(self._images / found, *claimed))
+        self._embedded = True
+        self.notes.add("picture_embedded", where, found)
+        size = checked_size(Path(f"{where}, its embedded picture"), *claimed, content=content)
+        return ImageRecord(found, *size, picture=content)
 
-    def leave_out(self, name: Any, where: str) -> None:
-        """Note an image that nobody has annotated, whether it is there or not."""
-        self.notes.add("image_unannotated", where)
+    def leave_out(self, name: Any, where: str, noted: bool = True) -> None:
+        """Leave out an image, whether it is there or not; note it as not annotated."""
+        if noted:
+            self.notes.add("image_unannotated", where)
         with contextlib.suppress(UserError):
             self._seen.setdefault(self._find([name], where), where)
 
@@ -415,19 +472,18 @@ class FileReader(ABC):
         for path in self._paths:
             where, self._folder = path.relative_to(self._root).as_posix(), path.parent
             with skipping(where, self.options, notes, "label_broken"):
-                if not path.is_file():
-                    raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
-                yield from self.records(read_json(path, self.content, self.meaning), where)
+                yield from self.records(self.load(path), where)
         if self._whole:
             for name in list_files(self._images):
                 if name not in self._seen:
                     notes.add("image_unannotated", name)
 
-    def _find(self, names: list[Any], where: str, hint: str = "") -> str:
+    def _find(self, names: list[Any], where: str) -> str:
         """Return the path of an image in its folder, by any of its names.
 
         It is looked for under its path, then under the last parts of it beside the annotation
-        file and in ``images``, then under its base name anywhere in the folder of the images.
+        file and in ``images``, then under its base name anywhere in the folder of the images, and
+        at last with another ending in the same places.
         """
         names = [name.strip() for name in names if is_printable(name)]
         root = os.path.abspath(self._images)
@@ -440,25 +496,45 @@ class FileReader(ABC):
         found = next((self._by_name[base] for base in bases if base in self._by_name), [])
         if len(found) == 1:
             return found[0]
+        other = None if found else self._with_other_ending(names)
+        if other is not None:
+            path, whole = other
+            if not whole:
+                self.notes.add("image_ending", where, f"{show(names[0])}, found {path}")
+            return path
         several = f"the name of several images ({', '.join(found[:2])}) in" if found else ""
         raise UserError(
             f"{where}: The image {show(names[0] if names else None)} is "
             f"{several or outside or 'neither beside its annotations nor below'} {self._images}; "
-            "put it beside its annotations, or give the folder of the images with --images"
-            f"{hint and f'; {hint}'}.",
+            "put it beside its annotations, or give the folder of the images with --images.",
             code="image_missing",
         )
+
+    def _with_other_ending(self, names: list[str]) -> tuple[str, bool] | None:
+        """Return the path of an image by its names up to their endings (:func:`find_by_stem`)."""
+        for name, place in product(names, dict.fromkeys((*self._near(), self._images))):
+            found = find_by_stem(name, place)
+            path = found and os.path.relpath(place / found[0], self._images).replace(os.sep, "/")
+            if path and not path.startswith("../"):
+                return path, found[1]
+        return None
+
+    def _near(self) -> list[Path]:
+        """Return the folders in which the images of an annotation file are likely to be."""
+        folder = self._given or self._folder
+        return [folder, *(base / name for base in (folder, folder.parent) for name in _NEAR)]
 
     def _places(self, names: list[str]) -> Iterator[str]:
         """Yield the absolute paths of existing files that the names may mean."""
         folder = self._given or self._folder
         for name in names:
             path = os.path.abspath(os.path.join(folder, name.replace("\\", "/")))
-            if not name.startswith(("/", "\\")) and os.path.isfile(path):
+            own = os.path.splitext(path)[1].lower() in self.suffixes
+            if not name.startswith(("/", "\\")) and os.path.isfile(path) and not own:
                 yield path
-            for place in (folder, folder / "images", folder.parent / "images"):
+            for place in self._near():
                 found = find_file(name, place)
-                if found:
+                if found and not own:
                     yield os.path.abspath(place / found[0])
 
     @cached_property
@@ -470,11 +546,72 @@ class FileReader(ABC):
         return dict(by_name)
 
 
+def _unpacked(picture: str, where: str) -> tuple[bytes, str]:
+    """Return an embedded picture, a PNG or JPEG in base64, and a file name for it."""
+    try:
+        content = base64.b64decode(picture.partition(",")[2] or picture, validate=True)
+    except ValueError:
+        content = b""
+    for magic, suffix in ((b"\x89PNG\r\n\x1a\n", ".png"), (b"\xff\xd8\xff", ".jpg")):
+        if content.startswith(magic):
+            return content, str(PurePosixPath(where).with_suffix(suffix))
+    raise UserError(
+        f"{where}: The image is missing, and its embedded picture is not a PNG or JPEG in base64; "
+        "put the image beside its annotations.",
+        code="image_missing",
+    )
+
+
+def join_groups(
+    members: Iterable[tuple[Any, Instance]], record: ImageRecord, where: str, notes: Notes
+) -> list[Instance]:
+    """Join the instances of one group and class to one instance.
+
+    Args:
+        members: group and instance; an instance of the group None stays as it is.
+        record: their image.
+        where: its place in the source.
+        notes: takes ``group_joined``, ``group_mixed`` and what is left out.
+    """
+    groups: dict[Any, list[Instance]] = defaultdict(list)
+    labels: dict[Any, set[str]] = defaultdict(set)
+    for number, (group, instance) in enumerate(members):
+        if group is None:
+            groups[number].append(instance)
+        else:
+            labels[group].add(instance.category)
+            groups[group, instance.category].append(instance)
+    for group, names in labels.items():
+        if len(names) > 1:
+            notes.add("group_mixed", f"{where}, group {show(group)}", ", ".join(sorted(names)))
+    joined = (_joined(each, record, notes) for each in groups.values())
+    return [instance for instance in joined if instance is not None]
+
+
+def _joined(members: list[Instance], record: ImageRecord, notes: Notes) -> Instance | None:
+    """Join the shapes of a group into one instance; None if none of them can be used."""
+    first = members[0]
+    if len(members) == 1:
+        return first
+    parts = []
+    for member in members:
+        with noting(notes, member.where):
+            parts.append(checked(member.segmentation, record, notes, member.where).segmentation)
+    if not parts:
+        return None
+    notes.add("group_joined", first.where)
+    extra: dict[str, Any] = {}
+    for member in reversed(members):
+        extra.update(member.extra)
+    crowd = max(member.iscrowd for member in members)
+    return Instance(first.category, union(parts, record.size), first.where, crowd, extra)
+
+
 def read_splits(
     reader: type[FileReader], path: Path, options: ReadOptions, notes: Notes
 ) -> dict[str, Source]:
     """Read a file, or a folder with or without split folders (see ``base.Reader.read``)."""
-    splits = input_splits(path, _JSON)
+    splits = input_splits(path, reader.suffixes)
     return {split: reader(each, split, options).source(notes) for split, each in splits.items()}
 
 
@@ -503,6 +640,20 @@ def records_to_write(
                 code="name_clash",
             )
         yield record, target
+
+
+def write_picture(content: bytes, target: Path) -> None:
+    """Write an embedded picture; a file with the same content is left as it is."""
+    if os.path.lexists(target):
+        if not target.is_file() or target.read_bytes() != content:
+            raise UserError(
+                f"{target} exists and differs from the picture that would be written there; "
+                "choose another --output.",
+                code="output_exists",
+            )
+        return
+    with atomic_write(target, "wb") as file:
+        file.write(content)
 
 
 def place_image(source: Path, target: Path, place: str) -> None:

@@ -1,6 +1,7 @@
 """Drawn shapes as COCO polygons or RLE."""
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import shapely
+from PIL import Image
 
 from microplastics.data.coco import ERRORS, show
 from microplastics.data.formats.base import ImageRecord, Notes
+from microplastics.data.images import MAX_PIXELS
 from microplastics.data.segmentation import (
     COORDINATE_LIMIT,
     NUMBERS,
@@ -19,6 +22,7 @@ from microplastics.data.segmentation import (
     SegmentationError,
     measure,
 )
+from microplastics.structures import rle as runs
 from microplastics.structures.crop_masks import CropMasks
 
 Polygons = list[list[float]]
@@ -221,6 +225,91 @@ def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[
     if not crop.any():
         raise ShapeError("shape_outside", "a mask without a pixel in the image")
     return CropMasks([crop], [(max(0, x0), max(0, y0))], size).to_rles(as_str=True)[0]
+
+
+def png_mask(content: bytes, largest: tuple[int, int]) -> np.ndarray:
+    """Decode the PNG of a mask: (h, w) bool, what is neither 0 nor transparent.
+
+    Args:
+        content: unchecked bytes.
+        largest: height and width in px that the mask may have.
+
+    Raises:
+        ShapeError: it is malformed or larger.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as png:
+            check_mask_size(png.height, png.width, largest)
+            if png.mode in ("RGBA", "LA") or "transparency" in png.info:
+                return np.asarray(png.convert("RGBA").getchannel("A")) != 0
+            if png.mode not in ("1", "L", "P", "I", "I;16"):
+                raise ShapeError("shape_broken", f"a mask of mode {png.mode}")
+            return np.asarray(png) != 0
+    except ShapeError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise ShapeError("shape_broken", "a mask that is not a PNG in base64") from error
+
+
+def check_mask_size(height: int, width: int, largest: tuple[int, int]) -> None:
+    """Raise :class:`ShapeError` for an empty mask, or one larger than height and width in px."""
+    fits = 0 < height <= largest[0] and 0 < width <= largest[1]
+    if not fits or height * width > MAX_PIXELS:
+        raise ShapeError("shape_broken", f"a mask of {width} x {height} px")
+
+
+def with_holes(
+    outline: Any, holes: Sequence[Any], record: ImageRecord, notes: Notes, where: str
+) -> Segmentation:
+    """Return the area of an outline without its holes: the polygon, or RLE if there are holes.
+
+    Args:
+        outline: unchecked ``[[x0, y0], [x1, y1], …]`` in px.
+        holes: such lists.
+        record: its image.
+        notes: takes what is changed.
+        where: place of the shape.
+
+    Raises:
+        ShapeError: it has no area, or is malformed.
+    """
+    area = area_of("polygon", flat(outline), record, None, notes, where)
+    cut = []
+    for hole in holes:
+        try:
+            cut.append(_drawn_ring(flat(hole), record, notes, where))
+        except ShapeError as error:
+            if error.code not in ("shape_outside", "shape_without_area"):  # it cuts nothing
+                raise
+    if not cut:
+        return area
+    outer = _drawn_ring(area[0], record, notes, where)
+    return _even_odd([outer, mask_util.merge([outer, mask_util.merge(cut)], True)], record.size)
+
+
+def even_odd(rings: Sequence[Any], record: ImageRecord, notes: Notes, where: str) -> Segmentation:
+    """Return the area that an odd number of rings encloses (see :func:`with_holes`)."""
+    drawn = [_drawn_ring(flat(ring), record, notes, where) for ring in rings]
+    return _even_odd(drawn, record.size)
+
+
+def _drawn_ring(values: list[Any], record: ImageRecord, notes: Notes, where: str) -> dict[str, Any]:
+    """Draw one polygon as compressed RLE."""
+    if len(values) < 6:
+        raise ShapeError("shape_broken", f"a polygon of {len(values)} numbers")
+    ring = checked([numbers(values).tolist()], record, notes, where).segmentation
+    return mask_util.frPyObjects(ring, *record.size)[0]
+
+
+def _even_odd(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
+    """Return the pixels that an odd number of RLEs holds."""
+    edges = [runs.runs_of_counts(runs.counts_of_rle(rle)) for rle in rles]
+    starts, ends = np.sort(np.concatenate(list(chain.from_iterable(edges)))).reshape(-1, 2).T
+    kept = ends > starts
+    if not kept.any():
+        raise ShapeError("shape_without_area", "an outline filled by its holes")
+    counts = runs.counts_of_runs(starts[kept], ends[kept], size[0] * size[1])
+    return {"size": list(size), "counts": runs.encode_counts(counts).decode("ascii")}
 
 
 def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) -> Measured:

@@ -1,8 +1,9 @@
-"""VGG Image Annotator: projects of VIA 2 and 3, and the JSON annotations of VIA 2.
+"""VGG Image Annotator: projects of VIA 2 and 3, and the annotations of VIA 2 as JSON or CSV.
 
 VIA's own COCO export is unreliable, and no maintained library reads VIA 3.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -17,9 +18,13 @@ from microplastics.data.coco import show
 from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source
 from microplastics.data.formats.layout import class_name
+from microplastics.data.formats.masks import DEFAULT_CLASS
 from microplastics.data.formats.shapes import ShapeError
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import read_table
 
+_CSV = frozenset((".csv",))
+_COLUMNS = ("filename", "file_attributes", "region_shape_attributes", "region_attributes")
 _MEANING = "a project or annotation export of VIA; save the project, or export annotations as JSON"
 _CLASS_ATTRIBUTES = ("class", "label", "type", "name", "category")
 _KINDS: dict[str | int, str] = {
@@ -88,11 +93,15 @@ def detect(path: Path) -> bool:
         export = re.match(rb'\{"[^"]*":\{"', text) is not None
         return export and b'"filename":' in text and b'"regions":' in text
 
-    return layout.sniff(path, matches)
+    return layout.sniff(path, matches) or layout.sniff(path, _is_csv, _CSV)
+
+
+def _is_csv(text: bytes) -> bool:
+    return b"region_shape_attributes" in text or b"CSV_HEADER=metadata_id" in text
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
-    """Open a VIA JSON, or a folder of them (see ``base.Reader.read``).
+    """Open a VIA JSON or CSV, or a folder of them (see ``base.Reader.read``).
 
     The class of a region is its only attribute, or the one called class, label, type, name or
     category; ids of options become their words. Circles and ellipses become polygons of the same
@@ -103,7 +112,21 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 
 
 class _Reader(layout.FileReader):
+    suffixes = frozenset((".json", *_CSV))
     meaning = _MEANING
+
+    def __init__(self, path: Path, split: str, options: ReadOptions):
+        super().__init__(path, split, options)
+        if self._whole:  # other tables lie beside photographs too
+            self._paths = [
+                each
+                for each in self._paths
+                if each.suffix.lower() not in _CSV or layout.sniff(each, _is_csv, _CSV)
+            ]
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Return the content of one file, a CSV as that of the JSON of the same project."""
+        return _read_csv(path) if path.suffix.lower() in _CSV else super().load(path)
 
     def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
         is_3 = isinstance(data.get("metadata"), dict) and isinstance(data.get("view"), dict)
@@ -122,6 +145,9 @@ class _Reader(layout.FileReader):
                     place = f"{where_picture}, region {number}"
                     with shapes.noting(notes, place):
                         labels = attribute.labels(region.attributes.get(name))
+                        if not name:
+                            labels = [DEFAULT_CLASS]
+                            notes.add("class_absent", place)
                         shape, fields = _shape(region), region.attributes
                         instance = self.instance(labels, shape, record, place, fields, (name,))
                         record.instances.append(instance)
@@ -157,11 +183,11 @@ def _circle_through(points: np.ndarray) -> list[float]:
 def _class_attribute(
     attributes: dict[str, _Attribute], pictures: Iterable[_Picture], where: str
 ) -> str:
-    """Return the name of the region attribute that is the class; "" if there is no region."""
+    """Return the name of the region attribute that is the class; "" if there is none at all."""
     regions = list(chain.from_iterable(picture.regions for picture in pictures))
     used = chain.from_iterable(region.attributes for region in regions)
     names = list(dict.fromkeys((*attributes, *used)))
-    if not regions:
+    if not regions or not names:
         return ""
     if len(names) == 1:
         return names[0]
@@ -173,7 +199,7 @@ def _class_attribute(
     likely = [name for name in names if not set(_CLASS_ATTRIBUTES).isdisjoint(words[name])]
     if len(likely) == 1:  # particle_type
         return likely[0]
-    listed = ", ".join(map(show, names[:10])) or "none"
+    listed = ", ".join(map(show, names[:10]))
     raise UserError(
         f"{where} has the region attributes {listed}; call the one that is the class "
         '"class" in VIA, set it for every region, and save again.',
@@ -228,6 +254,25 @@ def _region_2(region: Any) -> _Region:
         # No theta before VIA 2.0.8.
         values = [shape.get(key) for key in keys if key != "theta" or shape.get(key) is not None]
     return _Region(kind, values, _object(region.get("region_attributes")))
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    """Read the CSV of VIA 2, a row for each region, or for an image without one."""
+    table = read_table(path).rename(columns=lambda name: name.lstrip("#"))
+    if any(list(table.columns).count(name) != 1 for name in _COLUMNS):
+        raise _invalid(str(path), f"lacks one of the columns {', '.join(_COLUMNS)}")
+    pictures: dict[str, Any] = {}
+    for line, row in zip(table.index, table[list(_COLUMNS)].to_numpy().tolist(), strict=True):
+        name, *cells = row
+        try:
+            fields, shape, attributes = (json.loads(cell or "{}") for cell in cells)
+        except (ValueError, RecursionError) as error:
+            raise _invalid(str(path), f"has a cell that is not JSON in line {line}") from error
+        entry = {"filename": name, "file_attributes": fields, "regions": []}
+        regions = pictures.setdefault(name, entry)["regions"]
+        if shape != {}:
+            regions.append({"shape_attributes": shape, "region_attributes": attributes})
+    return pictures
 
 
 def _read_3(data: dict, where: str) -> tuple[dict[str, _Attribute], list[_Picture]]:

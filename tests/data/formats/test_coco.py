@@ -326,6 +326,16 @@ def test_missing_images(tmp_path):
         read(tmp_path, images=tmp_path / "none")
 
 
+def test_images_of_another_ending(tmp_path):
+    image(tmp_path / "images" / "a.png")
+    images = [{"id": 1, "file_name": "x/a.jpg", "width": 40, "height": 30}]
+    write(tmp_path / "a.json", document(images=images))
+    records, sources, notes = read(tmp_path / "a.json")
+    assert [each.file_name for each in records["all"]] == ["a.png"]
+    assert sources["all"].image_root == tmp_path / "images"
+    assert notes.count("image_ending") == len(notes) == 1
+
+
 def test_images_that_a_conversion_left_in_their_place(tmp_path):
     image(tmp_path / "photos" / "a.png")
     write(tmp_path / "a.json", document())

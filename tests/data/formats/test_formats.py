@@ -1,10 +1,12 @@
 import json
+import zipfile
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from roifile import ImagejRoi
 from support import user_error
 
 from microplastics.data.formats.base import (
@@ -84,7 +86,39 @@ def masks(folder):
     cv2.imwrite(str(folder / "masks" / "a.png"), labels)
 
 
+def cvat(folder):
+    image(folder / "images" / "a.png")
+    points = ";".join(f"{x},{y}" for x, y in POINTS)
+    picture = '<image id="0" name="a.png" width="40" height="30">'
+    polygon = f'<polygon label="Fiber" points="{points}"/>'
+    write(folder / "annotations.xml", f"<annotations>{picture}{polygon}</image></annotations>")
+
+
+def supervisely(folder):
+    image(folder / "ds0" / "img" / "a.png")
+    drawn = {"geometryType": "polygon", "points": {"exterior": POINTS, "interior": []}}
+    document = {"size": {"height": 30, "width": 40}, "objects": [{"classTitle": "Fiber", **drawn}]}
+    write(folder / "ds0" / "ann" / "a.png.json", document)
+    write(folder / "meta.json", {"classes": [{"title": "Fiber"}], "tags": []})
+
+
+def qupath(folder):
+    image(folder / "a.png")
+    geometry = {"type": "Polygon", "coordinates": [[*POINTS, POINTS[0]]]}
+    drawn = {"type": "Feature", "geometry": geometry}
+    drawn["properties"] = {"objectType": "annotation", "classification": {"name": "Fiber"}}
+    write(folder / "a.geojson", {"type": "FeatureCollection", "features": [drawn]})
+
+
+def imagej(folder):
+    image(folder / "a.png")
+    roi = ImagejRoi.frompoints(np.array(POINTS), name="Fiber 1")
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("Fiber 1.roi", roi.tobytes())
+
+
 SAMPLES = {f.__name__: f for f in (coco, labelme, via, yolo, labelstudio, masks)}
+SAMPLES |= {f.__name__: f for f in (cvat, supervisely, qupath, imagej)}
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "blanks"])
@@ -156,6 +190,7 @@ def test_unknown_formats(tmp_path):
     ),
     name=st.sampled_from(
         ["a.json", "data.yaml", "a.txt", "a.png", "labels", "x/_annotations.json"]
+        + ["a.xml", "a.geojson", "a.zip", "a.roi", "a.csv", "ann/a.json"]
     ),
 )
 def test_looking_never_raises(tmp_path, content, name):

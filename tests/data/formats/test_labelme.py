@@ -14,7 +14,16 @@ from PIL import Image
 from support import user_error
 
 from microplastics.data.formats import labelme
-from microplastics.data.formats.base import NOTES, ImageRecord, Instance, Notes, ReadOptions, Source
+from microplastics.data.formats.base import (
+    NOTES,
+    ImageRecord,
+    Instance,
+    Notes,
+    ReadOptions,
+    Source,
+    open_dataset,
+)
+from microplastics.data.formats.convert import convert_dataset
 from microplastics.data.segmentation import measure
 from microplastics.utils.errors import UserError
 
@@ -241,13 +250,56 @@ def test_two_images_of_one_name_are_refused(folder):
         _read(folder)
 
 
-def test_an_embedded_picture_is_not_taken_for_the_missing_file(folder):
+def _embedded(kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (9, 8, 7)).save(buffer, kind)
+    return buffer.getvalue(), base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("PNG", ".png"), ("JPEG", ".jpg")])
+def test_an_embedded_picture_is_written_out(folder, tmp_path_factory, kind, suffix):
+    (folder / "a.png").rename(folder / "b.png")
+    content, text = _embedded(kind)
+    _write(folder, [_shape("Fiber", TRIANGLE)], imagePath="C:\\x\\a.bmp", imageData=text)
+    _write(folder, [_shape("Film", TRIANGLE)], "b.json", imagePath="b.png", imageData=text)
+    out = tmp_path_factory.mktemp("out") / "set"
+    for _ in range(2):  # the second time over the first
+        conversion = convert_dataset(folder, out)
+    assert conversion.notes.as_dict()["picture_embedded"]["places"] == [f"a.json (a{suffix})"]
+    assert (out / "all" / f"a{suffix}").read_bytes() == content
+    assert (out / "all" / "b.png").samefile(folder / "b.png")
+    (source,) = open_dataset(out, ReadOptions(), Notes())[1].values()
+    records = list(source.records())
+    assert [record.file_name for record in records] == [f"a{suffix}", "b.png"]
+    assert source.image_root == out / "all" and not source.embedded
+    (out / "all" / f"a{suffix}").write_bytes(b"x")
+    with user_error("output_exists", f"a{suffix}"):
+        convert_dataset(folder, out)
+
+
+def test_embedded_pictures_that_cannot_be_used(folder):
     (folder / "a.png").unlink()
-    _write(folder, [], imageData="iVBORw0KGgo=")
-    with user_error("image_missing", "a.png", "imageData"):
-        _read(folder)
+    for text, code in (("iVBORw0KGgo=", "image_invalid"), ("%", "image_missing")):
+        _write(folder, [], imageData=text)
+        with user_error(code, "a.json", "embedded picture"):
+            _read(folder)
     records, notes, _ = _read(folder, skip_broken=True)
     assert records["all"] == [] and notes.count("image_missing") == 1
+    _write(folder, [], imageData=_embedded()[1], imageWidth=63)
+    with user_error("image_size", "a.json", "64 x 48"):
+        _read(folder)
+
+
+@pytest.mark.parametrize("image_path", ["a.json", "x/a.JPG", "C:\\a.czi", "a"])
+def test_an_image_of_another_ending_is_found_by_its_stem(folder, image_path):
+    _write(folder, [], imagePath=image_path, imageData=_embedded()[1])
+    records, notes, _ = _read(folder)
+    assert records["all"][0].file_name == "a.png" and len(notes) == (image_path != "a")
+    assert notes.count("image_ending") == len(notes)
+    Image.new("RGB", (64, 48)).save(folder / "a.tif")  # which of the two is meant?
+    _write(folder, [], imagePath=image_path)
+    with user_error("image_missing", "a.json"):
+        _read(folder)
 
 
 def test_the_size_of_the_file_counts(folder):

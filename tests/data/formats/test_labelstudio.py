@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -13,6 +14,7 @@ from support import user_error
 
 from microplastics.data.formats import labelstudio
 from microplastics.data.formats.base import NOTES, Notes, ReadOptions
+from microplastics.data.formats.convert import export_dataset
 from microplastics.data.formats.labelstudio import brush_rle
 from microplastics.data.formats.shapes import ShapeError
 
@@ -370,3 +372,40 @@ def test_hostile_brushes_are_masks_or_refused(changes):
     except ShapeError:
         return
     assert mask_util.area(rle) > 0
+
+
+def test_brushes_are_encoded_from_their_crop():
+    mask = np.random.default_rng(0).random((20, 30)) < 0.5
+    values = labelstudio.encode_brush(mask, (7, 11), 300, 200)
+    pixels = mask_util.decode(brush_rle(values, (200, 300)))
+    assert np.array_equal(pixels[11:31, 7:37], mask) and pixels.sum() == mask.sum()
+
+
+def test_pre_annotations(tmp_path):
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "set/a b.png")
+    names = ["A<b>", 'C"']
+    document = {
+        "images": [{"id": 1, "file_name": "a b.png", "width": 64, "height": 48}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [8, 6, 16, 12],
+                "segmentation": [[8, 6, 24, 6, 24, 18]],
+                "score": 0.75,
+            }
+        ],
+    }
+    (tmp_path / "set/a.json").write_text(json.dumps(document))
+    export_dataset(tmp_path / "set/a.json", tmp_path / "out", "labelstudio")
+    (task,) = json.loads((tmp_path / "out/all/tasks.json").read_text())
+    assert task["data"] == {"image": "/data/local-files/?d=all/a%20b.png"}
+    ((result,),) = [each["result"] for each in task["predictions"]]
+    assert (result["type"], result["from_name"]) == ("polygonlabels", "polygon")
+    assert (result["score"], result["original_width"]) == (0.75, 64)
+    assert result["value"]["points"] == [[12.5, 12.5], [37.5, 12.5], [37.5, 37.5]]
+    interface = ElementTree.fromstring((tmp_path / "out/interface.xml").read_text())
+    assert [each.get("value") for each in interface.iter("Label")] == names * 2

@@ -198,8 +198,6 @@ def test_a_class_attribute_is_required(folder):
     document = _export(_region(POLYGON, colour="x", quality="y"))
     with user_error("annotations_invalid", "via.json", "'colour', 'quality'"):
         _read(folder, document)
-    with user_error("annotations_invalid", "via.json"):
-        _read(folder, _export(_region(POLYGON)))
     records, notes, _ = _read(folder, document, skip_broken=True)
     assert records == [] and notes.count("label_broken") == 1
 
@@ -236,6 +234,11 @@ def test_missing_images_stop_or_are_skipped(folder):
         _read(folder, _export(name="z.png"))
     records, notes, _ = _read(folder, _export(name="z.png"), skip_broken=True)
     assert records == [] and notes.count("image_missing") == 1
+
+
+def test_regions_without_any_attribute_are_particles(folder):
+    (instance,), notes, _ = _instances(folder, _export(_region(POLYGON)))
+    assert instance.category == "particle" and notes.count("class_absent") == 1
 
 
 def test_splits(tmp_path):
@@ -291,6 +294,53 @@ def test_many_points_take_no_time(folder):
     instances, notes, _ = _instances(folder, None, line_width=3)
     assert len(instances) == 1 and notes.count("shape_broken") == 1
     assert time.process_time() - start < 15
+
+
+HEADER = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,"
+
+
+def _csv(*rows, header=HEADER):
+    def cell(value):
+        return '"' + json.dumps(value).replace('"', '""') + '"'
+
+    lines = [
+        f"{name},9,{cell(fields)},1,0,{cell(shape)},{cell(attributes)}"
+        for name, fields, shape, attributes in rows
+    ]
+    return "\n".join([f"{header}region_attributes", *lines])
+
+
+@pytest.mark.parametrize("header", [HEADER, f"#{HEADER}"])
+def test_the_csv_gives_what_the_json_gives(folder, header):
+    ellipse = {"name": "ellipse", "cx": 30, "cy": 20, "rx": 15.0, "ry": 4.0, "theta": 0.5}
+    regions = [_region(POLYGON, type="Fiber", note='a "b", c'), _region(ellipse, type="Film")]
+    expected, _, _ = _instances(folder, _export(*regions))
+    (folder / "via.json").unlink()
+    rows = [
+        ("a.png", {"sample": "S1"}, each["shape_attributes"], each["region_attributes"])
+        for each in regions
+    ]
+    Image.new("RGB", (64, 48)).save(folder / "b.png")
+    (folder / "via.csv").write_text(_csv(*rows, ("b.png", {}, {}, {}), header=header))
+    (folder / "other.csv").write_text("image,class\na.png,Fiber")
+    assert via.detect(folder) and via.detect(folder / "via.csv")
+    (first, blank), notes, _ = _read(folder, None)
+    for old, new in zip(expected, first.instances, strict=True):
+        assert (new.category, new.segmentation, new.extra) == (
+            (old.category, old.segmentation, old.extra)
+        )
+    assert first.extra == {"sample": "S1"} and blank.instances == []
+    assert notes.count("curve_as_polygon") == len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [HEADER, f"{HEADER}region_attributes\na.png,9,{{,1,0,{{}},{{}}", "# CSV_HEADER = metadata_id"],
+)
+def test_broken_csv_is_refused(folder, text):
+    (folder / "via.csv").write_text(text)
+    with user_error("annotations_invalid", "via.csv"):
+        _read(folder, None)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,190 @@
+"""Corrected files, and what a review can be opened on."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from review_support import box
+from support import user_error
+
+from microplastics.cli import main
+from microplastics.data.coco import load_instances
+from microplastics.review import Review
+from microplastics.review.export import export
+
+BOB = {"reviewer": "bob"}
+
+
+def command(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(each) for each in arguments])
+    return end.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def measured(annotations, tmp_path_factory):
+    """A run of ``measure`` with a region and samples, whose photographs it saw."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "regions").mkdir()
+    region = np.full((60, 80), 255, np.uint8)
+    region[:, :15] = 0
+    for name in "ab":
+        cv2.imwrite(str(folder / "regions" / f"{name}.png"), region)
+    code = command(
+        *("measure", "--masks", annotations, "--images", annotations.parent / "images"),
+        *(
+            "--um-per-px",
+            2.5,
+            "--region",
+            folder / "regions",
+            "--size-classes",
+            "20,30",
+            "--min-size",
+            10,
+        ),
+        *("--group-by", "(.)", "--blanks", "b.png", "--formats", "csv,coco"),
+        *("--output", folder / "run"),
+    )
+    assert code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(measured, tmp_path):
+    return shutil.copytree(measured, tmp_path / "run")
+
+
+def correct(review):
+    review.reject({"a.png": [2]}, **BOB, version=0)
+    review.draw("a.png", box(40.2, 5, 12, 3), "Fiber", **BOB, version=1)
+    review.draw("a.png", box(2, 40), "Film", **BOB, version=2)  # outside of the region
+    review.set_outline("a.png", 3, box(50, 20, 8, 20), **BOB, version=3)
+    review.set_class({"a.png": [3]}, "Pellet", **BOB, version=4)
+    review.finish(["a.png", "b.png"], **BOB, version=5)
+
+
+def rows(path):
+    table = pd.read_csv(path)
+    return table.drop(columns=["particle", "score"], errors="ignore")
+
+
+def test_tables_are_those_of_measure(run, annotations, tmp_path, capsys):
+    own = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with Review.open(run) as review:
+        assert [each.id for each in review.particles("a.png")] == [2, 3]
+        correct(review)
+        live, summary = review.table(), review.summary()
+        output = export(review)
+    assert output == run / "reviewed" and {p: p.read_bytes() for p in own} == own
+    code = command(
+        *("measure", "--masks", output / "annotations.json", "--um-per-px", 2.5),
+        *(
+            "--images",
+            annotations.parent / "images",
+            "--region",
+            json.loads((run / "run.json").read_text())["options"]["region"],
+        ),
+        *("--size-classes", "20,30", "--min-size", 10, "--group-by", "(.)", "--blanks", "b.png"),
+        *("--output", tmp_path / "again", "--formats", "csv"),
+    )
+    assert code == 0
+    expected = rows(tmp_path / "again/particles.csv")
+    pd.testing.assert_frame_equal(rows(output / "particles.csv"), expected, check_exact=True)
+    assert live["particle"].tolist() == [3, 4, 4]  # of a.png, a.png, b.png
+    for name in "summary", "samples":
+        left, right = (folder / f"{name}.csv" for folder in (output, tmp_path / "again"))
+        assert left.read_bytes() == right.read_bytes()
+    assert summary[0]["count"].tolist() == pd.read_csv(output / "summary.csv")["count"].tolist()
+    pd.testing.assert_frame_equal(
+        live.drop(columns=["particle", "score"]).reset_index(drop=True),
+        expected,
+        check_dtype=False,
+        rtol=1e-5,
+    )
+
+
+def test_annotations_are_a_data_set_of_finished_images(review):
+    review.reject({"a.png": [1]}, **BOB, version=0)
+    review.comment({"a.png": [2]}, "dirt", **BOB, version=1)
+    review.merge("a.png", [2, 3], **BOB, version=2)
+    review.finish(["a.png"], **BOB, version=3)
+    data = json.loads((export(review) / "annotations.json").read_text())
+    (image,), (merged,), (rejected,) = (data[key] for key in ("images", "annotations", "rejected"))
+    assert image["file_name"] == "a.png" and image["finished"] and image["reviewer"] == "bob"
+    assert (merged["particle"], merged["origin"], merged["state"]) == (4, "merged", "accepted")
+    assert (rejected["particle"], rejected["score"]) == (1, 0.9)
+    path = export(review, every=True) / "annotations.json"
+    items = load_instances(path, "")
+    assert [len(item["annotations"]) for item in items] == [1, 1]
+    data = json.loads(path.read_text())
+    assert [image["finished"] for image in data["images"]] == [True, False]
+    assert [each["state"] for each in data["annotations"]] == ["accepted", "unseen"]
+
+
+def test_an_export_is_a_run_that_can_be_reviewed(review):
+    correct(review)
+    output = export(review)
+    again = Review.open(output)
+    with again:
+        first, second = (each.table().drop(columns="particle") for each in (review, again))
+        pd.testing.assert_frame_equal(first, second)
+        assert again.particle("a.png", 4).given_class == "Fiber"
+
+
+def test_a_run_without_its_parts(run):
+    with Review.open(run, read_only=False) as review:
+        expected = [(p.id, p.score, p.mask.tolist()) for p in review.particles("a.png")]
+        table = review.table()
+    shutil.rmtree(run / "parts")
+    with Review.open(run) as review:  # with the same log
+        assert [(p.id, p.mask.tolist()) for p in review.particles("a.png")] == [
+            (id_, mask) for id_, _, mask in expected
+        ]
+        pd.testing.assert_frame_equal(review.table(), table)
+    (run / "annotations.json").unlink()
+    with user_error("file_missing", "annotations.json"):
+        Review.open(run)
+
+
+@pytest.mark.parametrize(
+    ("code", "images"), [("image_missing", "nowhere"), ("run_mismatch", "others")]
+)
+def test_another_photograph_is_refused(run, annotations, tmp_path, code, images):
+    (tmp_path / "others").mkdir()
+    for name in "ab":
+        pixels = np.full((60, 80, 3), 9, np.uint8)
+        cv2.imwrite(str(tmp_path / "others" / f"{name}.png"), pixels)
+    with user_error(code, "--images" if code == "image_missing" else "a.png"):
+        Review.open(run, images=str(tmp_path / images))
+    copied = shutil.copytree(annotations.parent / "images", tmp_path / "copied")
+    with Review.open(run, images=str(copied)) as review:
+        assert review.images[0].path == str(copied / "a.png")
+
+
+def test_what_is_not_a_run(tmp_path, run):
+    with user_error("run_invalid", "run.json"):
+        Review.open(tmp_path)
+    for damaged in ({"images": 3}, {"options": {}, "class_names": [3], "images": [{"name": "a"}]}):
+        (run / "run.json").write_text(json.dumps(damaged))
+        with user_error("run_invalid"):
+            Review.open(run)
+
+
+def test_command(run, capsys):
+    with Review.open(run) as review:
+        correct(review)
+    shutil.copytree(run / "reviewed", run / "ann")
+    with Review.open(run, output=run / "ann") as review:
+        review.set_class({"a.png": [3]}, "Film", reviewer="ann", version=6)
+    capsys.readouterr()
+    assert command("review", run, "--export") == 0
+    assert "2 of 2 images finished; particles: 4 accepted, 1 rejected" in capsys.readouterr().out
+    assert command("review", run, "--statistics") == 0
+    assert "any particle" in capsys.readouterr().out
+    assert command("review", run, "--agreement", run / "ann") == 0
+    assert pd.read_csv(run / "reviewed/agreement_units.csv")["class_other"].tolist().count("Film")
+    assert command("review", run, "--um-per-px", 3) == 2
+    assert command("review", run, "--statistics", "--output", run / "none") == 2
