@@ -3,7 +3,9 @@
 import json
 import re
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -79,7 +81,16 @@ class _Reader(layout.FileReader):
         if path.suffix.lower() == _ZIP or not self._whole:
             return True
         self._folder = path.parent
-        return self._with_other_ending([path.stem]) is not None
+        return any(path.stem in self._called.get(folder, ()) for folder in self._near())
+
+    @cached_property
+    def _called(self) -> dict[Path, set[str]]:
+        """The names of the images in each folder, with and without their endings."""
+        called: dict[Path, set[str]] = defaultdict(set)
+        for name in layout.list_files(self._images):
+            image = self._images / name
+            called[image.parent] |= {image.name, image.stem}
+        return dict(called)
 
     def load(self, path: Path) -> list[tuple[str, bytes]]:
         """Return the names and contents of the ROIs of one image."""
