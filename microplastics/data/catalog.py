@@ -152,6 +152,8 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
         if match is None:
             close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            if os.path.exists(entry):
+                hint = f" Convert it first: microplastics convert --input {entry} --output DIR."
             raise UserError(
                 f"The data set {entry!r} is unknown; expected a registered name or "
                 f"path/to.json:path/to/images.{hint}",

@@ -241,9 +241,12 @@ def detect(path: Path) -> str:
     """Return the name of the only format that a file or folder, which exists, fits.
 
     Raises:
-        UserError: no format or several fit (``format_unknown``).
+        UserError: no format or several fit, or one that is not read (``format_unknown``).
     """
     names = [name for name in READERS if reader(name).detect(path)]
+    known = importlib.import_module(f"{__package__}.unread").recognise(path, names)
+    if known is not None:
+        raise UserError(f"{path} is {known}.", code="format_unknown")
     if len(names) == 1:
         return names[0]
     if path.suffix.lower() in (".zip", ".gz", ".tar", ".rar", ".7z"):
