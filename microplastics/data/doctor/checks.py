@@ -454,6 +454,8 @@ def _can_close(ring: np.ndarray) -> bool:
 def _is_nested(polygons: list[Sequence[float]]) -> bool:
     """Whether one valid polygon is inside another."""
     shapes = [shapely.Polygon(ring) for ring in map(polygon_points, polygons) if is_valid(ring)]
+    if not shapes:  # such as parts that meet themselves in a corner
+        return False
     outer, inner = shapely.STRtree(shapes).query(shapes, predicate="contains")
     return bool((outer != inner).any())
 
