@@ -825,7 +825,10 @@ function listen() {
     if (!id) return;
     if (event.shiftKey) mark(id); else select(id);
   };
-  addEventListener("resize", () => drawRows(false));
+  new ResizeObserver(() => {
+    picture.map?.invalidateSize();
+    drawRows(false);
+  }).observe($("picture"));
 }
 
 listen();
