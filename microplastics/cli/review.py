@@ -52,7 +52,7 @@ page_options = section(
 @flag("--read-only", "Look at the page of a review that has begun; decide nothing.")
 @page_options
 @scale_options
-def review(source: str, images: str | None, output: str | None, **given: Any) -> None:
+def review(source: str, images: str | None, output: str | None, **given: Any) -> int:
     """Check what the model found on a page in the browser: accept, reject, correct, draw.
 
     RUN is the folder of predict or measure, or a COCO JSON. Every decision is kept at once in
@@ -80,10 +80,12 @@ def review(source: str, images: str | None, output: str | None, **given: Any) ->
             _print_quality(reviewed)
     elif given["export"]:
         with Review.open(source, **opened) as reviewed:
-            _export(reviewed, given["every"])
+            code = _export(reviewed, given["every"])
             _print_progress(reviewed)
+            return code
     else:
         _serve(source, opened, given)
+    return 0
 
 
 def _serve(source: str, opened: dict[str, Any], given: dict[str, Any]) -> None:
@@ -114,8 +116,10 @@ def _scale(source: str, given: dict[str, Any]) -> Any:
     return RunOptions(output="", **{name: given[name] for name in names})
 
 
-def _export(reviewed: Any, every: bool) -> None:
+def _export(reviewed: Any, every: bool) -> int:
     from microplastics.review.export import export
+    from microplastics.runs.store import FAILED_FILE
+    from microplastics.runs.summaries import SOME_FAILED
 
     folder = export(reviewed, every)
     left = sum(not image.finished for image in reviewed.images)
@@ -123,6 +127,7 @@ def _export(reviewed: Any, every: bool) -> None:
         where = "are in" if every else "are left out of"
         print(f"The particles of {left} unfinished images count, and {where} annotations.json")
     print(f"To train: microplastics train … DATASETS.TRAIN {folder / 'annotations.json'}:IMAGES")
+    return SOME_FAILED if (folder / FAILED_FILE).exists() else 0
 
 
 def _print_progress(reviewed: Any) -> None:

@@ -4,16 +4,16 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
+from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region, RegionSource
 from microplastics.runs.images import ImageOpener, InputImage, RunOptions, read_masks
 from microplastics.runs.store import RUN_FILE, RunStore
@@ -21,10 +21,10 @@ from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import OWN_FILE, read_json, sha256_of
-from microplastics.writers.registry import ANNOTATIONS_FILE
-from microplastics.writers.tables import Part, read_head, read_part
+from microplastics.writers.registry import ANNOTATIONS_FILE, FORMATS
+from microplastics.writers.tables import Part, read_part
 
-logger = logging.getLogger(__name__)
+_OPTIONS = get_type_hints(RunOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +126,8 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
     store = RunStore(folder, {})
     parts = [store.part(InputImage("", entry["name"])) for entry in entries]
     if all(part.is_file() for part in parts):
-        found = [_of_part(read_part(part)) for part in parts]
-        heads = [read_head(part)[0] for part in parts]
+        read = [(part, read_part(part)) for part in parts]
+        found, heads = [_of_part(*each) for each in read], [part.image for _, part in read]
     else:  # somebody made room
         annotated, _ = _annotated(folder / ANNOTATIONS_FILE, None)
         by_name, heads = {image.name: image for image in annotated}, entries
@@ -145,19 +145,30 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
 
 def _known(record: dict[str, Any], file: Path) -> tuple[RunOptions, list[str], list[dict]]:
     """Options, classes and images of a run.json, checked as far as they are used."""
-    names = {field.name for field in dataclasses.fields(RunOptions)}
     given, classes, images = (record.get(key) for key in ("options", "class_names", "images"))
     sound = isinstance(given, dict) and isinstance(classes, list) and isinstance(images, list)
     sound = sound and all(isinstance(name, str) and name for name in classes)
     sound = sound and all(isinstance(i, dict) and isinstance(i.get("name"), str) for i in images)
-    if not sound or not images:
+    options = {name: value for name, value in given.items() if name in _OPTIONS} if sound else {}
+    if not sound or not images or not all(map(_fits, options.items())):
         raise UserError(
             f"{file} is not of a run over images; give the folder of predict or measure (not of "
             "--merge-runs).",
             code="run_invalid",
         )
-    options = {name: value for name, value in given.items() if name in names}
     return RunOptions(**{**options, "output": str(file.parent)}), classes, images
+
+
+def _fits(option: tuple[str, Any]) -> bool:
+    """Whether an untrusted value has the type of the option of this name."""
+    name, value = option
+    if name == "formats":
+        return isinstance(value, list) and all(each in FORMATS for each in map(str, value))
+    if name == "blanks":
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
+    # JSON has whole numbers without a point.
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceImage:
@@ -172,12 +183,14 @@ def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceIma
 
 def _photograph(head: dict[str, Any], images: str | None, folder: Path) -> str:
     """The photograph of an image, checked to be the one that the run saw; "" if it saw none."""
-    path = head.get("path") or ""
-    if not path:
+    path = head.get("path")
+    if not path or not isinstance(path, str):
         return ""
+    inside = True
     if images is not None:
         path = os.path.join(images, head["name"])
-    if not os.path.isfile(path):
+        inside = os.path.realpath(path).startswith(os.path.realpath(images) + os.sep)
+    if not inside or not os.path.isfile(path):
         raise UserError(
             f"{path}, an image of {folder}, is not there; give the folder of the photographs by "
             "--images.",
@@ -196,24 +209,39 @@ def _photograph(head: dict[str, Any], images: str | None, folder: Path) -> str:
     return os.path.abspath(path)
 
 
-def _of_part(part: Part) -> SourceImage:
+def _of_part(path: Path, part: Part) -> SourceImage:
+    try:
+        return _checked_part(part)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not the part of a run ({error}); run predict or measure again.",
+            code="run_invalid",
+        ) from error
+
+
+def _checked_part(part: Part) -> SourceImage:
     head, rows = part.image, part.table.to_pandas()
-    size = head["height"], head["width"]
+    name, *size = (head[key] for key in ("image", "height", "width"))
+    if not isinstance(name, str) or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError("no name or size of the image")
+    columns = table_columns(um=head["um_per_px"] is not None, px=head["um_per_px"] is None)
+    rows = rows[list(columns)].astype(columns)
     masks = CropMasks.from_rles([{"size": size, "counts": c} for c in part.counts], size)
+    ids = rows["particle"].to_numpy(np.int64)
+    if len(np.unique(ids)) != len(ids) or (ids < 1).any() or rows["class"].isna().any():
+        raise ValueError("particles without a number or a class of their own")
+    if not masks.nonempty().all():
+        raise ValueError("a mask without a pixel")
     particles = Particles(
-        head["image"],
-        size,
+        name,
+        masks.image_size,
         masks.crops,
         masks.offsets,
         rows["class"].tolist(),
         rows["score"].to_numpy(np.float64),
-        rows["particle"].to_numpy(np.int64),
+        ids,
     )
-    scale = head["um_per_px"]
-    calibration = None if scale is None else Calibration(scale, head["calibration_source"])
-    return SourceImage(
-        head["image"], "", head["width"], head["height"], calibration, particles, rows
-    )
+    return SourceImage(name, "", size[1], size[0], _stated(head), particles, rows)
 
 
 def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions) -> SourceImage:

@@ -6,6 +6,8 @@ import shutil
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from review_support import box
 from support import user_error
@@ -164,13 +166,88 @@ def test_another_photograph_is_refused(run, annotations, tmp_path, code, images)
         assert review.images[0].path == str(copied / "a.png")
 
 
-def test_what_is_not_a_run(tmp_path, run):
-    with user_error("run_invalid", "run.json"):
-        Review.open(tmp_path)
-    for damaged in ({"images": 3}, {"options": {}, "class_names": [3], "images": [{"name": "a"}]}):
-        (run / "run.json").write_text(json.dumps(damaged))
-        with user_error("run_invalid"):
-            Review.open(run)
+def change_record(**fields):
+    def change(run):
+        path = run / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change
+
+
+def change_option(**fields):
+    def change(run):
+        options = json.loads((run / "run.json").read_text())["options"]
+        change_record(options={**options, **fields})(run)
+
+    return change
+
+
+def change_part(head=None, **columns):
+    """Change every part: fields of its head, and columns of its table (None leaves one out)."""
+
+    def change(run):
+        for path in (run / "parts").glob("*.parquet"):
+            table = pq.read_table(path)
+            ((key, text),) = table.schema.metadata.items()
+            about = {**json.loads(text), **(head or {})}
+            for name, value in columns.items():
+                index = table.schema.names.index(name)
+                table = table.remove_column(index)
+                if value is not None:
+                    table = table.add_column(index, name, pa.array([value] * len(table)))
+            pq.write_table(table.replace_schema_metadata({key: json.dumps(about)}), path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "run.json").unlink(),
+        change_record(images=3),
+        change_record(images=[]),
+        change_record(images=[{"name": 3}]),
+        change_record(class_names=[3]),
+        change_record(options=None),
+        change_option(size_classes=5),
+        change_option(formats=["exe"]),
+        change_option(um_per_px="2"),
+        change_option(blanks=[3]),
+        change_part(head={"height": "60"}),
+        change_part(head={"height": 6}),
+        change_part(head={"image": None}),
+        change_part(head={"um_per_px": None}),
+        change_part(score=None),
+        change_part(particle="x"),
+        change_part(particle=0),
+        change_part(**{"class": None}),
+        change_part(**{"rle counts": "\x00"}),
+        change_part(**{"rle counts": 5}),
+        change_part(**{"rle counts": "PT1"}),  # 4800 pixels outside
+    ],
+)
+def test_what_is_not_a_run(run, damage):
+    damage(run)
+    with user_error("run_invalid"):
+        Review.open(run)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname"])
+def test_images_lie_below_their_folder(run, tmp_path, name):
+    cv2.imwrite(str(tmp_path / "secret.png"), np.zeros((60, 80, 3), np.uint8))
+    (tmp_path / "images").mkdir()
+    change_part(head={"name": name, "sha256": None})(run)
+    with user_error("image_missing"):
+        Review.open(run, images=str(tmp_path / "images"))
+
+
+def test_an_image_that_fails_is_told(run, tmp_path, annotations, capsys):
+    images = shutil.copytree(annotations.parent / "images", tmp_path / "images")
+    with Review.open(run, images=str(images)) as review:
+        (images / "a.png").write_bytes(b"no image")
+        output = export(review)
+    assert "a.png" in (output / "failed.csv").read_text()
+    assert pd.read_csv(output / "summary.csv")["image"].tolist() == ["b.png"]
 
 
 def test_command(run, capsys):

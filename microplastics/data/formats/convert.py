@@ -24,7 +24,7 @@ MANIFEST, EXPORT_MANIFEST = layout.MANIFESTS
 PROJECT_CLASSES = ("Fiber", "Fragment", "Film")
 # Format: where it has the images of a split.
 _IMAGE_FOLDERS = {"yolo": "images/{}", "labelme": "{}", "masks": "{}/images"}
-_IMAGE_FOLDERS |= {"labelstudio": "{}", "cvat": "{}"}
+_IMAGE_FOLDERS |= {"labelstudio": "{}", "cvat": "{}/images"}
 FORMATS = (*_IMAGE_FOLDERS, "coco")
 
 _WRITERS = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}

@@ -208,7 +208,7 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
     Polygons keep their points, several of one particle get a group; masks keep every pixel.
 
     Args:
-        sources: split -> images, which belong into ``output/SPLIT``.
+        sources: split -> images, which belong into ``output/SPLIT/images``.
         output: folder of the data set.
         notes: takes what the format cannot hold.
 

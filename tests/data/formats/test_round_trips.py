@@ -99,7 +99,7 @@ def make_dataset(folder, images):
 def particles(source):
     """file name -> (class, bitmap, segmentation) of each particle."""
     return {
-        record.file_name: [
+        Path(record.file_name).name: [
             (each.category, bitmap(each.segmentation), each.segmentation)
             for each in record.instances
         ]
