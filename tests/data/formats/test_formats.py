@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import zipfile
 
 import cv2
@@ -18,6 +20,7 @@ from microplastics.data.formats.base import (
     reader,
 )
 from microplastics.data.formats.convert import convert_dataset, export_dataset
+from microplastics.utils.errors import UserError
 
 POINTS = [[2.0, 3.0], [12.0, 3.0], [12.0, 13.0], [2.0, 13.0]]
 
@@ -180,6 +183,21 @@ def test_unknown_formats(tmp_path):
     for name in (None, "coco"):
         with user_error("file_missing", tmp_path / "none"):
             open_dataset(tmp_path / "none", ReadOptions(), Notes(), name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.xml", "a.csv", "a.geojson", "b.zip", "ann/b.json", "b/1.roi", "labels/b.txt"]
+)
+def test_pipes_are_not_waited_for(tmp_path, name):
+    image(tmp_path / "b.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with user_error("format_unknown"):
+        detect(tmp_path)
+    for each in ("cvat", "via", "qupath", "imagej", "supervisely"):
+        with contextlib.suppress(UserError):
+            for source in open_dataset(tmp_path, ReadOptions(), Notes(), each)[1].values():
+                assert not any(record.instances for record in source.records())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
