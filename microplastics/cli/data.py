@@ -94,7 +94,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
 @command(
     "export-dataset",
     exclusive=[("copy", "link", "no_images")],
-    short_help="Write a data set as YOLO, LabelMe, Label Studio, CVAT, masks or COCO.",
+    short_help="Write a data set for YOLO, LabelMe, CVAT and others.",
 )
 @path("--input=PATH", "COCO JSON, or the folder of a data set with all its splits.", required=True)
 @option("--to", "Format to write.", required=True, type=click.Choice(EXPORT_FORMATS))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
+from microplastics.measurement.shape import choose_fiber_classes, is_fiber_class
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region, RegionSource
 from microplastics.runs.images import ImageOpener, InputImage, RunOptions, read_masks
@@ -61,6 +62,7 @@ class ReviewSource:
         classes: names in order.
         options: by which the particles become tables.
         record: run.json, or {} without a run.
+        fiber_classes: those of the classes that are measured along their centreline.
     """
 
     path: Path
@@ -68,6 +70,12 @@ class ReviewSource:
     classes: list[str]
     options: RunOptions
     record: dict[str, Any]
+    fiber_classes: list[str]
+
+    def is_fiber(self, class_name: str) -> bool:
+        """Tell whether a class, which may be a new one, is measured along its centreline."""
+        new = class_name not in self.classes
+        return class_name in self.fiber_classes or (new and is_fiber_class(class_name))
 
     @property
     def folder(self) -> Path:
@@ -129,7 +137,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         read = [(part, read_part(part)) for part in parts]
         found, heads = [_of_part(*each) for each in read], [part.image for _, part in read]
     else:  # somebody made room
-        annotated, _ = _annotated(folder / ANNOTATIONS_FILE, None)
+        annotated, *_ = _annotated(folder / ANNOTATIONS_FILE, None)
         by_name, heads = {image.name: image for image in annotated}, entries
         found = [_named(by_name, entry["name"], folder) for entry in entries]
     found = [
@@ -140,7 +148,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         regions = RegionSource(options.region)
         regions.check([image.name for image in found], {image.name: image.path for image in found})
         found = [_with_region(image, regions, options) for image in found]
-    return ReviewSource(folder, found, classes, options, record)
+    return ReviewSource(folder, found, classes, options, record, _fibers(record, classes))
 
 
 def _known(record: dict[str, Any], file: Path) -> tuple[RunOptions, list[str], list[dict]]:
@@ -159,12 +167,22 @@ def _known(record: dict[str, Any], file: Path) -> tuple[RunOptions, list[str], l
     return RunOptions(**{**options, "output": str(file.parent)}), classes, images
 
 
+def _fibers(record: dict[str, Any], classes: list[str]) -> list[str]:
+    """The fibre classes of a run.json, which older ones have not."""
+    named = record.get("fiber_classes")
+    if isinstance(named, list):
+        return [name for name in classes if name in named]
+    return list(filter(is_fiber_class, classes))
+
+
 def _fits(option: tuple[str, Any]) -> bool:
     """Whether an untrusted value has the type of the option of this name."""
     name, value = option
     if name == "formats":
         return isinstance(value, list) and all(each in FORMATS for each in map(str, value))
-    if name == "blanks":
+    if name == "fiber_classes" and value is None:
+        return True
+    if name in ("blanks", "fiber_classes"):
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
     kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
     # JSON has whole numbers without a point.
@@ -248,13 +266,14 @@ def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions)
     size = image.height, image.width
     if not regions.needs_image:
         return dataclasses.replace(image, region=regions.of_image(image.name, size, None))
-    plain = dataclasses.replace(options, um_per_px=1.0, calibration=None, scale_bar_um=None)
+    plain = dataclasses.replace(options, um_per_px=1.0, calibration=None)
+    plain = dataclasses.replace(plain, scale_bar_um=None, scale_bar="ignore")
     with ImageOpener(plain, regions).open(InputImage(image.path, image.name)) as opened:
         return dataclasses.replace(image, region=opened.region)
 
 
 def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSource:
-    found, classes = _annotated(path, images)
+    found, classes, fibers = _annotated(path, images)
     opener, scaled = ImageOpener(options), []
     for image in found:
         size = image.height, image.width
@@ -264,12 +283,17 @@ def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSourc
             # What the command line or the photograph says of the scale comes first.
             calibration = opened.calibration or image.calibration
         scaled.append(dataclasses.replace(image, calibration=calibration))
-    return ReviewSource(path, scaled, classes, options, {})
+    if options.fiber_classes is not None:
+        fibers = choose_fiber_classes(options.fiber_classes, classes)
+    return ReviewSource(path, scaled, classes, options, {}, fibers)
 
 
-def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str]]:
-    """The images of a COCO JSON, with the scores, numbers and scales of our own annotations."""
-    given, classes = read_masks([str(path)], images)
+def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str], list[str]]:
+    """The images of a COCO JSON, with the scores, numbers and scales of our own annotations.
+
+    Its classes and those of fibres come second and third.
+    """
+    given, classes, fibers = read_masks([str(path)], images)
     data = read_json(path)
     fields = {each["id"]: each for each in data["annotations"]}
     scales = {each["file_name"]: _stated(each) for each in data["images"]}
@@ -285,7 +309,7 @@ def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[
         height, width = particles.image_size
         scale = scales.get(image.name)
         found.append(SourceImage(image.name, image.path, width, height, scale, particles))
-    return found, classes
+    return found, classes, fibers
 
 
 def _check_size(image: SourceImage, width: int, height: int) -> None:
