@@ -73,6 +73,8 @@ INSTALL_REQUIRES = [
     # 2.2 brought what the tables use of group-by and of nullable types; Parquet needs pyarrow.
     "pandas>=2.2",
     "pyarrow>=15",
+    # XML of strangers without entities; the only one that forbids document types on Python 3.
+    "defusedxml>=0.7.1",
     # ImagejRoi.frompoints with multi-part shapes.
     "roifile>=2025.2.20",
     # What the report asks of it has been there since 3.0.

@@ -9,7 +9,8 @@ import click
 from microplastics.cli.parsing import Command, command, config_file, flag, option, path, section
 from microplastics.utils.errors import UserError
 
-READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "masks", "blanks")
+READERS = ("coco", "yolo", "labelme", "labelme_web", "labelstudio", "via", "masks", "voc")
+READERS += ("dsb2018", "cellpose", "sam", "blanks")
 EXPORT_FORMATS = ("yolo", "labelme", "masks", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"

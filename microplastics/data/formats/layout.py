@@ -226,15 +226,15 @@ def given_images(options: ReadOptions, split: str = "all") -> Path | None:
     return split_folders(folder).get(split, folder)
 
 
-def sniff(path: Path, matches: Callable[[bytes], Any]) -> bool:
-    """Return whether a JSON file, or one of the first below a folder, matches; never raises.
+def sniff(path: Path, matches: Callable[[bytes], Any], suffixes: frozenset[str] = _JSON) -> bool:
+    """Return whether a text file, or one of the first below a folder, matches; never raises.
 
     ``matches`` takes the first and the last 64 KiB, without white space, byte order mark and the
-    NUL bytes of UTF-16.
+    NUL bytes of UTF-16. ``suffixes`` are lower-case endings of the files.
     """
-    files = [path] if path.suffix.lower() == ".json" else []
+    files = [path] if path.suffix.lower() in suffixes else []
     if path.is_dir():
-        files = (path / name for name in list_files(path, _JSON))
+        files = (path / name for name in list_files(path, suffixes))
     texts = filter(None, map(_squeezed, files))
     return any(map(matches, islice(texts, _SNIFFED_FILES)))
 
@@ -326,18 +326,21 @@ def extra_fields(
 
 
 class FileReader(ABC):
-    """Reader of one split in a format of JSON files that name their images.
+    """Reader of one split in a format of files that name their images, or are named as they.
 
-    A format is a subclass with :meth:`records`; :func:`read_splits` makes sources of it.
+    A format is a subclass with :meth:`records`, and :meth:`load` if its files are not JSON;
+    :func:`read_splits` makes sources of it.
 
     Attributes:
+        suffixes: lower-case endings of the files.
         content: type of the JSON.
         meaning: description of the files, for messages that end in "not …".
         notes: takes what is changed or left out in this pass over the files.
         order: takes class names in the order of the format, before all others.
     """
 
-    content: type = dict
+    suffixes = _JSON
+    content: type | tuple[type, ...] = dict
     meaning = ""
 
     def __init__(self, path: Path, split: str, options: ReadOptions):
@@ -348,17 +351,24 @@ class FileReader(ABC):
         # Given images are looked for without regard to the place of the annotation file.
         self._given = given_images(options, split)
         self._images = self._given or self._root
-        self._paths = [path / name for name in list_files(path, _JSON)] if self._whole else [path]
+        self._paths = [path]
+        if self._whole:
+            self._paths = [path / name for name in list_files(path, self.suffixes)]
         if not self._paths:
             raise UserError(
-                f"{path} has no .json file; give the folder of the annotations.",
+                f"{path} has no {' or '.join(sorted(self.suffixes))} file; give the folder of the "
+                "annotations.",
                 code="file_missing",
             )
         self._seen: dict[str, str] = {}
 
     @abstractmethod
     def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
-        """Read the images of one file, of the name ``where``."""
+        """Read the images of the content of one file, of the name ``where``."""
+
+    def load(self, path: Path) -> Any:
+        """Return the content of one file."""
+        return read_json(path, self.content, self.meaning)
 
     def source(self, notes: Notes) -> Source:
         """Return the split as a stream; its classes are collected in a pass of their own."""
@@ -384,6 +394,12 @@ class FileReader(ABC):
             )
         self._seen[found] = where
         return ImageRecord(found, *checked_size(self._images / found, *claimed))
+
+    def named(self, stem: str) -> list[str]:
+        """Return the images called ``stem``: those beside the annotation file, or else any."""
+        found = self._by_stem.get(stem, [])
+        folder = self._given or self._folder
+        return [name for name in found if os.path.isfile(folder / name)] or found
 
     def leave_out(self, name: Any, where: str) -> None:
         """Note an image that nobody has annotated, whether it is there or not."""
@@ -417,7 +433,7 @@ class FileReader(ABC):
             with skipping(where, self.options, notes, "label_broken"):
                 if not path.is_file():
                     raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
-                yield from self.records(read_json(path, self.content, self.meaning), where)
+                yield from self.records(self.load(path), where)
         if self._whole:
             for name in list_files(self._images):
                 if name not in self._seen:
@@ -469,12 +485,20 @@ class FileReader(ABC):
             by_name[name.rsplit("/", 1)[-1]].append(name)
         return dict(by_name)
 
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The base names of the images below the folder by their stems."""
+        by_stem = defaultdict(list)
+        for name in self._by_name:
+            by_stem[os.path.splitext(name)[0]].append(name)
+        return dict(by_stem)
+
 
 def read_splits(
     reader: type[FileReader], path: Path, options: ReadOptions, notes: Notes
 ) -> dict[str, Source]:
     """Read a file, or a folder with or without split folders (see ``base.Reader.read``)."""
-    splits = input_splits(path, _JSON)
+    splits = input_splits(path, reader.suffixes)
     return {split: reader(each, split, options).source(notes) for split, each in splits.items()}
 
 

@@ -111,10 +111,8 @@ def test_palettes_are_indices_and_voids_background(folder):
     labels[0] = 255
     image = Image.fromarray(labels)
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * (252 * 3) + [224, 224, 192])
-    image.save(folder / "a.png")
-    (folder / "SegmentationObject").mkdir()
-    (folder / "a.png").rename(folder / "SegmentationObject/a.png")
-    (folder / "images").rename(folder / "JPEGImages")
+    (folder / "masks").mkdir()
+    image.save(folder / "masks/a.png")
     check(folder, LABELS % 256, (1, 2, 44))
 
 
