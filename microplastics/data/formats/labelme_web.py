@@ -25,7 +25,8 @@ from microplastics.data.formats.shapes import ShapeError
 from microplastics.utils.errors import UserError
 
 _XML = frozenset((".xml",))
-_MASKS, _SCRIBBLES = "masks", "scribbles"
+_MASKS = ("masks",)
+_DRAWN = frozenset((*_MASKS, "scribbles"))  # folders without photographs
 _KEPT = ("occluded", "attributes", "verified")
 _MOST_BYTES = 64 << 20
 
@@ -53,7 +54,7 @@ class _Reader(layout.FileReader):
         self._drawn = {
             name: ""
             for name in layout.list_files(self._images)
-            if {_MASKS, _SCRIBBLES} & set(name.lower().split("/")[:-1])
+            if not _DRAWN.isdisjoint(name.lower().split("/")[:-1])
         }
 
     def load(self, path: Path) -> Element:
@@ -122,7 +123,7 @@ class _Reader(layout.FileReader):
         """Read a mask file, of the size of the image, in ``Masks``."""
         folder = _text(data, "folder").strip("/")
         bases = (self._folder, self._root)
-        for masks in filter(None, (layout.child_folder(base, (_MASKS,)) for base in bases)):
+        for masks in filter(None, (layout.child_folder(base, _MASKS) for base in bases)):
             found = layout.find_file(f"{folder}/{name}", masks)
             if found is None:
                 continue

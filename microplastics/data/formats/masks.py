@@ -51,6 +51,10 @@ _KINDS = {
 }
 SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
 _MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations")
+# Of all formats, LabelMe's web tool and Pascal VOC included.
+_FOLDERS_OF_MASKS = frozenset(
+    (*_MASK_FOLDERS, "scribbles", "segmentationclass", "segmentationobject")
+)
 _CLASSES_CSV, _CLASSES_TXT = "classes.csv", "classes.txt"
 _OTHER_FORMATS = frozenset((".json", ".txt", ".xml"))
 _MARK = re.compile(r"[_\-. ](?:cp_)?(?:masks?|labels?)$", re.IGNORECASE)
@@ -144,7 +148,7 @@ class _Reader:
         self._masks = self._find_masks(notes)
         # Of classes.csv: file name of an image, or None for all -> number in it -> class, iscrowd.
         self._rows: dict[str | None, dict[int, tuple[str, int]]] = defaultdict(dict)
-        table = self._find(_CLASSES_CSV)
+        table = self._find(_CLASSES_CSV) or self._find(f"_{_CLASSES_CSV}")  # Roboflow's name
         self._has_table = table is not None
         if table is not None:
             self._read_table(table, notes)
@@ -235,8 +239,11 @@ class _Reader:
         return None, key
 
     def _read_table(self, path: Path, notes: Notes) -> None:
-        """Read ``classes.csv``: columns image, id, class and maybe iscrowd, or value and class."""
-        table = read_table(path)
+        """Read ``classes.csv``: columns image, id, class and maybe iscrowd, or value and class.
+
+        Roboflow's ``_classes.csv`` has the values of a mask as ``Pixel Value``.
+        """
+        table = read_table(path).rename(columns={"pixel value": "value"})
         if "class" not in table or not ("value" in table or {"image", "id"} <= set(table)):
             raise UserError(
                 f"{path} has the columns {show(','.join(table))}; expected image, id and class, "
@@ -244,9 +251,9 @@ class _Reader:
                 code="table_invalid",
             )
         for line, cells in zip(table.index, table.to_numpy(), strict=True):
-            if not any(cells):
-                continue
             row = dict(zip(table.columns, cells, strict=True))
+            if not any(cells) or row.get("value") == "0":
+                continue
             where = f"{path}, line {line}"
             category = class_name(row["class"])
             number = _number(row["value"] if "value" in row else row["id"])
@@ -429,10 +436,16 @@ def _is_marked(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and _MARK.search(path.stem) is not None
 
 
+def is_mask(name: str) -> bool:
+    """Return whether an image is a mask, by its path in a folder with photographs."""
+    folders = PurePosixPath(name.replace(os.sep, "/").lower()).parts[:-1]
+    return _is_marked(name) or not _FOLDERS_OF_MASKS.isdisjoint(folders)
+
+
 def _has_masks(folders: tuple[Path, Path]) -> bool:
     images, masks = folders
     names = [PurePosixPath(name) for name in islice(list_files(masks, None), _SNIFFED_FILES)]
-    own = (_CLASSES_CSV, _CLASSES_TXT)
+    own = (_CLASSES_CSV, f"_{_CLASSES_CSV}", _CLASSES_TXT)
     suffixes = {name.suffix.lower() for name in names if name.name not in own}
     cellpose = any(name.name.endswith("_seg.npy") for name in names)  # may have masks beside it
     if cellpose or suffixes & _OTHER_FORMATS or not suffixes & SUFFIXES:

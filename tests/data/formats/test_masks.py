@@ -252,6 +252,17 @@ def test_values_that_are_classes(folder):
     assert notes.count("mask_speck") == 1
 
 
+def test_roboflow_s_masks_of_classes(tmp_path):
+    photo(tmp_path / "train/a.jpg")
+    save(tmp_path / "train/a_mask.png", np.where(LABELS == 2, 2, BINARY).astype(np.uint8))
+    text = "Pixel Value, Class\n0, background\n1, Fiber\n2, Film\n"
+    (tmp_path / "train/_classes.csv").write_text(text)
+    assert masks.detect(tmp_path)
+    source = masks.read(tmp_path, ReadOptions(), Notes())["train"]
+    (record,) = source.records()
+    assert [each.category for each in record.instances] == ["Fiber", "Fiber", "Film"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
