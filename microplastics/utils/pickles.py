@@ -71,7 +71,7 @@ def read_pickle(file: IO[bytes]) -> Any:
 
 
 def array_of(value: Any) -> np.ndarray | None:
-    """Return a described array of numbers, read-only; None for anything else.
+    """Return a described array of numbers; None for anything else.
 
     Raises:
         PickleError: its shape does not fit to its bytes.
@@ -93,7 +93,8 @@ def array_of(value: Any) -> np.ndarray | None:
     content = _bytes(content)
     if content is None or math.prod(shape) * kind.itemsize != len(content):
         raise PickleError("the shape of an array does not fit to its bytes")
-    return np.frombuffer(content, kind).reshape(shape, order="F" if by_columns else "C")
+    array = np.frombuffer(content, kind).reshape(shape, order="F" if by_columns else "C")
+    return array.copy()  # the bytes of a file cannot be written to
 
 
 def _dtype(value: Any) -> np.dtype | None:

@@ -39,6 +39,8 @@ NOTES = {
     "mask_colours": "colour masks read with each colour as one instance",
     "mask_numbered": "masks of one class with several numbers, each read as one instance",
     "mask_speck": "parts of a single pixel kept as instances",
+    "mask_border": "masks with a particle 255 and none 254: if it is the border of Pascal VOC, "
+    "name the folder of the masks SegmentationObject",
     "mask_void": "masks with a border around particles (Pascal VOC's 255), read as background",
     "mask_classes": "particles with pixels of several classes, of which the most frequent is used",
     # Left out by reading.

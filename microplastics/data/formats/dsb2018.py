@@ -45,6 +45,11 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
             "these.",
             code="input_empty",
         )
+    if options.images is not None:
+        raise UserError(
+            f"--images does not fit to {path}, where images lie beside their masks; leave it out.",
+            code="option_conflict",
+        )
     sources = {}
     for split, root in roots.items():
         # Stage 1's test set, of which the masks were published as a table, has images only.

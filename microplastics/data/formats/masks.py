@@ -364,6 +364,8 @@ class _Reader:
                 notes.add("shape_without_area", mask.name, "no pixel")
             yield from (Instance(category, rle, mask.name) for rle in rles)
         else:
+            if kind == "ids" and _VOID in numbers[1:] and _VOID - 1 not in numbers:
+                notes.add("mask_border", mask.name)
             rows = dict(self._rows.get(file_name, {})) if kind == "ids" else {}
             if kind != "ids":
                 notes.add("mask_numbered", mask.name)

@@ -311,7 +311,11 @@ class _Reader:
             raise UserError(
                 f"{paths[0]} has no mask beside it in {other}; add it.", code="file_missing"
             )
-        read = [read_label_image(path, palette=self._labels.colours) for path in paths]
+        # Two objects may have one colour in a palette.
+        read = [
+            read_label_image(path, palette=self._labels.colours and path == self._classes.get(stem))
+            for path in paths
+        ]
         for path, (labels, _) in zip(paths, read, strict=True):
             check_size(labels, path, self.images / record.file_name, record.size, rotated)
             if labels.max(initial=0) >= _MOST:

@@ -83,6 +83,12 @@ def test_unusable_files(tmp_path, name, array, code):
     assert len(notes) == 1
 
 
+def test_other_images_are_not_ignored(tmp_path):
+    make(tmp_path, "a1")
+    with user_error("option_conflict", "--images"):
+        read(tmp_path, images=tmp_path)
+
+
 def test_an_empty_mask_is_noted(tmp_path):
     make(tmp_path, "a1")
     save(tmp_path / "a1/masks/0.png", 0 * PARTS)

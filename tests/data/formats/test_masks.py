@@ -116,6 +116,12 @@ def test_palettes_are_indices_and_voids_background(folder):
     check(folder, LABELS % 256, (1, 2, 44))
 
 
+def test_a_particle_255_may_be_a_border(folder):
+    save(folder / "masks/a.png", np.where(LABELS == 2, 255, LABELS % 256).astype(np.uint8))
+    notes = read(folder)[2]
+    assert notes.as_dict()["mask_border"]["places"] == ["a.png"]
+
+
 def test_colours_are_instances(folder):
     colours = np.zeros((20, 30, 3), np.uint8)
     colours[LABELS == 1] = (255, 0, 0)

@@ -87,6 +87,13 @@ def test_the_void_border_is_background_in_grey_and_any_palette(folder, palette):
     assert notes.count("mask_void") == 1 and notes.count("shape_unlabelled") == 0
 
 
+def test_objects_of_one_colour_in_the_palette_stay_apart(folder):
+    save(folder / "SegmentationClass/a.png", CLASSES, COLOURS.reshape(-1).tolist())
+    save(folder / "SegmentationObject/a.png", OBJECTS, [0, 0, 0] + [9, 9, 9] * 255)
+    (folder / "labelmap.txt").write_text(LABELMAP)
+    check(folder)
+
+
 def test_the_void_border_without_class_masks(folder):
     save(folder / "SegmentationObject/a.png", VOID)
     _, notes = check(folder, ["particle"] * 3)
