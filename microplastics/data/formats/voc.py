@@ -110,6 +110,12 @@ class _Labels:
                     self._colours[colour] = None
                 continue
             colour = _voc_colour(number) if colour is None else colour
+            if colour == 0:
+                raise UserError(
+                    f"{where} gives {show(name)} the colour 0,0,0 of the background; call it "
+                    "background, or give it the colour that it has in the masks.",
+                    code="table_invalid",
+                )
             if name in self.names or self._colours.get(colour) is not None:
                 raise UserError(
                     f"{where} has the class {show(name)} or its colour again; name each once.",

@@ -183,6 +183,7 @@ def test_split_folders(tmp_path):
         ("labelmap.txt", "Fiber:1,2,3::\nFiber:4,5,6::\n", "table_invalid"),
         ("labelmap.txt", "Fiber:1,2,3::\nFilm:1,2,3::\n", "table_invalid"),
         ("labelmap.txt", "background:0,0,0::\n", "table_invalid"),
+        ("labelmap.txt", "Hintergrund:0,0,0::\nFiber:1,2,3::\n", "table_invalid"),
         ("class_names.txt", NAMES, "file_missing"),  # which class an object has, nobody knows
     ],
 )
