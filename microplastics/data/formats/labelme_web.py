@@ -59,6 +59,8 @@ class _Reader(layout.FileReader):
 
     def load(self, path: Path) -> Element:
         """Return the root element of one file."""
+        if not path.is_file():  # opening a pipe would block
+            raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
         try:
             if os.path.getsize(path) > _MOST_BYTES:
                 raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")

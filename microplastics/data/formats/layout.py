@@ -368,6 +368,8 @@ class FileReader(ABC):
 
     def load(self, path: Path) -> Any:
         """Return the content of one file."""
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
         return read_json(path, self.content, self.meaning)
 
     def source(self, notes: Notes) -> Source:
@@ -431,8 +433,6 @@ class FileReader(ABC):
         for path in self._paths:
             where, self._folder = path.relative_to(self._root).as_posix(), path.parent
             with skipping(where, self.options, notes, "label_broken"):
-                if not path.is_file():
-                    raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
                 yield from self.records(self.load(path), where)
         if self._whole:
             for name in list_files(self._images):

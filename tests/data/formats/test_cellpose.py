@@ -123,6 +123,13 @@ def test_other_files(tmp_path, content):
         read(tmp_path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    photo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a_seg.npy")
+    with user_error("file_invalid", "a_seg.npy", "is not a file"):
+        read(tmp_path)
+
+
 def test_damaged_files_are_errors(tmp_path):
     photo(tmp_path / "a.png")
     path = tmp_path / "a_seg.npy"

@@ -1,5 +1,7 @@
 """XML of LabelMe's web tool."""
 
+import os
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -106,6 +108,13 @@ def test_unusable_files(tmp_path, text, code):
         read(tmp_path)
     records, _, notes = read(tmp_path, skip_broken=True)
     assert not records and len(notes) >= 1
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    make(tmp_path, False)
+    os.mkfifo(tmp_path / "b.xml")
+    with user_error("file_invalid", "b.xml", "is not a file"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
