@@ -29,6 +29,8 @@ def detect(path: Path) -> bool:
     """Return whether a folder has folders with ``images`` and ``masks``, each of one image."""
     try:
         return path.is_dir() and bool(_roots(path))
+    except UserError:  # two folders for one split
+        return True
     except OSError:
         return False
 

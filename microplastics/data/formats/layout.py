@@ -184,12 +184,24 @@ def image_folders(path: Path, names: Sequence[str] = IMAGE_FOLDERS) -> dict[str,
     """Return split -> folder of the images: ``images/SPLIT``, ``SPLIT/images`` or ``SPLIT``.
 
     Without splits it is ``images``, or the folder itself, as ``"all"``. ``names`` are lower-case
-    names of a folder of images.
+    names of a folder of images. Images must not lie beside those of the splits.
     """
     images = child_folder(path, names) or path
     splits = split_folders(images)
+    beside = [folder for folder in split_folders(path).values() if child_folder(folder, names)]
+    if images != path and (beside or (splits and _has_images(images))):
+        raise UserError(
+            f"{images} and {(beside or list(splits.values()))[0]} both have images; move them into "
+            "folders of splits, or one of them out of the input.",
+            code="name_clash",
+        )
     folders = {split: child_folder(each, names) or each for split, each in splits.items()}
     return folders or {"all": images}
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether images lie in a folder itself, not only below it."""
+    return "/" not in next(list_files(folder), "/")
 
 
 def child_folder(folder: Path, names: Sequence[str]) -> Path | None:

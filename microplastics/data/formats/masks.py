@@ -89,7 +89,10 @@ def detect(path: Path) -> bool:
     try:
         found = all(map(_has_masks, _find_folders(path).values()))
         return found and not has_web_annotations(path)
-    except (UserError, OSError, ValueError):
+    except UserError as error:  # images beside those of the splits, which reading tells
+        names = islice(layout.list_files(path), _SNIFFED_FILES)
+        return error.code == "name_clash" and any(map(is_mask, names))
+    except (OSError, ValueError):
         return False
 
 
@@ -461,6 +464,13 @@ def _find_folders(path: Path) -> dict[str, tuple[Path, Path]]:
     if folders == {"all": path} and (path / "all").is_dir():
         path = path / "all"  # where this package writes a set without splits
         folders = layout.image_folders(path)
+    marked = [name for name in list_files(path) if "/" not in name and _is_marked(name)]
+    if marked and path not in folders.values():
+        raise UserError(
+            f"{path / marked[0]} lies beside the folders of images; move it and its image into one "
+            "of them, or out of the input.",
+            code="name_clash",
+        )
     return {split: (images, _masks_of(images, path)) for split, images in folders.items()}
 
 

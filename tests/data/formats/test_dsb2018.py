@@ -53,6 +53,7 @@ def test_stages_are_splits(tmp_path):
     make(tmp_path / "stage1_test", "b2")
     assert list(read(tmp_path)[0]) == ["train", "test"]
     make(tmp_path / "stage2_test", "c3")
+    assert dsb2018.detect(tmp_path)
     with user_error("name_clash", "stage1_test", "stage2_test"):
         read(tmp_path)
 

@@ -225,6 +225,24 @@ def test_splits(tmp_path, inner):
     assert masks.detect(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("split", "beside"),
+    [
+        ("images/train/a.jpg", "images/b.jpg"),
+        ("train/images/a.jpg", "images/b.jpg"),
+        ("train/images/a.jpg", "b_mask.png"),
+    ],
+)
+def test_images_beside_those_of_the_splits_are_not_dropped(tmp_path, split, beside):
+    for name in (split, beside):
+        photo(tmp_path / name)
+        mask = name.replace("images", "masks").replace(".jpg", ".png")
+        save(tmp_path / mask, LABELS.astype(np.uint16))
+    assert masks.detect(tmp_path)
+    with user_error("name_clash"):
+        read(tmp_path)
+
+
 def test_sub_folders(folder):
     photo(folder / "images/filter 1/a.jpg")
     save(folder / "masks/filter 1/a.png", LABELS.astype(np.uint16))
