@@ -10,8 +10,8 @@ from microplastics.cli.parsing import Command, command, config_file, flag, optio
 from microplastics.cli.review import page_options
 from microplastics.utils.errors import UserError
 
-READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "cvat", "supervisely", "qupath")
-READERS += ("imagej", "masks", "blanks")
+READERS = ("coco", "yolo", "labelme", "labelme_web", "labelstudio", "via", "cvat", "supervisely")
+READERS += ("qupath", "imagej", "masks", "voc", "dsb2018", "cellpose", "sam", "blanks")
 EXPORT_FORMATS = ("yolo", "labelme", "masks", "labelstudio", "cvat", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"
