@@ -177,16 +177,16 @@ class Source:
         classes: every class name that occurs, in the order of the format, or else sorted.
         records: starts a new pass over the images, in a fixed order.
         num_images: number of images, if known.
-        supercategories: of classes, by name, in formats that have them.
         embedded: whether images are embedded in their annotations.
+        supercategories: of classes, by name, in formats that have them.
     """
 
     image_root: Path
     classes: list[str]
     records: Callable[[], Iterator[ImageRecord]]
     num_images: int | None = None
-    supercategories: dict[str, str] = field(default_factory=dict)
     embedded: bool = False
+    supercategories: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def noting(
