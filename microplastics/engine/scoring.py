@@ -127,7 +127,6 @@ def _about(cfg: CfgNode, info: dict[str, Any], class_names: Sequence[str]) -> di
         "lowest_score": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "max_overlap": counting.MAX_OVERLAP,
-        "size_unit": counting.SIZE_UNIT,
     }
 
 

@@ -86,7 +86,8 @@ def _origin(record: dict[str, Any], training: dict[str, Any]) -> str:
     if source != "checkpoint" or not isinstance(origin, dict):
         return words
     goals = {"f1": "the highest F1 at IoU 0.5", "count": "the smallest error of the count"}
-    goal = goals.get(origin.get("metric"), str(origin.get("metric")))
+    metric = str(origin.get("metric"))
+    goal = goals.get(metric, metric)
     kept = origin.get("kept_default")
     kept = f"; the default {origin.get('default')} for {_names(kept)}" if kept else ""
     images = origin.get("images")

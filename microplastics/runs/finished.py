@@ -31,6 +31,10 @@ from microplastics.writers.tables import read_part
 
 logger = logging.getLogger(__name__)
 
+# Types of what readers of run.json rely on, of the run and of its images; dicts of numbers.
+_OF_RUN = {"training": dict, "masks": dict, "score_thresholds": dict, "failed": int, "command": str}
+_OF_IMAGE = {"left_out": dict, "calibration_notes": list, "windows_cut_short": int, "tile": int}
+_OF_NUMBERS = ("score_thresholds", "left_out")
 _PLACE = ["particle", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
 
 
@@ -150,18 +154,21 @@ class FinishedRun:
         """
         folder = self._origins.get(name, (self.folder, {}))[0]
         part = read_part(part_path(folder, name))
+        row = self.images[self.images["image"] == name].iloc[0]
+        size = int(row["height_px"]), int(row["width_px"])
         kept = part.table.select(_PLACE).to_pandas()
         places = pd.Index(kept["particle"]).get_indexer(particles["particle"])
-        same = (places >= 0).all() and (
-            kept[_PLACE].to_numpy()[places] == particles[_PLACE].to_numpy()
-        ).all()
+        same = (
+            (part.image.get("height"), part.image.get("width")) == size
+            and (places >= 0).all()
+            and (kept[_PLACE].to_numpy()[places] == particles[_PLACE].to_numpy()).all()
+        )
         if not same:
             raise UserError(
                 f"The masks kept of {name} are not those of its table; run the command again with "
                 "--resume.",
                 code="run_invalid",
             )
-        size = part.image["height"], part.image["width"]
         rles = [{"size": list(size), "counts": part.counts[place]} for place in places.tolist()]
         try:
             return CropMasks.from_rles(rles, size)
@@ -182,6 +189,7 @@ def read_run(folder: str | os.PathLike) -> FinishedRun:
     """
     folder = Path(folder)
     record = _checked_record(folder)
+    options = _options(folder, record["options"])
     if (folder / PARTICLES_FILE).is_file():
         particles, images = merge_runs([folder])
     else:
@@ -192,7 +200,7 @@ def read_run(folder: str | os.PathLike) -> FinishedRun:
     return FinishedRun(
         folder,
         record,
-        _options(folder, record["options"]),
+        options,
         run_class_names(folder),
         particles,
         images,
@@ -213,14 +221,29 @@ def _checked_record(folder: Path) -> dict[str, Any]:
     images, merged = record.get("images", []), record.get("merged", [])
     right = (
         isinstance(record.get("options"), dict)
+        and _has_types(record, _OF_RUN)
         and isinstance(images, list)
-        and all(isinstance(each, dict) and "name" in each for each in images)
+        and all(isinstance(each, dict) and _has_types(each, _OF_IMAGE) for each in images)
+        and all(isinstance(each.get("name"), str) for each in images)
         and isinstance(merged, list)
         and all(isinstance(each, str) for each in merged)
     )
     if not right:
         raise _damaged(folder)
     return record
+
+
+def _has_types(values: dict[str, Any], types: dict[str, type]) -> bool:
+    """Whether each value that is there and known has its type; those of dicts are numbers."""
+    return all(
+        values.get(name) is None
+        or isinstance(values[name], kind)
+        and (
+            name not in _OF_NUMBERS
+            or all(isinstance(v, (int, float)) for v in values[name].values())
+        )
+        for name, kind in types.items()
+    )
 
 
 def _options(folder: Path, values: dict[str, Any]) -> RunOptions:

@@ -216,10 +216,24 @@ def test_without_a_report_none_of_an_earlier_state_stays(measured):
     assert read_run(folder).class_names == ["Fiber", EVIL, "Film"]
 
 
-def test_only_a_finished_run_has_a_report(tmp_path):
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"images": [3]},
+        {"images": [{"name": "x", "left_out": {"on_scale_bar": "many"}}]},
+        {"images": [{"name": "x", "tile": "wide"}]},
+        {"score_thresholds": {"Fiber": []}},
+        {"merged": [1]},
+        {"options": {"min_size": "a"}},
+    ],
+)
+def test_a_run_json_that_no_run_wrote_is_refused(tmp_path, record):
     with user_error("file_missing", tmp_path):
         read_run(tmp_path)
-    (tmp_path / "run.json").write_text('{"options": {}, "images": [3]}')
+    (tmp_path / "run.json").write_text(json.dumps({"options": {}, **record}))
+    (tmp_path / "summary.csv").write_text(
+        "image,width_px,height_px,region_px,um_per_px,calibration_source,particles\n"
+    )
     with user_error("run_invalid", "run.json"):
         read_run(tmp_path)
 
