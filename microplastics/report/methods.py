@@ -241,7 +241,8 @@ def _sampling(run: FinishedRun) -> list[str | Missing]:
     else:
         words += ["The area examined is ", Missing("mm²; the photographs have no scale"), ". "]
     if run.options.region is not None:
-        words.append(f"Particles count within a region of interest ({run.options.region}). ")
+        region = os.path.basename(str(run.options.region).rstrip("/"))
+        words.append(f"Particles count within a region of interest ({region}). ")
     if run.options.filter_area_mm2 is not None:
         words.append(f"The filter has {number(run.options.filter_area_mm2)} mm²; ")
         words.append("counts were scaled from the area examined to it. ")
@@ -284,10 +285,11 @@ def _blanks(run: FinishedRun) -> list[str | Missing]:
     rest = run.sample_rows
     limits = " A limit of detection needs two blanks and more."
     if "lod" in rest and rest["lod"].notna().any():
-        lod, loq = rest["lod"].max(), rest["loq"].max()
+        keys = ("lod", "loq", "currie_detection_limit")
+        lod, loq, currie = (number(rest[key].max(), 3) for key in keys)
         limits = (
-            f" Limit of detection {number(lod, 3)}, of quantification {number(loq, 3)} particles "
-            "in a sample."
+            f" Limit of detection {lod}, of quantification {loq}, Currie's detection limit "
+            f"{currie} particles in a sample."
         )
     return [
         f"{count(len(run.blanks), 'procedural blank')} had {count(found, 'particle')}; the number "

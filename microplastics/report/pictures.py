@@ -73,6 +73,7 @@ class Overlay:
         bar: label and length in px of its scale bar; None without a scale.
         font: size of its texts in px of the image.
         small: it can stand beside another one.
+        region: outline of the region of interest, a path of SVG in px of the image, or empty.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Overlay:
     bar: tuple[str, float] | None
     font: float
     small: bool
+    region: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,7 @@ class _Drawer:
         name, width, height = image["image"], int(image["width_px"]), int(image["height_px"])
         side = self._side(width, height)
         scale = side / max(width, height)
-        picture, crops, why = self._photograph(image, side, particles)
+        picture, crops, region, why = self._photograph(image, side, particles)
         lines, exact, problem = self._lines(image, particles, scale)
         titles = [_title(row) for row in particles.to_dict("records")]
         keys = [f"i{place}-p{particle}" for particle in particles["particle"]]
@@ -231,6 +233,7 @@ class _Drawer:
             bar,
             _FONT / look,
             width <= _SMALL,
+            region,
         )
         return overlay, thumbnails
 
@@ -241,21 +244,36 @@ class _Drawer:
 
     def _photograph(
         self, image: pd.Series, side: int, particles: pd.DataFrame
-    ) -> tuple[bytes | None, dict[int, bytes], str]:
-        """Pictures of an image and of its chosen particles by index, or why there are none."""
+    ) -> tuple[bytes | None, dict[int, bytes], str, str]:
+        """Pictures of an image and of its chosen particles by index, and its region.
+
+        The last value says why one is missing.
+        """
         try:
             with self._run.open_image(image["image"]) as reader:
                 if (reader.width, reader.height) != (image["width_px"], image["height_px"]):
                     raise UserError(f"{reader.path} has another size now.", code="image_size")
                 whole, shrunk = reader.overview(side)
+                region, why = self._region(reader, image["image"])
                 crops = {
                     index: jpeg(_crop(reader, whole, shrunk, particle), _THUMB_QUALITY)
                     for index, particle in particles.iterrows()
                     if index in self._chosen
                 }
         except UserError as error:
-            return None, {}, str(error)
-        return self._fitting_jpeg(whole[..., ::-1]), crops, ""
+            return None, {}, "", str(error)
+        return self._fitting_jpeg(whole[..., ::-1]), crops, region, why
+
+    def _region(self, reader: ImageReader, name: str) -> tuple[str, str]:
+        """Outline of the region of interest as a path of SVG, or why it is not known."""
+        try:
+            if self._run.regions is None:
+                return "", ""
+            size = reader.height, reader.width
+            lines = self._run.regions.of_image(name, size, reader.overview).outlines()
+        except UserError as error:
+            return "", f"The region of interest is not drawn: {error}"
+        return _svg_path([line for line in lines if len(line) > 1], 1.0), ""
 
     def _fitting_jpeg(self, picture: np.ndarray) -> bytes:
         """Encode a picture with as much quality, and then size, as its share of the page allows."""

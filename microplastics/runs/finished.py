@@ -13,6 +13,7 @@ import pandas as pd
 
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.measurement.table import combine_tables
+from microplastics.roi.region import RegionSource
 from microplastics.runs.images import RunOptions
 from microplastics.runs.store import RUN_FILE, SAMPLES_FILE, SUMMARY_FILE, part_path
 from microplastics.runs.summaries import (
@@ -116,6 +117,23 @@ class FinishedRun:
             found.append((folder, record))
             waiting += map(Path, record.get("merged", []))
         return found
+
+    @functools.cached_property
+    def regions(self) -> RegionSource | None:
+        """Where the particles count, None for everywhere.
+
+        Raises:
+            UserError: the files of ``--region`` are gone or have changed.
+        """
+        what = self.options.region
+        if not isinstance(what, str):
+            return None
+        paths = {name: str(each.get("path") or "") for name, each in self.image_records.items()}
+        source = RegionSource(what)
+        source.check(self.images["image"].tolist(), paths)
+        if source.fingerprint() != self.record.get("region_sha256"):
+            raise UserError(f"--region {what} has changed since the run.", code="region_invalid")
+        return source
 
     @contextlib.contextmanager
     def open_image(self, name: str) -> Iterator[ImageReader]:

@@ -135,7 +135,7 @@ def test_the_numbers_are_those_of_the_summary(measured):
     # Garwood's interval of 6.
     assert totals.loc["all"].iloc[1] == "2.20 – 13.1"
     assert "6 particles on 3 images: 2 Fiber" in page.text
-    assert "1 procedural blank had 1 particle" in page.text
+    assert "1 procedural blank had 1 particle" in page.text and "needs two blanks" in page.text
     sizes = frame(page, "All samples: particles by size class").set_index("Class")
     assert sizes.loc["all", "100–300 µm"] == "4" and sizes.loc["all", "300–500 µm"] == "2"
 
@@ -187,6 +187,21 @@ def test_without_photographs_or_masks_the_page_says_so(cli, measured, coco):
     page = Page((folder / "report.html").read_text("utf-8"))
     assert "1.png is gone." in page.text and "2.png has changed since the run." in page.text
     assert "7 particles on 4 images" in page.text
+
+
+def test_the_region_of_interest_is_drawn_while_its_file_is_there(cli, measured, coco):
+    ring = [[20, 0], [100, 0], [100, 80], [20, 80], [20, 0]]
+    (coco / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    folder, _, page = measured("--um-per-px", "10", "--region", coco / "roi.geojson")
+    html = (folder / "report.html").read_text("utf-8")
+    assert html.count("<title>Region of interest</title>") == 4
+    path = re.search(r'd="M(20|100),(0|80)l([-0-9, ]+)z" fill="none" stroke="#fff"', html)
+    steps = sorted(path[3].split())
+    assert steps == ["-80,0", "0,-80", "0,80", "80,0"]
+    (coco / "roi.geojson").unlink()
+    assert cli("report", folder).returncode == 0
+    page = Page((folder / "report.html").read_text("utf-8"))
+    assert page.text.count("The region of interest is not drawn") == 4
 
 
 def test_merged_runs_have_their_images(cli, measured, coco):
