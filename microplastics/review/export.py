@@ -14,6 +14,7 @@ from tqdm import tqdm
 from microplastics import __version__
 from microplastics.data.large_images import open_reader
 from microplastics.data.segmentation import mask_to_polygons
+from microplastics.report.run import after_run
 from microplastics.review.source import ReviewSource, SourceImage
 from microplastics.review.statistics import model_quality
 from microplastics.runs.images import InputImage, RunImage, RunOptions
@@ -77,6 +78,7 @@ def export(review: "Review", every: bool = False) -> Path:
     if kept:
         data = annotations([(image, state[image.name]) for image in kept], classes)
         write_json(output / ANNOTATIONS_FILE, data)
+    after_run(output, wanted=True)
     return output
 
 

@@ -203,7 +203,6 @@ def change_part(head=None, **columns):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda run: (run / "run.json").unlink(),
         change_record(images=3),
         change_record(images=[]),
         change_record(images=[{"name": 3}]),
