@@ -73,12 +73,14 @@ INSTALL_REQUIRES = [
     # 2.2 brought what the tables use of group-by and of nullable types; Parquet needs pyarrow.
     "pandas>=2.2",
     "pyarrow>=15",
-    # forbid_dtd: XML of strangers without document types, and so without entities.
+    # XML of strangers without entities; the only one that forbids document types on Python 3.
     "defusedxml>=0.7.1",
     # ImagejRoi.frompoints with multi-part shapes.
     "roifile>=2025.2.20",
     # What the report asks of it has been there since 3.0.
     "jinja2>=3",
+    # Interactive diagrams inside of a page; the oldest that the reports were tested with.
+    "bokeh>=3.8",
     # yacs' own need; BaseLoader reads the data.yaml of YOLO data sets.
     "pyyaml>=5.1",
     # The commands; the oldest that they were tested with.
@@ -133,7 +135,7 @@ setup(
     package_dir={CONFIGS: "configs"},
     package_data={
         "microplastics.data.doctor": ["codes.csv"],
-        "microplastics.report": ["templates/*.j2"],
+        "microplastics.report": ["templates/*"],
         "microplastics.review": ["page/*"],
         CONFIGS: ["*.yaml", "sweeps/*.yaml"],
     },

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     busy,
+    duplicates,
     evaluation,
     gpu,
     infer,
@@ -93,6 +94,12 @@ def parse() -> argparse.Namespace:
     sub.set_defaults(benchmark=mask_bound.benchmark)
     sub.add_argument("--dataset", required=True, metavar="NAME or JSON:IMAGES")
     sub.add_argument("--json", metavar="FILE", help="write all figures there too")
+    words = duplicates.__doc__.splitlines()[0]
+    sub = commands.add_parser("duplicates", help=words, **defaults)
+    sub.set_defaults(benchmark=duplicates.benchmark)
+    sub.add_argument("photographs", nargs="+", metavar="DIR", help="folders of photographs")
+    sub.add_argument("--limit", type=int, metavar="N", help="photographs of each folder")
+    sub.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args()
 
 
@@ -105,7 +112,7 @@ def main() -> int:
     require_positive(threads=threads)
     torch.set_num_threads(threads)
     with workspace() as folder:
-        if command not in ("eval", "stitch", "zoo", "mask-bound"):
+        if command not in ("eval", "stitch", "zoo", "mask-bound", "duplicates"):
             options["folder"] = folder
         report = benchmark(**options)
     print(report)

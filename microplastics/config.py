@@ -3,13 +3,18 @@
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_get_cfg
 
 from microplastics import model_zoo
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import atomic_write
 
 
 def add_microplastics_config(cfg: CfgNode) -> None:
@@ -64,6 +69,9 @@ def _add_input(cfg: CfgNode) -> None:
     # One weight for each data set of DATASETS.TRAIN: how often its images are drawn, relative to
     # the others. Empty draws every image of all sets equally often.
     cfg.DATASETS.TRAIN_WEIGHTS = []
+    # Classes whose length is measured along the centreline; empty: those whose name or
+    # supercategory says fibre (fiber, Faser, filament, thread, …). Checkpoints keep them.
+    cfg.DATASETS.FIBER_CLASSES = []
 
     # Megabytes of decoded images kept in memory by all workers of a process; 0 keeps none.
     cfg.DATALOADER.CACHE_MB = 0
@@ -361,12 +369,72 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     if config_file:
-        path = config_file if os.path.isfile(config_file) else model_zoo.config_file(config_file)
+        path = _path_of(config_file)
         with merging(cfg, config_file):
             # Detectron2's default runs code that a YAML names.
-            cfg.merge_from_file(path, allow_unsafe=False)
+            cfg.merge_from_file(str(path), allow_unsafe=False)
     merge_options(cfg, opts)
     return cfg
+
+
+def check_derived(output: str | os.PathLike, config_file: str) -> None:
+    """Refuse an output that is no YAML, or is the config that it would derive from.
+
+    Raises:
+        UserError: ``option_invalid``, ``option_conflict``.
+    """
+    if Path(output).suffix not in (".yaml", ".yml"):
+        raise UserError(
+            f"{output} is no YAML; expected a name that ends in .yaml.", code="option_invalid"
+        )
+    if config_file and Path(output).resolve() == _path_of(config_file):
+        raise UserError(
+            f"{output} is the config itself; expected another file.", code="option_conflict"
+        )
+
+
+def write_derived(
+    output: str | os.PathLike,
+    config_file: str,
+    values: Mapping[str, Any],
+    comments: Sequence[str] = (),
+) -> None:
+    """Write a config that derives from another one, completely or not at all.
+
+    Args:
+        output: ``.yaml`` to write.
+        config_file: path or name of the other one, for ``_BASE_``; empty for none.
+        values: by dotted key.
+        comments: lines above.
+
+    Raises:
+        UserError: as of :func:`check_derived`.
+    """
+    check_derived(output, config_file)
+    tree: dict[str, Any] = {}
+    if config_file:
+        base = _path_of(config_file)
+        tree["_BASE_"] = base.name if base.parent == Path(output).resolve().parent else str(base)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = _plain(value)
+    text = yaml.safe_dump(tree, default_flow_style=None, sort_keys=False, width=98)
+    lines = [line for comment in comments for line in textwrap.wrap(comment, 98)]
+    with atomic_write(output) as file:
+        file.write("".join(f"# {line}\n" for line in lines) + text)
+
+
+def _path_of(config_file: str) -> Path:
+    found = config_file if os.path.isfile(config_file) else model_zoo.config_file(config_file)
+    return Path(found).resolve()
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, which YAML has not."""
+    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:

@@ -54,6 +54,28 @@ def draw_style(rng, width, height):
     }
 
 
+def thin_style(rng, width, height):
+    """Choose a bar as many cameras' programs burn it in: 1 to 2 px thin, thin grey letters."""
+    px = rng.uniform(0.1, 0.35) * width
+    whole = rng.random() < 0.3
+    return draw_style(rng, width, height) | {
+        "px": float(round(px) if whole else px),
+        "thick": float(rng.integers(1, 3) if whole else rng.uniform(1, 2)),
+        "whole": whole,
+        "shift": tuple(rng.uniform(0, 1, 2).tolist()),
+        "ticks": str(rng.choice(["both", "both", "up", "none"])),
+        "tick": float(rng.choice([1, 1.5, 2])),
+        "reach": int(rng.integers(4, 9)),
+        "font_px": int(rng.integers(11, 20)),
+        "text_opacity": float(rng.uniform(0.5, 1)),
+        "softness": float(rng.choice([0, 0, 0.4, 0.6])),
+        "place": str(rng.choice(["above", "above", "above", "below"])),
+        "plate": "none",
+        "outline": 0,
+        "ink": str(rng.choice(["black", "white"])),
+    }
+
+
 def draw_bar(image, style):
     """Burn a bar into a copy of a picture.
 
@@ -70,18 +92,20 @@ def draw_bar(image, style):
     left, top = _corner(style, size, width, height)
     if left < 1 or top < 1 or left + size[0] >= width or top + size[1] >= height:
         return None
-    shift = (0.0, 0.0) if style["whole"] else (0.37, 0.61)
+    shift = (0.0, 0.0) if style["whole"] else style.get("shift", (0.37, 0.61))
     x, y = left + x + shift[0], top + y + shift[1]
     cover = _rectangle(image.shape, x, y, bar_w, bar_h)
     for end in (x, x + bar_w - style["tick"]) if style["ticks"] != "none" else ():
-        reach = round(1.5 * bar_h) + 2
+        reach = _reach(style)
         up, down = (reach * (style["ticks"] in (way, "both")) for way in ("up", "down"))
         tick = _rectangle(image.shape, end, y - up, style["tick"], bar_h + up + down)
         cover = np.maximum(cover, tick)
     text_box = None
     if text is not None:
         u, v = left + text_at[0], top + text_at[1]
-        cover[v : v + text.shape[0], u : u + text.shape[1]] = text / 255
+        letters = cv2.GaussianBlur(text / 255, (0, 0), style.get("softness") or 0.01)
+        letters = letters * style.get("text_opacity", 1.0)
+        cover[v : v + text.shape[0], u : u + text.shape[1]] = letters
         text_box = (u, v, text.shape[1], text.shape[0])
     ink = np.array(INKS[style["ink"]], np.float64)
     canvas = image.astype(np.float64)
@@ -116,7 +140,7 @@ def reader(image):
 def _layout(style, text):
     """Bar's size and place, the text's place, and the size of both, in px from their corner."""
     bar_w, bar_h = style["px"], style["thick"]
-    reach = round(1.5 * bar_h) + 2 if style["ticks"] != "none" else 0
+    reach = _reach(style) if style["ticks"] != "none" else 0
     gap = 3 + style["outline"]
     tall, wide = (0, 0) if text is None else text.shape
     high = bar_h + 2 * reach
@@ -134,6 +158,11 @@ def _layout(style, text):
     if style["place"] == "above":
         return bar_w, bar_h, x, tall + gap + reach, (u, 0), size
     return bar_w, bar_h, x, reach, (u, int(high) + gap), size
+
+
+def _reach(style):
+    """Rows that end ticks stand out."""
+    return style.get("reach", round(1.5 * style["thick"]) + 2)
 
 
 def _corner(style, size, width, height):

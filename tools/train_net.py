@@ -9,5 +9,7 @@ from microplastics.cli.train import train_or_evaluate
 from microplastics.engine import argument_parser, launch
 
 if __name__ == "__main__":
-    arguments = argument_parser(epilog=__doc__).parse_args()
+    parser = argument_parser(epilog=__doc__)
+    parser.add_argument("--no-report", action="store_true", help="write no evaluation.html")
+    arguments = parser.parse_args()
     run(lambda: launch(train_or_evaluate, arguments))

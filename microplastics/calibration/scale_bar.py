@@ -19,6 +19,9 @@ Read = Callable[[int, int, int, int], np.ndarray]
 # Grey levels that count as ink: pure ink first, then ink that JPEG, a half-covered row or a
 # translucent stroke has lightened.
 _INK_LEVELS = (14, 45, 80)
+# By these a thin line is darker than what is above and below, on whatever ground.
+_LINE_DEPTHS = (56, 28)
+_THIN = 4  # px, thickness up to which it is searched
 _MIN_CONTRAST = 18.0  # along the bar, in grey levels
 _MIN_MEDIAN_CONTRAST = 40.0
 _MIN_END_CONTRAST = 28.0  # at its ends, which decide the length
@@ -26,6 +29,8 @@ _REACH = 3  # px beyond an edge in which the ground shows
 _MAX_TICK = 10  # px, largest width of an end tick
 
 _MIN_LETTER = 5  # px, height of legible digits
+# Fractions of the bar's contrast by which letters stand out, the plainest first.
+_LETTER_DEPTHS = (0.5, 0.35, 0.22)
 _SPACE = 1.3  # heights, largest space between two words of a line
 _PLATE_TOLERANCE = 14  # grey levels that JPEG moves an even box
 _MAX_PLATE = 0.3  # fraction of the picture: anything larger is its ground
@@ -74,6 +79,7 @@ class _Stroke:
     y1: int  # row after its last
     top: int  # first row of bar and end ticks
     bottom: int
+    ticks: int  # columns of the ticks at either end, 0 without
     ink: float
     contrast: float  # between ink and ground, the median along the bar
     spread: float  # standard deviation of the ink
@@ -89,6 +95,11 @@ class _Stroke:
     def thickness(self) -> int:
         """Rows of the bar."""
         return self.y1 - self.y0
+
+    @property
+    def has_ticks(self) -> bool:
+        """Whether both ends stand out alike."""
+        return self.bottom - self.top >= self.thickness + 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -193,7 +204,7 @@ def _candidate(
     """The find in a window at (x, y) of the picture."""
     left, right = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
     box = left, stroke.top, right - left, stroke.bottom - stroke.top
-    text = _find_text(plane, box, stroke.ink, stroke.contrast)
+    text = _find_text(plane, box, stroke)
     plate = _find_plate(plane, box, text)
     boxes = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (box, text, plate))
     span = x + stroke.x0, x + stroke.x1, y + stroke.y0, y + stroke.y1
@@ -263,14 +274,13 @@ def _is_around(outer: _Candidate, inner: _Candidate) -> bool:
 
 
 def _is_clear(stroke: _Stroke, width: int, has_text: bool) -> bool:
-    """Whether a stroke is drawn clearly enough for a bar, without text all the more."""
+    """Whether a stroke is drawn clearly enough for a bar, without text and ticks all the more."""
     # A line of an outline, or the gap between two ticks, has the bar on one side.
     if abs(stroke.above - stroke.below) > 60:
         return False
     pure = stroke.ink <= 30 and stroke.spread <= 4 and stroke.contrast >= 60
-    if has_text:
-        long = stroke.length >= 0.08 * width and stroke.thickness >= 2
-        return pure or (long and stroke.spread <= 8)
+    if has_text or stroke.has_ticks:
+        return pure or (stroke.contrast >= 55 and stroke.length >= 0.08 * width)
     return pure and stroke.thickness >= 2 and 0.06 * width <= stroke.length <= 0.5 * width
 
 
@@ -300,35 +310,68 @@ def _grown(box: Box, by: int, width: int, height: int) -> Box:
 def _find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[_Stroke]:
     """Find the drawn horizontal bars of a plane."""
     found = []
-    for level in _INK_LEVELS:
-        for box in _dark_boxes(plane, level, shortest, longest):
+    lines = cv2.morphologyEx(plane, cv2.MORPH_BLACKHAT, np.ones((2 * _THIN + 1, 1), np.uint8))
+    masks = [plane <= level for level in _INK_LEVELS]
+    masks += [lines >= depth for depth in _LINE_DEPTHS]
+    for number, mask in enumerate(masks):
+        for box in _dark_boxes(mask.view(np.uint8), shortest, longest):
+            if number >= len(_INK_LEVELS):
+                box = _to_its_ends(plane, *box)
             stroke = _measure_stroke(plane, *box)
             if stroke is not None:
                 found.append(stroke)
-    return found
+    return [one for one in found if not any(_is_part(one, other) for other in found)]
+
+
+def _to_its_ends(plane: np.ndarray, x: int, y: int, w: int, h: int) -> Box:
+    """The box of a line with its ends, which ticks hide from what looks above and below."""
+    row = plane[y : y + h].min(axis=0)
+    ink = np.median(row[x : x + w])
+    contrast = np.median(_ground(plane, x, y, w, -1)) - ink
+    dark = row <= ink + 0.5 * contrast
+    before, after = dark[max(x - _MAX_TICK, 0) : x][::-1], dark[x + w : x + w + _MAX_TICK]
+    # A run of them from the line on; False stands for what comes after.
+    left, right = (int(np.argmin(np.append(part, False))) for part in (before, after))
+    return x - left, y, w + left + right, h
+
+
+def _is_part(one: _Stroke, other: _Stroke) -> bool:
+    """Whether a stroke lacks an end of another, which JPEG has parted from it beside a tick."""
+    before, after = one.x0 - other.x0, other.x1 - one.x1
+    meets = min(one.y1, other.y1) > max(one.y0, other.y0)
+    return meets and min(before, after) > -0.5 and 0.5 < max(before, after) <= _MAX_TICK
 
 
 def _dark_boxes(
-    plane: np.ndarray, level: int, shortest: int, longest: int
+    mask: np.ndarray, shortest: int, longest: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (x, y, w, h) of what stays of the ink when only long horizontal runs are kept."""
-    mask = (plane <= level).view(np.uint8)
+    """Boxes (x, y, w, h) of what stays of a mask when only long horizontal runs are kept."""
     # OpenCV shifts what it opens by an even kernel.
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, shortest | 1), np.uint8))
     if not mask.any():
         return
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    # Every run is long enough to show in some of these columns, at a fraction of the time.
+    step = shortest // 4
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[:, ::step].copy(), connectivity=4)
     x, y, w, h, area = stats[1:].T
-    kept = (w >= shortest) & (w <= longest) & (w >= 3 * h) & (area >= 0.85 * w * h)
-    kept &= (x > 0) & (y > 0) & (x + w < plane.shape[1]) & (y + h < plane.shape[0])
-    for index in np.flatnonzero(kept):
-        yield int(x[index]), int(y[index]), int(w[index]), int(h[index])
+    kept = ((w - 1) * step <= longest) & ((w + 1) * step >= 3 * h) & (area >= 0.7 * w * h)
+    kept &= (y > 0) & (y + h < mask.shape[0])
+    for left, top, wide, high in stats[1:, :4][kept].tolist():
+        left = max((left - 1) * step, 0)
+        right = left + (wide + 2) * step
+        part = mask[top : top + high, left:right].copy()
+        _, _, inner, _ = cv2.connectedComponentsWithStats(part, connectivity=4)
+        x, y, w, h, area = inner[1:].T
+        kept = (w >= shortest) & (w <= longest) & (w >= 3 * h) & (area >= 0.85 * w * h)
+        kept &= (x > 0) & (x + w < part.shape[1])
+        for u, v, w, h in inner[1:, :4][kept].tolist():
+            yield left + u, top + v, w, h
 
 
 def _measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> _Stroke | None:
     """Measure the bar that a dark box holds, if it is drawn as one."""
     ink, spread = _ink(plane[y : y + h, x + 2 : x + w - 2])
-    if spread > 12.0:
+    if spread > 16.0:
         return None
     above, below = _ground(plane, x, y, w, -1), _ground(plane, x, y + h - 1, w, 1)
     contrast = np.minimum(above, below) - ink
@@ -350,7 +393,7 @@ def _measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> _Strok
     if ends is None or rows is None:
         return None
     grounds = float(np.median(above[middle])), float(np.median(below[middle]))
-    return _Stroke(*ends, y, y + h, *rows, ink, median, spread, *grounds)
+    return _Stroke(*ends, y, y + h, *rows, ticks, ink, median, spread, *grounds)
 
 
 def _ink(core: np.ndarray) -> tuple[float, float]:
@@ -368,11 +411,13 @@ def _ground(plane: np.ndarray, x: int, row: int, w: int, step: int) -> np.ndarra
 
 def _tick_width(free: np.ndarray) -> int | None:
     """Columns of the ticks at either end; 0 without, None if particles touch the bar."""
-    clear = np.flatnonzero(free)
-    if clear.size < 0.6 * free.size:
-        return None
-    left, right = int(clear[0]), int(free.size - 1 - clear[-1])
-    if abs(left - right) > 1 or max(left, right) > min(_MAX_TICK, free.size // 6):
+    reach = min(_MAX_TICK, free.size // 6)
+    # Of a tick that covers its first column in part, the ground shows there.
+    left, right = (
+        reach - int(np.argmin(end)) if not end.all() else 0
+        for end in (free[:reach][::-1], free[-reach:])
+    )
+    if free.mean() < 0.6 or abs(left - right) > 2:
         return None
     inner = free[left : free.size - right]
     # Near an end the ground must be lighter than the ink, or the end is not certain.
@@ -400,8 +445,11 @@ def _with_ticks(plane: np.ndarray, box: Box, ticks: int, limit: float) -> tuple[
 
 def _alike(left: int | None, right: int | None) -> bool:
     """Whether two ticks are drawn alike; a dark particle at one end is not a tick."""
-    if left is None or right is None or (left > 0) != (right > 0):
+    if left is None or right is None:
         return False
+    # A row that the bar covers in part may count at one end only.
+    if min(left, right) == 0:
+        return max(left, right) <= 1
     return abs(left - right) <= max(2, 0.5 * max(left, right))
 
 
@@ -476,6 +524,8 @@ def _end(profile: np.ndarray, ink: float) -> float | None:
     else:
         return None
     covered = np.clip((ground - window) / (ground - ink), 0, 1)
+    # The profile begins in ink, which JPEG may have lightened beside a tick.
+    covered[:2] = 1
     full = int(np.argmax(covered < 0.85))
     total = float(covered[:full].sum())
     for part, before in zip(covered[full : full + 4], covered[full - 1 :], strict=False):
@@ -486,7 +536,7 @@ def _end(profile: np.ndarray, ink: float) -> float | None:
     return None
 
 
-def _find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box | None:
+def _find_text(plane: np.ndarray, bar: Box, stroke: _Stroke) -> Box | None:
     """Find the line of letters, in the bar's ink, above, below or beside it; it is not read."""
     x, y, w, h = bar
     height, width = plane.shape
@@ -494,27 +544,71 @@ def _find_text(plane: np.ndarray, bar: Box, ink: float, contrast: float) -> Box 
     x0, x1 = max(0, x - 8 * tall), min(width, x + w + 8 * tall)
     y0, y1 = max(0, y - 3 * tall), min(height, y + h + 3 * tall)
     window = plane[y0:y1, x0:x1]
-    mask = (window < ink + 0.5 * contrast).astype(np.uint8)
-    mask[max(y - y0 - 1, 0) : y + h - y0 + 1, max(x - x0 - 1, 0) : x + w - x0 + 1] = 0
-    letters = _letters(mask, window < ink + 0.3 * contrast, tall)
+    bare = _beside_bar(bar, stroke, x0, y0, window.shape)
+    # What stands out of its surroundings: thin letters are grey, and the ground is not even.
+    side = max(15, tall // 3) | 1
+    depth = cv2.morphologyEx(window, cv2.MORPH_BLACKHAT, np.ones((side, side), np.uint8))
+    contrast = stroke.contrast
+    masks = [(window < stroke.ink + 0.5 * contrast, window < stroke.ink + 0.3 * contrast)]
+    masks += [(depth > part * contrast, depth > 1.4 * part * contrast) for part in _LETTER_DEPTHS]
     found = []
-    for line in _lines(letters):
-        line = line + np.array([x0, y0, 0, 0])
-        distance = _distance(line, bar)
-        if distance is not None:
-            # Two particles side by side look like two letters, seldom like three.
-            few = _large(line).shape[0] < 3
-            found.append((few, distance, len(found), line))
+    for mask, pure in masks:
+        for line in _lines(_letters(mask & bare, pure, tall)):
+            line = line + np.array([x0, y0, 0, 0])
+            distance = _distance(line, bar)
+            if distance is not None:
+                # Two particles side by side look like two letters, seldom like three.
+                few = _large(line).shape[0] < 3
+                found.append((few, distance, len(found), line))
+        if found and not min(found)[0]:
+            break
     if not found:
         return None
     best = min(found)[3]
-    left, top = best[:, :2].min(0)
-    right, bottom = (best[:, :2] + best[:, 2:]).max(0)
+    faint = np.vstack([_letters(mask & bare, mask, tall) for mask, _ in masks[1:]])
+    return _around(_with_faint(best, faint + np.array([x0, y0, 0, 0])))
+
+
+def _beside_bar(bar: Box, stroke: _Stroke, x0: int, y0: int, shape: tuple[int, int]) -> np.ndarray:
+    """Which pixels of a window at (x0, y0) are neither of a bar nor of its ticks."""
+    x, y, w, h = bar
+    bare = np.ones(shape, bool)
+    rows = slice(max(stroke.y0 - y0 - 1, 0), stroke.y1 - y0 + 1)
+    bare[rows, max(x - x0 - 1, 0) : x + w - x0 + 1] = False
+    if stroke.has_ticks:
+        wide = stroke.ticks + 2
+        for left in (x - 1, x + w + 1 - wide):
+            left = max(left - x0, 0)
+            bare[max(y - y0 - 1, 0) : y + h - y0 + 1, left : left + wide] = False
+    return bare
+
+
+def _with_faint(line: np.ndarray, specks: np.ndarray) -> np.ndarray:
+    """A line of letters, boxes (n, 4), with the fainter ones and dots that go on with it."""
+    left, top, wide, high = _around(line)
+    rows = specks[:, 1] >= top - 0.6 * high
+    rows &= specks[:, 1] + specks[:, 3] <= top + 1.5 * high
+    near = specks[rows & (specks[:, 2] <= 6 * high) & (specks[:, 3] >= 0.45 * high)]
+    limits = left - 6 * high, left + wide + 6 * high
+    for step in (1, -1, 1):
+        for x, y, w, h in near[np.argsort(step * near[:, 0])].tolist():
+            gap = max(x - (left + wide), left - (x + w))
+            if gap <= 0.8 * high and limits[0] <= x and x + w <= limits[1]:
+                line = np.vstack([line, (x, y, w, h)])
+                left, _, wide, _ = _around(line)
+    return line
+
+
+def _around(boxes: np.ndarray) -> Box:
+    """The box around boxes (n, 4)."""
+    left, top = boxes[:, :2].min(0)
+    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(0)
     return int(left), int(top), int(right - left), int(bottom - top)
 
 
 def _letters(mask: np.ndarray, pure: np.ndarray, tall: int) -> np.ndarray:
     """Boxes (n, 4) of the specks of a mask that are shaped like letters, dots included."""
+    mask = mask.view(np.uint8)
     number, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     x, y, w, h, area = stats[1:].T
     kept = (h <= tall) & (w <= 5 * tall) & (area >= 2) & (area >= 0.12 * w * h)

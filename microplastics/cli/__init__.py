@@ -35,11 +35,13 @@ COMMANDS = {
         "curve": "experiments",
         "cross-validate": "experiments",
         "sweep": "experiments",
+        "pretrain": "pretrain",
         "export": "predict",
     },
     "Particles": {
         "predict": "predict",
         "measure": "predict",
+        "report": "predict",
         "review": "review",
     },
     "More": {

@@ -214,12 +214,12 @@ def anchors(
     """
     from tabulate import tabulate
 
-    from microplastics.config import load_config
-    from microplastics.data.anchors import check_output, describe, find_anchors, write_anchors
+    from microplastics.config import check_derived, load_config
+    from microplastics.data.anchors import describe, find_anchors, write_anchors
 
     cfg = load_config(config_file, opts)
     cfg.freeze()
-    check_output(output, config_file)
+    check_derived(output, config_file)
     search = find_anchors(cfg, config_file, num_sizes=sizes, num_ratios=ratios, seed=seed)
     rows, upper = describe(search), cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
     print(f"{len(search.data)} boxes; without an anchor: none of IoU {upper:g} or more")

@@ -35,7 +35,7 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
     particles, test_images = folder / "particles", data / "test"
     config, keys = ("--config-file", config_file), ("OUTPUT_DIR", model, *opts)
     scale = ("--um-per-px", "2")
-    step = functools.partial(_step, {**os.environ, "DETECTRON2_DATASETS": str(folder / "datasets")})
+    step = functools.partial(run_step, DETECTRON2_DATASETS=folder / "datasets")
 
     step(
         "Rendering filter photographs with their exact annotations",
@@ -64,7 +64,7 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
         "Measuring the true particles",
         *("measure", "--masks", data / "annotations" / "instances_test.json"),
         *("--images", test_images, "--output", folder / "true_particles", *scale),
-        *("--overwrite", "--formats", "csv"),
+        *("--overwrite", "--formats", "csv", "--no-report"),
     )
     print(f"\n{_compare(particles / 'summary.csv', folder / 'true_particles' / 'summary.csv')}")
     with open(model / "inference" / "metrics.json", encoding="utf-8") as file:
@@ -77,11 +77,23 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
         f"Scores                 {model / 'inference'}\n"
         f"Predictions and truth  {pictures}\n"
         f"Training curves        {curves}\n"
-        f"Particles in µm        {particles}"
+        f"Particles in µm        {particles}\n"
+        f"Report to read         {particles / 'report.html'}"
     )
 
 
-def _step(env: dict[str, str], title: str, *arguments: object) -> None:
+def run_step(title: str, *arguments: object, **environment: object) -> None:
+    """Print a command of this program and run it.
+
+    Args:
+        title: what it does.
+        arguments: its words after ``microplastics``.
+        environment: variables set for it.
+
+    Raises:
+        UserError: ``run_invalid``, it ended with an error, which it has printed.
+    """
+    env = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     line = list(map(str, arguments))
     print(f"\n== {title}\n$ {shlex.join(['microplastics', *line])}", flush=True)
     start = time.perf_counter()

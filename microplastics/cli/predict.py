@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,6 +37,13 @@ def _formats(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str
     return tuple(name for name in RUN_FORMATS if name in names)
 
 
+def _fiber_classes(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
 scale_options = section(
     "Scale (docs/calibration.md)",
     option("--um-per-px=UM", "µm per pixel of all images.", type=float),
@@ -58,6 +66,15 @@ run_options = section(
     flag("--resume", "Go on with the run in DIR."),
     flag("--overwrite", "Begin the run in DIR again."),
     scale_options,
+    section(
+        "Sizes (docs/measurement.md)",
+        option(
+            "--fiber-classes=A,B",
+            "Classes measured along their centreline (those of the model, or whose name or "
+            "supercategory says fibre, if not given; '' for none).",
+            callback=_fiber_classes,
+        ),
+    ),
     section(
         "Counts (docs/counts.md)",
         option(
@@ -97,6 +114,7 @@ run_options = section(
         ),
         option("--blanks=GLOB", "Images that are blanks, by their names.", multiple=True),
     ),
+    _unless("--no-report report", "Leave report.html out (docs/report.md)."),
     section("Large files", flag("--allow-large", "Decode files of any number of pixels.")),
 )
 
@@ -150,9 +168,20 @@ def predict(**given: Any) -> Any:
     microplastics predict --weights best.pth --input photos --output results --um-per-px 2.5
     """
     from microplastics.engine.distributed import launch
+
+    return launch(_predict, argparse.Namespace(**given))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from detectron2.utils import comm
+
+    from microplastics.report.run import after_run
     from microplastics.runs.run import predict_run
 
-    return launch(predict_run, argparse.Namespace(**given))
+    code = predict_run(args)
+    if comm.is_main_process():
+        after_run(args.output, args.report)
+    return code
 
 
 @command(
@@ -178,13 +207,34 @@ def measure(**given: Any) -> int:
         --output results
     microplastics measure --merge-runs monday tuesday --group-by folder --output both
     """
+    from microplastics.report.run import after_run
     from microplastics.runs.run import measure_run
 
     if not (given["masks"] or given["merge_runs"]):
         raise UserError(
             "--masks and --merge-runs are missing; give one of them.", code="option_missing"
         )
-    return measure_run(argparse.Namespace(**given))
+    code = measure_run(argparse.Namespace(**given))
+    after_run(given["output"], given["report"])
+    return code
+
+
+@command(short_help="Make the report of a finished run again.")
+@click.argument("run", type=click.Path())
+def report(run: str) -> None:
+    """Make RUN/report.html of a finished prediction or measurement again.
+
+    Or evaluation.html, if RUN is the folder that microplastics evaluate wrote.
+
+    \b
+    microplastics report results
+    microplastics report output/mine/inference
+    """
+    from microplastics.report.evaluation import ABOUT_FILE, write_evaluation_report
+    from microplastics.report.run import write_run_report
+
+    is_evaluation = Path(run, ABOUT_FILE).is_file()
+    print(write_evaluation_report(run) if is_evaluation else write_run_report(run))
 
 
 @command(pairs=True, short_help="Write a model as an ONNX or TorchScript file.")

@@ -1,6 +1,7 @@
 """Commands for models: train, evaluate, thresholds, plot, gpu-check."""
 
 import argparse
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -33,15 +34,17 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
     cfg = setup(args)
     if args.eval_only:
         from microplastics.engine.scoring import evaluate
-        from microplastics.visualization.curves import plot_counting_curves
+        from microplastics.report.evaluation import finish_evaluation
 
-        given = "MODEL.WEIGHTS" in args.opts
-        evaluate(cfg, weights_given=given, draw_curves=plot_counting_curves)
+        finish = functools.partial(finish_evaluation, page=not args.no_report)
+        evaluate(cfg, weights_given="MODEL.WEIGHTS" in args.opts, finish=finish)
         return 0
     from microplastics.engine.trainer import Trainer
 
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if not trainer.start_iter:
+        trainer.log_outlook(args.config_file)
     trainer.train()
     return trainer.signals.exit_code
 
@@ -50,8 +53,10 @@ def train_or_evaluate(args: argparse.Namespace) -> int:
 @config_file()
 @flag("--resume", "Go on with the training in OUTPUT_DIR.")
 @flag("--eval-only", "Only score a model, as microplastics evaluate does.")
+@path("--suggest=FILE", "Do not train; write a config (.yaml) that fits the data set better.")
+@flag("--no-report", "With --eval-only: do not write evaluation.html.")
 @processes
-def train(**given: Any) -> Any:
+def train(suggest: str | None, **given: Any) -> Any:
     """Train a model, with the options of Detectron2's train_net.py.
 
     \b
@@ -62,17 +67,39 @@ def train(**given: Any) -> Any:
     """
     from microplastics.engine import launch
 
+    if suggest:
+        return _suggest(given["config_file"], given["opts"], suggest)
     return launch(train_or_evaluate, argparse.Namespace(**given))
+
+
+def _suggest(config_file: str, opts: list[str], output: str) -> None:
+    from detectron2.utils.logger import setup_logger
+
+    from microplastics.config import check_derived, load_config
+    from microplastics.engine.suggestion import suggest, write_suggestion
+
+    check_derived(output, config_file)
+    cfg = load_config(config_file, opts)
+    setup_logger(name="microplastics")
+    found = suggest(cfg, config_file)
+    write_suggestion(found, config_file, opts, output)
+    for reason in found.reasons:
+        print(f"- {reason}")
+    if not found.reasons:
+        print(f"{config_file or 'The config'} fits the data set as it is.")
+    print(f"The settings are in {output}; microplastics train --config-file {output}")
 
 
 @command(pairs=True, short_help="Score a model on annotated images.")
 @config_file(_config_of_training)
 @path("--weights=FILE", _best)
+@flag("--no-report", "Do not write evaluation.html.")
 @processes
 def evaluate(weights: str | None, opts: list[str], **given: Any) -> Any:
     """Score a model on the annotated images of DATASETS.TEST.
 
-    Writes metrics.json, tables and pictures into OUTPUT_DIR/inference (docs/counting.md).
+    Writes metrics.json, tables and evaluation.html, a page that shows where the model errs, into
+    OUTPUT_DIR/inference (docs/counting.md, docs/evaluation.md).
 
     \b
     microplastics evaluate --config-file output/mine/config.yaml

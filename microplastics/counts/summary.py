@@ -101,7 +101,7 @@ def summarize(
             "weight (it corrects for a rectangular border); leave out one of them.",
             code="option_conflict",
         )
-    particles = _particles(table, rows, min_size, edge)
+    particles = weigh_particles(table, rows, min_size, edge)
     liters = None
     if sampling is not None:
         liters = np.full(len(rows), np.nan)  # of blanks
@@ -211,10 +211,14 @@ def _sources(sources: np.ndarray) -> str | None:
     return text or None
 
 
-def _particles(
+def weigh_particles(
     table: pd.DataFrame, rows: Rows, min_size: float | None, edge: EdgeRule
 ) -> pd.DataFrame:
-    """Class, row, image, size, unit, whether small, and weight of each particle."""
+    """Give class, row, image, size, unit, whether small, and weight of each particle.
+
+    Arguments are those of :func:`summarize`, with ``rows`` of :func:`image_rows`. What is not
+    ``small`` and has a weight counts.
+    """
     places = rows.images.get_indexer(table["image"])
     if (places < 0).any():
         unknown = table["image"].iloc[int(np.argmax(places < 0))]

@@ -1,13 +1,10 @@
 """Anchors of the RPN: how well they fit the boxes of a data set, and others that fit better."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
@@ -15,10 +12,9 @@ from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.structures import BoxMode
 from torch import nn
 
-from microplastics.model_zoo import config_file as path_of
+from microplastics.config import write_derived
 from microplastics.modeling.interface import WITHOUT_BOXES, WithoutMemory
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write
 
 Levels = list[list[float]]
 """Anchor sizes in px, or aspect ratios (height / width), of each feature level."""
@@ -455,35 +451,17 @@ def write_anchors(
     Raises:
         UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
     """
-    fit, base = search.fits[search.chosen], Path(path_of(config_file)).resolve()
-    check_output(output, config_file)
-    if base.parent == Path(output).resolve().parent:
-        base = base.name
-    text = [f"# Anchors for {', '.join(cfg.DATASETS.TRAIN)}: microplastics anchors."]
-    text += [f"_BASE_: {json.dumps(str(base))}", "MODEL:", "  ANCHOR_GENERATOR:"]
-    for key, rows in (("SIZES", fit.sizes), ("ASPECT_RATIOS", fit.ratios)):
-        text.append(f"    {key}: {yaml.safe_dump(rows, default_flow_style=True, width=1e9)}")
-    before = search.fits["before"]
+    fit, before = search.fits[search.chosen], search.fits["before"]
+    values = {
+        "MODEL.ANCHOR_GENERATOR.SIZES": fit.sizes,
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": fit.ratios,
+    }
+    comments = [f"Anchors for {', '.join(cfg.DATASETS.TRAIN)}: microplastics anchors."]
     if len(fit.sizes[0]) * len(fit.ratios[0]) != len(before.sizes[0]) * len(before.ratios[0]):
         prefixes = [f"proposal_generator.rpn_head.{layer}" for layer in _HEAD_LAYERS]
-        listed = [*cfg.MODEL.WEIGHTS_ALLOW_MISMATCH, *prefixes]
-        text += ["  # The RPN's head has another number of anchors than MODEL.WEIGHTS."]
-        text.append(f"  WEIGHTS_ALLOW_MISMATCH: {listed}")
-    with atomic_write(output) as file:
-        file.write("\n".join(line.rstrip("\n") for line in text) + "\n")
-
-
-def check_output(output: str | os.PathLike, config_file: str) -> None:
-    """Refuse an output that is no YAML, or is the config that it would derive from."""
-    if Path(output).suffix not in (".yaml", ".yml"):
-        raise UserError(
-            f"--output is {output}; expected a name that ends in .yaml.", code="option_invalid"
-        )
-    if Path(output).resolve() == Path(path_of(config_file)).resolve():
-        raise UserError(
-            f"--output {output} is the config itself; expected another file.",
-            code="option_conflict",
-        )
+        values["MODEL.WEIGHTS_ALLOW_MISMATCH"] = [*cfg.MODEL.WEIGHTS_ALLOW_MISMATCH, *prefixes]
+        comments.append("The RPN's head has another number of anchors than MODEL.WEIGHTS.")
+    write_derived(output, config_file, values, comments)
 
 
 def describe(search: AnchorSearch) -> list[dict[str, str]]:

@@ -8,10 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 
 from microplastics.data import coco
 from microplastics.data.colors import class_colors
+from microplastics.measurement.shape import choose_fiber_classes, is_fiber_class
 from microplastics.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +22,10 @@ DEFAULT_CLASSES = ("Fiber", "Fragment", "Film")
 SPLITS = ("train", "val", "test")
 _FAMILIES = ("microplastics", "microplastics_synthetic")
 _BUILTIN = {f"{family}_{split}": (family, split) for family in _FAMILIES for split in SPLITS}
-_LAZY_KEYS = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
+_LAZY_KEYS = (
+    *("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id"),
+    "fiber_classes",
+)
 _JSON_AND_IMAGES = re.compile(r"(?P<json>.+\.json)(?::(?P<images>.+))?", re.IGNORECASE)
 
 
@@ -28,9 +33,10 @@ class InstancesMetadata(Metadata):
     """Detectron2 ``Metadata`` whose classes are read from the JSON at first access.
 
     ``json_file``, ``image_root`` and ``evaluator_type`` are set at registration;
-    ``thing_classes``, ``thing_colors`` and ``thing_dataset_id_to_contiguous_id`` come from the
-    JSON, even before ``DatasetCatalog.get``, and importing the package reads nothing. As long as
-    the JSON of a built-in data set does not exist, its classes are Fiber, Fragment and Film.
+    ``thing_classes``, ``thing_colors``, ``thing_dataset_id_to_contiguous_id`` and
+    ``fiber_classes``, those that are measured along their centreline, come from the JSON, even
+    before ``DatasetCatalog.get``, and importing the package reads nothing. As long as the JSON of
+    a built-in data set does not exist, its classes are Fiber, Fragment and Film.
     """
 
     def __getattr__(self, key: str) -> Any:
@@ -38,7 +44,7 @@ class InstancesMetadata(Metadata):
         if key not in _LAZY_KEYS or "json_file" not in self.__dict__:
             return super().__getattr__(key)
         if self.name in _BUILTIN and not os.path.exists(self.json_file):
-            return _class_attributes(DEFAULT_CLASSES, {1: 0, 2: 1, 3: 2})[key]
+            return _class_attributes(DEFAULT_CLASSES, {1: 0, 2: 1, 3: 2}, ["Fiber"])[key]
         self.fill()
         return self.__dict__[key]
 
@@ -57,9 +63,9 @@ class InstancesMetadata(Metadata):
         """
         checked = coco.checked_instances(self.json_file)
         names, ids = checked.classes, checked.contiguous_ids
-        for key, value in _class_attributes(names, ids).items():
+        for key, value in _class_attributes(names, ids, checked.fiber_classes).items():
             known = self.__dict__.setdefault(key, value)
-            if known != value and key != "thing_colors":
+            if known != value and key not in ("thing_colors", "fiber_classes"):
                 raise UserError(
                     f"The classes of {self.json_file} are {names} ({ids}), but {key} of data set "
                     f"{self.name!r} is {known}; restart Python after changing the JSON, and do not "
@@ -146,6 +152,8 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
         if match is None:
             close = difflib.get_close_matches(entry, DatasetCatalog.list(), n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            if os.path.exists(entry):
+                hint = f" Convert it first: microplastics convert --input {entry} --output DIR."
             raise UserError(
                 f"The data set {entry!r} is unknown; expected a registered name or "
                 f"path/to.json:path/to/images.{hint}",
@@ -156,11 +164,29 @@ def resolve_datasets(names: Sequence[str]) -> tuple[str, ...]:
     return entries
 
 
-def _class_attributes(names: Sequence[str], ids: dict[int, int]) -> dict[str, Any]:
+def fiber_classes(cfg: CfgNode, name: str) -> list[str]:
+    """Give the classes of a data set that are measured along their centreline.
+
+    ``DATASETS.FIBER_CLASSES``, or if it is empty those whose name or supercategory says fibre.
+
+    Raises:
+        UserError: ``classes_mismatch``, one of the config's is not a class of the data set.
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes", [])
+    if cfg.DATASETS.FIBER_CLASSES:
+        return choose_fiber_classes(cfg.DATASETS.FIBER_CLASSES, classes)
+    return metadata.get("fiber_classes") or list(filter(is_fiber_class, classes))
+
+
+def _class_attributes(
+    names: Sequence[str], ids: dict[int, int], fibers: Sequence[str]
+) -> dict[str, Any]:
     return {
         "thing_classes": list(names),
         "thing_colors": class_colors(names),
         "thing_dataset_id_to_contiguous_id": dict(ids),
+        "fiber_classes": list(fibers),
     }
 
 

@@ -29,6 +29,7 @@ from microplastics.data.segmentation import (
     SegmentationError,
     measure,
 )
+from microplastics.measurement.shape import find_fiber_classes
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json
 
@@ -153,6 +154,11 @@ class Examined:
     def classes(self) -> list[str]:
         """Class names by contiguous id."""
         return [category["name"] for category in self.categories]
+
+    @property
+    def fiber_classes(self) -> list[str]:
+        """Classes that are fibres by their names or supercategories."""
+        return find_fiber_classes({each["name"]: each["supercategory"] for each in self.categories})
 
     @property
     def contiguous_ids(self) -> dict[int, int]:

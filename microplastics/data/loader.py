@@ -16,7 +16,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from microplastics.data.catalog import resolve_datasets
+from microplastics.data.catalog import fiber_classes, resolve_datasets
 from microplastics.data.coco import check_instances
 from microplastics.data.mapper import MicroplasticsDatasetMapper, check_augmentation
 from microplastics.data.tiling import tile_dicts
@@ -136,6 +136,7 @@ def check_datasets(cfg: CfgNode, splits: tuple[str, ...] = ("TRAIN", "TEST")) ->
                 _check_set(cfg, name, training=split == "TRAIN" and not blanks)
     if "TRAIN" in splits:
         _check_weights(cfg)
+        fiber_classes(cfg, cfg.DATASETS.TRAIN[0])
         _check_same_classes([name for split in splits for name in cfg.DATASETS[split]])
     cfg.freeze()
     comm.synchronize()

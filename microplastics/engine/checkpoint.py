@@ -23,6 +23,7 @@ from torch import nn
 import microplastics
 from microplastics.config import get_cfg, merge_options, merging
 from microplastics.data.coco import show
+from microplastics.measurement.shape import is_fiber_class
 from microplastics.modeling.backbone.imagenet import PREFIX as IMAGENET
 from microplastics.modeling.backbone.imagenet import timm_state
 from microplastics.modeling.interface import class_dependent
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final"
 SCORE_THRESHOLDS = "score_thresholds"
 """Key of the score thresholds in the description that a checkpoint carries."""
+ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
+"""Key of how they were chosen."""
 
 _PERIODIC = f"model_{'[0-9]' * 7}.pth"
 _MAX_CONFIG = 1_000_000
@@ -79,6 +82,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         class_names: Sequence[str],
         trainer: Any = None,
         training_side: int | None = None,
+        fiber_classes: Sequence[str] | None = None,
     ):
         """
         Args:
@@ -86,6 +90,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
             cfg, class_names: stored in each file; OUTPUT_DIR and MODEL.WEIGHTS are used.
             trainer: an object with ``state_dict`` and ``load_state_dict`` to resume from.
             training_side: of :attr:`TrainLoader.image_side`, stored in each file, in px.
+            fiber_classes: stored in each file; by the names of the classes if None.
         """
         super().__init__(model, cfg.OUTPUT_DIR)
         self.trainer = trainer
@@ -94,6 +99,9 @@ class TrainingCheckpointer(DetectionCheckpointer):
         self._cfg = cfg
         self._class_names = list(class_names)
         self._training_side = training_side
+        if fiber_classes is None:
+            fiber_classes = filter(is_fiber_class, class_names)
+        self._fiber_classes = list(fiber_classes)
 
     def save(self, name: str, with_trainer: bool = True, **extra: Any) -> None:
         """Write ``OUTPUT_DIR/name.pth`` as :func:`write_checkpoint` does.
@@ -112,6 +120,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
             "version": microplastics.__version__,
             "detectron2": detectron2.__version__,
             "class_names": self._class_names,
+            "fiber_classes": self._fiber_classes,
             "config": self._cfg.dump(),
             "training_side": self._training_side,
         }
@@ -289,6 +298,28 @@ def class_names_of(info: Mapping[str, Any], path: str) -> list[str] | None:
     if not fits or len(set(names)) != len(names):
         raise UserError(
             f"The class names in {path} are not a list of different words; {_FIX}.",
+            code="checkpoint_invalid",
+        )
+    return list(names)
+
+
+def fiber_classes_of(info: Mapping[str, Any], path: str, class_names: Sequence[str]) -> list[str]:
+    """Return the fibre classes in a checkpoint, in an older one those whose names say so.
+
+    Args:
+        info, path: as of :func:`config_of`.
+        class_names: of the model.
+
+    Raises:
+        UserError: checkpoint_invalid.
+    """
+    names = info.get("fiber_classes")
+    if names is None:
+        return list(filter(is_fiber_class, class_names))
+    if not isinstance(names, (list, tuple)) or any(name not in class_names for name in names):
+        raise UserError(
+            f"The fibre classes in {path} are {show(names)}; expected some of "
+            f"{', '.join(class_names)}; {_FIX}.",
             code="checkpoint_invalid",
         )
     return list(names)

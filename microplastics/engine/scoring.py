@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import detectron2
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+import microplastics
 from microplastics.engine.checkpoint import (
+    ORIGIN_KEY,
     SCORE_THRESHOLDS,
     TrainingCheckpointer,
     checkpoint_info_of,
@@ -26,7 +30,7 @@ from microplastics.engine.checkpoint import (
 )
 from microplastics.engine.defaults import finalize_config
 from microplastics.engine.hooks import flatten_results
-from microplastics.engine.trainer import Trainer
+from microplastics.engine.trainer import Trainer, evaluation_folders
 from microplastics.evaluation.counting import (
     CURVES_FILE,
     CountingEvaluator,
@@ -42,7 +46,7 @@ from microplastics.utils.io import check_output_dir, sha256_of, write_json, writ
 
 logger = logging.getLogger(__name__)
 
-ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
+ABOUT_FILE = "evaluation.json"
 # Detectron2's own MODEL.ROI_HEADS.SCORE_THRESH_TEST: --eval-only sees nothing below it, either.
 LOWEST_SCORE = 0.05
 
@@ -65,7 +69,7 @@ class Outcome(NamedTuple):
 def evaluate(
     cfg: CfgNode,
     weights_given: bool = False,
-    draw_curves: Callable[[Path, Path, dict[str, float]], Any] | None = None,
+    finish: Callable[[Path, str], Any] | None = None,
 ) -> OrderedDict:
     """Score weights on DATASETS.TEST and write the figures to OUTPUT_DIR/inference.
 
@@ -76,8 +80,8 @@ def evaluate(
     Args:
         cfg: the config, set up.
         weights_given: MODEL.WEIGHTS was given on the command line.
-        draw_curves: called for each table of threshold curves with its path, the path for a
-            picture, and the score threshold of each class.
+        finish: called for each data set with its folder, in which :data:`ABOUT_FILE` says what was
+            scored, and its name; draws what people look at.
 
     Raises:
         UserError: weights are missing or do not fit, or the data set is broken.
@@ -87,15 +91,50 @@ def evaluate(
     model, info = _load(cfg, class_names)
     cfg = _counting_config(cfg, class_names, info)
     results = Trainer.test(cfg, model)
+    folders = ["inference"]
     if cfg.TEST.AUG.ENABLED:
         results.update(_test_with_augmentation(cfg, model))
+        folders.append("inference_TTA")
     if comm.is_main_process():
         _write(results, cfg, class_names)
-        if draw_curves is not None and cfg.TEST.COUNTING.ENABLED and cfg.MODEL.MASK_ON:
-            marked = dict(zip(class_names, cfg.TEST.COUNTING.CLASS_SCORE_THRESH, strict=True))
-            for table in sorted(Path(cfg.OUTPUT_DIR, "inference").rglob(CURVES_FILE)):
-                draw_curves(table, table.with_suffix(".png"), marked)
+        about = _about(cfg, info, class_names)
+        for folder in folders:
+            for name, path in evaluation_folders(cfg, folder).items():
+                described = {**about, **_about_data(name), "augmented": folder != "inference"}
+                write_json(os.path.join(path, ABOUT_FILE), described, indent=2)
+                if finish is not None:
+                    finish(Path(path), name)
     return results
+
+
+def _about(cfg: CfgNode, info: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """Say what is scored, and how."""
+    counting, weights = cfg.TEST.COUNTING, cfg.MODEL.WEIGHTS
+    thresholds = counting.CLASS_SCORE_THRESH if counting.ENABLED and cfg.MODEL.MASK_ON else []
+    origin = info.get(ORIGIN_KEY)
+    # Of an untrusted file: nothing but what choose_and_store writes.
+    kinds = {"metric": str, "images": int} if isinstance(origin, dict) else {}
+    chosen = {k: origin[k] for k, kind in kinds.items() if isinstance(origin.get(k), kind)}
+    return {
+        "microplastics": microplastics.__version__,
+        "detectron2": detectron2.__version__,
+        "torch": torch.__version__,
+        "checkpoint": weights,
+        "checkpoint_sha256": sha256_of(fetch_weights(weights)),
+        "class_names": list(class_names),
+        "score_thresholds": dict(zip(class_names, thresholds, strict=False)),
+        "score_thresholds_origin": chosen,
+        "lowest_score": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "max_overlap": counting.MAX_OVERLAP,
+        "size_unit": counting.SIZE_UNIT,
+    }
+
+
+def _about_data(name: str) -> dict[str, Any]:
+    metadata = MetadataCatalog.get(name)
+    images = metadata.get("image_root", None)
+    return {"dataset": name, "annotations": metadata.json_file, "images": images}
 
 
 def _load(cfg: CfgNode, class_names: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:

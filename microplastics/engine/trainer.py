@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from microplastics.data.catalog import fiber_classes
 from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
 from microplastics.engine.averaging import AveragedPreciseBN, WeightAverage
 from microplastics.engine.checkpoint import (
@@ -47,6 +48,7 @@ from microplastics.engine.hooks import (
     check_metric_names,
 )
 from microplastics.engine.optimizer import FrozenLayers, UntilTheEnd, build_optimizer, freeze
+from microplastics.engine.suggestion import outlook
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
@@ -60,6 +62,7 @@ logger = logging.getLogger(__name__)
 FULL_MODEL = "full_model"
 # Iterations after which several processes agree on a signal.
 _PERIOD = 10
+_OUTLOOK_MASKS = 50  # of each class, measured in about a second
 
 
 class StopSignals:
@@ -166,7 +169,12 @@ class Trainer(DefaultTrainer):
         class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
         side = getattr(self.data_loader, "image_side", None)
         self.checkpointer = TrainingCheckpointer(
-            model, cfg, class_names, trainer=self, training_side=side
+            model,
+            cfg,
+            class_names,
+            trainer=self,
+            training_side=side,
+            fiber_classes=fiber_classes(cfg, cfg.DATASETS.TRAIN[0]),
         )
 
         self._frozen_layers = frozen_layers
@@ -273,6 +281,24 @@ class Trainer(DefaultTrainer):
         }
 
     # The loop
+
+    def log_outlook(self, config_file: str = "") -> None:
+        """Log what the training will see of its data set, and how to let it see more.
+
+        Args:
+            config_file: name of the config, for the command that suggests a better one.
+        """
+        dicts = getattr(self.data_loader, "dataset_dicts", None)
+        if not dicts or not comm.is_main_process():
+            return
+        sight = outlook(self.cfg, dicts, config_file, images=self._images, sample=_OUTLOOK_MASKS)
+        logger.info("\n".join(sight.lines()))
+        if sight.wants_better:
+            logger.warning(
+                "Other settings would let this training see more; microplastics train "
+                "%s--suggest better.yaml writes them, with the reasons.",
+                f"--config-file {config_file} " if config_file else "",
+            )
 
     def train(self) -> OrderedDict:
         """Train to MAX_ITER, early stop or a signal; return the last evaluation's flat metrics.
@@ -501,10 +527,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluators(cls, cfg: CfgNode, folder: str) -> Iterator[DatasetEvaluator]:
         """Build the evaluators of the test sets one by one; they write below OUTPUT_DIR/folder."""
-        for name in cfg.DATASETS.TEST:
-            path = os.path.join(cfg.OUTPUT_DIR, folder)
-            if len(cfg.DATASETS.TEST) > 1:
-                path = os.path.join(path, "".join(c if c.isalnum() else "_" for c in name))
+        for name, path in evaluation_folders(cfg, folder).items():
             yield cls.build_evaluator(cfg, name, path)
 
     @classmethod
@@ -531,6 +554,15 @@ class Trainer(DefaultTrainer):
         if len(results) == 1:
             return next(iter(results.values()))
         return results if comm.is_main_process() else OrderedDict()
+
+
+def evaluation_folders(cfg: CfgNode, folder: str = "inference") -> dict[str, str]:
+    """Name the folder below OUTPUT_DIR of each data set of DATASETS.TEST."""
+    path, names = os.path.join(cfg.OUTPUT_DIR, folder), cfg.DATASETS.TEST
+    if len(names) == 1:
+        return {names[0]: path}
+    plain = ("".join(c if c.isalnum() else "_" for c in name) for name in names)
+    return {name: os.path.join(path, each) for name, each in zip(names, plain, strict=True)}
 
 
 def _files(batch: list[dict[str, Any]]) -> list[str]:

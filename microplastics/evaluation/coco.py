@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 
 from microplastics.evaluation.base import TruthEvaluator, as_crops
-from microplastics.utils.io import atomic_write
+from microplastics.utils.io import atomic_write, write_rows
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RESULTS_FILE = "coco_instances_results.json"
+RESULTS_FILE, PR_FILE = "coco_instances_results.json", "evaluation_pr_curves.csv"
+IOUS, RECALLS = np.arange(50, 100, 5) / 100, np.arange(101) / 100
 
 
 class COCOEvaluator(TruthEvaluator):
@@ -41,7 +42,8 @@ class COCOEvaluator(TruthEvaluator):
         """
         Args:
             dataset_name: as of :class:`TruthEvaluator`.
-            output_dir: where ``coco_instances_results.json`` is written; nowhere if ``None``.
+            output_dir: where ``coco_instances_results.json`` and the curves of precision against
+                recall are written; nowhere if ``None``.
             max_dets_per_image: cap on the detections of an image and category, as in COCO.
             tasks: of ``"bbox"`` and ``"segm"``.
         """
@@ -49,6 +51,7 @@ class COCOEvaluator(TruthEvaluator):
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
         self._tasks = tuple(tasks)
+        self._pr_curves: list[dict[str, Any]] = []
         contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
             contiguous = {category: category for category in self.coco_api.cats}
@@ -64,12 +67,16 @@ class COCOEvaluator(TruthEvaluator):
         if predictions is None:
             return OrderedDict()
         results = list(itertools.chain(*(each["instances"] for each in predictions)))
+        self._pr_curves.clear()
         if self._output_dir is not None:
             path = os.path.join(self._output_dir, RESULTS_FILE)
             with atomic_write(path) as file:
                 file.write(json.dumps(results))  # dump() to a file takes the slow encoder
             logger.info("Saved %d predictions to %s", len(results), path)
-        return OrderedDict((task, self._evaluate_task(results, task)) for task in self._tasks)
+        reports = OrderedDict((task, self._evaluate_task(results, task)) for task in self._tasks)
+        if self._output_dir is not None:
+            write_rows(os.path.join(self._output_dir, PR_FILE), self._pr_curves)
+        return reports
 
     def _evaluate_task(self, results: list[dict[str, Any]], task: str) -> dict[str, float]:
         if not results:
@@ -79,9 +86,9 @@ class COCOEvaluator(TruthEvaluator):
             results = []
         classes = self.metadata.get("thing_classes") or []
         names = {self._dataset_ids[number]: name for number, name in enumerate(classes)}
-        report = evaluate_predictions(
-            self.coco_api, results, task, self._max_dets, class_names=names
-        )
+        precision = precisions(self.coco_api, results, task, self._max_dets)
+        report = summarize(precision, sorted(self.coco_api.cats), names)
+        self._pr_curves += _pr_rows(precision[..., 0], sorted(self.coco_api.cats), names, task)
         table = create_small_table({metric: report[metric] for metric in METRICS})
         logger.info("Evaluation results for %s:\n%s", task, table)
         if len(names) > 1:
@@ -111,13 +118,41 @@ def evaluate_predictions(
         In percent: AP, AP50, AP75, APs, APm, APl, then ``AP-<class>`` and ``AP50-<class>`` of
         every class. NaN where there is no truth, and everywhere if ``results`` is empty.
     """
-    categories = sorted(coco_gt.cats)
-    precision = np.full((10, 101, len(categories), 4), np.nan)
-    if len(results):
-        evaluation = coco_evaluation(coco_gt, results, iou_type, max_dets, img_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        precision = np.asarray(evaluation.eval["precision"])[..., 0]
+    precision = precisions(coco_gt, results, iou_type, max_dets, img_ids)
+    return summarize(precision, sorted(coco_gt.cats), class_names)
+
+
+def precisions(
+    coco_gt: Any,
+    results: Sequence[dict[str, Any]],
+    iou_type: str,
+    max_dets: int = 100,
+    img_ids: Iterable[int] | None = None,
+) -> np.ndarray:
+    """Compute the precision of results, in [0, 1], at each IoU and recall.
+
+    Args:
+        coco_gt, results, iou_type, max_dets, img_ids: see :func:`coco_evaluation`.
+
+    Returns:
+        (10, 101, K, 4) over :data:`IOUS`, :data:`RECALLS`, categories by ascending id and areas
+        (all, small, medium, large); -1 where there is no truth, NaN if ``results`` is empty.
+    """
+    if not len(results):
+        return np.full((len(IOUS), len(RECALLS), len(coco_gt.cats), 4), np.nan)
+    evaluation = coco_evaluation(coco_gt, results, iou_type, max_dets, img_ids)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"])[..., 0]
+
+
+def summarize(
+    precision: np.ndarray, categories: Sequence[int], class_names: dict[int, str] | None = None
+) -> dict[str, float]:
+    """Summarise :func:`precisions`, over categories by ascending id.
+
+    See :func:`evaluate_predictions`.
+    """
     report = {
         "AP": _percent(precision[..., 0]),
         "AP50": _percent(precision[0, ..., 0]),
@@ -132,6 +167,18 @@ def evaluate_predictions(
                 if category in class_names:
                     report[prefix + class_names[category]] = _percent(part[:, :, number, 0])
     return report
+
+
+def _pr_rows(
+    precision: np.ndarray, categories: Sequence[int], names: dict[int, str], task: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the precision of each class at each recall; a column for each IoU."""
+    for number, category in enumerate(categories):
+        for recall, at in zip(RECALLS, precision[..., number].T, strict=True):
+            values = (round(float(v), 6) if v >= 0 else None for v in at)
+            of_ious = zip((f"precision_{iou:.2f}" for iou in IOUS), values, strict=True)
+            row = {"task": task, "class": names.get(category, category)}
+            yield {**row, "recall": round(float(recall), 2), **dict(of_ious)}
 
 
 class _MaskEvaluation(COCOeval_faster):

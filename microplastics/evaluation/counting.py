@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,22 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from tabulate import tabulate
 
+from microplastics.data.catalog import fiber_classes as fiber_classes_of
 from microplastics.data.coco import checked_instances
 from microplastics.evaluation.base import TruthEvaluator
+from microplastics.evaluation.errors import (
+    ERRORS_FILE,
+    PARTICLES_FILE,
+    SCORES_FILE,
+    Judged,
+    error_record,
+    error_table,
+    particle_rows,
+    score_table,
+)
 from microplastics.evaluation.matching import candidate_pairs, covered_fraction, match_by_score
 from microplastics.measurement import Item, measure_many
-from microplastics.measurement.shape import kind_of
+from microplastics.measurement.shape import Kind, kind_of
 from microplastics.modeling.postprocessing import distinct
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
@@ -130,7 +141,7 @@ class Pooled:
 
 
 class CountingEvaluator(TruthEvaluator):
-    """Counts, matched F1, size errors and confusion of classes at a score threshold.
+    """Counts, matched F1, size errors, confusion of classes and errors by kind.
 
     Masks are judged on their crops and forgotten: a record of :func:`judge_image` is a few numbers
     for each particle.
@@ -144,28 +155,33 @@ class CountingEvaluator(TruthEvaluator):
         measure_sizes: bool = True,
         size_bins: SizeBins | None = None,
         max_overlap: float = 0.5,
+        fiber_classes: Collection[str] | None = None,
     ) -> None:
         """
         Args:
             dataset_name: a registered data set whose metadata has ``json_file``.
             score_thresholds: lowest score of a particle that counts, of all classes or of each.
-            output_dir: where the four CSV files are written; nowhere if ``None``.
+            output_dir: where the seven CSV files are written; nowhere if ``None``.
             measure_sizes: for the size classes and the errors of length, Feret diameter and area;
                 about 1 ms a particle.
             size_bins: the default ones if ``None``.
             max_overlap: of two detections, as of
                 :func:`microplastics.modeling.postprocessing.distinct`.
+            fiber_classes: whose length is that of the centreline; the data set's if ``None``.
 
         Raises:
             UserError: config_invalid (thresholds or overlap), scale_missing (size classes in µm,
                 but images without a scale), or as of :class:`TruthEvaluator`.
         """
         super().__init__(dataset_name)
-        self._contiguous = checked_instances(self.json_file).contiguous_ids
+        checked = checked_instances(self.json_file)
+        self._contiguous = checked.contiguous_ids
         categories = self.coco_api.cats
         self.class_names = [categories[number]["name"] for number in sorted(categories)]
         self.thresholds = _per_class(score_thresholds, self.class_names)
         self._output_dir = output_dir
+        fibers = checked.fiber_classes if fiber_classes is None else fiber_classes
+        self._kinds = [kind_of(name, fibers) for name in self.class_names]
         self._measure = measure_sizes
         self.size_bins = size_bins or SizeBins()
         self._scales = self._read_scales() if measure_sizes else {}
@@ -194,6 +210,7 @@ class CountingEvaluator(TruthEvaluator):
             measure_sizes=settings.SIZES == "always",
             size_bins=SizeBins(settings.SIZE_BOUNDS, settings.SIZE_UNIT),
             max_overlap=settings.MAX_OVERLAP,
+            fiber_classes=fiber_classes_of(cfg, dataset_name),
         )
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, Any]:
@@ -201,26 +218,27 @@ class CountingEvaluator(TruthEvaluator):
         masks = self.masks_of(image_id, instances)
         classes = np.array(instances.pred_classes.tolist(), dtype=np.int64)
         scores = np.array(instances.scores.tolist(), dtype=np.float64)
-        if self._max_overlap < 1:
-            # Counted detections first, so that nothing below its threshold removes one.
-            ranks = scores + (scores >= self.thresholds[classes])
-            kept = distinct(masks, classes, ranks, self._max_overlap)
-            masks, classes, scores = masks[kept], classes[kept], scores[kept]
         annotations = self.coco_api.imgToAnns.get(image_id, [])
         numbers = [self._contiguous[a["category_id"]] for a in annotations]
-        return judge_image(
-            masks,
-            classes,
-            scores,
+        truth = (
             CropMasks.from_coco([a["segmentation"] for a in annotations], masks.image_size),
             np.array(numbers, dtype=np.int64),
             np.array([a["iscrowd"] for a in annotations], dtype=bool),
-            self.thresholds,
-            self.class_names if self._measure else None,
         )
+        reached = scores >= self.thresholds[classes]
+        kept = np.arange(len(classes))
+        if self._max_overlap < 1:
+            # Counted detections first, so that nothing below its threshold removes one.
+            kept = distinct(masks, classes, scores + reached, self._max_overlap)
+        found = masks[kept], classes[kept], scores[kept]
+        record = judge_image(
+            *found, *truth, self.thresholds, self._kinds if self._measure else None
+        )
+        counted = kept[reached[kept]]
+        return {**record, "errors": error_record(masks, classes, scores, *truth, counted)}
 
     def evaluate(self) -> OrderedDict:
-        """Write the tables and return ``{"counting": {…}}`` of flat names."""
+        """Write the tables and return ``{"counting": {…}, "errors": {…}}`` of flat names."""
         records = self.gathered()
         if records is None:
             return OrderedDict()
@@ -228,6 +246,11 @@ class CountingEvaluator(TruthEvaluator):
         counts = count_table(pooled, self.class_names, self.thresholds, self.size_bins)
         sizes = size_table(pooled, self.class_names, self.thresholds)
         confusion = confusion_table(pooled, self.class_names)
+        judged = [record["errors"] for record in records]
+        every, counted = (
+            Judged.pool([getattr(e, of) for e in judged]) for of in ("every", "counted")
+        )
+        errors = error_table(every, counted, self.class_names)
         report = flat_figures(counts, sizes)
         if pooled.blank.any():
             counted = pooled.counted(self.thresholds) & pooled.blank[pooled.image]
@@ -239,13 +262,28 @@ class CountingEvaluator(TruthEvaluator):
             ("counting_sizes.csv", "Sizes of matched particles, predicted - true", sizes),
             ("counting_confusion.csv", "Confusion of classes (rows true)", confusion),
             (CURVES_FILE, "", curves(pooled, self.class_names)),
+            (ERRORS_FILE, "AP50 lost to each kind of error, in percentage points", errors),
+            (SCORES_FILE, "", score_table(every, self.class_names)),
+            (PARTICLES_FILE, "", list(itertools.chain(*map(self._particle_rows, records)))),
         ):
             if rows and title:
                 table = tabulate(_named(rows), headers="keys", tablefmt="pipe", floatfmt=".1f")
                 logger.info("%s:\n%s", title, table)
-            if rows and self._output_dir is not None:
+            # A table without a row takes the place of that of an earlier evaluation.
+            if self._output_dir is not None and (rows or file in (SCORES_FILE, PARTICLES_FILE)):
                 write_table(os.path.join(self._output_dir, file), rows)
-        return OrderedDict(counting=report)
+        lost = {row["error"]: row["AP50_lost"] for row in errors if row["class"] is None}
+        return OrderedDict(counting=report, errors=lost)
+
+    def _particle_rows(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """List the particles of an image that count, and the missed ones."""
+        image_id, sizes = record["image_id"], None
+        if "sizes" in record:
+            reached = record["scores"] >= self.thresholds[record["classes"]]
+            sizes = record["sizes"][reached], record["true_sizes"]
+        truths = [a["id"] for a in self.coco_api.imgToAnns.get(image_id, []) if not a["iscrowd"]]
+        image = {**self.coco_api.imgs[image_id], "um_per_px": self._scales.get(image_id, "")}
+        return particle_rows(record["errors"], image, truths, self.class_names, sizes)
 
     def _read_scales(self) -> dict[int, float]:
         """Return µm per pixel by image id, of the images with a usable ``um_per_px``."""
@@ -280,7 +318,7 @@ def judge_image(
     true_classes: np.ndarray,
     crowd: np.ndarray,
     thresholds: np.ndarray,
-    size_names: Sequence[str] | None = None,
+    kinds: Sequence[Kind] | None = None,
 ) -> dict[str, Any]:
     """Match the predictions of one image.
 
@@ -288,7 +326,7 @@ def judge_image(
         predicted, classes, scores: N masks, their class numbers and scores.
         true, true_classes, crowd: the annotations' masks, class numbers and, bool, if crowds.
         thresholds: (K,) lowest score of each class that counts.
-        size_names: class names if sizes are to be measured, else None.
+        kinds: (K,) of each class if sizes are to be measured, else None.
 
     Returns:
         ``blank``, whether there is no annotation; of each prediction ``classes``, ``scores``,
@@ -318,11 +356,11 @@ def judge_image(
         "true_classes": true_classes,
         "confusion": _confusion(pairs, classes, scores, true_classes, kept, covered.any(axis=1)),
     }
-    if size_names is not None:
+    if kinds is not None:
         sizes = np.full((len(predicted), len(QUANTITIES)), np.nan)
-        sizes[kept] = measure_sizes(predicted[kept], classes[kept], size_names)
+        sizes[kept] = measure_sizes(predicted[kept], classes[kept], kinds)
         record["sizes"] = sizes
-        record["true_sizes"] = measure_sizes(truths, true_classes, size_names)
+        record["true_sizes"] = measure_sizes(truths, true_classes, kinds)
     return record
 
 
@@ -501,16 +539,14 @@ def agreement(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_sizes(
-    masks: CropMasks, classes: Sequence[int], class_names: Sequence[str]
-) -> np.ndarray:
+def measure_sizes(masks: CropMasks, classes: Sequence[int], kinds: Sequence[Kind]) -> np.ndarray:
     """Measure length and maximum Feret diameter in px and area in px² of masks.
 
-    The length is along the centreline of fibres, by the name of the class, else the Feret diameter.
+    The length is along the centreline of fibres, else the Feret diameter.
 
     Args:
         masks, classes: N masks, of which an empty one measures 0, and their class numbers.
-        class_names: by class number.
+        kinds: by class number.
 
     Returns:
         (N, 3) float64 in the order of :data:`QUANTITIES`.
@@ -521,7 +557,7 @@ def measure_sizes(
         Item(
             masks.crops[index],
             tuple(masks.offsets[index].tolist()),
-            kind=kind_of(class_names[classes[index]]),
+            kind=kinds[classes[index]],
         )
         for index in filled
     ]

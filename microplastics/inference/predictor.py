@@ -24,6 +24,7 @@ from microplastics.engine.checkpoint import (
     class_names_of,
     config_of,
     fetch_weights,
+    fiber_classes_of,
     is_score,
     load_into,
     read_weights,
@@ -32,6 +33,7 @@ from microplastics.engine.checkpoint import (
 from microplastics.engine.defaults import cpu_has_bf16
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
 from microplastics.inference.stitching.matching import tight
+from microplastics.measurement.shape import choose_fiber_classes, is_fiber_class
 from microplastics.modeling.interface import (
     build_shapes,
     check_architecture,
@@ -164,11 +166,13 @@ class Predictor:
     Attributes:
         cfg: frozen; MODEL.DEVICE is available.
         class_names: K names.
+        fiber_classes: those of them that are measured along their centreline.
         score_thresholds: (K,) float64; a particle is scored above its class's.
         has_masks: the model predicts masks; else predictions have boxes only.
         mask_threshold, precision, batch_size: as given.
         weights_sha256: of the file behind MODEL.WEIGHTS.
-        info: metadata of the checkpoint; empty for one of another project.
+        info: metadata of the checkpoint, with iteration and scores if it is a training's best one;
+            empty for one of another project.
         metadata: class names and colours for Detectron2's ``Visualizer``.
     """
 
@@ -214,8 +218,18 @@ class Predictor:
         checkpoint = _checkpoint or read_weights(path, cfg.MODEL.WEIGHTS_SHA256)
         info = checkpoint.get("microplastics")
         self.info: dict[str, Any] = dict(info) if isinstance(info, dict) else {}
+        for key in ("iteration", "metrics"):
+            if key in checkpoint:
+                self.info.setdefault(key, checkpoint[key])
         self.weights_sha256 = sha256_of(path)
         self.class_names = _class_names(cfg, class_names, self.info, source)
+        if cfg.DATASETS.FIBER_CLASSES:
+            fibers = choose_fiber_classes(cfg.DATASETS.FIBER_CLASSES, self.class_names)
+        elif class_names is None:
+            fibers = fiber_classes_of(self.info, source, self.class_names)
+        else:
+            fibers = list(filter(is_fiber_class, self.class_names))
+        self.fiber_classes = fibers
         self.metadata = Metadata(
             thing_classes=self.class_names, thing_colors=class_colors(self.class_names)
         )

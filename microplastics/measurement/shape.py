@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import cv2
@@ -11,6 +12,7 @@ from skimage.color import deltaE_ciede2000
 
 from microplastics.measurement.centerline import Centerline, measure_centerline
 from microplastics.measurement.outline import crofton_perimeter, measure_hull, with_border
+from microplastics.utils.errors import UserError
 
 # CIE L*, a*, b* under D65 of sRGB colours. A name has several entries for its dark, muted and
 # light shades, because plastic under a microscope seldom has a pure colour.
@@ -32,8 +34,14 @@ NAMED_COLORS: dict[str, list[tuple[float, float, float]]] = {
 _NAMES = [name for name, labs in NAMED_COLORS.items() for _ in labs]
 _LABS = np.array([lab for labs in NAMED_COLORS.values() for lab in labs], dtype=np.float64)
 Kind = Literal["fiber", "other"]
-FIBER_CLASSES = ("Fiber", "Fibre")
-"""Classes whose length is measured along the centreline; case is ignored."""
+# Words for fibres in the names of classes and supercategories; a compound such as Mikrofaser or
+# microfibres ends in one.
+_FIBER_WORDS = (
+    *("fiber", "fibers", "fibre", "fibres", "filament", "filaments", "thread", "threads"),
+    *("faser", "fasern", "faden", "fäden", "filamente", "vezel", "vezels", "fibra", "fibras"),
+    *("filamento", "filamentos", "filamenti", "fibrer", "纤维", "纖維", "繊維", "섬유"),
+)
+_NEGATIONS = {"no", "non", "not", "nicht", "kein", "keine"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +162,77 @@ def measure_trimmed(items: list[Item]) -> list[Shape]:
     return shapes
 
 
-def kind_of(class_name: str, fiber_classes: Iterable[str] = FIBER_CLASSES) -> Kind:
-    """Give the kind of a class's particles: a fibre's length is that of its centreline."""
-    fibers = {name.casefold() for name in fiber_classes}
-    return "fiber" if class_name.casefold() in fibers else "other"
+def is_fiber_class(name: str) -> bool:
+    """Tell whether a class is one of fibres, by the words of its name.
+
+    ``Fiber``, ``PET fibres`` and ``black_Mikrofaser`` are; ``fiberglass`` and ``non-fiber`` are
+    not.
+    """
+    words = _words(name)
+    return not _NEGATIONS.intersection(words) and any(map(_is_fiber_word, words))
+
+
+def find_fiber_classes(supercategories: Mapping[str, str | None]) -> list[str]:
+    """Find the fibre classes of a data set by their names and supercategories.
+
+    A supercategory says so if it is nothing but a word for fibres, and if its classes are not told
+    apart by their names: some tools write the project's name there, such as ``fibers``, over Film.
+
+    Args:
+        supercategories: of each class, by name.
+    """
+    named = set(filter(is_fiber_class, supercategories))
+    telling = {supercategories[name] for name in named}
+
+    def is_fiber(name: str) -> bool:
+        group = supercategories[name] or ""
+        words = _words(group)
+        return len(words) == 1 and _is_fiber_word(words[0]) and group not in telling
+
+    return [name for name in supercategories if name in named or is_fiber(name)]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\W\d_]+", text.casefold()) if word]
+
+
+def _is_fiber_word(word: str) -> bool:
+    return any(word.endswith(fiber) for fiber in _FIBER_WORDS)
+
+
+def choose_fiber_classes(given: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Find the classes that a person names as fibres, whatever their case.
+
+    Args:
+        given: the names, as of ``--fiber-classes`` or ``DATASETS.FIBER_CLASSES``.
+        class_names: of the model or the annotations.
+
+    Returns:
+        Their names as of ``class_names``, in that order.
+
+    Raises:
+        UserError: ``classes_mismatch``, there is no such class.
+    """
+    wanted = {name.casefold() for name in given}
+    unknown = wanted - {name.casefold() for name in class_names}
+    if unknown:
+        raise UserError(
+            f"The fibre class {min(unknown)!r} is not among the classes; expected some of "
+            f"{', '.join(class_names)}.",
+            code="classes_mismatch",
+        )
+    return [name for name in class_names if name.casefold() in wanted]
+
+
+def kind_of(class_name: str, fiber_classes: Collection[str] | None = None) -> Kind:
+    """Give the kind of a class's particles: a fibre's length is that of its centreline.
+
+    Args:
+        class_name: of the particle.
+        fiber_classes: names of the fibre classes; None judges by :func:`is_fiber_class`.
+    """
+    fiber = is_fiber_class(class_name) if fiber_classes is None else class_name in fiber_classes
+    return "fiber" if fiber else "other"
 
 
 def median_lab(pixels: np.ndarray) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ import pandas as pd
 from microplastics.calibration import Calibration
 from microplastics.measurement.nearest import nearest_distances
 from microplastics.measurement.shape import (
-    FIBER_CLASSES,
     Item,
     Shape,
     kind_of,
@@ -42,6 +41,7 @@ _PLACE = {
 _UM = dict.fromkeys(("area_um2", *(f"{name}_um" for name in _LENGTHS)), "float64")
 _PX = dict.fromkeys((f"{name}_px" for name in _LENGTHS), "float64")
 _FORM = {
+    "length_method": "string",
     **dict.fromkeys(("aspect_ratio", "circularity", "roundness", "solidity"), "float64"),
     **{"elongation": "float64", "touches_edge": "bool"},
     **dict.fromkeys(("size_class", "color_lab", "color_name"), "string"),
@@ -56,6 +56,9 @@ IMAGE_COLUMNS = {
     "calibration_source": "string",
 }
 
+
+# Values of the column length_method by kind.
+LENGTH_METHODS = {"fiber": "centerline", "other": "feret_max"}
 
 _MOST_BOUNDS = 100
 
@@ -168,7 +171,7 @@ def particle_table(
     *,
     size_classes: SizeClasses = DEFAULT_SIZE_CLASSES,
     min_size: float | None = None,
-    fiber_classes: Sequence[str] = FIBER_CLASSES,
+    fiber_classes: Collection[str] | None = None,
     processes: int | None = None,
 ) -> pd.DataFrame:
     """Measure the particles of one image.
@@ -179,7 +182,8 @@ def particle_table(
         size_classes: the bins of ``size_class``.
         min_size: smallest reported size (``feret_max``) in µm, without a calibration in px; smaller
             particles stay in the table and are marked in ``size_class``.
-        fiber_classes: classes that are measured along their centreline; case is ignored.
+        fiber_classes: classes that are measured along their centreline; None judges by their
+            names, as of :func:`microplastics.measurement.shape.is_fiber_class`.
         processes: as for :func:`microplastics.measurement.measure_many`.
 
     Returns:
@@ -215,6 +219,7 @@ def particle_table(
         "particle": particles.ids,
         "class": list(particles.classes),
         "score": particles.scores,
+        "length_method": [LENGTH_METHODS[kind] for kind in kinds],
         "area_px": table["area"],
         "um_per_px": calibration.um_per_px if calibration else np.nan,
         "calibration_source": calibration.source if calibration else None,

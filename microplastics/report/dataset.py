@@ -1,6 +1,5 @@
 """Data set report: ``report.json`` and one self-contained HTML page."""
 
-import base64
 import io
 import itertools
 import json
@@ -9,11 +8,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +18,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-import microplastics
 from microplastics.data.colors import class_colors
 from microplastics.data.doctor.findings import (
     INFO,
@@ -34,8 +29,9 @@ from microplastics.data.doctor.findings import (
     Finding,
 )
 from microplastics.data.images import read_image
+from microplastics.report.page import render, write_page
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, write_json
+from microplastics.utils.io import write_json
 from microplastics.visualization.draw import resize
 
 Box = Sequence[float]
@@ -49,7 +45,6 @@ _MAX_CLASSES = 7
 _OTHER_COLOR = (150, 150, 150)
 _BINS = 36
 _RANGE = 1e-9, 1e12  # of plausible sizes
-_TEXT_LIMIT = 600
 _ROWS_LIMIT = 30
 _SIGNS = {PROBLEM: "✕", WARNING: "!", INFO: "i"}
 
@@ -90,10 +85,7 @@ def write_report(diagnosis: Diagnosis, folder: Path) -> Path:
     text = json.dumps(asdict(diagnosis), default=np.generic.item)
     finite = json.loads(text, parse_constant=lambda constant: None)
     write_json(folder / "report.json", finite, indent=1)
-    with atomic_write(page, "wb") as file:
-        # JSON may contain half a surrogate pair, which UTF-8 cannot.
-        file.write(html.encode("utf-8", "replace"))
-    return page
+    return write_page(page, html)
 
 
 def render_report(diagnosis: Diagnosis) -> str:
@@ -101,19 +93,12 @@ def render_report(diagnosis: Diagnosis) -> str:
     findings, fit = diagnosis.findings, diagnosis.model_fit
     files = short_names([dataset.json_file for dataset in diagnosis.datasets])
     names = _class_names(diagnosis.datasets)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(short=_short, data_uri=_data_uri, rgb=_rgb, percent=_percent)
-    return environment.get_template("dataset.html.j2").render(
+    return render(
+        "dataset.html.j2",
+        title="Data set report",
+        subtitle="microplastics check",
         verdict=verdict(diagnosis),
         worst=findings[0].severity if findings else "clean" if _has_images(diagnosis) else WARNING,
-        version=microplastics.__version__,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         datasets=list(zip(files, diagnosis.datasets, strict=True)),
         classes=names[:_ROWS_LIMIT],
         more_classes=max(0, len(names) - _ROWS_LIMIT),
@@ -369,22 +354,3 @@ def _class_names(datasets: Sequence[DatasetSummary]) -> list[str]:
     for dataset in datasets:
         counts.update(dataset.classes)
     return [name for name, _ in counts.most_common()]
-
-
-def _short(text: Any, limit: int = _TEXT_LIMIT) -> str:
-    """Leave out the middle of a long text."""
-    text = str(text)
-    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.1f} %"
-
-
-def _rgb(color: Sequence[int]) -> str:
-    return "rgb({}, {}, {})".format(*(int(channel) for channel in color))
-
-
-def _data_uri(data: bytes) -> str:
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,10 +1,8 @@
 """Regions of interest of a run's images."""
 
 import hashlib
-import io
 import math
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +17,7 @@ from shapely.geometry import Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
 from microplastics.data.coco import show
+from microplastics.data.formats.imagej import read_rois
 from microplastics.data.formats.masks import read_label_image
 from microplastics.data.images import NO_LIMIT, image_header, open_image
 from microplastics.data.segmentation import outline_corners, outline_rings
@@ -455,7 +454,7 @@ def _read_polygons(path: str) -> list[Polygon]:
         if Path(path).suffix.lower() in _GEOJSON:
             found = _read_geojson(path)
         else:
-            found = _read_rois(Path(path).read_bytes(), path)
+            found = _read_rois(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     polygons = [polygon for polygon in found if not polygon.is_empty]
@@ -499,37 +498,28 @@ def _read_geojson(path: str) -> list[Polygon]:
     return polygons
 
 
-def _read_rois(content: bytes, path: str) -> list[Polygon]:
+def _read_rois(path: str) -> list[Polygon]:
     """All polygons of a ROI, or of the ROIs in a zip file."""
-    try:
-        if content[:4] == b"Iout":
-            return _roi_polygons(content, path)
-        polygons: list[Polygon] = []
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
-            if len(entries) > _MAX_ROIS or sum(e.file_size for e in entries) > _MAX_BYTES:
-                raise _invalid(
-                    path, "has too many or too large ROIs for a region; give it as a mask image"
-                )
-            for entry in entries:
-                with archive.open(entry) as file:  # the size in the head may be false
-                    content = file.read(entry.file_size)
-                polygons += _roi_polygons(content, f"{path}, {show(entry.filename)}")
-        return polygons
-    except UserError:
-        raise
-    except NotImplementedError as error:
-        raise _invalid(
-            path,
-            "has curves or is of another kind that cannot be read; in ImageJ use Edit > "
-            "Selection > Interpolate, or save a mask",
-        ) from error
-    # Untrusted bytes make roifile raise nearly anything, and so each compression method.
-    except Exception as error:
-        words = str(error) or type(error).__name__
-        raise UserError(
-            f"{path} is damaged ({words}); save the ROIs again.", code="file_invalid"
-        ) from error
+    rois, polygons = read_rois(Path(path)), []
+    if len(rois) > _MAX_ROIS:
+        raise _invalid(path, "has too many ROIs for a region; give it as a mask image")
+    for name, content in rois:
+        try:
+            polygons += _roi_polygons(content, f"{path}, {show(name)}")
+        except UserError:
+            raise
+        except NotImplementedError as error:
+            raise _invalid(
+                path,
+                "has curves or is of another kind that cannot be read; in ImageJ use Edit > "
+                "Selection > Interpolate, or save a mask",
+            ) from error
+        except Exception as error:  # untrusted bytes make roifile raise nearly anything
+            words = str(error) or type(error).__name__
+            raise UserError(
+                f"{path} is damaged ({words}); save the ROIs again.", code="file_invalid"
+            ) from error
+    return polygons
 
 
 def _roi_polygons(content: bytes, where: str) -> list[Polygon]:

@@ -24,6 +24,7 @@ from microplastics.data.coco import check_content, checked_instances, load_insta
 from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
+from microplastics.measurement.shape import is_fiber_class
 from microplastics.roi.region import Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
@@ -69,6 +70,8 @@ class RunOptions:
         calibration: CSV with the scale of each image.
         scale_bar_um: length in µm of the bar that is burnt into each image.
         ignore_metadata: leave the files' own word on their scale aside.
+        fiber_classes: classes that are measured along their centreline; those of the model or the
+            annotations if None.
         size_classes: name of a set of size classes, or their bounds in µm.
         min_size: particles of a smaller largest Feret diameter are not counted, in µm, or in px
             without a calibration.
@@ -92,6 +95,7 @@ class RunOptions:
     calibration: str | None = None
     scale_bar_um: float | None = None
     ignore_metadata: bool = False
+    fiber_classes: tuple[str, ...] | None = None
     size_classes: str = "default"
     min_size: float | None = None
     region: str | None = None
@@ -144,7 +148,7 @@ class InputImage:
 
 
 # Images with what loads their masks, and the names of all classes.
-GivenMasks = tuple[list[tuple[InputImage, Load]], list[str]]
+GivenMasks = tuple[list[tuple[InputImage, Load]], list[str], list[str]]
 
 
 def find_images(inputs: Sequence[str], exclude: str = "") -> list[InputImage]:
@@ -468,7 +472,7 @@ def read_masks(
 
     Returns:
         The images in the order of the files, without a path if there is no photograph, each with
-        the function that gives its particles; and the class names in order.
+        the function that gives its particles; the class names in order; and those of fibres.
 
     Raises:
         UserError: the masks cannot be used, or a photograph is missing.
@@ -479,26 +483,27 @@ def read_masks(
             code="file_missing",
         )
     if not any(path.lower().endswith(".json") for path in masks):
-        given, names = _from_label_images(masks, images, class_name)
+        given, names, fibers = _from_label_images(masks, images, class_name)
     elif len(masks) > 1:
         raise UserError(
             "--masks takes one JSON at a time; run once for each.", code="option_conflict"
         )
     elif isinstance(results := read_json(masks[0], (dict, list)), list):
-        given, names = _from_results(masks[0], results, images, dataset, min_score)
+        given, names, fibers = _from_results(masks[0], results, images, dataset, min_score)
     else:
-        given, names = _from_annotations(masks[0], images)
+        given, names, fibers = _from_annotations(masks[0], images)
     for name, times in Counter(image.name for image, _ in given).items():
         if times > 1:
             raise UserError(
                 f"{masks[0]} has masks of {name} {times} times; give each image once.",
                 code="name_clash",
             )
-    return given, names
+    return given, names, fibers
 
 
 def _from_annotations(path: str, images: str | None) -> GivenMasks:
-    items, names = load_instances(path, ""), checked_instances(path).classes
+    items, checked = load_instances(path, ""), checked_instances(path)
+    names = checked.classes
     given = []
     for item in items:
         single = [a for a in item["annotations"] if not a["iscrowd"]]
@@ -507,7 +512,7 @@ def _from_annotations(path: str, images: str | None) -> GivenMasks:
         image = _photograph(item["file_name"], images, path)
         load = functools.partial(_load_coco, image, item, single, names, ids, scores, left_out)
         given.append((image, load))
-    return given, names
+    return given, names, checked.fiber_classes
 
 
 def _from_results(
@@ -542,7 +547,7 @@ def _from_results(
         image = _photograph(entry["file_name"], images, dataset)
         load = functools.partial(_load_coco, image, entry, kept, names, ids, scores, left_out)
         given.append((image, load))
-    return given, list(names.values())
+    return given, list(names.values()), checked.fiber_classes
 
 
 def _problem(result: Any, images: dict[int, Any], names: dict[int, str]) -> str | None:
@@ -591,7 +596,8 @@ def _from_label_images(masks: Sequence[str], images: str | None, class_name: str
             name = _name_below(images, path)
         given.append(InputImage(path, name, file.path))
     loads = [functools.partial(_load_labels, image, class_name) for image in given]
-    return list(zip(given, loads, strict=True)), [class_name]
+    fibers = list(filter(is_fiber_class, [class_name]))
+    return list(zip(given, loads, strict=True)), [class_name], fibers
 
 
 def _load_labels(image: InputImage, class_name: str) -> tuple[Particles, dict[str, int]]:

@@ -4,14 +4,16 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import json
 import logging
+import math
 import os
 import platform
 import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,10 @@ from microplastics.calibration.sources import check_scale
 from microplastics.config import load_config
 from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, choose_tiling
-from microplastics.engine.checkpoint import choose_weights
+from microplastics.engine.checkpoint import ORIGIN_KEY, SCORE_THRESHOLDS, choose_weights
 from microplastics.inference.predictor import Predictor, to_particles
 from microplastics.inference.tiled import particle_pixels, predict_tiled
+from microplastics.measurement.shape import choose_fiber_classes
 from microplastics.measurement.table import (
     IMAGE_COLUMNS,
     combine_tables,
@@ -76,11 +79,14 @@ from microplastics.writers.tables import ImageResult, read_part, write_csv
 logger = logging.getLogger(__name__)
 
 # Of the columns, their texts and the parts: a run does not go on in another one's.
-_TABLE_VERSION = 3
+_TABLE_VERSION = 4
 _PATIENCE = datetime.timedelta(days=30)
 
 DEFAULT_THRESHOLD = 0.5
 """Lowest score of a particle if neither the command line nor the checkpoint has one."""
+# A class is of fibres, by its particles, if at least these many and most are so many times as long
+# as wide.
+_MANY, _THIN = 5, 8
 # Images whose files are written while the model is at work on the next ones.
 _BEHIND = 3
 
@@ -99,6 +105,7 @@ class Run:
         images: Sequence[InputImage],
         options: RunOptions,
         class_names: Sequence[str],
+        fiber_classes: Sequence[str],
         about: dict[str, Any],
         settings: dict[str, Any],
     ):
@@ -107,6 +114,7 @@ class Run:
             images: all of the run.
             options: of the run.
             class_names: of model or data set, in order.
+            fiber_classes: those of them that are fibres, unless the options name others.
             about: what run.json says of what found the particles.
             settings: what of that the particles depend on.
 
@@ -115,6 +123,9 @@ class Run:
         """
         if options.um_per_px is not None:
             check_scale(options.um_per_px, "--um-per-px")
+        if options.fiber_classes is not None:
+            fiber_classes = choose_fiber_classes(options.fiber_classes, class_names)
+        self._fiber_classes = list(fiber_classes)
         names = [image.name for image in images]
         check_samples(options, names)
         self.images, self.options = list(images), options
@@ -123,6 +134,7 @@ class Run:
         self._output = Path(options.output)
         self._start = time.time()
         settings = {**settings, **options.settings(), "class_names": self._class_names}
+        settings["fiber_classes"] = self._fiber_classes
         settings["table_version"] = _TABLE_VERSION
         source = None
         if options.region is not None:
@@ -204,6 +216,7 @@ class Run:
             calibration,
             size_classes=parse_size_classes(options.size_classes),
             min_size=options.min_size,
+            fiber_classes=self._fiber_classes,
             processes=1,
         )
         particles, table = within(everywhere, table, region)
@@ -271,7 +284,7 @@ class Run:
                     code="run_invalid",
                 )
         parts = [self._store.part(image) for image in finished]
-        left_out = write_run(parts, output, options.formats, classes)
+        left_out = write_run(parts, output, options.formats, classes, self._fiber_classes)
         records = [self._store.record(image) for image in finished]
         table = combine_tables(read_part(part).table.to_pandas() for part in parts)
         summaries = make_summaries(table, _images_table(records), classes, options)
@@ -279,6 +292,7 @@ class Run:
         self._write_record(records, len(failures), left_out)
         print_summary(output, *summaries, classes)
         outside = sum(record["left_out"].get("outside_region", 0) for record in records)
+        _warn_of_thin(table, self._fiber_classes)
         if outside:
             print(f"{counted(outside, 'particle')} outside of the region left out")
         if failures:
@@ -301,6 +315,7 @@ class Run:
             **self._about,
             "options": self.options.as_dict(),
             "class_names": self._class_names,
+            "fiber_classes": self._fiber_classes,
             "particles": sum(record["particles"] for record in records),
             "left_out": left_out,
             "failed": failed,
@@ -310,6 +325,20 @@ class Run:
             ],
         }
         write_json(self._output / RUN_FILE, data, indent=1)
+
+
+def _warn_of_thin(table: pd.DataFrame, fiber_classes: Collection[str]) -> None:
+    """Name the classes whose particles look like fibres, but are not measured as such."""
+    for name, circularity in table.groupby("class")["circularity"]:
+        # A strip of length l and width w has a circularity of about π w / l.
+        thin = np.pi / circularity >= _THIN
+        if name not in fiber_classes and thin.sum() >= _MANY and thin.mean() > 0.5:
+            logger.warning(
+                "%d of %d particles of class %s are thin, but their length is the Feret diameter, "
+                "which is too short for curled fibres; add --fiber-classes %s to measure along "
+                "their centreline.",
+                *(thin.sum(), len(thin), name, ",".join([*fiber_classes, str(name)])),
+            )
 
 
 def _images_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -357,10 +386,13 @@ def predict_run(args: argparse.Namespace) -> int:
     choose_tiling(cfg, (1, 1), **tiling)
     how = {"tiling": tiling, "join": args.join, "max_overlap": max_overlap}
     about = {**predictor_metadata(predictor), **how}
-    settings = {key: value for key, value in about.items() if key not in ("checkpoint", "device")}
+    passing = ("checkpoint", "device", "training")
+    settings = {key: value for key, value in about.items() if key not in passing}
+    about["score_thresholds_from"] = thresholds_source(args, predictor)
     settings.update(config_settings(cfg))
     options = dataclasses.replace(options, max_pixels=cfg.INPUT.MAX_PIXELS)
-    run = Run(images, options, predictor.class_names, about, settings)
+    names, fibers = predictor.class_names, predictor.fiber_classes
+    run = Run(images, options, names, fibers, about, settings)
     ParticleFinder(predictor, run, **how).predict(run.begin())
     return run.end()
 
@@ -407,6 +439,40 @@ def predictor_metadata(predictor: Predictor) -> dict[str, Any]:
         "device": str(predictor.cfg.MODEL.DEVICE),
         "min_size_test": predictor.cfg.INPUT.MIN_SIZE_TEST,
         "max_size_test": predictor.cfg.INPUT.MAX_SIZE_TEST,
+        "training": _training(predictor),
+    }
+
+
+def thresholds_source(args: argparse.Namespace, predictor: Predictor) -> str:
+    """Where the score thresholds come from: ``option``, ``config``, ``checkpoint``, ``default``."""
+    if args.confidence_threshold is not None:
+        return "option"
+    if predictor.cfg.TEST.COUNTING.CLASS_SCORE_THRESH:
+        return "config"
+    return "checkpoint" if predictor.info.get(SCORE_THRESHOLDS) else "default"
+
+
+def _training(predictor: Predictor) -> dict[str, Any]:
+    """What a checkpoint says of its training: data, scores, how its thresholds were chosen."""
+    cfg, info = predictor.cfg, predictor.info
+    metrics, origin = info.get("metrics"), info.get(ORIGIN_KEY)
+    return {
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "version": str(info.get("version", "")),
+        "iteration": info["iteration"] if isinstance(info.get("iteration"), int) else None,
+        "datasets": [str(name) for name in cfg.DATASETS.TRAIN],
+        "validation_datasets": [str(name) for name in cfg.DATASETS.TEST],
+        # Of the best checkpoint alone, on the validation images.
+        "metrics": {
+            str(name): round(value, 3)
+            for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+            if isinstance(value, float)
+            and math.isfinite(value)
+            and str(name).startswith(("bbox/AP", "segm/AP", "counting/"))
+        },
+        "thresholds_origin": (
+            json.loads(json.dumps(origin, default=str)) if isinstance(origin, dict) else None
+        ),
     }
 
 
@@ -584,7 +650,7 @@ def measure_run(args: argparse.Namespace) -> int:
             )
     check_output_dir(options.output)
     setup_logger(options.output, name="microplastics")
-    given, classes = read_masks(
+    given, classes, fibers = read_masks(
         args.masks, args.images, args.dataset, args.class_name, args.min_score
     )
     images, loads = [image for image, _ in given], {image.name: load for image, load in given}
@@ -594,7 +660,7 @@ def measure_run(args: argparse.Namespace) -> int:
     # Label images may come and go while the run is finished piece by piece.
     whole = [] if images[0].masks_path else list(masks.values())
     settings = {"masks_sha256": whole, "min_score": args.min_score}
-    run = Run(images, options, classes, about, settings)
+    run = Run(images, options, classes, fibers, about, settings)
     for image in tqdm(run.begin(), desc="Images", unit="image", disable=None):
         with run.attempt(image):
             measure_image(image, loads[image.name], run)

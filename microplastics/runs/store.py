@@ -18,6 +18,7 @@ from microplastics.writers.tables import ImageResult, read_head, write_part
 
 SUMMARY_FILE, SAMPLES_FILE = "summary.csv", "samples.csv"
 RUN_FILE, FAILED_FILE = "run.json", "failed.csv"
+REPORT_FILE = "report.html"
 
 _FOLDER, _SETTINGS = "parts", "settings.json"
 
@@ -38,7 +39,7 @@ def forget_run(output: Path, names: Iterable[str] = ()) -> None:
     for form in FORMATS.values():
         if form.write is None:
             _delete(output, form.files)
-    _delete(output, (SUMMARY_FILE, SAMPLES_FILE, RUN_FILE, FAILED_FILE))
+    _delete(output, (SUMMARY_FILE, SAMPLES_FILE, RUN_FILE, FAILED_FILE, REPORT_FILE))
 
 
 def _names_in(path: Path) -> list[str]:
@@ -54,6 +55,13 @@ def _delete(folder: Path, names: Iterable[str]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(path, error) from error
+
+
+def part_path(output: Path, name: str) -> Path:
+    """The part of an image of this name in the folder of a run, whether it is there or not."""
+    # A name of its own for each image, however long or odd the image's is.
+    key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return output / _FOLDER / f"{key}.parquet"
 
 
 class RunStore:
@@ -157,9 +165,7 @@ class RunStore:
         return self._path(image, "failed.json")
 
     def _path(self, image: InputImage, ending: str) -> Path:
-        # A name of its own for each image, however long or odd the image's is.
-        key = hashlib.sha256(image.name.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        return self._folder / f"{key}.{ending}"
+        return part_path(self._output, image.name).with_suffix(f".{ending}")
 
 
 def _state(image: InputImage) -> list[list[int] | None]:

@@ -232,8 +232,9 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _class_names(run: Path) -> list[str]:
-    names = _record(run).get("class_names", [])
+def run_class_names(run: Path) -> list[str]:
+    """Read the class names of a run from its run.json."""
+    names = read_record(run).get("class_names", [])
     if not (isinstance(names, list) and all(isinstance(name, str) and name for name in names)):
         raise UserError(
             f"{run / RUN_FILE} has invalid class names; use the file as it was written.",
@@ -276,8 +277,8 @@ def merge_into(runs: Sequence[str], options: RunOptions) -> int:
     table, images = merge_runs(runs, _SAME)
     check_samples(options, images["image"].tolist())
     table = with_size_classes(table, parse_size_classes(options.size_classes), options.min_size)
-    classes = list(dict.fromkeys(name for run in runs for name in _class_names(Path(run))))
-    failed = {run: len(_failures(Path(run))) for run in runs}
+    classes = list(dict.fromkeys(name for run in runs for name in run_class_names(Path(run))))
+    failed = {run: len(read_failures(Path(run))) for run in runs}
     summaries = make_summaries(table, images, classes, options)
     forget_run(output)
     write_csv(table, output / PARTICLES_FILE)
@@ -300,14 +301,16 @@ def merge_into(runs: Sequence[str], options: RunOptions) -> int:
     return SOME_FAILED if any(failed.values()) else 0
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read the run.json of a run, empty if it has none."""
     path = folder / RUN_FILE
     return read_json(path, meant=OWN_FILE) if path.is_file() else {}
 
 
-def _failures(folder: Path) -> pd.DataFrame:
+def read_failures(folder: Path) -> pd.DataFrame:
+    """Read the failed.csv of a run, empty if no image failed."""
     path = folder / FAILED_FILE
-    return _read_csv(path, {}) if path.is_file() else pd.DataFrame()
+    return read_run_csv(path, {}) if path.is_file() else pd.DataFrame()
 
 
 def merge_runs(
@@ -330,7 +333,7 @@ def merge_runs(
     """
     folders = [Path(run) for run in runs]
     tables = [read_particles(folder / PARTICLES_FILE) for folder in folders]
-    images = [_read_images(folder / SUMMARY_FILE) for folder in folders]
+    images = [read_images(folder / SUMMARY_FILE) for folder in folders]
     for folder, table, own in zip(folders, tables, images, strict=True):
         _check_consistent(folder, table, own)
     owners = np.repeat([str(folder) for folder in folders], [len(own) for own in images])
@@ -350,7 +353,7 @@ def merge_runs(
             "both with a scale.",
             code="scale_missing",
         )
-    records = [_record(folder) for folder in folders]
+    records = [read_record(folder) for folder in folders]
     for name in same:
         values = [json.dumps(record.get(name), sort_keys=True) for record in records]
         for folder, value in zip(folders, values, strict=True):
@@ -375,7 +378,9 @@ def read_particles(path: str | os.PathLike) -> pd.DataFrame:
     Raises:
         UserError: it is missing, damaged or not the table of a run.
     """
-    table = _read_csv(path, table_columns(um=True, px=True))
+    table = read_run_csv(path, table_columns(um=True, px=True))
+    if "length_method" not in table:  # written before there was such a column
+        table["length_method"] = pd.Series(pd.NA, table.index, "string")
     um, px = "feret_max_um" in table, "feret_max_px" in table
     table = _select(path, table, table_columns(um or not px, px))
     valid = table[["image", "class", "x", "y"]].notna().all(axis=1)
@@ -384,10 +389,10 @@ def read_particles(path: str | os.PathLike) -> pd.DataFrame:
     return table
 
 
-def _read_images(path: Path) -> pd.DataFrame:
+def read_images(path: Path) -> pd.DataFrame:
     """The images of a run and their number of particles, from its summary.csv."""
     columns = {**IMAGE_COLUMNS, "particles": "int64"}
-    images = _select(path, _read_csv(path, columns), columns)
+    images = _select(path, read_run_csv(path, columns), columns)
     valid = images["image"].notna() & ~images["image"].duplicated()
     valid &= (images[["width_px", "height_px", "region_px"]] > 0).all(axis=1)
     valid &= images["region_px"] <= images["width_px"] * images["height_px"]
@@ -395,7 +400,7 @@ def _read_images(path: Path) -> pd.DataFrame:
     return images
 
 
-def _read_csv(path: str | os.PathLike, dtypes: dict[str, str]) -> pd.DataFrame:
+def read_run_csv(path: str | os.PathLike, dtypes: dict[str, str]) -> pd.DataFrame:
     """Read a table of a run; spreadsheets may have saved it."""
     try:
         return pd.read_csv(

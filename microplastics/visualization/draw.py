@@ -56,6 +56,23 @@ def resize(image: np.ndarray, scale: float) -> np.ndarray:
     return cv2.resize(image, size, interpolation=method)
 
 
+def scale_bar(um_per_px: float, width: float) -> tuple[str, float]:
+    """Choose a scale bar for a picture: 1, 2 or 5 times a power of ten, a tenth to a quarter wide.
+
+    Args:
+        um_per_px: scale of the image.
+        width: of the image in px.
+
+    Returns:
+        its label, such as ``500 µm`` or ``2 mm``, and its length in px of the image.
+    """
+    longest = um_per_px * width / 4
+    power = 10.0 ** math.floor(math.log10(longest))
+    length = max(step * power for step in (1, 2, 5) if step * power <= longest)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    return text, length / um_per_px
+
+
 class ParticleVisualizer(Visualizer):
     """Visualizer whose pictures leave the particles to be seen.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -137,7 +138,7 @@ def draw_annotations(
 
     def pictures() -> Iterator[tuple[str, np.ndarray]]:
         for (dic, metadata), file in zip(pairs, files, strict=True):
-            image = _read_rgb(dic, cfg.INPUT.MAX_PIXELS)
+            image = read_rgb(dic, cfg.INPUT.MAX_PIXELS)
             panel = _panel(os.path.basename(dic["file_name"]), image, dic, metadata)
             yield file, draw.side_by_side([panel])
 
@@ -202,7 +203,7 @@ def draw_results(
 
     def pictures() -> Iterator[tuple[str, np.ndarray]]:
         for dic, file in zip(dicts, files, strict=True):
-            image = _read_rgb(dic)
+            image = read_rgb(dic)
             of_image = f"{names} (image {os.path.basename(dic['file_name'])})"
             found = results_to_instances(by_image[dic["image_id"]], image.shape[:2], ids, of_image)
             found = found[found.scores >= threshold]
@@ -210,6 +211,81 @@ def draw_results(
 
     count = _deliver(pictures(), len(dicts), output_dir, limit)
     return count, [result["score"] for result in results]
+
+
+# By kind of error, of Okabe and Ito's colours too.
+OUTCOME_COLORS = {
+    "correct": (0, 158, 115),
+    "missed": (213, 94, 0),
+    "background": (204, 121, 167),
+    "duplicate": (86, 180, 233),
+    "class": (230, 159, 0),
+    "localisation": (0, 114, 178),
+    "both": (60, 60, 60),
+    "ignored": (150, 150, 150),
+}
+
+
+def draw_outcomes(
+    image: np.ndarray,
+    dic: dict[str, Any],
+    results: Sequence[dict[str, Any]],
+    rows: pd.DataFrame,
+    metadata: Metadata,
+    side: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw true particles, and those that were counted, in the colour of their outcome.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        dic: data set dict of the image.
+        results: of the image, COCO's, in the order of the detections.
+        rows: of the image in ``evaluation_particles.csv``.
+        metadata: of the data set.
+        side: longest side of the pictures in px.
+
+    Returns:
+        two pictures, (h, w, 3) uint8 RGB.
+    """
+    outcomes = _outcomes_of_truths(rows)
+    annotations = [
+        {**a, "category_id": _place(a["category_id"], outcomes.get(a["id"], "ignored"))}
+        for a in dic["annotations"]
+    ]
+    found = rows[rows["detection"].notna()]
+    ids = metadata.thing_dataset_id_to_contiguous_id
+    chosen = [results[int(number)] for number in found["detection"]]
+    instances = results_to_instances(chosen, image.shape[:2], ids, "evaluation_particles.csv")
+    places = zip(instances.pred_classes.tolist(), found["outcome"], strict=True)
+    instances.pred_classes = torch.tensor([_place(*p) for p in places], dtype=torch.int64)
+    longer = max(image.shape[:2])
+    scale = side / longer if longer > side else float(side // longer)
+    judged = _judged_metadata(metadata)
+    return (
+        draw.draw_instances(image, {**dic, "annotations": annotations}, judged, scale),
+        draw.draw_instances(image, instances, judged, scale),
+    )
+
+
+def _outcomes_of_truths(rows: pd.DataFrame) -> dict[int, str]:
+    """The outcome of each true particle by its annotation's id: correct wins over errors."""
+    rows = rows[rows["annotation"].notna() & ~rows["outcome"].isin(("duplicate", "both"))]
+    right = rows["outcome"] == "correct"
+    ordered = pd.concat([rows[~right], rows[right]])
+    return dict(zip(ordered["annotation"].astype(int), ordered["outcome"], strict=True))
+
+
+def _place(number: int, outcome: str) -> int:
+    """The number of a class and an outcome in :func:`_judged_metadata`."""
+    return number * len(OUTCOME_COLORS) + list(OUTCOME_COLORS).index(outcome)
+
+
+def _judged_metadata(metadata: Metadata) -> Metadata:
+    """Each class with each outcome as a class of its own; what is correct has no name."""
+    pairs = list(itertools.product(metadata.thing_classes, OUTCOME_COLORS))
+    names = ["" if outcome == "correct" else f"{name} {outcome}" for name, outcome in pairs]
+    colors = [OUTCOME_COLORS[outcome] for _, outcome in pairs]
+    return Metadata(name="judged", thing_classes=names, thing_colors=colors)
 
 
 def _comparison(image, dic, found, metadata: Metadata, threshold: float) -> np.ndarray:
@@ -234,7 +310,8 @@ def _panel(title: str, image, particles, metadata: Metadata, scale: float | None
     return draw.Panel(picture, title, draw.class_legend(classes, metadata))
 
 
-def _read_rgb(dic: dict[str, Any], max_pixels: int | None = None) -> np.ndarray:
+def read_rgb(dic: dict[str, Any], max_pixels: int | None = None) -> np.ndarray:
+    """Read the photograph of a data set dict: (H, W, 3) uint8 RGB."""
     size = (dic["width"], dic["height"]) if "width" in dic else None
     image = read_image(dic["file_name"], expected_size=size, max_pixels=max_pixels)
     return np.ascontiguousarray(image[:, :, ::-1])

@@ -3,12 +3,13 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from microplastics import __version__
 from microplastics.data.segmentation import mask_to_polygons
+from microplastics.measurement.shape import is_fiber_class
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.io import atomic_write
 from microplastics.writers.tables import Part
@@ -49,18 +50,26 @@ def open_results(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
 
 
 @contextlib.contextmanager
-def open_annotations(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
+def open_annotations(
+    path: Path, class_names: Sequence[str], fiber_classes: Collection[str] = ()
+) -> Iterator[Add]:
     """Write ``annotations.json``: a COCO data set to be corrected by hand and trained on.
 
     Masks are polygons along the edges of their pixels, which every annotation tool can edit and
     pycocotools fills to the same pixels. Arguments and errors are those of :func:`open_results`;
-    no particle is left out.
+    no particle is left out. A class of ``fiber_classes`` whose name does not say so has the
+    supercategory fiber, by which it is measured alike again.
     """
+    unnamed = {name for name in fiber_classes if not is_fiber_class(name)}
     head = {
         "info": {"description": f"predicted by microplastics {__version__}"},
         "licenses": [],
         "categories": [
-            {"id": number, "name": name, "supercategory": "microplastic"}
+            {
+                "id": number,
+                "name": name,
+                "supercategory": "fiber" if name in unnamed else "microplastic",
+            }
             for number, name in enumerate(class_names, start=1)
         ],
     }

@@ -21,6 +21,7 @@ from microplastics.visualization.draw import (
     crop_path,
     picture_scale,
     resize,
+    scale_bar,
     side_by_side,
 )
 from microplastics.writers.tables import ImageResult
@@ -65,7 +66,8 @@ def write_overlay(result: ImageResult, path: Path) -> dict[str, int]:
         edges = [line * scale for line in result.region.outlines()]
         _draw_lines(picture, edges, (_BLACK, round(4 * unit)), (_WHITE, round(2 * unit)))
     left_out = _draw_particles(result, picture, scale, unit)
-    page = np.concatenate([_caption(result, picture.shape[1], left_out), picture])
+    panels = [_caption(result, picture.shape[1], left_out), *_scale_bar(result, picture, unit)]
+    page = np.concatenate([*panels, picture])
     encoded = cv2.imencode(".png", page, _PNG)[1]
     with atomic_write(path, "wb") as file:
         file.write(encoded.data)
@@ -86,10 +88,10 @@ def _draw_particles(
     colors = [tuple(result.colors[number][::-1]) for number in result.class_numbers]
     outlines = {}
     for index in order:
-        lines = _outline(particles.masks[index], particles.offsets[index], scale)
+        lines = outline_lines(particles.masks[index], particles.offsets[index], scale)
         points = np.concatenate(lines)
         if np.ptp(points, axis=0).max() < _RING_BELOW * unit:
-            lines = [_ring(points.mean(axis=0), _RING * unit)]
+            lines = [ring(points.mean(axis=0), _RING * unit)]
         _draw_lines(picture, lines, (_WHITE, rim), (colors[index], line))
         outlines[index] = np.concatenate(lines)
         placer.cover(outlines[index])
@@ -132,8 +134,17 @@ def _font(characters: int, picture: np.ndarray, usual: float) -> ImageFont.FreeT
     return ImageFont.truetype(path, size)
 
 
-def _outline(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:
-    """Closed lines around a mask and its holes, (N, 2) each, in px of the picture."""
+def outline_lines(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np.ndarray]:
+    """Outline a mask and its holes.
+
+    Args:
+        mask: (h, w) bool with a pixel.
+        offset: x and y of its first pixel in px of the image.
+        scale: px of the picture for each px of the image, across and down.
+
+    Returns:
+        closed lines, (N, 2) points each, simplified, in px of the picture.
+    """
     step = max(1, math.floor(0.5 / scale.max()))
     if step > 1:
         # Where several pixels are one of the picture: no thin part is lost, and no large crop is
@@ -151,7 +162,8 @@ def _outline(mask: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> list[np
     ]
 
 
-def _ring(center: np.ndarray, radius: float) -> np.ndarray:
+def ring(center: np.ndarray, radius: float) -> np.ndarray:
+    """Draw a circle around a particle that would be a dot, (24, 2) points."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     return center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -171,6 +183,24 @@ def _caption(result: ImageResult, width: int, left_out: int) -> np.ndarray:
     if left_out:
         panels.append(Panel(blank, f"No room for the numbers of {left_out} particles"))
     return np.concatenate([side_by_side([panel])[:-1] for panel in panels])[..., ::-1]
+
+
+def _scale_bar(result: ImageResult, picture: np.ndarray, unit: float) -> list[np.ndarray]:
+    """The scale bar on a strip of its own, where it hides no particle; none without a scale."""
+    if result.calibration is None:
+        return []
+    width = result.particles.image_size[1]
+    text, length = scale_bar(result.calibration.um_per_px, width)
+    font, line, left = _font(0, picture, _FONT * unit), round(3 * unit), round(4 * unit)
+    height, end = round(1.7 * font.size), left + length * picture.shape[1] / width
+    strip = Image.new("RGB", (picture.shape[1], height), _WHITE)
+    pen = ImageDraw.Draw(strip)
+    middle = height / 2
+    pen.line([left, middle, end, middle], _BLACK, line)
+    for x in (left, end):
+        pen.line([x, middle - 2 * line, x, middle + 2 * line], _BLACK, max(1, line // 2))
+    pen.text((end + font.size / 2, middle), text, _BLACK, font, anchor="lm")
+    return [np.asarray(strip)]
 
 
 def _short(name: str) -> str:

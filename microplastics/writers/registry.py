@@ -80,7 +80,11 @@ def write_image(
 
 
 def write_run(
-    parts: Sequence[Path], output: Path, formats: Collection[str], class_names: Sequence[str]
+    parts: Sequence[Path],
+    output: Path,
+    formats: Collection[str],
+    class_names: Sequence[str],
+    fiber_classes: Collection[str] = (),
 ) -> dict[str, int]:
     """Write the files of the whole run in two passes over its parts, one part at a time.
 
@@ -89,6 +93,7 @@ def write_run(
         output: folder of the run.
         formats: names of ``FORMATS``; formats of single images are skipped.
         class_names: of the model or data set, in order.
+        fiber_classes: those of them that were measured along their centreline.
 
     Returns:
         what was left out, counted by name.
@@ -105,8 +110,12 @@ def write_run(
         if "parquet" in formats:
             tables.append(stack.enter_context(open_parquet(output / PARQUET_FILE, schema)))
         if "coco" in formats:
-            for file, opened in (RESULTS_FILE, open_results), (ANNOTATIONS_FILE, open_annotations):
-                lists.append(stack.enter_context(opened(output / file, class_names)))
+            lists = [
+                stack.enter_context(open_results(output / RESULTS_FILE, class_names)),
+                stack.enter_context(
+                    open_annotations(output / ANNOTATIONS_FILE, class_names, fiber_classes)
+                ),
+            ]
         for image_id, part in enumerate(map(read_part, parts), start=1):
             for add in tables:
                 add(part.table)

@@ -202,3 +202,56 @@ def test_merging_says_what_it_cannot_do_and_what_is_missing(cli, coco, tmp_path)
         scaled.returncode == 2
         and "--um-per-px cannot be combined with --merge-runs" in scaled.stderr
     )
+
+
+@pytest.fixture
+def arc(tmp_path):
+    """A half ring, 3 px wide, of class dark and supercategory fibre, in COCO."""
+    mask = np.zeros((80, 100), np.uint8)
+    cv2.ellipse(mask, (50, 60), (30, 30), 0, 180, 360, 1, 3)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    ring = outlines[0].ravel().tolist()
+    box, area = cv2.boundingRect(outlines[0]), int(mask.sum())
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": box}
+    data = {
+        "images": [{"id": 1, "file_name": "one.png", "width": 100, "height": 80}],
+        "categories": [{"id": 1, "name": "dark", "supercategory": "fibre"}],
+        "annotations": [{**annotation, "area": area, "segmentation": [ring]}],
+    }
+    (tmp_path / "arc.json").write_text(json.dumps(data))
+    return tmp_path / "arc.json"
+
+
+def test_fibres_by_another_name_are_measured_along_their_centreline(cli, arc, tmp_path):
+    def row_of(masks, name, *more):
+        result = cli("measure", "--masks", masks, "--output", tmp_path / name, *more)
+        assert result.returncode == 0, result.stderr
+        (row,) = pd.read_csv(tmp_path / name / "particles.csv").to_dict("records")
+        return row["length_method"], row["length_px"]
+
+    method, length = row_of(arc, "found")
+    assert method == "centerline" and length == pytest.approx(30 * np.pi, rel=0.05)
+    assert row_of(tmp_path / "found" / "annotations.json", "again")[0] == "centerline"
+    method, length = row_of(arc, "none", "--fiber-classes", "")
+    assert method == "feret_max" and length == pytest.approx(62, abs=2)
+    assert row_of(arc, "named", "--fiber-classes", "DARK")[0] == "centerline"
+    wrong = cli("measure", "--masks", arc, "--output", tmp_path / "x", "--fiber-classes", "drak")
+    assert wrong.returncode == 2 and "'drak' is not among the classes" in wrong.stderr
+
+
+def test_conversion_keeps_that_a_class_is_of_fibres(cli, arc, tmp_path):
+    cv2.imwrite(str(tmp_path / "one.png"), np.zeros((80, 100, 3), np.uint8))
+    result = cli("convert", "--input", arc, "--output", tmp_path / "converted")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "converted/annotations/instances_all.json").read_text())
+    assert written["categories"] == [{"id": 1, "name": "dark", "supercategory": "fibre"}]
+
+
+def test_thin_particles_that_are_not_measured_as_fibres_are_named(cli, tmp_path):
+    labels = np.zeros((80, 100), np.int32)
+    for number in range(1, 7):
+        labels[number * 10 : number * 10 + 3, 10:90] = number
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    result = cli("measure", "--masks", tmp_path / "labels.tif", "--output", tmp_path / "out")
+    assert "6 of 6 particles of class Particle are thin" in result.stdout
+    assert "--fiber-classes Particle" in result.stdout

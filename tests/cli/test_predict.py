@@ -67,6 +67,10 @@ def test_a_folder_becomes_tables_and_pictures_and_goes_on(cli, weights, photogra
     assert table["area_um2"].to_numpy() == pytest.approx(table["area_px"] * 2.5**2, rel=1e-5)
     assert set(table["calibration_source"]) == {"option --um-per-px"}
     assert run["particles"] == len(table) and run["failed"] == 1
+    assert run["score_thresholds_from"] == "option"
+    assert run["training"]["architecture"] == "GeneralizedRCNN"
+    page = (output / "report.html").read_text()
+    assert run["checkpoint_sha256"] in page and "1 of 4 images failed: not counted." in page
     by_name = {each["name"]: each for each in run["images"]}
     assert by_name["large.tif"]["tile"] == 96 and by_name["large.tif"]["windows"] > 4
     assert by_name["large.tif"]["coarse"] and by_name["val_000000.jpg"]["tile"] is None

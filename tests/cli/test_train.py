@@ -1,5 +1,6 @@
 """microplastics train, as people call it and miscall it."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -59,11 +60,17 @@ def test_eval_only_prints_what_training_logged(trained, tiny_opts, cli_process):
 
 def test_evaluate_takes_the_weights_that_it_is_given(trained, tiny_opts, tmp_path, cli):
     output = ("OUTPUT_DIR", tmp_path)
-    for name in ("model_best", "model_final"):
+    page = tmp_path / "inference" / "evaluation.html"
+    for name, *flags in (("model_best", "--no-report"), ("model_final",)):
         weights = trained / f"{name}.pth"
-        done = cli("evaluate", *tiny_opts, *output, "--weights", weights, *QUICK)
+        done = cli("evaluate", *tiny_opts, *output, "--weights", weights, *QUICK, *flags)
         assert done.returncode == 0, done.stderr
         assert f"{name}.pth" in done.stdout
+        assert page.exists() is not bool(flags)
+        about = json.loads((tmp_path / "inference" / "evaluation.json").read_text())
+        assert about["checkpoint"] == str(weights)
+        assert about["checkpoint_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert "model_final.pth" in page.read_text()
     assert (tmp_path / "inference" / "per_class.csv").stat().st_size
     done = cli("evaluate", *QUICK, *tiny_opts, *output, "--weights", "gone.pth")
     assert done.returncode == 2 and "gone.pth" in done.stderr
@@ -82,6 +89,8 @@ def test_test_time_augmentation_is_scored_too(trained, tiny_opts, cli):
     assert done.returncode == 0, done.stderr
     scores = json.loads((trained / "inference" / "metrics.json").read_text())
     assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/AP50"} <= set(scores)
+    page = (trained / "inference_TTA" / "evaluation.html").read_text()
+    assert "with test-time augmentation" in page
 
 
 def test_a_second_training_in_the_same_folder_is_refused(trained, tiny_opts, cli):

@@ -198,3 +198,6 @@ def test_unknown_entries(paths):
         DatasetCatalog.get(entry)
     with user_error("dataset_unknown"):
         resolve_datasets([""])
+    folder = os.path.dirname(paths[0])  # such as an export of another tool
+    with user_error("dataset_unknown", f"microplastics convert --input {folder}"):
+        resolve_datasets([folder])

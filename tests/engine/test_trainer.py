@@ -33,6 +33,15 @@ def test_it_is_a_default_trainer_with_its_attributes(tiny_cfg):
     assert trainer.model.training and trainer.optimizer.param_groups
 
 
+def test_checkpoints_hold_the_fibre_classes(tiny_cfg):
+    cfg = tiny_cfg("DATASETS.FIBER_CLASSES", "['film']", "SOLVER.MAX_ITER", 1)
+    trained(cfg)
+    path = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    assert torch.load(path, weights_only=True)["microplastics"]["fiber_classes"] == ["Film"]
+    with user_error("classes_mismatch", "wool"):
+        Trainer(tiny_cfg("DATASETS.FIBER_CLASSES", "['wool']"))
+
+
 def test_the_last_three_and_the_best_are_kept(tiny_cfg):
     cfg = tiny_cfg("SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 0)
     trained(cfg)

@@ -490,7 +490,7 @@ def test_only_fibres_have_a_centreline():
     arc = np.zeros((60, 60), dtype=bool)
     arc[10:50, 10:14] = arc[46:50, 10:50] = True  # an L of 76 px along its middle
     masks = CropMasks([arc, arc, arc[:5, :5]], [(0, 0), (5, 5), (0, 0)], (80, 80))
-    fiber, film, none = measure_sizes(masks, [0, 1, 0], ["fibre", "Film"])
+    fiber, film, none = measure_sizes(masks, [0, 1, 0], ["fiber", "other"])
     assert fiber[0] > 1.25 * fiber[1] and film[0] == film[1] == fiber[1]
     assert fiber[2] == film[2] == np.count_nonzero(arc)
     assert none.tolist() == [0, 0, 0]

@@ -143,6 +143,21 @@ def test_batches_of_mixed_sizes_keep_order_and_results(model_path, predictor, si
         torch.testing.assert_close(own.scores, each.scores, rtol=0, atol=1e-5)
 
 
+def test_fibre_classes_come_with_the_checkpoint(model_path, tmp_path):
+    data = torch.load(model_path, weights_only=True)
+    path = str(tmp_path / "model.pth")
+
+    def fibers(stored, *opts):
+        data["microplastics"]["fiber_classes"] = stored
+        torch.save(data, path)
+        return Predictor.from_checkpoint(path, opts).fiber_classes
+
+    assert fibers(["Film"]) == ["Film"] and fibers(None) == ["Fiber"]
+    assert fibers(["Film"], "DATASETS.FIBER_CLASSES", ["fragment"]) == ["Fragment"]
+    with user_error("checkpoint_invalid", "Wool"):
+        fibers(["Wool"])
+
+
 def test_a_demanded_digest_is_checked(model_path):
     digest = sha256_of(model_path)
     Predictor.from_checkpoint(model_path, ("MODEL.WEIGHTS_SHA256", digest.upper()))

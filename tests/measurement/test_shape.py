@@ -12,7 +12,15 @@ from support import ROOT
 
 from microplastics.measurement import Shape, measure
 from microplastics.measurement.analytic import arc, disc, draw, rectangle, straight
-from microplastics.measurement.shape import NAMED_COLORS, color_names, median_lab
+from microplastics.measurement.shape import (
+    NAMED_COLORS,
+    choose_fiber_classes,
+    color_names,
+    find_fiber_classes,
+    is_fiber_class,
+    median_lab,
+)
+from microplastics.utils.errors import UserError
 
 PLACE = {"x", "y", "bbox", "touches_edge"}
 KINDS = st.sampled_from(["fiber", "other"])
@@ -249,3 +257,31 @@ def test_every_named_color_is_nearest_to_itself():
     names, labs = zip(*pairs, strict=True)
     assert color_names(labs) == list(names)
     assert color_names([]) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["Fiber", "FIBRES", "PET_fibre", "Mikrofaser", "black thread", "filament 2", "纤维"]
+)
+def test_classes_are_fibres_by_their_words(name):
+    assert is_fiber_class(name)
+
+
+@pytest.mark.parametrize("name", ["Film", "fiberglass", "non-fiber", "nicht Faser", "", "12"])
+def test_other_words_are_no_fibres(name):
+    assert not is_fiber_class(name)
+
+
+def test_a_supercategory_says_fibre_unless_the_names_tell_its_classes_apart():
+    assert find_fiber_classes({"dark": "fibre", "light": "fibre", "film": None}) == [
+        "dark",
+        "light",
+    ]
+    assert find_fiber_classes({"Film": "fibers", "Fiber": "fibers"}) == ["Fiber"]
+    assert find_fiber_classes({"Film": "fiber-detection-v2", "bead": ""}) == []
+
+
+def test_fibre_classes_are_named_in_any_case():
+    assert choose_fiber_classes(["DARK"], ["light", "dark"]) == ["dark"]
+    with pytest.raises(UserError, match="'drak' is not among the classes") as caught:
+        choose_fiber_classes(["drak"], ["light", "dark"])
+    assert caught.value.code == "classes_mismatch"

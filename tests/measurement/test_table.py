@@ -22,8 +22,8 @@ from microplastics.structures.particles import Particles
 
 UM = "area_um2 equivalent_diameter_um feret_max_um feret_min_um length_um width_um perimeter_um"
 PLACES = "image particle class score x y bbox_x bbox_y bbox_w bbox_h area_px"
-FORMS = "aspect_ratio circularity roundness solidity elongation touches_edge size_class color_lab"
-LAST = "color_name um_per_px calibration_source"
+FORMS = "length_method aspect_ratio circularity roundness solidity elongation touches_edge"
+LAST = "size_class color_lab color_name um_per_px calibration_source"
 SHAPES = [disc(6), arc(20, 2, 4), rectangle(20, 8)]
 SCALE = Calibration(2.5, "--um-per-px")
 

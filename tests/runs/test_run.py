@@ -39,7 +39,7 @@ def folder(tmp_path):
 def make(folder, tmp_path):
     def run(settings=None, **options):
         options = RunOptions(output=str(tmp_path / "out"), **options)
-        return Run(find_images([str(folder)]), options, ["Film"], {}, settings or {})
+        return Run(find_images([str(folder)]), options, ["Film"], [], {}, settings or {})
 
     return run
 

@@ -9,7 +9,8 @@ QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
 
 
 def test_train_net_has_detectron2s_arguments(tool, tiny_opts, tmp_path):
-    assert "--machine-rank" in tool("train_net", "--help").stdout
+    text = tool("train_net", "--help").stdout
+    assert "--machine-rank" in text and "--no-report" in text
     options = ("--num-gpus", "0", *tiny_opts, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "1")
     done = tool("train_net", *QUICK, *options)
     assert done.returncode == 0, done.stderr

@@ -329,14 +329,18 @@ def check_duplicates(images: Sequence[CheckedImage], collector: Collector) -> No
     """Find images that occur twice, in one file or in two."""
     whole = [image for image in images if image.facts.fingerprint is not None]
     duplicates = find_duplicates([image.facts.fingerprint for image in whole])
-    exact_of = {index: group[0] for group in duplicates.exact for index in group}
     for group in duplicates.exact:
         _check_copies([whole[i] for i in group], "split_same", collector, "image_same")
-    for group in duplicates.near:
-        # Images with the same pixels are reported already: one of them represents all.
-        distinct = {exact_of.get(index, index): whole[index] for index in reversed(group)}
-        members = [distinct[key] for key in sorted(distinct)]
-        _check_copies(members, "split_near", collector, "image_near")
+    # Of images with the same pixels, which are reported already, one represents all.
+    linked: dict[int, list[CheckedImage]] = defaultdict(list)
+    for one, other in duplicates.links:
+        linked[other].append(whole[one])
+    for index, earlier in sorted(linked.items()):
+        image = whole[index]
+        for code, within in (("split_near", False), ("image_near", True)):
+            alike = [e for e in earlier if (e.dataset is image.dataset) is within]
+            if alike:
+                collector.add(code, _pair_example(image, alike[0]))
 
 
 def check_groups(images: Sequence[CheckedImage], pattern: str | None, collector: Collector) -> None:
@@ -450,6 +454,8 @@ def _can_close(ring: np.ndarray) -> bool:
 def _is_nested(polygons: list[Sequence[float]]) -> bool:
     """Whether one valid polygon is inside another."""
     shapes = [shapely.Polygon(ring) for ring in map(polygon_points, polygons) if is_valid(ring)]
+    if not shapes:  # such as parts that meet themselves in a corner
+        return False
     outer, inner = shapely.STRtree(shapes).query(shapes, predicate="contains")
     return bool((outer != inner).any())
 

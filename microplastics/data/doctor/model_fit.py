@@ -77,12 +77,13 @@ def measure_fit(
     config_file: str,
     dataset_dicts: Sequence[dict[str, Any]],
     class_names: Sequence[str],
+    *,
+    sample: int = MAX_PER_CLASS,
 ) -> tuple[ModelFit, list[Finding]]:
     """Measure how well a model of this config can see the particles of a data set.
 
     The images are resized by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST. All boxes are compared with
-    the anchors; at most 1,000 masks a class are measured, drawn at random. Crowds are left out,
-    as in training.
+    the anchors; masks are drawn at random. Crowds are left out, as in training.
 
     Args:
         cfg: the config.
@@ -90,6 +91,7 @@ def measure_fit(
         dataset_dicts: as from :func:`microplastics.data.coco.load_instances`; several files with
             the same classes may follow each other.
         class_names: by contiguous id.
+        sample: masks that are measured of each class at most.
 
     Returns:
         The figures, and the findings ``no_anchor``, ``too_small`` and ``mask_resolution``, if
@@ -112,7 +114,7 @@ def measure_fit(
         grid = AnchorGrid.from_config(cfg, config_file)
         anchor_iou = grid.best_iou(particles.resized_boxes, particles.after)
     fit.no_anchor = _means(anchor_iou < ANCHOR_IOU, labels, names)
-    rows, weights = _draw(labels)
+    rows, weights = _draw(labels, sample)
     fit.sampled, drawn = len(rows), labels[rows]
     sizes, box_scale = sorted({*MASK_SIZES, fit.mask_size}), cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE
     width, iou = _measure_masks(particles, rows, sizes, box_scale)
@@ -139,6 +141,22 @@ def measure_fit(
         coarse, fix = iou[side] < WARNING_IOU, _mask_fix(cfg, side, by_size)
         findings.append(_finding("mask_resolution", fit, about, coarse, WARNING, fix, examples))
     return fit, findings
+
+
+def mask_widths(
+    cfg: CfgNode, dataset_dicts: Sequence[dict[str, Any]], sample: int = MAX_PER_CLASS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure :func:`mask_width` after the resize of INPUT.MIN_SIZE_TEST (0: in px of the files).
+
+    Args:
+        cfg, dataset_dicts, sample: as of :func:`measure_fit`.
+
+    Returns:
+        (N,) widths in px and class numbers of the particles drawn.
+    """
+    particles = _collect(cfg, dataset_dicts)
+    rows, _ = _draw(particles.label, sample) if len(particles.label) else (np.arange(0), None)
+    return _measure_masks(particles, rows, (), 1.0)[0], particles.label[rows]
 
 
 def mask_width(mask: np.ndarray) -> float:
@@ -242,12 +260,12 @@ def _measure_masks(
     return width, dict(zip(mask_sizes, iou, strict=True))
 
 
-def _draw(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of at most MAX_PER_CLASS particles a class, and the number that each represents."""
+def _draw(labels: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of at most so many particles a class, and the number that each represents."""
     random, drawn, weights = np.random.default_rng(0), [], []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        kept = random.permutation(rows)[:MAX_PER_CLASS]
+        kept = random.permutation(rows)[:most]
         drawn.append(kept)
         weights.append(np.full(len(kept), len(rows) / len(kept)))
     index, weight = np.concatenate(drawn), np.concatenate(weights)

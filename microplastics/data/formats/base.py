@@ -172,6 +172,7 @@ class Source:
         classes: every class name that occurs, in the order of the format, or else sorted.
         records: starts a new pass over the images, in a fixed order.
         num_images: number of images, if known.
+        supercategories: of classes, by name, in formats that have them.
         embedded: whether images are embedded in their annotations.
     """
 
@@ -179,6 +180,7 @@ class Source:
     classes: list[str]
     records: Callable[[], Iterator[ImageRecord]]
     num_images: int | None = None
+    supercategories: dict[str, str] = field(default_factory=dict)
     embedded: bool = False
 
     @classmethod
@@ -239,9 +241,12 @@ def detect(path: Path) -> str:
     """Return the name of the only format that a file or folder, which exists, fits.
 
     Raises:
-        UserError: no format or several fit (``format_unknown``).
+        UserError: no format or several fit, or one that is not read (``format_unknown``).
     """
     names = [name for name in READERS if reader(name).detect(path)]
+    known = importlib.import_module(f"{__package__}.unread").recognise(path, names)
+    if known is not None:
+        raise UserError(f"{path} is {known}.", code="format_unknown")
     if len(names) == 1:
         return names[0]
     if path.suffix.lower() in (".zip", ".gz", ".tar", ".rar", ".7z"):

@@ -5,6 +5,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
             names = [entry["file_name"] for entry in document.images.values()]
             root = _find_image_root(json_file, path, split, names)
         records = functools.partial(document.records, root, options)
-        sources[split] = Source.noting(root, document.classes, records, notes, len(document.images))
+        source = Source.noting(root, document.classes, records, notes, len(document.images))
+        sources[split] = replace(source, supercategories=document.supercategories)
     return sources
 
 
@@ -173,6 +175,9 @@ class _Document:
                 self._by_image[image_id].append((place, category, entry))
         self._names = _class_names(categories, used, self._label, notes)
         self.classes = list(dict.fromkeys(self._names.values()))
+        self.supercategories = {
+            name: categories[id_]["supercategory"] for id_, name in self._names.items()
+        }
 
     def records(self, root: Path, options: ReadOptions, notes: Notes) -> Iterator[ImageRecord]:
         for id_, entry in self.images.items():

@@ -167,6 +167,7 @@ def write_dataset(
     options = options or ReadOptions()
     renamed = _renamed(sources, categories or {})
     names = list(dict.fromkeys(name for name in renamed.values() if name))
+    groups = _supercategories(sources, renamed)
     if not verbatim and set(names) <= set(PROJECT_CLASSES):
         names = list(PROJECT_CLASSES)
     manifest = {
@@ -191,7 +192,7 @@ def write_dataset(
         root = source.image_root if own_place == "keep" else output / split
         one = Written(split, root, output / "annotations" / f"instances_{split}.json")
         records = _usable_records(one, source, own_place, options, notes, polygons)
-        _write_coco(one, _renaming(records, renamed, notes), names, notes)
+        _write_coco(one, _renaming(records, renamed, notes), names, groups, notes)
         if one.num_images:
             written.append(one)
         else:
@@ -315,6 +316,16 @@ def _renamed(sources: dict[str, Source], categories: dict[str, str]) -> dict[str
     if words:
         raise UserError(f"--categories {words}.", code="option_invalid")
     return renamed
+
+
+def _supercategories(sources: dict[str, Source], renamed: dict[str, str]) -> dict[str, str]:
+    """Return the supercategory of each new class; the first that one of its old classes has."""
+    groups: dict[str, str] = {}
+    for source in sources.values():
+        for old, group in source.supercategories.items():
+            if group and is_printable(group):
+                groups.setdefault(renamed[old], group)
+    return groups
 
 
 def _check_options(options: ReadOptions, categories: str | None, format: str | None) -> None:
@@ -453,11 +464,18 @@ def _renaming(
 
 
 def _write_coco(
-    written: Written, records: Iterator[ImageRecord], names: list[str], notes: Notes
+    written: Written,
+    records: Iterator[ImageRecord],
+    names: list[str],
+    groups: dict[str, str],
+    notes: Notes,
 ) -> None:
     """Write the COCO JSON of a split; images come last, so that only they are kept in memory."""
     ids = {name: id_ for id_, name in enumerate(names, 1)}
-    categories = [{"id": id_, "name": name, "supercategory": ""} for name, id_ in ids.items()]
+    categories = [
+        {"id": id_, "name": name, "supercategory": groups.get(name, "")}
+        for name, id_ in ids.items()
+    ]
     head = {"info": {"description": f"Written by microplastics {__version__}"}}
     written.instances = dict.fromkeys(names, 0)
     images: list[str] = []

@@ -3,10 +3,12 @@
 import json
 import re
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
@@ -79,24 +81,20 @@ class _Reader(layout.FileReader):
         if path.suffix.lower() == _ZIP or not self._whole:
             return True
         self._folder = path.parent
-        return self._with_other_ending([path.stem]) is not None
+        return any(path.stem in self._called.get(folder, ()) for folder in self._near())
+
+    @cached_property
+    def _called(self) -> dict[Path, set[str]]:
+        """The names of the images in each folder, with and without their endings."""
+        called: dict[Path, set[str]] = defaultdict(set)
+        for name in layout.list_files(self._images):
+            image = self._images / name
+            called[image.parent] |= {image.name, image.stem}
+        return dict(called)
 
     def load(self, path: Path) -> list[tuple[str, bytes]]:
         """Return the names and contents of the ROIs of one image."""
-        try:
-            if path.is_dir():
-                files = sorted(each for each in path.iterdir() if each.suffix.lower() == _ROI)
-                _check_bytes(path, [each.stat().st_size for each in files])
-                return [(each.stem, each.read_bytes()) for each in files]
-            if path.suffix.lower() == _ROI:
-                _check_bytes(path, [path.stat().st_size])
-                return [(path.stem, path.read_bytes())]
-            return list(_unzipped(path))
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(
-                f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
-            ) from error
+        return read_rois(path)
 
     def records(self, data: list[tuple[str, bytes]], where: str) -> Iterator[ImageRecord]:
         with layout.skipping(where, self.options, self.notes):
@@ -147,10 +145,35 @@ class _Reader(layout.FileReader):
         return label or (f"group {roi.group}" if roi.group else DEFAULT_CLASS)
 
 
-def _unzipped(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and contents of the ROIs in an archive; nothing is written to the disk."""
+def read_rois(path: Path) -> list[tuple[str, bytes]]:
+    """Return the names and unchecked contents of a ROI, or of the ROIs in an archive or folder.
+
+    Nothing is written to the disk.
+
+    Raises:
+        UserError: ``file_missing``, or ``file_invalid`` for a damaged archive, more than 50,000
+            ROIs or more than 256 MiB.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        if path.suffix.lower() == _ZIP and path.is_file():
+            with open(path, "rb") as file:
+                return list(_unzipped(file, path))
+        files = [path]
+        if path.is_dir():
+            files = sorted(each for each in path.iterdir() if each.suffix.lower() == _ROI)
+        _check_bytes(path, [each.stat().st_size for each in files])
+        return [(each.stem, each.read_bytes()) for each in files]
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
+        ) from error
+
+
+def _unzipped(file: IO[bytes], path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and contents of the ROIs in an archive."""
+    try:
+        with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             rois = [each for each in entries if each.filename.lower().endswith(_ROI)]
             if entries and not rois:
@@ -160,12 +183,12 @@ def _unzipped(path: Path) -> Iterator[tuple[str, bytes]]:
                 )
             _check_bytes(path, [each.file_size for each in rois])
             for each in rois:
-                with archive.open(each) as file:  # the size in the head may be false
-                    content = file.read(each.file_size)
+                with archive.open(each) as entry:  # the size in the head may be false
+                    content = entry.read(each.file_size)
                 yield PurePosixPath(each.filename).stem, content
-    except (UserError, OSError):
+    except UserError:
         raise
-    # Damaged archives make each compression method raise its own errors.
+    # Damaged archives make each compression method raise its own errors, even OSError.
     except Exception as error:
         words = str(error) or type(error).__name__
         raise UserError(

@@ -12,6 +12,7 @@ from microplastics.data.formats.shapes import Segmentation, ShapeError
 from microplastics.utils.errors import UserError
 
 _SUFFIXES = frozenset((".geojson", ".json"))
+_SNIFFED_FILES = 20
 # Kinds of objects, of QuPath 0.3 and later, and by the ids of earlier ones.
 _DETECTIONS = frozenset(("detection", "cell", "PathDetectionObject", "PathCellObject"))
 _OTHERS = frozenset(("tile", "tma_core", "root", "PathTileObject", "TMACoreObject"))
@@ -24,10 +25,10 @@ def detect(path: Path) -> bool:
     def matches(text: bytes) -> bool:
         return b'"type":"Feature' in text and (b'"geometry":' in text or b'"features":[' in text)
 
-    # Where JSON of another kind lies beside, it is the annotation (a run of predict has both).
-    if path.is_dir() and any(not layout.is_manifest(file) for file in path.glob("*.json")):
-        return any(layout.sniff(file, matches) for file in sorted(path.glob("*.json"))[:1])
-    return layout.sniff(path, matches, _SUFFIXES)
+    # Where JSON lies at the top, it is the annotation: a run of predict has GeoJSON below it.
+    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    files = [file for file in files if not layout.is_manifest(file)][:_SNIFFED_FILES]
+    return any(layout.sniff(file, matches, _SUFFIXES) for file in files or [path])
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:

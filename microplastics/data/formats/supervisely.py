@@ -18,6 +18,7 @@ from microplastics.utils.io import read_json
 
 _META, _ANNOTATIONS = "meta.json", "ann"
 _JSON = frozenset((".json",))
+_MAX_BYTES = 64 << 20  # of the PNG of one bitmap
 # Of an object, beside its geometry; who drew it and when is left out.
 _KNOWN = frozenset(
     ("id", "key", "classId", "classTitle", "geometryType", "shape", "points", "bitmap", "tags")
@@ -144,9 +145,7 @@ def _bitmap(bitmap: Any, size: tuple[int, int]) -> Segmentation:
     x0, y0 = (int(value) for value in shapes.points([*_list(bitmap.get("origin")), 0, 0])[0])
     try:
         packed = base64.b64decode(bitmap.get("data"), validate=True)
-        # A PNG of noise takes little more than its pixels.
-        largest = 4 * size[0] * size[1] + (1 << 20)
-        content = zlib.decompressobj().decompress(packed, largest)
+        content = zlib.decompressobj().decompress(packed, _MAX_BYTES)
     except (TypeError, ValueError, zlib.error) as error:
         raise ShapeError("shape_broken", "a bitmap that is not a packed PNG in base64") from error
     return shapes.crop_rle(shapes.png_mask(content, size), x0, y0, size)

@@ -18,7 +18,6 @@ from support import ROOT, user_error
 
 from microplastics.config import get_cfg, load_config
 from microplastics.data.anchors import AnchorGrid, resized_size
-from microplastics.data.doctor import model_fit
 from microplastics.data.doctor.findings import CODES
 from microplastics.data.doctor.model_fit import (
     mask_round_trip,
@@ -163,15 +162,13 @@ def test_nothing_is_measured_without_particles():
         assert (fit.sampled, fit.mask_iou, findings) == (0, {}, [])
 
 
-def test_a_sample_represents_its_class(monkeypatch):
-    monkeypatch.setattr(model_fit, "MAX_PER_CLASS", 2)
+def test_a_sample_represents_its_class():
     masks = [disc(20) for _ in range(6)] + [strip(200, 2, 45)]
-    dicts = [image_dict(masks, [1] * 6 + [0])]
-    fit, _ = measure_fit(config("INPUT.MIN_SIZE_TEST", 0), "q", dicts, ["Fiber", "Bead"])
-    assert fit.sampled == 3
+    dicts, names = [image_dict(masks, [1] * 6 + [0])], ["Fiber", "Bead"]
+    cfg = config("INPUT.MIN_SIZE_TEST", 0)
+    fit, again = (measure_fit(cfg, "q", dicts, names, sample=2)[0] for _ in range(2))
+    assert fit.sampled == 3 and again == fit
     assert fit.small == {"Fiber": 1, "Bead": 0, "all": pytest.approx(1 / 7)}
-    again, _ = measure_fit(config("INPUT.MIN_SIZE_TEST", 0), "q", dicts, ["Fiber", "Bead"])
-    assert again == fit
 
 
 def test_grown_boxes_and_further_upsampling_are_known():

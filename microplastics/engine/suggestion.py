@@ -1,0 +1,330 @@
+"""What a training will see of its data set, and settings that let it see more."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from microplastics.config import write_derived
+from microplastics.data.anchors import ALL, find_anchors
+from microplastics.data.catalog import resolve_datasets
+from microplastics.data.doctor.findings import INFO, Finding, ModelFit
+from microplastics.data.doctor.model_fit import (
+    MAX_PER_CLASS,
+    MIN_WIDTH,
+    WARNING_FRACTION,
+    WARNING_IOU,
+    mask_widths,
+    measure_fit,
+)
+from microplastics.data.loader import check_datasets, training_dicts
+from microplastics.modeling.interface import WITHOUT_BOXES, class_node
+
+# Epochs that a network needs at least to learn from a data set, and beyond which it mostly learns
+# its images by heart.
+_FEW_EPOCHS, _MANY_EPOCHS, _LEAST_ITERATIONS = 12, 200, 500
+_LARGEST_FACTOR = 2.0  # more px of input than so many times those of the file show nothing new
+_LARGEST_SIDE = 2400  # px of the shorter side of an evaluated image
+_MULTIPLE = 32  # the stride of the coarsest features, to which images are padded
+# Inputs this much larger than the config's are trained on crops.
+_WORTH_CROPS = 1.5
+_AROUND = 1.5  # sides of a crop for the length of a long particle
+_LONG = 0.95  # quantile of the lengths
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a training will see.
+
+    Attributes:
+        images, particles: of DATASETS.TRAIN; windows count as images.
+        iterations, batch_size: of the training.
+        fit: what a model of the config can see, without figures if it is none of this package's.
+        findings: of :func:`microplastics.data.doctor.model_fit.measure_fit`.
+    """
+
+    images: int
+    particles: int
+    iterations: int
+    batch_size: int
+    fit: ModelFit
+    findings: list[Finding]
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the images."""
+        return self.iterations * self.batch_size / max(self.images, 1)
+
+    @property
+    def wants_better(self) -> bool:
+        """Whether other settings would let the training see clearly more."""
+        return self._too_few or any(finding.severity != INFO for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """Sentences for the terminal."""
+        lines = [
+            f"{self.particles} particles on {self.images} images; {self.iterations} iterations of "
+            f"{self.batch_size} are {self.epochs:.3g} epochs"
+            + (f", fewer than the {_FEW_EPOCHS} that most data sets need." * self._too_few or ".")
+        ]
+        for name, fraction in self.fit.no_anchor.items():
+            kept = self.fit.mask_iou.get(name, {}).get(self.fit.mask_size)
+            drawn = f", masks keep an IoU of {kept:.2f}" if kept is not None else ""
+            lines.append(
+                f"  {name}: {fraction:.0%} without an anchor, {self.fit.small[name]:.0%} under "
+                f"{MIN_WIDTH:g} px wide at this input size{drawn}"
+            )
+        return lines
+
+    @property
+    def _too_few(self) -> bool:
+        return 0 < self.iterations and self.epochs < _FEW_EPOCHS
+
+
+def outlook(
+    cfg: CfgNode,
+    dataset_dicts: Sequence[dict[str, Any]],
+    config_file: str = "",
+    *,
+    images: float | None = None,
+    sample: int = MAX_PER_CLASS,
+) -> Outlook:
+    """Measure what a training of this config will see.
+
+    Args:
+        cfg: the config, with the number of iterations in SOLVER.MAX_ITER.
+        dataset_dicts: of training, see :func:`microplastics.data.loader.training_dicts`.
+        config_file: its name, for errors.
+        images: in an epoch, if not every one is drawn once.
+        sample: masks that are measured of each class at most.
+
+    Raises:
+        UserError: the config has no usable anchors.
+    """
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    crowds = [a.get("iscrowd", 0) for each in dataset_dicts for a in each.get("annotations", ())]
+    fit, findings = ModelFit(config_file), []
+    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", *WITHOUT_BOXES):
+        seen = _as_evaluated(cfg)
+        fit, findings = measure_fit(seen, config_file, dataset_dicts, names, sample=sample)
+    return Outlook(
+        round(images or len(dataset_dicts)),
+        crowds.count(0),
+        cfg.SOLVER.MAX_ITER,
+        cfg.SOLVER.IMS_PER_BATCH,
+        fit,
+        findings,
+    )
+
+
+@dataclass
+class Suggestion:
+    """Settings on top of a config that fit its data set.
+
+    Attributes:
+        cfg: the config with them.
+        settings: values by dotted key.
+        reasons: a sentence each.
+    """
+
+    cfg: CfgNode
+    settings: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, **values: Any) -> None:
+        """Set keys, written with ``__`` for dots, and say why."""
+        self.reasons.append(reason)
+        for name, value in values.items():
+            key = name.replace("__", ".")
+            self.settings[key] = value
+            self.cfg.merge_from_list([key, value])
+
+
+def suggest(cfg: CfgNode, config_file: str = "") -> Suggestion:
+    """Find settings that fit the data set of DATASETS.TRAIN.
+
+    The number of classes; an input at which 95 % of the particles of every class are 4 px wide,
+    by larger images or, where these would be slow, crops; anchors, if more than 5 % of a class
+    have none; the resolution of masks that keeps a mean IoU of 0.9; and the number of iterations.
+
+    Args:
+        cfg: the config; it is not changed.
+        config_file: its name, for errors.
+
+    Raises:
+        UserError: a data set cannot be used, or the config has no usable anchors.
+    """
+    found = Suggestion(cfg.clone())
+    found.cfg.defrost()
+    found.cfg.DATASETS.TRAIN = resolve_datasets(cfg.DATASETS.TRAIN)
+    names = MetadataCatalog.get(found.cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    key, node = class_node(cfg)
+    if names and len(names) != node.NUM_CLASSES:
+        reason = f"the data set's classes are {', '.join(names)}"
+        found.add(reason, **{f"{key}.NUM_CLASSES".replace(".", "__"): len(names)})
+    dicts = training_dicts(check_datasets(found.cfg, ("TRAIN",)))
+    _suggest_input(found, dicts)
+    if cfg.MODEL.META_ARCHITECTURE not in WITHOUT_BOXES:
+        _suggest_anchors(found, dicts, names, config_file)
+    _suggest_masks(found, dicts, names, config_file)
+    _suggest_iterations(found, len(dicts))
+    return found
+
+
+def write_suggestion(
+    suggestion: Suggestion, config_file: str, opts: Sequence[str], output: str | os.PathLike
+) -> None:
+    """Write a config that derives from another one, with the reasons as comments.
+
+    Args:
+        suggestion: of :func:`suggest`.
+        config_file, opts: name or path of the other one, and ``KEY VALUE`` pairs on it, which the
+            file repeats.
+        output: ``.yaml`` to write.
+
+    Raises:
+        UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
+    """
+    train = ", ".join(suggestion.cfg.DATASETS.TRAIN)
+    comments = [f"Settings for {train}: microplastics train --suggest.", *suggestion.reasons]
+    given = {key: _value(suggestion.cfg, key) for key in opts[::2]}
+    write_derived(output, config_file, {**given, **suggestion.settings}, comments)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def _as_evaluated(cfg: CfgNode) -> CfgNode:
+    """The config for whole images at the size of evaluation, where crops have the same scale."""
+    seen = cfg.clone()
+    seen.defrost()
+    seen.INPUT.AUG.CROP.PROB = 0.0
+    seen.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    seen.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    seen.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    return seen
+
+
+def _suggest_input(found: Suggestion, dicts: Sequence[dict[str, Any]]) -> None:
+    given = found.cfg.INPUT
+    in_file = found.cfg.clone()
+    in_file.INPUT.MIN_SIZE_TEST = 0
+    widths, labels = mask_widths(in_file, dicts)
+    if not len(widths):
+        return
+    thin = [np.quantile(widths[labels == n], WARNING_FRACTION) for n in np.unique(labels)]
+    sides = np.array([sorted((each["height"], each["width"])) for each in dicts], dtype=float)
+    short, ratio = float(np.median(sides[:, 0])), float((sides[:, 1] / sides[:, 0]).max())
+    before = given.MIN_SIZE_TEST or short
+    before = min(before, given.MAX_SIZE_TEST / ratio) if given.MIN_SIZE_TEST else before
+    factor = min(MIN_WIDTH / max(min(thin), 0.1), _LARGEST_FACTOR)
+    side = min(_up(short * factor), _LARGEST_SIDE)
+    if side <= before / 0.95:
+        return
+    factor = side / short
+    reason = (
+        f"the thinnest particles are {min(thin):.1f} px wide in the files, whose shorter side is "
+        f"{short:.0f} px; at an input of {before:.0f} px too little is left of them"
+    )
+    longest = {"INPUT__MIN_SIZE_TEST": side, "INPUT__MAX_SIZE_TEST": _up(side * ratio)}
+    budget = max(given.MIN_SIZE_TRAIN) if given.MIN_SIZE_TRAIN else side
+    if side <= _WORTH_CROPS * budget:
+        found.add(
+            reason,
+            INPUT__MIN_SIZE_TRAIN=(side,),
+            INPUT__MAX_SIZE_TRAIN=_up(side * ratio),
+            **longest,
+        )
+        return
+    boxes = np.array([a["bbox"][2:] for d in dicts for a in d["annotations"]], dtype=float)
+    least = _AROUND * float(np.quantile(boxes.max(axis=1), _LONG))
+    crop = min(max(budget / factor, least, _MULTIPLE), short)
+    trained = min(_up(crop * factor), _up(2 * budget))
+    crop = round(trained / factor)
+    found.add(
+        f"{reason}; training sees crops of {crop} px of the files, which costs no more than before",
+        INPUT__AUG__CROP__PROB=1.0,
+        INPUT__AUG__CROP__SIZE=(crop, crop),
+        INPUT__MIN_SIZE_TRAIN=(trained,),
+        INPUT__MAX_SIZE_TRAIN=trained,
+        **longest,
+    )
+
+
+def _up(pixels: float) -> int:
+    return math.ceil(pixels / _MULTIPLE) * _MULTIPLE
+
+
+def _suggest_anchors(
+    found: Suggestion,
+    dicts: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    config_file: str,
+) -> None:
+    seen = _as_evaluated(found.cfg)
+    missed = measure_fit(seen, config_file, dicts, names, sample=1)[0].no_anchor
+    if not missed or max(missed.values()) <= WARNING_FRACTION:
+        return
+    search = find_anchors(seen, config_file)
+    fit = search.fits[search.chosen]
+    worst = max(missed, key=missed.__getitem__)
+    found.add(
+        f"{missed[worst]:.0%} of {worst} have no anchor; recall at IoU 0.5 rises from "
+        f"{search.fits['before'].figures[ALL]['recall_0.5']:.0%} to "
+        f"{fit.figures[ALL]['recall_0.5']:.0%}",
+        MODEL__ANCHOR_GENERATOR__SIZES=fit.sizes,
+        MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS=fit.ratios,
+    )
+
+
+def _suggest_masks(
+    found: Suggestion,
+    dicts: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    config_file: str,
+) -> None:
+    head = found.cfg.MODEL.ROI_MASK_HEAD
+    fit = measure_fit(_as_evaluated(found.cfg), config_file, dicts, names)[0]
+    own = fit.mask_size
+    scales = own == 2 * head.POOLER_RESOLUTION or head.NAME == "ParticleMaskHead"
+    if not (found.cfg.MODEL.MASK_ON and fit.mask_iou and scales):
+        return
+    for size in sorted(fit.mask_iou[ALL]):
+        worst = {side: min(by[side] for by in fit.mask_iou.values()) for side in (own, size)}
+        if size > own and worst[own] < WARNING_IOU <= worst[size]:
+            found.add(
+                f"masks of {own} x {own} keep a mean IoU of {worst[own]:.2f} of the thinnest "
+                f"class, those of {size} x {size} {worst[size]:.2f}",
+                MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION=head.POOLER_RESOLUTION * size // own,
+            )
+            return
+
+
+def _suggest_iterations(found: Suggestion, images: int) -> None:
+    solver = found.cfg.SOLVER
+    if solver.MAX_EPOCHS:
+        return
+    an_epoch = images / solver.IMS_PER_BATCH
+    epochs = solver.MAX_ITER / an_epoch
+    if epochs < _FEW_EPOCHS:
+        wanted = math.ceil(_FEW_EPOCHS * an_epoch)
+    elif epochs > _MANY_EPOCHS and solver.MAX_ITER > _LEAST_ITERATIONS:
+        wanted = max(math.ceil(_MANY_EPOCHS * an_epoch), _LEAST_ITERATIONS)
+    else:
+        return
+    quarter = math.ceil(wanted / 4)
+    found.add(
+        f"{solver.MAX_ITER} iterations are {epochs:.3g} epochs of these {images} images; expected "
+        f"{_FEW_EPOCHS} to {_MANY_EPOCHS}",
+        SOLVER__MAX_ITER=wanted,
+        SOLVER__CHECKPOINT_PERIOD=quarter,
+        TEST__EVAL_PERIOD=quarter,
+    )

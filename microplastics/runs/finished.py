@@ -1,0 +1,244 @@
+"""Finished runs: their tables, and the images and masks behind them."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from microplastics.data.large_images import ImageReader, open_reader
+from microplastics.measurement.table import combine_tables
+from microplastics.runs.images import RunOptions
+from microplastics.runs.store import RUN_FILE, SAMPLES_FILE, SUMMARY_FILE, part_path
+from microplastics.runs.summaries import (
+    merge_runs,
+    read_failures,
+    read_images,
+    read_record,
+    read_run_csv,
+    run_class_names,
+)
+from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
+from microplastics.utils.io import sha256_of
+from microplastics.writers.registry import PARTICLES_FILE
+from microplastics.writers.tables import read_part
+
+logger = logging.getLogger(__name__)
+
+_PLACE = ["particle", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a run that predict or measure finished, or that merged others.
+
+    Attributes:
+        folder: of the run.
+        record: its run.json.
+        options: of scale, counts and formats.
+        class_names: of model or data set, in order.
+        particles: all particles, as of :func:`microplastics.measurement.table.combine_tables`.
+        images: all images, as of :func:`microplastics.measurement.table.images_table`.
+        summary: summary.csv, a row an image.
+        samples: samples.csv, a row a sample, if images are summed.
+        failures: failed.csv; empty if no image failed.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    options: RunOptions
+    class_names: list[str]
+    particles: pd.DataFrame
+    images: pd.DataFrame
+    summary: pd.DataFrame
+    samples: pd.DataFrame | None
+    failures: pd.DataFrame
+
+    @property
+    def blanks(self) -> list[str]:
+        """Names of the images that are blanks."""
+        if "is_blank" not in self.summary:
+            return []
+        return self.summary["image"][self.summary["is_blank"].astype(bool)].tolist()
+
+    @property
+    def sample_rows(self) -> pd.DataFrame:
+        """Rows of the samples, without blanks: of images, if none are summed."""
+        rows = self.summary if self.samples is None else self.samples
+        return rows if "is_blank" not in rows else rows[~rows["is_blank"].astype(bool)]
+
+    @functools.cached_property
+    def found_by(self) -> dict[str, Any]:
+        """The run.json that says what found the particles: a merged run has it of its first."""
+        for _, record in self._records:
+            if record.keys() & {"checkpoint", "masks"}:
+                return record
+        return self.record
+
+    @functools.cached_property
+    def image_records(self) -> dict[str, dict[str, Any]]:
+        """What the run.json, or those of the merged runs, say of each image by its name."""
+        return {name: record for name, (_, record) in self._origins.items()}
+
+    @functools.cached_property
+    def _origins(self) -> dict[str, tuple[Path, dict[str, Any]]]:
+        """Folder and record of each image."""
+        found: dict[str, tuple[Path, dict[str, Any]]] = {}
+        for folder, record in self._records:
+            for image in record.get("images", []):
+                found.setdefault(str(image["name"]), (folder, image))
+        return found
+
+    @functools.cached_property
+    def _records(self) -> list[tuple[Path, dict[str, Any]]]:
+        """The run.json of this run and of those that it merged, with their folders."""
+        found, seen, waiting = [], set(), [self.folder]
+        while waiting:
+            folder = waiting.pop(0)
+            if folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
+            try:
+                record = self.record if folder == self.folder else _checked_record(folder)
+            except UserError as error:
+                logger.warning("%s The report says nothing of its images.", error)
+                continue
+            found.append((folder, record))
+            waiting += map(Path, record.get("merged", []))
+        return found
+
+    @contextlib.contextmanager
+    def open_image(self, name: str) -> Iterator[ImageReader]:
+        """Open the photograph of an image.
+
+        Raises:
+            UserError: there was none, it is gone, or it is another file by now.
+        """
+        record = self.image_records.get(name, {})
+        path = record.get("path")
+        if not isinstance(path, str) or not path:
+            raise UserError(f"{name} was measured without its photograph.", code="image_missing")
+        if not os.path.isfile(path):
+            raise UserError(f"The photograph {path} is gone.", code="image_missing")
+        if sha256_of(path) != record.get("sha256"):
+            raise UserError(f"{path} has changed since the run.", code="image_invalid")
+        limits = {
+            "max_pixels": self.options.max_pixels,
+            "allow_large": bool(self.options.allow_large),
+        }
+        with open_reader(path, **limits) as reader:
+            yield reader
+
+    def read_masks(self, name: str, particles: pd.DataFrame) -> CropMasks:
+        """Read the masks of an image's particles.
+
+        Args:
+            name: of the image.
+            particles: N of its rows of ``self.particles``.
+
+        Returns:
+            N masks in the same order.
+
+        Raises:
+            UserError: they are not kept, or not those of the table.
+        """
+        folder = self._origins.get(name, (self.folder, {}))[0]
+        part = read_part(part_path(folder, name))
+        kept = part.table.select(_PLACE).to_pandas()
+        places = pd.Index(kept["particle"]).get_indexer(particles["particle"])
+        same = (places >= 0).all() and (
+            kept[_PLACE].to_numpy()[places] == particles[_PLACE].to_numpy()
+        ).all()
+        if not same:
+            raise UserError(
+                f"The masks kept of {name} are not those of its table; run the command again with "
+                "--resume.",
+                code="run_invalid",
+            )
+        size = part.image["height"], part.image["width"]
+        rles = [{"size": list(size), "counts": part.counts[place]} for place in places.tolist()]
+        try:
+            return CropMasks.from_rles(rles, size)
+        except ValueError as error:
+            raise UserError(
+                f"The masks kept of {name} are damaged ({error}); run the command again with "
+                "--overwrite.",
+                code="run_invalid",
+            ) from error
+
+
+def read_run(folder: str | os.PathLike) -> FinishedRun:
+    """Read the folder of a finished run.
+
+    Raises:
+        UserError: ``run_invalid`` or ``file_missing``: it is no folder of a run, or one of its
+            files is damaged.
+    """
+    folder = Path(folder)
+    record = _checked_record(folder)
+    if (folder / PARTICLES_FILE).is_file():
+        particles, images = merge_runs([folder])
+    else:
+        images = read_images(folder / SUMMARY_FILE).drop(columns="particles")
+        parts = (read_part(part_path(folder, name)) for name in images["image"])
+        particles = combine_tables(part.table.to_pandas() for part in parts)
+    samples = folder / SAMPLES_FILE
+    return FinishedRun(
+        folder,
+        record,
+        _options(folder, record["options"]),
+        run_class_names(folder),
+        particles,
+        images,
+        read_run_csv(folder / SUMMARY_FILE, {"image": "string"}),
+        read_run_csv(samples, {"group": "string"}) if samples.is_file() else None,
+        read_failures(folder),
+    )
+
+
+def _checked_record(folder: Path) -> dict[str, Any]:
+    """The run.json of a run, of the shape that its readers rely on."""
+    record = read_record(folder)
+    if not record:
+        raise UserError(
+            f"{folder} has no {RUN_FILE}; give the folder of a run that is finished.",
+            code="file_missing",
+        )
+    images, merged = record.get("images", []), record.get("merged", [])
+    right = (
+        isinstance(record.get("options"), dict)
+        and isinstance(images, list)
+        and all(isinstance(each, dict) and "name" in each for each in images)
+        and isinstance(merged, list)
+        and all(isinstance(each, str) for each in merged)
+    )
+    if not right:
+        raise _damaged(folder)
+    return record
+
+
+def _options(folder: Path, values: dict[str, Any]) -> RunOptions:
+    names = {field.name for field in dataclasses.fields(RunOptions)} - {"output"}
+    known = {name: value for name, value in values.items() if name in names}
+    options = RunOptions(output=str(folder), **known)
+    for name in ("um_per_px", "min_size", "filter_area_mm2", "counted_fraction", "max_pixels"):
+        if not isinstance(getattr(options, name), (int, float, type(None))):
+            raise _damaged(folder)
+    for name in ("size_classes", "edge"):
+        if not isinstance(getattr(options, name), str):
+            raise _damaged(folder)
+    if not all(isinstance(each, Sequence) for each in (options.formats, options.blanks)):
+        raise _damaged(folder)
+    return options
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(
+        f"{folder / RUN_FILE} is not as a run wrote it; copy it again.", code="run_invalid"
+    )
