@@ -380,8 +380,10 @@ class _Pages:
         name = self._names[order["image"]]
         by = {"reviewer": order["reviewer"], "version": order["version"]}
         change = _OPERATIONS[order["op"]](self._review, name, order, by)
-        made = change.particles.get(name, []) if change else []
-        return _json({**self._since(order["version"], order["reviewer"]), "changed": made})
+        on = next(iter([*change.particles, *change.images]), name)
+        answer = self._since(order["version"], order["reviewer"])
+        made = change.particles.get(on, [])
+        return _json({**answer, "on": self._numbers[on], "changed": made})
 
 
 def _is_order(order: Any, images: int) -> bool:

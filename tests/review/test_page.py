@@ -241,6 +241,11 @@ def test_several_images_with_the_keyboard_alone(show, review):
         page.until(f"state.images[{number}].finished && state.mode === 'look'")
         page.until("$('hint').textContent !== 'Loading …'")
     page.until("$('hint').textContent.startsWith('All images are finished')")
+    page.press("z")  # what was done last was on the other image
+    page.until("state.index === 1 && !image().finished")
+    page.press("z", "z")
+    page.until("state.index === 0 && !image().finished")
+    page.press("y", "y", "y")
     page.press("?")
     assert page.tab.is_visible("#keys")
     page.press("Escape")

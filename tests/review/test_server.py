@@ -183,3 +183,27 @@ def test_an_address_that_is_taken_is_named(review):
             server.serve(review, reviewer="ada", port=port)
     with user_error("option_invalid", "192.0.2.1"):
         server.serve(review, reviewer="ada", host="192.0.2.1")
+
+
+def test_other_machines_come_in_only_with_a_warning(review, monkeypatch, caplog):
+    import uvicorn
+
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    server.serve(review, reviewer="ada", browser=False)
+    assert not caplog.records
+    server.serve(review, reviewer="ada", browser=False, host="0.0.0.0")
+    assert "open to other machines" in caplog.text
+
+
+def test_commands_open_the_page(annotations, cli, tmp_path):
+    images = annotations.parent / "images"
+    with server._listen("127.0.0.1", 0) as taken:
+        at = ("--no-browser", "--port", taken.getsockname()[1])
+        for command in (
+            ("review", annotations, "--images", images, "--output", tmp_path / "out", *at),
+            ("view", "page", f"{annotations}:{images}", *at),
+        ):
+            done = cli(*command)
+            assert done.returncode == 2 and "expected an address" in done.stderr, done
+    assert (tmp_path / "out" / "review.jsonl").exists()
+    assert {each.name for each in annotations.parent.iterdir()} == {"images", "set.json"}

@@ -67,8 +67,8 @@ function act(op, fields = {}) {
       const found = await ask("api/do", {op, image: index, reviewer: $("reviewer").value.trim(), version: state.version, ...fields});
       complain("");
       learn(found);
-      if (op === "undo" || op === "redo") show(index, found.changed);
-      else if (["draw", "merge", "cut", "split"].includes(op)) show(index, found.changed.filter((id) => state.particles.has(id)).slice(-1));
+      if (op === "undo" || op === "redo") await showAgain(op, found);
+      else if (["draw", "merge", "cut", "split"].includes(op)) show(found.changed.filter((id) => state.particles.has(id)).slice(-1)[0]);
     } catch (error) {
       complain(error.message);
       if (fields.ids?.length && state.index === index) select(fields.ids[0]);
@@ -78,9 +78,15 @@ function act(op, fields = {}) {
   return queue;
 }
 
-async function show(index, ids) {
-  const id = ids.find((each) => state.particles.has(each));
-  if (id != null) select(id);
+function show(id) {
+  if (id != null && state.particles.has(id)) select(id);
+}
+
+// What was taken back may be on another image.
+async function showAgain(op, {on, changed}) {
+  if (on != null && on !== state.index) await open(on);
+  show(changed.find((id) => state.particles.has(id)));
+  hint(op === "undo" ? "Taken back. Y does it again." : "Done again.");
 }
 
 function learn(found) {
@@ -183,11 +189,11 @@ async function open(index) {
   next();
 }
 
-function openNext() {
+async function openNext() {
   const after = [...state.images.keys()].map((number) => (state.index + 1 + number) % state.images.length);
   const index = after.find((number) => !state.images[number].finished);
   if (index == null) hint("All images are finished. Download the table, or close this page: all is written.");
-  else open(index);
+  else await open(index);
 }
 
 const targets = () => [...new Set([...state.marked, ...(state.selected == null ? [] : [state.selected])])];
@@ -244,11 +250,11 @@ const picture = {
       this.tiles = L.tileLayer("", {
         tileSize: state.side, bounds, minZoom: -20, maxZoom: 5, minNativeZoom: -coarsest, maxNativeZoom: 0, keepBuffer: 3,
       });
-      // Those at the right and lower border are smaller, and not to be stretched; a px more hides the seams.
+      // Those at the right and lower border are smaller, and not to be stretched; half a px more hides the seams.
       this.tiles.on("tileloadstart", ({tile, coords: {x, y, z}}) => {
         const scale = this.tiles.getTileSize().x / state.side, left = (length, at) => Math.min(state.side, Math.ceil(length * 2 ** z) - at * state.side);
-        tile.style.width = `${left(width, x) * scale + 1}px`;
-        tile.style.height = `${left(height, y) * scale + 1}px`;
+        tile.style.width = `${left(width, x) * scale + 0.5}px`;
+        tile.style.height = `${left(height, y) * scale + 0.5}px`;
       });
       this.tiles.getTileUrl = ({x, y, z}) => `api/images/${index}/${-z}/${x}/${y}`;
       this.tiles.addTo(map);
@@ -515,14 +521,16 @@ function merge() {
   act("merge", {ids});
 }
 
-function finish() {
+async function finish() {
   const unseen = image().counts.unseen ?? 0, index = state.index;
-  if (image().finished) return act("reopen").then(() => hint("The image is open again."));
-  act("finish").then(() => {
-    if (state.index !== index || !image().finished) return;
-    openNext();
-    if (unseen) hint(`${unseen} particles that nobody had looked at were accepted with the image. Z takes it back.`);
-  });
+  if (image().finished) {
+    await act("reopen");
+    return hint("The image is open again.");
+  }
+  await act("finish");
+  if (state.index !== index || !image().finished) return;
+  await openNext();
+  if (unseen) hint(`${unseen} particles that nobody had looked at were accepted with the image. Z takes it back. ${$("hint").textContent}`);
 }
 
 async function write() {
@@ -582,12 +590,12 @@ for (const [name, , run, others] of [...ACTIONS, ...MORE]) {
 }
 
 function press(event) {
-  const typing = event.target.closest("input, select, dialog");
+  const typing = event.target.closest("input:not([type=checkbox]), select, dialog");
   if (event.key === "Escape" && typing) event.target.blur();
   if (typing || event.altKey) return;
   const command = event.ctrlKey || event.metaKey, name = event.key.toLowerCase();
   if (command && !["z", "y"].includes(name)) return;
-  if (["Enter", " "].includes(event.key) && event.target.closest("button, a")) return;
+  if (["Enter", " "].includes(event.key) && event.target.closest("button, a, input")) return;
   if (event.key.startsWith("Arrow") && !event.target.closest("#scroll")) picture.map.panBy(ARROWS[event.key].map((each) => each * 120), {duration: 0.15});
   else if (command && name === "z" && event.shiftKey) act("redo");
   else if (/^[1-9]$/.test(event.key)) chooseClass(Number(event.key) - 1);
@@ -825,7 +833,10 @@ function listen() {
     if (!id) return;
     if (event.shiftKey) mark(id); else select(id);
   };
-  addEventListener("resize", () => drawRows(false));
+  new ResizeObserver(() => {
+    picture.map?.invalidateSize();
+    drawRows(false);
+  }).observe($("picture"));
 }
 
 listen();
