@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
+from microplastics.measurement.shape import is_fiber_class
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region, RegionSource
 from microplastics.runs.finished import checked_record, recorded_options
@@ -59,6 +60,7 @@ class ReviewSource:
         path: run folder or COCO JSON.
         images: in their order.
         classes: names in order.
+        fiber_classes: those of them that are measured along their centreline.
         options: by which the particles become tables.
         record: run.json, or {} without a run.
     """
@@ -66,6 +68,7 @@ class ReviewSource:
     path: Path
     images: list[SourceImage]
     classes: list[str]
+    fiber_classes: list[str]
     options: RunOptions
     record: dict[str, Any]
 
@@ -75,6 +78,12 @@ class ReviewSource:
         if self.path.is_dir():
             return self.path / "reviewed"
         return self.path.with_name(f"{self.path.stem}_reviewed")
+
+    def is_fiber(self, class_name: str) -> bool:
+        """Tell whether a class is one of fibres; one that a reviewer added, by its name."""
+        if class_name in self.classes:
+            return class_name in self.fiber_classes
+        return is_fiber_class(class_name)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -117,6 +126,9 @@ def open_source(
 def _of_run(folder: Path, images: str | None) -> ReviewSource:
     record = checked_record(folder)
     options, classes = recorded_options(folder, record), run_class_names(folder)
+    fibers = record.get("fiber_classes")
+    if not isinstance(fibers, list):  # a run of an earlier version
+        fibers = list(filter(is_fiber_class, classes))
     entries = record.get("images")
     if not entries:
         raise UserError(
@@ -128,7 +140,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         read = [(part, read_part(part)) for part in parts]
         found, heads = [_of_part(*each) for each in read], [part.image for _, part in read]
     else:  # somebody made room
-        annotated, _ = _annotated(folder / ANNOTATIONS_FILE, None)
+        annotated, _, _ = _annotated(folder / ANNOTATIONS_FILE, None)
         by_name, heads = {image.name: image for image in annotated}, entries
         found = [_named(by_name, entry["name"], folder) for entry in entries]
     found = [
@@ -139,7 +151,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         regions = RegionSource(options.region)
         regions.check([image.name for image in found], {image.name: image.path for image in found})
         found = [_with_region(image, regions, options) for image in found]
-    return ReviewSource(folder, found, classes, options, record)
+    return ReviewSource(folder, found, classes, fibers, options, record)
 
 
 def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceImage:
@@ -196,9 +208,10 @@ def _checked_part(part: Part) -> SourceImage:
     if not isinstance(name, str) or not all(type(side) is int and side > 0 for side in size):
         raise ValueError("no name or size of the image")
     columns = table_columns(um=head["um_per_px"] is not None, px=head["um_per_px"] is None)
-    rows = rows[list(columns)].astype(columns)
+    # An earlier version measured less: all are measured again.
+    measures = rows[list(columns)].astype(columns) if set(columns) <= set(rows) else None
     masks = CropMasks.from_rles([{"size": size, "counts": c} for c in part.counts], size)
-    ids = rows["particle"].to_numpy(np.int64)
+    ids = rows["particle"].astype("int64").to_numpy()
     if len(np.unique(ids)) != len(ids) or (ids < 1).any() or rows["class"].isna().any():
         raise ValueError("particles without a number or a class of their own")
     if not masks.nonempty().all():
@@ -212,7 +225,7 @@ def _checked_part(part: Part) -> SourceImage:
         rows["score"].to_numpy(np.float64),
         ids,
     )
-    return SourceImage(name, "", size[1], size[0], _stated(head), particles, rows)
+    return SourceImage(name, "", size[1], size[0], _stated(head), particles, measures)
 
 
 def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions) -> SourceImage:
@@ -225,7 +238,7 @@ def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions)
 
 
 def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSource:
-    found, classes = _annotated(path, images)
+    found, classes, fibers = _annotated(path, images)
     opener, scaled = ImageOpener(options), []
     for image in found:
         size = image.height, image.width
@@ -235,12 +248,15 @@ def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSourc
             # What the command line or the photograph says of the scale comes first.
             calibration = opened.calibration or image.calibration
         scaled.append(dataclasses.replace(image, calibration=calibration))
-    return ReviewSource(path, scaled, classes, options, {})
+    return ReviewSource(path, scaled, classes, fibers, options, {})
 
 
-def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str]]:
-    """The images of a COCO JSON, with the scores, numbers and scales of our own annotations."""
-    given, classes = read_masks([str(path)], images)
+def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str], list[str]]:
+    """The images of a COCO JSON, with the scores, numbers and scales of our own annotations.
+
+    Classes and those of fibres come with them.
+    """
+    given, classes, fibers = read_masks([str(path)], images)
     data = read_json(path)
     fields = {each["id"]: each for each in data["annotations"]}
     scales = {each["file_name"]: _stated(each) for each in data["images"]}
@@ -256,7 +272,7 @@ def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[
         height, width = particles.image_size
         scale = scales.get(image.name)
         found.append(SourceImage(image.name, image.path, width, height, scale, particles))
-    return found, classes
+    return found, classes, fibers
 
 
 def _check_size(image: SourceImage, width: int, height: int) -> None:
