@@ -32,7 +32,8 @@ DECISIONS_FILE, QUALITY_FILE = "decisions.csv", "model_quality.csv"
 
 # Of run.json, by which runs are told apart when they are merged, and models in reports.
 _ABOUT_MODEL = ("checkpoint", "checkpoint_sha256", "score_thresholds", "mask_threshold")
-_ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score")
+_ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score", "score_thresholds_from")
+_ABOUT_MODEL += ("min_size_test", "max_size_test", "tiling", "training")
 
 
 def export(review: "Review", every: bool = False) -> Path:
