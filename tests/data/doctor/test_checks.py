@@ -18,6 +18,7 @@ from microplastics.data.doctor.checks import (
     Dataset,
     aspect_ratio,
     check_overlaps,
+    check_polygons,
     crosses_too_often,
     inspect_file,
     is_valid,
@@ -42,6 +43,27 @@ def test_a_cut_to_a_hole_only_touches():
     assert not is_valid(keyhole) and only_touches(keyhole)
     assert not only_touches(SQUARE[[0, 2, 1, 3]])
     assert not only_touches(np.vstack([SQUARE, SQUARE]))  # twice round: nothing is filled
+
+
+def test_parts_that_are_all_invalid(tmp_path):
+    bow_tie = SQUARE[[0, 2, 1, 3]]
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "categories": [{"id": 1, "name": "Film"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [10, 10, 40, 20],
+                "segmentation": [each.ravel().tolist() for each in (bow_tie, bow_tie + [20, 0])],
+            }
+        ],
+    }
+    Image.new("L", (64, 48)).save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    (found,) = diagnose([(str(tmp_path / "a.json"), str(tmp_path))]).datasets
+    assert found
 
 
 def test_an_endless_scribble_is_not_worked_on():
