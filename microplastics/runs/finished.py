@@ -255,9 +255,9 @@ def recorded_options(folder: Path, record: dict[str, Any]) -> RunOptions:
 
 def _fits(name: str, value: Any) -> bool:
     """Whether an untrusted value has the type of an option."""
-    if name in ("formats", "blanks"):
-        known = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        return known and (name == "blanks" or set(value) <= set(FORMATS))
+    if name in ("formats", "blanks", "fiber_classes") and value is not None:
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        return texts and (name != "formats" or set(value) <= set(FORMATS))
     kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
     # JSON has whole numbers without a point.
     return type(value) in kinds or (type(value) is int and float in kinds)

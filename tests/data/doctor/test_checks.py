@@ -18,7 +18,6 @@ from microplastics.data.doctor.checks import (
     Dataset,
     aspect_ratio,
     check_overlaps,
-    check_polygons,
     crosses_too_often,
     inspect_file,
     is_valid,
@@ -43,27 +42,6 @@ def test_a_cut_to_a_hole_only_touches():
     assert not is_valid(keyhole) and only_touches(keyhole)
     assert not only_touches(SQUARE[[0, 2, 1, 3]])
     assert not only_touches(np.vstack([SQUARE, SQUARE]))  # twice round: nothing is filled
-
-
-def test_parts_that_are_all_invalid(tmp_path):
-    bow_tie = SQUARE[[0, 2, 1, 3]]
-    document = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
-        "categories": [{"id": 1, "name": "Film"}],
-        "annotations": [
-            {
-                "id": 1,
-                "image_id": 1,
-                "category_id": 1,
-                "bbox": [10, 10, 40, 20],
-                "segmentation": [each.ravel().tolist() for each in (bow_tie, bow_tie + [20, 0])],
-            }
-        ],
-    }
-    Image.new("L", (64, 48)).save(tmp_path / "a.png")
-    (tmp_path / "a.json").write_text(json.dumps(document))
-    (found,) = diagnose([(str(tmp_path / "a.json"), str(tmp_path))]).datasets
-    assert found
 
 
 def test_an_endless_scribble_is_not_worked_on():
@@ -239,3 +217,10 @@ def test_unsafe_file_names_are_not_opened(check):
         diagnosis = check(_box(10, 10, 20, 5), image={"file_name": name})
         assert diagnosis.has_problems
         assert not any("passwd" in e.image for f in diagnosis.findings for e in f.examples)
+
+
+def test_parts_that_are_all_invalid(check):
+    bow_tie = SQUARE[[0, 2, 1, 3]]
+    parts = [(bow_tie + [shift, 0]).ravel().tolist() for shift in (0, 20)]
+    annotation = {"bbox": [10, 10, 40, 20], "area": 400, "segmentation": parts}
+    assert _codes(check(annotation))["polygon_crossing"] == 2
