@@ -14,6 +14,7 @@ from tqdm import tqdm
 from microplastics import __version__
 from microplastics.data.large_images import open_reader
 from microplastics.data.segmentation import mask_to_polygons
+from microplastics.report.run import after_run
 from microplastics.review.source import ReviewSource, SourceImage
 from microplastics.review.statistics import model_quality
 from microplastics.runs.images import InputImage, RunImage, RunOptions
@@ -31,7 +32,8 @@ DECISIONS_FILE, QUALITY_FILE = "decisions.csv", "model_quality.csv"
 
 # Of run.json, by which runs are told apart when they are merged, and models in reports.
 _ABOUT_MODEL = ("checkpoint", "checkpoint_sha256", "score_thresholds", "mask_threshold")
-_ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score")
+_ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score", "score_thresholds_from")
+_ABOUT_MODEL += ("min_size_test", "max_size_test", "tiling", "training")
 
 
 def export(review: "Review", every: bool = False) -> Path:
@@ -79,6 +81,7 @@ def export(review: "Review", every: bool = False) -> Path:
         fibers = list(filter(review.source.is_fiber, classes))
         data = annotations([(image, state[image.name]) for image in kept], classes, fibers)
         write_json(output / ANNOTATIONS_FILE, data)
+    after_run(output, wanted=True)
     return output
 
 

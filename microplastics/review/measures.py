@@ -34,7 +34,7 @@ class Measures:
         """
         self._image, self._options, self._is_fiber = image, options, is_fiber
         self._rows: pd.DataFrame | None = None
-        # What was measured: masks and kinds by number, and the masks between which distances are.
+        # What was measured: masks, and whether as fibres; and between which masks distances are.
         self._of: dict[int, tuple[np.ndarray, bool]] = {}
         self._neighbors, self._living = Neighbors(), {}
         if image.rows is not None:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,16 +16,16 @@ from microplastics.calibration import Calibration
 from microplastics.measurement.shape import choose_fiber_classes, is_fiber_class
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region, RegionSource
+from microplastics.runs.finished import checked_record, recorded_options
 from microplastics.runs.images import ImageOpener, InputImage, RunOptions, read_masks
-from microplastics.runs.store import RUN_FILE, RunStore
+from microplastics.runs.store import part_path
+from microplastics.runs.summaries import run_class_names
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json, sha256_of
-from microplastics.writers.registry import ANNOTATIONS_FILE, FORMATS
+from microplastics.utils.io import read_json, sha256_of
+from microplastics.writers.registry import ANNOTATIONS_FILE
 from microplastics.writers.tables import Part, read_part
-
-_OPTIONS = get_type_hints(RunOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +123,15 @@ def open_source(
 
 
 def _of_run(folder: Path, images: str | None) -> ReviewSource:
-    file = folder / RUN_FILE
-    if not file.is_file():
+    record = checked_record(folder)
+    options, classes = recorded_options(folder, record), run_class_names(folder)
+    entries = record.get("images")
+    if not entries:
         raise UserError(
-            f"{folder} has no {RUN_FILE}; give the folder of a finished run of predict or measure.",
+            f"{folder} was merged of other runs; give one of these, with images of its own.",
             code="run_invalid",
         )
-    record = read_json(file, meant=OWN_FILE)
-    options, classes, entries = _known(record, file)
-    store = RunStore(folder, {})
-    parts = [store.part(InputImage("", entry["name"])) for entry in entries]
+    parts = [part_path(folder, entry["name"]) for entry in entries]
     if all(part.is_file() for part in parts):
         read = [(part, read_part(part)) for part in parts]
         found, heads = [_of_part(*each) for each in read], [part.image for _, part in read]
@@ -151,42 +150,12 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
     return ReviewSource(folder, found, classes, options, record, _fibers(record, classes))
 
 
-def _known(record: dict[str, Any], file: Path) -> tuple[RunOptions, list[str], list[dict]]:
-    """Options, classes and images of a run.json, checked as far as they are used."""
-    given, classes, images = (record.get(key) for key in ("options", "class_names", "images"))
-    sound = isinstance(given, dict) and isinstance(classes, list) and isinstance(images, list)
-    sound = sound and all(isinstance(name, str) and name for name in classes)
-    sound = sound and all(isinstance(i, dict) and isinstance(i.get("name"), str) for i in images)
-    options = {name: value for name, value in given.items() if name in _OPTIONS} if sound else {}
-    if not sound or not images or not all(map(_fits, options.items())):
-        raise UserError(
-            f"{file} is not of a run over images; give the folder of predict or measure (not of "
-            "--merge-runs).",
-            code="run_invalid",
-        )
-    return RunOptions(**{**options, "output": str(file.parent)}), classes, images
-
-
 def _fibers(record: dict[str, Any], classes: list[str]) -> list[str]:
     """The fibre classes of a run.json, which older ones have not."""
     named = record.get("fiber_classes")
     if isinstance(named, list):
         return [name for name in classes if name in named]
     return list(filter(is_fiber_class, classes))
-
-
-def _fits(option: tuple[str, Any]) -> bool:
-    """Whether an untrusted value has the type of the option of this name."""
-    name, value = option
-    if name == "formats":
-        return isinstance(value, list) and all(each in FORMATS for each in map(str, value))
-    if name == "fiber_classes" and value is None:
-        return True
-    if name in ("blanks", "fiber_classes"):
-        return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
-    # JSON has whole numbers without a point.
-    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceImage:
@@ -243,9 +212,10 @@ def _checked_part(part: Part) -> SourceImage:
     if not isinstance(name, str) or not all(type(side) is int and side > 0 for side in size):
         raise ValueError("no name or size of the image")
     columns = table_columns(um=head["um_per_px"] is not None, px=head["um_per_px"] is None)
-    rows = rows[list(columns)].astype(columns)
+    # An earlier version measured less: all are measured again.
+    measures = rows[list(columns)].astype(columns) if set(columns) <= set(rows) else None
     masks = CropMasks.from_rles([{"size": size, "counts": c} for c in part.counts], size)
-    ids = rows["particle"].to_numpy(np.int64)
+    ids = rows["particle"].astype("int64").to_numpy()
     if len(np.unique(ids)) != len(ids) or (ids < 1).any() or rows["class"].isna().any():
         raise ValueError("particles without a number or a class of their own")
     if not masks.nonempty().all():
@@ -259,7 +229,7 @@ def _checked_part(part: Part) -> SourceImage:
         rows["score"].to_numpy(np.float64),
         ids,
     )
-    return SourceImage(name, "", size[1], size[0], _stated(head), particles, rows)
+    return SourceImage(name, "", size[1], size[0], _stated(head), particles, measures)
 
 
 def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions) -> SourceImage:

@@ -126,6 +126,14 @@ def test_annotations_are_a_data_set_of_finished_images(review):
     assert [each["state"] for each in data["annotations"]] == ["accepted", "unseen"]
 
 
+def test_the_report_says_who_checked(review):
+    review.reject({"a.png": [1]}, **BOB, version=0)
+    review.finish(["a.png"], **BOB, version=1)
+    page = " ".join((export(review) / "report.html").read_text().split())
+    assert "checked by bob, all of them on 1 of 2 photographs (2 accepted, 1 rejected" in page
+    assert "1 of 2 images are not finished in the review: 1 particle that nobody" in page
+
+
 def test_an_export_is_a_run_that_can_be_reviewed(review):
     correct(review)
     output = export(review)
@@ -203,7 +211,6 @@ def change_part(head=None, **columns):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda run: (run / "run.json").unlink(),
         change_record(images=3),
         change_record(images=[]),
         change_record(images=[{"name": 3}]),
@@ -216,7 +223,6 @@ def change_part(head=None, **columns):
         change_part(head={"height": "60"}),
         change_part(head={"height": 6}),
         change_part(head={"image": None}),
-        change_part(head={"um_per_px": None}),
         change_part(score=None),
         change_part(particle="x"),
         change_part(particle=0),
@@ -230,6 +236,14 @@ def test_what_is_not_a_run(run, damage):
     damage(run)
     with user_error("run_invalid"):
         Review.open(run)
+
+
+def test_a_run_of_fewer_measures_is_measured_again(run):
+    with Review.open(run) as review:
+        table = review.table()
+    change_part(length_method=None)(run)
+    with Review.open(run) as review:
+        pd.testing.assert_frame_equal(review.table(), table)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname"])

@@ -250,11 +250,11 @@ const picture = {
       this.tiles = L.tileLayer("", {
         tileSize: state.side, bounds, minZoom: -20, maxZoom: 5, minNativeZoom: -coarsest, maxNativeZoom: 0, keepBuffer: 3,
       });
-      // Those at the right and lower border are smaller, and not to be stretched; a px more hides the seams.
+      // Those at the right and lower border are smaller, and not to be stretched; half a px more hides the seams.
       this.tiles.on("tileloadstart", ({tile, coords: {x, y, z}}) => {
         const scale = this.tiles.getTileSize().x / state.side, left = (length, at) => Math.min(state.side, Math.ceil(length * 2 ** z) - at * state.side);
-        tile.style.width = `${left(width, x) * scale + 1}px`;
-        tile.style.height = `${left(height, y) * scale + 1}px`;
+        tile.style.width = `${left(width, x) * scale + 0.5}px`;
+        tile.style.height = `${left(height, y) * scale + 0.5}px`;
       });
       this.tiles.getTileUrl = ({x, y, z}) => `api/images/${index}/${-z}/${x}/${y}`;
       this.tiles.addTo(map);
