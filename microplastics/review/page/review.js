@@ -221,7 +221,7 @@ const picture = {
 
   start() {
     const map = this.map = L.map("picture", {
-      crs: L.CRS.Simple, preferCanvas: true, zoomSnap: 0.25, zoomDelta: 1, wheelPxPerZoomLevel: 90,
+      crs: L.CRS.Simple, preferCanvas: true, zoomSnap: 0.1, zoomDelta: 1, wheelPxPerZoomLevel: 90,
       attributionControl: false, doubleClickZoom: false, boxZoom: false, keyboard: false, zoomControl: false,
     });
     this.group = L.layerGroup().addTo(map);
@@ -257,6 +257,7 @@ const picture = {
         tile.style.height = `${left(height, y) * scale + 0.5}px`;
       });
       this.tiles.getTileUrl = ({x, y, z}) => `api/images/${index}/${-z}/${x}/${y}`;
+      this.tiles.on("tileerror", ({tile}) => ask(tile.src).catch((error) => complain(error.message))); // says why
       this.tiles.addTo(map);
     }
   },
