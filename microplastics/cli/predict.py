@@ -44,6 +44,7 @@ def _fiber_classes(
         return None
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
+
 scale_options = section(
     "Scale (docs/calibration.md)",
     option("--um-per-px=UM", "µm per pixel of all images.", type=float),

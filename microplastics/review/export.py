@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from tqdm import tqdm
 from microplastics import __version__
 from microplastics.data.large_images import open_reader
 from microplastics.data.segmentation import mask_to_polygons
+from microplastics.report.run import after_run
 from microplastics.review.source import ReviewSource, SourceImage
 from microplastics.review.statistics import model_quality
 from microplastics.runs.images import InputImage, RunImage, RunOptions
 from microplastics.runs.run import Run, measure_image
 from microplastics.structures.particles import Particles
 from microplastics.utils.io import write_json
+from microplastics.writers.coco import coco_categories
 from microplastics.writers.registry import ANNOTATIONS_FILE
 from microplastics.writers.tables import write_csv
 
@@ -75,8 +77,10 @@ def export(review: "Review", every: bool = False) -> Path:
     write_csv(quality, output / QUALITY_FILE)
     kept = [image for image in images if every or image.finished]
     if kept:
-        data = annotations([(image, state[image.name]) for image in kept], classes)
+        fibers = set(filter(review.source.is_fiber, classes))
+        data = annotations([(image, state[image.name]) for image in kept], classes, fibers)
         write_json(output / ANNOTATIONS_FILE, data)
+    after_run(output, wanted=True)
     return output
 
 
@@ -90,11 +94,13 @@ def _run(source: ReviewSource, output: Path, classes: Sequence[str], about: dict
         um_per_px=None,
         calibration=None,
         scale_bar_um=None,
+        fiber_classes=None,
         resume=False,
         overwrite=True,
     )
     images = [InputImage(image.path, image.name) for image in source.images]
-    run = Run(images, options, classes, about, {})
+    fibers = list(filter(source.is_fiber, classes))
+    run = Run(images, options, classes, fibers, about, {})
     run.opener = _Opener(source, options)
     return run
 
@@ -136,13 +142,16 @@ def _counting(review: "Review", name: str, state: dict[str, list["Particle"]]) -
 
 
 def annotations(
-    images: Sequence[tuple["ReviewImage", Sequence["Particle"]]], classes: Sequence[str]
+    images: Sequence[tuple["ReviewImage", Sequence["Particle"]]],
+    classes: Sequence[str],
+    fiber_classes: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make a COCO data set of reviewed images.
 
     Args:
         images: each with its particles.
         classes: names in the order of their category ids, from 1.
+        fiber_classes: those of them that are fibres.
 
     Returns:
         COCO with further fields: of images ``finished``, ``reviewer``, ``time``, ``um_per_px`` and
@@ -154,10 +163,7 @@ def annotations(
     data: dict[str, Any] = {
         "info": {"description": f"reviewed with microplastics {__version__}"},
         "licenses": [],
-        "categories": [
-            {"id": number, "name": name, "supercategory": "microplastic"}
-            for name, number in numbers.items()
-        ],
+        "categories": coco_categories(classes, fiber_classes),
         "images": [],
         "annotations": [],
         "rejected": [],

@@ -9,10 +9,9 @@ import pandas as pd
 from microplastics.data.large_images import open_reader
 from microplastics.inference.tiled import particle_pixels
 from microplastics.measurement.nearest import Neighbors
-from microplastics.measurement.shape import Item, kind_of
+from microplastics.measurement.shape import Item
 from microplastics.measurement.table import parse_size_classes, particle_table
-from microplastics.review.source import SourceImage
-from microplastics.runs.images import RunOptions
+from microplastics.review.source import ReviewSource, SourceImage
 from microplastics.structures.particles import Particles
 
 if TYPE_CHECKING:
@@ -24,12 +23,12 @@ _MORE = ("state", "origin", "changed", "reviewer", "time", "comment")
 class Measures:
     """Measures of the particles of one image; only what changed is measured again."""
 
-    def __init__(self, image: SourceImage, options: RunOptions):
+    def __init__(self, image: SourceImage, source: ReviewSource):
         """Begin with the measures of a run, if there are some."""
-        self._image, self._options = image, options
+        self._image, self._options, self._is_fiber = image, source.options, source.is_fiber
         self._rows: pd.DataFrame | None = None
-        # What was measured: masks and kinds by number, and the masks between which distances are.
-        self._of: dict[int, tuple[np.ndarray, str]] = {}
+        # What was measured: masks, and whether as fibres; and between which masks distances are.
+        self._of: dict[int, tuple[np.ndarray, bool]] = {}
         self._neighbors, self._living = Neighbors(), {}
         if image.rows is not None:
             found = image.particles
@@ -38,7 +37,7 @@ class Measures:
     def _keep(self, rows: pd.DataFrame, of: Iterable[tuple[np.ndarray, str]]) -> None:
         rows = rows.set_index(rows["particle"].to_numpy())
         for id_, (mask, name) in zip(rows.index.tolist(), of, strict=True):
-            self._of[id_] = (mask, kind_of(name))
+            self._of[id_] = (mask, self._is_fiber(name))
         if self._rows is not None:
             kept = self._rows.drop(index=rows.index, errors="ignore")
             rows = pd.concat([each for each in (kept, rows) if len(each)])
@@ -95,7 +94,7 @@ class Measures:
             for each in particles
             if each.id not in self._of
             or self._of[each.id][0] is not each.mask
-            or self._of[each.id][1] != kind_of(each.class_name)
+            or self._of[each.id][1] != self._is_fiber(each.class_name)
         ]
         if not stale and self._rows is not None:
             return
@@ -123,6 +122,7 @@ class Measures:
             image.calibration,
             size_classes=parse_size_classes(options.size_classes),
             min_size=options.min_size,
+            fiber_classes=set(filter(self._is_fiber, found.classes)),
             processes=1,
         )
         self._keep(rows, [(each.mask, each.class_name) for each in stale])

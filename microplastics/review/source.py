@@ -7,24 +7,25 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
+from microplastics.measurement.shape import is_fiber_class
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region, RegionSource
+from microplastics.runs.finished import checked_record, recorded_options
 from microplastics.runs.images import ImageOpener, InputImage, RunOptions, read_masks
-from microplastics.runs.store import RUN_FILE, RunStore
+from microplastics.runs.store import part_path
+from microplastics.runs.summaries import run_class_names
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json, sha256_of
-from microplastics.writers.registry import ANNOTATIONS_FILE, FORMATS
+from microplastics.utils.io import read_json, sha256_of
+from microplastics.writers.registry import ANNOTATIONS_FILE
 from microplastics.writers.tables import Part, read_part
-
-_OPTIONS = get_type_hints(RunOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class ReviewSource:
         path: run folder or COCO JSON.
         images: in their order.
         classes: names in order.
+        fiber_classes: those of them that are measured along their centreline.
         options: by which the particles become tables.
         record: run.json, or {} without a run.
     """
@@ -66,6 +68,7 @@ class ReviewSource:
     path: Path
     images: list[SourceImage]
     classes: list[str]
+    fiber_classes: list[str]
     options: RunOptions
     record: dict[str, Any]
 
@@ -75,6 +78,12 @@ class ReviewSource:
         if self.path.is_dir():
             return self.path / "reviewed"
         return self.path.with_name(f"{self.path.stem}_reviewed")
+
+    def is_fiber(self, class_name: str) -> bool:
+        """Tell whether a class is one of fibres; one that a reviewer added, by its name."""
+        if class_name in self.classes:
+            return class_name in self.fiber_classes
+        return is_fiber_class(class_name)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -115,21 +124,23 @@ def open_source(
 
 
 def _of_run(folder: Path, images: str | None) -> ReviewSource:
-    file = folder / RUN_FILE
-    if not file.is_file():
+    record = checked_record(folder)
+    options, classes = recorded_options(folder, record), run_class_names(folder)
+    fibers = record.get("fiber_classes")
+    if not isinstance(fibers, list):  # a run of an earlier version
+        fibers = list(filter(is_fiber_class, classes))
+    entries = record.get("images")
+    if not entries:
         raise UserError(
-            f"{folder} has no {RUN_FILE}; give the folder of a finished run of predict or measure.",
+            f"{folder} was merged of other runs; give one of these, with images of its own.",
             code="run_invalid",
         )
-    record = read_json(file, meant=OWN_FILE)
-    options, classes, entries = _known(record, file)
-    store = RunStore(folder, {})
-    parts = [store.part(InputImage("", entry["name"])) for entry in entries]
+    parts = [part_path(folder, entry["name"]) for entry in entries]
     if all(part.is_file() for part in parts):
         read = [(part, read_part(part)) for part in parts]
         found, heads = [_of_part(*each) for each in read], [part.image for _, part in read]
     else:  # somebody made room
-        annotated, _ = _annotated(folder / ANNOTATIONS_FILE, None)
+        annotated, _, _ = _annotated(folder / ANNOTATIONS_FILE, None)
         by_name, heads = {image.name: image for image in annotated}, entries
         found = [_named(by_name, entry["name"], folder) for entry in entries]
     found = [
@@ -140,35 +151,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         regions = RegionSource(options.region)
         regions.check([image.name for image in found], {image.name: image.path for image in found})
         found = [_with_region(image, regions, options) for image in found]
-    return ReviewSource(folder, found, classes, options, record)
-
-
-def _known(record: dict[str, Any], file: Path) -> tuple[RunOptions, list[str], list[dict]]:
-    """Options, classes and images of a run.json, checked as far as they are used."""
-    given, classes, images = (record.get(key) for key in ("options", "class_names", "images"))
-    sound = isinstance(given, dict) and isinstance(classes, list) and isinstance(images, list)
-    sound = sound and all(isinstance(name, str) and name for name in classes)
-    sound = sound and all(isinstance(i, dict) and isinstance(i.get("name"), str) for i in images)
-    options = {name: value for name, value in given.items() if name in _OPTIONS} if sound else {}
-    if not sound or not images or not all(map(_fits, options.items())):
-        raise UserError(
-            f"{file} is not of a run over images; give the folder of predict or measure (not of "
-            "--merge-runs).",
-            code="run_invalid",
-        )
-    return RunOptions(**{**options, "output": str(file.parent)}), classes, images
-
-
-def _fits(option: tuple[str, Any]) -> bool:
-    """Whether an untrusted value has the type of the option of this name."""
-    name, value = option
-    if name == "formats":
-        return isinstance(value, list) and all(each in FORMATS for each in map(str, value))
-    if name == "blanks":
-        return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
-    # JSON has whole numbers without a point.
-    return type(value) in kinds or (type(value) is int and float in kinds)
+    return ReviewSource(folder, found, classes, fibers, options, record)
 
 
 def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceImage:
@@ -225,9 +208,10 @@ def _checked_part(part: Part) -> SourceImage:
     if not isinstance(name, str) or not all(type(side) is int and side > 0 for side in size):
         raise ValueError("no name or size of the image")
     columns = table_columns(um=head["um_per_px"] is not None, px=head["um_per_px"] is None)
-    rows = rows[list(columns)].astype(columns)
+    # An earlier version measured less: all are measured again.
+    measures = rows[list(columns)].astype(columns) if set(columns) <= set(rows) else None
     masks = CropMasks.from_rles([{"size": size, "counts": c} for c in part.counts], size)
-    ids = rows["particle"].to_numpy(np.int64)
+    ids = rows["particle"].astype("int64").to_numpy()
     if len(np.unique(ids)) != len(ids) or (ids < 1).any() or rows["class"].isna().any():
         raise ValueError("particles without a number or a class of their own")
     if not masks.nonempty().all():
@@ -241,7 +225,7 @@ def _checked_part(part: Part) -> SourceImage:
         rows["score"].to_numpy(np.float64),
         ids,
     )
-    return SourceImage(name, "", size[1], size[0], _stated(head), particles, rows)
+    return SourceImage(name, "", size[1], size[0], _stated(head), particles, measures)
 
 
 def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions) -> SourceImage:
@@ -254,7 +238,7 @@ def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions)
 
 
 def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSource:
-    found, classes = _annotated(path, images)
+    found, classes, fibers = _annotated(path, images)
     opener, scaled = ImageOpener(options), []
     for image in found:
         size = image.height, image.width
@@ -264,12 +248,15 @@ def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSourc
             # What the command line or the photograph says of the scale comes first.
             calibration = opened.calibration or image.calibration
         scaled.append(dataclasses.replace(image, calibration=calibration))
-    return ReviewSource(path, scaled, classes, options, {})
+    return ReviewSource(path, scaled, classes, fibers, options, {})
 
 
-def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str]]:
-    """The images of a COCO JSON, with the scores, numbers and scales of our own annotations."""
-    given, classes = read_masks([str(path)], images)
+def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str], list[str]]:
+    """The images of a COCO JSON, with the scores, numbers and scales of our own annotations.
+
+    Classes and those of fibres come with them.
+    """
+    given, classes, fibers = read_masks([str(path)], images)
     data = read_json(path)
     fields = {each["id"]: each for each in data["annotations"]}
     scales = {each["file_name"]: _stated(each) for each in data["images"]}
@@ -285,7 +272,7 @@ def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[
         height, width = particles.image_size
         scale = scales.get(image.name)
         found.append(SourceImage(image.name, image.path, width, height, scale, particles))
-    return found, classes
+    return found, classes, fibers
 
 
 def _check_size(image: SourceImage, width: int, height: int) -> None:

@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 
@@ -26,11 +26,12 @@ from microplastics.runs.summaries import (
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import sha256_of
-from microplastics.writers.registry import PARTICLES_FILE
+from microplastics.writers.registry import FORMATS, PARTICLES_FILE
 from microplastics.writers.tables import read_part
 
 logger = logging.getLogger(__name__)
 
+_OPTIONS = get_type_hints(RunOptions)
 _PLACE = ["particle", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
 
 
@@ -105,7 +106,7 @@ class FinishedRun:
                 continue
             seen.add(folder.resolve())
             try:
-                record = self.record if folder == self.folder else _checked_record(folder)
+                record = self.record if folder == self.folder else checked_record(folder)
             except UserError as error:
                 logger.warning("%s The report says nothing of its images.", error)
                 continue
@@ -181,7 +182,7 @@ def read_run(folder: str | os.PathLike) -> FinishedRun:
             files is damaged.
     """
     folder = Path(folder)
-    record = _checked_record(folder)
+    record = checked_record(folder)
     if (folder / PARTICLES_FILE).is_file():
         particles, images = merge_runs([folder])
     else:
@@ -192,7 +193,7 @@ def read_run(folder: str | os.PathLike) -> FinishedRun:
     return FinishedRun(
         folder,
         record,
-        _options(folder, record["options"]),
+        recorded_options(folder, record),
         run_class_names(folder),
         particles,
         images,
@@ -202,8 +203,12 @@ def read_run(folder: str | os.PathLike) -> FinishedRun:
     )
 
 
-def _checked_record(folder: Path) -> dict[str, Any]:
-    """The run.json of a run, of the shape that its readers rely on."""
+def checked_record(folder: Path) -> dict[str, Any]:
+    """Read the run.json of a run, of the shape that its readers rely on.
+
+    Raises:
+        UserError: ``file_missing``, or ``run_invalid``.
+    """
     record = read_record(folder)
     if not record:
         raise UserError(
@@ -214,7 +219,7 @@ def _checked_record(folder: Path) -> dict[str, Any]:
     right = (
         isinstance(record.get("options"), dict)
         and isinstance(images, list)
-        and all(isinstance(each, dict) and "name" in each for each in images)
+        and all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in images)
         and isinstance(merged, list)
         and all(isinstance(each, str) for each in merged)
     )
@@ -223,19 +228,26 @@ def _checked_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _options(folder: Path, values: dict[str, Any]) -> RunOptions:
-    names = {field.name for field in dataclasses.fields(RunOptions)} - {"output"}
-    known = {name: value for name, value in values.items() if name in names}
-    options = RunOptions(output=str(folder), **known)
-    for name in ("um_per_px", "min_size", "filter_area_mm2", "counted_fraction", "max_pixels"):
-        if not isinstance(getattr(options, name), (int, float, type(None))):
-            raise _damaged(folder)
-    for name in ("size_classes", "edge"):
-        if not isinstance(getattr(options, name), str):
-            raise _damaged(folder)
-    if not all(isinstance(each, Sequence) for each in (options.formats, options.blanks)):
+def recorded_options(folder: Path, record: dict[str, Any]) -> RunOptions:
+    """The options of a run by its run.json.
+
+    Raises:
+        UserError: ``run_invalid``: one has another type than options have.
+    """
+    values = {name: value for name, value in record["options"].items() if name in _OPTIONS}
+    if not all(_fits(name, value) for name, value in values.items()):
         raise _damaged(folder)
-    return options
+    return RunOptions(**{**values, "output": str(folder)})
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether an untrusted value has the type of an option."""
+    if name in ("formats", "blanks"):
+        known = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        return known and (name == "blanks" or set(value) <= set(FORMATS))
+    kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
+    # JSON has whole numbers without a point.
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _damaged(folder: Path) -> UserError:

@@ -57,21 +57,12 @@ def open_annotations(
 
     Masks are polygons along the edges of their pixels, which every annotation tool can edit and
     pycocotools fills to the same pixels. Arguments and errors are those of :func:`open_results`;
-    no particle is left out. A class of ``fiber_classes`` whose name does not say so has the
-    supercategory fiber, by which it is measured alike again.
+    no particle is left out. ``fiber_classes`` are as of :func:`coco_categories`.
     """
-    unnamed = {name for name in fiber_classes if not is_fiber_class(name)}
     head = {
         "info": {"description": f"predicted by microplastics {__version__}"},
         "licenses": [],
-        "categories": [
-            {
-                "id": number,
-                "name": name,
-                "supercategory": "fiber" if name in unnamed else "microplastic",
-            }
-            for number, name in enumerate(class_names, start=1)
-        ],
+        "categories": coco_categories(class_names, fiber_classes),
     }
     images: list[str] = []
     with atomic_write(path) as file:
@@ -100,6 +91,25 @@ def open_annotations(
         file.write(json.dumps(head)[:-1] + ', "annotations": [')
         yield add
         file.write('], "images": [' + ",\n".join(images) + "]}\n")
+
+
+def coco_categories(
+    class_names: Sequence[str], fiber_classes: Collection[str]
+) -> list[dict[str, Any]]:
+    """Give the categories of classes, with ids from 1.
+
+    A class of ``fiber_classes`` whose name does not say so has the supercategory fiber, by which
+    it is measured alike again.
+    """
+    unnamed = {name for name in fiber_classes if not is_fiber_class(name)}
+    return [
+        {
+            "id": number,
+            "name": name,
+            "supercategory": "fiber" if name in unnamed else "microplastic",
+        }
+        for number, name in enumerate(class_names, start=1)
+    ]
 
 
 def _list_writer(file: IO[str]) -> Callable[[dict[str, Any]], None]:

@@ -203,7 +203,6 @@ def change_part(head=None, **columns):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda run: (run / "run.json").unlink(),
         change_record(images=3),
         change_record(images=[]),
         change_record(images=[{"name": 3}]),
@@ -216,7 +215,6 @@ def change_part(head=None, **columns):
         change_part(head={"height": "60"}),
         change_part(head={"height": 6}),
         change_part(head={"image": None}),
-        change_part(head={"um_per_px": None}),
         change_part(score=None),
         change_part(particle="x"),
         change_part(particle=0),
@@ -230,6 +228,14 @@ def test_what_is_not_a_run(run, damage):
     damage(run)
     with user_error("run_invalid"):
         Review.open(run)
+
+
+def test_a_run_of_fewer_measures_is_measured_again(run):
+    with Review.open(run) as review:
+        table = review.table()
+    change_part(length_method=None)(run)
+    with Review.open(run) as review:
+        pd.testing.assert_frame_equal(review.table(), table)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname"])
