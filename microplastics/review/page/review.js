@@ -232,7 +232,8 @@ const picture = {
       if (state.mode === "edit") editing.handles();
     });
     map.on("click", (event) => this.click(event));
-    for (const type of ["mousedown", "mousemove", "mouseup", "dblclick"]) map.on(type, (event) => drawing[type]?.(event));
+    for (const type of ["mousedown", "mousemove", "dblclick"]) map.on(type, (event) => drawing[type](event));
+    document.addEventListener("mouseup", (event) => drawing.mouseup(event));
   },
 
   open() {
@@ -379,9 +380,11 @@ const drawing = {
     this.dragged = true;
     this.add(event.latlng);
   },
-  mouseup() {
+  // Also outside of the picture.
+  mouseup(event) {
     if (!this.down) return;
     this.down = false;
+    if (this.dragged) this.add(picture.map.mouseEventToLatLng(event));
     if (this.dragged && (state.mode === "cut" || this.line.length > 7)) this.end();
   },
   dblclick() { if (MODES[state.mode]) this.end(); },
