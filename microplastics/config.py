@@ -58,6 +58,9 @@ def _add_input(cfg: CfgNode) -> None:
     # tiling are dropped and counted. See docs/training_input.md.
     cfg.INPUT.MIN_VISIBLE_SHARE = 0.1
     cfg.INPUT.MIN_MASK_PIXELS = 4
+    # Paint burnt-in scale bars and their labels over, in training, validation and prediction alike.
+    # See docs/calibration.md.
+    cfg.INPUT.PAINT_SCALE_BAR = True
     # Train on overlapping windows of this side, in px of the photograph; 0: on whole images.
     cfg.INPUT.TILE = CfgNode()
     cfg.INPUT.TILE.SIZE = 0

@@ -76,6 +76,15 @@ def thin_style(rng, width, height):
     }
 
 
+def plain_style(**changes):
+    """A black bar of 120 x 4 px with "750 µm" above it, with some things changed."""
+    style = draw_style(np.random.default_rng(0), 400, 300)
+    style |= {"px": 120.0, "thick": 4.0, "whole": True, "ticks": "none", "tick": 2, "ink": "black"}
+    style |= {"text": "750 µm", "font": "dejavu", "font_px": 18, "place": "above"}
+    style |= {"plate": "none", "outline": 0, "corner": "se", "margin": 12}
+    return style | changes
+
+
 def draw_bar(image, style):
     """Burn a bar into a copy of a picture.
 

@@ -40,9 +40,10 @@ _WHOLE_PIXELS = 16_000_000
 _BAND = 1024  # px, depth of the bands along the upper and lower border of a larger one
 _SIDE = 2048  # px, width of the bands along its sides
 _OVERLAP = 256
+_WIDEST = 16_384  # px, longest piece of a band that is in memory
 _MARGIN = 0.3  # fraction of the height or width from a border in which bars lie
 
-_FIX = "give its scale by --um-per-px or in a CSV with --calibration instead of --scale-bar-um"
+_FIX = "give its scale by --um-per-px or in a CSV with --calibration instead"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class ScaleBar:
         text_box: the same around its text, if it has one.
         plate_box: the same around the even box behind both, if there is one.
         polarity: ``"dark"`` or ``"light"``: the ink against its ground.
+        um: length in µm that its label names, if it was read.
     """
 
     px: float
@@ -62,6 +64,7 @@ class ScaleBar:
     text_box: Box | None
     plate_box: Box | None
     polarity: str
+    um: float | None = None
 
     @property
     def boxes(self) -> list[Box]:
@@ -126,24 +129,6 @@ class _Candidate:
         return (self.span[2] + self.span[3]) / 2
 
 
-def find_scale_bar(read: Read, width: int, height: int, name: str = "The image") -> ScaleBar:
-    """Find the one scale bar of a picture, ``name``, as :func:`find_scale_bars` does.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
-    bars = find_scale_bars(read, width, height)
-    if not bars:
-        raise UserError(f"{name} shows no clear scale bar; {_FIX}.", code="scale_missing")
-    if len(bars) > 1:
-        places = " and ".join(f"{b.px:.1f} px at ({b.box[0]}, {b.box[1]})" for b in bars[:3])
-        raise UserError(
-            f"{name} shows {len(bars)} possible scale bars ({places}); {_FIX}.",
-            code="scale_invalid",
-        )
-    return bars[0]
-
-
 def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
     """Find the horizontal scale bars of a picture.
 
@@ -172,14 +157,33 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
     return sorted((_bar(c, width, height) for c in bars), key=lambda bar: bar.box)
 
 
+def only_bar(bars: list[ScaleBar], name: str = "The image") -> ScaleBar:
+    """Return the one scale bar of :func:`find_scale_bars` in the picture ``name``.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    if not bars:
+        raise UserError(f"{name} shows no clear scale bar; {_FIX}.", code="scale_missing")
+    if len(bars) > 1:
+        places = " and ".join(f"{b.px:.1f} px at ({b.box[0]}, {b.box[1]})" for b in bars[:3])
+        raise UserError(
+            f"{name} shows {len(bars)} possible scale bars ({places}); {_FIX}.",
+            code="scale_invalid",
+        )
+    return bars[0]
+
+
 def _windows(width: int, height: int) -> Iterator[Box]:
     """Windows (x0, y0, x1, y1) that cover all places of a bar."""
     if width * height <= _WHOLE_PIXELS or height <= 2 * _BAND:
         # A long and low picture is its own band.
         yield 0, 0, width, height
         return
-    yield 0, 0, width, _BAND
-    yield 0, height - _BAND, width, height
+    for x0 in range(0, max(width - _WIDEST // 2, 1), _WIDEST // 2):
+        x1 = min(x0 + _WIDEST, width)
+        yield x0, 0, x1, _BAND
+        yield x0, height - _BAND, x1, height
     side = min(_SIDE, width // 2)
     for y0 in range(_BAND - _OVERLAP, height - _BAND, _BAND - _OVERLAP):
         y1 = min(y0 + _BAND, height - _BAND + _OVERLAP)

@@ -1,5 +1,6 @@
 """Scale of an image from all its sources."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -9,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from microplastics.calibration import Calibration
+from microplastics.calibration import Calibration, label
 from microplastics.calibration.metadata import read_metadata
-from microplastics.calibration.scale_bar import Box, find_scale_bar
+from microplastics.calibration.scale_bar import ScaleBar, find_scale_bars, only_bar
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_table
 
@@ -129,8 +130,9 @@ def resolve_calibration(
     um_per_px: float | None = None,
     table: CalibrationTable | None = None,
     scale_bar_um: float | None = None,
+    scale_bar: str | None = None,
     use_metadata: bool = True,
-) -> tuple[Calibration | None, list[Box], list[str]]:
+) -> tuple[Calibration | None, list[ScaleBar], list[str]]:
     """Find the scale of an image.
 
     What the user gives comes before what the file says, and all sources must agree to 1 % (a scale
@@ -139,53 +141,90 @@ def resolve_calibration(
     Args:
         path: image file.
         width, height: of the image, px.
-        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR; needed only for a
-            scale bar.
+        read: ``read(x0, y0, x1, y1)`` gives uint8 (y1 - y0, x1 - x0, 3), BGR; None if there is
+            no photograph, and so no scale bar.
         um_per_px: µm per pixel, as the user gives it.
         table: µm per pixel of each image.
         scale_bar_um: length in µm of the bar that is burnt into the image.
+        scale_bar: ``auto`` reads that length from the bar's label; ``ignore`` looks for no bar.
         use_metadata: whether the file's own metadata count.
 
     Returns:
-        The scale, None without a source; boxes (x, y, width, height) in px without particles (the
-        bar and its text, with ``scale_bar_um``); and sentences about metadata that were seen and
-        not used.
+        The scale, None without a source; all that looks like a scale bar, whose boxes hold no
+        particle; and sentences about metadata that were seen and not used.
 
     Raises:
         UserError: sources differ, one of them is not a scale, the table lacks the image, its pixels
-            are not square, or there is not exactly one scale bar.
+            are not square, or the bar that the scale comes from is not the only one, or cannot be
+            read, or names another length than ``scale_bar_um``.
     """
     path = os.fspath(path)
     found: list[tuple[Calibration, float]] = []  # and their tolerances
-    boxes: list[Box] = []
+    bars: list[ScaleBar] = []
     notes: list[str] = []
+    if read is not None and scale_bar != "ignore":
+        bars = find_scale_bars(read, width, height)
     if um_per_px is not None:
         scale = Calibration(check_scale(um_per_px, "--um-per-px"), _BY_OPTION)
         found.append((scale, _TOLERANCE))
     if table is not None:
         found.append((table.lookup(path), _TOLERANCE))
-    if scale_bar_um is not None:
-        if not 0 < scale_bar_um < 1e7:
-            raise UserError(
-                f"--scale-bar-um {scale_bar_um:g} is not a length; give the bar's length in µm, "
-                "such as 750.",
-                code="option_invalid",
-            )
-        bar = find_scale_bar(read, width, height, path)
-        boxes = bar.boxes
-        source = f"scale bar of {scale_bar_um:g} um, {bar.px:.1f} px"
-        scale = Calibration(check_scale(scale_bar_um / bar.px, f"{path}, {source}"), source)
-        found.append((scale, max(_TOLERANCE, 1 / bar.px)))
+    if read is not None and (scale_bar_um is not None or scale_bar == "auto"):
+        bars = [_with_length(only_bar(bars, path), read, scale_bar_um, path)]
+        um, px = bars[0].um, bars[0].px
+        source = f"scale bar of {um:g} um, {px:.1f} px"
+        scale = Calibration(check_scale(um / px, f"{path}, {source}"), source)
+        found.append((scale, max(_TOLERANCE, 1 / px)))
     given = len(found)
     if use_metadata:
         own, notes = read_metadata(path)
         found += [(scale, _TOLERANCE) for scale in own]
     if not found:
-        return None, boxes, notes
+        return None, bars, notes
     _check_agreement(path, found)
     # All options of the user are named in the output; of the file's figures only the first.
     sources = [scale.source for scale, _ in found[: max(given, 1)]]
-    return Calibration(found[0][0].um_per_px, " and ".join(sources)), boxes, notes
+    return Calibration(found[0][0].um_per_px, " and ".join(sources)), bars, notes
+
+
+def check_length(scale_bar_um: float) -> None:
+    """Check the length in µm that a person gave for scale bars.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not 0 < scale_bar_um < 1e7:
+        raise UserError(
+            f"--scale-bar-um {scale_bar_um:g} is not a length; give the bar's length in µm, such "
+            "as 750.",
+            code="option_invalid",
+        )
+
+
+def _with_length(
+    bar: ScaleBar, read: Callable[..., np.ndarray], given: float | None, path: str
+) -> ScaleBar:
+    """The bar with its length in µm: the given one unless its label says another."""
+    named = None
+    if given is not None:
+        check_length(given)
+        check_scale(given / bar.px, f"{path}, scale bar of {given:g} um, {bar.px:.1f} px")
+    if bar.text_box is not None and (given is None or label.is_installed()):
+        x, y, w, h = bar.text_box
+        named = label.read_label(read(x, y, x + w, y + h), bar.polarity == "dark")
+    if given is None and named is None:
+        raise UserError(
+            f"{path}: the scale bar is {bar.px:.1f} px long, and the number beside it cannot be "
+            "read; give it by --scale-bar-um, or the scale by --um-per-px or --calibration.",
+            code="scale_missing",
+        )
+    if None not in (given, named) and abs(given - named) > _TOLERANCE * given:
+        raise UserError(
+            f"{path}: --scale-bar-um says {given:g} µm and the label of its scale bar {named:g} "
+            "µm; measure it by itself, or all by --scale-bar auto.",
+            code="scale_conflict",
+        )
+    return dataclasses.replace(bar, um=named if given is None else given)
 
 
 def _check_agreement(path: str, found: list[tuple[Calibration, float]]) -> None:

@@ -10,8 +10,8 @@ from microplastics.cli.parsing import Command, command, config_file, flag, optio
 from microplastics.cli.review import page_options
 from microplastics.utils.errors import UserError
 
-READERS = ("coco", "yolo", "labelme", "labelstudio", "via", "cvat", "supervisely", "qupath")
-READERS += ("imagej", "masks", "blanks")
+READERS = ("coco", "yolo", "labelme", "labelme_web", "labelstudio", "via", "cvat", "supervisely")
+READERS += ("qupath", "imagej", "masks", "voc", "dsb2018", "cellpose", "sam", "blanks")
 EXPORT_FORMATS = ("yolo", "labelme", "masks", "labelstudio", "cvat", "coco")
 PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
 CLASSES = "Fiber,Fragment,Film"
@@ -94,7 +94,7 @@ def convert(input: str, output: str, format_name: str | None, **given: Any) -> N
 @command(
     "export-dataset",
     exclusive=[("copy", "link", "no_images")],
-    short_help="Write a data set as YOLO, LabelMe, Label Studio, CVAT, masks or COCO.",
+    short_help="Write a data set for YOLO, LabelMe, CVAT and others.",
 )
 @path("--input=PATH", "COCO JSON, or the folder of a data set with all its splits.", required=True)
 @option("--to", "Format to write.", required=True, type=click.Choice(EXPORT_FORMATS))

@@ -12,7 +12,11 @@ from microplastics.utils.errors import UserError
 
 RUN_FORMATS = ("csv", "parquet", "coco", "overlays", "labels", "rois", "geojson")
 EXPORT_FORMATS = ("onnx", "torchscript")
-EXCLUSIVE = [("resume", "overwrite"), ("counted_fraction", "filter_area_mm2")]
+EXCLUSIVE = [
+    ("resume", "overwrite"),
+    ("scale_bar", "scale_bar_um"),
+    ("counted_fraction", "filter_area_mm2"),
+]
 
 _config_of_checkpoint = config_file("Name or path of a config (the checkpoint's own if not given).")
 _threshold = option(
@@ -50,6 +54,12 @@ scale_options = section(
     option("--um-per-px=UM", "µm per pixel of all images.", type=float),
     path("--calibration=CSV", "Table with the columns image and um_per_px."),
     option("--scale-bar-um=UM", "Find the burnt-in bar of UM µm.", type=float),
+    option(
+        "--scale-bar",
+        "auto: find the burnt-in bar and read the number beside it; ignore: there is none, so "
+        "that nothing is painted over.",
+        type=click.Choice(["auto", "ignore"]),
+    ),
     flag("--ignore-metadata", "Do not use the scale in the files."),
 )
 

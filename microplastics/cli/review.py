@@ -34,7 +34,7 @@ page_options = section(
 
 @command(
     exclusive=[("export", "agreement", "statistics")],
-    short_help="Check and correct the particles that were found, in the browser.",
+    short_help="Check and correct the particles found, in the browser.",
 )
 @click.argument("source", metavar="RUN", type=click.Path())
 @path("--images=DIR", "The photographs, of annotations or of a run whose images have moved.")
@@ -106,11 +106,11 @@ def _scale(source: str, given: dict[str, Any]) -> Any:
 
     from microplastics.runs.images import RunOptions
 
-    names = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata")
+    names = ("um_per_px", "calibration", "scale_bar_um", "scale_bar", "ignore_metadata")
     if Path(source).is_dir() and any(given[name] for name in names):
         raise UserError(
-            "The scale of a run is known; leave out --um-per-px, --calibration, --scale-bar-um and "
-            "--ignore-metadata, or run measure with them.",
+            "The scale of a run is known; leave out --um-per-px, --calibration, --scale-bar-um, "
+            "--scale-bar and --ignore-metadata, or run measure with them.",
             code="option_conflict",
         )
     return RunOptions(output="", **{name: given[name] for name in names})

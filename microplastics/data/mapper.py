@@ -13,10 +13,12 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.logger import log_first_n
 
+from microplastics.calibration.scale_bar import Box
 from microplastics.data.augmentation import transforms
 from microplastics.data.augmentation.mixing import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
 from microplastics.data.images import image_header, read_image, size_mismatch
 from microplastics.data.large_images import ImageReader, open_reader
+from microplastics.data.painting import PaintedRegions, Picture, Regions, boxes_to_paint
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Images whose windows are read that stay open.
 _OPEN_IMAGES = 2
+# Fraction of a particle's box on a painted one from which on the particle is not to be seen.
+_PAINTED = 0.5
 # Keys of INPUT: (least, greatest), also of both numbers of a pair. NaN is never between them.
 _RANGES = {
     "AUG.CROP.SIZE": (1, 10**6),
@@ -134,6 +138,7 @@ class MicroplasticsDatasetMapper:
     - An image with only polygons gets ``PolygonMasks``. If ``mask_format`` is ``"bitmask"``, an
       instance is RLE or an augmentation cuts, all masks become ``CropMasks``, which are
       ``BitMasks`` without full frames.
+    - Scale bars and their labels are painted over, as in prediction, with the particles on them.
     - Particles of which too little is left are dropped and counted.
     - Validation keeps the annotations, which the validation loss needs.
 
@@ -158,6 +163,7 @@ class MicroplasticsDatasetMapper:
         recompute_boxes: bool = False,
         max_pixels: int | None = None,
         cache_bytes: int = 0,
+        paint_scale_bar: bool = False,
         min_visible_fraction: float = 0.0,
         min_mask_pixels: int = 1,
         mosaic: Mosaic | None = None,
@@ -176,6 +182,7 @@ class MicroplasticsDatasetMapper:
                 masks. Always set if images are mixed.
             max_pixels: larger images are refused.
             cache_bytes: keep decoded images up to this many bytes in this process.
+            paint_scale_bar: paint scale bars and their labels over.
             min_visible_fraction: drop particles of which less is left; with ``recompute_boxes``.
             min_mask_pixels: drop particles of fewer pixels, or px² of polygon.
             mosaic, copy_paste: mix other images into the image, in this order.
@@ -193,7 +200,7 @@ class MicroplasticsDatasetMapper:
         self.min_mask_pixels = min_mask_pixels
         self.partners: Sequence[dict[str, Any]] = ()
         self.partner_weights: np.ndarray | None = None
-        self._read = RecordReader(cache_bytes, max_pixels)
+        self._read = RecordReader(cache_bytes, max_pixels, paint_scale_bar)
         mode = "training" if is_train else "validation"
         logger.info("Augmentations used in %s: %s", mode, augmentations)
 
@@ -206,6 +213,7 @@ class MicroplasticsDatasetMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
+            "paint_scale_bar": cfg.INPUT.PAINT_SCALE_BAR,
         }
         if not is_train:
             # The size and pixels of DefaultPredictor.
@@ -243,7 +251,7 @@ class MicroplasticsDatasetMapper:
         image = self._read(dataset_dict)
         has_annotations = "annotations" in dataset_dict
         if has_annotations and self.recompute_boxes:
-            sample = self._mix(Sample.from_annotations(image, _particles(dataset_dict)))
+            sample = self._mix(Sample.from_annotations(image, self._particles(dataset_dict)))
             # Without particles that a mosaic hides: nothing to crop around or paint over.
             boxes = sample.masks[sample.masks.nonempty()].get_bounding_boxes().tensor.numpy()
             aug_input = T.AugInput(sample.image, boxes=boxes)
@@ -254,7 +262,7 @@ class MicroplasticsDatasetMapper:
             applied = self.augmentations(aug_input)
         if has_annotations and not self.recompute_boxes:
             sizes = image.shape[:2], aug_input.image.shape[:2]
-            instances = self._instances(_particles(dataset_dict), applied, *sizes)
+            instances = self._instances(self._particles(dataset_dict), applied, *sizes)
             keep = self._large_enough(instances)
             mapped["instances"] = instances[keep]
             mapped["dropped_instances"] = int((~keep).sum())
@@ -288,7 +296,16 @@ class MicroplasticsDatasetMapper:
             index = np.searchsorted(ends, np.random.uniform(0, ends[-1]), side="right")
             index = min(int(index), len(self.partners) - 1)
         partner = self.partners[index]
-        return Sample.from_annotations(self._read(partner), _particles(partner))
+        return Sample.from_annotations(self._read(partner), self._particles(partner))
+
+    def _particles(self, dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """The annotations that training and validation use: no crowds, none painted over."""
+        particles = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
+        painted = self._read.painted(dataset_dict)
+        if not (painted and particles):
+            return particles
+        covered = _covered_fraction(_boxes(particles), np.array(painted, np.float64))
+        return [a for a, part in zip(particles, covered, strict=True) if part < _PAINTED]
 
     def _add_clipped(
         self,
@@ -350,11 +367,20 @@ class RecordReader:
     """Reads the images, or windows of them, of data set dicts.
 
     Decoded images are kept up to ``cache_bytes``, later ones are not. Large images whose windows
-    were read last stay open. Images of more than ``max_pixels`` are refused.
+    were read last stay open. Images of more than ``max_pixels`` are refused. With
+    ``paint_scale_bar`` scale bars and their labels are painted over; they are looked for at the
+    first read of a file.
     """
 
-    def __init__(self, cache_bytes: int = 0, max_pixels: int | None = None):
+    def __init__(
+        self,
+        cache_bytes: int = 0,
+        max_pixels: int | None = None,
+        paint_scale_bar: bool = False,
+    ):
         self._free_bytes, self._max_pixels = cache_bytes, max_pixels
+        self._paint = paint_scale_bar
+        self._bars: dict[str, list[Box]] = {}
         self._kept: dict[str, np.ndarray] = {}
 
     def __call__(self, record: dict[str, Any]) -> np.ndarray:
@@ -372,12 +398,30 @@ class RecordReader:
         if path in self._kept:
             return self._kept[path][y : y + height, x : x + width]
         if "window" not in record:
-            return self._keep(path, read_image(path, (width, height), self._max_pixels))
+            image = read_image(path, (width, height), self._max_pixels)
+            painted = self._painted(path, Picture(image))
+            return self._keep(path, painted.read(*whole) if painted else image)
         reader, _ = self._open(path, tuple(record["full_size"]))
-        part = reader.read(x, y, x + width, y + height)
+        painted = self._painted(path, reader)
+        part = (painted or reader).read(x, y, x + width, y + height)
         if reader.decoded is not None:
-            self._keep(path, reader.decoded)
+            self._keep(
+                path, painted.read(0, 0, *record["full_size"]) if painted else reader.decoded
+            )
         return part
+
+    def painted(self, record: dict[str, Any]) -> list[Box]:
+        """Boxes x, y, width and height in px of a record that was read, painted over."""
+        x, y = record.get("window", (0, 0))[:2]
+        return [(u - x, v - y, w, h) for u, v, w, h in self._bars.get(record["file_name"], ())]
+
+    def _painted(self, path: str, regions: Regions) -> PaintedRegions | None:
+        """The image without its scale bars; None if it has none."""
+        if not self._paint:
+            return None
+        if path not in self._bars:
+            self._bars[path] = boxes_to_paint(regions)
+        return PaintedRegions(regions, self._bars[path]) if self._bars[path] else None
 
     def _keep(self, path: str, image: np.ndarray) -> np.ndarray:
         # Epochs visit every image once: evicting would keep the cache cold for all of them.
@@ -430,8 +474,12 @@ def _frames(
         yield T.TransformList(part), size_after
 
 
-def _particles(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
-    return [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
+def _covered_fraction(boxes: np.ndarray, painted: np.ndarray) -> np.ndarray:
+    """Largest fraction of each box, (N, 4) x0, y0, x1, y1, under one of (M, 4) x, y, w, h."""
+    low = np.maximum(boxes[:, None, :2], painted[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], painted[None, :, :2] + painted[None, :, 2:])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return (high - low).clip(0).prod(axis=2).max(axis=1) / np.maximum(area, 1e-9)
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:

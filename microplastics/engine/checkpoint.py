@@ -6,8 +6,8 @@ A checkpoint says of itself what it was trained with.
 import glob
 import itertools
 import logging
+import mmap
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +35,7 @@ from microplastics.modeling.torchvision import (
 )
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, sha256_of, write_error
+from microplastics.utils.pickles import array_of, read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +55,6 @@ _NEWER_KEY, _NEUTRAL_VALUE = "FLOAT32_PRECISION", ""
 
 BEST = "model_best"
 """Name of the checkpoint with the best metric, without its ending."""
-
-# Everything that a pickle of numpy arrays in plain containers refers to, and nothing else.
-_ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
 
 
 class TrainingCheckpointer(DetectionCheckpointer):
@@ -473,8 +462,7 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
                 code="checkpoint_mismatch",
             )
         if path.endswith(".pkl"):
-            with open(path, "rb") as file:
-                data = _with_model(_ArrayUnpickler(file, encoding="latin1").load())
+            data = _read_pickle(path)
         else:
             data = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(data, dict):
@@ -505,11 +493,12 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
     return data
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return super().find_class(module, name)
+def _read_pickle(path: str) -> Any:
+    """Read the pickle of a model zoo, with the weights as arrays."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        data = _with_model(read_pickle(content))
+    data["model"] = {name: array_of(value) for name, value in data["model"].items()}
+    return data
 
 
 def _with_model(data: Any) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def find_caveats(run: FinishedRun, counted: pd.DataFrame) -> list[Caveat]:
     """
     found = [
         *_failed(run),
+        *_unchecked(run),
         *_scales(run),
         *_border(run, counted),
         *_scores(run, counted),
@@ -77,6 +78,18 @@ def _failed(run: FinishedRun) -> Iterator[Caveat]:
     elif run.record.get("failed"):
         text = f"{count(run.record['failed'], 'image')} of the merged runs failed: not counted."
         yield _caveat(PROBLEM, text)
+
+
+def _unchecked(run: FinishedRun) -> Iterator[Caveat]:
+    left = run.review and len(run.images) - run.review["finished_images"]
+    if left:
+        unseen = run.review["states"].get("unseen", 0)
+        text = (
+            f"{left} of {count(len(run.images), 'image')} are not finished in the review: "
+            f"{count(unseen, 'particle')} that nobody looked at count, and what is missed is not "
+            "known."
+        )
+        yield _caveat(WARNING, text)
 
 
 def _scales(run: FinishedRun) -> Iterator[Caveat]:

@@ -4,6 +4,7 @@ It is made of the files in the folder of the evaluation, and shows photographs o
 """
 
 import dataclasses
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ from microplastics.visualization.galleries import (
     read_results,
     read_rgb,
 )
+
+logger = logging.getLogger(__name__)
 
 PAGE_FILE = "evaluation.html"
 COUNTS_FILE, SIZES_FILE = "counting.csv", "counting_sizes.csv"
@@ -147,17 +150,23 @@ class Evaluation:
 def finish_evaluation(folder: Path, dataset: str, page: bool = True) -> None:
     """Draw what people look at: the threshold curves and, if wanted, the page.
 
+    The figures stand whether a page can be made or not: what goes wrong is said, and no error.
+
     Args:
         folder: of an evaluation.
         dataset: registered name of the data set that was evaluated on.
-        page: write ``evaluation.html``.
+        page: write ``evaluation.html``; else one of an earlier evaluation is deleted.
     """
-    curves = folder / CURVES_FILE
-    if curves.exists():
-        thresholds = read_json(folder / ABOUT_FILE)["score_thresholds"]
+    thresholds = read_json(folder / ABOUT_FILE)["score_thresholds"]
+    if thresholds:
+        curves = folder / CURVES_FILE
         plot_counting_curves(curves, curves.with_suffix(".png"), thresholds)
-    if page:
-        write_evaluation_report(folder, dataset)
+    try:
+        (folder / PAGE_FILE).unlink(missing_ok=True)
+        if page:
+            logger.info("Where the model errs: %s", write_evaluation_report(folder, dataset))
+    except (OSError, UserError) as error:
+        logger.warning("%s could not be made: %s", folder / PAGE_FILE, error)
 
 
 def write_evaluation_report(folder: str | os.PathLike, dataset: str = "") -> Path:

@@ -180,6 +180,7 @@ def _detection(run: FinishedRun) -> list[str | Missing]:
             "Particles were outlined by ",
             Missing("who or what outlined and classified them"),
             f" as {', '.join(run.class_names)}.",
+            *([" ", *_checked(run)] if run.review else []),
         ]
     digest = str(record.get("checkpoint_sha256", ""))
     training = record.get("training") if isinstance(record.get("training"), dict) else {}
@@ -192,8 +193,22 @@ def _detection(run: FinishedRun) -> list[str | Missing]:
     return [
         f"{words} Polymers were identified by ",
         Missing("FTIR, Raman or other method and fraction of particles, or: not identified"),
-        ". Particles were checked by a person: ",
-        Missing("who checked what, with which agreement, or: not checked"),
+        ". ",
+        *_checked(run),
+    ]
+
+
+def _checked(run: FinishedRun) -> list[str | Missing]:
+    if run.review is None:
+        missing = Missing("who checked what, with which agreement, or: not checked")
+        return ["Particles were checked by a person: ", missing, "."]
+    names, states = run.review["reviewers"], run.review["states"]
+    words = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    return [
+        f"Particles were checked by {_names(names) or 'nobody yet'}, all of them on "
+        f"{run.review['finished_images']} of {count(len(run.images), 'photograph')} ({words}), "
+        "with an agreement of ",
+        Missing("kappa of two persons, or: not measured"),
         ".",
     ]
 

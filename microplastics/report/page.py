@@ -13,6 +13,7 @@ might bring in, and the page asks the network for nothing.
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -84,7 +85,7 @@ class Table:
         """The rows of the page."""
         return self.rows[: self.limit]
 
-    @property
+    @functools.cached_property
     def is_number(self) -> list[bool]:
         """Whether each column has numbers, and stands to the right."""
         cells = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)

@@ -21,7 +21,7 @@ from microplastics.writers.overlay import outline_lines, ring
 
 GALLERY = 300
 """Particles in the gallery of all classes together."""
-_LEAST_OF_CLASS = 8
+_LEAST_OF_CLASS, _FEW_CLASSES = 8, 40
 # Beyond so many images only those with a particle of the gallery are shown.
 _ALL_IMAGES = 60
 # Pixels of all photographs together, sides of one, and bytes of all.
@@ -158,7 +158,8 @@ def draw_pictures(run: FinishedRun, counted: pd.DataFrame) -> Pictures:
 def _choose(counted: pd.DataFrame, classes: Sequence[str]) -> dict[str, list[int]]:
     """Index of the particles of the gallery: of each class evenly over its scores, or sizes."""
     found = dict(list(counted.groupby("class", sort=False)))
-    number_ = max(_LEAST_OF_CLASS, GALLERY // max(len(found), 1))
+    least = _LEAST_OF_CLASS if len(found) <= _FEW_CLASSES else 1
+    number_ = max(least, GALLERY // max(len(found), 1))
     sizes = pd.Series(table_sizes(counted)[0], counted.index)
     chosen = {}
     for name in dict.fromkeys([*classes, *found]):

@@ -21,7 +21,7 @@ from microplastics.runs.images import InputImage, RunImage, RunOptions
 from microplastics.runs.run import Run, measure_image
 from microplastics.structures.particles import Particles
 from microplastics.utils.io import write_json
-from microplastics.writers.coco import coco_categories
+from microplastics.writers.coco import categories
 from microplastics.writers.registry import ANNOTATIONS_FILE
 from microplastics.writers.tables import write_csv
 
@@ -32,7 +32,8 @@ DECISIONS_FILE, QUALITY_FILE = "decisions.csv", "model_quality.csv"
 
 # Of run.json, by which runs are told apart when they are merged, and models in reports.
 _ABOUT_MODEL = ("checkpoint", "checkpoint_sha256", "score_thresholds", "mask_threshold")
-_ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score")
+_ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score", "score_thresholds_from")
+_ABOUT_MODEL += ("min_size_test", "max_size_test", "tiling", "training")
 
 
 def export(review: "Review", every: bool = False) -> Path:
@@ -77,7 +78,7 @@ def export(review: "Review", every: bool = False) -> Path:
     write_csv(quality, output / QUALITY_FILE)
     kept = [image for image in images if every or image.finished]
     if kept:
-        fibers = set(filter(review.source.is_fiber, classes))
+        fibers = list(filter(review.source.is_fiber, classes))
         data = annotations([(image, state[image.name]) for image in kept], classes, fibers)
         write_json(output / ANNOTATIONS_FILE, data)
     after_run(output, wanted=True)
@@ -94,6 +95,7 @@ def _run(source: ReviewSource, output: Path, classes: Sequence[str], about: dict
         um_per_px=None,
         calibration=None,
         scale_bar_um=None,
+        scale_bar="ignore",
         fiber_classes=None,
         resume=False,
         overwrite=True,
@@ -151,7 +153,7 @@ def annotations(
     Args:
         images: each with its particles.
         classes: names in the order of their category ids, from 1.
-        fiber_classes: those of them that are fibres.
+        fiber_classes: those of them that are measured along their centreline.
 
     Returns:
         COCO with further fields: of images ``finished``, ``reviewer``, ``time``, ``um_per_px`` and
@@ -163,7 +165,7 @@ def annotations(
     data: dict[str, Any] = {
         "info": {"description": f"reviewed with microplastics {__version__}"},
         "licenses": [],
-        "categories": coco_categories(classes, fiber_classes),
+        "categories": categories(classes, fiber_classes),
         "images": [],
         "annotations": [],
         "rejected": [],

@@ -1,6 +1,6 @@
 """Measures of an image's particles, kept as long as their masks are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,8 @@ from microplastics.inference.tiled import particle_pixels
 from microplastics.measurement.nearest import Neighbors
 from microplastics.measurement.shape import Item
 from microplastics.measurement.table import parse_size_classes, particle_table
-from microplastics.review.source import ReviewSource, SourceImage
+from microplastics.review.source import SourceImage
+from microplastics.runs.images import RunOptions
 from microplastics.structures.particles import Particles
 
 if TYPE_CHECKING:
@@ -23,9 +24,15 @@ _MORE = ("state", "origin", "changed", "reviewer", "time", "comment")
 class Measures:
     """Measures of the particles of one image; only what changed is measured again."""
 
-    def __init__(self, image: SourceImage, source: ReviewSource):
-        """Begin with the measures of a run, if there are some."""
-        self._image, self._options, self._is_fiber = image, source.options, source.is_fiber
+    def __init__(self, image: SourceImage, options: RunOptions, is_fiber: Callable[[str], bool]):
+        """Begin with the measures of a run, if there are some.
+
+        Args:
+            image: with its particles.
+            options: by which they are measured.
+            is_fiber: tells of a class whether it is measured along its centreline.
+        """
+        self._image, self._options, self._is_fiber = image, options, is_fiber
         self._rows: pd.DataFrame | None = None
         # What was measured: masks, and whether as fibres; and between which masks distances are.
         self._of: dict[int, tuple[np.ndarray, bool]] = {}

@@ -182,7 +182,9 @@ class Review:
         self._particles = {each.name: _particles(each) for each in source.images}
         self._originals = {name: dict(own) for name, own in self._particles.items()}
         self._next = {name: 1 + max(own, default=0) for name, own in self._particles.items()}
-        self._measures = {each.name: Measures(each, source) for each in source.images}
+        self._measures = {
+            each.name: Measures(each, self.options, source.is_fiber) for each in source.images
+        }
         self._versions: dict[Key, int] = {}
         self._undo: dict[str, list[_Done]] = {}
         self._redo: dict[str, list[_Done]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from microplastics.calibration import Calibration
-from microplastics.measurement.shape import is_fiber_class
+from microplastics.measurement.shape import choose_fiber_classes, is_fiber_class
 from microplastics.measurement.table import table_columns
 from microplastics.roi.region import Region, RegionSource
 from microplastics.runs.finished import checked_record, recorded_options
@@ -60,17 +60,22 @@ class ReviewSource:
         path: run folder or COCO JSON.
         images: in their order.
         classes: names in order.
-        fiber_classes: those of them that are measured along their centreline.
         options: by which the particles become tables.
         record: run.json, or {} without a run.
+        fiber_classes: those of the classes that are measured along their centreline.
     """
 
     path: Path
     images: list[SourceImage]
     classes: list[str]
-    fiber_classes: list[str]
     options: RunOptions
     record: dict[str, Any]
+    fiber_classes: list[str]
+
+    def is_fiber(self, class_name: str) -> bool:
+        """Tell whether a class, which may be a new one, is measured along its centreline."""
+        new = class_name not in self.classes
+        return class_name in self.fiber_classes or (new and is_fiber_class(class_name))
 
     @property
     def folder(self) -> Path:
@@ -78,12 +83,6 @@ class ReviewSource:
         if self.path.is_dir():
             return self.path / "reviewed"
         return self.path.with_name(f"{self.path.stem}_reviewed")
-
-    def is_fiber(self, class_name: str) -> bool:
-        """Tell whether a class is one of fibres; one that a reviewer added, by its name."""
-        if class_name in self.classes:
-            return class_name in self.fiber_classes
-        return is_fiber_class(class_name)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -126,9 +125,6 @@ def open_source(
 def _of_run(folder: Path, images: str | None) -> ReviewSource:
     record = checked_record(folder)
     options, classes = recorded_options(folder, record), run_class_names(folder)
-    fibers = record.get("fiber_classes")
-    if not isinstance(fibers, list):  # a run of an earlier version
-        fibers = list(filter(is_fiber_class, classes))
     entries = record.get("images")
     if not entries:
         raise UserError(
@@ -140,7 +136,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         read = [(part, read_part(part)) for part in parts]
         found, heads = [_of_part(*each) for each in read], [part.image for _, part in read]
     else:  # somebody made room
-        annotated, _, _ = _annotated(folder / ANNOTATIONS_FILE, None)
+        annotated, *_ = _annotated(folder / ANNOTATIONS_FILE, None)
         by_name, heads = {image.name: image for image in annotated}, entries
         found = [_named(by_name, entry["name"], folder) for entry in entries]
     found = [
@@ -151,7 +147,15 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         regions = RegionSource(options.region)
         regions.check([image.name for image in found], {image.name: image.path for image in found})
         found = [_with_region(image, regions, options) for image in found]
-    return ReviewSource(folder, found, classes, fibers, options, record)
+    return ReviewSource(folder, found, classes, options, record, _fibers(record, classes))
+
+
+def _fibers(record: dict[str, Any], classes: list[str]) -> list[str]:
+    """The fibre classes of a run.json, which older ones have not."""
+    named = record.get("fiber_classes")
+    if isinstance(named, list):
+        return [name for name in classes if name in named]
+    return list(filter(is_fiber_class, classes))
 
 
 def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceImage:
@@ -232,7 +236,8 @@ def _with_region(image: SourceImage, regions: RegionSource, options: RunOptions)
     size = image.height, image.width
     if not regions.needs_image:
         return dataclasses.replace(image, region=regions.of_image(image.name, size, None))
-    plain = dataclasses.replace(options, um_per_px=1.0, calibration=None, scale_bar_um=None)
+    plain = dataclasses.replace(options, um_per_px=1.0, calibration=None)
+    plain = dataclasses.replace(plain, scale_bar_um=None, scale_bar="ignore")
     with ImageOpener(plain, regions).open(InputImage(image.path, image.name)) as opened:
         return dataclasses.replace(image, region=opened.region)
 
@@ -248,13 +253,15 @@ def _of_coco(path: Path, images: str | None, options: RunOptions) -> ReviewSourc
             # What the command line or the photograph says of the scale comes first.
             calibration = opened.calibration or image.calibration
         scaled.append(dataclasses.replace(image, calibration=calibration))
-    return ReviewSource(path, scaled, classes, fibers, options, {})
+    if options.fiber_classes is not None:
+        fibers = choose_fiber_classes(options.fiber_classes, classes)
+    return ReviewSource(path, scaled, classes, options, {}, fibers)
 
 
 def _annotated(path: Path, images: str | None) -> tuple[list[SourceImage], list[str], list[str]]:
     """The images of a COCO JSON, with the scores, numbers and scales of our own annotations.
 
-    Classes and those of fibres come with them.
+    Its classes and those of fibres come second and third.
     """
     given, classes, fibers = read_masks([str(path)], images)
     data = read_json(path)

@@ -82,6 +82,19 @@ class FinishedRun:
                 return record
         return self.record
 
+    @property
+    def review(self) -> dict[str, Any] | None:
+        """What run.json says of the people who checked the particles; None if nobody did.
+
+        ``reviewers`` are their names, ``finished_images`` a number, ``states`` numbers by state.
+        """
+        found = self.record.get("review")
+        if not isinstance(found, dict):
+            return None
+        names, finished, states = map(found.get, ("reviewers", "finished_images", "states"))
+        sound = isinstance(names, list) and type(finished) is int and isinstance(states, dict)
+        return found if sound and all(type(each) is int for each in states.values()) else None
+
     @functools.cached_property
     def image_records(self) -> dict[str, dict[str, Any]]:
         """What the run.json, or those of the merged runs, say of each image by its name."""
@@ -242,9 +255,9 @@ def recorded_options(folder: Path, record: dict[str, Any]) -> RunOptions:
 
 def _fits(name: str, value: Any) -> bool:
     """Whether an untrusted value has the type of an option."""
-    if name in ("formats", "blanks"):
-        known = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        return known and (name == "blanks" or set(value) <= set(FORMATS))
+    if name in ("formats", "blanks", "fiber_classes") and value is not None:
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        return texts and (name != "formats" or set(value) <= set(FORMATS))
     kinds = get_args(_OPTIONS[name]) or (_OPTIONS[name],)
     # JSON has whole numbers without a point.
     return type(value) in kinds or (type(value) is int and float in kinds)

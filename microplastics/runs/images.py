@@ -18,8 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from microplastics.calibration import Calibration
-from microplastics.calibration.sources import read_calibration_csv, resolve_calibration
+from microplastics.calibration import Calibration, label
+from microplastics.calibration.scale_bar import Box, ScaleBar
+from microplastics.calibration.sources import (
+    check_length,
+    read_calibration_csv,
+    resolve_calibration,
+)
 from microplastics.data.coco import check_content, checked_instances, load_instances
 from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
@@ -40,8 +45,6 @@ _OF_THE_RUN = frozenset(
 )
 _IMAGE_SUFFIXES = IMAGE_SUFFIXES | {".tf8", ".svs"}  # whole filters, too
 _LIST_SUFFIXES = frozenset((".txt", ".lst"))
-# Pixels around a scale bar whose colour takes its place.
-_RIM = 8
 # Share of a particle that lies on a scale bar or its text from which on it is none.
 _ON_BAR = 0.5
 
@@ -53,7 +56,6 @@ _MAX_BYTES, _HASH_DIGITS = 160, 8
 
 logger = logging.getLogger(__name__)
 
-Box = tuple[int, int, int, int]
 # Gives the particles of an image without the colours of their pixels, and numbers of what was left
 # out by name.
 Load = Callable[[], tuple[Particles, dict[str, int]]]
@@ -69,6 +71,8 @@ class RunOptions:
         um_per_px: scale of all images in µm per pixel.
         calibration: CSV with the scale of each image.
         scale_bar_um: length in µm of the bar that is burnt into each image.
+        scale_bar: ``auto`` reads that length from each bar's label; ``ignore`` looks for no bar,
+            and paints none over.
         ignore_metadata: leave the files' own word on their scale aside.
         fiber_classes: classes that are measured along their centreline; those of the model or the
             annotations if None.
@@ -94,6 +98,7 @@ class RunOptions:
     um_per_px: float | None = None
     calibration: str | None = None
     scale_bar_um: float | None = None
+    scale_bar: str | None = None
     ignore_metadata: bool = False
     fiber_classes: tuple[str, ...] | None = None
     size_classes: str = "default"
@@ -281,32 +286,6 @@ def _fold(stem: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", stem).casefold())
 
 
-class PaintedRegions:
-    """An image whose boxes are painted over in the colour of what surrounds them."""
-
-    def __init__(self, regions: ImageReader, boxes: Sequence[Box]):
-        """Paint ``boxes``, x, y, width and height in px, of an image over."""
-        self.width, self.height, self._regions = regions.width, regions.height, regions
-        self._patches = [(box, self._surrounding(box)) for box in boxes]
-
-    def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
-        image = self._regions.read(x0, y0, x1, y1)
-        for (x, y, width, height), color in self._patches:
-            left, top = max(x - x0, 0), max(y - y0, 0)
-            image[top : max(y + height - y0, 0), left : max(x + width - x0, 0)] = color
-        return image
-
-    def _surrounding(self, box: Box) -> np.ndarray:
-        x, y, width, height = box
-        x0, y0 = max(x - _RIM, 0), max(y - _RIM, 0)
-        x1, y1 = min(x + width + _RIM, self.width), min(y + height + _RIM, self.height)
-        frame = self._regions.read(x0, y0, x1, y1)
-        around = np.ones(frame.shape[:2], dtype=bool)
-        around[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = False
-        return np.median(frame[around] if around.any() else frame.reshape(-1, 3), axis=0)
-
-
 @dataclasses.dataclass(frozen=True)
 class RunImage:
     """What is known of an image before its particles are.
@@ -315,7 +294,7 @@ class RunImage:
         image: which one.
         regions: its pixels; None without a photograph (masks only).
         calibration: its scale, or None.
-        boxes: x, y, width and height in px of the scale bar and its text.
+        bars: all that looks like a scale bar.
         notes: what of the file was not used, such as a word on its scale, and why.
         region: region of interest; None is the whole image.
     """
@@ -323,9 +302,14 @@ class RunImage:
     image: InputImage
     regions: ImageReader | None
     calibration: Calibration | None
-    boxes: list[Box]
+    bars: list[ScaleBar]
     notes: list[str]
     region: Region | None = None
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Boxes x, y, width and height in px of the scale bars and their labels."""
+        return [box for bar in self.bars for box in bar.boxes]
 
 
 class ImageOpener:
@@ -335,10 +319,14 @@ class ImageOpener:
         """Read the calibration table; without ``region_source`` particles count everywhere.
 
         Raises:
-            UserError: the table cannot be read.
+            UserError: the table cannot be read, or an option of the scale bar cannot be met.
         """
         self._options, self._region_source = options, region_source
         self._table = None
+        if options.scale_bar == "auto":
+            label.check_installed()
+        if options.scale_bar_um is not None:
+            check_length(options.scale_bar_um)
         if options.calibration is not None:
             self._table = read_calibration_csv(options.calibration)
 
@@ -361,14 +349,15 @@ class ImageOpener:
                     open_reader(image.path, max_pixels=limit, allow_large=options.allow_large)
                 )
                 size = regions.height, regions.width
-            calibration, boxes, notes = resolve_calibration(
+            calibration, bars, notes = resolve_calibration(
                 image.path or image.name,
                 size[1],
                 size[0],
                 regions and regions.read,
                 um_per_px=options.um_per_px,
                 table=self._table,
-                scale_bar_um=options.scale_bar_um if regions else None,
+                scale_bar_um=options.scale_bar_um,
+                scale_bar=options.scale_bar,
                 use_metadata=regions is not None and not options.ignore_metadata,
             )
             if regions and regions.other_pages:
@@ -383,7 +372,7 @@ class ImageOpener:
             if self._region_source is not None:
                 overview = regions and regions.overview
                 region = self._region_source.of_image(image.name, size, overview)
-            yield RunImage(image, regions, calibration, boxes, notes, region)
+            yield RunImage(image, regions, calibration, bars, notes, region)
 
 
 def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:

@@ -32,6 +32,7 @@ import microplastics
 from microplastics.calibration.sources import check_scale
 from microplastics.config import load_config
 from microplastics.data.large_images import ImageReader
+from microplastics.data.painting import PaintedRegions
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.checkpoint import ORIGIN_KEY, SCORE_THRESHOLDS, choose_weights
 from microplastics.inference.predictor import Predictor, to_particles
@@ -49,7 +50,6 @@ from microplastics.runs.images import (
     ImageOpener,
     InputImage,
     Load,
-    PaintedRegions,
     RunImage,
     RunOptions,
     find_images,
@@ -64,6 +64,7 @@ from microplastics.runs.summaries import (
     SOME_FAILED,
     check_samples,
     counted,
+    differing_bars,
     make_summaries,
     matching,
     merge_into,
@@ -87,6 +88,7 @@ DEFAULT_THRESHOLD = 0.5
 # A class is of fibres, by its particles, if at least these many and most are so many times as long
 # as wide.
 _MANY, _THIN = 5, 8
+_OUTSIDE = "outside of the region"
 # Images whose files are written while the model is at work on the next ones.
 _BEHIND = 3
 
@@ -239,6 +241,7 @@ class Run:
                 "region": region.source if region else None,
                 "region_px": region.area_px if region else width * height,
                 "calibration_notes": opened.notes,
+                "scale_bars": [{"px": round(bar.px, 2), "um": bar.um} for bar in opened.bars],
                 "no_particles_in": [list(box) for box in opened.boxes],
                 "particles": len(particles),
                 "left_out": {what: int(number) for what, number in left_out.items() if number},
@@ -291,10 +294,14 @@ class Run:
         write_summaries(output, *summaries)
         self._write_record(records, len(failures), left_out)
         print_summary(output, *summaries, classes)
-        outside = sum(record["left_out"].get("outside_region", 0) for record in records)
         _warn_of_thin(table, self._fiber_classes)
-        if outside:
-            print(f"{counted(outside, 'particle')} outside of the region left out")
+        for name, words in (("on_scale_bar", "on scale bars"), ("outside_region", _OUTSIDE)):
+            number = sum(record["left_out"].get(name, 0) for record in records)
+            if number:
+                print(f"{counted(number, 'particle')} {words} left out")
+        warning = differing_bars(records, options)
+        if warning:
+            logger.warning("%s", warning)
         if failures:
             print(f"{counted(len(failures), 'image')} failed, see {output / FAILED_FILE}")
         return SOME_FAILED if failures else 0
@@ -391,6 +398,8 @@ def predict_run(args: argparse.Namespace) -> int:
     about["score_thresholds_from"] = thresholds_source(args, predictor)
     settings.update(config_settings(cfg))
     options = dataclasses.replace(options, max_pixels=cfg.INPUT.MAX_PIXELS)
+    if not (cfg.INPUT.PAINT_SCALE_BAR or options.scale_bar or options.scale_bar_um):
+        options = dataclasses.replace(options, scale_bar="ignore")
     names, fibers = predictor.class_names, predictor.fiber_classes
     run = Run(images, options, names, fibers, about, settings)
     ParticleFinder(predictor, run, **how).predict(run.begin())
@@ -641,6 +650,7 @@ def measure_run(args: argparse.Namespace) -> int:
         return merge_into(args.merge_runs, options)
     for name, given in (
         ("--scale-bar-um", options.scale_bar_um is not None),
+        ("--scale-bar auto", options.scale_bar == "auto"),
         ("--region circle", options.region == CIRCLE),
     ):
         if given and args.images is None:
@@ -692,7 +702,5 @@ def measure_image(image: InputImage, load: Load, run: Run) -> None:
                 )
             pixels = particle_pixels(opened.regions, particles.masks, particles.offsets)
             particles = dataclasses.replace(particles, pixels=pixels)
-        # Masks that are given are particles, wherever they lie.
-        opened = dataclasses.replace(opened, boxes=[])
         record = {what: number for what, number in left_out.items() if number}
         run.finish(opened, particles, {"left_out_of_masks": record}, start)

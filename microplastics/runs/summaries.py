@@ -38,7 +38,11 @@ SOME_FAILED = 3
 """Exit code of a run in which images failed."""
 
 _SHOWN = 20  # rows of the summary on the terminal
-_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "ignore_metadata", "region", "resume")
+# Bars of one length differ by less, in px and as a fraction.
+_BAR_PX, _BAR_SHARE = 2.0, 0.02
+_BARS_SHOWN = 20  # images of one length by name
+_OF_IMAGES = ("um_per_px", "calibration", "scale_bar_um", "scale_bar", "ignore_metadata")
+_OF_IMAGES += ("region", "resume")
 # What found the particles must be the same, or the counts cannot be added up.
 _SAME = ("checkpoint_sha256", "score_thresholds", "mask_threshold", "join", "max_overlap")
 _SAME += ("min_score",)
@@ -230,6 +234,46 @@ def print_summary(
 def counted(number: int, thing: str) -> str:
     """Give ``1 image`` or ``2 images``."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def differing_bars(records: Sequence[dict[str, Any]], options: RunOptions) -> str:
+    """Say that one figure for all images meets scale bars of several lengths, and on which.
+
+    Args:
+        records: of the images of a run.
+        options: of the run.
+
+    Returns:
+        A warning; empty without a reason for one.
+    """
+    if options.scale_bar_um is not None:
+        given = f"--scale-bar-um {options.scale_bar_um:g} holds only where the bar says so"
+    elif options.um_per_px is not None:
+        given = f"--um-per-px {options.um_per_px:g} holds only if their numbers differ alike"
+    else:
+        return ""
+    bars = sorted(
+        (record["scale_bars"][0]["px"], record["name"])
+        for record in records
+        if len(record["scale_bars"]) == 1
+    )
+    groups: list[list[tuple[float, str]]] = []
+    for bar in bars:
+        if groups and bar[0] - groups[-1][-1][0] <= max(_BAR_PX, _BAR_SHARE * bar[0]):
+            groups[-1].append(bar)
+        else:
+            groups.append([bar])
+    if len(groups) < 2:
+        return ""
+    listed = []
+    for group in sorted(groups, key=len):
+        names = ", ".join(name for _, name in group[:_BARS_SHOWN])
+        more = f" and {len(group) - _BARS_SHOWN} more" if len(group) > _BARS_SHOWN else ""
+        listed.append(f"{group[0][0]:.1f} px on {names}{more}")
+    return (
+        f"The scale bars differ in length: {'; '.join(listed)}. {given}: look at these images, or "
+        "let --scale-bar auto read each number."
+    )
 
 
 def run_class_names(run: Path) -> list[str]:

@@ -221,7 +221,7 @@ OUTCOME_COLORS = {
     "duplicate": (86, 180, 233),
     "class": (230, 159, 0),
     "localisation": (0, 114, 178),
-    "both": (60, 60, 60),
+    "both": (240, 228, 66),
     "ignored": (150, 150, 150),
 }
 

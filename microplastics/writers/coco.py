@@ -57,12 +57,12 @@ def open_annotations(
 
     Masks are polygons along the edges of their pixels, which every annotation tool can edit and
     pycocotools fills to the same pixels. Arguments and errors are those of :func:`open_results`;
-    no particle is left out. ``fiber_classes`` are as of :func:`coco_categories`.
+    no particle is left out.
     """
     head = {
         "info": {"description": f"predicted by microplastics {__version__}"},
         "licenses": [],
-        "categories": coco_categories(class_names, fiber_classes),
+        "categories": categories(class_names, fiber_classes),
     }
     images: list[str] = []
     with atomic_write(path) as file:
@@ -93,13 +93,11 @@ def open_annotations(
         file.write('], "images": [' + ",\n".join(images) + "]}\n")
 
 
-def coco_categories(
-    class_names: Sequence[str], fiber_classes: Collection[str]
-) -> list[dict[str, Any]]:
-    """Give the categories of classes, with ids from 1.
+def categories(class_names: Sequence[str], fiber_classes: Collection[str]) -> list[dict[str, Any]]:
+    """Make COCO categories, with ids from 1.
 
-    A class of ``fiber_classes`` whose name does not say so has the supercategory fiber, by which
-    it is measured alike again.
+    A class of ``fiber_classes`` whose name does not say so has the supercategory fiber, by which it
+    is measured along its centreline again.
     """
     unnamed = {name for name in fiber_classes if not is_fiber_class(name)}
     return [

@@ -1,10 +1,10 @@
 import cv2
 import numpy as np
 import pytest
-from scale_bar_pictures import as_jpeg, draw_bar, draw_style, reader
+from scale_bar_pictures import as_jpeg, draw_bar, draw_style, plain_style, reader, thin_style
 from support import user_error
 
-from microplastics.calibration.scale_bar import find_scale_bar, find_scale_bars
+from microplastics.calibration.scale_bar import find_scale_bars, only_bar
 from microplastics.synthetic.scene import PRESETS, render_image
 
 NAMES = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
@@ -23,14 +23,6 @@ def grounds():
     return [
         render_image((11, "grounds", i), 320, 2.0, presets[i % len(presets)])[0] for i in range(14)
     ]
-
-
-def plain_style(**changes):
-    style = draw_style(np.random.default_rng(0), 400, 300)
-    style |= {"px": 120.0, "thick": 4.0, "whole": True, "ticks": "none", "tick": 2, "ink": "black"}
-    style |= {"text": "750 µm", "font": "dejavu", "font_px": 18, "place": "above"}
-    style |= {"plate": "none", "outline": 0, "corner": "se", "margin": 12}
-    return style | changes
 
 
 @pytest.mark.parametrize("ink, ground", [("black", 180), ("white", 60), ("yellow", 40)])
@@ -123,12 +115,61 @@ def test_straight_fibres_and_grids_are_not_bars():
 def test_none_and_two_are_errors():
     image = np.full((300, 400, 3), 180, np.uint8)
     with user_error("scale_missing", "x.png", "--um-per-px", "--calibration"):
-        find_scale_bar(reader(image), 400, 300, "x.png")
+        only_bar(found(image), "x.png")
     one = draw_bar(image, plain_style())
     two = draw_bar(one.image, plain_style(corner="nw", px=80.0))
     with user_error("scale_invalid", "x.png", "2 possible", "80.0 px at (", "120.0 px at ("):
-        find_scale_bar(reader(two.image), 400, 300, "x.png")
-    assert find_scale_bar(reader(one.image), 400, 300).px == 120.0
+        only_bar(found(two.image), "x.png")
+    assert only_bar(found(one.image)).px == 120.0
+
+
+def covered(bar, image):
+    """Which pixels the boxes of a bar hold."""
+    inside = np.zeros(image.shape[:2], bool)
+    for x, y, w, h in bar.boxes:
+        inside[y : y + h, x : x + w] = True
+    return inside
+
+
+@pytest.mark.parametrize("ground, ink", [(150, "black"), (220, "black"), (110, "white")])
+@pytest.mark.parametrize("opacity", [1.0, 0.7, 0.5])
+def test_thin_bars_with_thin_grey_letters(ground, ink, opacity):
+    style = plain_style(ink=ink, thick=1.7, px=193.7, whole=False, shift=(0.1, 0.7), font_px=14)
+    style |= {"ticks": "both", "reach": 7, "text_opacity": opacity, "softness": 0.4}
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 8, (375, 500, 3)), (0, 0), 2)
+    drawn = draw_bar(np.clip(ground + noise, 0, 255).astype(np.uint8), style)
+    for image in (drawn.image, as_jpeg(drawn.image, 80)):
+        (bar,) = found(image)
+        assert bar.px == pytest.approx(drawn.px, abs=0.6)
+        x, y, w, h = drawn.text_box
+        assert covered(bar, image)[y : y + h, x : x + w].all()
+
+
+def test_thin_bars_on_rendered_filters(grounds):
+    rng = np.random.default_rng(5)
+    read = labels = drawn_bars = 0
+    while drawn_bars < 20:
+        ground = cv2.resize(grounds[rng.integers(len(grounds))], (480, 480))
+        drawn = draw_bar(ground, thin_style(rng, 480, 480))
+        if drawn is None:
+            continue
+        bars = found(as_jpeg(drawn.image, int(rng.integers(75, 96))))
+        drawn_bars += 1
+        if len(bars) == 1:
+            assert abs(bars[0].px - drawn.px) <= 1.0, drawn.style
+            x, y, w, h = drawn.text_box
+            labels += covered(bars[0], ground)[y : y + h, x : x + w].mean() > 0.98
+            read += 1
+    assert read >= 19 and labels >= 18
+
+
+def test_a_line_that_jpeg_parts_from_its_ticks_keeps_them():
+    # Faulty before: the ringing beside a tick ended the line there.
+    style = plain_style(ink="white", thick=1.0, px=225.0, tick=2, ticks="both", reach=5)
+    drawn = draw_bar(np.full((300, 500, 3), 120, np.uint8), style)
+    for quality in range(60, 96, 5):
+        (bar,) = found(as_jpeg(drawn.image, quality))
+        assert bar.px == pytest.approx(225, abs=0.6)
 
 
 def test_a_bar_cut_by_the_border_is_not_found():

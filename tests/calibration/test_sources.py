@@ -5,6 +5,7 @@ import tifffile
 from scale_bar_pictures import reader
 from support import user_error
 
+from microplastics.calibration.label import parse_label
 from microplastics.calibration.sources import read_calibration_csv, resolve_calibration
 
 
@@ -38,7 +39,7 @@ def table(tmp_path, scale):
 
 
 def test_without_a_source_there_is_no_scale(resolve):
-    assert resolve() == (None, [], [])
+    assert resolve(scale_bar="ignore") == (None, [], [])
 
 
 def test_each_source_by_itself(resolve, tmp_path):
@@ -52,13 +53,15 @@ def test_each_source_by_itself(resolve, tmp_path):
 
 
 def test_the_bar_and_its_text_hold_no_particle(resolve, picture):
-    _, boxes, _ = resolve(scale_bar_um=50)
+    _, (bar,), _ = resolve(scale_bar_um=50)
     covered = np.zeros(picture.shape[:2], bool)
-    for x, y, w, h in boxes:
+    for x, y, w, h in bar.boxes:
         covered[y : y + h, x : x + w] = True
     assert covered[picture[..., 0] != 170].all()
     assert covered.mean() < 0.1
-    assert resolve(0.5)[1] == []
+    # Nor where the scale comes from elsewhere.
+    assert resolve(0.5)[1] == resolve(um_per_px=0.5)[1] != []
+    assert resolve(0.5, scale_bar="ignore")[1] == []
 
 
 def test_sources_that_agree(resolve, tmp_path):
@@ -74,8 +77,8 @@ def test_sources_that_differ(resolve, tmp_path):
     with user_error("scale_conflict", *both, "--ignore-metadata"):
         resolve(0.5, um_per_px=2.0)
     assert resolve(0.5, um_per_px=2.0, use_metadata=False)[0].um_per_px == 2.0
-    with user_error("scale_conflict", "scale bar of 75 um, 100.0 px says 0.75"):
-        resolve(um_per_px=0.5, scale_bar_um=75)
+    with user_error("scale_conflict", "scale bar of 50 um, 100.0 px says 0.5"):
+        resolve(um_per_px=0.6, scale_bar_um=50)
     with user_error("scale_conflict", "scales.csv says 0.6"):
         resolve(um_per_px=0.5, table=table(tmp_path, 0.6))
 
@@ -95,6 +98,36 @@ def test_values_that_are_not_a_scale(resolve, value):
     code = "scale_invalid" if value == 1e-9 else "option_invalid"
     with user_error(code, f"{value:g}"):
         resolve(scale_bar_um=value)
+
+
+def test_the_label_is_read(resolve):
+    pytest.importorskip("rapidocr")
+    calibration, (bar,), _ = resolve(scale_bar="auto")
+    assert (calibration.um_per_px, bar.um) == (0.5, 50)
+    assert calibration.source == "scale bar of 50 um, 100.0 px"
+    with user_error("scale_conflict", "a.tif", "--scale-bar-um says 75 µm", "label", "50 µm"):
+        resolve(scale_bar_um=75)
+
+
+def test_a_label_that_cannot_be_read(resolve, picture):
+    pytest.importorskip("rapidocr")
+    picture[150:178] = 170
+    with user_error("scale_missing", "a.tif", "100.0 px", "--scale-bar-um"):
+        resolve(scale_bar="auto")
+    assert resolve(scale_bar_um=75)[0].um_per_px == 0.75
+
+
+@pytest.mark.parametrize(
+    "text, um",
+    [
+        *(("750 µm", 750), ("750 μm", 750), ("200um", 200), ("0,5 mm", 500), ("0.5mm", 500)),
+        *(("2.5 mm", 2500), ("500 nm", 0.5), ("1OO pm", 100), ("50 microns", 50)),
+        *(("1004m", None), ("mm", None), ("50", None), ("10 x", None), ("0 µm", None)),
+        *(("1.000.0 µm", None), ("5 µm/px", None), ("", None), ("10 kV", None)),
+    ],
+)
+def test_labels(text, um):
+    assert parse_label(text) == um
 
 
 def test_a_picture_without_a_bar(tmp_path):

@@ -255,3 +255,66 @@ def test_thin_particles_that_are_not_measured_as_fibres_are_named(cli, tmp_path)
     result = cli("measure", "--masks", tmp_path / "labels.tif", "--output", tmp_path / "out")
     assert "6 of 6 particles of class Particle are thin" in result.stdout
     assert "--fiber-classes Particle" in result.stdout
+
+
+@pytest.fixture
+def barred(tmp_path):
+    """Two photographs with bars of 194 px, 750 µm, and 127 px, 250 µm; masks of a fibre and of
+    the second one's letters."""
+    (tmp_path / "images").mkdir()
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "Fiber"}]}
+    for number, (px, text) in enumerate(((194, "750 um"), (127, "250 um")), 1):
+        image = np.full((750, 1000, 3), 170, np.uint8)
+        x0, x1 = 980 - px, 980
+        image[38:41, x0:x1] = image[31:47, x0 : x0 + 3] = image[31:47, x1 - 3 : x1] = 0
+        at = (x0 + px // 2 - 30, 27)
+        cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.line(image, (300, 300), (399, 300), (40, 40, 90), 4)
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), image)
+        size = {"width": 1000, "height": 750}
+        data["images"].append({"id": number, "file_name": f"{number}.png", **size})
+        boxes = [(300, 298, 100, 4)] + [(at[0], 18, 40, 9)] * (number == 2)
+        for x, y, w, h in boxes:
+            outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+            each = {"image_id": number, "category_id": 1, "iscrowd": 0, "bbox": [x, y, w, h]}
+            each |= {"id": len(data["annotations"]) + 1, "area": w * h, "segmentation": [outline]}
+            data["annotations"].append(each)
+    (tmp_path / "masks.json").write_text(json.dumps(data))
+    return "--masks", tmp_path / "masks.json", "--images", tmp_path / "images", "--formats", "csv"
+
+
+def test_bars_of_several_lengths_are_read(cli, barred, tmp_path):
+    pytest.importorskip("rapidocr")
+    out = tmp_path / "out"
+    result = cli("measure", *barred, "--scale-bar", "auto", "--output", out)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(out / "particles.csv").set_index("image")
+    assert table["um_per_px"].to_dict() == pytest.approx({"1.png": 750 / 194, "2.png": 250 / 127})
+    assert "1 particle on scale bars left out" in result.stdout
+    run = json.loads((out / "run.json").read_text())
+    assert [each["scale_bars"] for each in run["images"]] == [
+        [{"px": 194.0, "um": 750.0}],
+        [{"px": 127.0, "um": 250.0}],
+    ]
+    result = cli("measure", *barred, "--scale-bar-um", "750", "--output", out, "--overwrite")
+    assert result.returncode == 3
+    (row,) = pd.read_csv(out / "failed.csv").to_dict("records")
+    assert row["image"] == "2.png" and "750 µm" in row["error"] and "250 µm" in row["error"]
+
+
+@pytest.mark.parametrize("option", [("--scale-bar-um", "750"), ("--um-per-px", "3.87")])
+def test_bars_of_several_lengths_are_told(cli, barred, tmp_path, monkeypatch, caplog, option):
+    monkeypatch.setattr("microplastics.calibration.label.is_installed", lambda: False)
+    result = cli("measure", *barred, *option, "--output", tmp_path / "out")
+    assert result.returncode == 0
+    words = result.stdout + result.stderr + caplog.text
+    assert "differ in length: " in words and option[0] in words
+    assert "194.0 px on 1.png" in words and "127.0 px on 2.png" in words
+    result = cli("measure", *barred, "--scale-bar", "auto", "--output", tmp_path / "other")
+    assert result.returncode == 2 and "pip install 'microplastics[ocr]'" in result.stderr
+
+
+def test_bars_can_be_left_alone(cli, barred, tmp_path):
+    result = cli("measure", *barred, "--scale-bar", "ignore", "--output", tmp_path / "out")
+    assert result.returncode == 0 and "scale bar" not in result.stdout + result.stderr
+    assert len(pd.read_csv(tmp_path / "out" / "particles.csv")) == 3

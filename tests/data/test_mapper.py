@@ -2,6 +2,7 @@
 
 import logging
 import time
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -13,8 +14,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 from pycocotools import mask as mask_util
+from scale_bar_pictures import draw_bar, plain_style, reader
 from support import user_error
 
+from microplastics.calibration.scale_bar import find_scale_bars, only_bar
 from microplastics.config import get_cfg
 from microplastics.data import large_images
 from microplastics.data.augmentation.mixing import CopyPaste, Mosaic
@@ -403,7 +406,9 @@ def test_partners_are_drawn_by_their_weights(tmp_path):
     mixed = mapper(copy_paste=CopyPaste())
     mixed.partners, mixed.partner_weights = records, np.array([0.0, 3.0, 1.0])
     drawn = []
-    mixed._read = lambda record: drawn.append(record["image_id"]) or np.zeros((160, 200, 3), "u1")
+    pixels = np.zeros((160, 200, 3), "u1")
+    mixed._read = Mock(side_effect=lambda record: drawn.append(record["image_id"]) or pixels)
+    mixed._read.painted.return_value = []
     with seeded(0):
         for _ in range(200):
             mixed._random_partner()
@@ -636,3 +641,26 @@ def test_values_that_are_refused(key, value):
 
 def test_a_crop_may_be_higher_than_wide():
     MicroplasticsDatasetMapper.from_config(config("INPUT.AUG.CROP.SIZE", (600, 400)))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**6])
+def test_scale_bars_are_painted_over_with_what_lies_on_them(tmp_path, cache_bytes):
+    image = np.full((300, 400, 3), 180, np.uint8)
+    drawn = draw_bar(image, plain_style()).image
+    cv2.imwrite(str(tmp_path / "bar.png"), drawn)
+    record = dataset_dict(tmp_path, [[SQUARE]], (400, 300))
+    x, y, w, h = only_bar(find_scale_bars(reader(drawn), 400, 300)).text_box
+    on_text = {**record["annotations"][0], "bbox": [x + 2, y + 2, w // 3, h // 2]}
+    record |= {"file_name": str(tmp_path / "bar.png")}
+    record["annotations"].append(on_text)
+    window = {**record, "window": (200, 150, 200, 150), "width": 200, "height": 150}
+    window["full_size"] = (400, 300)
+    read = RecordReader(cache_bytes, paint_scale_bar=True)
+    for _ in range(2):
+        assert (read(record) == 180).all() and (read(window) == 180).all()
+    assert [u for u, *_ in read.painted(window)] == [u - 200 for u, *_ in read.painted(record)]
+    assert np.array_equal(RecordReader()(record), drawn)
+    for paint, number in ((True, 1), (False, 2)):
+        mapped = mapper(paint_scale_bar=paint)(record)
+        assert len(mapped["instances"]) == number
+        assert bool((mapped["image"] == 180).all()) == paint

@@ -42,6 +42,20 @@ def test_a_malicious_pickle_does_not_run(tmp_path, monkeypatch, name):
     assert not os.path.exists("pwned")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04}" + b")" + b"\x85" * 200_000 + b"Ns.",  # a key that crashes pickle
+        b"\x80\x04Nr\xff\xff\xff\x7f.",  # a memo of 16 GiB
+    ],
+)
+def test_a_pickle_that_breaks_pickle_is_refused(tmp_path, content):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(content)
+    with user_error("checkpoint_invalid", "evil.pkl"):
+        read_weights(str(path))
+
+
 @pytest.mark.parametrize("protocol", range(5))
 def test_numpy_pickles_of_any_protocol_are_read(tmp_path, protocol):
     path = tmp_path / "zoo.pkl"

@@ -7,12 +7,13 @@ import torch
 from detectron2.structures import Boxes
 
 from microplastics.data.large_images import ImageReader
+from microplastics.data.painting import PaintedRegions
 from microplastics.data.tiling import Tiling
 from microplastics.inference.predictor import Predictions
 from microplastics.inference.tiled import particle_pixels, predict_tiled
 from microplastics.measurement.table import particle_table
 from microplastics.roi.region import Region
-from microplastics.runs.images import PaintedRegions, within
+from microplastics.runs.images import within
 from microplastics.structures.crop_masks import CropMasks
 
 SIZE = (700, 900)

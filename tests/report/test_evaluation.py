@@ -51,6 +51,7 @@ def make(tmp_path):
         (tmp_path / "evaluation.json").write_text(json.dumps(about))
         return tmp_path, dataset
 
+    build.folder = tmp_path
     return build
 
 
@@ -94,9 +95,18 @@ def test_the_page_shows_the_figures(make):
 
 
 def test_without_a_page_there_are_the_curves(make):
-    folder, dataset = make()
+    folder, dataset = make(IMAGES[:1])
+    (folder / "evaluation.html").write_text("of an earlier evaluation")
     finish_evaluation(folder, dataset, page=False)
     assert (folder / "counting_curves.png").exists() and not (folder / "evaluation.html").exists()
+
+
+def test_figures_stand_without_their_page(make, caplog):
+    folder, dataset = make(IMAGES[:1])
+    (folder / "evaluation_scores.csv").unlink()
+    finish_evaluation(folder, dataset)
+    assert "evaluation_scores.csv is missing" in caplog.text
+    assert not (folder / "evaluation.html").exists()
 
 
 def test_charts_hold_all_points(make):
@@ -256,3 +266,18 @@ def test_files_that_evaluate_did_not_write(make, name, text, words):
         (folder / name).write_text(text)
     with user_error("file_missing" if text is None else "file_invalid", words):
         write_evaluation_report(folder, dataset)
+
+
+@pytest.mark.slow
+def test_all_charts_are_drawn_in_the_browser(make, browser):
+    page = write_evaluation_report(*make()).read_text()
+    nonce = re.search(r'nonce="([\w-]+)"', page)[1]
+    look = """setTimeout(() => {
+      const find = (root) => [...root.querySelectorAll("*")].flatMap(
+      (e) => e.shadowRoot ? find(e.shadowRoot) : e.tagName === "svg" ? [e] : []);
+      const paths = find(document).map((svg) => svg.querySelectorAll("path").length);
+      document.title = paths.filter((number) => number > 5).length; }, 3000);"""
+    script = f'<script nonce="{nonce}">{look}</script></body>'
+    dom = browser(page.replace("</body>", script), "--dump-dom")
+    charts = len(draw_charts(read_evaluation(make.folder)))
+    assert re.search("<title>(.*)</title>", dom)[1] == str(charts) == "10"

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from support import user_error
 
 from microplastics.report import run as report_run
@@ -247,3 +248,45 @@ def test_the_report_is_printed(measured, browser, tmp_path):
         html.replace("</body>", f'<script nonce="{nonce}">{look}</script></body>'), "--dump-dom"
     )
     assert float(re.search(r"<title>([\d.]+)%</title>", dom)[1]) >= 100
+
+
+@pytest.mark.slow
+def test_a_filter_of_3000_particles_gives_a_page_of_few_megabytes(cli, tmp_path):
+    side, rng = 20_000, np.random.default_rng(0)
+    noise = rng.integers(90, 170, (2048, 2048, 3), dtype=np.uint8)
+    tiles = (
+        noise[y : y + 512, x : x + 512] for y, x in rng.integers(0, 1536, (40 * 40, 2)).tolist()
+    )
+    tifffile.imwrite(
+        tmp_path / "filter.tif",
+        tiles,
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(512, 512),
+        photometric="rgb",
+        compression="jpeg",
+    )
+    annotations = []
+    for number, (x, y) in enumerate(rng.integers(100, side - 100, (3000, 2)).tolist(), start=1):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 20))
+        reach = rng.uniform(4, 60, (20, 1))
+        ring = (x, y) + reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        (x0, y0), (x1, y1) = ring.min(axis=0), ring.max(axis=0)
+        place = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0) / 2}
+        kind = {"id": number, "image_id": 1, "category_id": number % 3 + 1, "iscrowd": 0}
+        annotations.append({**kind, **place, "segmentation": [ring.ravel().tolist()]})
+    names = ("Fiber", "Fragment", "Film")
+    data = {
+        "images": [{"id": 1, "file_name": "filter.tif", "width": side, "height": side}],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names, start=1)],
+        "annotations": annotations,
+    }
+    (tmp_path / "masks.json").write_text(json.dumps(data))
+    arguments = ("--masks", tmp_path / "masks.json", "--images", tmp_path, "--allow-large")
+    more = ("--um-per-px", "1.2", "--formats", "csv", "--output", tmp_path / "out")
+    assert cli("measure", *arguments, *more).returncode == 0
+    page = tmp_path / "out" / "report.html"
+    assert 1_000_000 < page.stat().st_size < 15_000_000
+    html = page.read_text("utf-8")
+    # One photograph, 100 pictures of each class, all outlines.
+    assert html.count("data:image/jpeg") == 301 and html.count('<path class="outline') == 3300

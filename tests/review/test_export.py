@@ -126,6 +126,14 @@ def test_annotations_are_a_data_set_of_finished_images(review):
     assert [each["state"] for each in data["annotations"]] == ["accepted", "unseen"]
 
 
+def test_the_report_says_who_checked(review):
+    review.reject({"a.png": [1]}, **BOB, version=0)
+    review.finish(["a.png"], **BOB, version=1)
+    page = " ".join((export(review) / "report.html").read_text().split())
+    assert "checked by bob, all of them on 1 of 2 photographs (2 accepted, 1 rejected" in page
+    assert "1 of 2 images are not finished in the review: 1 particle that nobody" in page
+
+
 def test_an_export_is_a_run_that_can_be_reviewed(review):
     correct(review)
     output = export(review)

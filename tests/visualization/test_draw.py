@@ -353,3 +353,11 @@ def test_outline_points_are_evenly_spaced():
     square = mask_paths([[[0, 0, 12, 0, 12, 12, 0, 12]]], (20, 20))[0]
     steps = np.hypot(*np.diff(outline_points(square, 49), axis=0).T)
     assert steps == pytest.approx(np.ones(48))
+
+
+@pytest.mark.parametrize(
+    ("um_per_px", "width", "text", "length"),
+    [(2.0, 50, "20 µm", 10), (1.2, 20_000, "5 mm", 5000 / 1.2), (0.01, 100, "0.2 µm", 20)],
+)
+def test_a_scale_bar_is_a_round_number(um_per_px, width, text, length):
+    assert draw.scale_bar(um_per_px, width) == (text, pytest.approx(length))

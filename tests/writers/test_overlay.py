@@ -64,6 +64,17 @@ def test_thousands_of_numbers_are_placed_or_counted(make_result, photograph, tmp
     assert write_overlay(alone, tmp_path / "y.png") == {}
 
 
+def test_a_scale_bar_stands_above_the_photograph(make_result, photograph, tmp_path):
+    """50 px of 2 µm enlarged 16 times: a bar of 20 µm is 10 px long, and 160 px of the picture."""
+    write_overlay(make_result(photo=photograph(grey(40, 50))), tmp_path / "x.png")
+    page = cv2.imread(str(tmp_path / "x.png"))
+    strip = page[-640 - 25 : -640]
+    longest = max(int((row.max(axis=1) < 60).sum()) for row in strip[:, :200])
+    assert abs(longest - 160) <= 4
+    write_overlay(make_result(photo=photograph(grey(40, 50)), um_per_px=None), tmp_path / "y.png")
+    assert cv2.imread(str(tmp_path / "y.png")).shape[0] < page.shape[0]
+
+
 def test_an_image_without_a_particle_is_drawn_too(make_result, photograph, tmp_path):
     result = make_result((), (), (), photo=photograph(grey(40, 50)))
     assert write_overlay(result, tmp_path / "x.png") == {}

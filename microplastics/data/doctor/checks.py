@@ -38,6 +38,7 @@ from microplastics.data.doctor.findings import (
 )
 from microplastics.data.doctor.model_fit import measure_fit
 from microplastics.data.formats.layout import IMAGE_SUFFIXES
+from microplastics.data.formats.masks import is_mask
 from microplastics.data.images import (
     EXIF_ORIENTATION,
     is_deep_png,
@@ -566,8 +567,10 @@ def _image_files(root: str) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
+            path = os.path.join(folder, name)
             if name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not name.startswith("."):
-                yield os.path.join(folder, name)
+                if not is_mask(os.path.relpath(path, root)):
+                    yield path
 
 
 def _check_copies(

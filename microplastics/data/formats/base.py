@@ -11,7 +11,7 @@ from microplastics.utils.errors import UserError
 
 # Names of the modules that read a format. "blanks" is never detected: any folder fits it.
 READERS = ("coco", "labelme", "via", "yolo", "labelstudio", "cvat", "supervisely", "qupath")
-READERS += ("imagej", "masks", "blanks")
+READERS += ("imagej", "masks", "voc", "dsb2018", "cellpose", "sam", "labelme_web", "blanks")
 
 # Code of a note: what it counts. docs/formats.md has the same tables.
 NOTES = {
@@ -43,6 +43,10 @@ NOTES = {
     "mask_colours": "colour masks read with each colour as one instance",
     "mask_numbered": "masks of one class with several numbers, each read as one instance",
     "mask_speck": "parts of a single pixel kept as instances",
+    "mask_border": "masks with a particle 255 and none 254: if it is the border of Pascal VOC, "
+    "name the folder of the masks SegmentationObject",
+    "mask_void": "masks with a border around particles (Pascal VOC's 255), read as background",
+    "mask_classes": "particles with pixels of several classes, of which the most frequent is used",
     # Left out by reading.
     "category_dropped": "instances left out by --categories",
     "shape_without_area": "shapes without an area (points, lines without a width) left out",
@@ -63,6 +67,7 @@ NOTES = {
     "image_unannotated": "images without an annotation left out, not read as blanks",
     "annotation_cancelled": "cancelled annotations of an image left out",
     "annotation_other": "further annotations of an image left out",
+    "mask_without_object": "masks with pixels of a class that belong to no particle left out",
     "id_absent": "rows of classes.csv whose number is absent from the label image",
     # Changed or lost by writing.
     "hole_bridged": "holes joined to the outline by a cut of zero width",
@@ -172,16 +177,16 @@ class Source:
         classes: every class name that occurs, in the order of the format, or else sorted.
         records: starts a new pass over the images, in a fixed order.
         num_images: number of images, if known.
-        supercategories: of classes, by name, in formats that have them.
         embedded: whether images are embedded in their annotations.
+        supercategories: of classes, by name, in formats that have them.
     """
 
     image_root: Path
     classes: list[str]
     records: Callable[[], Iterator[ImageRecord]]
     num_images: int | None = None
-    supercategories: dict[str, str] = field(default_factory=dict)
     embedded: bool = False
+    supercategories: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def noting(

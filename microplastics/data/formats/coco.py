@@ -70,8 +70,16 @@ def _find_jsons(path: Path) -> dict[str, Path]:
         return {"all": path}
     found = {split: folder / _ROBOFLOW for split, folder in layout.split_folders(path).items()}
     found = [(split, file) for split, file in found.items() if file.is_file()]
+    files = [*_jsons(path / "annotations"), *_jsons(path)]
+    if found and files:
+        folders = ", ".join(file.parent.name for _, file in found)
+        raise UserError(
+            f"{files[0]} lies beside the folders of the splits ({folders}), which have annotation "
+            "files of their own; move it and its images into one of them, or out of the input, "
+            "or give it alone as --input.",
+            code="name_clash",
+        )
     if not found:
-        files = [*_jsons(path / "annotations"), *_jsons(path)]
         # COCO itself has captions and keypoints of the same images beside them.
         files = [file for file in files if file.name.startswith("instances_")] or files
         found = [(layout.split_of(file.stem), file) for file in files]
@@ -89,6 +97,8 @@ def _find_jsons(path: Path) -> dict[str, Path]:
 def _is_coco(path: Path) -> bool:
     def matches(text: bytes) -> bool:
         keys = set(_KEYS.findall(text)) if text.startswith(b"{") else set()
+        if b"images" not in keys and b'"image":{' in text:  # Segment Anything's, of one image
+            return False
         return (
             len(keys) > 1
             or (b"images" in keys and b'"file_name"' in text)

@@ -65,7 +65,7 @@ class _Reader(layout.FileReader):
     def subsets(self) -> set[str]:
         """Return the splits to which the images belong."""
         found = set()
-        for path in self._paths:
+        for path in filter(Path.is_file, self._paths):  # others are refused later
             with layout.skipping(str(path), self.options, Notes()):
                 found.update(_subset(each) for each in self.load(path) if each.tag == "image")
         return found or {"all"}

@@ -59,7 +59,7 @@ def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
 
 def _holds_rois(path: Path) -> bool:
     """Return whether a file is a ROI, or an archive that is empty or has one."""
-    if path.suffix.lower() == _ROI:
+    if not path.is_file() or path.suffix.lower() == _ROI:
         return path.is_file()
     if path.suffix.lower() != _ZIP or not zipfile.is_zipfile(path):
         return False
@@ -161,6 +161,7 @@ def read_rois(path: Path) -> list[tuple[str, bytes]]:
         files = [path]
         if path.is_dir():
             files = sorted(each for each in path.iterdir() if each.suffix.lower() == _ROI)
+            files = list(filter(Path.is_file, files))  # opening a pipe would block
         _check_bytes(path, [each.stat().st_size for each in files])
         return [(each.stem, each.read_bytes()) for each in files]
     except OSError as error:

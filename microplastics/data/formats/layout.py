@@ -208,12 +208,24 @@ def image_folders(path: Path, names: Sequence[str] = IMAGE_FOLDERS) -> dict[str,
     """Return split -> folder of the images: ``images/SPLIT``, ``SPLIT/images`` or ``SPLIT``.
 
     Without splits it is ``images``, or the folder itself, as ``"all"``. ``names`` are lower-case
-    names of a folder of images.
+    names of a folder of images. Images must not lie beside those of the splits.
     """
     images = child_folder(path, names) or path
     splits = split_folders(images)
+    beside = [folder for folder in split_folders(path).values() if child_folder(folder, names)]
+    if images != path and (beside or (splits and _has_images(images))):
+        raise UserError(
+            f"{images} and {(beside or list(splits.values()))[0]} both have images; move them into "
+            "folders of splits, or one of them out of the input.",
+            code="name_clash",
+        )
     folders = {split: child_folder(each, names) or each for split, each in splits.items()}
     return folders or {"all": images}
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether images lie in a folder itself, not only below it."""
+    return "/" not in next(list_files(folder), "/")
 
 
 def child_folder(folder: Path, names: Sequence[str]) -> Path | None:
@@ -441,6 +453,12 @@ class FileReader(ABC):
         size = checked_size(Path(f"{where}, its embedded picture"), *claimed, content=content)
         return ImageRecord(found, *size, picture=content)
 
+    def named(self, stem: str) -> list[str]:
+        """Return the images called ``stem``: those beside the annotation file, or else any."""
+        found = self._by_stem.get(stem, [])
+        folder = self._given or self._folder
+        return [name for name in found if os.path.isfile(folder / name)] or found
+
     def leave_out(self, name: Any, where: str, noted: bool = True) -> None:
         """Leave out an image, whether it is there or not; note it as not annotated."""
         if noted:
@@ -472,6 +490,8 @@ class FileReader(ABC):
         for path in self._paths:
             where, self._folder = path.relative_to(self._root).as_posix(), path.parent
             with skipping(where, self.options, notes, "label_broken"):
+                if not path.is_file() and not path.is_dir():  # opening a pipe would block
+                    raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
                 yield from self.records(self.load(path), where)
         if self._whole:
             for name in list_files(self._images):
@@ -544,6 +564,14 @@ class FileReader(ABC):
         for name in list_files(self._images):
             by_name[name.rsplit("/", 1)[-1]].append(name)
         return dict(by_name)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The base names of the images below the folder by their stems."""
+        by_stem = defaultdict(list)
+        for name in self._by_name:
+            by_stem[os.path.splitext(name)[0]].append(name)
+        return dict(by_stem)
 
 
 def _unpacked(picture: str, where: str) -> tuple[bytes, str]:

@@ -49,8 +49,12 @@ _KINDS = {
     "instance": "one file an instance",
     "class": "one file a class, each 8-connected part one instance",
 }
-_MASK_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
-_MASK_FOLDERS = ("masks", "mask", "segmentationobject", "labels", "label", "annotations")
+SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
+_MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations")
+# Of all formats, LabelMe's web tool and Pascal VOC included.
+_FOLDERS_OF_MASKS = frozenset(
+    (*_MASK_FOLDERS, "scribbles", "segmentationclass", "segmentationobject")
+)
 _CLASSES_CSV, _CLASSES_TXT = "classes.csv", "classes.txt"
 _OTHER_FORMATS = frozenset((".json", ".txt", ".xml"))
 _MARK = re.compile(r"[_\-. ](?:cp_)?(?:masks?|labels?)$", re.IGNORECASE)
@@ -62,6 +66,7 @@ _MODES = ("1", "L", "LA", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "RGBA"
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")
 _LOSSY_TIFF = ("JPEG", "OJPEG", "APERIO_JP2000", "WEBP")  # beginnings of tifffile's names
 _VOID, _VOID_COLOUR = 255, [224, 224, 192]  # border of the objects in Pascal VOC
+_OPAQUE = 128  # half: outlines are drawn with soft edges
 _COMPRESSION = "zlib"  # which every TIFF reader knows, unlike zstd
 _TOO_MANY = (
     f"has more than {MAX_INSTANCES} particles, like a photograph or noise; expected a label image "
@@ -82,9 +87,24 @@ def detect(path: Path) -> bool:
     if not path.is_dir() or any(not layout.is_manifest(file) for file in path.glob("*.json")):
         return False
     try:
-        return all(map(_has_masks, _find_folders(path).values()))
-    except (UserError, OSError, ValueError):
+        found = all(map(_has_masks, _find_folders(path).values()))
+        return found and not has_web_annotations(path)
+    except UserError as error:  # images beside those of the splits, which reading tells
+        names = islice(layout.list_files(path), _SNIFFED_FILES)
+        return error.code == "name_clash" and any(map(is_mask, names))
+    except (OSError, ValueError):
         return False
+
+
+def has_web_annotations(path: Path) -> bool:
+    """Return whether a file or folder has XML of LabelMe's web tool, which may name mask files."""
+
+    def matches(text: bytes) -> bool:
+        drawn = b"<polygon>" in text or b"<segm>" in text
+        # Pascal VOC's XML is an <annotation> too, with boxes.
+        return b"<annotation>" in text and (drawn or b"LabelMeWebtool" in text)
+
+    return layout.sniff(path, matches, frozenset((".xml",)))
 
 
 def read(path: Path, options: ReadOptions, notes: Notes) -> dict[str, Source]:
@@ -131,7 +151,7 @@ class _Reader:
         self._masks = self._find_masks(notes)
         # Of classes.csv: file name of an image, or None for all -> number in it -> class, iscrowd.
         self._rows: dict[str | None, dict[int, tuple[str, int]]] = defaultdict(dict)
-        table = self._find(_CLASSES_CSV)
+        table = self._find(_CLASSES_CSV) or self._find(f"_{_CLASSES_CSV}")  # Roboflow's name
         self._has_table = table is not None
         if table is not None:
             self._read_table(table, notes)
@@ -222,8 +242,11 @@ class _Reader:
         return None, key
 
     def _read_table(self, path: Path, notes: Notes) -> None:
-        """Read ``classes.csv``: columns image, id, class and maybe iscrowd, or value and class."""
-        table = read_table(path)
+        """Read ``classes.csv``: columns image, id, class and maybe iscrowd, or value and class.
+
+        Roboflow's ``_classes.csv`` has the values of a mask as ``Pixel Value``.
+        """
+        table = read_table(path).rename(columns={"pixel value": "value"})
         if "class" not in table or not ("value" in table or {"image", "id"} <= set(table)):
             raise UserError(
                 f"{path} has the columns {show(','.join(table))}; expected image, id and class, "
@@ -231,9 +254,9 @@ class _Reader:
                 code="table_invalid",
             )
         for line, cells in zip(table.index, table.to_numpy(), strict=True):
-            if not any(cells):
-                continue
             row = dict(zip(table.columns, cells, strict=True))
+            if not any(cells) or row.get("value") == "0":
+                continue
             where = f"{path}, line {line}"
             category = class_name(row["class"])
             number = _number(row["value"] if "value" in row else row["id"])
@@ -310,10 +333,7 @@ class _Reader:
     ) -> list[Instance]:
         path = self._folder / mask.name
         labels, colour = read_label_image(path)
-        if labels.shape != record.size:
-            words = size_mismatch(record.size[::-1], labels.shape[::-1], rotated)
-            words = words.replace("the JSON says", f"its mask {path} is")
-            raise UserError(f"{self._images / record.file_name} {words}.", code="image_size")
+        check_size(labels, path, self._images / record.file_name, record.size, rotated)
         if colour and mask.kind == "image" and self._kind == "ids":
             notes.add("mask_colours", mask.name)
         try:
@@ -329,11 +349,12 @@ class _Reader:
         category = mask.category or DEFAULT_CLASS
         numbers, rles, _ = instance_rles(labels)
         if kind in ("binary", "class") and len(numbers) < 2:
-            yield from _parts(category, mask, labels, notes)
+            yield from parts(category, mask.name, labels, notes)
         elif kind == "values":
             for number in numbers:
                 if number in self._rows[None]:
-                    yield from _parts(self._rows[None][number][0], mask, labels == number, notes)
+                    category = self._rows[None][number][0]
+                    yield from parts(category, mask.name, labels == number, notes)
                 else:
                     notes.add("shape_unlabelled", f"{mask.name}, value {number}")
         elif kind == "instance":
@@ -346,6 +367,8 @@ class _Reader:
                 notes.add("shape_without_area", mask.name, "no pixel")
             yield from (Instance(category, rle, mask.name) for rle in rles)
         else:
+            if kind == "ids" and _VOID in numbers[1:] and _VOID - 1 not in numbers:
+                notes.add("mask_border", mask.name)
             rows = dict(self._rows.get(file_name, {})) if kind == "ids" else {}
             if kind != "ids":
                 notes.add("mask_numbered", mask.name)
@@ -362,14 +385,42 @@ class _Reader:
                 notes.add("id_absent", f"{mask.name}, id {number}")
 
 
-def _parts(category: str, mask: _MaskFile, labels: np.ndarray, notes: Notes) -> Iterator[Instance]:
-    """Yield the 8-connected parts of a mask."""
+def parts(category: str, name: str, labels: np.ndarray, notes: Notes) -> Iterator[Instance]:
+    """Yield the 8-connected parts of a mask as instances.
+
+    Args:
+        category: their class.
+        name: of the mask file, for messages.
+        labels: (H, W) array, 0 background.
+        notes: takes ``mask_speck``.
+
+    Raises:
+        ValueError: there are more than ``MAX_INSTANCES``.
+    """
     _, labels = cv2.connectedComponents((labels != 0).astype(np.uint8), connectivity=8)
     for number, rle, area in zip(*instance_rles(labels), strict=True):
-        where = f"{mask.name}, {category}, part {number}"
+        where = f"{name}, {category}, part {number}"
         if area == 1:
             notes.add("mask_speck", where)
         yield Instance(category, rle, where)
+
+
+def check_size(
+    labels: np.ndarray, path: Path, image: Path, size: tuple[int, int], rotated: bool = False
+) -> None:
+    """Raise ``image_size`` unless a mask is of the size of its image.
+
+    Args:
+        labels: (H, W) array of the mask.
+        path: file of the mask.
+        image: file of the image.
+        size: its height and width in px.
+        rotated: whether its EXIF orientation swaps them.
+    """
+    if labels.shape != size:
+        words = size_mismatch(size[::-1], labels.shape[::-1], rotated)
+        words = words.replace("the JSON says", f"its mask {path} is")
+        raise UserError(f"{image} {words}.", code="image_size")
 
 
 def _stem(name: str) -> str:
@@ -387,15 +438,22 @@ def _described(text: str) -> tuple[str, str | None]:
 def _is_marked(name: str) -> bool:
     """Return whether a file is named ``…_mask.png`` or similar."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in _MASK_SUFFIXES and _MARK.search(path.stem) is not None
+    return path.suffix.lower() in SUFFIXES and _MARK.search(path.stem) is not None
+
+
+def is_mask(name: str) -> bool:
+    """Return whether an image is a mask, by its path in a folder with photographs."""
+    folders = PurePosixPath(name.replace(os.sep, "/").lower()).parts[:-1]
+    return _is_marked(name) or not _FOLDERS_OF_MASKS.isdisjoint(folders)
 
 
 def _has_masks(folders: tuple[Path, Path]) -> bool:
     images, masks = folders
     names = [PurePosixPath(name) for name in islice(list_files(masks, None), _SNIFFED_FILES)]
-    own = (_CLASSES_CSV, _CLASSES_TXT)
+    own = (_CLASSES_CSV, f"_{_CLASSES_CSV}", _CLASSES_TXT)
     suffixes = {name.suffix.lower() for name in names if name.name not in own}
-    if suffixes & _OTHER_FORMATS or not suffixes & _MASK_SUFFIXES:
+    cellpose = any(name.name.endswith("_seg.npy") for name in names)  # may have masks beside it
+    if cellpose or suffixes & _OTHER_FORMATS or not suffixes & SUFFIXES:
         return False
     return images != masks or any(_is_marked(name.name) for name in names)
 
@@ -406,6 +464,13 @@ def _find_folders(path: Path) -> dict[str, tuple[Path, Path]]:
     if folders == {"all": path} and (path / "all").is_dir():
         path = path / "all"  # where this package writes a set without splits
         folders = layout.image_folders(path)
+    marked = [name for name in list_files(path) if "/" not in name and _is_marked(name)]
+    if marked and path not in folders.values():
+        raise UserError(
+            f"{path / marked[0]} lies beside the folders of images; move it and its image into one "
+            "of them, or out of the input.",
+            code="name_clash",
+        )
     return {split: (images, _masks_of(images, path)) for split, images in folders.items()}
 
 
@@ -433,13 +498,14 @@ def _number(text: str) -> int | None:
 
 
 def read_label_image(
-    path: str | os.PathLike, max_pixels: int | None = None
+    path: str | os.PathLike, max_pixels: int | None = None, *, palette: bool = False
 ) -> tuple[np.ndarray, bool]:
     """Read a PNG, TIFF, BMP, GIF or PPM of whole numbers as it is stored.
 
-    A palette gives its indices, and Pascal VOC's border 255 is background. A colour becomes
-    R * 65536 + G * 256 + B; an alpha channel is dropped. Float pixels must be whole numbers, as
-    in ImageJ's label maps. ``max_pixels`` limits the image (``MAX_PIXELS`` if None).
+    A palette gives its indices, and Pascal VOC's border 255 is background, or, with ``palette``,
+    its colours. A colour becomes R * 65536 + G * 256 + B; an alpha channel is dropped. Float
+    pixels must be whole numbers, as in ImageJ's label maps. ``max_pixels`` limits the image
+    (``MAX_PIXELS`` if None).
 
     Returns:
         (H, W) array of integers from 0, and whether the file is in colour.
@@ -465,7 +531,7 @@ def read_label_image(
         elif is_deep_png(image):
             array = decode_with_opencv(path)  # BGR, but only grey is taken of 16 bits
         else:
-            array = _read_pillow(image)
+            array = _read_pillow(image, palette)
         array, colour = _without_channels(array)
         if array.dtype.kind not in "biuf":
             raise ValueError(f"its pixels are of type {array.dtype}")
@@ -479,6 +545,23 @@ def read_label_image(
             )
         kinds = {"b": np.uint8, "f": np.int64}
         return array.astype(kinds.get(array.dtype.kind, array.dtype), copy=False), colour
+
+
+def read_bitmap(path: str | os.PathLike) -> np.ndarray:
+    """Read the mask of one particle: where it is opaque, or not 0 if all of it is opaque.
+
+    Returns:
+        (H, W) bool array.
+
+    Raises:
+        UserError: as :func:`read_label_image`.
+    """
+    with open_image(os.fspath(path), None) as image:
+        if image is not None and image.mode in ("LA", "RGBA"):
+            alpha = np.asarray(image)[:, :, -1]
+            if alpha.min() < _OPAQUE:
+                return alpha >= _OPAQUE
+    return read_label_image(path)[0] != 0
 
 
 def instance_rles(labels: np.ndarray) -> tuple[list[int], list[dict[str, Any]], np.ndarray]:
@@ -519,12 +602,14 @@ def instance_rles(labels: np.ndarray) -> tuple[list[int], list[dict[str, Any]], 
     return values[first].tolist(), rles, np.add.reduceat(lengths, first)
 
 
-def _read_pillow(image: Image.Image) -> np.ndarray:
+def _read_pillow(image: Image.Image, as_colours: bool) -> np.ndarray:
     """Return grey or RGB pixels, maybe with alpha, as they are stored."""
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"it has {image.n_frames} frames; save each as a separate file")
     if image.mode not in _MODES:
         raise ValueError(f"its mode is {image.mode}; save it as grey PNG")
+    if image.mode == "P" and as_colours:
+        return np.asarray(image.convert("RGB"))
     array = np.asarray(image)
     palette = image.getpalette("RGB") if image.mode == "P" else None
     if palette is not None and palette[3 * _VOID : 3 * _VOID + 3] == _VOID_COLOUR:

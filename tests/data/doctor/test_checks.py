@@ -217,3 +217,10 @@ def test_unsafe_file_names_are_not_opened(check):
         diagnosis = check(_box(10, 10, 20, 5), image={"file_name": name})
         assert diagnosis.has_problems
         assert not any("passwd" in e.image for f in diagnosis.findings for e in f.examples)
+
+
+def test_parts_that_are_all_invalid(check):
+    bow_tie = SQUARE[[0, 2, 1, 3]]
+    parts = [(bow_tie + [shift, 0]).ravel().tolist() for shift in (0, 20)]
+    annotation = {"bbox": [10, 10, 40, 20], "area": 400, "segmentation": parts}
+    assert _codes(check(annotation))["polygon_crossing"] == 2

@@ -139,7 +139,16 @@ plant("rle_empty")(lambda s: s.a.update(segmentation={"size": [96, 96], "counts"
 plant("image_missing")(lambda s: os.remove(s.path))
 plant("image_file")(lambda s: s.path.write_bytes(s.path.read_bytes()[:-300]))
 plant("image_size")(lambda s: s.image.update(width=97))
-plant("image_unlisted")(lambda s: shutil.copy(s.path, s.folder / "train/more.JPG"))
+
+
+@plant("image_unlisted")
+def _(s):
+    shutil.copy(s.path, s.folder / "train/more.JPG")
+    (s.folder / "train/a1/masks").mkdir(parents=True)
+    for name in ("a1/masks/7b38.png", "more_mask.png"):  # no photographs
+        shutil.copy(s.path, s.folder / "train" / name)
+
+
 plant("image_same")(lambda s: shutil.copy(s.path, s.other_path))
 plant("image_near")(lambda s: Image.open(s.path).save(s.other_path, quality=60))
 plant("split_same")(lambda s: shutil.copy(s.path, s.val_path))

@@ -418,3 +418,11 @@ def mutated_and_read(folder, seed):
 
 def test_hostile_files(fuzzed):
     check_cases(lambda seed: mutated_and_read(fuzzed, seed))
+
+
+def test_a_file_beside_the_folders_of_the_splits_is_not_dropped(tmp_path):
+    roboflow(tmp_path / "train", [{"id": 1, "name": "Fiber"}])
+    roboflow(tmp_path, [{"id": 1, "name": "Fiber"}])
+    with user_error("name_clash", tmp_path / "_annotations.coco.json", "(train)"):
+        coco.read(tmp_path, ReadOptions(), Notes())
+    assert list(coco.read(tmp_path / "_annotations.coco.json", ReadOptions(), Notes())) == ["all"]

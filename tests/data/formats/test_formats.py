@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import zipfile
 
 import cv2
@@ -18,6 +20,7 @@ from microplastics.data.formats.base import (
     reader,
 )
 from microplastics.data.formats.convert import convert_dataset, export_dataset
+from microplastics.utils.errors import UserError
 
 POINTS = [[2.0, 3.0], [12.0, 3.0], [12.0, 13.0], [2.0, 13.0]]
 
@@ -117,8 +120,47 @@ def imagej(folder):
         archive.writestr("Fiber 1.roi", roi.tobytes())
 
 
-SAMPLES = {f.__name__: f for f in (coco, labelme, via, yolo, labelstudio, masks)}
-SAMPLES |= {f.__name__: f for f in (cvat, supervisely, qupath, imagej)}
+def voc(folder):
+    masks(folder)
+    (folder / "images").rename(folder / "JPEGImages")
+    (folder / "masks").rename(folder / "SegmentationObject")
+    write(folder / "class_names.txt", "_background_\nFiber\n")
+
+
+def dsb2018(folder):
+    image(folder / "a1" / "images" / "a1.png")
+    mask = np.zeros((30, 40), np.uint8)
+    mask[3:9, 4:9] = 255
+    (folder / "a1" / "masks").mkdir()
+    cv2.imwrite(str(folder / "a1" / "masks" / "0.png"), mask)
+
+
+def cellpose(folder):
+    image(folder / "a.png")
+    labels = np.zeros((30, 40), np.uint16)
+    labels[3:9, 4:9] = 1
+    np.save(folder / "a_seg.npy", {"masks": labels, "filename": "a.png"})
+
+
+def sam(folder):
+    image(folder / "a.png")
+    mask = {"size": [30, 40], "counts": [100, 5, 1095]}
+    entry = {"id": 1, "segmentation": mask, "predicted_iou": 0.9}
+    picture = {"file_name": "a.png", "width": 40, "height": 30}
+    write(folder / "a.json", {"image": picture, "annotations": [entry]})
+
+
+def labelme_web(folder):
+    image(folder / "a.png")
+    points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in POINTS)
+    thing = f"<object><name>Fiber</name><polygon>{points}</polygon></object>"
+    write(folder / "a.xml", f"<annotation><filename>a.png</filename>{thing}</annotation>")
+
+
+SAMPLES = [coco, labelme, via, yolo, labelstudio, cvat, supervisely, qupath, imagej, masks]
+SAMPLES += [voc, dsb2018, cellpose, sam, labelme_web]
+SAMPLES = {sample.__name__: sample for sample in SAMPLES}
+WITHOUT_CLASSES = ("masks", "dsb2018", "cellpose", "sam")
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "blanks"])
@@ -132,7 +174,7 @@ def test_each_format_is_detected_and_read(tmp_path, name):
     (record,) = source.records()
     assert (source.image_root / record.file_name).is_file()
     assert (record.width, record.height) == (40, 30) and source.num_images == 1
-    classes = {"particle"} if name == "masks" else {"Fiber"}
+    classes = {"particle"} if name in WITHOUT_CLASSES else {"Fiber"}
     assert {instance.category for instance in record.instances} == classes == set(source.classes)
     assert list(source.records()) == [record]
 
@@ -180,6 +222,21 @@ def test_unknown_formats(tmp_path):
     for name in (None, "coco"):
         with user_error("file_missing", tmp_path / "none"):
             open_dataset(tmp_path / "none", ReadOptions(), Notes(), name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.xml", "a.csv", "a.geojson", "b.zip", "ann/b.json", "b/1.roi", "labels/b.txt"]
+)
+def test_pipes_are_not_waited_for(tmp_path, name):
+    image(tmp_path / "b.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with user_error("format_unknown"):
+        detect(tmp_path)
+    for each in ("cvat", "via", "qupath", "imagej", "supervisely"):
+        with contextlib.suppress(UserError):
+            for source in open_dataset(tmp_path, ReadOptions(), Notes(), each)[1].values():
+                assert not any(record.instances for record in source.records())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

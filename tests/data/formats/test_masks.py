@@ -111,11 +111,15 @@ def test_palettes_are_indices_and_voids_background(folder):
     labels[0] = 255
     image = Image.fromarray(labels)
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * (252 * 3) + [224, 224, 192])
-    image.save(folder / "a.png")
-    (folder / "SegmentationObject").mkdir()
-    (folder / "a.png").rename(folder / "SegmentationObject/a.png")
-    (folder / "images").rename(folder / "JPEGImages")
+    (folder / "masks").mkdir()
+    image.save(folder / "masks/a.png")
     check(folder, LABELS % 256, (1, 2, 44))
+
+
+def test_a_particle_255_may_be_a_border(folder):
+    save(folder / "masks/a.png", np.where(LABELS == 2, 255, LABELS % 256).astype(np.uint8))
+    notes = read(folder)[2]
+    assert notes.as_dict()["mask_border"]["places"] == ["a.png"]
 
 
 def test_colours_are_instances(folder):
@@ -221,6 +225,24 @@ def test_splits(tmp_path, inner):
     assert masks.detect(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("split", "beside"),
+    [
+        ("images/train/a.jpg", "images/b.jpg"),
+        ("train/images/a.jpg", "images/b.jpg"),
+        ("train/images/a.jpg", "b_mask.png"),
+    ],
+)
+def test_images_beside_those_of_the_splits_are_not_dropped(tmp_path, split, beside):
+    for name in (split, beside):
+        photo(tmp_path / name)
+        mask = name.replace("images", "masks").replace(".jpg", ".png")
+        save(tmp_path / mask, LABELS.astype(np.uint16))
+    assert masks.detect(tmp_path)
+    with user_error("name_clash"):
+        read(tmp_path)
+
+
 def test_sub_folders(folder):
     photo(folder / "images/filter 1/a.jpg")
     save(folder / "masks/filter 1/a.png", LABELS.astype(np.uint16))
@@ -252,6 +274,17 @@ def test_values_that_are_classes(folder):
     (record,), _, notes = read(folder)
     assert [each.category for each in record.instances] == ["Fiber", "Fiber", "Film"]
     assert notes.count("mask_speck") == 1
+
+
+def test_roboflow_s_masks_of_classes(tmp_path):
+    photo(tmp_path / "train/a.jpg")
+    save(tmp_path / "train/a_mask.png", np.where(LABELS == 2, 2, BINARY).astype(np.uint8))
+    text = "Pixel Value, Class\n0, background\n1, Fiber\n2, Film\n"
+    (tmp_path / "train/_classes.csv").write_text(text)
+    assert masks.detect(tmp_path)
+    source = masks.read(tmp_path, ReadOptions(), Notes())["train"]
+    (record,) = source.records()
+    assert [each.category for each in record.instances] == ["Fiber", "Fiber", "Film"]
 
 
 @pytest.mark.parametrize(
