@@ -74,8 +74,9 @@ def selections(page: Page, number: int = 20) -> list[float]:
         )
         page.evaluate(_SELECT)
         page.mouse.click(*place)
-        page.wait_for_timeout(300)
-        found.append(page.evaluate("window.took"))
+        while (took := page.evaluate("window.took")) is None:
+            page.wait_for_timeout(50)
+        found.append(took)
         assert page.evaluate("state.selected !== null")
     return found
 
@@ -118,6 +119,7 @@ def main() -> None:
             page.evaluate("void picture.whole()")
             page.wait_for_timeout(2500)
             print(f"zoom: {frames(page, lambda: zoom(page))}")
+            page.wait_for_timeout(2500)
             for name, found in ("selection", selections(page)), ("decision", decisions(page)):
                 print(f"{name}: median {statistics.median(found):.0f} ms, most {max(found):.0f} ms")
         finally:

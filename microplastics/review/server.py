@@ -75,6 +75,8 @@ def serve(
     listening = _listen(host, port)
     token = secrets.token_urlsafe(24)
     shown = f"[{host}]" if ":" in host else host
+    if _is_number(host) and ipaddress.ip_address(host).is_unspecified:
+        shown = socket.gethostname()
     address = f"http://{shown}:{listening.getsockname()[1]}/{token}/"
     if not _is_loopback(host):
         logger.warning(
@@ -324,7 +326,7 @@ class _Pages:
         return _json({"polygons": particle.polygons(), "pieces": pieces})
 
     def _tile(self, request: "Request") -> "Response":
-        from starlette.responses import PlainTextResponse, Response
+        from starlette.responses import Response
 
         image = self._review.image(self._name(request))
         where = [request.path_params[name] for name in ("level", "column", "row")]
@@ -332,7 +334,7 @@ class _Pages:
         if image.path and where[0] <= 20:
             tile = self._tiles.tile(image, *where)
         if tile is None:
-            return PlainTextResponse("There is no such tile.", 404, _HEADERS)
+            return _json({"error": "There is no such tile."}, 404)
         headers = {**_HEADERS, "Cache-Control": "private, max-age=86400"}
         return Response(tile, headers=headers, media_type="image/jpeg")
 

@@ -1,14 +1,16 @@
 """The server of the page: who is answered, and what."""
 
+import socket
+
 import cv2
 import numpy as np
 import pytest
 import tifffile
-from review_support import TOKEN, box, serving
+from review_support import TOKEN, box, serving, write_annotations
 from support import user_error
 
 from microplastics.data.images import read_image
-from microplastics.review import ReviewImage, server, tiles
+from microplastics.review import Review, ReviewImage, server, tiles
 from microplastics.runs.images import RunOptions
 from microplastics.writers.tables import write_csv
 
@@ -170,6 +172,15 @@ def test_tiles_show_the_photograph(tmp_path, monkeypatch, name):
         assert cut.tile(image, 0, 3, 0) is None and cut.tile(image, 0, 0, 2) is None
 
 
+def test_a_photograph_that_broke_meanwhile_is_named(tmp_path):
+    source = write_annotations(tmp_path)
+    with Review.open(source, images=str(tmp_path / "images")) as review, serving(review) as ask:
+        (tmp_path / "images" / "a.png").write_bytes(b"no image")
+        status, answer, _ = ask("/api/images/0/0/0/0")
+        assert status == 400 and answer["code"] == "image_invalid" and "a.png" in answer["error"]
+        assert ask("/api/images/1/0/0/0")[0] == 200
+
+
 def test_what_is_missing_is_named(review, monkeypatch):
     monkeypatch.setattr(server, "find_spec", lambda name: None)
     with user_error("dependency_missing", "starlette", "microplastics[review]"):
@@ -185,7 +196,7 @@ def test_an_address_that_is_taken_is_named(review):
         server.serve(review, reviewer="ada", host="192.0.2.1")
 
 
-def test_other_machines_come_in_only_with_a_warning(review, monkeypatch, caplog):
+def test_other_machines_come_in_only_with_a_warning(review, monkeypatch, caplog, capsys):
     import uvicorn
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
@@ -193,6 +204,7 @@ def test_other_machines_come_in_only_with_a_warning(review, monkeypatch, caplog)
     assert not caplog.records
     server.serve(review, reviewer="ada", browser=False, host="0.0.0.0")
     assert "open to other machines" in caplog.text
+    assert f"http://{socket.gethostname()}:" in capsys.readouterr().out
 
 
 def test_commands_open_the_page(annotations, cli, tmp_path):

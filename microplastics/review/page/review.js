@@ -221,7 +221,7 @@ const picture = {
 
   start() {
     const map = this.map = L.map("picture", {
-      crs: L.CRS.Simple, preferCanvas: true, zoomSnap: 0.25, zoomDelta: 1, wheelPxPerZoomLevel: 90,
+      crs: L.CRS.Simple, preferCanvas: true, zoomSnap: 0.1, zoomDelta: 1, wheelPxPerZoomLevel: 90,
       attributionControl: false, doubleClickZoom: false, boxZoom: false, keyboard: false, zoomControl: false,
     });
     this.group = L.layerGroup().addTo(map);
@@ -232,7 +232,8 @@ const picture = {
       if (state.mode === "edit") editing.handles();
     });
     map.on("click", (event) => this.click(event));
-    for (const type of ["mousedown", "mousemove", "mouseup", "dblclick"]) map.on(type, (event) => drawing[type]?.(event));
+    for (const type of ["mousedown", "mousemove", "dblclick"]) map.on(type, (event) => drawing[type](event));
+    document.addEventListener("mouseup", (event) => drawing.mouseup(event));
   },
 
   open() {
@@ -257,6 +258,7 @@ const picture = {
         tile.style.height = `${left(height, y) * scale + 0.5}px`;
       });
       this.tiles.getTileUrl = ({x, y, z}) => `api/images/${index}/${-z}/${x}/${y}`;
+      this.tiles.on("tileerror", ({tile}) => ask(tile.src).catch((error) => complain(error.message))); // says why
       this.tiles.addTo(map);
     }
   },
@@ -378,9 +380,11 @@ const drawing = {
     this.dragged = true;
     this.add(event.latlng);
   },
-  mouseup() {
+  // Also outside of the picture.
+  mouseup(event) {
     if (!this.down) return;
     this.down = false;
+    if (this.dragged) this.add(picture.map.mouseEventToLatLng(event));
     if (this.dragged && (state.mode === "cut" || this.line.length > 7)) this.end();
   },
   dblclick() { if (MODES[state.mode]) this.end(); },
