@@ -32,6 +32,8 @@ from microplastics.data.doctor.findings import (
     Diagnosis,
     Example,
     Finding,
+    mended_by,
+    worst,
 )
 from microplastics.data.images import read_image
 from microplastics.utils.errors import UserError
@@ -108,10 +110,12 @@ def render_report(diagnosis: Diagnosis) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=_short, data_uri=_data_uri, rgb=_rgb, percent=_percent)
+    environment.filters.update(
+        short=_short, data_uri=_data_uri, rgb=_rgb, percent=_percent, mended_by=mended_by
+    )
     return environment.get_template("dataset.html.j2").render(
         verdict=verdict(diagnosis),
-        worst=findings[0].severity if findings else "clean" if _has_images(diagnosis) else WARNING,
+        worst=worst(findings) if findings else "clean" if _has_images(diagnosis) else WARNING,
         version=microplastics.__version__,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         datasets=list(zip(files, diagnosis.datasets, strict=True)),
