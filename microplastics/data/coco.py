@@ -60,6 +60,14 @@ def show(value: Any) -> str:
     return _REPR.repr(value)
 
 
+def same_but_case(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of class names that differ in case or spaces only."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 class Place(NamedTuple):
     """An entry of a COCO JSON, described only if it is printed."""
 

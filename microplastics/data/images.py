@@ -116,6 +116,22 @@ def image_header(
     return ((height, width) if swapped else (width, height)), swapped
 
 
+def stored_orientation(path: str | os.PathLike, max_pixels: int | None = None) -> int:
+    """Read the EXIF orientation, 1 to 8, of an image file from its header.
+
+    Raises:
+        UserError: as :func:`image_header`.
+    """
+    path = os.fspath(path)
+    with open_image(path, max_pixels) as image:
+        if image is None:
+            with _tiff_page(path, max_pixels) as page:
+                orientation = page.tags.valueof(EXIF_ORIENTATION)
+        else:
+            orientation = header_orientation(image)
+    return orientation if orientation in range(1, 9) else 1
+
+
 def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: bool) -> str:
     """Describe an image whose (width, height) differs from its annotations, with the fix.
 

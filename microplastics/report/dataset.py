@@ -27,6 +27,8 @@ from microplastics.data.doctor.findings import (
     Diagnosis,
     Example,
     Finding,
+    mended_by,
+    worst,
 )
 from microplastics.data.images import read_image
 from microplastics.report.page import render, write_page
@@ -98,7 +100,8 @@ def render_report(diagnosis: Diagnosis) -> str:
         title="Data set report",
         subtitle="microplastics check",
         verdict=verdict(diagnosis),
-        worst=findings[0].severity if findings else "clean" if _has_images(diagnosis) else WARNING,
+        mended_by=mended_by,
+        worst=worst(findings) if findings else "clean" if _has_images(diagnosis) else WARNING,
         datasets=list(zip(files, diagnosis.datasets, strict=True)),
         classes=names[:_ROWS_LIMIT],
         more_classes=max(0, len(names) - _ROWS_LIMIT),

@@ -124,7 +124,7 @@ def complete(*words):
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["pre"], ["predict"]),
+        (["pred"], ["predict"]),
         (["render", "d"], ["dataset"]),
         (["predict", "--weights", "a.pth", "--um"], ["--um-per-px"]),
         (["train", "--config-file", "quick_mask"], ["quick_mask112", "quick_mask56"]),

@@ -97,7 +97,7 @@ def test_the_page_holds_everything_in_words(tmp_path):
     assert order == sorted(order)
     for words in ("Worse AP.", "Fix them.", "annotation 4 of image 2", "train.json", "Foam"):
         assert words in text
-    assert text.count("repaired by --fix") == 1
+    assert text.count("mended by --fix") == 1
     assert "Fiber 25.0 % 50.0 % 0.712 0.800 0.900" in text
     assert "Masks measured: 77" in text
     assert "µm of 2 particles; 2 without a value are left out." in text

@@ -1,6 +1,7 @@
 """Checks of a data set."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ from microplastics.data.coco import (
     show,
     structure_problem,
 )
+from microplastics.data.doctor.classes import (
+    check_balance,
+    check_case,
+    check_categories,
+    check_mixing,
+)
 from microplastics.data.doctor.findings import (
     Collector,
     DatasetSummary,
@@ -45,10 +52,10 @@ from microplastics.data.images import (
     open_image,
     read_image,
 )
+from microplastics.data.orientation import STORED, UNSURE, UPRIGHT, keeps_size, reading
 from microplastics.data.segmentation import NUMBERS, mask_points
 from microplastics.data.splits.groups import compile_pattern, group_of, roboflow_original
 from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
-from microplastics.modeling.interface import num_classes
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json
 from microplastics.utils.system import available_processors, map_in_processes
@@ -63,8 +70,12 @@ _CANDIDATES = 20_000  # pairs of one image whose masks are compared
 _BOXES = 3 * 10**7  # pairs of one image whose boxes meet: beyond that they are not compared
 # Starting a process takes a few seconds: fewer pixels than this are decoded without.
 _PIXELS_WORTH_A_PROCESS = 3 * 10**8
+_EXIF_CODES = {
+    UPRIGHT: "image_exif",
+    STORED: "image_exif_stored",
+    UNSURE: "image_exif_unsure",
+}
 _FILES = 200_000  # of a folder that are searched
-_RARE = 10  # times rarer than the most frequent class
 
 
 @dataclass(eq=False)
@@ -74,6 +85,7 @@ class Dataset:
     summary: DatasetSummary
     examined: Examined
     class_names: dict[int, str]  # by category id, without placeholders
+    lost: dict[str, str]  # file_name of entries that cannot be used: code of the finding
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,10 @@ class ImageFacts:
     problem: tuple[str, str] | None = None  # code and detail
     bits: int = 0  # a channel, or 0 if unknown
     grey: bool = False  # all channels are the same
-    turned: bool = False  # its EXIF orientation is not upright
+    orientation: int = 1  # EXIF, 1 to 8
     frames: int = 1
     fingerprint: Fingerprint | None = None  # None if it cannot be read
-    unread: str = ""  # why bits, turned or frames are unknown
+    unread: str = ""  # why bits, orientation or frames are unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +153,15 @@ def diagnose(
             check_polygons(dataset, collector)
             check_overlaps(dataset, collector)
         images = inspect_images(datasets, collector, workers, max_pixels)
-        check_unlisted(datasets, images, collector)
+        check_orientation(images, collector, workers, max_pixels)
+        unread = [s for s, dataset in zip(summaries, loaded, strict=True) if dataset is None]
+        check_unlisted(datasets, unread, images, collector)
         check_duplicates(images, collector)
         check_groups(images, group_regex, collector)
         check_categories(datasets, cfg, collector)
+        check_case(datasets, collector)
         check_balance(datasets, collector)
+        check_mixing(datasets, collector)
         if cfg is not None and any(dataset.examined.annotations for dataset in datasets):
             fit, findings = measure_fit(cfg, config_file, *_detectron2_dicts(datasets))
     return Diagnosis(summaries, collector.findings() + findings, fit)
@@ -176,7 +192,21 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
     collector.add_checked(examined.findings, summary)
     names = {category["id"]: category["name"] for category in examined.categories}
     _summarize(summary, data["images"], examined, names)
-    return Dataset(summary, examined, names)
+    return Dataset(summary, examined, names, _lost(data["images"], examined))
+
+
+def _lost(entries: list[Any], examined: Examined) -> dict[str, str]:
+    """Names of image entries that are not among the images, or leave their folder, and why."""
+    kept = {image["file_name"] for image in examined.images.values()}
+    lost = {}
+    for entry in objects_of(entries):
+        name = entry.get("file_name")
+        if isinstance(name, str) and name not in kept:
+            taken = key_of(entry.get("id")) in examined.images
+            lost[name] = "image_duplicate" if taken else "image_field"
+        elif isinstance(name, str) and not is_safe_name(name):
+            lost[name] = "file_name"
+    return lost
 
 
 def check_polygons(dataset: Dataset, collector: Collector) -> None:
@@ -310,11 +340,61 @@ def inspect_file(task: tuple[dict[str, Any], str, int | None]) -> ImageFacts:
     )
 
 
-def check_unlisted(
-    datasets: Sequence[Dataset], images: Sequence[CheckedImage], collector: Collector
+def check_orientation(
+    images: Sequence[CheckedImage],
+    collector: Collector,
+    workers: int | None,
+    max_pixels: int | None,
 ) -> None:
-    """Find image files in the image folders that no JSON names."""
+    """Find images with an EXIF rotation, and whether they were annotated upright.
+
+    Their size tells it, or else the picture, if it can.
+    """
+    turned = [i for i in images if i.facts.orientation > 1 and not i.facts.problem]
+    outlines: dict[tuple[int, int], list[Any]] = defaultdict(list)
+    for dataset in {image.dataset for image in turned}:
+        for m in dataset.examined.measured:
+            outlines[id(dataset), m.image["id"]].append(m.measured.segmentation)
+    asked, tasks = [], []
+    for image in turned:
+        segmentations = outlines[id(image.dataset), image.image["id"]]
+        size = image.image["width"], image.image["height"]
+        if segmentations and keeps_size(image.facts.orientation, *size):
+            asked.append(image)
+            tasks.append((image.path, image.facts.orientation, segmentations, max_pixels))
+        else:
+            collector.add("image_exif", image.example())
+    workers = available_processors() if workers is None and len(tasks) > 50 else workers or 1
+    readings = map_in_processes(_reading, tasks, max(1, min(workers, len(tasks))))
+    for image, found in zip(asked, readings, strict=True):
+        detail = f"orientation {image.facts.orientation}"
+        collector.add(_EXIF_CODES[found], image.example(detail))
+
+
+def _reading(task: tuple[str, int, list[Any], int | None]) -> str:
+    path, orientation, segmentations, max_pixels = task
+    return reading(read_image(path, max_pixels=max_pixels), orientation, segmentations)
+
+
+def check_unlisted(
+    datasets: Sequence[Dataset],
+    unread: Sequence[DatasetSummary],
+    images: Sequence[CheckedImage],
+    collector: Collector,
+) -> None:
+    """Find image files in the image folders that no JSON names.
+
+    ``unread`` are the files that could not be used at all: their images may be in these folders.
+    """
     known = {os.path.abspath(image.path) for image in images}
+    causes = {_stem(name): code for dataset in datasets for name, code in dataset.lost.items()}
+    missing = [image for image in images if (image.facts.problem or ("",))[0] == "image_missing"]
+    causes |= {_stem(image.path): "image_missing" for image in missing}
+    names = {_stem(image.path): image.image["file_name"] for image in missing}
+    lost = {
+        os.path.abspath(summary.image_root): collector.most_frequent(("not_json", "structure"))
+        for summary in unread
+    }
     for root in dict.fromkeys(os.path.abspath(d.summary.image_root) for d in datasets):
         for number, path in enumerate(_image_files(root)):
             if number >= _FILES:
@@ -323,7 +403,15 @@ def check_unlisted(
             if path not in known:
                 known.add(path)
                 printable = path.encode("utf-8", "backslashreplace").decode()
-                collector.add("image_unlisted", Example(printable, image=path))
+                named = names.get(_stem(path))
+                text = printable if named is None else f"{printable}; the JSON names {show(named)}"
+                cause = causes.get(_stem(path)) or lost.get(root, "")
+                collector.add("image_unlisted", Example(text, image=path), cause)
+
+
+def _stem(path: str) -> str:
+    """Name of a file without folders and extension, in lower case."""
+    return os.path.splitext(re.split(r"[/\\]", path)[-1])[0].casefold()
 
 
 def check_duplicates(images: Sequence[CheckedImage], collector: Collector) -> None:
@@ -361,44 +449,6 @@ def check_groups(images: Sequence[CheckedImage], pattern: str | None, collector:
     for code, groups in (("split_group", samples), ("split_original", originals)):
         for name, members in groups.items():
             _check_copies(members, code, collector, words=f"{show(name)}, ")
-
-
-def check_categories(
-    datasets: Sequence[Dataset], cfg: CfgNode | None, collector: Collector
-) -> None:
-    """Compare the classes of all files with the first file and with the config."""
-    first = datasets[0]
-    ids, names = list(first.class_names), list(first.class_names.values())
-    for dataset in datasets:
-        json_file = dataset.summary.json_file
-        other_ids, other_names = list(dataset.class_names), list(dataset.class_names.values())
-        code, pair = "", (other_names, names)
-        if sorted(other_names) != sorted(names):
-            code = "category_names"
-        elif other_names != names:
-            code = "category_order"
-        elif other_ids != ids:
-            code, pair = "category_ids", (other_ids, ids)
-        if code:
-            text = f"{json_file}: {show(pair[0])}, not {show(pair[1])} as in "
-            collector.add(code, Example(text + first.summary.json_file, json_file))
-        if cfg is not None and len(other_names) != num_classes(cfg):
-            text = f"{json_file} has {len(other_names)} ({show(other_names)}), the config "
-            collector.add("num_classes", Example(f"{text}{num_classes(cfg)}", json_file))
-
-
-def check_balance(datasets: Sequence[Dataset], collector: Collector) -> None:
-    """Find rare classes, or none to learn from, over all files together."""
-    counts: Counter[str] = Counter()
-    for dataset in datasets:
-        counts.update(dataset.summary.classes)
-    for name, count in counts.items():
-        if 0 < count * _RARE < max(counts.values()):
-            text = f"{show(name)}: {count} of {counts.total()}"
-            collector.add("class_imbalance", Example(text))
-    every = (m for dataset in datasets for m in dataset.examined.measured)
-    if all(m.entry.get("iscrowd") == 1 for m in every):
-        collector.add("nothing_to_train", Example(datasets[0].summary.json_file))
 
 
 def aspect_ratio(points: np.ndarray) -> float:
@@ -520,7 +570,9 @@ def _header(path: str, max_pixels: int | None) -> dict[str, Any]:
                 has_exif = image.format != "PNG" or "exif" in image.info
                 exif = image.getexif() if has_exif else {}
                 bits, turned = _bits(image), exif.get(EXIF_ORIENTATION)
-        return {"frames": int(frames), "bits": int(bits), "turned": int(turned or 1) in range(2, 9)}
+        orientation = int(turned or 1)
+        known = orientation if orientation in range(1, 9) else 1
+        return {"frames": int(frames), "bits": int(bits), "orientation": known}
     except Exception as error:
         return {"unread": str(error) or type(error).__name__}
 
@@ -538,8 +590,6 @@ def _report_image(image: CheckedImage, collector: Collector) -> None:
         collector.add(code, image.example(detail))
         if code != "image_size":
             image.dataset.summary.unusable_images.append(image.image["file_name"])
-    elif facts.turned:
-        collector.add("image_exif", image.example())
     if facts.unread:
         collector.add("image_header", image.example(facts.unread))
     if facts.frames > 1:

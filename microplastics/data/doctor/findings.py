@@ -3,6 +3,8 @@
 import csv
 import os
 import textwrap
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,6 +59,8 @@ class Finding:
     consequence: str  # its effect on training
     fix: str  # what to do about it
     fixable: bool = False  # --fix does it
+    convertible: bool = False  # microplastics convert does it
+    cause: str = ""  # code of the finding that it follows from
     count: int = 0  # number of places
     examples: list[Example] = field(default_factory=list)  # at most five
 
@@ -100,7 +104,10 @@ class ModelFit:
 
 @dataclass
 class Diagnosis:
-    """All findings, the worst first and then the most frequent, and the figures."""
+    """All findings, the worst first and then the most frequent, and the figures.
+
+    What follows from another finding stands after it, where the worse of the two belongs.
+    """
 
     datasets: list[DatasetSummary] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -108,9 +115,7 @@ class Diagnosis:
 
     def __post_init__(self) -> None:
         """Sort the findings."""
-        self.findings = sorted(
-            self.findings, key=lambda found: (SEVERITIES.index(found.severity), -found.count)
-        )
+        self.findings = [finding for family in families(self.findings) for finding in family]
 
     @property
     def has_problems(self) -> bool:
@@ -118,11 +123,29 @@ class Diagnosis:
         return any(finding.severity == PROBLEM for finding in self.findings)
 
 
+def families(findings: list[Finding]) -> list[list[Finding]]:
+    """Put findings behind what they follow from, and sort these families, the worst first."""
+    codes = {finding.code for finding in findings}
+    consequences: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.cause in codes:
+            consequences.setdefault(finding.cause, []).append(finding)
+    roots = [finding for finding in findings if finding.cause not in codes]
+    found = [[root, *consequences.get(root.code, [])] for root in roots]
+    return sorted(found, key=lambda family: (SEVERITIES.index(worst(family)), -family[0].count))
+
+
+def worst(findings: list[Finding]) -> str:
+    """Return the worst severity of some findings."""
+    return min((finding.severity for finding in findings), key=SEVERITIES.index)
+
+
 def _read_codes() -> dict[str, Finding]:
     """Read the findings of codes.csv."""
     with open(Path(__file__).with_name("codes.csv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {row["code"]: Finding(**row | {"fixable": row["fixable"] == "yes"}) for row in rows}
+    flags = ("fixable", "convertible")
+    return {row["code"]: Finding(**row | {f: row[f] == "yes" for f in flags}) for row in rows}
 
 
 CODES = _read_codes()
@@ -144,10 +167,14 @@ class Collector:
 
     def __init__(self) -> None:
         self._found: dict[str, Finding] = {}
+        self._causes: dict[str, Counter[str]] = {}
 
-    def add(self, code: str, example: Example) -> None:
-        """Count one place of a finding, with its code in ``CODES``."""
+    def add(self, code: str, example: Example, cause: str = "") -> None:
+        """Count one place of a finding, with its code in ``CODES`` and that of its cause."""
         finding = self._found.setdefault(code, replace(CODES[code], examples=[]))
+        causes = self._causes.setdefault(code, Counter())
+        causes[cause] += 1
+        finding.cause = causes.most_common(1)[0][0]
         finding.count += 1
         if len(finding.examples) < EXAMPLES:
             finding.examples.append(example)
@@ -158,6 +185,11 @@ class Collector:
             for place, detail in tally.places:
                 self.add(code, example_at(place, detail, data))
             self._found[code].count += tally.count - len(tally.places)
+
+    def most_frequent(self, codes: Sequence[str]) -> str:
+        """Return the code among ``codes`` with the most places so far, "" if none was found."""
+        found = [code for code in codes if code in self._found]
+        return max(found, key=lambda code: self._found[code].count, default="")
 
     def findings(self) -> list[Finding]:
         """Return the findings so far."""
@@ -189,12 +221,13 @@ def describe(diagnosis: Diagnosis) -> str:
             f"{data.json_file}: {data.num_images} images ({data.blanks} blank), "
             f"{data.num_annotations} annotations{f' ({classes})' if classes else ''}"
         )
+    grouped = families(diagnosis.findings)
     for severity, (word, heading) in _HEADINGS.items():
-        found = [finding for finding in diagnosis.findings if finding.severity == severity]
-        kinds.append(f"{word} {len(found)}")
+        kinds.append(f"{word} {sum(f.severity == severity for f in diagnosis.findings)}")
+        found = [family for family in grouped if worst(family) == severity]
         if found:
             lines += ["", heading]
-        for finding in found:
+        for finding in (finding for family in found for finding in family):
             lines += _finding_lines(finding)
     if diagnosis.model_fit:
         lines += ["", *_fit_lines(diagnosis.model_fit)]
@@ -216,10 +249,18 @@ def describe_fixed(fixed: list[Fixed]) -> str:
     return "\n".join(lines)
 
 
+def mended_by(finding: Finding) -> str:
+    """Name what mends a finding, "" if nothing does."""
+    ways = [("--fix", finding.fixable), ("microplastics convert", finding.convertible)]
+    return " or ".join(name for name, mends in ways if mends)
+
+
 def _finding_lines(finding: Finding) -> list[str]:
-    fixable = " (--fix)" if finding.fixable else ""
     lines = [f"  {finding.count} x {finding.what}  [{finding.code}]"]
-    effect, indent = f"{finding.consequence} {finding.fix}{fixable}", " " * 6
+    follows = f"Follows from [{finding.cause}]. " if finding.cause else ""
+    mended = mended_by(finding)
+    effect = f"{follows}{finding.consequence} {finding.fix}{f' ({mended})' if mended else ''}"
+    indent = " " * 6
     lines += textwrap.wrap(effect, initial_indent=indent, subsequent_indent=indent, **_WRAP)
     for example in finding.examples:
         text, hanging = f"- {example.text}", " " * 8

@@ -22,6 +22,11 @@ NOTES = {
     "category_placeholder": "unused placeholder categories left out",
     "category_merged": "categories of the same name merged",
     "category_renamed": "classes renamed by --categories",
+    "class_case": "classes whose names differ in case or spaces only (--categories old=New merges "
+    "them)",
+    "exif_turned": "images annotated without their EXIF rotation, whose annotations were turned",
+    "exif_unsure": "images with an EXIF rotation that keeps their size, whose annotations were "
+    "taken as made on the upright picture",
     "class_unnamed": "classes without a name called class_0, class_1, …",
     "shape_clipped": "outlines cut at the border of their image",
     "shape_subpixel": "instances whose mask has no pixel, which can never be matched",

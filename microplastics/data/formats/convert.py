@@ -1,5 +1,6 @@
 """Conversion of data sets to COCO, and their export to other formats."""
 
+import contextlib
 import difflib
 import functools
 import json
@@ -12,11 +13,23 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from microplastics import __version__
-from microplastics.data.coco import is_printable, show
+from microplastics.data.coco import is_printable, same_but_case, show
 from microplastics.data.formats import cvat, labelme, labelstudio, layout, masks, yolo
 from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, open_dataset
 from microplastics.data.formats.shapes import checked, noting
-from microplastics.data.segmentation import segmentation_to_polygons
+from microplastics.data.images import NO_LIMIT, read_image, stored_orientation
+from microplastics.data.orientation import (
+    STORED,
+    UNSURE,
+    keeps_size,
+    reading,
+    turn_segmentation,
+)
+from microplastics.data.segmentation import (
+    SegmentationError,
+    measure,
+    segmentation_to_polygons,
+)
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, read_json, write_json
 
@@ -186,6 +199,8 @@ def write_dataset(
         },
     }
     _claim_conversion(output, manifest)
+    for alike in same_but_case(filter(None, renamed.values())):
+        notes.add("class_case", " and ".join(map(show, alike)))
     written = []
     for split, source in sources.items():
         own_place = "link" if place == "keep" and source.embedded else place
@@ -428,6 +443,7 @@ def _usable_records(
             continue
         seen[name] = record.file_name
         record.file_name = name
+        _turn_upright(record, image, notes)
         if record.picture is not None:
             layout.write_picture(record.picture, written.image_root / name)
         elif place in ("copy", "link"):
@@ -444,6 +460,32 @@ def _usable_records(
             "Fix them, give their folder with --images, or leave them out with --skip-broken.",
             code="image_invalid",
         )
+
+
+def _turn_upright(record: ImageRecord, image: Path, notes: Notes) -> None:
+    """Turn annotations that were made on an image without its EXIF rotation.
+
+    Only where the rotation keeps the size, and the picture shows it.
+    """
+    if not record.instances or not image.exists():
+        return
+    orientation = stored_orientation(image, NO_LIMIT)
+    if not keeps_size(orientation, record.width, record.height):
+        return
+    outlines = {}
+    for index, each in enumerate(record.instances):
+        with contextlib.suppress(SegmentationError):  # noted when it is written
+            measured = measure(each.segmentation, record.height, record.width)
+            outlines[index] = measured.segmentation
+    found = reading(read_image(image), orientation, list(outlines.values()))
+    if found == UNSURE:
+        notes.add("exif_unsure", record.file_name, f"orientation {orientation}")
+    elif found == STORED:
+        notes.add("exif_turned", record.file_name, f"orientation {orientation}")
+        size = record.width, record.height
+        for index, outline in outlines.items():
+            instance = record.instances[index]
+            instance.segmentation = turn_segmentation(outline, orientation, *size)
 
 
 def _renaming(

@@ -14,11 +14,11 @@ from microplastics.data.doctor.findings import (
 def test_the_docs_are_up_to_date():
     rows = [
         f"| `{f.code}` | {f.severity} | {f.what} | {f.consequence} | {f.fix} "
-        f"| {'yes' if f.fixable else ''} |"
+        f"| {'yes' if f.fixable else ''} | {'yes' if f.convertible else ''} |"
         for f in CODES.values()
     ]
     lines = (ROOT / "docs/doctor.md").read_text(encoding="utf-8").splitlines()
-    table = [line for line in lines if line.startswith("| `") and line.count("|") == 7]
+    table = [line for line in lines if line.startswith("| `") and line.count("|") == 8]
     assert table == rows
 
 

@@ -15,7 +15,9 @@ from PIL import Image
 
 from microplastics.config import get_cfg
 from microplastics.data.doctor import checks, diagnose
-from microplastics.data.doctor.findings import CODES, INFO
+from microplastics.data.doctor.findings import CODES, INFO, describe
+from microplastics.data.formats.base import ReadOptions
+from microplastics.data.formats.convert import convert_dataset
 from microplastics.data.segmentation import measure
 
 PLANTS = {}
@@ -229,11 +231,40 @@ def _(s):
     s.train["images"].append({**s.image, "id": 999, "file_name": "blank.png"})
 
 
-@plant("image_exif")
-def _(s):
+def _save(image, path, orientation):
     exif = Image.Exif()
-    exif[274] = 3
-    Image.open(s.path).save(s.path, quality=95, exif=exif)
+    exif[274] = orientation
+    image.save(path, "JPEG", quality=95, exif=exif)
+
+
+# The masks lie on edges of the picture only if it is turned, or only if it is not.
+plant("image_exif")(lambda s: _save(Image.open(s.path).rotate(180), s.path, 3))
+plant("image_exif_stored")(lambda s: _save(Image.open(s.path), s.path, 3))
+
+
+@plant("image_exif_unsure")
+def _(s):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    _save(Image.fromarray(noise), s.path, 2)
+
+
+@plant("category_case", single=True)
+def _(s):
+    used = {a["category_id"] for a in s.train["annotations"]}
+    one, other = [c for c in s.train["categories"] if c["id"] in used][:2]
+    one["name"], other["name"] = "fiber  A", "Fiber a"
+
+
+@plant("class_of_image", single=True)
+def _(s):
+    for image in s.train["images"]:
+        for x in range(0, 80, 20):
+            square = [x, 2, x + 9, 2, x + 9, 9, x, 9]
+            box = {"bbox": [x, 2, 9, 7], "area": 63}
+            s.add(segmentation=[square], image_id=image["id"], **box)
+    for entry in s.train["annotations"]:
+        entry["category_id"] = entry["image_id"] % 3 + 1
+    return {"class_of_image": len(s.train["images"])}
 
 
 @plant({"image_deep": 1, "image_depth_mixed": 1})
@@ -346,6 +377,55 @@ def test_planted(clean, code):
     finding = next(f for f in diagnosis.findings if f.code == code)
     assert finding.severity == CODES[code].severity and finding.fixable == CODES[code].fixable
     assert 1 <= len(finding.examples) <= 5 and all(example.text for example in finding.examples)
+
+
+MENDED = [code for code in PLANTS if CODES[code].convertible]
+
+
+@pytest.mark.parametrize("code", MENDED)
+def test_convert_mends_what_it_says(clean, code):
+    function, _, single, _ = PLANTS[code]
+    function(clean)
+    before = clean.diagnose(single)
+    assert code in _counts(before)
+    assert "microplastics convert)" in " ".join(describe(before).split())
+    made = clean.folder / "annotations/instances_train.json"
+    options = ReadOptions(images=clean.folder / "train")
+    [written] = convert_dataset(made, clean.folder.parent / "out", options=options).written
+    assert code not in _counts(diagnose([written.json_file], [written.image_root], workers=1))
+
+
+def test_consequences_stand_beside_their_cause(clean):
+    clean.path.rename(clean.path.with_suffix(".PNG"))
+    for entry in clean.train["annotations"]:
+        entry["iscrowd"] = 1
+    clean.add(iscrowd=0, segmentation=[])
+    clean.add(iscrowd=0, segmentation=[], image_id=clean.other["id"])
+    diagnosis = clean.diagnose(True)
+    found = [(f.code, f.cause) for f in diagnosis.findings]
+    at = found.index(("image_missing", ""))
+    assert found[at + 1] == ("image_unlisted", "image_missing")
+    at = found.index(("segmentation_empty", ""))
+    assert found[at + 1] == ("nothing_to_train", "segmentation_empty")
+    words = describe(diagnosis)
+    assert f"the JSON names {clean.image['file_name']!r}" in " ".join(words.split())
+    assert "Follows from [image_missing]." in words
+    # A note whose consequence is a problem stands among the problems.
+    del clean.train["annotations"][-2:]
+    diagnosis = clean.diagnose(True)
+    found = [f.code for f in diagnosis.findings]
+    assert found.index("nothing_to_train") == found.index("crowd") + 1
+    assert {f.severity for f in diagnosis.findings[: found.index("crowd")]} <= {"problem"}
+    assert "1 x data sets without an annotation" in describe(diagnosis).split("WARNINGS")[0]
+
+
+def test_images_of_an_unusable_file_are_unlisted_because_of_it(clean):
+    clean.content = b"{"
+    files = [clean.folder / f"annotations/instances_{split}.json" for split in ("train", "val")]
+    clean.diagnose(False)
+    shutil.copytree(clean.folder / "val", clean.folder / "train", dirs_exist_ok=True)
+    found = {f.code: f for f in diagnose(files, [clean.folder / "train"], workers=1).findings}
+    assert found["image_unlisted"].count == 8 and found["image_unlisted"].cause == "not_json"
 
 
 def test_the_place_is_named(clean):
