@@ -89,9 +89,11 @@ def benchmark(
 
     number_of_grounds = len(files) + rendered
     spent = 0.0
-    for number in tqdm(range(number_of_grounds), "Without a bar", unit="image", disable=None):
+    progress = tqdm(range(number_of_grounds), "Without a bar", unit="image", disable=None)
+    for number in progress:
         seen = len(_find(ground(number)))
         counts["without a bar"]["none" if not seen else "a false one"] += 1
+        progress.set_postfix(counts["without a bar"], refresh=False)
     progress = tqdm(total=bars, desc="With a bar", unit="image", disable=None)
     while counts["lengths"].total() < bars:
         image = ground(int(rng.integers(number_of_grounds)))
@@ -102,7 +104,6 @@ def benchmark(
         start = time.perf_counter()
         found = _find(image)
         spent += time.perf_counter() - start
-        progress.update()
         outcome = _length(found, drawn)
         counts["lengths"][outcome] += 1
         if outcome == "within 1 px":
@@ -110,6 +111,8 @@ def benchmark(
             counts["labels"]["whole" if _is_covered(found[0], drawn) else "in part"] += 1
             if label.is_installed():
                 counts["numbers"][_number(found[0], drawn, image)] += 1
+        progress.set_postfix(counts["lengths"], refresh=False)
+        progress.update()
     result.counts, result.seconds = counts, spent / bars
     return result
 
