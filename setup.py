@@ -117,6 +117,9 @@ EXTRAS_REQUIRE = {
     # The page of microplastics review: the server, and Leaflet as files. The oldest that they were
     # tested with.
     "review": ["starlette>=1.7", "uvicorn>=0.54", "django-js-lib-leaflet>=1.9.4"],
+    # Numbers beside scale bars, by weights in the wheel, with an OpenCV that needs no windows.
+    # The oldest that was tested; it needs onnxruntime and does not ask for it.
+    "ocr": ["rapidocr>=3.10,<4", "onnxruntime>=1.23"],
     # Studies on a Slurm cluster; the oldest that they were tested with.
     "submitit": ["submitit>=1.5.4"],
     "wandb": ["wandb"],

@@ -19,6 +19,7 @@ from benchmarks import (
     infer,
     loader,
     mask_bound,
+    scale_bars,
     stitch,
     train,
     validate,
@@ -100,6 +101,15 @@ def parse() -> argparse.Namespace:
     sub.add_argument("photographs", nargs="+", metavar="DIR", help="folders of photographs")
     sub.add_argument("--limit", type=int, metavar="N", help="photographs of each folder")
     sub.add_argument("--json", metavar="FILE", help="write all figures there too")
+    words = scale_bars.__doc__.splitlines()[0]
+    sub = commands.add_parser("scale-bars", help=words, **defaults)
+    sub.set_defaults(benchmark=scale_bars.benchmark)
+    sub.add_argument("--grounds", nargs="+", metavar="DIR", help="photographs without a bar")
+    sub.add_argument("--rendered", type=int, metavar="N", help="filters to render beside them")
+    sub.add_argument("--bars", type=int, metavar="N", help="pictures with a bar")
+    sub.add_argument("--style", choices=sorted(scale_bars.STYLES))
+    sub.add_argument("--seed", type=int, metavar="K")
+    sub.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args()
 
 
@@ -112,7 +122,7 @@ def main() -> int:
     require_positive(threads=threads)
     torch.set_num_threads(threads)
     with workspace() as folder:
-        if command not in ("eval", "stitch", "zoo", "mask-bound", "duplicates"):
+        if command not in ("eval", "stitch", "zoo", "mask-bound", "duplicates", "scale-bars"):
             options["folder"] = folder
         report = benchmark(**options)
     print(report)

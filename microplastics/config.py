@@ -21,7 +21,8 @@ def add_microplastics_config(cfg: CfgNode) -> None:
     """Add the project's keys, with their defaults, to a Detectron2 config in place.
 
     The defaults leave plain Detectron2 behaviour as it is, except that the validation loss is
-    computed at each evaluation and training images are resized by torch (INPUT.FAST_RESIZE).
+    computed at each evaluation, training images are resized by torch (INPUT.FAST_RESIZE), and
+    burnt-in scale bars are painted over (INPUT.PAINT_SCALE_BAR).
     """
     for add in (
         _add_input,

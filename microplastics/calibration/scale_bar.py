@@ -6,6 +6,7 @@ with none or several is an error: a wrong scale would falsify every size in the 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -25,6 +26,7 @@ _THIN = 4  # px, thickness up to which it is searched
 _MIN_CONTRAST = 18.0  # along the bar, in grey levels
 _MIN_MEDIAN_CONTRAST = 40.0
 _MIN_END_CONTRAST = 28.0  # at its ends, which decide the length
+_LEAST_CHROMA = 40  # between the channels of coloured ink, in grey levels
 _REACH = 3  # px beyond an edge in which the ground shows
 _MAX_TICK = 10  # px, largest width of an end tick
 
@@ -145,7 +147,7 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
     found = []
     for x0, y0, x1, y1 in _windows(width, height):
         image = read(x0, y0, x1, y1)
-        for plane, polarity, grey in _planes(image):
+        for plane, polarity, grey in _planes(image, shortest):
             for stroke in _find_strokes(plane, shortest, int(0.75 * width)):
                 found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
     found = [c for c in found if _near_border(c, width, height)]
@@ -191,13 +193,18 @@ def _windows(width: int, height: int) -> Iterator[Box]:
         yield width - side, y0, width, y1
 
 
-def _planes(image: np.ndarray) -> Iterator[tuple[np.ndarray, str, bool]]:
+def _planes(image: np.ndarray, shortest: int) -> Iterator[tuple[np.ndarray, str, bool]]:
     """Planes in which ink is dark: of the grey image, and of the colours for coloured ink."""
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     yield grey, "dark", True
     yield 255 - grey, "light", True
-    for channel in range(3):
-        plane = np.ascontiguousarray(image[:, :, channel])
+    channels = cv2.split(image)
+    most, least = (functools.reduce(of, channels) for of in (cv2.max, cv2.min))
+    colourful = (cv2.subtract(most, least) >= _LEAST_CHROMA).view(np.uint8)
+    line = np.ones((1, shortest | 1), np.uint8)
+    if not cv2.morphologyEx(colourful, cv2.MORPH_OPEN, line).any():
+        return
+    for plane in channels:
         yield plane, "dark", False
         yield 255 - plane, "light", False
 
@@ -324,6 +331,7 @@ def _find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[_Strok
             stroke = _measure_stroke(plane, *box)
             if stroke is not None:
                 found.append(stroke)
+    found = list(dict.fromkeys(found))
     return [one for one in found if not any(_is_part(one, other) for other in found)]
 
 

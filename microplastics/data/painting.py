@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from microplastics.calibration.scale_bar import Box, find_scale_bars
 
-# Pixels around a box whose colour takes its place.
+# Pixels around a box that its place is filled from.
 _RIM = 8
+_MAX_FILLED = 300_000  # px of a box; a larger one gets one colour
 
 
 class Regions(Protocol):
@@ -22,29 +24,40 @@ class Regions(Protocol):
 
 
 class PaintedRegions:
-    """An image whose boxes are painted over in the colour of what surrounds them."""
+    """An image whose boxes are painted over with what surrounds them."""
 
     def __init__(self, regions: Regions, boxes: Sequence[Box]):
         """Paint ``boxes``, x, y, width and height in px, of an image over."""
         self.width, self.height, self._regions = regions.width, regions.height, regions
-        self._patches = [(box, self._surrounding(box)) for box in boxes]
+        self._patches = [(box, self._patch(box, boxes)) for box in boxes]
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
         image = self._regions.read(x0, y0, x1, y1)
-        for (x, y, width, height), color in self._patches:
-            left, top = max(x - x0, 0), max(y - y0, 0)
-            image[top : max(y + height - y0, 0), left : max(x + width - x0, 0)] = color
+        for (x, y, width, height), patch in self._patches:
+            left, top = max(x, x0), max(y, y0)
+            right, bottom = min(x + width, x1), min(y + height, y1)
+            if left < right and top < bottom:
+                part = patch[top - y : bottom - y, left - x : right - x]
+                image[top - y0 : bottom - y0, left - x0 : right - x0] = part
         return image
 
-    def _surrounding(self, box: Box) -> np.ndarray:
+    def _patch(self, box: Box, boxes: Sequence[Box]) -> np.ndarray:
+        """The pixels that take the place of a box, uint8 (height, width, 3)."""
         x, y, width, height = box
         x0, y0 = max(x - _RIM, 0), max(y - _RIM, 0)
         x1, y1 = min(x + width + _RIM, self.width), min(y + height + _RIM, self.height)
         frame = self._regions.read(x0, y0, x1, y1)
-        around = np.ones(frame.shape[:2], dtype=bool)
-        around[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = False
-        return np.median(frame[around] if around.any() else frame.reshape(-1, 3), axis=0)
+        hidden = np.zeros(frame.shape[:2], np.uint8)
+        for u, v, w, h in boxes:
+            hidden[max(v - y0, 0) : max(v + h - y0, 0), max(u - x0, 0) : max(u + w - x0, 0)] = 1
+        own = slice(y - y0, y - y0 + height), slice(x - x0, x - x0 + width)
+        if hidden.all() or width * height > _MAX_FILLED:
+            around = frame[hidden == 0] if not hidden.all() else frame.reshape(-1, 3)
+            frame[own] = np.median(around, axis=0)
+            return frame[own]
+        # One colour would leave a rectangle with edges, which looks like a particle.
+        return cv2.inpaint(frame, hidden, _RIM / 2, cv2.INPAINT_NS)[own]
 
 
 class Picture:

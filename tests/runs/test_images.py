@@ -1,11 +1,21 @@
 import os
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scale_bar_pictures import draw_bar, plain_style
 from support import user_error
 
-from microplastics.runs.images import find_images, output_names, printable
+from microplastics.data.painting import PaintedRegions
+from microplastics.runs.images import (
+    ImageOpener,
+    RunOptions,
+    find_images,
+    output_names,
+    printable,
+)
 
 
 @pytest.fixture
@@ -101,3 +111,18 @@ def test_names_that_differ_in_case_or_accents_alone_get_a_mark():
 
 def test_bytes_that_are_no_text_can_be_written():
     assert printable("a\udc80b") == "a\\udc80b"
+
+
+@pytest.mark.parametrize("plate", ["none", "solid"])
+def test_a_bar_is_painted_over_wherever_the_scale_comes_from(tmp_path, plate):
+    style = plain_style(ink="white", plate=plate, thick=2.0, font_px=14, text_opacity=0.7)
+    drawn = draw_bar(np.full((300, 400, 3), 90, np.uint8), style)
+    cv2.imwrite(str(tmp_path / "a.png"), drawn.image)
+    (image,) = find_images([str(tmp_path)])
+    scales = {"um_per_px": 2.0}, {"scale_bar_um": 750.0}, {"ignore_metadata": True}
+    for options in scales:
+        with ImageOpener(RunOptions(str(tmp_path), **options)).open(image) as opened:
+            painted = PaintedRegions(opened.regions, opened.boxes).read(0, 0, 400, 300)
+            assert (np.abs(painted.astype(int) - 90) <= 2).all()
+    with ImageOpener(RunOptions(str(tmp_path), scale_bar="ignore")).open(image) as opened:
+        assert opened.boxes == []

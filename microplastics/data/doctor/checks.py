@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
+from microplastics.calibration.scale_bar import Box, find_scale_bars
 from microplastics.data.coco import (
     Examined,
     MeasuredEntry,
@@ -53,6 +54,7 @@ from microplastics.data.images import (
     read_image,
 )
 from microplastics.data.orientation import STORED, UNSURE, UPRIGHT, keeps_size, reading
+from microplastics.data.painting import Picture
 from microplastics.data.segmentation import NUMBERS, mask_points
 from microplastics.data.splits.groups import compile_pattern, group_of, roboflow_original
 from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
@@ -97,6 +99,7 @@ class ImageFacts:
     grey: bool = False  # all channels are the same
     orientation: int = 1  # EXIF, 1 to 8
     frames: int = 1
+    bars: tuple[Box, ...] = ()  # x, y, width and height in px of what looks like a scale bar
     fingerprint: Fingerprint | None = None  # None if it cannot be read
     unread: str = ""  # why bits, orientation or frames are unknown
 
@@ -335,9 +338,9 @@ def inspect_file(task: tuple[dict[str, Any], str, int | None]) -> ImageFacts:
     except UserError as error:
         return ImageFacts(("image_file", str(error).rstrip(".")))
     grey = bool((pixels[..., :1] == pixels[..., 1:]).all())
-    return ImageFacts(
-        problem, grey=grey, fingerprint=fingerprint(pixels), **_header(path, max_pixels)
-    )
+    bars = tuple(bar.box for bar in find_scale_bars(Picture(pixels).read, *pixels.shape[1::-1]))
+    facts = {"grey": grey, "bars": bars, "fingerprint": fingerprint(pixels)}
+    return ImageFacts(problem, **facts, **_header(path, max_pixels))
 
 
 def check_orientation(
@@ -594,6 +597,8 @@ def _report_image(image: CheckedImage, collector: Collector) -> None:
         collector.add("image_header", image.example(facts.unread))
     if facts.frames > 1:
         collector.add("image_frames", image.example(f"{facts.frames} frames"))
+    for x, y, width, _ in facts.bars[:1]:
+        collector.add("image_scale_bar", image.example(f"about {width} px long at ({x}, {y})"))
     if facts.bits > 8:
         collector.add("image_deep", image.example(f"{facts.bits} bits"))
 

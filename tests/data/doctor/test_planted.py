@@ -290,6 +290,15 @@ def _(s):
     image.save(s.path, "TIFF", save_all=True, append_images=[image])
 
 
+@plant("image_scale_bar")
+def _(s):
+    image = cv2.imread(str(s.path))
+    height, width = image.shape[:2]
+    image[height - 20 : height - 4, width - 60 : width - 4] = 200
+    image[height - 14 : height - 10, width - 52 : width - 12] = 0
+    cv2.imwrite(str(s.path), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+
+
 @plant("split_original")
 def _(s):
     for data, path in ((s.train, s.path), (s.val, s.val_path)):
