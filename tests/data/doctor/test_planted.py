@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import struct
-from collections import Counter
 
 import cv2
 import numpy as np
