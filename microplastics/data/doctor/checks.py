@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -87,7 +87,8 @@ class Dataset:
     summary: DatasetSummary
     examined: Examined
     class_names: dict[int, str]  # by category id, without placeholders
-    lost: dict[str, str]  # file_name of entries that cannot be used: code of the finding
+    # file_name of entries that cannot be used, and the code of the finding.
+    lost: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def load_dataset(summary: DatasetSummary, collector: Collector) -> Dataset | Non
 
 def _lost(entries: list[Any], examined: Examined) -> dict[str, str]:
     """Names of image entries that are not among the images, or leave their folder, and why."""
-    kept = {image["file_name"] for image in examined.images.values()}
+    names = (image["file_name"] for image in examined.images.values())
+    kept = {name for name in names if isinstance(name, str)}
     lost = {}
     for entry in objects_of(entries):
         name = entry.get("file_name")

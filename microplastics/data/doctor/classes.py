@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from detectron2.config import CfgNode
 
-from microplastics.data.coco import Place, same_but_case, show
+from microplastics.data.coco import Place, key_of, same_but_case, show
 from microplastics.data.doctor.findings import Collector, Example, example_at
 from microplastics.modeling.interface import num_classes
 
@@ -98,7 +98,7 @@ def check_mixing(datasets: "Sequence[Dataset]", collector: Collector) -> None:
     images: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     for number, dataset in enumerate(datasets):
         for m in dataset.examined.measured:
-            name = dataset.class_names.get(m.entry.get("category_id"))
+            name = dataset.class_names.get(key_of(m.entry.get("category_id")))
             if name is not None and m.entry.get("iscrowd") != 1:
                 images[number, m.image["id"]][name] += 1
     totals = sum(images.values(), Counter())

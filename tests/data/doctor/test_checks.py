@@ -195,8 +195,8 @@ def test_facts_of_a_file(tmp_path):
     Image.new("L", (64, 48)).save(tmp_path / "a.png")
     image = {"file_name": "a.png", "width": 64, "height": 48}
     facts = inspect_file((image, str(tmp_path), None))
-    assert (facts.problem, facts.bits, facts.grey, facts.turned, facts.frames) == (
-        (None, 8, True, False, 1)
+    assert (facts.problem, facts.bits, facts.grey, facts.orientation, facts.frames) == (
+        (None, 8, True, 1, 1)
     )
     Image.fromarray(np.zeros((48, 64), np.uint16)).save(tmp_path / "b.tif")
     facts = inspect_file(({**image, "file_name": "b.tif"}, str(tmp_path), None))
