@@ -140,7 +140,10 @@ def _number(bar: ScaleBar, drawn: Drawn, image: np.ndarray) -> str:
     if bar.text_box is None:
         return "not read"
     x, y, w, h = bar.text_box
-    um = label.read_label(image[y : y + h, x : x + w], bar.polarity == "dark")
+    region = image[y : y + h, max(x - h, 0) : x + w + h]
+    um = label.read_label(region, bar.polarity == "dark")
+    if um is not None and not 0.01 <= um / bar.px <= 100:
+        um = None
     if um is None:
         return "not read"
     return "right" if um == label.parse_label(drawn.style["text"]) else "wrong"

@@ -18,6 +18,8 @@ from microplastics.utils.io import read_table
 
 # µm per pixel that a table or an option may name; anything else is a typing error.
 PLAUSIBLE = (1e-4, 1e4)
+# A label that gives another scale has lost its decimal point.
+_LABELLED = (0.01, 100.0)
 _TOLERANCE = 0.01  # fraction by which sources may differ
 # Not the bare option: spreadsheets take a text that begins with a minus for a formula.
 _BY_OPTION = "option --um-per-px"
@@ -170,7 +172,7 @@ def resolve_calibration(
     if table is not None:
         found.append((table.lookup(path), _TOLERANCE))
     if read is not None and (scale_bar_um is not None or scale_bar == "auto"):
-        bars = [_with_length(only_bar(bars, path), read, scale_bar_um, path)]
+        bars = [_with_length(only_bar(bars, path), read, width, scale_bar_um, path)]
         um, px = bars[0].um, bars[0].px
         source = f"scale bar of {um:g} um, {px:.1f} px"
         scale = Calibration(check_scale(um / px, f"{path}, {source}"), source)
@@ -202,7 +204,11 @@ def check_length(scale_bar_um: float) -> None:
 
 
 def _with_length(
-    bar: ScaleBar, read: Callable[..., np.ndarray], given: float | None, path: str
+    bar: ScaleBar,
+    read: Callable[..., np.ndarray],
+    width: int,
+    given: float | None,
+    path: str,
 ) -> ScaleBar:
     """The bar with its length in µm: the given one unless its label says another."""
     named = None
@@ -211,7 +217,11 @@ def _with_length(
         check_scale(given / bar.px, f"{path}, scale bar of {given:g} um, {bar.px:.1f} px")
     if bar.text_box is not None and (given is None or label.is_installed()):
         x, y, w, h = bar.text_box
-        named = label.read_label(read(x, y, x + w, y + h), bar.polarity == "dark")
+        # With a letter's width more at either end: a digit that was cut off makes another number.
+        region = read(max(x - h, 0), y, min(x + w + h, width), y + h)
+        named = label.read_label(region, bar.polarity == "dark")
+        if named is not None and not _LABELLED[0] <= named / bar.px <= _LABELLED[1]:
+            named = None
     if given is None and named is None:
         raise UserError(
             f"{path}: the scale bar is {bar.px:.1f} px long, and the number beside it cannot be "
