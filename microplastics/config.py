@@ -275,6 +275,9 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.EVAL_PERIOD_EPOCHS = 0.0
     # The validation loss, of so many RoIs sampled per image.
     cfg.TEST.VAL_LOSS = CfgNode({"ENABLED": True, "BATCH_SIZE_PER_IMAGE": 128})
+    # Images of the first test set whose predictions TensorBoard shows beside the truth, at each
+    # evaluation.
+    cfg.TEST.PICTURES = 4
     # Minimum score of the predicted masks whose union semantic IoU and Dice judge.
     cfg.TEST.SEMANTIC_SCORE_THRESH = 0.5
     # Proposals that RPN passes on for a crowded tile of a large image, before and after its NMS;

@@ -28,6 +28,7 @@ TINY = [
     *("SOLVER.CHECKPOINT_PERIOD", "3"),
     *("TEST.EVAL_PERIOD", "3"),
     *("TEST.DETECTIONS_PER_IMAGE", "20"),
+    *("TEST.PICTURES", "0"),
 ]
 
 

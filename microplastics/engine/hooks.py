@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -156,6 +157,40 @@ class ValidationHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trainer.last_eval = (state["iteration"], dict(state["metrics"]))
+
+
+class ValidationPictures(HookBase):
+    """Gives the writers, such as TensorBoard's, pictures after each evaluation; on rank 0."""
+
+    def __init__(self, draw: Callable[[], Iterable[tuple[str, np.ndarray]]]):
+        """
+        Args:
+            draw: makes names and pictures, (H, W, 3) uint8 RGB.
+        """
+        self._draw, self._shown = draw, None
+
+    def before_train(self) -> None:
+        self._shown = self._evaluated()
+
+    def after_step(self) -> None:
+        self._show()
+
+    def after_train(self) -> None:
+        self._show()
+
+    def _evaluated(self) -> int | None:
+        return self.trainer.last_eval[0] if self.trainer.last_eval else None
+
+    def _show(self) -> None:
+        if self._shown == self._evaluated():
+            return
+        self._shown = self._evaluated()
+        try:
+            for name, picture in self._draw():
+                self.trainer.storage.put_image(name, picture.transpose(2, 0, 1))
+        except Exception:
+            # No reason to lose a night's training.
+            logger.exception("The pictures of the evaluation could not be drawn")
 
 
 class MetricHook(HookBase):

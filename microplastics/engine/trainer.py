@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import detectron2
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
@@ -44,6 +45,7 @@ from microplastics.engine.hooks import (
     PeriodicCheckpoints,
     PlateauLR,
     ValidationHook,
+    ValidationPictures,
     Writers,
     check_metric_names,
 )
@@ -52,16 +54,17 @@ from microplastics.engine.suggestion import outlook
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
-from microplastics.evaluation.validation import loss_names, validate
+from microplastics.evaluation.validation import first_predictions, loss_names, validate
 from microplastics.modeling.interface import check_architecture, keep_boxes_fp32
 from microplastics.utils.errors import UserError
-from microplastics.utils.system import seed_all
+from microplastics.utils.system import seed_all, seeded
 
 logger = logging.getLogger(__name__)
 
 FULL_MODEL = "full_model"
 # Iterations after which several processes agree on a signal.
 _PERIOD = 10
+_PICTURE_SIDE = 640  # px of each panel for TensorBoard
 _OUTLOOK_MASKS = 50  # of each class, measured in about a second
 
 
@@ -431,6 +434,7 @@ class Trainer(DefaultTrainer):
             PlateauLR(cfg) if solver.PLATEAU.ENABLED else None,
             BestCheckpoint(cfg, self.checkpointer) if solver.BEST_CHECKPOINT.ENABLED else None,
             EarlyStopping(cfg) if solver.EARLY_STOPPING.ENABLED else None,
+            ValidationPictures(self._pictures) if self._draws else None,
         ]
         return [
             AdaptThreads() if AdaptThreads.applies(cfg) else None,
@@ -448,6 +452,28 @@ class Trainer(DefaultTrainer):
         with self.average.applied() if self.average else contextlib.nullcontext():
             share_buffers(self.model)
             return comm.all_gather(self.test(self.cfg, unwrap(self.model)))[0]
+
+    @property
+    def _draws(self) -> bool:
+        return self.cfg.TEST.PICTURES > 0 and comm.is_main_process()
+
+    def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Draw predictions beside the truth, without a trace in the random numbers of training."""
+        # Imported here: matplotlib is not needed before.
+        from microplastics.visualization.galleries import compare, read_rgb
+
+        cfg, name = self.cfg, self.cfg.DATASETS.TEST[0]
+        averaged = self.average.applied() if self.average else contextlib.nullcontext()
+        with averaged, seeded(0, device=cfg.MODEL.DEVICE):
+            loader = self.build_test_loader(cfg, name)
+            pairs = first_predictions(unwrap(self.model), loader, cfg, cfg.TEST.PICTURES)
+        dicts = {each["image_id"]: each for each in DatasetCatalog.get(name)}
+        least = cfg.TEST.COUNTING.SCORE_THRESH
+        for item, found in pairs:
+            dic, kept = dicts[item["image_id"]], found[found.scores >= least].to("cpu")
+            image = read_rgb(dic, cfg.INPUT.MAX_PIXELS)
+            picture = compare(image, dic, kept, MetadataCatalog.get(name), least, _PICTURE_SIDE)
+            yield f"validation/{os.path.basename(dic['file_name'])}", picture
 
     def _precise_bn(self) -> HookBase | None:
         settings = self.cfg.TEST.PRECISE_BN

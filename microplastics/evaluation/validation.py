@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -80,6 +81,26 @@ def loss_names(model: nn.Module, loader: Iterable, cfg: CfgNode) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(comm.all_gather(names))))
 
 
+def first_predictions(
+    model: nn.Module, loader: Iterable, cfg: CfgNode, number: int
+) -> list[tuple[dict[str, Any], Instances]]:
+    """Predict the first images of a loader, on this rank only.
+
+    Args:
+        model: any Detectron2 model, not wrapped; it is left in its mode.
+        loader: as of :func:`validate`.
+        cfg: the config.
+        number: of images at most.
+
+    Returns:
+        The mapped dict of each image and its predictions, in px of the original image.
+    """
+    with _evaluating(model):
+        items = itertools.islice(itertools.chain.from_iterable(loader), number)
+        found = [(item, _one_image(model, item, cfg, loss=False)[1]) for item in items]
+    return [(item, each["instances"]) for item, each in found if "instances" in each]
+
+
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     was_training = model.training
@@ -92,14 +113,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _one_image(
-    model: nn.Module, item: dict[str, Any], cfg: CfgNode
+    model: nn.Module, item: dict[str, Any], cfg: CfgNode, loss: bool = True
 ) -> tuple[dict[str, float] | None, dict[str, Any]]:
     settings = cfg.TEST.VAL_LOSS
     seed = (_SEED_DOMAIN, zlib.crc32(str(item["image_id"]).encode()))
     losses, outputs = losses_and_predictions(
         model,
         item,
-        seed=seed if settings.ENABLED else None,
+        seed=seed if loss and settings.ENABLED else None,
         rois_per_image=settings.BATCH_SIZE_PER_IMAGE,
     )
     if "instances" in outputs:

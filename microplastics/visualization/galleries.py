@@ -207,7 +207,7 @@ def draw_results(
             of_image = f"{names} (image {os.path.basename(dic['file_name'])})"
             found = results_to_instances(by_image[dic["image_id"]], image.shape[:2], ids, of_image)
             found = found[found.scores >= threshold]
-            yield file, _comparison(image, dic, found, metadata, threshold)
+            yield file, compare(image, dic, found, metadata, threshold)
 
     count = _deliver(pictures(), len(dicts), output_dir, limit)
     return count, [result["score"] for result in results]
@@ -288,8 +288,25 @@ def _judged_metadata(metadata: Metadata) -> Metadata:
     return Metadata(name="judged", thing_classes=names, thing_colors=colors)
 
 
-def _comparison(image, dic, found, metadata: Metadata, threshold: float) -> np.ndarray:
-    scale = draw.picture_scale(*image.shape[:2], max_side=_PANEL_SIDE)
+def compare(
+    image: np.ndarray,
+    dic: dict[str, Any],
+    found: Instances,
+    metadata: Metadata,
+    threshold: float,
+    max_side: int = _PANEL_SIDE,
+) -> np.ndarray:
+    """Set a photograph, its truth and its predictions side by side: (H, W, 3) uint8 RGB.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        dic: its data set dict.
+        found: predictions of at least ``threshold``.
+        metadata: of the data set.
+        threshold: for the caption.
+        max_side: of each of the three panels, in px.
+    """
+    scale = draw.picture_scale(*image.shape[:2], max_side=max_side)
     return draw.side_by_side(
         [
             draw.Panel(draw.resize(image, scale), os.path.basename(dic["file_name"])),

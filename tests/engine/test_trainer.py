@@ -42,6 +42,22 @@ def test_checkpoints_hold_the_fibre_classes(tiny_cfg):
         Trainer(tiny_cfg("DATASETS.FIBER_CLASSES", "['wool']"))
 
 
+def test_tensorboard_shows_predictions_and_training_is_the_same(tiny_cfg, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    short = ("SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "TEST.COUNTING.SCORE_THRESH", 0.0)
+    plain, drawn = (
+        trained(
+            tiny_cfg(*short, "TEST.PICTURES", number, "OUTPUT_DIR", str(tmp_path / str(number)))
+        )
+        for number in (0, 3)
+    )
+    assert torch.equal(*(next(each.model.parameters()) for each in (plain, drawn)))
+    events = EventAccumulator(str(tmp_path / "3"), {"images": 0}).Reload()
+    assert len(events.Tags()["images"]) == 3
+    assert {e.step for tag in events.Tags()["images"] for e in events.Images(tag)} <= {1, 2, 3, 4}
+
+
 def test_the_last_three_and_the_best_are_kept(tiny_cfg):
     cfg = tiny_cfg("SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 0)
     trained(cfg)
