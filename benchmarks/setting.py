@@ -114,6 +114,7 @@ def prepare(
     if dataset is None:
         dataset = _render(folder / "data", split, images, size, seed)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (dataset,)
+    cfg.INPUT.PAINT_SCALE_BAR = False  # Detectron2 sees the bars
     cfg.MODEL.WEIGHTS = weights
     cfg.SEED = seed
     cfg.OUTPUT_DIR = str(folder / "output")

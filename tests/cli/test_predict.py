@@ -48,6 +48,7 @@ def numbers(path):
     return pd.read_csv(path).groupby("image").size().to_dict()
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_tables_and_pictures_and_goes_on(cli, weights, photographs, tmp_path):
     output = tmp_path / "out"
     arguments = ("--weights", weights, "--input", photographs, "--output", output)

@@ -36,6 +36,7 @@ def test_test_time_augmentation_sees_16_bit_images_as_prediction_does(
     cfg = tiny_cfg(
         *("DATASETS.TEST", repr((f"{tmp_path}/deep.json:{tmp_path}",))),
         *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(96,)"),
+        *("INPUT.PAINT_SCALE_BAR", False),
     )
     cfg = finalize_config(cfg)
     seen = []

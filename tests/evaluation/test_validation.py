@@ -61,7 +61,7 @@ def test_predictions_are_those_of_the_model_alone(setting):
 def test_without_the_loss_there_is_only_what_the_evaluators_say(tiny_cfg):
     cfg = check_datasets(tiny_cfg("TEST.VAL_LOSS.ENABLED", False))
     results = Trainer.test(cfg, Trainer.build_model(cfg))
-    assert list(results) == ["bbox", "segm", "semantic", "counting"]
+    assert list(results) == ["bbox", "segm", "semantic", "counting", "errors"]
 
 
 def test_detectron2s_own_evaluator_fits_in(setting, tmp_path):

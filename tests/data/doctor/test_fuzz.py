@@ -98,6 +98,7 @@ def _diagnose(path, root):
     return diagnose([path], [root], workers=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(st.data())
 def test_hostile_values(root, data):
@@ -139,6 +140,7 @@ COORDINATES = st.integers(-20, 80) | st.floats(-20, 80) | st.sampled_from([0.0, 
 POINTS = st.lists(st.tuples(COORDINATES, COORDINATES), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(st.lists(st.lists(POINTS, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_any_outline_is_fixed(root, outlines):
