@@ -120,13 +120,16 @@ def _export(reviewed: Any, every: bool) -> int:
     from microplastics.review.export import export
     from microplastics.runs.store import FAILED_FILE
     from microplastics.runs.summaries import SOME_FAILED
+    from microplastics.writers.registry import ANNOTATIONS_FILE
 
     folder = export(reviewed, every)
     left = sum(not image.finished for image in reviewed.images)
     if left:
         where = "are in" if every else "are left out of"
         print(f"The particles of {left} unfinished images count, and {where} annotations.json")
-    print(f"To train: microplastics train … DATASETS.TRAIN {folder / 'annotations.json'}:IMAGES")
+    path = folder / ANNOTATIONS_FILE
+    if path.exists():  # an image is finished
+        print(f"To train: microplastics train … DATASETS.TRAIN {path}:IMAGES")
     return SOME_FAILED if (folder / FAILED_FILE).exists() else 0
 
 

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from torch import nn
 
 import microplastics
+from microplastics.data.catalog import fiber_classes
 from microplastics.engine.checkpoint import (
     ORIGIN_KEY,
     SCORE_THRESHOLDS,
@@ -100,7 +101,7 @@ def evaluate(
         about = _about(cfg, info, class_names)
         for folder in folders:
             for name, path in evaluation_folders(cfg, folder).items():
-                described = {**about, **_about_data(name), "augmented": folder != "inference"}
+                described = {**about, **_about_data(cfg, name), "augmented": folder != "inference"}
                 write_json(os.path.join(path, ABOUT_FILE), described, indent=2)
                 if finish is not None:
                     finish(Path(path), name)
@@ -130,10 +131,16 @@ def _about(cfg: CfgNode, info: dict[str, Any], class_names: Sequence[str]) -> di
     }
 
 
-def _about_data(name: str) -> dict[str, Any]:
+def _about_data(cfg: CfgNode, name: str) -> dict[str, Any]:
     metadata = MetadataCatalog.get(name)
-    images = metadata.get("image_root", None)
-    return {"dataset": name, "annotations": metadata.json_file, "images": images}
+    images = metadata.get("image_root", "")
+    return {
+        "dataset": name,
+        # The page can be made again from every folder.
+        "annotations": os.path.abspath(metadata.json_file),
+        "images": images and os.path.abspath(images),
+        "fiber_classes": fiber_classes(cfg, name),
+    }
 
 
 def _load(cfg: CfgNode, class_names: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:

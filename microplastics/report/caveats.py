@@ -164,10 +164,11 @@ def _small(run: FinishedRun, counted: pd.DataFrame) -> Iterator[Caveat]:
         yield _caveat(INFO, text, _by_class(tiny, counted))
     below = int(run.summary["below_min_size"].sum())
     if below:
-        text = (
-            f"{count(below, 'particle')} below the smallest size of {number(run.options.min_size)}"
-        )
-        yield _caveat(INFO, f"{text} µm are in the table and do not count.")
+        scaled = run.images["um_per_px"].notna()
+        unit = "µm" if scaled.all() else "µm, or px without a scale," if scaled.any() else "px"
+        least = f"{number(run.options.min_size)} {unit}"
+        text = f"{count(below, 'particle')} below the smallest size of {least}"
+        yield _caveat(INFO, f"{text} are in the table and do not count.")
 
 
 def _sampling(run: FinishedRun) -> Iterator[Caveat]:

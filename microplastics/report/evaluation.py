@@ -56,6 +56,7 @@ _ABOUT = {
     **dict.fromkeys(("checkpoint_sha256", "dataset", "annotations", "images"), str),
     **dict.fromkeys(("lowest_score", "detections_per_image", "max_overlap"), _NUMBER),
     "class_names": list,
+    "fiber_classes": list,
     "score_thresholds": dict,
     "score_thresholds_origin": dict,
     "augmented": bool,
@@ -383,6 +384,7 @@ def _lengths(evaluation: Evaluation) -> Table | None:
     absolute = [_fixed(sizes[name]) for name in ("MAE", "MAPE")]
     cells = [sizes["pairs"].tolist(), *signed, *absolute]
     unit = unit.replace("um", "µm")
+    fibers = ", ".join(map(str, evaluation.about["fiber_classes"])) or "no class"
     return Table(
         "Length, predicted less true, of correct particles",
         [
@@ -395,7 +397,7 @@ def _lengths(evaluation: Evaluation) -> Table | None:
             Column("MAE, %", about="of the true length"),
         ],
         list(zip(_class_cells(evaluation), *cells, strict=True)),
-        note="Along the centreline of fibres, the largest Feret diameter of others.",
+        note=f"Along the centreline: {fibers}; of all other classes the largest Feret diameter.",
         file=SIZES_FILE,
     )
 

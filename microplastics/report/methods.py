@@ -144,7 +144,7 @@ def methods_text(run: FinishedRun, counted: pd.DataFrame) -> list[list[str | Mis
     return [
         [*_photographs(run)],
         [*_detection(run)],
-        [*_sizes(run, counted)],
+        [*_sizes(run, counted), " ", _lengths(run)],
         [*_sampling(run)],
         [*_blanks(run)],
         [*_software(run)],
@@ -239,6 +239,27 @@ def _sizes(run: FinishedRun, counted: pd.DataFrame) -> list[str | Missing]:
         "weighted for it (Miles and Lantuéjoul).",
     }
     return [words, *rest, edges.get(run.options.edge, "")]
+
+
+def _lengths(run: FinishedRun) -> str:
+    """Which lengths follow the centreline, by the table and, of what was not found, run.json."""
+    particles, recorded = run.particles, run.found_by.get("fiber_classes")
+    if particles["length_method"].isna().any():  # of an older version, which did not say
+        return ""
+    methods = particles.groupby("class")["length_method"].unique().map(set).to_dict()
+    fibers = recorded if isinstance(recorded, list) else []
+    groups: dict[str, list[str]] = {
+        "along the centreline, from tip to tip": [],
+        "as the largest Feret diameter": [],
+        "by one of these in some images and by the other in others": [],
+    }
+    by_centerline, by_feret, by_both = groups.values()
+    for name in run.class_names:
+        found = methods.get(name, {"centerline"} if name in fibers else {"feret_max"})
+        own = by_both if len(found) > 1 else by_centerline if "centerline" in found else by_feret
+        own.append(name)
+    words = [f"of {_names(names)} {how}" for how, names in groups.items() if names]
+    return f"Lengths were measured {', '.join(words)} (column length_method)."
 
 
 def _classes(run: FinishedRun) -> str:

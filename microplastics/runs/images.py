@@ -30,7 +30,7 @@ from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.measurement.shape import is_fiber_class
-from microplastics.roi.region import Region, RegionSource
+from microplastics.roi.region import CIRCLE, Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
@@ -132,7 +132,18 @@ def run_options(args: argparse.Namespace) -> RunOptions:
     """The options of a parsed command line."""
     names = {field.name for field in dataclasses.fields(RunOptions)}
     given = {name: value for name, value in vars(args).items() if name in names}
+    # run.json must lead to them from every folder.
+    for name in ("calibration", "region", "group_by", "sampled_volume"):
+        if given.get(name) is not None and _is_path(name, given[name]):
+            given[name] = os.path.abspath(given[name])
     return RunOptions(**given)
+
+
+def _is_path(name: str, value: str) -> bool:
+    """Whether an option names a file or folder, and not ``circle``, a regex or a volume."""
+    if name in ("group_by", "sampled_volume"):
+        return value.lower().endswith(".csv")
+    return value != CIRCLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -583,7 +594,7 @@ def _from_label_images(masks: Sequence[str], images: str | None, class_name: str
         if images is not None:
             path = _beside(file.name, images)
             name = _name_below(images, path)
-        given.append(InputImage(path, name, file.path))
+        given.append(InputImage(path and os.path.abspath(path), name, file.path))
     loads = [functools.partial(_load_labels, image, class_name) for image in given]
     fibers = list(filter(is_fiber_class, [class_name]))
     return list(zip(given, loads, strict=True)), [class_name], fibers
@@ -631,7 +642,7 @@ def _photograph(file_name: str, images: str | None, source: str) -> InputImage:
             f"{source} names the image {file_name}, which is not in {images}; correct --images.",
             code="image_missing",
         )
-    return InputImage(path, name)
+    return InputImage(os.path.abspath(path), name)
 
 
 def _beside(name: str, images: str) -> str:

@@ -47,6 +47,7 @@ def make(tmp_path):
         build.figures = evaluate(dataset, tmp_path, images, threshold)
         thresholds = dict.fromkeys(names, threshold)
         about = {**ABOUT, "class_names": names, "score_thresholds": thresholds}
+        about["fiber_classes"] = names[:1]
         about.update(annotations=str(tmp_path / "truth.json"), images=str(tmp_path))
         (tmp_path / "evaluation.json").write_text(json.dumps(about))
         return tmp_path, dataset
@@ -69,6 +70,7 @@ def test_the_page_shows_the_figures(make):
     assert (folder / "counting_curves.png").stat().st_size
     page = (folder / "evaluation.html").read_text()
     assert "Evaluation on my photographs" in page
+    assert f"Along the centreline: {NAMES[0]}; of all other classes" in page
     # AP50 and costs are tidecv's, as in tests/evaluation/test_errors.py.
     assert "Mask AP50 42.1" in page
     table, segm = rows_of(page, "Figures of each class"), make.figures["segm"]

@@ -170,7 +170,30 @@ def test_what_can_go_wrong_is_said(measured, coco):
     assert "2 particles below the smallest size of 15 µm" in page.text
     assert "No image is named as a procedural blank" in page.text
     assert "Particles from 15 µm on were counted" in page.text
+    assert f"of Fiber along the centreline, from tip to tip, of {EVIL}, Film as" in page.text
     assert "[L]" in page.text and "[stage micrometer or other standard, date]" in page.text
+
+
+def test_without_a_scale_the_smallest_size_is_in_px(measured):
+    _, _, page = measured("--min-size", "15", "--fiber-classes", "")
+    assert "below the smallest size of 15 px are in the table" in page.text
+    assert f"of Fiber, {EVIL}, Film as the largest Feret diameter" in page.text
+
+
+def test_runs_that_measured_lengths_in_two_ways_are_told(cli, measured, coco):
+    for name, pattern in ("one", "a"), ("two", "b"):
+        data = json.loads((coco / "masks.json").read_text())
+        data["images"] = [e for e in data["images"] if e["file_name"].startswith(pattern)]
+        ids = [each["id"] for each in data["images"]]
+        data["annotations"] = [e for e in data["annotations"] if e["image_id"] in ids]
+        (coco / f"{name}.json").write_text(json.dumps(data))
+        more = ("--fiber-classes", "") if name == "two" else ()
+        arguments = ("--masks", coco / f"{name}.json", "--output", coco / name, *more)
+        assert cli("measure", *arguments).returncode == 0
+    arguments = ("--merge-runs", coco / "one", coco / "two", "--output", coco / "both")
+    assert cli("measure", *arguments).returncode == 0
+    page = Page((coco / "both" / "report.html").read_text("utf-8"))
+    assert "of Fiber by one of these in some images" in page.text
 
 
 def test_without_photographs_or_masks_the_page_says_so(cli, measured, coco):

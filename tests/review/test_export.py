@@ -279,3 +279,28 @@ def test_command(run, capsys):
     assert pd.read_csv(run / "reviewed/agreement_units.csv")["class_other"].tolist().count("Film")
     assert command("review", run, "--um-per-px", 3) == 2
     assert command("review", run, "--statistics", "--output", run / "none") == 2
+
+
+def test_a_run_opens_from_any_folder(annotations, tmp_path, monkeypatch, capsys):
+    shutil.copytree(annotations.parent, tmp_path / "data")
+    (tmp_path / "scales.csv").write_text("image,um_per_px\na.png,2\nb.png,2\n")
+    (tmp_path / "groups.csv").write_text("image,group\na.png,x\nb.png,y\n")
+    (tmp_path / "volumes.csv").write_text("sample,volume\nx,1 L\ny,2 L\n")
+    cv2.imwrite(str(tmp_path / "region.png"), np.full((60, 80), 255, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    code = command(
+        *("measure", "--masks", "data/set.json", "--images", "data/images", "--output", "run"),
+        *("--calibration", "scales.csv", "--group-by", "groups.csv"),
+        *("--sampled-volume", "volumes.csv", "--region", "region.png"),
+    )
+    assert code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("report", tmp_path / "run") == 0
+    capsys.readouterr()
+    assert command("review", tmp_path / "run", "--export") == 0
+    # No image is finished: there is nothing to train on.
+    assert "To train" not in capsys.readouterr().out
+    assert not (tmp_path / "run/reviewed/annotations.json").exists()
+    report = (tmp_path / "run/report.html").read_text("utf-8")
+    assert "is gone" not in report and report.count("data:image/jpeg") > 2
