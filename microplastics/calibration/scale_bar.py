@@ -149,8 +149,8 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
         image = read(x0, y0, x1, y1)
         for plane, polarity, grey in _planes(image, shortest):
             for stroke in _find_strokes(plane, shortest, int(0.75 * width)):
-                found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
-    found = [c for c in found if _near_border(c, width, height)]
+                if _near_border(_span(stroke, x0, y0), width, height):
+                    found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
     bars = _without_outlines(_without_repeats(found))
     # A bar that has its text leaves no doubt; one without must be drawn all the clearer.
     bars = [c for c in bars if _is_clear(c.stroke, width, c.text is not None)]
@@ -218,12 +218,16 @@ def _candidate(
     text = _find_text(plane, box, stroke)
     plate = _find_plate(plane, box, text)
     boxes = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (box, text, plate))
-    span = x + stroke.x0, x + stroke.x1, y + stroke.y0, y + stroke.y1
-    return _Candidate(stroke, span, *boxes, polarity, grey)
+    return _Candidate(stroke, _span(stroke, x, y), *boxes, polarity, grey)
 
 
-def _near_border(candidate: _Candidate, width: int, height: int) -> bool:
-    x0, x1, y0, y1 = candidate.span
+def _span(stroke: _Stroke, x: int, y: int) -> tuple[float, float, int, int]:
+    """Ends x0, x1, y0, y1 in px of the picture of a stroke in a window at (x, y)."""
+    return x + stroke.x0, x + stroke.x1, y + stroke.y0, y + stroke.y1
+
+
+def _near_border(span: tuple[float, float, int, int], width: int, height: int) -> bool:
+    x0, x1, y0, y1 = span
     aside = min(x0, width - x1) <= 0.12 * width
     return y1 <= _MARGIN * height or y0 >= (1 - _MARGIN) * height or aside
 

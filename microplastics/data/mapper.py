@@ -399,15 +399,13 @@ class RecordReader:
             return self._kept[path][y : y + height, x : x + width]
         if "window" not in record:
             image = read_image(path, (width, height), self._max_pixels)
-            painted = self._painted(path, Picture(image))
-            return self._keep(path, painted.read(*whole) if painted else image)
-        reader, _ = self._open(path, tuple(record["full_size"]))
-        painted = self._painted(path, reader)
-        part = (painted or reader).read(x, y, x + width, y + height)
-        if reader.decoded is not None:
-            self._keep(
-                path, painted.read(0, 0, *record["full_size"]) if painted else reader.decoded
-            )
+            picture = Picture(image)
+            regions = self._painted(path, picture)
+            return self._keep(path, image if regions is picture else regions.read(*whole))
+        reader, regions, _ = self._open(path, tuple(record["full_size"]))
+        part = regions.read(x, y, x + width, y + height)
+        if reader.decoded is not None and reader.decoded.nbytes <= self._free_bytes:
+            self._keep(path, regions.read(0, 0, *record["full_size"]))
         return part
 
     def painted(self, record: dict[str, Any]) -> list[Box]:
@@ -415,13 +413,12 @@ class RecordReader:
         x, y = record.get("window", (0, 0))[:2]
         return [(u - x, v - y, w, h) for u, v, w, h in self._bars.get(record["file_name"], ())]
 
-    def _painted(self, path: str, regions: Regions) -> PaintedRegions | None:
-        """The image without its scale bars; None if it has none."""
-        if not self._paint:
-            return None
-        if path not in self._bars:
+    def _painted(self, path: str, regions: Regions) -> Regions:
+        """The image without its scale bars; itself if it has none."""
+        if self._paint and path not in self._bars:
             self._bars[path] = boxes_to_paint(regions)
-        return PaintedRegions(regions, self._bars[path]) if self._bars[path] else None
+        boxes = self._bars.get(path)
+        return PaintedRegions(regions, boxes) if boxes else regions
 
     def _keep(self, path: str, image: np.ndarray) -> np.ndarray:
         # Epochs visit every image once: evicting would keep the cache cold for all of them.
@@ -437,13 +434,14 @@ class RecordReader:
 
     def _opened(
         self, path: str, full_size: tuple[int, int]
-    ) -> tuple[ImageReader, contextlib.ExitStack]:
-        """Open an image; its file is closed when the stack is dropped."""
+    ) -> tuple[ImageReader, Regions, contextlib.ExitStack]:
+        """Open an image, as it is and painted; its file is closed when the stack is dropped."""
         size, rotated = image_header(path, self._max_pixels)
         if size != full_size:
             raise UserError(f"{path} {size_mismatch(size, full_size, rotated)}.", code="image_size")
         stack = contextlib.ExitStack()
-        return stack.enter_context(open_reader(path, max_pixels=self._max_pixels)), stack
+        reader = stack.enter_context(open_reader(path, max_pixels=self._max_pixels))
+        return reader, self._painted(path, reader), stack
 
 
 def affine_matrix(applied: T.TransformList) -> np.ndarray:

@@ -24,32 +24,39 @@ class Regions(Protocol):
 
 
 class PaintedRegions:
-    """An image whose boxes are painted over with what surrounds them."""
+    """An image whose boxes are painted over with what surrounds them.
+
+    What takes the place of a box is found at the first read that shows it, and kept.
+    """
 
     def __init__(self, regions: Regions, boxes: Sequence[Box]):
         """Paint ``boxes``, x, y, width and height in px, of an image over."""
         self.width, self.height, self._regions = regions.width, regions.height, regions
-        self._patches = [(box, self._patch(box, boxes)) for box in boxes]
+        self._boxes = boxes
+        self._patches: dict[Box, np.ndarray] = {}
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """Give a region, (y1 - y0, x1 - x0, 3) uint8 BGR."""
         image = self._regions.read(x0, y0, x1, y1)
-        for (x, y, width, height), patch in self._patches:
+        for box in self._boxes:
+            x, y, width, height = box
             left, top = max(x, x0), max(y, y0)
             right, bottom = min(x + width, x1), min(y + height, y1)
             if left < right and top < bottom:
-                part = patch[top - y : bottom - y, left - x : right - x]
+                if box not in self._patches:
+                    self._patches[box] = self._patch(box)
+                part = self._patches[box][top - y : bottom - y, left - x : right - x]
                 image[top - y0 : bottom - y0, left - x0 : right - x0] = part
         return image
 
-    def _patch(self, box: Box, boxes: Sequence[Box]) -> np.ndarray:
+    def _patch(self, box: Box) -> np.ndarray:
         """The pixels that take the place of a box, uint8 (height, width, 3)."""
         x, y, width, height = box
         x0, y0 = max(x - _RIM, 0), max(y - _RIM, 0)
         x1, y1 = min(x + width + _RIM, self.width), min(y + height + _RIM, self.height)
         frame = self._regions.read(x0, y0, x1, y1)
         hidden = np.zeros(frame.shape[:2], np.uint8)
-        for u, v, w, h in boxes:
+        for u, v, w, h in self._boxes:
             hidden[max(v - y0, 0) : max(v + h - y0, 0), max(u - x0, 0) : max(u + w - x0, 0)] = 1
         own = slice(y - y0, y - y0 + height), slice(x - x0, x - x0 + width)
         if hidden.all() or width * height > _MAX_FILLED:

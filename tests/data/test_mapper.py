@@ -664,3 +664,16 @@ def test_scale_bars_are_painted_over_with_what_lies_on_them(tmp_path, cache_byte
         mapped = mapper(paint_scale_bar=paint)(record)
         assert len(mapped["instances"]) == number
         assert bool((mapped["image"] == 180).all()) == paint
+
+
+def test_what_replaces_a_bar_is_found_once_for_all_windows_of_an_image(tmp_path, monkeypatch):
+    drawn = draw_bar(np.full((300, 400, 3), 180, np.uint8), plain_style()).image
+    cv2.imwrite(str(tmp_path / "bar.png"), drawn)
+    fill, filled = cv2.inpaint, []
+    monkeypatch.setattr(cv2, "inpaint", lambda *args: (filled.append(1), fill(*args))[1])
+    read = RecordReader(paint_scale_bar=True)
+    record = {"file_name": str(tmp_path / "bar.png"), "full_size": (400, 300)}
+    for window in ((0, 0, 400, 300), (200, 150, 200, 150), (0, 0, 400, 300)):
+        record |= {"window": window, "width": window[2], "height": window[3]}
+        assert (read(record) == 180).all()
+    assert len(filled) == len(read.painted(record)) > 0
