@@ -254,6 +254,16 @@ def test_several_images_with_the_keyboard_alone(show, review):
     assert states == ["accepted"] * 4
 
 
+def test_the_whole_image_is_shown_at_first(show, review):
+    page = show(review)
+    page.tab.set_viewport_size({"width": 1280, "height": 630})  # the keys cost a zoom step
+    page.tab.reload()
+    page.until("state.particles.size > 0")
+    box = page.tab.locator("#picture").bounding_box()
+    assert page.place(0, 0)[1] >= box["y"]
+    assert page.place(80, 60)[1] <= box["y"] + box["height"]
+
+
 def test_filters(show, review):
     page = show(review)
     shown = "state.shown.map((each) => each.id)"

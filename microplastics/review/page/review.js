@@ -200,7 +200,7 @@ const targets = () => [...new Set([...state.marked, ...(state.selected == null ?
 
 function decide(op, fields = {}) {
   const ids = targets();
-  if (!ids.length) return hint("Select a particle: N, the arrows of the table, or a click.");
+  if (!ids.length) return hint(state.particles.size ? "Select a particle: N, J, K, or a click." : "Nothing was found here. D draws a particle, F finishes the image.");
   state.marked.clear();
   act(op, {ids, ...fields});
   if (op !== "reset") next(ids);
@@ -245,6 +245,7 @@ const picture = {
     this.extra.clearLayers();
     map.setMinZoom(Math.min(0, -Math.ceil(Math.log2(side / 256)))).setMaxZoom(5);
     map.setMaxBounds(L.latLngBounds(bounds).pad(0.05));
+    map.invalidateSize({animate: false});
     map.fitBounds(bounds, {animate: false});
     if (photograph) {
       const index = state.index, coarsest = Math.max(0, Math.ceil(Math.log2(side / state.side)));
@@ -534,7 +535,7 @@ async function finish() {
   await act("finish");
   if (state.index !== index || !image().finished) return;
   await openNext();
-  if (unseen) hint(`${unseen} particles that nobody had looked at were accepted with the image. Z takes it back. ${$("hint").textContent}`);
+  if (unseen) hint(`${unseen === 1 ? "1 particle that nobody had looked at was" : `${unseen} particles that nobody had looked at were`} accepted with the image. Z takes it back. ${$("hint").textContent}`);
 }
 
 async function write() {
@@ -543,7 +544,7 @@ async function write() {
   try {
     await queue;
     const {folder, unfinished} = await ask("api/export", {});
-    hint(`The corrected tables and annotations are in ${folder}.${unfinished ? ` The particles of ${unfinished} unfinished images count; annotations.json leaves these images out.` : ""}`);
+    hint(`The corrected tables and annotations are in ${folder}.${unfinished ? ` Particles of unfinished images (${unfinished}) count; annotations.json leaves these images out.` : ""}`);
   } catch (error) {
     hint("");
     complain(error.message);
@@ -660,7 +661,7 @@ function drawActions() {
       : name === "Z" ? !state.canUndo : name === "Y" ? !state.canRedo : false;
     button.disabled = lacks || (state.readOnly && name !== "N");
     if (name in busy) button.setAttribute("aria-pressed", String(busy[name]));
-    if (name === "F") button.lastChild.textContent = image().finished ? "Open image again" : "Finish image";
+    if (name === "F") button.lastChild.textContent = image()?.finished ? "Open image again" : "Finish image";
   }
 }
 
@@ -796,8 +797,10 @@ async function begin() {
   $("title").title = found.title;
   $("reviewer").value = found.reviewer;
   $("image").replaceChildren(...state.images.map((each, index) => make("option", {value: index})));
-  picture.start();
+  // The bars take their room first: the picture is fitted into what is left.
+  drawHead();
   complain(found.messages.join(" "));
+  picture.start();
   const first = state.images.findIndex((each) => !each.finished);
   await open(Math.max(0, first));
   poll();
