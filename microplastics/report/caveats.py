@@ -10,6 +10,7 @@ import pandas as pd
 from microplastics.report.page import number
 from microplastics.runs.finished import FinishedRun
 from microplastics.runs.summaries import counted as count
+from microplastics.runs.summaries import differing_bars
 
 PROBLEM, WARNING, INFO = "problem", "warning", "info"
 _ORDER = (PROBLEM, WARNING, INFO)
@@ -54,6 +55,7 @@ def find_caveats(run: FinishedRun, counted: pd.DataFrame) -> list[Caveat]:
         *_failed(run),
         *_unchecked(run),
         *_scales(run),
+        *_bars(run),
         *_border(run, counted),
         *_scores(run, counted),
         *_small(run, counted),
@@ -109,6 +111,20 @@ def _scales(run: FinishedRun) -> Iterator[Caveat]:
             where = f"The folder {folder}" if folder else "The folder of the images"
             text = f"{where} has images of {len(scales)} scales; is one of them wrong?"
             yield _caveat(WARNING, text, lines)
+
+
+def _bars(run: FinishedRun) -> Iterator[Caveat]:
+    records = [each for each in run.record.get("images", []) if _has_bars(each)]
+    text = differing_bars(records, run.options)
+    if text:
+        yield _caveat(WARNING, text)
+
+
+def _has_bars(record: dict) -> bool:
+    bars = record.get("scale_bars")
+    return isinstance(bars, list) and all(
+        isinstance(bar, dict) and isinstance(bar.get("px"), (int, float)) for bar in bars
+    )
 
 
 def _border(run: FinishedRun, counted: pd.DataFrame) -> Iterator[Caveat]:

@@ -272,7 +272,8 @@ def _sampling(run: FinishedRun) -> list[str | Missing]:
     words: list[str | Missing] = []
     if areas.notna().any():
         total = f"{number(areas.sum(), 4)} mm² in all"
-        each = f"{number(areas.min(), 4)} to {number(areas.max(), 4)} mm² a sample"
+        least, most = number(areas.min(), 4), number(areas.max(), 4)
+        each = f"{least if least == most else f'{least} to {most}'} mm² a sample"
         words.append(f"The area examined is {total if len(samples) == 1 else f'{total}, {each}'}. ")
     else:
         words += ["The area examined is ", Missing("mm²; the photographs have no scale"), ". "]

@@ -310,6 +310,7 @@ def test_bars_of_several_lengths_are_told(cli, barred, tmp_path, monkeypatch, ca
     words = result.stdout + result.stderr + caplog.text
     assert "differ in length: " in words and option[0] in words
     assert "194.0 px on 1.png" in words and "127.0 px on 2.png" in words
+    assert "The scale bars differ in length" in (tmp_path / "out" / "report.html").read_text()
     result = cli("measure", *barred, "--scale-bar", "auto", "--output", tmp_path / "other")
     assert result.returncode == 2 and "pip install 'microplastics[ocr]'" in result.stderr
 
