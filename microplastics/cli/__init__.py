@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -108,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from click.shell_completion import shell_complete
 
         sys.exit(shell_complete(commands, {}, PROGRAM, complete, os.environ[complete]))
+    # It warns of a change in PyTorch that no user of this command can do anything about.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     if arguments is None:
         arguments = sys.argv[1:]
         # What run.json and log.txt quote is a command that can be typed.
