@@ -9,6 +9,7 @@ from support import ROOT
 
 from microplastics.data.coco import check_instances
 from microplastics.data.formats.base import NOTES, READERS
+from microplastics.utils.errors import CODES
 
 
 @pytest.fixture
@@ -107,6 +108,6 @@ def test_missing_images_are_counted_or_skipped(cli, rendered, tmp_path):
 def test_every_note_is_documented():
     text, tables = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").split("## Notes\n")
     assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", tables, re.MULTILINE)) == NOTES
-    others = {"group_id", "skip_broken", "um_per_px", "z_order", "predicted_iou", "stability_score"}
-    others |= {"format_unknown", "name_clash", *READERS}
-    assert set(re.findall(r"`([a-z]+_[a-z_]+)`", text)) - others <= set(NOTES)
+    fields = {"group_id", "skip_broken", "um_per_px", "z_order", "predicted_iou", "stability_score"}
+    known = fields | set(NOTES) | set(CODES) | set(READERS)
+    assert set(re.findall(r"`([a-z]+_[a-z_]+)`", text)) <= known

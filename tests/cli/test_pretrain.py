@@ -20,6 +20,7 @@ def test_a_checkpoint_to_start_from_and_its_scores(tmp_path, cli_process):
     assert set(best["microplastics"]["score_thresholds"]) == {"Fiber", "Fragment", "Film"}
     assert f"MODEL.WEIGHTS {tmp_path / 'model' / 'model_best.pth'}" in done.stdout
     again = cli_process(*arguments, env=environment, cwd=tmp_path)
+    # Six of the eight images have a particle: two epochs of three batches of two.
     assert again.returncode == 0 and "Starting training from iteration 6" in again.stdout
 
 
