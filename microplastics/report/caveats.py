@@ -117,7 +117,8 @@ def _bars(run: FinishedRun) -> Iterator[Caveat]:
     records = [each for each in run.record.get("images", []) if _has_bars(each)]
     text = differing_bars(records, run.options)
     if text:
-        yield _caveat(WARNING, text)
+        # With --um-per-px they may just have several numbers.
+        yield _caveat(INFO if run.options.scale_bar_um is None else WARNING, text)
 
 
 def _has_bars(record: dict) -> bool:

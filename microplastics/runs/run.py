@@ -300,7 +300,8 @@ class Run:
             if number:
                 print(f"{counted(number, 'particle')} {words} left out")
         warning = differing_bars(records, options)
-        if warning:
+        # With --um-per-px such bars may just have several numbers: only the report says it.
+        if warning and options.scale_bar_um is not None:
             logger.warning("%s", warning)
         if failures:
             print(f"{counted(len(failures), 'image')} failed, see {output / FAILED_FILE}")
