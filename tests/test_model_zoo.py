@@ -94,6 +94,7 @@ def test_sweep_files_have_names(tmp_path):
         model_zoo.sweep_file("nope")
 
 
+@pytest.mark.slow
 def test_a_wheel_works_away_from_the_repository(tmp_path):
     source = tmp_path / "source"
     for name in ("microplastics", "configs"):

@@ -14,6 +14,7 @@ from microplastics.visualization.curves import plot_learning_curve
 CONFIG = ("--config-file", ROOT / "configs" / "microplastics_quick.yaml")
 
 
+@pytest.mark.slow
 def test_every_start_sees_the_same_images_and_finished_runs_stay(cli, tiny_opts, tmp_path):
     arguments = (
         *CONFIG,

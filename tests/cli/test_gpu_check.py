@@ -31,6 +31,7 @@ def without_tests(monkeypatch):
     monkeypatch.setattr(gpu, "_run_tests", lambda *_: Check("tests on the GPU", True, "none"))
 
 
+@pytest.mark.slow
 def test_every_step_runs_to_its_end(tmp_path, without_tests):
     report = gpu.benchmark([QUICK], TINY, folder=tmp_path, device="cpu", **SHORT)
     assert [(row.config, row.what) for row in report.rows] == [("quick", step) for step in STEPS]
@@ -47,6 +48,7 @@ def test_what_is_over_time_is_named(tmp_path, without_tests):
     assert report.notes[0] == f"quick, {STEPS[0]} was left out: 0 minutes were over"
 
 
+@pytest.mark.slow
 def test_what_needs_more_memory_is_named(tmp_path, without_tests, monkeypatch):
     def train(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

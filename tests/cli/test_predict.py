@@ -95,6 +95,7 @@ def test_a_folder_becomes_tables_and_pictures_and_goes_on(cli, weights, photogra
     assert found["broken.png"] == found["val_000000.jpg"]
 
 
+@pytest.mark.slow
 def test_measuring_what_was_predicted_gives_the_same_table(cli, weights, photographs, tmp_path):
     (photographs / "broken.png").unlink()
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))

@@ -87,6 +87,7 @@ def test_errors_are_one_sentence(tmp_path):
     assert last == "error: --train is -4; expected a number of images, 0 or more."
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_is_rendered_again(tmp_path):
     options = ["--train", "60", "--val", "0", "--test", "0", "--workers", "2"]
     process = subprocess.Popen(

@@ -94,6 +94,7 @@ def test_mistakes_are_sentences(text, opts, code, words, tiny_opts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_is_resumed_and_is_compared(cli, tiny_opts, tmp_path):
     path, output = tmp_path / "sweep.yaml", tmp_path / "out"
     path.write_text(

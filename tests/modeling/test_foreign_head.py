@@ -108,7 +108,9 @@ RETINA = (
 )
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head", ["own", *(pytest.param(h, marks=pytest.mark.slow) for h in HEADS if h != "own")]
+)
 def test_from_training_to_export(tiny_cfg, tmp_path, head):
     opts, loss, side = HEADS[head]
     with user_error("metric_unknown", "validation/loss_nope", f"validation/{loss}"):

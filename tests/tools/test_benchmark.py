@@ -53,6 +53,7 @@ def assert_whole(figures, contestants, repeat):
     assert figures["checks"] and all(check["agrees"] for check in figures["checks"])
 
 
+@pytest.mark.slow
 def test_train_runs_the_same_model_on_the_same_images(benchmark, rendered):
     options = ("--repeat", 2, "--iterations", 1, "--dataset", dataset_entry(rendered, "train"))
     code, figures, out, _ = benchmark("train", *QUICK, *options, *TINY)
@@ -136,6 +137,7 @@ def test_infer_pairs_detections_by_class_and_box():
     assert not check_same(ours, theirs, "p").agrees and not check_same(ours, [], "p").agrees
 
 
+@pytest.mark.slow
 def test_input_gives_detectron2s_pixels_boxes_and_masks(benchmark):
     options = ("--repeat", 2, "--images", 2, "--particles", 5)
     code, figures, out, _ = benchmark("input", *options)
@@ -156,6 +158,7 @@ def test_input_gives_detectron2s_pixels_boxes_and_masks(benchmark):
 TINY_EVAL = ("--images", 6, "--true", 5, "--caps", 4, 120)
 
 
+@pytest.mark.slow
 def test_eval_gives_pycocotools_figures(benchmark):
     code, figures, _, _ = benchmark("eval", "--repeat", 2, *TINY_EVAL)
     assert code == 0
@@ -171,6 +174,7 @@ def test_eval_gives_pycocotools_figures(benchmark):
     assert targets["mask, 120 predicted: evaluate + accumulate"] == 1 / 6
 
 
+@pytest.mark.slow
 def test_zoo_measures_each_config_by_itself():
     found = zoo.benchmark(configs=["quick_semantic"], opts=TINY, size=96, repeat=1)
     cfg = load_config("quick_semantic", TINY)
@@ -191,6 +195,7 @@ def test_zoo_knows_which_models_differ():
     assert not {"r50_balanced", "quick_finetune", "demo_finetune"} & set(names)
 
 
+@pytest.mark.slow
 def test_figures_that_differ_end_in_code_1(benchmark, monkeypatch):
     def wrong(truth, results, *settings):
         worst_first = [{**result, "score": -result["score"]} for result in results]
@@ -223,6 +228,7 @@ def test_mistakes_are_named(benchmark, command, options, words):
         benchmark(command, *options)
 
 
+@pytest.mark.slow
 def test_turns_rotate_and_warm_up_does_not_count():
     order = []
 

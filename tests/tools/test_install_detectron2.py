@@ -141,6 +141,7 @@ sys.exit(tool.main(["--wheel", sys.argv[3]]))
 """
 
 
+@pytest.mark.slow
 def test_an_environment_from_nothing_over_release_0_5_to_uninstalled(tool, upload, tmp_path):
     modules = tmp_path / "modules"
     modules.mkdir()

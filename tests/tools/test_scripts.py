@@ -8,6 +8,7 @@ from support import ROOT, dataset_entry
 QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
 
 
+@pytest.mark.slow
 def test_train_net_has_detectron2s_arguments(tool, tiny_opts, tmp_path):
     text = tool("train_net", "--help").stdout
     assert "--machine-rank" in text and "--no-report" in text

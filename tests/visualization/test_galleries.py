@@ -120,7 +120,7 @@ def test_photograph_truth_and_prediction_stand_side_by_side(entry, results, trut
 
 def test_the_threshold_keeps_what_reaches_it(entry, results, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(galleries, "_comparison", lambda *given: drawn.append(len(given[2])))
+    monkeypatch.setattr(galleries, "compare", lambda *given: drawn.append(len(given[2])))
     monkeypatch.setattr(draw, "save_picture", lambda *_: None)
     path = results(0.5, 0.3, 0.7)
     assert draw_results(path, entry, tmp_path / "a") == (4, [0.5, 0.3, 0.7])
