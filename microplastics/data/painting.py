@@ -83,3 +83,16 @@ def boxes_to_paint(regions: Regions) -> list[Box]:
     """Boxes x, y, width and height in px of all that looks like a scale bar or its label."""
     bars = find_scale_bars(regions.read, regions.width, regions.height)
     return [box for bar in bars for box in bar.boxes]
+
+
+def paint_scale_bars(image: np.ndarray) -> np.ndarray:
+    """Paint what looks like a scale bar or its label over; a copy if there is one.
+
+    Args:
+        image: uint8 (height, width, 3), BGR.
+    """
+    picture = Picture(image)
+    boxes = boxes_to_paint(picture)
+    if not boxes:
+        return image
+    return PaintedRegions(picture, boxes).read(0, 0, picture.width, picture.height)

@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 
 from microplastics.data.colors import class_colors
 from microplastics.data.images import MAX_PIXELS, read_image, to_uint8
+from microplastics.data.painting import paint_scale_bars
 from microplastics.engine.checkpoint import (
     checkpoint_info_of,
     class_names_of,
@@ -112,9 +113,7 @@ def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> Input:
         The network's input, (3, H, W) uint8 or float32, 0 to 255, in the order of INPUT.FORMAT;
         and the height and width in px that the image had.
     """
-    if isinstance(image, (str, os.PathLike)):
-        image = read_image(image, max_pixels=cfg.INPUT.MAX_PIXELS)
-    image = _to_bgr(image)
+    image = read_bgr(image, cfg.INPUT.MAX_PIXELS)
     height, width = size = image.shape[:2]
     side = cfg.INPUT.MIN_SIZE_TEST
     if scale is not None:
@@ -136,6 +135,13 @@ def read_input(image: Image, cfg: CfgNode, scale: float | None = None) -> Input:
         image = T.ResizeTransform(height, width, *size).apply_image(image)
     tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return tensor, (height, width)
+
+
+def read_bgr(image: Image, max_pixels: int | None = None) -> np.ndarray:
+    """Read or convert an image to uint8 BGR (H, W, 3); arguments as of :func:`read_input`."""
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(image, max_pixels=max_pixels)
+    return _to_bgr(image)
 
 
 def _to_bgr(array: np.ndarray) -> np.ndarray:
@@ -326,7 +332,12 @@ class Predictor:
         return predictions
 
     def predict_many(
-        self, images: Iterable[Image], *, dense: bool = False, scale: float | None = None
+        self,
+        images: Iterable[Image],
+        *,
+        dense: bool = False,
+        scale: float | None = None,
+        paint: bool = True,
     ) -> Iterator[Predictions]:
         """Predict on any number of images, a few of which are in memory at a time.
 
@@ -338,6 +349,8 @@ class Predictor:
                 cap (TEST.DETECTIONS_PER_IMAGE).
             scale: factor on the sides of all images; if None each is resized by
                 INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST.
+            paint: paint scale bars over if INPUT.PAINT_SCALE_BAR says so, as in training. Tiles,
+                and images with a ``scale``, are taken as they are.
 
         Yields:
             :class:`Predictions` in the order of the images.
@@ -360,7 +373,12 @@ class Predictor:
             # Images of one size here get the same padding in a batch as on their own.
             return tuple(-(-side // self._divisor) for side in image[0].shape[1:])
 
+        whole = scale is None and not dense
+        paint = paint and whole and self.cfg.INPUT.PAINT_SCALE_BAR
+
         def prepare(image: Image) -> Input:
+            if paint:
+                image = paint_scale_bars(read_bgr(image, self.cfg.INPUT.MAX_PIXELS))
             return read_input(image, self.cfg, scale)
 
         return stream(images, prepare, run, finish, padded_size, self.batch_size)

@@ -574,7 +574,7 @@ class ParticleFinder:
         while again:
             again = False
             try:
-                for predictions in self._predictor.predict_many(source):
+                for predictions in self._predictor.predict_many(source, paint=False):
                     opened, start = order.popleft()
                     yield opened, predictions, start
             except WriteError:
@@ -586,7 +586,7 @@ class ParticleFinder:
             while order and again:
                 opened, start = order.popleft()
                 with self._run.attempt(opened.image):
-                    (predictions,) = self._predictor.predict_many([_painted(opened)])
+                    (predictions,) = self._predictor.predict_many([_painted(opened)], paint=False)
                     yield opened, predictions, start
 
     def _choose_tiling(self, opened: RunImage) -> Tiling | None:

@@ -20,6 +20,7 @@ from support import barred_image as image
 import microplastics
 from microplastics.config import load_config
 from microplastics.data.images import read_image
+from microplastics.data.painting import paint_scale_bars
 from microplastics.engine.checkpoint import TrainingCheckpointer
 from microplastics.engine.trainer import Trainer
 from microplastics.inference.predictor import Predictions, Predictor, stream, to_particles
@@ -156,6 +157,22 @@ def test_fibre_classes_come_with_the_checkpoint(model_path, tmp_path):
     assert fibers(["Film"], "DATASETS.FIBER_CLASSES", ["fragment"]) == ["Fragment"]
     with user_error("checkpoint_invalid", "Wool"):
         fibers(["Wool"])
+
+
+def test_scale_bars_are_painted_over_as_in_training(model_path, predictor):
+    picture = np.full((300, 400, 3), 170, np.uint8)
+    picture[38:41, 250:380] = picture[31:47, 250:253] = picture[31:47, 377:380] = 0
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(picture, "750 um", (285, 27), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.circle(picture, (120, 180), 40, (40, 60, 120), -1)
+    painted = paint_scale_bars(picture)
+    assert (painted[:60] > 150).all() and (painted[100:] == picture[100:]).all()
+    (expected,) = predictor.predict_many([painted], paint=False)
+    (seen,) = predictor.predict_many([picture], paint=False)
+    assert torch.equal(predictor(picture).scores, expected.scores)
+    assert not torch.equal(seen.scores, expected.scores)
+    left = Predictor.from_checkpoint(model_path, ("INPUT.PAINT_SCALE_BAR", "False"))
+    assert torch.equal(left(picture).scores, seen.scores)
 
 
 def test_a_demanded_digest_is_checked(model_path):

@@ -106,7 +106,7 @@ def test_an_image_that_the_model_cannot_take_fails_alone(make, folder, tmp_path,
     cv2.imwrite(str(folder / "c.png"), np.full((9, 9, 3), 99, np.uint8))
     monkeypatch.setattr(ParticleFinder, "_choose_tiling", lambda *_: None)
 
-    def predict_many(images):
+    def predict_many(images, paint):
         # Drawn two at a time, as batches are.
         for first in (images := iter(images)):
             for pixels in (first, *(each for _, each in zip(range(1), images, strict=False))):
