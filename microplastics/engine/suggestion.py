@@ -136,12 +136,11 @@ class Suggestion:
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
-    def add(self, reason: str, **values: Any) -> None:
-        """Set keys, written with ``__`` for dots, and say why."""
+    def add(self, reason: str, values: dict[str, Any]) -> None:
+        """Set values by dotted key, and say why."""
         self.reasons.append(reason)
-        for name, value in values.items():
-            key = name.replace("__", ".")
-            self.settings[key] = value
+        self.settings.update(values)
+        for key, value in values.items():
             self.cfg.merge_from_list([key, value])
 
 
@@ -166,7 +165,7 @@ def suggest(cfg: CfgNode, config_file: str = "") -> Suggestion:
     key, node = class_node(cfg)
     if names and len(names) != node.NUM_CLASSES:
         reason = f"the data set's classes are {', '.join(names)}"
-        found.add(reason, **{f"{key}.NUM_CLASSES".replace(".", "__"): len(names)})
+        found.add(reason, {f"{key}.NUM_CLASSES": len(names)})
     dicts = training_dicts(check_datasets(found.cfg, ("TRAIN",)))
     _suggest_input(found, dicts)
     if cfg.MODEL.META_ARCHITECTURE not in WITHOUT_BOXES:
@@ -232,30 +231,28 @@ def _suggest_input(found: Suggestion, dicts: Sequence[dict[str, Any]]) -> None:
     factor = side / short
     reason = (
         f"the thinnest particles are {min(thin):.1f} px wide in the files, whose shorter side is "
-        f"{short:.0f} px; at an input of {before:.0f} px too little is left of them"
+        f"{short:.0f} px, and {min(thin) * before / short:.1f} px at an input of {before:.0f} px"
     )
-    longest = {"INPUT__MIN_SIZE_TEST": side, "INPUT__MAX_SIZE_TEST": _up(side * ratio)}
+    evaluated = {"INPUT.MIN_SIZE_TEST": side, "INPUT.MAX_SIZE_TEST": _up(side * ratio)}
     budget = max(given.MIN_SIZE_TRAIN) if given.MIN_SIZE_TRAIN else side
     if side <= _WORTH_CROPS * budget:
-        found.add(
-            reason,
-            INPUT__MIN_SIZE_TRAIN=(side,),
-            INPUT__MAX_SIZE_TRAIN=_up(side * ratio),
-            **longest,
-        )
+        trained = {"INPUT.MIN_SIZE_TRAIN": (side,), "INPUT.MAX_SIZE_TRAIN": _up(side * ratio)}
+        found.add(reason, {**trained, **evaluated})
         return
     boxes = np.array([a["bbox"][2:] for d in dicts for a in d["annotations"]], dtype=float)
     least = _AROUND * float(np.quantile(boxes.max(axis=1), _LONG))
     crop = min(max(budget / factor, least, _MULTIPLE), short)
-    trained = min(_up(crop * factor), _up(2 * budget))
-    crop = round(trained / factor)
+    resized = min(_up(crop * factor), _up(2 * budget))
+    crop = round(resized / factor)
     found.add(
-        f"{reason}; training sees crops of {crop} px of the files, which costs no more than before",
-        INPUT__AUG__CROP__PROB=1.0,
-        INPUT__AUG__CROP__SIZE=(crop, crop),
-        INPUT__MIN_SIZE_TRAIN=(trained,),
-        INPUT__MAX_SIZE_TRAIN=trained,
-        **longest,
+        f"{reason}; training sees crops of {crop} px of the files, resized to {resized} px",
+        {
+            "INPUT.AUG.CROP.PROB": 1.0,
+            "INPUT.AUG.CROP.SIZE": (crop, crop),
+            "INPUT.MIN_SIZE_TRAIN": (resized,),
+            "INPUT.MAX_SIZE_TRAIN": resized,
+            **evaluated,
+        },
     )
 
 
@@ -280,8 +277,10 @@ def _suggest_anchors(
         f"{missed[worst]:.0%} of {worst} have no anchor; recall at IoU 0.5 rises from "
         f"{search.fits['before'].figures[ALL]['recall_0.5']:.0%} to "
         f"{fit.figures[ALL]['recall_0.5']:.0%}",
-        MODEL__ANCHOR_GENERATOR__SIZES=fit.sizes,
-        MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS=fit.ratios,
+        {
+            "MODEL.ANCHOR_GENERATOR.SIZES": fit.sizes,
+            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": fit.ratios,
+        },
     )
 
 
@@ -303,7 +302,7 @@ def _suggest_masks(
             found.add(
                 f"masks of {own} x {own} keep a mean IoU of {worst[own]:.2f} of the thinnest "
                 f"class, those of {size} x {size} {worst[size]:.2f}",
-                MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION=head.POOLER_RESOLUTION * size // own,
+                {"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": head.POOLER_RESOLUTION * size // own},
             )
             return
 
@@ -324,7 +323,9 @@ def _suggest_iterations(found: Suggestion, images: int) -> None:
     found.add(
         f"{solver.MAX_ITER} iterations are {epochs:.3g} epochs of these {images} images; expected "
         f"{_FEW_EPOCHS} to {_MANY_EPOCHS}",
-        SOLVER__MAX_ITER=wanted,
-        SOLVER__CHECKPOINT_PERIOD=quarter,
-        TEST__EVAL_PERIOD=quarter,
+        {
+            "SOLVER.MAX_ITER": wanted,
+            "SOLVER.CHECKPOINT_PERIOD": quarter,
+            "TEST.EVAL_PERIOD": quarter,
+        },
     )
