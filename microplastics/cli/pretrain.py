@@ -51,7 +51,8 @@ def pretrain(
     \b
     microplastics pretrain --images 4000 --output output/pretrained
     microplastics train --config-file demo_finetune \\
-        MODEL.WEIGHTS output/pretrained/model/model_best.pth DATASETS.TRAIN '("a.json:photos",)'
+        MODEL.WEIGHTS output/pretrained/model/model_best.pth \\
+        DATASETS.TRAIN '("train.json:photos",)' DATASETS.TEST '("val.json:photos",)'
     """
     presets = list(dict.fromkeys(preset)) or list(_PRESETS)
     _check(presets, images, epochs)
@@ -92,9 +93,11 @@ def pretrain(
         metrics = json.loads((where / "inference" / "metrics.json").read_text(encoding="utf-8"))
         scores[name] = [metrics.get(metric, float("nan")) for metric in _METRICS]
     print(f"\n{_table(scores)}\n\nBest model  {model / 'model_best.pth'}")
-    start = ("MODEL.WEIGHTS", model / "model_best.pth", *("DATASETS.TRAIN", "('a.json:photos',)"))
-    line = shlex.join(map(str, ("microplastics", "train", "--config-file", model / "config.yaml")))
-    print(f"Start from it: {line} {shlex.join(map(str, start))} OUTPUT_DIR output/mine")
+    line = ("microplastics", "train", "--config-file", model / "config.yaml")
+    line += ("MODEL.WEIGHTS", model / "model_best.pth", "OUTPUT_DIR", "output/mine")
+    # Otherwise the training would be judged on the rendered images.
+    line += ("DATASETS.TRAIN", "('train.json:photos',)", "DATASETS.TEST", "('val.json:photos',)")
+    print(f"Start from it: {shlex.join(map(str, line))}")
 
 
 def _check(presets: list[str], images: int, epochs: int) -> None:
