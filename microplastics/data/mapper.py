@@ -305,7 +305,17 @@ class MicroplasticsDatasetMapper:
         if not (painted and particles):
             return particles
         covered = _covered_fraction(_boxes(particles), np.array(painted, np.float64))
-        return [a for a, part in zip(particles, covered, strict=True) if part < _PAINTED]
+        kept = [a for a, part in zip(particles, covered, strict=True) if part < _PAINTED]
+        if len(kept) < len(particles):
+            log_first_n(
+                logging.WARNING,
+                f"{len(particles) - len(kept)} annotations of {dataset_dict['file_name']} lie on "
+                "what looks like a scale bar, which is painted over, and are left out; if it is "
+                "none, set INPUT.PAINT_SCALE_BAR False.",
+                name=__name__,
+                key="message",
+            )
+        return kept
 
     def _add_clipped(
         self,

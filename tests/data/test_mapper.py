@@ -644,7 +644,7 @@ def test_a_crop_may_be_higher_than_wide():
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 10**6])
-def test_scale_bars_are_painted_over_with_what_lies_on_them(tmp_path, cache_bytes):
+def test_scale_bars_are_painted_over_with_what_lies_on_them(tmp_path, cache_bytes, caplog):
     image = np.full((300, 400, 3), 180, np.uint8)
     drawn = draw_bar(image, plain_style()).image
     cv2.imwrite(str(tmp_path / "bar.png"), drawn)
@@ -664,6 +664,7 @@ def test_scale_bars_are_painted_over_with_what_lies_on_them(tmp_path, cache_byte
         mapped = mapper(paint_scale_bar=paint)(record)
         assert len(mapped["instances"]) == number
         assert bool((mapped["image"] == 180).all()) == paint
+    assert f"1 annotations of {record['file_name']} lie on what looks like a scale" in caplog.text
 
 
 def test_what_replaces_a_bar_is_found_once_for_all_windows_of_an_image(tmp_path, monkeypatch):
