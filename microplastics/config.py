@@ -477,7 +477,9 @@ def merging(cfg: CfgNode, source: str) -> Iterator[None]:
         problem = " ".join(str(text).split())
         if "on-existent" in problem:
             key = problem.rpartition(" ")[2]
-            close = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
+            close = difflib.get_close_matches(
+                key, [name for name, _ in leaves(cfg)], n=1, cutoff=0.5
+            )
             hint = f"did you mean {close[0]}" if close else "see microplastics/config.py"
             problem = f"{source} sets {key}, which is not a config key; {hint}?"
         else:
@@ -490,9 +492,10 @@ def merging(cfg: CfgNode, source: str) -> Iterator[None]:
         raise UserError(problem, code="config_invalid") from error
 
 
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
+def leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config, or of nested options, by their dotted keys."""
+    for key, value in node.items():
+        if isinstance(value, dict):  # as a CfgNode is
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield f"{prefix}{key}", value

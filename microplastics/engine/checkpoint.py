@@ -30,8 +30,8 @@ from microplastics.modeling.interface import class_dependent
 from microplastics.modeling.torchvision import (
     COCO_V1_SHA256,
     EPS,
+    TELLING_NAMES,
     from_torchvision,
-    is_torchvision,
 )
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, sha256_of, write_error
@@ -473,7 +473,7 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
             for name, value in data["model"].items()
         ):
             raise ValueError("it is not a table of weights")
-        if is_torchvision(data["model"]):
+        if TELLING_NAMES <= data["model"].keys():
             eps = 0.0 if digest.startswith(COCO_V1_SHA256) else EPS
             data = {"model": from_torchvision(data["model"], eps), "torchvision": True}
     except (MemoryError, UserError):

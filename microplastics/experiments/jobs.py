@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from microplastics.config import get_cfg, load_config
+from microplastics.config import get_cfg, leaves, load_config
 from microplastics.data.loader import check_datasets
 from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
@@ -215,18 +215,10 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
 
     Keys that a later version adds with their defaults make no difference.
     """
-    defaults = dict(_leaves(get_cfg()))
-    changed = {key: value for key, value in _leaves(cfg) if defaults.get(key) != value}
+    defaults = dict(leaves(get_cfg()))
+    changed = {key: value for key, value in leaves(cfg) if defaults.get(key) != value}
     changed.pop("OUTPUT_DIR", None)
     return json.loads(json.dumps(changed))
-
-
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _check_folder(job: Job, cfg: CfgNode) -> None:

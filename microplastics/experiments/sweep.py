@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from tabulate import tabulate
 
-from microplastics.config import load_config, merging
+from microplastics.config import leaves, load_config, merging
 from microplastics.counts.intervals import t_interval
 from microplastics.data.loader import check_datasets
 from microplastics.engine.hooks import known_metrics
@@ -255,20 +255,12 @@ def _pairs(options: Any, where: str) -> list[str]:
     """Return config keys as on a command line; they may be nested, as in a config."""
     if not isinstance(options, dict):
         raise _invalid(f"{where} is {options}; expected KEY: VALUE.")
-    pairs = list(_flat(options))
+    pairs = list(leaves(options))
     for key, _ in pairs:
         if key in _OWN_KEYS:
             raise _invalid(f"{where} sets {key}, which the sweep sets itself; remove it.")
     # Text stands without quotes.
     return [x for k, v in pairs for x in (k, v if isinstance(v, str) else repr(v))]
-
-
-def _flat(options: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in options.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _check_not_overridden(own: Sequence[str], opts: Sequence[str], path: str) -> None:

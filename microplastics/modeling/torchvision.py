@@ -16,6 +16,8 @@ EPS = 1e-5
 # Start of the sha256 (torchvision puts it into the file's name) of the COCO weights of
 # maskrcnn_resnet50_fpn, for which torchvision sets eps to 0.
 COCO_V1_SHA256 = "bf2d0c1e"
+# Weights that only torchvision's detectors with a ResNet-FPN have.
+TELLING_NAMES = {"backbone.body.conv1.weight", "rpn.head.cls_logits.weight"}
 
 _STAGE = r"backbone\.body\.layer(?P<layer>\d)\.(?P<block>\d+)\."
 _RES = "backbone.bottom_up.res{stage}.{block}."
@@ -48,12 +50,6 @@ _NAMES = (
 _CLASS_SCORES = "roi_heads.box_predictor.cls_score."
 _CLASS_BOXES = "roi_heads.box_predictor.bbox_pred."
 _CLASS_MASKS = "roi_heads.mask_head.predictor."
-
-
-def is_torchvision(names: Iterable[str]) -> bool:
-    """Return whether names of weights are those of torchvision's detectors with a ResNet-FPN."""
-    names = set(names)
-    return "backbone.body.conv1.weight" in names and "rpn.head.cls_logits.weight" in names
 
 
 def detectron2_names(names: Iterable[str]) -> dict[str, str]:

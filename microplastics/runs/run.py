@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import microplastics
 from microplastics.calibration.sources import check_scale
-from microplastics.config import load_config
+from microplastics.config import leaves, load_config
 from microplastics.data.large_images import ImageReader
 from microplastics.data.painting import PaintedRegions
 from microplastics.data.tiling import Tiling, choose_tiling
@@ -488,14 +488,9 @@ def _training(predictor: Predictor) -> dict[str, Any]:
 
 def config_settings(cfg: CfgNode) -> dict[str, Any]:
     """Every value of a config that predictions may depend on, by its dotted key."""
-    found: dict[str, Any] = {}
-    nodes = [(section, cfg[section]) for section in ("MODEL", "INPUT", "TEST")]
-    while nodes:
-        key, value = nodes.pop()
-        if isinstance(value, CfgNode):
-            nodes += [(f"{key}.{name}", each) for name, each in value.items()]
-        elif key not in ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_SHA256"):
-            found[key] = value
+    found = dict(leaves({section: cfg[section] for section in ("MODEL", "INPUT", "TEST")}))
+    for key in ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_SHA256"):
+        del found[key]
     return found
 
 
