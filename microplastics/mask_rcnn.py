@@ -52,6 +52,7 @@ from microplastics.modeling.interface import (
     num_classes as number_of_classes,
 )
 from microplastics.modeling.postprocessing import to_image
+from microplastics.modeling.test_time_augmentation import AugmentedRCNN
 from microplastics.structures.crop_masks import paste_probabilities
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write, check_output_dir
@@ -349,7 +350,7 @@ class MaskRCNN(nn.Module):
 
         Returns:
             :class:`Losses` without gradients, NaN if no image has a particle; and what
-            :meth:`forward` returns in evaluation mode.
+            :meth:`forward` returns in evaluation mode without TEST.AUG.
         """
         check_images(images)
         check_targets(targets, images, len(self.class_names))
@@ -405,6 +406,9 @@ class MaskRCNN(nn.Module):
 
     def _raw(self, images: Sequence[torch.Tensor]) -> list[Instances]:
         items = [self._item(image) for image in images]
+        if self.cfg.TEST.AUG.ENABLED:
+            augmented = AugmentedRCNN(self.cfg, self.network)
+            return [augmented.detect(item["image"]) for item in items]
         if is_staged(self.network):
             return self.network.inference(items, do_postprocess=False)
         return [output["instances"] for output in self.network(items)]

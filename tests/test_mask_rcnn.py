@@ -125,6 +125,19 @@ def test_detections_are_those_of_the_predictor(model, photographs):
     assert len(model(photographs[0])) == 2
 
 
+def test_test_time_augmentation_is_that_of_the_predictor(model, photographs):
+    views = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(96,)")
+    augmented = MaskRCNN(model.cfg, opts=views).eval()
+    augmented.load_state_dict(model.state_dict())
+    image = photographs[0][0]
+    pixels = (255 * image).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1]
+    expected = augmented.predictor(optimize=False)(pixels).to_dict()
+    (found,), (plain,) = augmented.predict([image], 0), model.predict([image], 0)
+    torch.testing.assert_close(found["scores"], torch.from_numpy(expected["scores"]))
+    assert (found["masks"].numpy() != expected["masks"]).mean() < 1e-3
+    assert found["scores"].tolist() != plain["scores"].tolist()
+
+
 def test_losses_and_predictions_of_one_pass(model, photographs):
     losses, found = model.get_loss(*photographs)
     again, _ = model.get_loss(*photographs)

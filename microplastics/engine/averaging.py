@@ -101,9 +101,15 @@ class WeightAverage(HookBase):
                 value.copy_(state["weights"].get(name, value))
 
 
-class AveragedPreciseBN(PreciseBN):
-    """Detectron2's TEST.PRECISE_BN for the average, which evaluation takes."""
+class ResumablePreciseBN(PreciseBN):
+    """Detectron2's TEST.PRECISE_BN, for the average of the weights if there is one.
+
+    The iteration chooses the batches, so that a resumed training sees the same ones.
+    """
 
     def update_stats(self) -> None:
-        with self.trainer.average.applied():
+        average = self.trainer.average
+        self._data_iter = self.trainer.batches_from(self._data_loader, self.trainer.iter + 1)
+        with average.applied() if average else contextlib.nullcontext():
             super().update_stats()
+        self._data_iter = None  # ends its workers

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.data.catalog import fiber_classes
 from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
-from microplastics.engine.averaging import AveragedPreciseBN, WeightAverage
+from microplastics.engine.averaging import ResumablePreciseBN, WeightAverage
 from microplastics.engine.checkpoint import (
     FINAL,
     TrainingCheckpointer,
@@ -314,7 +314,7 @@ class Trainer(DefaultTrainer):
         with self.signals.caught(), EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                self._batches = self._iterate_batches()
+                self._batches = self.batches_from(self.data_loader, self.start_iter)
                 self._loop()
             finally:
                 self._batches = None
@@ -419,10 +419,10 @@ class Trainer(DefaultTrainer):
             code="training_failed",
         )
 
-    def _iterate_batches(self) -> Iterator:
-        if isinstance(self.data_loader, TrainLoader):
-            return self.data_loader.iterate(self.start_iter)
-        return iter(self.data_loader)
+    @staticmethod
+    def batches_from(loader: Iterable, iteration: int) -> Iterator:
+        """Iterate a loader of batches from an iteration on, if it can start anywhere."""
+        return loader.iterate(iteration) if isinstance(loader, TrainLoader) else iter(loader)
 
     # Parts that a subclass may replace
 
@@ -479,10 +479,8 @@ class Trainer(DefaultTrainer):
         settings = self.cfg.TEST.PRECISE_BN
         if not settings.ENABLED:
             return None
-        loader, kind = self.build_train_loader(self.cfg), hooks.PreciseBN
-        if self.average is not None:
-            kind = AveragedPreciseBN
-        return kind(self.cfg.TEST.EVAL_PERIOD, self.model, loader, settings.NUM_ITER)
+        loader, period = self.build_train_loader(self.cfg), self.cfg.TEST.EVAL_PERIOD
+        return ResumablePreciseBN(period, self.model, loader, settings.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
         """Build Detectron2's terminal, ``metrics.json`` and TensorBoard, and those of WRITERS."""

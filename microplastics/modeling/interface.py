@@ -42,7 +42,7 @@ WITHOUT_BOXES = ("SemanticSegmentor", "ParticleSegmentor")
 """Meta-architectures that need no anchors."""
 
 _BOX_ONLY = ("RetinaNet", "FCOS", "ProposalNetwork")
-_POINT_HEADS = ("PointRendMaskHead", "ImplicitPointRendMaskHead")
+_POINT_HEADS = ("ParticlePointRendMaskHead", "PointRendMaskHead", "ImplicitPointRendMaskHead")
 _WITHOUT_GRID = "DynamicMaskHead"
 _KNOWN_MODULES = ("detectron2.", "microplastics.")
 _TOP_BLOCKS_BUILT_BY = ("build_particle_resnet_fpn_backbone", "build_timm_fpn_backbone")

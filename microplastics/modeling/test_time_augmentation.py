@@ -176,11 +176,14 @@ class AugmentedRCNN(nn.Module):
 
     def forward(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
         """Detect on mapped dicts; masks are :class:`CropMasks` on the original images."""
-        found = [self._augmentation(item["image"], self._find, self._add_masks) for item in inputs]
         return [
-            {"instances": postprocess(each, item["height"], item["width"])}
-            for item, each in zip(inputs, found, strict=True)
+            {"instances": postprocess(self.detect(item["image"]), item["height"], item["width"])}
+            for item in inputs
         ]
+
+    def detect(self, image: torch.Tensor) -> Instances:
+        """Detect on a (C, H, W) network's input; raw results in px of it."""
+        return self._augmentation(image.cpu(), self._find, self._add_masks)
 
     def _find(self, image: torch.Tensor) -> Instances:
         return self.model.inference([{"image": image}], do_postprocess=False)[0]

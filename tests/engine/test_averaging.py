@@ -87,11 +87,20 @@ def test_evaluation_and_files_have_the_average(tiny_cfg):
     assert not torch.equal(before[weight], trainer.average.averages[weight])
 
 
-def test_a_resumed_training_ends_with_the_same_bits(tiny_cfg, tmp_path):
-    # Without the largest part of the network the files are small, and written soon.
-    frozen = ("SOLVER.FREEZE", "['backbone.bottom_up']", "DATASETS.TEST", "()")
-    adam = ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "SOLVER.ACCUMULATE", 2)
-    opts = (*EMA, *frozen, *adam, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
+PRECISE = ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 1, "TEST.EVAL_PERIOD", 1)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        # Without the largest part of the network the files are small, and written soon.
+        ("SOLVER.FREEZE", "['backbone.bottom_up']", "SOLVER.ACCUMULATE", 2),
+        PRECISE,
+    ],
+)
+def test_a_resumed_training_ends_with_the_same_bits(tiny_cfg, tmp_path, opts):
+    adam = ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "DATASETS.TEST", "()")
+    opts = (*EMA, *adam, *opts, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
     finals = []
     for resume in (False, True):
         cfg = tiny_cfg(*opts)
