@@ -219,13 +219,9 @@ def parse_volume(text: str) -> float:
 def concentration_columns(
     estimates: np.ndarray, interval: Interval, liters: np.ndarray, suffix: str = ""
 ) -> dict[str, np.ndarray]:
-    """Give the columns of particles per litre and per m³ with their intervals.
+    """Give the columns of particles per litre and per m³, with ``suffix``, and their intervals.
 
-    Args:
-        estimates: (R,) numbers of particles.
-        interval: of the estimates.
-        liters: (R,) as of :meth:`Sampling.counted_liters`; NaN gives NaN.
-        suffix: of the columns' names.
+    ``liters`` are those of :meth:`Sampling.counted_liters`; NaN gives NaN.
     """
     columns = {}
     for unit, scale in (("l", 1.0), ("m3", _LITERS_PER_M3)):

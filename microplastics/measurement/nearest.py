@@ -75,9 +75,8 @@ class Neighbors:
     def update(self, items: Mapping[Any, Item], keys: Iterable[Any]) -> None:
         """Put particles in place of those of the same keys.
 
-        Args:
-            items: all that are there now, trimmed, by key.
-            keys: of the particles that came, went or changed since the last time.
+        ``items`` are all that are there now, trimmed; ``keys`` those that came, went or changed
+        since.
         """
         changed = dict.fromkeys(keys)
         boxes = [_box(self._items[key]) for key in changed if key in self._items]

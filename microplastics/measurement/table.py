@@ -107,10 +107,7 @@ DEFAULT_SIZE_CLASSES = SizeClasses(SCHEMES["default"])
 
 
 def parse_size_classes(text: str) -> SizeClasses:
-    """Read the value of ``--size-classes``.
-
-    Args:
-        text: a name of :data:`SCHEMES`, or bounds in µm with commas between them.
+    """Read the value of ``--size-classes``: a name of :data:`SCHEMES`, or bounds in µm with commas.
 
     Raises:
         UserError: it is neither, or the bounds are not positive and ascending.
@@ -158,9 +155,7 @@ def _text(value: float) -> str:
 def table_columns(um: bool = True, px: bool = False) -> dict[str, str]:
     """Give names and dtypes of a table's columns, in order.
 
-    Args:
-        um: whether there are images with a calibration.
-        px: whether there are images without one.
+    ``um`` and ``px`` say whether there are images with a calibration, and without one.
     """
     return {**_PLACE, **(_UM if um else {}), **(_PX if px else {}), **_FORM}
 
@@ -231,17 +226,10 @@ def particle_table(
 
 
 def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Shape]:
-    """Measure many particles; the results equal those of :func:`measure` one by one.
+    """Measure many particles; results and errors equal those of :func:`measure` one by one.
 
-    Crops are sent to other processes, images are not.
-
-    Args:
-        items: the particles.
-        processes: None for as many as save time.
-
-    Raises:
-        ValueError: as for :func:`measure`.
-        UserError: a process was killed.
+    Crops are sent to other processes, images are not; ``processes`` None takes as many as save
+    time.
     """
     trimmed = [item.trimmed() for item in items]
     if processes is None:
@@ -264,11 +252,7 @@ def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def with_size_classes(
     table: pd.DataFrame, size_classes: SizeClasses, min_size: float | None = None
 ) -> pd.DataFrame:
-    """Add or replace the column ``size_class`` of a table; arguments as of :func:`particle_table`.
-
-    Raises:
-        UserError: ``min_size`` is not positive.
-    """
+    """Add or replace the column ``size_class`` of a table; see :func:`particle_table`."""
     check_min_size(min_size)
     sizes, calibrated = table_sizes(table)
     labels = np.full(len(table), None, dtype=object)

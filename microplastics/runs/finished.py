@@ -172,14 +172,7 @@ class FinishedRun:
             yield reader
 
     def read_masks(self, name: str, particles: pd.DataFrame) -> CropMasks:
-        """Read the masks of an image's particles.
-
-        Args:
-            name: of the image.
-            particles: N of its rows of ``self.particles``.
-
-        Returns:
-            N masks in the same order.
+        """Read the masks of an image's particles, rows of :attr:`particles`, in their order.
 
         Raises:
             UserError: they are not kept, or not those of the table.

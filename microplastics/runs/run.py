@@ -113,8 +113,7 @@ class Run:
     ):
         """
         Args:
-            images: all of the run.
-            options: of the run.
+            images, options: kept as attributes.
             class_names: of model or data set, in order.
             fiber_classes: those of them that are fibres, unless the options name others.
             about: what run.json says of what found the particles.
@@ -204,11 +203,8 @@ class Run:
     ) -> None:
         """Measure the particles of one image, write its files and keep it.
 
-        Args:
-            opened: the image; its regions are read for the overlay.
-            particles: found on it.
-            record: what run.json says of how.
-            start: ``time.perf_counter()`` when work on it began.
+        ``record`` is what run.json says of how they were found; ``start`` is
+        ``time.perf_counter()`` when work on the image began.
         """
         options, image = self.options, opened.image
         calibration, region = opened.calibration, opened.region
@@ -253,8 +249,7 @@ class Run:
     def end(self) -> int:
         """Write the files of the whole run, on one process after all have done their images.
 
-        Returns:
-            0, or 3 if images failed.
+        Returns 0, or 3 if images failed.
 
         Raises:
             UserError: not one image was finished, or a file cannot be written.
@@ -363,11 +358,7 @@ def _time(seconds: float) -> str:
 def predict_run(args: argparse.Namespace) -> int:
     """Do what the command line of ``microplastics predict`` says, in each of its processes.
 
-    Args:
-        args: options of the command ``predict``, in ``microplastics/cli/predict.py``.
-
-    Returns:
-        0, or 3 if images failed.
+    Returns 0, or 3 if images failed.
 
     Raises:
         UserError: an argument is wrong, the model cannot be loaded, or no image was finished.
@@ -509,10 +500,9 @@ class ParticleFinder:
         Args:
             predictor: the model.
             run: takes the particles.
-            tiling: how images are cut, see :func:`microplastics.data.tiling.choose_tiling`.
+            tiling: arguments of :func:`microplastics.data.tiling.choose_tiling`.
             join: put pieces of broken fibres together, in windows.
-            max_overlap: of two detections, see
-                :func:`microplastics.modeling.postprocessing.drop_duplicates`; 1 keeps all.
+            max_overlap: of :func:`microplastics.modeling.postprocessing.drop_duplicates`.
         """
         self._predictor, self._run = predictor, run
         self._tiling, self._join, self._max_overlap = tiling, join, max_overlap
@@ -632,11 +622,7 @@ def _painted(opened: RunImage) -> np.ndarray:
 def measure_run(args: argparse.Namespace) -> int:
     """Do what the command line of ``microplastics measure`` says.
 
-    Args:
-        args: options of the command ``measure``, in ``microplastics/cli/predict.py``.
-
-    Returns:
-        0, or 3 if images failed.
+    Returns 0, or 3 if images failed.
 
     Raises:
         UserError: an argument is wrong, the masks cannot be read, or no image was finished.
@@ -674,12 +660,7 @@ def measure_run(args: argparse.Namespace) -> int:
 
 
 def measure_image(image: InputImage, load: Load, run: Run) -> None:
-    """Measure the given masks of one image, and finish it.
-
-    Args:
-        image: of the run.
-        load: gives its particles.
-        run: takes them, and opens the image.
+    """Measure the masks of one image, which ``load`` gives, and finish it.
 
     Raises:
         UserError: the masks or the photograph cannot be used, or do not go together.

@@ -259,10 +259,7 @@ def plot_learning_curve(rows: Sequence[dict[str, Any]], output: str | os.PathLik
 
 
 def plot_anchors(search: AnchorSearch, output: str | os.PathLike) -> None:
-    """Plot the shapes of boxes and anchors, and how many boxes have an anchor of which IoU.
-
-    ``search`` is the result of :func:`microplastics.data.anchors.find_anchors`.
-    """
+    """Plot the shapes of boxes and anchors, and how many boxes have an anchor of which IoU."""
     data, after = search.data, search.fits[search.chosen]
     figure = Figure(figsize=(9, 4), layout="constrained")
     shapes, recall = figure.subplots(1, 2)
@@ -299,13 +296,8 @@ def plot_sweep(
 ) -> None:
     """Plot the metrics of a sweep above, and below their differences from the first settings.
 
-    Large points are means with their intervals, if there are any, small ones single seeds.
-
-    Args:
-        rows: those of ``experiments.sweep.summarise``.
-        points: ``run``, ``seed`` and metrics of each run.
-        metrics: a column of panels each.
-        output: as of :func:`save_figure`.
+    Large points are means with their intervals, if there are any, small ones single seeds: the rows
+    of ``experiments.sweep.summarise``, and ``run``, ``seed`` and metrics of each run.
     """
     names = [row["run"] for row in rows]
     first = {point["seed"]: point for point in points if point["run"] == names[0]}

@@ -120,13 +120,7 @@ def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
     """Write a CSV table by table: UTF-8, commas, decimal points, ``\\n``, a header.
 
     Numbers have six significant digits and no thousands separators; truth is TRUE or FALSE, as in
-    spreadsheets and R; what is missing is empty.
-
-    Yields:
-        the function that takes the next table. The file is there when the block ends well.
-
-    Raises:
-        UserError: the file cannot be written.
+    spreadsheets and R; what is missing is empty. Yields the function that takes the next table.
     """
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -208,11 +202,7 @@ class Part:
 
 
 def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Write a part as a Parquet file, whole or not at all; ``more`` are plain values of ``image``.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a part as a Parquet file; ``more`` are plain values of its ``image``."""
     particles, image = result.particles, {**result.provenance, **(more or {})}
     height, width = particles.image_size
     # Mask by mask: those of a whole filter are unpacked when they are asked for.
@@ -240,11 +230,7 @@ def read_part(path: Path) -> Part:
 
 
 def read_head(path: Path) -> tuple[dict[str, Any], pa.Schema]:
-    """Read what is known of a part's image and the columns of its table, without its rows.
-
-    Raises:
-        UserError: as of :func:`read_part`.
-    """
+    """Read what is known of a part's image and the columns of its table, as :func:`read_part`."""
     with _reading(path):
         schema = pq.read_schema(path)
         image, place = json.loads(schema.metadata[_KEY]), schema.names.index(_RLE)
