@@ -124,13 +124,8 @@ def pool(
 ) -> dict[str, float]:
     """Join truth and predictions of all folds into one file each, and compute their AP.
 
-    Scores of different models are ranked together.
-
-    Args:
-        folds: all folds; each image is in the validation set of one.
-        trainings: OUTPUT_DIR of each.
-        output: where the two files are written.
-        cfg: of the trainings.
+    Each image is in the validation set of one fold; ``trainings`` are their folders. Scores of
+    different models are ranked together.
     """
     truth = _join([read_json(fold.val) for fold in folds], output)
     results = [

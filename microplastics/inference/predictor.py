@@ -313,14 +313,11 @@ class Predictor:
         return self._detector.windows_cut_short
 
     def __call__(self, image: Image | Sequence[Image]) -> Predictions | list[Predictions]:
-        """Predict on one image or a list of images.
+        """Predict on one image, or on each of a list: :class:`Predictions` in its px.
 
         Args:
             image: a path, or an array (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4). What is
                 not uint8 is stretched over the image, see :mod:`microplastics.data.images`.
-
-        Returns:
-            :class:`Predictions` in px of the image, or a list of them.
 
         Raises:
             UserError: a file cannot be read, or would become too large for the network.

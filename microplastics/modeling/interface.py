@@ -200,11 +200,7 @@ class WithoutMemory(TorchFunctionMode):
 
 
 def build_shapes(cfg: CfgNode) -> nn.Module:
-    """Build the model of a config without memory for its weights (on the meta device).
-
-    Args:
-        cfg: any config that Detectron2 can build.
-    """
+    """Build the model of a config without memory for its weights (on the meta device)."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -213,16 +209,10 @@ def build_shapes(cfg: CfgNode) -> nn.Module:
 
 
 def class_dependent(cfg: CfgNode) -> set[str]:
-    """Find the weights whose shape changes with the number of classes.
+    """Find the weights, as named in ``state_dict``, whose shape changes with the number of classes.
 
     The model is built for one class more, without memory, and the shapes are compared. Every
     NUM_CLASSES below MODEL is raised: heads such as PointRend's have their own.
-
-    Args:
-        cfg: the model's config.
-
-    Returns:
-        Names as in ``state_dict``.
     """
     more = cfg.clone()
     more.defrost()
@@ -240,11 +230,7 @@ def class_dependent(cfg: CfgNode) -> set[str]:
 def mask_size(cfg: CfgNode) -> int | None:
     """Return the side M of the M x M masks that the model of a config predicts in each box.
 
-    Args:
-        cfg: the model's config.
-
-    Returns:
-        ``None`` if the model has no masks or another kind of mask head.
+    ``None`` if the model has no masks or another kind of mask head.
     """
     if not predicts_masks(cfg):
         return None

@@ -39,8 +39,7 @@ def postprocess(results: Instances, height: int, width: int, threshold: float = 
             input and, if there are masks, ``pred_masks``: (N, 1, M, M) probabilities in these
             boxes, or ``ROIMasks`` that know where they lie, by a method ``paste`` such as
             :meth:`microplastics.modeling.roi_masks.BoxedMasks.paste`.
-        height: of the original image in px.
-        width: of the original image in px.
+        height, width: of the original image in px.
         threshold: mask probability from which a pixel belongs to the particle.
 
     Returns:
@@ -69,13 +68,7 @@ def _pasted(results: Instances, threshold: float) -> CropMasks:
 
 
 def drop_duplicates(instances: Instances, max_overlap: float) -> Instances:
-    """Drop detections that a better-scored one covers already; see :func:`distinct`.
-
-    Args:
-        instances: of one image, with ``scores``, ``pred_classes`` and ``pred_masks`` as
-            :class:`CropMasks`.
-        max_overlap: as of :func:`distinct`.
-    """
+    """Drop detections, with masks as :class:`CropMasks`, that are not :func:`distinct`."""
     if max_overlap >= 1 or len(instances) < 2:
         return instances
     classes, scores = instances.pred_classes.cpu().numpy(), instances.scores.cpu().numpy()

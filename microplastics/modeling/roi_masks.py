@@ -61,23 +61,13 @@ class BoxedMasks(ROIMasks):
         return self.boxes * self.boxes.new_tensor(scale * 2)
 
     def paste(self, size: Sequence[int], threshold: float = 0.5) -> CropMasks:
-        """Paste the masks on an image that the network's input was made of.
-
-        Args:
-            size: height and width of the image in px.
-            threshold: least probability of a pixel of the mask.
-        """
+        """Paste the masks on the image, (height, width) in px, of the network's input."""
         return CropMasks.paste(self.tensor, self.boxes_on(size), size, threshold)
 
     def to_bitmasks(
         self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
     ) -> BitMasks:
-        """Paste the masks on full frames, as Detectron2 asks of ``ROIMasks``.
-
-        Args:
-            boxes: of the detections, which the masks do not depend on.
-            height, width, threshold: as of :meth:`paste`.
-        """
+        """Paste the masks on full frames, as Detectron2 asks; ``boxes`` are not used."""
         del boxes
         size = (height, width)
         return BitMasks(paste_masks_in_image(self.tensor, self.boxes_on(size), size, threshold))
@@ -155,14 +145,10 @@ class WindowMasks(ROIMasks):
         return [part.view(height, width) for part, (width, height) in zip(flat, sizes, strict=True)]
 
     def paste(self, size: Sequence[int], threshold: float = 0.5) -> CropMasks:
-        """Resize the masks bilinearly to an image and cut them at a probability.
+        """Resize the masks bilinearly to an image, and cut them at a probability.
 
         Probabilities are interpolated, not logits: they are learnt as the fraction of a cell that
         the particle covers. Pixels outside of a window do not belong to its mask.
-
-        Args:
-            size: height and width of the image in px, any scale of the network's input.
-            threshold: least probability of a pixel of the mask.
         """
         crops, offsets = [], []
         for crop, x0, y0 in self._pasted(size, threshold):
@@ -175,14 +161,7 @@ class WindowMasks(ROIMasks):
     def to_bitmasks(
         self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
     ) -> BitMasks:
-        """Do what :meth:`paste` does, with full frames and ``ROIMasks``'s signature.
-
-        Args:
-            boxes: not used; these masks know where they lie.
-            height: of the image in px.
-            width: of the image in px.
-            threshold: least probability of a pixel of the mask.
-        """
+        """Do what :meth:`paste` does, with full frames and ``ROIMasks``'s signature."""
         full = torch.zeros(len(self), height, width, dtype=torch.bool, device=self.tensor.device)
         pasted = self._pasted((height, width), threshold)
         for mask, (crop, x0, y0) in zip(full, pasted, strict=True):

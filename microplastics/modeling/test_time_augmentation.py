@@ -63,12 +63,10 @@ class TestTimeAugmentation:
         self._heads = model.roi_heads
 
     def views(self, size: Sequence[int], scaled: bool = False) -> list[T.TransformList]:
-        """List the transforms that make the views of an image.
+        """List the transforms that make the views of a network's input of (height, width) px.
 
-        Args:
-            size: height and width of the network's input in px.
-            scaled: the input was not resized by INPUT.MIN_SIZE_TEST, as a tile: the sizes are
-                taken relative to that.
+        ``scaled`` inputs were not resized by INPUT.MIN_SIZE_TEST, as tiles: the sizes are relative
+        to that.
         """
         height, width = size
         sizes = [self._view_size(height, width, side, scaled) for side in self._min_sizes]
@@ -97,15 +95,10 @@ class TestTimeAugmentation:
     def __call__(
         self, image: torch.Tensor, find: FindBoxes, add_masks: AddMasks, scaled: bool = False
     ) -> Instances:
-        """Detect on all views of an image.
+        """Detect on all views of a (C, H, W) network's input, 0 to 255, on the CPU.
 
-        Args:
-            image: (C, H, W) network's input, 0 to 255, on the CPU.
-            find, add_masks: of the model.
-            scaled: as of :meth:`views`.
-
-        Returns:
-            Raw results in px of ``image``, best score first.
+        ``find`` and ``add_masks`` are of the model. Raw results in px of the input, best score
+        first.
         """
         heads, size = self._heads, tuple(image.shape[1:])
         views = self.views(size, scaled)
@@ -166,10 +159,7 @@ class AugmentedRCNN(nn.Module):
     """A ``GeneralizedRCNN`` that detects with test-time augmentation, for evaluation."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
-        """
-        Args:
-            cfg, model: as of :class:`TestTimeAugmentation`, which raises the same errors.
-        """
+        """Take a model as :class:`TestTimeAugmentation` does, with the same errors."""
         super().__init__()
         self.model = model
         self._augmentation = TestTimeAugmentation(cfg, model)

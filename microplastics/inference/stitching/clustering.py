@@ -280,11 +280,8 @@ def _resolve_ties(
 ) -> None:
     """Match fragments that equal several: as other windows do, then by class and direction.
 
-    Args:
-        fragments: all of them.
-        clusters: receives the pairs.
-        tied: pairs, and the position of their overlap in ``linked``.
-        linked: overlaps, and their pairs so far; receives the pairs.
+    ``tied`` are pairs, with the position of their overlap in ``linked``, which has overlaps and
+    their pairs so far. ``clusters`` and ``linked`` receive the pairs.
     """
     classes, scores = fragments.found.classes, fragments.found.scores
     used: set[tuple[int, int]] = set()

@@ -398,12 +398,9 @@ def agreement(overlap: Overlap) -> tuple[list[Pair], list[Pair], list[int]]:
 def greedy_pairs(
     values: np.ndarray, least: float, among: Sequence[Sequence[int]] | None = None
 ) -> list[Pair]:
-    """Match rows and columns one to one, the highest values first.
+    """Match rows and columns of (n, m) values, the highest first, none below ``least``.
 
-    Args:
-        values: (n, m).
-        least: lowest value of a pair.
-        among: rows and columns that may be used; all by default.
+    ``among`` are the rows and columns that may be used; all by default.
     """
     if among is None:
         among = [range(size) for size in values.shape]

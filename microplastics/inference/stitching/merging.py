@@ -183,11 +183,8 @@ def _open_ends(fragments: Fragments, merged: Detections) -> np.ndarray:
 def _stops(view: View, window: list[int], side: int, others: np.ndarray) -> bool:
     """Whether a mask reaches a side of a window and no other window shows how it continues.
 
-    Args:
-        view: the particle.
-        window: x0, y0, x1, y1.
-        side: index of one of them.
-        others: (n, 4) trusted boxes of the other windows that see the particle.
+    The window is x0, y0, x1, y1, and ``side`` the index of one of them; ``others`` are (n, 4)
+    trusted boxes of the other windows that see the particle.
     """
     at, axis = window[side], side % 2
     inside, outside = list(window), list(box_of(view))

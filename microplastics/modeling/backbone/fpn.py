@@ -22,12 +22,7 @@ class LastLevelConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str):
-        """
-        Args:
-            in_channels: of the feature map.
-            out_channels: of P6.
-            in_feature: its name, ``p5`` of the pyramid or ``res5`` of the network below it.
-        """
+        """Make P6 of ``in_feature``, ``p5`` of the pyramid or ``res5`` of the network below it."""
         super().__init__()
         self.num_levels = 1
         self.in_feature = in_feature

@@ -108,14 +108,9 @@ class ParticleSegmentor(SemanticSegmentor):
         return torch.from_numpy(target)
 
     def to_instances(self, logits: torch.Tensor) -> Instances:
-        """Find the particles in a semantic segmentation.
+        """Find the particles in (classes + 1, H, W) logits, the background last.
 
-        Args:
-            logits: (classes + 1, H, W), the background last.
-
-        Returns:
-            ``Instances`` of size (H, W) on the device of ``logits``, with ``pred_masks``
-            (N, H, W) bool.
+        They have ``pred_masks`` (N, H, W) bool, and the device of ``logits``.
         """
         probabilities = logits.float().softmax(dim=0).cpu().numpy()
         winner = probabilities.argmax(axis=0)
@@ -144,10 +139,7 @@ class ParticleSegmentor(SemanticSegmentor):
     ) -> list[_Component]:
         """Find the components of a class that are large and probable enough.
 
-        Args:
-            pixels: (H, W) bool, where the class wins.
-            probability: (H, W) of the class.
-            class_index: of the class.
+        ``pixels`` are (H, W) bool, where the class wins, and ``probability`` is that of the class.
         """
         count, labels, stats, _ = cv2.connectedComponentsWithStats(pixels.view(np.uint8), None, 8)
         sums = np.bincount(labels.reshape(-1), probability.reshape(-1), minlength=count)

@@ -22,10 +22,9 @@ class ParticleBoxHead(FastRCNNConvFCHead):
     def __init__(self, input_shape: ShapeSpec, *, dropout: float = 0.0, **kwargs: Any):
         """
         Args:
-            input_shape: of the features of a RoI.
+            input_shape, kwargs: of ``FastRCNNConvFCHead``.
             dropout: share of the values after each linear layer's ReLU that training drops
                 (Srivastava et al. 2014).
-            kwargs: of ``FastRCNNConvFCHead``.
 
         Raises:
             UserError: config_invalid.

@@ -51,8 +51,7 @@ class MaskBranch(nn.Module):
         Args:
             input_shape: of the feature maps.
             stride: of the result: 1, 2 or 4 px.
-            conv_dim: channels inside.
-            channels: of the result.
+            conv_dim, channels: inside, and of the result.
             norm: of Detectron2's ``get_norm``, of the layers on the feature map and on the image.
         """
         super().__init__()
@@ -86,13 +85,7 @@ class MaskBranch(nn.Module):
         weight_init.c2_msra_fill(self.output)
 
     def forward(self, features: Features) -> torch.Tensor:
-        """
-        Args:
-            features: (B, C, H / stride, W / stride) feature maps by name.
-
-        Returns:
-            (B, channels, H / stride, W / stride) float32.
-        """
+        """Make (B, channels, H / stride, W / stride) float32 mask features."""
         x = self.coarse(features[self.level])
         if self.upsampling > 1:
             x = F.interpolate(x, scale_factor=self.upsampling, mode="bilinear", align_corners=False)
@@ -108,21 +101,14 @@ class DynamicFCN:
     """
 
     def __init__(self, widths: Sequence[int]):
-        """
-        Args:
-            widths: channels of the input, of each hidden layer, and of the output.
-        """
+        """``widths`` are the channels of the input, of each hidden layer, and of the output."""
         self.shapes = list(zip(widths[:-1], widths[1:], strict=True))
         self.splits = [n for rows, columns in self.shapes for n in (rows * columns, columns)]
 
     def __call__(self, x: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x: (N, P, C) values of P cells for each of N particles.
-            parameters: (N, sum(splits)).
+        """Run the networks of N particles on (N, P, C) values of P cells: (N, P, widths[-1]).
 
-        Returns:
-            (N, P, widths[-1]) with ReLU between the layers.
+        ``parameters`` are (N, sum(splits)); there is a ReLU between the layers.
         """
         parts = iter(parameters.split(self.splits, dim=1))
         for index, (rows, columns) in enumerate(self.shapes):
@@ -258,15 +244,10 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         }
 
     def forward(self, features: Features, instances: list[Instances]):
-        """
-        Args:
-            features: feature maps by name.
-            instances: of each image, with ``proposal_boxes`` and ``gt_masks`` in training and
-                ``pred_boxes`` in inference.
+        """Compute the losses in training; else set ``pred_masks``, a :class:`WindowMasks`.
 
-        Returns:
-            The losses in training, else the instances with ``pred_masks``, a
-            :class:`WindowMasks`.
+        The instances of each image have ``proposal_boxes`` and ``gt_masks`` in training, and
+        ``pred_boxes`` in inference.
         """
         if self.training:
             instances = [each[: self.max_instances] for each in instances]
@@ -389,11 +370,9 @@ def _check(cfg: CfgNode, input_shape: dict[str, ShapeSpec] | ShapeSpec) -> None:
 def windows_around(
     boxes: torch.Tensor, image_size: Sequence[int], stride: int, factor: float, margin: float
 ) -> torch.Tensor:
-    """Find the cells around each box.
+    """Find the cells around each of (N, 4) boxes in px, in an image of (height, width) px.
 
     Args:
-        boxes: (N, 4) in px.
-        image_size: height and width in px.
         stride: side of a cell in px.
         factor: on the sides of the box, about its centre ...
         margin: ... or so many px more on each side, whichever is more.
@@ -413,15 +392,9 @@ def windows_around(
 def relative_places(
     x: torch.Tensor, y: torch.Tensor, boxes: torch.Tensor, stride: int
 ) -> torch.Tensor:
-    """Place cells relative to their box: -1 and 1 are its borders.
+    """Place the centres of (N, P) cells relative to (N, 4) boxes in px: -1 and 1 are their borders.
 
-    Args:
-        x, y: (N, P) cells.
-        boxes: (N, 4) in px.
-        stride: side of a cell in px.
-
-    Returns:
-        (N, P, 2) of the cells' centres; sides below the stride count as the stride.
+    A cell has ``stride`` px, and sides of a box below that count as the stride. Returns (N, P, 2).
     """
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=stride / 2)
@@ -458,13 +431,8 @@ def _cells(
 def coarse_targets(masks: CropMasks, windows: np.ndarray, stride: int) -> np.ndarray:
     """Compute which fraction of each cell a mask covers.
 
-    Args:
-        masks: N masks.
-        windows: (N, 4) x0, y0, x1, y1 in cells.
-        stride: side of a cell in px.
-
-    Returns:
-        (T,) float32 of all windows, one after the other and row by row.
+    ``windows`` are (N, 4) x0, y0, x1, y1 in cells of ``stride`` px. Returns (T,) float32 of all
+    windows, one after the other and row by row.
     """
     shared: dict[tuple, np.ndarray] = {}
     parts = []

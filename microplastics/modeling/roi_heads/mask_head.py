@@ -194,8 +194,7 @@ class BoundaryBranch(nn.Module):
     def __init__(self, in_channels: int, channels: int, num_classes: int, upsamplings: int):
         """
         Args:
-            in_channels: of the features that masks are made of.
-            channels: of the branch.
+            in_channels, channels: of the features that masks are made of, and of the branch.
             num_classes, upsamplings: as of the mask head.
         """
         super().__init__()
@@ -226,12 +225,7 @@ class MaskIoUHead(nn.Module):
     """
 
     def __init__(self, input_shape: ShapeSpec, num_classes: int, conv_dim: int, fc_dim: int):
-        """
-        Args:
-            input_shape: of the RoI's features.
-            num_classes: number of IoUs to predict.
-            conv_dim, fc_dim: channels of the four convolutions and two hidden linear layers.
-        """
+        """Take the channels of the four convolutions and the two hidden linear layers."""
         super().__init__()
         self.side = input_shape.height
         channels = [input_shape.channels + 1, *[conv_dim] * 4]
@@ -249,13 +243,9 @@ class MaskIoUHead(nn.Module):
         nn.init.ones_(self.predictor.bias)
 
     def forward(self, x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x: (N, C, P, P) features.
-            masks: (N, 1, M, M) probabilities, M a multiple of P.
+        """Predict (N, K) IoUs, not bounded.
 
-        Returns:
-            (N, K) IoUs, not bounded.
+        ``x`` are (N, C, P, P) features and ``masks`` (N, 1, M, M) probabilities, M a multiple of P.
         """
         masks = F.max_pool2d(masks.to(x.dtype), masks.shape[-1] // self.side)
         return self.predictor(self.fcs(self.convs(torch.cat([x, masks], dim=1))))

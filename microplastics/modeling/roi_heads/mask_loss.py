@@ -63,14 +63,10 @@ def lovasz(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def boundary(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy plus Dice of the masks' boundaries.
+    """Cross entropy plus Dice of the masks' boundaries, whose logits are given.
 
     Boundaries are the cells of a mask that touch a cell outside of it, as a Laplacian finds them
     (Cheng et al. 2020, "Boundary-preserving Mask R-CNN", section 3.3); the grid's border is none.
-
-    Args:
-        logits: (N, M, M) of boundaries.
-        targets: (N, M, M) bool masks.
     """
     edges = boundary_targets(targets)
     return bce(logits, edges) + dice(logits, edges)
@@ -94,19 +90,12 @@ def mask_iou(found: torch.Tensor, truth: torch.Tensor, areas: torch.Tensor) -> t
 
 
 def soft_targets(masks: torch.Tensor, radius: int) -> torch.Tensor:
-    """Turn masks into ramps of their signed distance from the outline.
+    """Turn (N, M, M) bool masks into ramps, 0 to 1, of their signed distance from the outline.
 
-    One half on the outline, between two cells; 0 and 1 from ``radius`` cells on outside and
-    inside. What lies beyond the grid is unknown: the grid's border is no outline. Distances are
-    exact, by one pass for each axis (Felzenszwalb and Huttenlocher 2012, "Distance Transforms of
-    Sampled Functions").
-
-    Args:
-        masks: (N, M, M) bool.
-        radius: in cells.
-
-    Returns:
-        (N, M, M) float32 in [0, 1].
+    One half on the outline, between two cells; 0 and 1 from ``radius`` cells on outside and inside.
+    What lies beyond the grid is unknown: the grid's border is no outline. Distances are exact, by
+    one pass for each axis (Felzenszwalb and Huttenlocher 2012, "Distance Transforms of Sampled
+    Functions").
     """
     inside, outside = (_distance(each, radius) for each in (~masks, masks))
     signed = torch.where(masks, inside - 0.5, 0.5 - outside)
@@ -136,14 +125,11 @@ _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def build_loss(terms: Sequence[Sequence], gce_q: float = 0.7, sdt_radius: int = 3) -> Loss:
-    """Make the weighted sum of some losses.
+    """Make the weighted sum of losses; :func:`bce` itself if it is alone, as in Detectron2.
 
     Args:
         terms: pairs of a name (bce, gce, sdt, dice, lovasz) and its weight.
         gce_q, sdt_radius: ``q`` of :func:`gce` and ``radius`` of :func:`sdt`.
-
-    Returns:
-        :func:`bce` itself if it is alone, as in Detectron2.
 
     Raises:
         UserError: config_invalid.
