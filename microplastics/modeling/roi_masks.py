@@ -162,11 +162,8 @@ class WindowMasks(ROIMasks):
         self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
     ) -> BitMasks:
         """Do what :meth:`paste` does, with full frames and ``ROIMasks``'s signature."""
-        full = torch.zeros(len(self), height, width, dtype=torch.bool, device=self.tensor.device)
-        pasted = self._pasted((height, width), threshold)
-        for mask, (crop, x0, y0) in zip(full, pasted, strict=True):
-            mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
-        return BitMasks(full)
+        masks = self.paste((height, width), threshold).to_bitmasks()
+        return BitMasks(masks.to(self.tensor.device))
 
     def _pasted(self, size: Sequence[int], threshold: float):
         """Yield each mask's (h, w) bool crop of the image, and its x0 and y0."""

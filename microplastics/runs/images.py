@@ -29,6 +29,7 @@ from microplastics.data.coco import check_content, checked_instances, load_insta
 from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
+from microplastics.data.painting import PaintedRegions, Regions
 from microplastics.measurement.shape import is_fiber_class
 from microplastics.roi.region import CIRCLE, Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
@@ -321,6 +322,11 @@ class RunImage:
     def boxes(self) -> list[Box]:
         """Boxes x, y, width and height in px of the scale bars and their labels."""
         return [box for bar in self.bars for box in bar.boxes]
+
+    @property
+    def painted(self) -> Regions:
+        """The pixels without the scale bars."""
+        return PaintedRegions(self.regions, self.boxes) if self.bars else self.regions
 
 
 class ImageOpener:

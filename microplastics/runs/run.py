@@ -32,7 +32,6 @@ import microplastics
 from microplastics.calibration.sources import check_scale
 from microplastics.config import leaves, load_config
 from microplastics.data.large_images import ImageReader
-from microplastics.data.painting import PaintedRegions
 from microplastics.data.tiling import Tiling, choose_tiling
 from microplastics.engine.checkpoint import ORIGIN_KEY, SCORE_THRESHOLDS, choose_weights
 from microplastics.inference.predictor import Predictor, to_particles
@@ -551,7 +550,7 @@ class ParticleFinder:
                     in_memory = ImageReader(image.path, *size)
                     in_memory.decoded = opened.regions.read(0, 0, *size)
                     opened = dataclasses.replace(opened, regions=in_memory)
-                    painted = _painted(opened)
+                    painted = opened.painted.read(0, 0, *size)
                     order.append((opened, start))
                     yield painted
 
@@ -570,8 +569,10 @@ class ParticleFinder:
                 again = bool(order)
             while order and again:
                 opened, start = order.popleft()
+                size = opened.regions.width, opened.regions.height
                 with self._run.attempt(opened.image):
-                    (predictions,) = self._predictor.predict_many([_painted(opened)], paint=False)
+                    painted = opened.painted.read(0, 0, *size)
+                    (predictions,) = self._predictor.predict_many([painted], paint=False)
                     yield opened, predictions, start
 
     def _choose_tiling(self, opened: RunImage) -> Tiling | None:
@@ -595,7 +596,7 @@ class ParticleFinder:
             tiling = self._choose_tiling(opened)
             particles, counts = predict_tiled(
                 self._predictor,
-                PaintedRegions(opened.regions, opened.boxes),
+                opened.painted,
                 image.name,
                 tiling,
                 max_overlap=self._max_overlap,
@@ -611,12 +612,6 @@ class ParticleFinder:
                 "windows_cut_short": self._predictor.windows_cut_short - cut_short,
             }
             self._run.finish(opened, particles, record, start)
-
-
-def _painted(opened: RunImage) -> np.ndarray:
-    """The pixels of an image in memory without its scale bar."""
-    size = opened.regions.width, opened.regions.height
-    return PaintedRegions(opened.regions, opened.boxes).read(0, 0, *size)
 
 
 def measure_run(args: argparse.Namespace) -> int:
