@@ -153,16 +153,17 @@ class ParticleMaskHead(MaskRCNNConvUpsampleHead):
         instances: list[Instances],
     ) -> dict[str, torch.Tensor]:
         instances = [each for each in instances if len(each)]
-        targets = [_cut(each, logits.shape[-1]) for each in instances]
         # Detectron2's loss also logs how many cells are right.
-        given = [_with_targets(*pair) for pair in zip(instances, targets, strict=True)]
-        plain = mask_rcnn_loss(logits, given, self.vis_period)
+        plain = mask_rcnn_loss(logits, instances, self.vis_period)
+        if self.loss is mask_loss.bce and not self.weights:
+            return {"loss_mask": plain * self.loss_weight}
         if not instances:  # the same losses, of nothing, from all layers
             unused = [boundaries] if boundaries is not None else []
             unused += [self.iou_head(x, logits[:, :1])] if self.iou_head is not None else []
             nothing = plain + sum(each.sum() * 0 for each in unused)
             return dict.fromkeys(("loss_mask", *self.weights), nothing)
-        truth, classes = cat(targets), cat([each.gt_classes for each in instances])
+        truth = cat([_cut(each, logits.shape[-1]) for each in instances])
+        classes = cat([each.gt_classes for each in instances])
         logits = _of_class(logits, classes)
         loss = plain if self.loss is mask_loss.bce else self.loss(logits, truth)
         losses = {"loss_mask": loss * self.loss_weight}
@@ -289,21 +290,3 @@ def _area_in_cells(instances: Instances, side: int) -> torch.Tensor:
     boxes, masks = instances.proposal_boxes, instances.gt_masks
     pixels = masks.area() if hasattr(masks, "area") else masks.tensor.flatten(1).sum(1)
     return pixels.to(boxes.device).float() * side**2 / boxes.area()
-
-
-class _Targets:
-    """Masks that are cut already, where Detectron2's loss would cut them once more."""
-
-    def __init__(self, cut: torch.Tensor):
-        self.cut = cut
-
-    def __len__(self) -> int:
-        return len(self.cut)
-
-    def crop_and_resize(self, _boxes: torch.Tensor, _side: int) -> torch.Tensor:
-        return self.cut
-
-
-def _with_targets(instances: Instances, targets: torch.Tensor) -> Instances:
-    fields = {**instances.get_fields(), "gt_masks": _Targets(targets)}
-    return Instances(instances.image_size, **fields)
