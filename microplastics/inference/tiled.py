@@ -65,16 +65,15 @@ def predict_tiled(
         reader: of the image.
         name: of the image, in the outputs.
         tiling: sizes of the windows.
-        max_overlap: of two detections in a window, see
-            :func:`microplastics.modeling.postprocessing.drop_duplicates`.
+        max_overlap: as of :func:`microplastics.modeling.postprocessing.drop_duplicates`.
         join: join fibres that the model has broken.
         region: of interest. Windows farther from it than their side are not predicted; detections
             of the others outside it are in the result.
         quiet: show no progress; None shows it on a terminal.
 
     Returns:
-        The particles, from top to bottom and numbered from 1, with their pixels' colours; and
-        the statistics of the windows.
+        The particles, from top to bottom and numbered from 1, with their pixels' colours; and the
+        statistics of the windows.
     """
 
     def collect(shrink: int, description: str, join: bool) -> tuple[Stitcher, TiledCounts]:

@@ -28,9 +28,6 @@ def nearest_distances(
 
     Returns:
         (N,) float64 in px; NaN for a single particle.
-
-    Raises:
-        ValueError: a mask is empty, or the numbers do not agree.
     """
     items = [Item(mask, offset).trimmed() for mask, offset in zip(masks, offsets, strict=True)]
     if len(items) < 2:

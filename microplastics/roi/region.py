@@ -95,16 +95,11 @@ class Region:
         )
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        """Tell which points lie inside.
+        """Tell which of (N, 2) points in px lie inside, (N,) bool.
 
         Of regions that abut, a point on the common border lies in exactly one: points are tested
-        1e-7 px to the right of and below their place, in a direction that no border has.
-
-        Args:
-            points: (N, 2) x and y in px; the first pixel's centre is (0.5, 0.5).
-
-        Returns:
-            (N,) bool; False outside of the image.
+        1e-7 px to the right of and below their place, in a direction that no border has. The first
+        pixel's centre is (0.5, 0.5).
         """
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         height, width = self.image_size
@@ -303,12 +298,12 @@ class RegionSource:
         Args:
             name: of the image in the run, such as ``folder/a.tif``.
             image_size: its (height, width) in px.
-            overview: ``overview(max_side)`` gives the image shrunk, uint8 (h, w, 3) BGR, and px
-                of the image per px of it; only used if :attr:`needs_image` is true.
+            overview: ``overview(max_side)`` gives the image shrunk, uint8 (h, w, 3) BGR, and px of
+                the image per px of it; only used if :attr:`needs_image` is true.
 
         Raises:
-            UserError: no circle is certain; or the file cannot be used, fits another image, or
-                has no pixel inside of this one.
+            UserError: no circle is certain; or the file cannot be used, does not fit, or has no
+                pixel inside.
         """
         if self.needs_image:
             return _circle_of(name, image_size, overview(MAX_SIDE)[0])

@@ -207,11 +207,7 @@ def _render(
 
 
 def _render_to_file(task: tuple) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
-    """Render an image to disk.
-
-    Returns:
-        Length of its file in bytes, its COCO image entry and its annotations without ids.
-    """
+    """Render an image to disk; return its bytes, its COCO entry, and annotations without ids."""
     split, index, root, settings, blanks = task
     path = root / split / f"{split}_{index:06d}.jpg"
     key, preset = (settings["seed"], split, index), find_preset(settings["preset"])

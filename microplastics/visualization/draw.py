@@ -160,8 +160,7 @@ class ParticleVisualizer(Visualizer):
             boxes: (N, 4) x0, y0, x1, y1 in px of the image.
             classes: N contiguous class numbers.
             masks: what :func:`mask_paths` takes; boxes are drawn without.
-            scores: N scores in [0, 1].
-            dashed: N; True draws the outline dashed.
+            scores, dashed: N scores in [0, 1]; N flags of dashed outlines.
         """
         boxes = boxes.tensor.detach().cpu().numpy() if isinstance(boxes, Boxes) else boxes
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -256,7 +255,6 @@ class LabelPlacer:
         """Place one label beside the (N, 2) points of its particle, all in px of the picture.
 
         Args:
-            outline: at least one point.
             shape: of the label, height and width last.
             gap: between label and particle.
             crowded: place it even on another label.

@@ -140,7 +140,7 @@ def draw_batches(
 ) -> int:
     """Draw what training will see: the augmented images in the order of their batches.
 
-    One epoch if there is no ``limit``; names begin with the place in that order. Otherwise as
+    One epoch if there is no ``limit``; names begin with the place in that order. Else as
     :func:`draw_annotations`.
     """
     cfg = check_datasets(cfg, splits=("TRAIN",))
