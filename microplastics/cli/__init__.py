@@ -47,7 +47,6 @@ COMMANDS = {
     },
     "More": {
         "demo": "demo",
-        "measurement-errors": "experiments",
         "gpu-check": "train",
     },
 }

@@ -1,4 +1,4 @@
-"""Commands for studies: curve, cross-validate, sweep, measurement-errors."""
+"""Commands for studies: curve, cross-validate, sweep."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -222,17 +222,3 @@ def sweep(file: str, opts: list[str], output: str, dry_run: bool, **given: Any) 
         print(table.read())
     print(f"sweep.md, sweep.csv, sweep.png and runs.csv in {output}")
     return _report_failed([result for result in results.values() if result.metrics is None])
-
-
-@command("measurement-errors", short_help="Print the errors of measurements on known shapes.")
-@option("--drawings=N", "Times that each shape is drawn.", type=click.IntRange(1), default=100)
-@option("--seed=K", "Same seed, same table.", default=0)
-def measurement_errors(**given: Any) -> None:
-    """Print how far measurements are off on shapes of known size.
-
-    Discs, rectangles, ellipses, fibres along lines, arcs, sines and coils, and rings, each drawn
-    at random places and angles. A cell is the mean error with the smallest and the largest one.
-    """
-    from microplastics.measurement.analytic import error_table
-
-    print(error_table(**given))

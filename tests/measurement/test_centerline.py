@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import binary_dilation
 from scipy.spatial import cKDTree
 
+from benchmarks.measurement_errors import draw, ring, sine, straight
 from microplastics.measurement import measure
-from microplastics.measurement.analytic import draw, ring, sine, straight
 from microplastics.measurement.centerline import Arm, skeletonise
 
 WIDTHS = [3, 4, 6, 10]

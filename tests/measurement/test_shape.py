@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support import ROOT
 
+from benchmarks.measurement_errors import arc, disc, draw, rectangle, straight
 from microplastics.measurement import Shape, measure
-from microplastics.measurement.analytic import arc, disc, draw, rectangle, straight
 from microplastics.measurement.shape import (
     NAMED_COLORS,
     choose_fiber_classes,

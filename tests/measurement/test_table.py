@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import user_error
 
+from benchmarks.measurement_errors import arc, disc, draw, rectangle
 from microplastics.calibration import Calibration
 from microplastics.measurement import Item, measure, measure_many, nearest_distances
-from microplastics.measurement.analytic import arc, disc, draw, rectangle
 from microplastics.measurement.table import (
     combine_tables,
     images_table,

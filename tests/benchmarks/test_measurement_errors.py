@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from microplastics.measurement.analytic import (
+from benchmarks.measurement_errors import (
     arc,
     coil,
     disc,
     draw,
     ellipse,
+    error_table,
     measure_errors,
     rectangle,
     ring,
@@ -84,3 +85,9 @@ def test_the_length_of_straight_fibers(width):
     found = errors(straight(15 * width, width))
     assert abs(found["length"].mean()) < 0.5
     assert np.abs(found["length"]).max() < 2
+
+
+def test_the_table_has_a_row_for_each_shape():
+    rows = error_table(drawings=1, seed=0).splitlines()
+    assert rows[0].startswith("| shape | eq. diameter % |") and len(rows) == 2 + len(SHAPES)
+    assert {row.count("|") for row in rows} == {10}

@@ -1,8 +1,11 @@
-"""Shapes of known size, for measurement errors.
+"""Print how far measurements are off on shapes of known size, as in docs/measurement.md.
+
+python benchmarks/measurement_errors.py
 
 A pixel is inside if its centre is, without smoothing: the definition of a mask.
 """
 
+import argparse
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -191,3 +194,15 @@ def _compact(name: str, outline: BaseGeometry) -> AnalyticShape:
         "width": narrow,
     }
     return AnalyticShape(name, "other", outline, truth)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drawings", type=int, default=100, help="times that a shape is drawn")
+    parser.add_argument("--seed", type=int, default=0)
+    print(error_table(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
