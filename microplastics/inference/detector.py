@@ -27,7 +27,7 @@ from microplastics.modeling.interface import (
     remembered,
     rescores,
 )
-from microplastics.modeling.nms import ChosenNMS
+from microplastics.modeling.nms import ChosenNMS, stages_of
 from microplastics.modeling.roi_heads.dynamic_mask_head import MaskBranch
 from microplastics.modeling.roi_heads.mask_head import MaskIoUHead
 from microplastics.modeling.test_time_augmentation import TestTimeAugmentation
@@ -99,8 +99,7 @@ def _use_bf16(model: nn.Module) -> None:
     if isinstance(heads, StandardROIHeads):
         _cast(heads.box_head)
         _cast(heads.box_predictor, torch.float32)
-        mask_heads = getattr(heads, "mask_head", ())
-        for head in mask_heads if isinstance(mask_heads, nn.ModuleList) else [mask_heads]:
+        for head in stages_of(getattr(heads, "mask_head", nn.ModuleList())):
             if isinstance(head, BaseMaskRCNNHead):
                 _cast(head)
                 iou_head = getattr(head, "iou_head", None)
@@ -174,9 +173,7 @@ class Detector:
         heads = getattr(model, "roi_heads", None)
         self._standard = isinstance(heads, StandardROIHeads)
         self._chosen_nms = [heads] if isinstance(heads, ChosenNMS) else []
-        predictors = getattr(heads, "box_predictor", nn.ModuleList())  # one for each stage, or one
-        is_cascade = isinstance(predictors, nn.ModuleList)
-        self._box_predictors = list(predictors) if is_cascade else [predictors]
+        self._box_predictors = stages_of(getattr(heads, "box_predictor", nn.ModuleList()))
         # As in Mask R-CNN, each proposal by itself.
         self._plain = self._standard and _box_branch(heads) is StandardROIHeads._forward_box
         if not self.staged and hasattr(model, "backbone"):

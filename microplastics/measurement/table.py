@@ -87,16 +87,17 @@ class SizeClasses:
 
         ASCII: spreadsheets read CSV in the encoding of the system.
         """
-        texts = [_text(bound) for bound in self.bounds]
-        between = [f"{low}-{high} um" for low, high in itertools.pairwise(texts)]
-        return [f"<{texts[0]} um", *between, f">={texts[-1]} um"]
+        return self._named("<{} um", "{}-{} um", ">={} um")
 
     @property
     def columns(self) -> list[str]:
         """The bins' names in a column of the summary, from the smallest bin on."""
+        return self._named("below_{}_um", "{}_{}_um", "from_{}_um")
+
+    def _named(self, first: str, between: str, last: str) -> list[str]:
         texts = [_text(bound) for bound in self.bounds]
-        between = [f"{low}_{high}_um" for low, high in itertools.pairwise(texts)]
-        return [f"below_{texts[0]}_um", *between, f"from_{texts[-1]}_um"]
+        middle = [between.format(*pair) for pair in itertools.pairwise(texts)]
+        return [first.format(texts[0]), *middle, last.format(texts[-1])]
 
     def bins(self, sizes: np.ndarray) -> np.ndarray:
         """Number the bins, from 0 on, that (N,) sizes in µm fall into."""

@@ -92,7 +92,7 @@ class ChosenNMS:
         super().__init__(**kwargs)
         self.nms = nms
         self.detections_per_image = detections_per_image
-        for predictor in self.box_predictors:
+        for predictor in stages_of(self.box_predictor):
             if nms.kind == "mask":
                 predictor.test_nms_thresh = nms.candidate_threshold
                 predictor.test_topk_per_image = nms.candidates
@@ -105,12 +105,6 @@ class ChosenNMS:
         options["nms"] = NMS.from_config(cfg)
         options["detections_per_image"] = cfg.TEST.DETECTIONS_PER_IMAGE
         return options
-
-    @property
-    def box_predictors(self) -> list[nn.Module]:
-        """The box predictor, or those of all stages of a cascade."""
-        one = self.box_predictor
-        return list(one) if isinstance(one, nn.ModuleList) else [one]
 
     def forward(self, images, features, proposals, targets=None):
         results, losses = super().forward(images, features, proposals, targets)
@@ -134,6 +128,11 @@ class ChosenNMS:
 
     def _capped(self, found: Instances) -> Instances:
         return found if self.detections_per_image < 0 else found[: self.detections_per_image]
+
+
+def stages_of(module: nn.Module) -> list[nn.Module]:
+    """Return the parts of a cascade for its stages, or the only one of other heads."""
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
 def mask_nms(found: Instances, nms: NMS) -> Instances:

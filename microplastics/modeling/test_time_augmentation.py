@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
 from microplastics.modeling.interface import changed, is_staged
-from microplastics.modeling.nms import NMS, ChosenNMS
+from microplastics.modeling.nms import NMS, ChosenNMS, stages_of
 from microplastics.modeling.postprocessing import postprocess
 from microplastics.utils.errors import UserError
 
@@ -142,8 +142,7 @@ class TestTimeAugmentation:
 
     def _merged(self, found: Instances) -> list[Instances]:
         """Suppress boxes as the box head's own inference does."""
-        predictor = self._heads.box_predictor
-        predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
+        predictor = stages_of(self._heads.box_predictor)[-1]
         kept = batched_nms(
             found.pred_boxes.tensor, found.scores, found.pred_classes, predictor.test_nms_thresh
         )

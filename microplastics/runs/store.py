@@ -134,7 +134,7 @@ class RunStore:
 
     def part(self, image: InputImage) -> Path:
         """The part of a finished image (:class:`microplastics.writers.tables.Part`)."""
-        return self._path(image, "parquet")
+        return part_path(self._output, image.name)
 
     def record(self, image: InputImage) -> dict[str, Any]:
         """What is known of a finished image.
@@ -162,10 +162,7 @@ class RunStore:
         return names
 
     def _failure(self, image: InputImage) -> Path:
-        return self._path(image, "failed.json")
-
-    def _path(self, image: InputImage, ending: str) -> Path:
-        return part_path(self._output, image.name).with_suffix(f".{ending}")
+        return self.part(image).with_suffix(".failed.json")
 
 
 def _state(image: InputImage) -> list[list[int] | None]:

@@ -49,22 +49,16 @@ def build_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeatur
             window_block_indexes=tuple(vit.WINDOW_BLOCKS),
             out_feature=_FEATURE,
         )
+    top = LastLevelMaxPool()
+    top.in_feature = f"p{int(math.log2(vit.PATCH_SIZE)) + 1}"
     return SimpleFeaturePyramid(
         net,
         in_feature=_FEATURE,
         out_channels=fpn.OUT_CHANNELS,
         scale_factors=_SCALES,
-        top_block=_TopLevel(vit.PATCH_SIZE),
+        top_block=top,
         norm=fpn.NORM,
     )
-
-
-class _TopLevel(LastLevelMaxPool):
-    """``LastLevelMaxPool`` on the last level of any patch size."""
-
-    def __init__(self, patch_size: int):
-        super().__init__()
-        self.in_feature = f"p{int(math.log2(patch_size)) + 1}"
 
 
 def _check(vit: CfgNode) -> None:

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import nn
 
 from microplastics.modeling.backbone.with_image import IMAGE
-from microplastics.modeling.nms import ChosenNMS
+from microplastics.modeling.nms import ChosenNMS, stages_of
 from microplastics.modeling.roi_masks import BoxedMasks
 from microplastics.utils.errors import UserError
 
@@ -44,8 +44,7 @@ class ParticleOptions:
             self.box_pooler = GrownPooler(self.box_pooler, box_scale)
         self.mask_box_scale = mask_box_scale
         self.mask_loss_weight = mask_loss_weight
-        stages = self.box_predictor
-        for predictor in stages if isinstance(stages, nn.ModuleList) else [stages]:
+        for predictor in stages_of(self.box_predictor):
             weight = predictor.loss_weight.get("loss_cls", 1.0) * cls_loss_weight
             predictor.loss_weight = {**predictor.loss_weight, "loss_cls": weight}
 
