@@ -11,16 +11,10 @@ from benchmarks.agreement import Check
 from benchmarks.setting import machine, require_positive
 from benchmarks.timing import Measurement, Report, alternate, timed
 from microplastics.data.tiling import Window, windows_of
-from microplastics.inference.stitching.matching import (
-    View,
-    box_of,
-    clip,
-    common_pixels,
-    tight,
-    union,
-)
+from microplastics.inference.stitching.matching import union
 from microplastics.inference.stitching.stitcher import Stitcher
 from microplastics.measurement import Item, measure_many
+from microplastics.structures.view import View, box_of, clip, common_pixels, tight
 from microplastics.utils.errors import UserError
 
 SAHI, OURS = "sahi GREEDYNMM", "ours"

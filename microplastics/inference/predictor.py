@@ -33,7 +33,6 @@ from microplastics.engine.checkpoint import (
 )
 from microplastics.engine.defaults import cpu_has_bf16
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
-from microplastics.inference.stitching.matching import tight
 from microplastics.measurement.shape import choose_fiber_classes, is_fiber_class
 from microplastics.modeling.interface import (
     build_shapes,
@@ -45,6 +44,7 @@ from microplastics.modeling.interface import (
 from microplastics.modeling.postprocessing import to_image
 from microplastics.modeling.test_time_augmentation import TestTimeAugmentation
 from microplastics.structures.particles import Particles
+from microplastics.structures.view import tight
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import sha256_of
 from microplastics.utils.system import available_device
@@ -402,7 +402,7 @@ def to_particles(
     masks = predictions.pred_masks
     classes, scores = predictions.pred_classes.tolist(), predictions.scores.cpu().numpy()
     whole = np.flatnonzero(masks.nonempty().numpy()).tolist()
-    views = [tight(masks.crops[k], *masks.offsets[k].tolist()) for k in whole]
+    views = [tight(*view) for view in masks.views() if view.mask.any()]
     pixels = None
     if image is not None:
         pixels = [image[y : y + mask.shape[0], x : x + mask.shape[1]][mask] for mask, x, y in views]

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from microplastics.data.large_images import ImageReader
 from microplastics.data.tiling import Tiling, Window, windows_of
 from microplastics.inference.predictor import Predictions, Predictor
-from microplastics.inference.stitching.matching import View, box_of, clip
 from microplastics.inference.stitching.merging import enlarge
 from microplastics.inference.stitching.stitcher import Stitched, Stitcher
 from microplastics.modeling.postprocessing import drop_duplicates
 from microplastics.roi.region import Region
 from microplastics.structures.particles import Particles
+from microplastics.structures.view import View, box_of, clip
 
 # Side in px of the pieces in which the colours of particles are read.
 _PIECE = 1024

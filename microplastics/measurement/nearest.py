@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from microplastics.measurement.outline import with_border
 from microplastics.measurement.shape import Item
+from microplastics.structures.view import View, common_pixels
 
 
 def nearest_distances(
@@ -149,9 +150,4 @@ def _apart(one: cKDTree, other: cKDTree, bound: float) -> float:
 
 
 def _overlap(one: Item, other: Item) -> bool:
-    """Whether two masks, whose boxes do not lie apart, have a common pixel."""
-    (x, y), (u, v) = one.offset, other.offset
-    left, top = max(x, u), max(y, v)
-    first, second = one.mask[top - y :, left - x :], other.mask[top - v :, left - u :]
-    height, width = min(len(first), len(second)), min(first.shape[1], second.shape[1])
-    return bool((first[:height, :width] & second[:height, :width]).any())
+    return common_pixels(View(one.mask, *one.offset), View(other.mask, *other.offset)) > 0

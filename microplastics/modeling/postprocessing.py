@@ -5,6 +5,7 @@ import torch
 from detectron2.structures import Instances, ROIMasks
 
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.view import common_pixels
 
 
 def to_image(
@@ -103,7 +104,7 @@ def distinct(
     Returns:
         ascending numbers, int64.
     """
-    areas = masks.area().numpy()
+    areas, views = masks.area().numpy(), masks.views()
     starts = masks.offsets
     ends = starts + np.array([crop.shape[::-1] for crop in masks.crops]).reshape(-1, 2)
     kept: list[int] = []
@@ -119,23 +120,12 @@ def distinct(
             if not across_classes or classes[index] != classes[other]:
                 if whole <= max_overlap * max(areas[index], areas[other]):
                     continue
-                pixels = _common(masks, index, other)
+                pixels = common_pixels(views[index], views[other])
                 whole = areas[index] + areas[other] - pixels
             else:
-                pixels = _common(masks, index, other)
+                pixels = common_pixels(views[index], views[other])
             if pixels > max_overlap * whole:
                 break
         else:
             kept.append(index)
     return np.sort(np.array(kept, dtype=np.int64))
-
-
-def _common(masks: CropMasks, one: int, other: int) -> int:
-    """Count the pixels that two masks have in common."""
-    left, top = np.maximum(masks.offsets[one], masks.offsets[other])
-    parts = []
-    for index in (one, other):
-        x, y = masks.offsets[index]
-        parts.append(masks.crops[index][top - y :, left - x :])
-    height, width = np.minimum(parts[0].shape, parts[1].shape)
-    return int(np.count_nonzero(parts[0][:height, :width] & parts[1][:height, :width]))

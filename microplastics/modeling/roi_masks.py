@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import BitMasks, Boxes, ROIMasks
 from torch.nn import functional as F
 
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.view import tight
 
 
 class BoxedMasks(ROIMasks):
@@ -152,10 +151,9 @@ class WindowMasks(ROIMasks):
         """
         crops, offsets = [], []
         for crop, x0, y0 in self._pasted(size, threshold):
-            crop = crop.cpu().numpy()
-            x, y, width, height = cv2.boundingRect(crop.view(np.uint8))
-            crops.append(crop[y : y + height, x : x + width].copy())
-            offsets.append((x0 + x, y0 + y) if width else (0, 0))
+            crop, x, y = tight(crop.cpu().numpy(), x0, y0)
+            crops.append(crop.copy())
+            offsets.append((x, y) if crop.size else (0, 0))
         return CropMasks(crops, offsets, size)
 
     def to_bitmasks(

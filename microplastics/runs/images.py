@@ -34,6 +34,7 @@ from microplastics.measurement.shape import is_fiber_class
 from microplastics.roi.region import CIRCLE, Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.particles import Particles
+from microplastics.structures.view import View, clip
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, read_text
 from microplastics.writers.registry import ANNOTATIONS_FILE, FORMATS
@@ -398,12 +399,11 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
     ``boxes`` are x, y, width and height in px. Returned are the other particles, renumbered, and
     the number left out.
     """
+    places = zip(particles.masks, *particles.offsets.T.tolist(), strict=True)
     kept = [
         number
-        for number, (mask, (x, y)) in enumerate(
-            zip(particles.masks, particles.offsets.tolist(), strict=True)
-        )
-        if not any(_lies_on(mask, x, y, box) for box in boxes)
+        for number, place in enumerate(places)
+        if not any(_lies_on(View(*place), box) for box in boxes)
     ]
     if len(kept) == len(particles):
         return particles, 0
@@ -439,12 +439,10 @@ def _only(particles: Particles, kept: Sequence[int]) -> Particles:
     )
 
 
-def _lies_on(mask: np.ndarray, x: int, y: int, box: Box) -> bool:
+def _lies_on(view: View, box: Box) -> bool:
     left, top, width, height = box
-    inside = mask[
-        max(top - y, 0) : max(top + height - y, 0), max(left - x, 0) : max(left + width - x, 0)
-    ]
-    return np.count_nonzero(inside) >= _ON_BAR * np.count_nonzero(mask)
+    inside = clip(view, (left, top, left + width, top + height)).mask
+    return np.count_nonzero(inside) >= _ON_BAR * np.count_nonzero(view.mask)
 
 
 def read_masks(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from microplastics.structures import rle as runs
+from microplastics.structures.view import View, box_of, clip, tight
 
 # pycocotools walks along a polygon in steps of a fifth of a pixel and allocates every one.
 _POLYGON_STEPS_LIMIT = 50_000_000
@@ -123,9 +124,9 @@ class CropMasks(BitMasks):
         masks = masks.astype(bool, copy=False)
         crops, offsets = [], []
         for mask in masks:
-            x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
-            crops.append(mask[y : y + height, x : x + width].copy())
-            offsets.append((x, y))
+            crop, *offset = tight(mask, 0, 0)
+            crops.append(crop.copy())
+            offsets.append(offset)
         return cls(crops, offsets, masks.shape[1:])
 
     @classmethod
@@ -212,6 +213,10 @@ class CropMasks(BitMasks):
             mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
         return torch.from_numpy(full)
 
+    def views(self) -> list[View]:
+        """Return each crop with its position."""
+        return [View(*pair) for pair in zip(self.crops, *self.offsets.T.tolist(), strict=True)]
+
     def nonempty(self) -> torch.Tensor:
         """Return whether each mask has a pixel: (N,) bool."""
         return torch.tensor([bool(crop.any()) for crop in self.crops], dtype=torch.bool)
@@ -223,11 +228,10 @@ class CropMasks(BitMasks):
     def get_bounding_boxes(self) -> Boxes:
         """Return tight boxes in image pixels, x1 and y1 exclusive; zeros for an empty mask."""
         boxes = np.zeros((len(self), 4), dtype=np.float32)
-        for box, crop, offset in zip(boxes, self.crops, self.offsets, strict=True):
-            x, y, width, height = cv2.boundingRect(crop.view(np.uint8))
-            if width:
-                box[:2] = offset + (x, y)
-                box[2:] = offset + (x + width, y + height)
+        for box, view in zip(boxes, self.views(), strict=True):
+            view = tight(*view)
+            if view.mask.size:
+                box[:] = box_of(view)
         return Boxes(torch.from_numpy(boxes))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
@@ -280,10 +284,8 @@ class CropMasks(BitMasks):
     def clip(self, x: int, y: int, width: int, height: int) -> "CropMasks":
         """Cut the masks to a window of the image, in px, which becomes their image."""
         crops, offsets = [], []
-        for crop, (x0, y0) in zip(self.crops, self.offsets.tolist(), strict=True):
-            left, top = max(x, x0), max(y, y0)
-            right, bottom = max(x + width, left), max(y + height, top)
-            part = crop[max(top - y0, 0) : bottom - y0, max(left - x0, 0) : right - x0]
+        for view in self.views():
+            part, left, top = clip(view, (x, y, x + width, y + height))
             crops.append(part if part.size else np.zeros((0, 0), dtype=bool))
             offsets.append((left - x, top - y) if part.size else (0, 0))
         return CropMasks(crops, offsets, (height, width))

@@ -17,12 +17,8 @@ from microplastics.inference.stitching.matching import (
     Fragments,
     Overlap,
     Pair,
-    View,
     agreement,
-    box_of,
-    clip,
     common_matrix,
-    common_pixels,
     greedy_pairs,
     overlaps_of,
     paint,
@@ -30,6 +26,7 @@ from microplastics.inference.stitching.matching import (
     tolerant_fraction,
     union,
 )
+from microplastics.structures.view import View, box_of, clip, common_pixels
 
 _CONTAINED = 0.6  # least fraction of a part inside the merged fragment
 _PART = 0.1  # least area of a part, as a fraction of the merged fragment

@@ -10,8 +10,9 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from microplastics.inference.stitching.matching import Detections, View, clip, pieces, tight, union
+from microplastics.inference.stitching.matching import Detections, pieces, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
+from microplastics.structures.view import View, clip, tight
 
 JOINS = "pieces of fibres joined end to end"
 """Name of the joins in ``Stitched.notes``."""

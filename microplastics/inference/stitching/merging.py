@@ -12,18 +12,14 @@ from microplastics.inference.stitching.matching import (
     MARGIN,
     Detections,
     Fragments,
-    View,
-    box_of,
-    clip,
-    common_pixels,
     dilated,
     meeting,
     objects,
     paint,
     pieces,
-    tight,
     union,
 )
+from microplastics.structures.view import View, box_of, clip, common_pixels, tight
 
 _WHOLE_WEIGHT = 4.0  # of an uncut fragment, in the vote for the class
 _NESTED = 0.8  # least fraction of a particle inside another one that makes it a duplicate

@@ -9,13 +9,9 @@ import numpy as np
 
 from microplastics.inference.stitching.clustering import cluster, resolve
 from microplastics.inference.stitching.fibers import join_fibers
-from microplastics.inference.stitching.matching import (
-    Detections,
-    Fragments,
-    PackedMasks,
-    tight,
-)
+from microplastics.inference.stitching.matching import Detections, Fragments, PackedMasks
 from microplastics.inference.stitching.merging import duplicates, join_coarse, merge
+from microplastics.structures.view import tight
 
 
 @dataclasses.dataclass(frozen=True)
