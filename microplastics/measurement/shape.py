@@ -12,6 +12,7 @@ from skimage.color import deltaE_ciede2000
 
 from microplastics.measurement.centerline import Centerline, measure_centerline
 from microplastics.measurement.outline import crofton_perimeter, measure_hull, with_border
+from microplastics.structures.view import canonical
 from microplastics.utils.errors import UserError
 
 # CIE L*, a*, b* under D65 of sRGB colours. A name has several entries for its dark, muted and
@@ -249,7 +250,7 @@ def _measure(item: Item) -> Shape:
     height, width = mask.shape
     rows, columns = np.nonzero(mask)
     area = len(rows)
-    whole = _canonical(mask)
+    whole = canonical(mask)[0]
     hull = measure_hull(whole)
     perimeter = crofton_perimeter(whole)
     parts, holes = _count_parts(whole)
@@ -288,16 +289,6 @@ def _measure(item: Item) -> Shape:
         color_lab=None if item.pixels is None else median_lab(item.pixels),
         color_name=None,
     )
-
-
-def _canonical(mask: np.ndarray) -> np.ndarray:
-    """One of the eight positions of a mask, the same whichever is given.
-
-    Thinning and sums of floats depend on the position; a particle's size must not.
-    """
-    positions = [mask[::down, ::right] for down in (1, -1) for right in (1, -1)]
-    positions += [position.T for position in positions]
-    return np.ascontiguousarray(min(positions, key=lambda p: (p.shape, p.tobytes())))
 
 
 def _count_parts(mask: np.ndarray) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Masks as parts of an image."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,3 +48,21 @@ def common_pixels(first: View, second: View) -> int:
         return 0
     part = own[y0 - oy : y1 - oy, x0 - ox : x1 - ox]
     return int(np.count_nonzero(part & other[y0 - ty : y1 - ty, x0 - tx : x1 - tx]))
+
+
+def canonical(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn and flip a mask into one of its eight positions, the same whichever is given.
+
+    Thinning and sums of floats depend on the position; a particle's size must not.
+
+    Returns:
+        the mask there; and a (2, 2) matrix and a (2,) shift, which bring x and y back from it.
+    """
+    positions = [
+        ((mask.T if swapped else mask)[::down, ::right], swapped, np.array([right, down]))
+        for swapped, down, right in itertools.product((False, True), (1, -1), (1, -1))
+    ]
+    lying, swapped, flips = min(positions, key=lambda each: (each[0].shape, each[0].tobytes()))
+    matrix, shift = np.diag(flips), np.where(flips < 0, np.array(lying.shape[::-1]) - 1, 0)
+    lying = np.ascontiguousarray(lying)
+    return (lying, matrix[::-1], shift[::-1]) if swapped else (lying, matrix, shift)

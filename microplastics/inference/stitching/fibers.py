@@ -1,6 +1,5 @@
 """Joining of fibres that the model has broken."""
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from microplastics.inference.stitching.matching import Detections, pieces, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
-from microplastics.structures.view import View, clip, tight
+from microplastics.structures.view import View, canonical, clip, tight
 
 JOINS = "pieces of fibres joined end to end"
 """Name of the joins in ``Stitched.notes``."""
@@ -98,31 +97,13 @@ def _ends_of(merged: Detections, particle: int) -> Iterator[End]:
         thickness = 2 * float(cv2.distanceTransform(part.view(np.uint8), cv2.DIST_L2, 5).max())
         if np.count_nonzero(part) < _THIN * max(thickness - 1, 2) ** 2:
             continue
-        # Thinning depends on the orientation of a mask, but joins must not.
-        lying, matrix, shift = _canonical(part)
+        lying, matrix, shift = canonical(part)
         skeleton = skeletonise(lying)
         length = sum(arm.length for arm in skeleton.arms.values()) + thickness
         origin = np.array([piece.x - 1, piece.y - 1])
         for at, way, wide in _tips(skeleton, lying):
             at = matrix @ at + shift + origin
             yield End(particle, number, at, matrix @ way, wide, length)
-
-
-def _canonical(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turn and flip a mask into the one of its eight orientations that comes first.
-
-    Returns:
-        the mask there; and a (2, 2) matrix and a (2,) shift, which bring x and y back from it.
-    """
-    found = []
-    for swapped in (False, True):
-        for down, right in itertools.product((1, -1), repeat=2):
-            lying = np.ascontiguousarray((mask.T if swapped else mask)[::down, ::right])
-            found.append(((lying.shape, lying.tobytes()), swapped, (right, down), lying))
-    _, swapped, flips, lying = min(found, key=lambda each: each[0])
-    flips = np.array(flips)
-    matrix, shift = np.diag(flips), np.where(flips < 0, np.array(lying.shape[::-1]) - 1, 0)
-    return (lying, matrix[::-1], shift[::-1]) if swapped else (lying, matrix, shift)
 
 
 def _tips(skeleton: Skeleton, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:

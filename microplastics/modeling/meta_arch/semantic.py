@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from detectron2.structures import Boxes, Instances
 
-from microplastics.structures.crop_masks import as_crop_masks
+from microplastics.structures.crop_masks import CropMasks, as_crop_masks
 from microplastics.utils.errors import UserError
 
 
@@ -122,16 +122,13 @@ class ParticleSegmentor(SemanticSegmentor):
         found.sort(key=lambda component: -component.score)
         found = found[: self.detections_per_image]
         size = winner.shape
-        masks = np.zeros((len(found), *size), dtype=bool)
-        for mask, component in zip(masks, found, strict=True):
-            x0, y0, x1, y1 = component.box
-            mask[y0:y1, x0:x1] = component.mask
+        masks = CropMasks([each.mask for each in found], [each.box[:2] for each in found], size)
         boxes = torch.tensor([each.box for each in found], dtype=torch.float32).reshape(-1, 4)
         result = Instances(size)
         result.pred_boxes = Boxes(boxes)
         result.scores = torch.tensor([each.score for each in found], dtype=torch.float32)
         result.pred_classes = torch.tensor([each.class_index for each in found], dtype=torch.int64)
-        result.pred_masks = torch.from_numpy(masks)
+        result.pred_masks = masks.to_bitmasks()
         return result.to(logits.device)
 
     def _components(
