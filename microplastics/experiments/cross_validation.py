@@ -201,11 +201,7 @@ def _folds(cfg: CfgNode, folds: str, output: Path, grouping: SplitOptions) -> li
 
 
 def read_folds(folder: Path) -> list[Fold]:
-    """Read the folds that ``microplastics split --folds`` wrote into a folder.
-
-    Raises:
-        UserError: there are none, or their files are missing or damaged.
-    """
+    """Read the folds that ``microplastics split --folds`` wrote into a folder, or UserError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(

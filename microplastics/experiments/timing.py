@@ -22,11 +22,7 @@ IMAGES = 8  # of the validation set
 
 
 def expected_seconds(jobs: Sequence[Job]) -> list[float]:
-    """Return the seconds that each job takes from start to end, found by running a little of it.
-
-    Raises:
-        UserError: a training cannot start.
-    """
+    """Return the seconds that each job takes from start to end, by running a little of it."""
     if not jobs:
         return []
     with ProcessPoolExecutor(1, mp_context=process_context(__name__)) as pool:

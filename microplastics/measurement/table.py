@@ -130,11 +130,7 @@ def parse_size_classes(text: str) -> SizeClasses:
 
 
 def check_min_size(min_size: float | None) -> None:
-    """Check a smallest reported size, in µm, or in px for images without a calibration.
-
-    Raises:
-        UserError: it is not positive and finite.
-    """
+    """Refuse a smallest reported size that is not positive and finite: option_invalid."""
     if min_size is not None and not (math.isfinite(min_size) and min_size > 0):
         raise UserError(
             f"The smallest reported size is {min_size:g}; expected a positive number, in µm if the "

@@ -87,11 +87,7 @@ def predicts_masks(cfg: CfgNode) -> bool:
 
 
 def check_architecture(cfg: CfgNode) -> None:
-    """Refuse config keys that contradict each other and that Detectron2 only asserts or ignores.
-
-    Raises:
-        UserError: config_invalid.
-    """
+    """Refuse, as config_invalid, keys that contradict each other or would be ignored."""
     model = cfg.MODEL
     for key, registry in _REGISTRIES.items():
         name = operator.attrgetter(key)(model)

@@ -154,11 +154,7 @@ class Run:
         self._patient: dist.ProcessGroup | None = None
 
     def begin(self) -> list[InputImage]:
-        """Claim the folder, and give the images that this process has to do.
-
-        Raises:
-            UserError: the folder cannot be used.
-        """
+        """Claim the folder, or raise UserError, and give the images that this process has to do."""
         if comm.is_main_process():
             self._store.claim(self.options.resume, self.options.overwrite)
         if comm.get_world_size() > 1:
@@ -398,11 +394,7 @@ def predict_run(args: argparse.Namespace) -> int:
 
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
-    """The model that a command line names.
-
-    Raises:
-        UserError: it names none, or one that cannot be loaded.
-    """
+    """The model that a command line names; a UserError if it cannot be loaded."""
     if not (args.weights or args.config_file):
         raise UserError(
             "--weights is missing; give a checkpoint such as output/…/model_best.pth.",

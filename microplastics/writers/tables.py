@@ -218,11 +218,7 @@ def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None =
 
 
 def read_part(path: Path) -> Part:
-    """Read a part.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Read a part; run_invalid if it is missing or damaged."""
     with _reading(path):
         table = pq.read_table(path, partitioning=None)
         image, counts = json.loads(table.schema.metadata[_KEY]), table[_RLE].to_pylist()

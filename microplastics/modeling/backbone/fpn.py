@@ -34,11 +34,7 @@ class LastLevelConv(nn.Module):
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Build a pyramid on a network by the keys MODEL.FPN.
-
-    Raises:
-        UserError: config_invalid (TOP_BLOCK).
-    """
+    """Build a pyramid on a network by the keys MODEL.FPN; config_invalid for TOP_BLOCK."""
     fpn = cfg.MODEL.FPN
     last = fpn.IN_FEATURES[-1]
     stage = last.removeprefix("res")
