@@ -14,6 +14,7 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
+from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.images import read_image
 from microplastics.synthetic.camera import (
     Scene,
@@ -29,7 +30,6 @@ from microplastics.utils.io import atomic_write
 
 # Filters on which particles shine.
 DARK_FILTERS = ("dark_polycarbonate", "black_membrane", "glowing_membrane")
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"}
 # A photograph below this median brightness (0 to 1) counts as dark field.
 _DARK_BELOW = 0.35
 # Approximate brightness of the drawn filters, which particles are shaded for.
@@ -159,23 +159,10 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
             f"--backgrounds {root} is not a folder; expected a folder of blank images.",
             code="file_missing",
         )
-    names, others, total = [], [], 0
-    try:
-        for at, folders, files in os.walk(root, onerror=_raise):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for path in (Path(at, name) for name in files if not name.startswith(".")):
-                name = path.relative_to(root).as_posix()
-                if path.suffix.lower() in _SUFFIXES and path.is_file():
-                    names.append(name)
-                    total += path.stat().st_size
-                else:
-                    others.append(name)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or root} cannot be read ({error.strerror}); change its permissions "
-            "or move it out of the folder of backgrounds.",
-            code="file_invalid",
-        ) from error
+    names, others = [], []
+    for name in list_files(root, None):
+        is_image = Path(name).suffix.lower() in IMAGE_SUFFIXES and (root / name).is_file()
+        (names if is_image else others).append(name)
     if not names:
         raise UserError(
             f"--backgrounds {root} contains no image; put blank filter images there.",
@@ -184,6 +171,7 @@ def find_blanks(folder: str | os.PathLike) -> Blanks:
     if others:
         words = "%d files in %s are not images and are ignored, such as %s."
         _logger.warning(words, len(others), root, min(others))
+    total = sum((root / name).stat().st_size for name in names)
     return Blanks(os.fspath(root), tuple(sorted(names)), total)
 
 
@@ -595,10 +583,6 @@ def _pollen(rng: Generator, scene: Scene) -> None:
 def _towards(light: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return how far pixels lie towards the lamp, in px."""
     return x * float(light[0]) + y * float(light[1])
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _light(photograph: np.ndarray, dark: bool) -> np.ndarray:
