@@ -69,6 +69,11 @@ def _register_backbones(_: ModuleType) -> None:
     importlib.import_module("microplastics.modeling.torchvision")
 
 
+@wrapt.when_imported("detectron2.projects.point_rend.mask_head")
+def _register_point_rend(_: ModuleType) -> None:
+    importlib.import_module("microplastics.modeling.roi_heads.point_rend")
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)

@@ -4,7 +4,6 @@ from microplastics.modeling.roi_heads.box_head import ParticleBoxHead
 from microplastics.modeling.roi_heads.cascade import ParticleCascadeROIHeads
 from microplastics.modeling.roi_heads.dynamic_mask_head import DynamicMaskHead
 from microplastics.modeling.roi_heads.mask_head import ParticleMaskHead
-from microplastics.modeling.roi_heads.point_rend import ParticlePointRendMaskHead
 from microplastics.modeling.roi_heads.roi_heads import ParticleROIHeads
 
 __all__ = [
@@ -12,6 +11,5 @@ __all__ = [
     "ParticleBoxHead",
     "ParticleCascadeROIHeads",
     "ParticleMaskHead",
-    "ParticlePointRendMaskHead",
     "ParticleROIHeads",
 ]

@@ -2,7 +2,7 @@
 
 import torch
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.projects.point_rend import PointRendMaskHead
+from detectron2.projects.point_rend.mask_head import PointRendMaskHead
 from detectron2.structures import Instances
 
 
