@@ -43,7 +43,7 @@ def test_every_start_sees_the_same_images_and_finished_runs_stay(cli, tiny_opts,
     "options, words",
     [
         (("--images", "99", "--start", "scratch="), "--images is 99; expected 1 to 8"),
-        (("--images", "1", "--start", "a=missing.pth"), "missing.pth does not exist"),
+        (("--images", "1", "--start", "a=missing.pth"), "missing.pth, which does not exist"),
         (("--images", "1", "--start", "../up="), "--start '../up' is not the name of a folder"),
         (("--start", "a=", "--submit-option", "a=["), "a value is not YAML"),
     ],
