@@ -202,24 +202,14 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
-    """Write ``output/SPLIT/annotations.xml``, to upload into a task with the images of the split.
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
+    """Write ``output/SPLIT/annotations.xml``, to upload into a task with ``output/SPLIT/images``.
 
     Polygons keep their points, several of one particle get a group; masks keep every pixel.
-
-    Args:
-        sources: split -> images, which belong into ``output/SPLIT/images``.
-        output: folder of the data set.
-        notes: takes what the format cannot hold.
-
-    Returns:
-        the files written.
     """
-    written = []
     for split, source in sources.items():
-        written.append(output / split / "annotations.xml")
         labels = "".join(f"<label><name>{escape(n)}</name></label>" for n in source.classes)
-        with atomic_write(written[-1]) as file:
+        with atomic_write(output / split / "annotations.xml") as file:
             file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
             file.write("<version>1.1</version>\n")
             file.write(f"<meta><task><labels>{labels}</labels></task></meta>\n")
@@ -233,7 +223,6 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
                     notes.add("extra_lost", record.file_name, show(key))
                 file.write("</image>\n")
             file.write("</annotations>\n")
-    return written
 
 
 def _elements_of(
