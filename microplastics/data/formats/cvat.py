@@ -8,11 +8,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
-from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
 from microplastics.data.coco import show
@@ -119,33 +118,20 @@ def _elements(path: Path) -> Iterator[Element]:
     A file with a document type, and thus with entities, is refused, as is one with tracks.
     """
     problem, root, depth = "", None, 0
-    try:
-        with open(path, "rb") as file:
-            for event, element in iterparse(file, ("start", "end"), forbid_dtd=True):
-                depth += 1 if event == "start" else -1
-                if root is None:
-                    root = element
-                    if root.tag != "annotations":
-                        problem = f"has the root element {show(root.tag)}"
-                        break
-                elif element.tag == "track" and depth == 2:
-                    problem = "has tracks (CVAT for video 1.1)"
+    with layout.reading_xml(path, f"expected {_MEANING}"), open(path, "rb") as file:
+        for event, element in iterparse(file, ("start", "end"), forbid_dtd=True):
+            depth += 1 if event == "start" else -1
+            if root is None:
+                root = element
+                if root.tag != "annotations":
+                    problem = f"has the root element {show(root.tag)}"
                     break
-                elif event == "end" and depth == 1:
-                    yield element
-                    root.clear()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
-        ) from error
-    # LookupError and ValueError: encodings that are unknown, or not read by expat.
-    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
-        words = type(error).__name__ if isinstance(error, DefusedXmlException) else error
-        raise UserError(
-            f"{path} is not XML that can be read ({words}); expected {_MEANING}.",
-            code="file_invalid",
-        ) from error
+            elif element.tag == "track" and depth == 2:
+                problem = "has tracks (CVAT for video 1.1)"
+                break
+            elif event == "end" and depth == 1:
+                yield element
+                root.clear()
     if problem:
         raise UserError(
             f"{path} {problem}; expected {_MEANING}: export the task in this format.",
