@@ -62,7 +62,7 @@ class COCOEvaluator(TruthEvaluator):
         return {"instances": instances_to_results(instances, image_id, self._dataset_ids)}
 
     def evaluate(self) -> OrderedDict:
-        """Return the dict of :func:`evaluate_predictions` for each task."""
+        """Return the dict of :func:`summarize` for each task."""
         predictions = self.gathered()
         if predictions is None:
             return OrderedDict()
@@ -99,29 +99,6 @@ class COCOEvaluator(TruthEvaluator):
         return report
 
 
-def evaluate_predictions(
-    coco_gt: Any,
-    results: Sequence[dict[str, Any]],
-    iou_type: str,
-    max_dets: int = 100,
-    img_ids: Iterable[int] | None = None,
-    class_names: dict[int, str] | None = None,
-) -> dict[str, float]:
-    """Evaluate results as Detectron2's ``COCOEvaluator`` reports them.
-
-    Args:
-        coco_gt, results, iou_type, max_dets, img_ids: see :func:`coco_evaluation`.
-        class_names: name of each category id; the figures of each class are added if there are
-            two or more.
-
-    Returns:
-        In percent: AP, AP50, AP75, APs, APm, APl, then ``AP-<class>`` and ``AP50-<class>`` of
-        every class. NaN where there is no truth, and everywhere if ``results`` is empty.
-    """
-    precision = precisions(coco_gt, results, iou_type, max_dets, img_ids)
-    return summarize(precision, sorted(coco_gt.cats), class_names)
-
-
 def precisions(
     coco_gt: Any,
     results: Sequence[dict[str, Any]],
@@ -149,9 +126,16 @@ def precisions(
 def summarize(
     precision: np.ndarray, categories: Sequence[int], class_names: dict[int, str] | None = None
 ) -> dict[str, float]:
-    """Summarise :func:`precisions`, over categories by ascending id.
+    """Summarise precisions as Detectron2's ``COCOEvaluator`` reports them.
 
-    See :func:`evaluate_predictions`.
+    Args:
+        precision: of :func:`precisions`.
+        categories: the K category ids, ascending.
+        class_names: by category id; the figures of each class are added if there are two or more.
+
+    Returns:
+        In percent: AP, AP50, AP75, APs, APm, APl, then ``AP-<class>`` and ``AP50-<class>`` of
+        every class. NaN where there is no truth, and everywhere if there was no result.
     """
     report = {
         "AP": _percent(precision[..., 0]),
