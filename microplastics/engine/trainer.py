@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.data.catalog import fiber_classes
+from microplastics.data.doctor.model_fit import outlook
 from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
 from microplastics.engine.averaging import AveragedPreciseBN, WeightAverage
 from microplastics.engine.checkpoint import (
@@ -50,7 +51,6 @@ from microplastics.engine.hooks import (
     check_metric_names,
 )
 from microplastics.engine.optimizer import FrozenLayers, UntilTheEnd, build_optimizer, freeze
-from microplastics.engine.suggestion import outlook
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
