@@ -15,7 +15,8 @@ from detectron2.utils.logger import create_small_table
 from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 
-from microplastics.evaluation.base import TruthEvaluator, as_crops
+from microplastics.evaluation.base import TruthEvaluator
+from microplastics.structures.crop_masks import as_crop_masks
 from microplastics.utils.io import atomic_write, write_rows
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ def instances_to_results(
         )
     ]
     if instances.has("pred_masks"):
-        rles = as_crops(instances.pred_masks).to_rles(as_str=True)
+        rles = as_crop_masks(instances.pred_masks, instances.image_size).to_rles(as_str=True)
         for result, rle in zip(results, rles, strict=True):
             result["segmentation"] = rle
     return results
