@@ -224,7 +224,8 @@ class MaskRCNN(nn.Module):
         if isinstance(info, dict):
             cfg, names = config_of(info, path), class_names_of(info, path)
         elif checkpoint.get("torchvision"):
-            cfg = _unfrozen(config or _torchvision_config(checkpoint["model"]))
+            second = "roi_heads.box_head.conv1.weight" in checkpoint["model"]
+            cfg = _unfrozen(config or ("torchvision_v2" if second else "torchvision"))
             scores = checkpoint["model"]["roi_heads.box_predictor.cls_score.weight"]
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(scores) - 1
         elif config:
@@ -303,7 +304,8 @@ class MaskRCNN(nn.Module):
                 ]
         check_targets(targets, images, len(self.class_names))
         items = [self._item(*each) for each in zip(images, targets, strict=True)]
-        with _event_storage():
+        # Detectron2's layers log, into the storage of a trainer if there is one.
+        with contextlib.nullcontext() if has_event_storage() else EventStorage():
             return _with_total(self.network(items))
 
     def predict(
@@ -575,9 +577,7 @@ class MaskRCNN(nn.Module):
         """Make a :class:`Predictor` with a copy of the weights.
 
         It reads files and arrays, and its results, Detectron2's ``Instances``, can be measured.
-
-        Args:
-            kwargs: of :class:`Predictor`, such as ``score_threshold``.
+        ``kwargs`` are those of :class:`Predictor`, such as ``score_threshold``.
         """
         return self._predictor(str(self.device), **kwargs)
 
@@ -621,11 +621,6 @@ def _with_total(losses: dict[str, torch.Tensor]) -> Losses:
     return {**losses, "total_loss": torch.stack(list(losses.values())).sum()}
 
 
-def _event_storage() -> contextlib.AbstractContextManager:
-    """Give Detectron2's layers, which log, the storage of a trainer, or else one of their own."""
-    return contextlib.nullcontext() if has_event_storage() else EventStorage()
-
-
 def _trainer_of(network: nn.Module) -> type[Trainer]:
     class GivenModelTrainer(Trainer):
         """Trains a model that is already there."""
@@ -643,11 +638,6 @@ def _unfrozen(config: str | CfgNode) -> CfgNode:
     cfg = config.clone()
     cfg.defrost()
     return cfg
-
-
-def _torchvision_config(names: Mapping[str, Any]) -> str:
-    second = "roi_heads.box_head.conv1.weight" in names
-    return "torchvision_v2" if second else "torchvision"
 
 
 def _names(given: Sequence[str] | None, num_classes: int | None) -> list[str]:

@@ -29,14 +29,7 @@ class WeightAverage(HookBase):
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode):
-        """
-        Args:
-            model: the model, not wrapped, on its device.
-            cfg: SOLVER.EMA is used.
-
-        Raises:
-            UserError: ``config_invalid``.
-        """
+        """Take a model, not wrapped, on its device; config_invalid for another DECAY."""
         self._model, self._decay = model, cfg.SOLVER.EMA.DECAY
         if not 0 <= self._decay < 1:
             raise UserError(

@@ -1,5 +1,6 @@
 """Settings that let a training see more of its data set."""
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -94,25 +95,15 @@ def write_suggestion(
 ) -> None:
     """Write a config that derives from another one, with the reasons as comments.
 
-    Args:
-        suggestion: of :func:`suggest`.
-        config_file, opts: name or path of the other one, and ``KEY VALUE`` pairs on it, which the
-            file repeats.
-        output: ``.yaml`` to write.
+    It repeats ``opts``, the ``KEY VALUE`` pairs on the other one.
 
     Raises:
-        UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
+        UserError: as of :func:`microplastics.config.check_derived`.
     """
     train = ", ".join(suggestion.cfg.DATASETS.TRAIN)
     comments = [f"Settings for {train}: microplastics train --suggest.", *suggestion.reasons]
-    given = {key: _value(suggestion.cfg, key) for key in opts[::2]}
+    given = {key: functools.reduce(getattr, key.split("."), suggestion.cfg) for key in opts[::2]}
     write_derived(output, config_file, {**given, **suggestion.settings}, comments)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
 
 
 def _suggest_input(found: Suggestion, dicts: Sequence[dict[str, Any]]) -> None:

@@ -286,11 +286,7 @@ class Trainer(DefaultTrainer):
     # The loop
 
     def log_outlook(self, config_file: str = "") -> None:
-        """Log what the training will see of its data set, and how to let it see more.
-
-        Args:
-            config_file: name of the config, for the command that suggests a better one.
-        """
+        """Log what the training will see of its data set, and the command that lets it see more."""
         dicts = getattr(self.data_loader, "dataset_dicts", None)
         if not dicts or not comm.is_main_process():
             return
@@ -429,12 +425,13 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Return the hooks in the order in which they must run, the same on every rank."""
         cfg, solver = self.cfg, self.cfg.SOLVER
+        draws = cfg.TEST.PICTURES > 0 and comm.is_main_process()
         deciding = [
             ValidationHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             PlateauLR(cfg) if solver.PLATEAU.ENABLED else None,
             BestCheckpoint(cfg, self.checkpointer) if solver.BEST_CHECKPOINT.ENABLED else None,
             EarlyStopping(cfg) if solver.EARLY_STOPPING.ENABLED else None,
-            ValidationPictures(self._pictures) if self._draws else None,
+            ValidationPictures(self._pictures) if draws else None,
         ]
         return [
             AdaptThreads() if AdaptThreads.applies(cfg) else None,
@@ -452,10 +449,6 @@ class Trainer(DefaultTrainer):
         with self.average.applied() if self.average else contextlib.nullcontext():
             share_buffers(self.model)
             return comm.all_gather(self.test(self.cfg, unwrap(self.model)))[0]
-
-    @property
-    def _draws(self) -> bool:
-        return self.cfg.TEST.PICTURES > 0 and comm.is_main_process()
 
     def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """Draw predictions beside the truth, without a trace in the random numbers of training."""
