@@ -53,7 +53,7 @@ from microplastics.modeling.interface import (
 )
 from microplastics.modeling.postprocessing import to_image
 from microplastics.structures.crop_masks import paste_probabilities
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import atomic_write, check_output_dir
 
 # Seeds of training begin with SEED, those of validation with another number.
@@ -327,10 +327,7 @@ class MaskRCNN(nn.Module):
         """
         check_images(images)
         for name, value in (("score", score_threshold), ("mask", mask_threshold)):
-            if not 0 <= value <= 1:
-                raise UserError(
-                    f"{name}_threshold is {value}; expected 0 to 1.", code="option_invalid"
-                )
+            check_option(0 <= value <= 1, f"{name}_threshold", value, "0 to 1")
         with self._evaluating():
             found = [raw[raw.scores > score_threshold] for raw in self._raw(images)]
             return [
@@ -565,10 +562,7 @@ class MaskRCNN(nn.Module):
             UserError: option_invalid (another ending), not_writable.
         """
         path = Path(path)
-        if path.suffix != ".pth":
-            raise UserError(
-                f"The path is {path}; expected a name that ends in .pth.", code="option_invalid"
-            )
+        check_option(path.suffix == ".pth", "The path", path, "a name that ends in .pth")
         checkpointer = TrainingCheckpointer(self.network, self.cfg, self.class_names)
         checkpointer.save_dir = os.fspath(path.parent)
         checkpointer.save(path.stem)

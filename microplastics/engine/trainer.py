@@ -56,7 +56,7 @@ from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
 from microplastics.evaluation.validation import first_predictions, loss_names, validate
 from microplastics.modeling.interface import check_architecture, keep_boxes_fp32
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.system import seed_all, seeded
 
 logger = logging.getLogger(__name__)
@@ -590,12 +590,9 @@ def _files(batch: list[dict[str, Any]]) -> list[str]:
 
 def _check_accumulation(cfg: CfgNode) -> None:
     images, number = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE
-    if number < 1 or images % number:
-        raise UserError(
-            f"SOLVER.ACCUMULATE is {number}; expected a divisor of the {images} images that "
-            "SOLVER.IMS_PER_BATCH gives each process.",
-            code="config_invalid",
-        )
+    expected = f"a divisor of the {images} images that SOLVER.IMS_PER_BATCH gives each process"
+    fits = number > 0 and images % number == 0
+    check_option(fits, "SOLVER.ACCUMULATE", number, expected, "config_invalid")
 
 
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:
