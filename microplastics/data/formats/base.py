@@ -242,16 +242,6 @@ class Reader(Protocol):
         """
 
 
-class Writer(Protocol):
-    """``write`` of the modules that write a format, for ``convert.export_dataset``."""
-
-    def __call__(self, sources: dict[str, Source], output: Path, notes: Notes) -> None:
-        """Write the annotations of each split, whose images ``convert`` places, below ``output``.
-
-        ``notes`` takes what the format cannot hold.
-        """
-
-
 def reader(name: str) -> Reader:
     """Import the module of a format, one of ``READERS``."""
     return importlib.import_module(f"microplastics.data.formats.{name}")

@@ -15,14 +15,7 @@ from tqdm import tqdm
 from microplastics import __version__
 from microplastics.data.coco import is_printable, same_but_case, show
 from microplastics.data.formats import cvat, labelme, labelstudio, layout, masks, yolo
-from microplastics.data.formats.base import (
-    ImageRecord,
-    Notes,
-    ReadOptions,
-    Source,
-    Writer,
-    open_dataset,
-)
+from microplastics.data.formats.base import ImageRecord, Notes, ReadOptions, Source, open_dataset
 from microplastics.data.formats.shapes import checked, noting
 from microplastics.data.images import NO_LIMIT, read_image, stored_orientation
 from microplastics.data.orientation import (
@@ -47,7 +40,8 @@ _IMAGE_FOLDERS = {"yolo": "images/{}", "labelme": "{}", "masks": "{}/images"}
 _IMAGE_FOLDERS |= {"labelstudio": "{}", "cvat": "{}/images"}
 FORMATS = (*_IMAGE_FOLDERS, "coco")
 
-_WRITERS: dict[str, Writer] = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}
+# They write the annotations of all splits; the notes take what the format cannot hold.
+_WRITERS = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}
 _WRITERS |= {"labelstudio": labelstudio.write, "cvat": cvat.write}
 _EXAMPLES = 5
 
