@@ -532,8 +532,7 @@ class MaskRCNN(nn.Module):
         return flatten_results(Trainer.test(cfg, self.network))
 
     def _config(self, output_dir: str | os.PathLike | None, opts: Sequence[Any]) -> CfgNode:
-        cfg = self.cfg.clone()
-        cfg.defrost()
+        cfg = _unfrozen(self.cfg)
         cfg.MODEL.DEVICE = str(self.device)
         if output_dir is not None:
             cfg.OUTPUT_DIR = os.fspath(output_dir)
