@@ -9,7 +9,7 @@ import pycocotools.mask as mask_util
 
 from benchmarks.agreement import Check
 from microplastics.data.coco import coco_api
-from microplastics.evaluation.coco import evaluate_predictions
+from microplastics.evaluation.coco import precisions, summarize
 
 # Least IoU of boxes that are one detection.
 _SAME = 0.5
@@ -108,7 +108,8 @@ def average_precision(
 ) -> dict[str, float]:
     """Box and mask AP, in percent, against the truth of a data set."""
     truth = coco_api(json_file)
-    return {
-        task: evaluate_predictions(truth, list(results), task, cap, images)["AP"]
-        for task in ("bbox", "segm")
-    }
+    found = {}
+    for task in ("bbox", "segm"):
+        precision = precisions(truth, list(results), task, cap, images)
+        found[task] = summarize(precision, sorted(truth.cats))["AP"]
+    return found

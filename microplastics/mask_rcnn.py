@@ -54,7 +54,7 @@ from microplastics.modeling.interface import (
 from microplastics.modeling.postprocessing import to_image
 from microplastics.modeling.test_time_augmentation import AugmentedRCNN
 from microplastics.structures.crop_masks import paste_probabilities
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import atomic_write, check_output_dir
 
 # Seeds of training begin with SEED, those of validation with another number.
@@ -225,7 +225,8 @@ class MaskRCNN(nn.Module):
         if isinstance(info, dict):
             cfg, names = config_of(info, path), class_names_of(info, path)
         elif checkpoint.get("torchvision"):
-            cfg = _unfrozen(config or _torchvision_config(checkpoint["model"]))
+            second = "roi_heads.box_head.conv1.weight" in checkpoint["model"]
+            cfg = _unfrozen(config or ("torchvision_v2" if second else "torchvision"))
             scores = checkpoint["model"]["roi_heads.box_predictor.cls_score.weight"]
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(scores) - 1
         elif config:
@@ -304,7 +305,8 @@ class MaskRCNN(nn.Module):
                 ]
         check_targets(targets, images, len(self.class_names))
         items = [self._item(*each) for each in zip(images, targets, strict=True)]
-        with _event_storage():
+        # Detectron2's layers log, into the storage of a trainer if there is one.
+        with contextlib.nullcontext() if has_event_storage() else EventStorage():
             return _with_total(self.network(items))
 
     def predict(
@@ -326,10 +328,7 @@ class MaskRCNN(nn.Module):
         """
         check_images(images)
         for name, value in (("score", score_threshold), ("mask", mask_threshold)):
-            if not 0 <= value <= 1:
-                raise UserError(
-                    f"{name}_threshold is {value}; expected 0 to 1.", code="option_invalid"
-                )
+            check_option(0 <= value <= 1, f"{name}_threshold", value, "0 to 1")
         with self._evaluating():
             found = [raw[raw.scores > score_threshold] for raw in self._raw(images)]
             return [
@@ -537,8 +536,7 @@ class MaskRCNN(nn.Module):
         return flatten_results(Trainer.test(cfg, self.network))
 
     def _config(self, output_dir: str | os.PathLike | None, opts: Sequence[Any]) -> CfgNode:
-        cfg = self.cfg.clone()
-        cfg.defrost()
+        cfg = _unfrozen(self.cfg)
         cfg.MODEL.DEVICE = str(self.device)
         if output_dir is not None:
             cfg.OUTPUT_DIR = os.fspath(output_dir)
@@ -567,10 +565,7 @@ class MaskRCNN(nn.Module):
             UserError: option_invalid (another ending), not_writable.
         """
         path = Path(path)
-        if path.suffix != ".pth":
-            raise UserError(
-                f"The path is {path}; expected a name that ends in .pth.", code="option_invalid"
-            )
+        check_option(path.suffix == ".pth", "The path", path, "a name that ends in .pth")
         checkpointer = TrainingCheckpointer(self.network, self.cfg, self.class_names)
         checkpointer.save_dir = os.fspath(path.parent)
         checkpointer.save(path.stem)
@@ -579,9 +574,7 @@ class MaskRCNN(nn.Module):
         """Make a :class:`Predictor` with a copy of the weights.
 
         It reads files and arrays, and its results, Detectron2's ``Instances``, can be measured.
-
-        Args:
-            kwargs: of :class:`Predictor`, such as ``score_threshold``.
+        ``kwargs`` are those of :class:`Predictor`, such as ``score_threshold``.
         """
         return self._predictor(str(self.device), **kwargs)
 
@@ -625,11 +618,6 @@ def _with_total(losses: dict[str, torch.Tensor]) -> Losses:
     return {**losses, "total_loss": torch.stack(list(losses.values())).sum()}
 
 
-def _event_storage() -> contextlib.AbstractContextManager:
-    """Give Detectron2's layers, which log, the storage of a trainer, or else one of their own."""
-    return contextlib.nullcontext() if has_event_storage() else EventStorage()
-
-
 def _trainer_of(network: nn.Module) -> type[Trainer]:
     class GivenModelTrainer(Trainer):
         """Trains a model that is already there."""
@@ -647,11 +635,6 @@ def _unfrozen(config: str | CfgNode) -> CfgNode:
     cfg = config.clone()
     cfg.defrost()
     return cfg
-
-
-def _torchvision_config(names: Mapping[str, Any]) -> str:
-    second = "roi_heads.box_head.conv1.weight" in names
-    return "torchvision_v2" if second else "torchvision"
 
 
 def _names(given: Sequence[str] | None, num_classes: int | None) -> list[str]:

@@ -9,7 +9,7 @@ import click
 from microplastics.cli.data import PRESETS
 from microplastics.cli.demo import run_step
 from microplastics.cli.parsing import command, config_file, option, path
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 
 # Those with the project's three classes and particles.
 _PRESETS = tuple(name for name in PRESETS if name not in ("beads", "blank"))
@@ -107,8 +107,7 @@ def _check(presets: list[str], images: int, epochs: int) -> None:
             code="option_conflict",
         )
     for name, value in (("--images", images), ("--epochs", epochs)):
-        if not value > 0:
-            raise UserError(f"{name} is {value:g}; expected more than 0.", code="option_invalid")
+        check_option(value > 0, name, value, "more than 0")
 
 
 def _entries(folder: Path, presets: list[str], split: str) -> str:

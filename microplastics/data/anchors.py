@@ -442,14 +442,10 @@ def write_anchors(
 ) -> None:
     """Write a config with the chosen anchors that derives from another, completely or not at all.
 
-    Args:
-        search: of :func:`find_anchors`.
-        cfg: the config that was searched for.
-        config_file: its path or name, for ``_BASE_``.
-        output: ``.yaml`` to write.
+    ``cfg`` and ``config_file``, for ``_BASE_``, are those that were searched for.
 
     Raises:
-        UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
+        UserError: as of :func:`microplastics.config.check_derived`.
     """
     fit, before = search.fits[search.chosen], search.fits["before"]
     values = {

@@ -43,6 +43,8 @@ class InstancesMetadata(Metadata):
         """Read the class attributes from the JSON (called only for missing attributes)."""
         if key not in _LAZY_KEYS or "json_file" not in self.__dict__:
             return super().__getattr__(key)
+        if key == "thing_colors":
+            return class_colors(self.thing_classes)
         if self.name in _BUILTIN and not os.path.exists(self.json_file):
             return _class_attributes(DEFAULT_CLASSES, {1: 0, 2: 1, 3: 2}, ["Fiber"])[key]
         self.fill()
@@ -65,7 +67,7 @@ class InstancesMetadata(Metadata):
         names, ids = checked.classes, checked.contiguous_ids
         for key, value in _class_attributes(names, ids, checked.fiber_classes).items():
             known = self.__dict__.setdefault(key, value)
-            if known != value and key not in ("thing_colors", "fiber_classes"):
+            if known != value and key != "fiber_classes":
                 raise UserError(
                     f"The classes of {self.json_file} are {names} ({ids}), but {key} of data set "
                     f"{self.name!r} is {known}; restart Python after changing the JSON, and do not "
@@ -184,7 +186,6 @@ def _class_attributes(
 ) -> dict[str, Any]:
     return {
         "thing_classes": list(names),
-        "thing_colors": class_colors(names),
         "thing_dataset_id_to_contiguous_id": dict(ids),
         "fiber_classes": list(fibers),
     }

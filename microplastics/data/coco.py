@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 # The words of each code are the doctor's.
 with open(Path(__file__).with_name("doctor") / "codes.csv", newline="", encoding="utf-8") as _file:
-    _CODES = list(csv.DictReader(_file))
-ERRORS = {row["code"]: row["what"] for row in _CODES if row["severity"] == "problem"}
-WARNINGS = {row["code"]: row["what"] for row in _CODES if row["severity"] != "problem"}
+    CODES = list(csv.DictReader(_file))
+ERRORS = {row["code"]: row["what"] for row in CODES if row["severity"] == "problem"}
+WARNINGS = {row["code"]: row["what"] for row in CODES if row["severity"] != "problem"}
 EXAMPLES = 5
 ID_LIMIT = 2**53  # evaluation keeps ids as float64
 _PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits

@@ -102,18 +102,9 @@ def image_header(
     Raises:
         UserError: as :func:`read_image`, as far as the header shows it.
     """
-    path = os.fspath(path)
-    with open_image(path, max_pixels, content) as image:
-        if image is None:
-            with _tiff_page(path, max_pixels) as page:
-                width, height = page.imagewidth, page.imagelength
-                swapped = page.tags.valueof(EXIF_ORIENTATION) in AXES_SWAPPED
-        else:
-            # Pillow before 11.1 gives a TIFF's size as stored, later ones as turned upright.
-            stored = [image.tag_v2[256], image.tag_v2[257]] if image.format == "TIFF" else None
-            width, height = map(int, stored or image.size)
-            swapped = header_orientation(image) in AXES_SWAPPED
-    return ((height, width) if swapped else (width, height)), swapped
+    size, orientation = _stored_header(os.fspath(path), max_pixels, content)
+    swapped = orientation in AXES_SWAPPED
+    return (size[::-1] if swapped else size), swapped
 
 
 def stored_orientation(path: str | os.PathLike, max_pixels: int | None = None) -> int:
@@ -122,23 +113,29 @@ def stored_orientation(path: str | os.PathLike, max_pixels: int | None = None) -
     Raises:
         UserError: as :func:`image_header`.
     """
-    path = os.fspath(path)
-    with open_image(path, max_pixels) as image:
-        if image is None:
-            with _tiff_page(path, max_pixels) as page:
-                orientation = page.tags.valueof(EXIF_ORIENTATION)
-        else:
-            orientation = header_orientation(image)
+    _, orientation = _stored_header(os.fspath(path), max_pixels)
     return orientation if orientation in range(1, 9) else 1
 
 
-def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: bool) -> str:
-    """Describe an image whose (width, height) differs from its annotations, with the fix.
+def _stored_header(
+    path: str, max_pixels: int | None, content: bytes | None = None
+) -> tuple[tuple[int, int], int | None]:
+    """Return (width, height) as stored and the EXIF orientation in the header of an image."""
+    with open_image(path, max_pixels, content) as image:
+        if image is None:
+            with _tiff_page(path, max_pixels) as page:
+                size = page.imagewidth, page.imagelength
+                return size, page.tags.valueof(EXIF_ORIENTATION)
+        # Pillow before 11.1 gives a TIFF's size as stored, later ones as turned upright.
+        is_tiff = image.format == "TIFF"
+        width, height = (image.tag_v2[256], image.tag_v2[257]) if is_tiff else image.size
+        return (int(width), int(height)), header_orientation(image)
 
-    Args:
-        size: in px of the image as it is read.
-        expected: in px in the JSON.
-        rotated: the EXIF orientation of the file swaps width and height.
+
+def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: bool) -> str:
+    """Describe an image whose (width, height) differs from the one expected, with the fix.
+
+    ``rotated`` tells whether the EXIF orientation of the file swaps them.
     """
     fix = "annotate this file, or replace it by the annotated one"
     if size == expected[::-1]:

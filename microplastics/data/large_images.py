@@ -25,6 +25,7 @@ from microplastics.data.images import (
     EXIF_ORIENTATION,
     MAX_PIXELS,
     MAX_SAMPLES,
+    NO_LIMIT,
     RGB,
     WHITE_IS_ZERO,
     check_complete,
@@ -50,7 +51,6 @@ CACHE_BYTES = 64 << 20
 # Limit for wider images of strips, which a row of windows would decode again for each window.
 _MAX_CACHE_BYTES = 512 << 20
 _WINDOW_ROWS = 1024
-_NO_LIMIT = 1 << 62
 # Reduced pages and SubIFDs that are searched for levels of a pyramid.
 _MAX_LEVELS = 32
 # Pages of a stack that are counted.
@@ -140,7 +140,7 @@ class ImageReader:
 
     def _whole(self) -> np.ndarray:
         if self.decoded is None:
-            self.decoded = read_image(self.path, (self.width, self.height), _NO_LIMIT)
+            self.decoded = read_image(self.path, (self.width, self.height), NO_LIMIT)
         return self.decoded
 
 
@@ -395,7 +395,7 @@ def open_reader(
     with contextlib.ExitStack() as stack:
         reader: ImageReader | None = _open_tiff(path, limit, allow_large, stack)
         if reader is None:
-            reader = ImageReader(path, *image_header(path, _NO_LIMIT)[0])
+            reader = ImageReader(path, *image_header(path, NO_LIMIT)[0])
             if reader.width * reader.height > limit and not allow_large:
                 raise UserError(
                     f"{path} is {reader.width} x {reader.height} px and must be decoded whole, "
@@ -410,7 +410,7 @@ def _open_tiff(
     path: str, limit: int, allow_large: bool, stack: contextlib.ExitStack
 ) -> TiffReader | None:
     """Return None for other formats, and for TIFFs that must be decoded whole."""
-    with open_image(path, _NO_LIMIT) as image:
+    with open_image(path, NO_LIMIT) as image:
         if image is not None and image.format != "TIFF":
             return None
         import tifffile  # slow to import and seldom needed

@@ -21,7 +21,7 @@ from microplastics.data.coco import check_instances
 from microplastics.data.mapper import MicroplasticsDatasetMapper, check_augmentation
 from microplastics.data.tiling import tile_dicts
 from microplastics.modeling.interface import class_node
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.system import available_processors, end_with_parent, seeded
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,6 @@ def repeat_factors(dataset_dicts: list[dict[str, Any]], threshold: float) -> tor
     As Detectron2's ``RepeatFactorTrainingSampler`` after LVIS (Gupta, Dollar and Girshick 2019,
     appendix B.2): with f the fraction of images that have a class, an image is repeated
     max(1, sqrt(threshold / f)) times for its rarest class; a blank image is shown once.
-
-    Args:
-        dataset_dicts: the images in Detectron2's data set format.
-        threshold: fraction of images below which a class is repeated.
 
     Returns:
         float32 (N,), number of times that an epoch shows each image.
@@ -247,18 +243,15 @@ class TrainLoader:
             UserError: ``config_invalid`` or ``dataset_empty``.
         """
         world_size = comm.get_world_size()
-        if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
-                f"{world_size} processes.",
-                code="config_invalid",
-            )
+        images, expected = cfg.SOLVER.IMS_PER_BATCH, f"a multiple of the {world_size} processes"
+        fits = images > 0 and images % world_size == 0
+        check_option(fits, "SOLVER.IMS_PER_BATCH", images, expected, "config_invalid")
         # Of order and augmentation; the same on every rank.
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         check_augmentation(cfg)
         sets = _training_sets(cfg)
         self.dataset_dicts = [record for part in sets for record in part]
-        self.batch_size = cfg.SOLVER.IMS_PER_BATCH // world_size
+        self.batch_size = images // world_size
         self._mapper = mapper or MicroplasticsDatasetMapper(cfg, is_train=True)
         grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self._groups = [int(grouped and d["width"] > d["height"]) for d in self.dataset_dicts]
@@ -305,12 +298,9 @@ class TrainLoader:
 
 def _factors(cfg: CfgNode, sets: list[list[dict[str, Any]]]) -> torch.Tensor | None:
     name, factors = cfg.DATALOADER.SAMPLER_TRAIN, None
-    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {name}; expected TrainingSampler or "
-            "RepeatFactorTrainingSampler.",
-            code="config_invalid",
-        )
+    known = ("TrainingSampler", "RepeatFactorTrainingSampler")
+    key, expected = "DATALOADER.SAMPLER_TRAIN", " or ".join(known)
+    check_option(name in known, key, name, expected, "config_invalid")
     if cfg.DATASETS.TRAIN_WEIGHTS:
         sizes = [len(part) for part in sets]
         factors = set_factors(sizes, cfg.DATASETS.TRAIN_WEIGHTS, cfg.DATASETS.TRAIN)
@@ -362,12 +352,7 @@ class ValidationLoader:
     """The images of one data set, one at a time, each on exactly one rank."""
 
     def __init__(self, cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None):
-        """
-        Args:
-            cfg: the config.
-            dataset_name: a registered data set.
-            mapper: the project's own for validation by default, which keeps annotations.
-        """
+        """Take the mapper of the project, which keeps annotations, or another one."""
         self.dataset_name = dataset_name
         # Every n-th image, so that the ranks have equal numbers and kinds of images.
         self._dicts = DatasetCatalog.get(dataset_name)[comm.get_rank() :: comm.get_world_size()]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks, pairwise_ioa
 from detectron2.utils.logger import log_first_n
 
 from microplastics.calibration.scale_bar import Box
@@ -304,7 +304,8 @@ class MicroplasticsDatasetMapper:
         painted = self._read.painted(dataset_dict)
         if not (painted and particles):
             return particles
-        covered = _covered_fraction(_boxes(particles), np.array(painted, np.float64))
+        bars = BoxMode.convert(np.array(painted, float), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        covered = pairwise_ioa(Boxes(bars), Boxes(_boxes(particles))).amax(dim=0).tolist()
         kept = [a for a, part in zip(particles, covered, strict=True) if part < _PAINTED]
         if len(kept) < len(particles):
             log_first_n(
@@ -480,14 +481,6 @@ def _frames(
             part = []
     if part or not applied.transforms:
         yield T.TransformList(part), size_after
-
-
-def _covered_fraction(boxes: np.ndarray, painted: np.ndarray) -> np.ndarray:
-    """Largest fraction of each box, (N, 4) x0, y0, x1, y1, under one of (M, 4) x, y, w, h."""
-    low = np.maximum(boxes[:, None, :2], painted[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], painted[None, :, :2] + painted[None, :, 2:])
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return (high - low).clip(0).prod(axis=2).max(axis=1) / np.maximum(area, 1e-9)
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:

@@ -57,8 +57,7 @@ def measure(segmentation: Any, height: int, width: int) -> Measured:
     Args:
         segmentation: list of polygons ``[x0, y0, x1, y1, …]`` in px, or RLE
             ``{"size": [height, width], "counts": list or str}``.
-        height: of the image, in px.
-        width: of the image, in px.
+        height, width: of the image, in px.
 
     Raises:
         SegmentationError: with the code of the problem.
@@ -252,7 +251,6 @@ def segmentation_to_polygons(
         segmentation: as in :class:`Measured`; polygons stay unchanged, an RLE is outlined by
             :func:`mask_to_polygons`.
         notes: receives ``mask_outlined``, and ``hole_bridged`` if there are holes.
-        where: the place of the instance, for notes.
 
     Returns:
         (N, 2) float64 arrays of x and y in px; an empty list for an RLE without a pixel.

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from microplastics.data.augmentation.mixing import box_polygon
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.rle import rle_bbox
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import check_option
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +106,10 @@ def choose_tiling(
     Raises:
         UserError: ``option_invalid``.
     """
-    if tile is not None and 0 != tile < _MIN_TILE:
-        raise UserError(
-            f"--tile is {tile}; expected {_MIN_TILE} px or more, or 0 for whole images.",
-            code="option_invalid",
-        )
-    if largest is not None and not 0 < largest < math.inf:
-        raise UserError(
-            f"--largest is {largest:g}; expected the length of the largest particle in px.",
-            code="option_invalid",
-        )
+    fits = tile in (None, 0) or tile >= _MIN_TILE
+    check_option(fits, "--tile", tile, f"{_MIN_TILE} px or more, or 0 for whole images")
+    fits = largest is None or 0 < largest < math.inf
+    check_option(fits, "--largest", largest, "the length of the largest particle in px")
     side = training_side or cfg.INPUT.TILE.SIZE or cfg.INPUT.MIN_SIZE_TEST
     chosen = tile or max(_MIN_TILE, side)
     scale = cfg.INPUT.MIN_SIZE_TEST / side
@@ -126,12 +120,13 @@ def choose_tiling(
     else:
         is_whole = not tile or max(image_size) <= tile
     most = math.inf if is_whole and not tile else chosen / 2
-    if overlap is not None and not MIN_OVERLAP <= overlap <= most:
-        raise UserError(
-            f"--overlap is {overlap}; expected {MIN_OVERLAP} px, from which pieces of one particle "
-            f"can be joined, to half of the windows' {chosen} px.",
-            code="option_invalid",
-        )
+    check_option(
+        overlap is None or MIN_OVERLAP <= overlap <= most,
+        "--overlap",
+        overlap,
+        f"{MIN_OVERLAP} px, from which pieces of one particle can be joined, to half of the "
+        f"windows' {chosen} px",
+    )
     if is_whole:
         return None
     if overlap is None:

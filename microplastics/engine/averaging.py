@@ -10,7 +10,7 @@ from detectron2.engine.hooks import HookBase, PreciseBN
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import check_option
 
 
 class WeightAverage(HookBase):
@@ -29,20 +29,11 @@ class WeightAverage(HookBase):
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode):
-        """
-        Args:
-            model: the model, not wrapped, on its device.
-            cfg: SOLVER.EMA is used.
-
-        Raises:
-            UserError: ``config_invalid``.
-        """
+        """Take a model, not wrapped, on its device; config_invalid for another DECAY."""
         self._model, self._decay = model, cfg.SOLVER.EMA.DECAY
-        if not 0 <= self._decay < 1:
-            raise UserError(
-                f"SOLVER.EMA.DECAY is {self._decay:g}; expected a number from 0 to below 1.",
-                code="config_invalid",
-            )
+        expected = "a number from 0 to below 1"
+        fits = 0 <= self._decay < 1
+        check_option(fits, "SOLVER.EMA.DECAY", self._decay, expected, "config_invalid")
         self.averages: dict[str, torch.Tensor] = {}
         self.updates = 0
 

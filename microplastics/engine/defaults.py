@@ -17,7 +17,7 @@ from microplastics.config import load_config
 from microplastics.data.loader import check_datasets
 from microplastics.engine.checkpoint import refuse_second_training
 from microplastics.model_zoo import config_file
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import check_output_dir
 from microplastics.utils.system import available_device
 
@@ -78,11 +78,8 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
         UserError: config_invalid (an unknown type), device_unavailable (float16 on the CPU).
     """
     settings, name = cfg.SOLVER.AMP, cfg.SOLVER.AMP.DTYPE
-    if name not in ("auto", "bfloat16", "float16"):
-        raise UserError(
-            f"SOLVER.AMP.DTYPE is {name}; expected auto, bfloat16 or float16.",
-            code="config_invalid",
-        )
+    known, expected = ("auto", "bfloat16", "float16"), "auto, bfloat16 or float16"
+    check_option(name in known, "SOLVER.AMP.DTYPE", name, expected, "config_invalid")
     if not settings.ENABLED:
         return None
     if torch.device(cfg.MODEL.DEVICE).type == "cpu":

@@ -160,28 +160,24 @@ class ValidationHook(HookBase):
 
 
 class ValidationPictures(HookBase):
-    """Gives the writers, such as TensorBoard's, pictures after each evaluation; on rank 0."""
+    """Gives the writers, such as TensorBoard's, pictures after each evaluation; on rank 0.
+
+    ``draw`` makes names and pictures, (H, W, 3) uint8 RGB.
+    """
 
     def __init__(self, draw: Callable[[], Iterable[tuple[str, np.ndarray]]]):
-        """
-        Args:
-            draw: makes names and pictures, (H, W, 3) uint8 RGB.
-        """
         self._draw, self._shown = draw, None
 
     def before_train(self) -> None:
         self._shown = self._evaluated()
 
-    def after_step(self) -> None:
-        self._show()
-
     def after_train(self) -> None:
-        self._show()
+        self.after_step()
 
     def _evaluated(self) -> int | None:
         return self.trainer.last_eval[0] if self.trainer.last_eval else None
 
-    def _show(self) -> None:
+    def after_step(self) -> None:
         if self._shown == self._evaluated():
             return
         self._shown = self._evaluated()

@@ -14,7 +14,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from microplastics.modeling.interface import is_norm_or_dropout
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         UserError: ``config_invalid``.
     """
     solver = cfg.SOLVER
-    if solver.OPTIMIZER not in ("SGD", "AdamW"):
-        raise UserError(
-            f"SOLVER.OPTIMIZER is {solver.OPTIMIZER}; expected SGD or AdamW.",
-            code="config_invalid",
-        )
+    name = solver.OPTIMIZER
+    fits = name in ("SGD", "AdamW")
+    check_option(fits, "SOLVER.OPTIMIZER", name, "SGD or AdamW", "config_invalid")
     factor = lr_factors(cfg, model)
-    if factor is None and solver.OPTIMIZER == "SGD":
+    if factor is None and name == "SGD":
         return build_sgd(cfg, model)
     params = get_default_optimizer_params(
         model,
@@ -48,7 +46,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         overrides={"pos_embed": {"weight_decay": 0.0}},
     )
     shared = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "foreach": True}
-    if solver.OPTIMIZER == "AdamW":
+    if name == "AdamW":
         optimizer = torch.optim.AdamW(params, betas=tuple(solver.ADAMW_BETAS), **shared)
     else:
         momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}

@@ -42,7 +42,7 @@ from microplastics.evaluation.counting import (
 from microplastics.evaluation.thresholds import DEFAULT, Choice, Metric, choose_thresholds
 from microplastics.evaluation.validation import validate
 from microplastics.modeling.test_time_augmentation import AugmentedRCNN
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import check_output_dir, sha256_of, write_json, write_rows
 
 logger = logging.getLogger(__name__)
@@ -289,10 +289,8 @@ def _check_target(cfg: CfgNode, path: str, output: str) -> None:
             f"{cfg.MODEL.WEIGHTS} is not a local file; name the checkpoint to write with --output.",
             code="option_missing",
         )
-    if output and Path(output).suffix != ".pth":
-        raise UserError(
-            f"--output is {output}; expected a name that ends in .pth.", code="option_invalid"
-        )
+    fits = not output or Path(output).suffix == ".pth"
+    check_option(fits, "--output", output, "a name that ends in .pth")
     for folder in (os.path.dirname(output or path) or ".", cfg.OUTPUT_DIR):
         check_output_dir(folder)
 

@@ -1,5 +1,6 @@
-"""What a training will see of its data set, and settings that let it see more."""
+"""Settings that let a training see more of its data set."""
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -13,21 +14,20 @@ from detectron2.data import MetadataCatalog
 from microplastics.config import write_derived
 from microplastics.data.anchors import ALL, find_anchors
 from microplastics.data.catalog import resolve_datasets
-from microplastics.data.doctor.findings import INFO, Finding, ModelFit
 from microplastics.data.doctor.model_fit import (
-    MAX_PER_CLASS,
+    FEW_EPOCHS,
     MIN_WIDTH,
     WARNING_FRACTION,
     WARNING_IOU,
+    as_evaluated,
     mask_widths,
     measure_fit,
 )
 from microplastics.data.loader import check_datasets, training_dicts
 from microplastics.modeling.interface import WITHOUT_BOXES, class_node
 
-# Epochs that a network needs at least to learn from a data set, and beyond which it mostly learns
-# its images by heart.
-_FEW_EPOCHS, _MANY_EPOCHS, _LEAST_ITERATIONS = 12, 200, 500
+# Epochs beyond which a network mostly learns its images by heart.
+_MANY_EPOCHS, _LEAST_ITERATIONS = 200, 500
 _LARGEST_FACTOR = 2.0  # more px of input than so many times those of the file show nothing new
 _LARGEST_SIDE = 2400  # px of the shorter side of an evaluated image
 _MULTIPLE = 32  # the stride of the coarsest features, to which images are padded
@@ -35,91 +35,6 @@ _MULTIPLE = 32  # the stride of the coarsest features, to which images are padde
 _WORTH_CROPS = 1.5
 _AROUND = 1.5  # sides of a crop for the length of a long particle
 _LONG = 0.95  # quantile of the lengths
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a training will see.
-
-    Attributes:
-        images, particles: of DATASETS.TRAIN; windows count as images.
-        iterations, batch_size: of the training.
-        fit: what a model of the config can see, without figures if it is none of this package's.
-        findings: of :func:`microplastics.data.doctor.model_fit.measure_fit`.
-    """
-
-    images: int
-    particles: int
-    iterations: int
-    batch_size: int
-    fit: ModelFit
-    findings: list[Finding]
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the images."""
-        return self.iterations * self.batch_size / max(self.images, 1)
-
-    @property
-    def wants_better(self) -> bool:
-        """Whether other settings would let the training see clearly more."""
-        return self._too_few or any(finding.severity != INFO for finding in self.findings)
-
-    def lines(self) -> list[str]:
-        """Sentences for the terminal."""
-        lines = [
-            f"{self.particles} particles on {self.images} images; {self.iterations} iterations of "
-            f"{self.batch_size} are {self.epochs:.3g} epochs"
-            + (f", fewer than the {_FEW_EPOCHS} that most data sets need." * self._too_few or ".")
-        ]
-        for name, fraction in self.fit.no_anchor.items():
-            kept = self.fit.mask_iou.get(name, {}).get(self.fit.mask_size)
-            drawn = f", masks keep an IoU of {kept:.2f}" if kept is not None else ""
-            lines.append(
-                f"  {name}: {fraction:.0%} without an anchor, {self.fit.small[name]:.0%} under "
-                f"{MIN_WIDTH:g} px wide at this input size{drawn}"
-            )
-        return lines
-
-    @property
-    def _too_few(self) -> bool:
-        return 0 < self.iterations and self.epochs < _FEW_EPOCHS
-
-
-def outlook(
-    cfg: CfgNode,
-    dataset_dicts: Sequence[dict[str, Any]],
-    config_file: str = "",
-    *,
-    images: float | None = None,
-    sample: int = MAX_PER_CLASS,
-) -> Outlook:
-    """Measure what a training of this config will see.
-
-    Args:
-        cfg: the config, with the number of iterations in SOLVER.MAX_ITER.
-        dataset_dicts: of training, see :func:`microplastics.data.loader.training_dicts`.
-        config_file: its name, for errors.
-        images: in an epoch, if not every one is drawn once.
-        sample: masks that are measured of each class at most.
-
-    Raises:
-        UserError: the config has no usable anchors.
-    """
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-    crowds = [a.get("iscrowd", 0) for each in dataset_dicts for a in each.get("annotations", ())]
-    fit, findings = ModelFit(config_file), []
-    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", *WITHOUT_BOXES):
-        seen = _as_evaluated(cfg)
-        fit, findings = measure_fit(seen, config_file, dataset_dicts, names, sample=sample)
-    return Outlook(
-        round(images or len(dataset_dicts)),
-        crowds.count(0),
-        cfg.SOLVER.MAX_ITER,
-        cfg.SOLVER.IMS_PER_BATCH,
-        fit,
-        findings,
-    )
 
 
 @dataclass
@@ -180,36 +95,15 @@ def write_suggestion(
 ) -> None:
     """Write a config that derives from another one, with the reasons as comments.
 
-    Args:
-        suggestion: of :func:`suggest`.
-        config_file, opts: name or path of the other one, and ``KEY VALUE`` pairs on it, which the
-            file repeats.
-        output: ``.yaml`` to write.
+    It repeats ``opts``, the ``KEY VALUE`` pairs on the other one.
 
     Raises:
-        UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
+        UserError: as of :func:`microplastics.config.check_derived`.
     """
     train = ", ".join(suggestion.cfg.DATASETS.TRAIN)
     comments = [f"Settings for {train}: microplastics train --suggest.", *suggestion.reasons]
-    given = {key: _value(suggestion.cfg, key) for key in opts[::2]}
+    given = {key: functools.reduce(getattr, key.split("."), suggestion.cfg) for key in opts[::2]}
     write_derived(output, config_file, {**given, **suggestion.settings}, comments)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
-
-
-def _as_evaluated(cfg: CfgNode) -> CfgNode:
-    """The config for whole images at the size of evaluation, where crops have the same scale."""
-    seen = cfg.clone()
-    seen.defrost()
-    seen.INPUT.AUG.CROP.PROB = 0.0
-    seen.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
-    seen.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
-    seen.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
-    return seen
 
 
 def _suggest_input(found: Suggestion, dicts: Sequence[dict[str, Any]]) -> None:
@@ -266,7 +160,7 @@ def _suggest_anchors(
     names: Sequence[str],
     config_file: str,
 ) -> None:
-    seen = _as_evaluated(found.cfg)
+    seen = as_evaluated(found.cfg)
     missed = measure_fit(seen, config_file, dicts, names, sample=1)[0].no_anchor
     if not missed or max(missed.values()) <= WARNING_FRACTION:
         return
@@ -291,7 +185,7 @@ def _suggest_masks(
     config_file: str,
 ) -> None:
     head = found.cfg.MODEL.ROI_MASK_HEAD
-    fit = measure_fit(_as_evaluated(found.cfg), config_file, dicts, names)[0]
+    fit = measure_fit(as_evaluated(found.cfg), config_file, dicts, names)[0]
     own = fit.mask_size
     scales = own == 2 * head.POOLER_RESOLUTION or head.NAME == "ParticleMaskHead"
     if not (found.cfg.MODEL.MASK_ON and fit.mask_iou and scales):
@@ -313,8 +207,8 @@ def _suggest_iterations(found: Suggestion, images: int) -> None:
         return
     an_epoch = images / solver.IMS_PER_BATCH
     epochs = solver.MAX_ITER / an_epoch
-    if epochs < _FEW_EPOCHS:
-        wanted = math.ceil(_FEW_EPOCHS * an_epoch)
+    if epochs < FEW_EPOCHS:
+        wanted = math.ceil(FEW_EPOCHS * an_epoch)
     elif epochs > _MANY_EPOCHS and solver.MAX_ITER > _LEAST_ITERATIONS:
         wanted = max(math.ceil(_MANY_EPOCHS * an_epoch), _LEAST_ITERATIONS)
     else:
@@ -322,7 +216,7 @@ def _suggest_iterations(found: Suggestion, images: int) -> None:
     quarter = math.ceil(wanted / 4)
     found.add(
         f"{solver.MAX_ITER} iterations are {epochs:.3g} epochs of these {images} images; expected "
-        f"{_FEW_EPOCHS} to {_MANY_EPOCHS}",
+        f"{FEW_EPOCHS} to {_MANY_EPOCHS}",
         {
             "SOLVER.MAX_ITER": wanted,
             "SOLVER.CHECKPOINT_PERIOD": quarter,

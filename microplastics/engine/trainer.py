@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.data.catalog import fiber_classes
+from microplastics.data.doctor.model_fit import outlook
 from microplastics.data.loader import TrainLoader, ValidationLoader, training_dicts
 from microplastics.engine.averaging import ResumablePreciseBN, WeightAverage
 from microplastics.engine.checkpoint import (
@@ -50,13 +51,12 @@ from microplastics.engine.hooks import (
     check_metric_names,
 )
 from microplastics.engine.optimizer import FrozenLayers, UntilTheEnd, build_optimizer, freeze
-from microplastics.engine.suggestion import outlook
 from microplastics.evaluation.coco import COCOEvaluator
 from microplastics.evaluation.counting import CountingEvaluator
 from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvaluator
 from microplastics.evaluation.validation import first_predictions, loss_names, validate
 from microplastics.modeling.interface import check_architecture, keep_boxes_fp32
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.system import seed_all, seeded
 
 logger = logging.getLogger(__name__)
@@ -286,11 +286,7 @@ class Trainer(DefaultTrainer):
     # The loop
 
     def log_outlook(self, config_file: str = "") -> None:
-        """Log what the training will see of its data set, and how to let it see more.
-
-        Args:
-            config_file: name of the config, for the command that suggests a better one.
-        """
+        """Log what the training will see of its data set, and the command that lets it see more."""
         dicts = getattr(self.data_loader, "dataset_dicts", None)
         if not dicts or not comm.is_main_process():
             return
@@ -429,12 +425,13 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Return the hooks in the order in which they must run, the same on every rank."""
         cfg, solver = self.cfg, self.cfg.SOLVER
+        draws = cfg.TEST.PICTURES > 0 and comm.is_main_process()
         deciding = [
             ValidationHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             PlateauLR(cfg) if solver.PLATEAU.ENABLED else None,
             BestCheckpoint(cfg, self.checkpointer) if solver.BEST_CHECKPOINT.ENABLED else None,
             EarlyStopping(cfg) if solver.EARLY_STOPPING.ENABLED else None,
-            ValidationPictures(self._pictures) if self._draws else None,
+            ValidationPictures(self._pictures) if draws else None,
         ]
         return [
             AdaptThreads() if AdaptThreads.applies(cfg) else None,
@@ -452,10 +449,6 @@ class Trainer(DefaultTrainer):
         with self.average.applied() if self.average else contextlib.nullcontext():
             share_buffers(self.model)
             return comm.all_gather(self.test(self.cfg, unwrap(self.model)))[0]
-
-    @property
-    def _draws(self) -> bool:
-        return self.cfg.TEST.PICTURES > 0 and comm.is_main_process()
 
     def _pictures(self) -> Iterator[tuple[str, np.ndarray]]:
         """Draw predictions beside the truth, without a trace in the random numbers of training."""
@@ -595,12 +588,9 @@ def _files(batch: list[dict[str, Any]]) -> list[str]:
 
 def _check_accumulation(cfg: CfgNode) -> None:
     images, number = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), cfg.SOLVER.ACCUMULATE
-    if number < 1 or images % number:
-        raise UserError(
-            f"SOLVER.ACCUMULATE is {number}; expected a divisor of the {images} images that "
-            "SOLVER.IMS_PER_BATCH gives each process.",
-            code="config_invalid",
-        )
+    expected = f"a divisor of the {images} images that SOLVER.IMS_PER_BATCH gives each process"
+    fits = number > 0 and images % number == 0
+    check_option(fits, "SOLVER.ACCUMULATE", number, expected, "config_invalid")
 
 
 def clip_gradients(cfg: CfgNode, model: nn.Module) -> float | None:

@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from microplastics.data.coco import coco_api
-from microplastics.structures.crop_masks import CropMasks
+from microplastics.structures.crop_masks import CropMasks, as_crop_masks
 from microplastics.utils.errors import UserError
 
 
@@ -79,7 +79,7 @@ class TruthEvaluator(DatasetEvaluator):
 
     def masks_of(self, image_id: int, instances: Instances) -> CropMasks:
         """Return the predicted masks of an image as crops; ValueError if they have another size."""
-        masks = as_crops(instances.pred_masks)
+        masks = as_crop_masks(instances.pred_masks, instances.image_size)
         image = self.coco_api.imgs[image_id]
         size = (image["height"], image["width"])
         if masks.image_size != size:
@@ -88,8 +88,3 @@ class TruthEvaluator(DatasetEvaluator):
                 f"the size of the image, {size}"
             )
         return masks
-
-
-def as_crops(masks: Any) -> CropMasks:
-    """Return :class:`CropMasks`, made from an (N, H, W) bool tensor if they are not."""
-    return masks if isinstance(masks, CropMasks) else CropMasks.from_bitmasks(masks)

@@ -15,7 +15,8 @@ from detectron2.utils.logger import create_small_table
 from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 
-from microplastics.evaluation.base import TruthEvaluator, as_crops
+from microplastics.evaluation.base import TruthEvaluator
+from microplastics.structures.crop_masks import as_crop_masks
 from microplastics.utils.io import atomic_write, write_rows
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class COCOEvaluator(TruthEvaluator):
         return {"instances": instances_to_results(instances, image_id, self._dataset_ids)}
 
     def evaluate(self) -> OrderedDict:
-        """Return the dict of :func:`evaluate_predictions` for each task."""
+        """Return the dict of :func:`summarize` for each task."""
         predictions = self.gathered()
         if predictions is None:
             return OrderedDict()
@@ -99,29 +100,6 @@ class COCOEvaluator(TruthEvaluator):
         return report
 
 
-def evaluate_predictions(
-    coco_gt: Any,
-    results: Sequence[dict[str, Any]],
-    iou_type: str,
-    max_dets: int = 100,
-    img_ids: Iterable[int] | None = None,
-    class_names: dict[int, str] | None = None,
-) -> dict[str, float]:
-    """Evaluate results as Detectron2's ``COCOEvaluator`` reports them.
-
-    Args:
-        coco_gt, results, iou_type, max_dets, img_ids: see :func:`coco_evaluation`.
-        class_names: name of each category id; the figures of each class are added if there are
-            two or more.
-
-    Returns:
-        In percent: AP, AP50, AP75, APs, APm, APl, then ``AP-<class>`` and ``AP50-<class>`` of
-        every class. NaN where there is no truth, and everywhere if ``results`` is empty.
-    """
-    precision = precisions(coco_gt, results, iou_type, max_dets, img_ids)
-    return summarize(precision, sorted(coco_gt.cats), class_names)
-
-
 def precisions(
     coco_gt: Any,
     results: Sequence[dict[str, Any]],
@@ -149,9 +127,16 @@ def precisions(
 def summarize(
     precision: np.ndarray, categories: Sequence[int], class_names: dict[int, str] | None = None
 ) -> dict[str, float]:
-    """Summarise :func:`precisions`, over categories by ascending id.
+    """Summarise precisions as Detectron2's ``COCOEvaluator`` reports them.
 
-    See :func:`evaluate_predictions`.
+    Args:
+        precision: of :func:`precisions`.
+        categories: the K category ids, ascending.
+        class_names: by category id; the figures of each class are added if there are two or more.
+
+    Returns:
+        In percent: AP, AP50, AP75, APs, APm, APl, then ``AP-<class>`` and ``AP50-<class>`` of
+        every class. NaN where there is no truth, and everywhere if there was no result.
     """
     report = {
         "AP": _percent(precision[..., 0]),
@@ -250,7 +235,7 @@ def instances_to_results(
         )
     ]
     if instances.has("pred_masks"):
-        rles = as_crops(instances.pred_masks).to_rles(as_str=True)
+        rles = as_crop_masks(instances.pred_masks, instances.image_size).to_rles(as_str=True)
         for result, rle in zip(results, rles, strict=True):
             result["segmentation"] = rle
     return results

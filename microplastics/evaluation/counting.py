@@ -31,7 +31,7 @@ from microplastics.measurement import Item, measure_many
 from microplastics.measurement.shape import Kind, kind_of
 from microplastics.modeling.postprocessing import distinct
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import read_json, write_rows
 
 logger = logging.getLogger(__name__)
@@ -185,11 +185,8 @@ class CountingEvaluator(TruthEvaluator):
         self._measure = measure_sizes
         self.size_bins = size_bins or SizeBins()
         self._scales = self._read_scales() if measure_sizes else {}
-        if not _is_within(max_overlap, 0, 1):
-            raise UserError(
-                f"TEST.COUNTING.MAX_OVERLAP is {max_overlap}; expected a fraction from 0 to 1.",
-                code="config_invalid",
-            )
+        key, fits = "TEST.COUNTING.MAX_OVERLAP", _is_within(max_overlap, 0, 1)
+        check_option(fits, key, max_overlap, "a fraction from 0 to 1", "config_invalid")
         self._max_overlap = max_overlap
 
     @classmethod
@@ -198,11 +195,9 @@ class CountingEvaluator(TruthEvaluator):
     ) -> "CountingEvaluator":
         """Build the evaluator that TEST.COUNTING describes; errors as of the constructor."""
         settings = cfg.TEST.COUNTING
-        if settings.SIZES not in ("always", "eval_only", "never"):
-            raise UserError(
-                f"TEST.COUNTING.SIZES is {settings.SIZES!r}; expected always, eval_only or never.",
-                code="config_invalid",
-            )
+        key, fits = "TEST.COUNTING.SIZES", settings.SIZES in ("always", "eval_only", "never")
+        expected = "always, eval_only or never"
+        check_option(fits, key, settings.SIZES, expected, "config_invalid")
         return cls(
             dataset_name,
             score_thresholds=settings.CLASS_SCORE_THRESH or settings.SCORE_THRESH,

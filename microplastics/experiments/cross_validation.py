@@ -19,7 +19,7 @@ from microplastics.config import load_config
 from microplastics.data.catalog import resolve_datasets
 from microplastics.data.coco import coco_api
 from microplastics.data.splits.split import MANIFEST, SplitOptions, split_dataset
-from microplastics.evaluation.coco import RESULTS_FILE, evaluate_predictions
+from microplastics.evaluation.coco import RESULTS_FILE, precisions, summarize
 from microplastics.experiments.jobs import Job, Machines, Result, run_jobs, same_weights
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import OWN_FILE, atomic_write, read_json, write_json, write_rows
@@ -140,9 +140,8 @@ def pool(
     names = {category["id"]: category["name"] for category in truth["categories"]}
     pooled = {}
     for task in ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",):
-        figures = evaluate_predictions(
-            api, results, task, cfg.TEST.DETECTIONS_PER_IMAGE, class_names=names
-        )
+        precision = precisions(api, results, task, cfg.TEST.DETECTIONS_PER_IMAGE)
+        figures = summarize(precision, sorted(names), names)
         pooled |= {f"{task}/{name}": value for name, value in figures.items()}
     return pooled
 

@@ -328,16 +328,18 @@ class CropMasks(BitMasks):
         return CropMasks(crops, offsets, (height, width))
 
 
-def as_crop_masks(masks: BitMasks | PolygonMasks, image_size: Sequence[int]) -> CropMasks:
-    """Return masks of any of Detectron2's types as crops.
+def as_crop_masks(
+    masks: BitMasks | PolygonMasks | torch.Tensor, image_size: Sequence[int]
+) -> CropMasks:
+    """Return masks of any of Detectron2's types, or (N, H, W) bool, as crops.
 
     What several boxes share, as in the proposals of one particle, is rasterised once and stays
     shared.
     """
     if isinstance(masks, CropMasks):
         return masks
-    if isinstance(masks, BitMasks):
-        return CropMasks.from_bitmasks(masks.tensor)
+    if not isinstance(masks, PolygonMasks):
+        return CropMasks.from_bitmasks(masks.tensor if isinstance(masks, BitMasks) else masks)
     # PolygonMasks copies its arrays whenever it is indexed.
     keys = [b" ".join(p.tobytes() for p in polygons) for polygons in masks.polygons]
     distinct = dict(zip(keys, masks.polygons, strict=True))

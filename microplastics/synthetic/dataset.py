@@ -9,8 +9,8 @@ import cv2
 from tqdm import tqdm
 
 from microplastics.synthetic.filters import Blanks, check_blanks, find_blanks
-from microplastics.synthetic.scene import check_option, find_preset, render_image
-from microplastics.utils.errors import UserError
+from microplastics.synthetic.scene import find_preset, render_image
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import atomic_write, read_json, write_error, write_json
 from microplastics.utils.system import available_processors, map_in_processes
 

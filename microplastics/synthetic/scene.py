@@ -15,7 +15,7 @@ from microplastics.structures.crop_masks import CropMasks
 from microplastics.synthetic import camera, filters, particles
 from microplastics.synthetic.camera import Scene, generator
 from microplastics.synthetic.particles import BEAD, FIBER, FILM, FRAGMENT, Particle
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import check_option
 
 # Maximum number of particles on a picture of any size and preset.
 MAX_PARTICLES = 400
@@ -97,12 +97,6 @@ PRESETS: Mapping[str, Preset] = {
         blur=(0.8, 2.4),
     ),
 }
-
-
-def check_option(valid: bool, option: str, value: object, expected: str) -> None:
-    """Raise UserError for an option with an invalid value."""
-    if not valid:
-        raise UserError(f"{option} is {value}; expected {expected}.", code="option_invalid")
 
 
 def find_preset(name: str) -> Preset:

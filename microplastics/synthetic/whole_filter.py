@@ -20,8 +20,8 @@ from microplastics.synthetic import camera, filters
 from microplastics.synthetic.camera import Scene, generator, smooth_noise
 from microplastics.synthetic.dataset import check_parameters, choose_workers
 from microplastics.synthetic.particles import BEAD, FIBER, MAKERS, make_long_fiber
-from microplastics.synthetic.scene import Ground, Preset, check_option, find_preset, lay
-from microplastics.utils.errors import UserError
+from microplastics.synthetic.scene import Ground, Preset, find_preset, lay
+from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import atomic_write, read_json, write_json
 from microplastics.utils.system import map_in_processes
 

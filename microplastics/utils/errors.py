@@ -64,6 +64,14 @@ class WriteError(UserError):
         super().__init__(message, "not_writable")
 
 
+def check_option(
+    valid: bool, option: str, value: object, expected: str, code: str = "option_invalid"
+) -> None:
+    """Raise ``UserError`` for an option, or a key of a config, with an invalid value."""
+    if not valid:
+        raise UserError(f"{option} is {value}; expected {expected}.", code=code)
+
+
 def report_error(message: str) -> None:
     """Print ``error: message`` on stderr."""
     sys.stdout.flush()

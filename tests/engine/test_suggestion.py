@@ -10,8 +10,9 @@ import yaml
 
 from microplastics.config import load_config
 from microplastics.data import anchors
+from microplastics.data.doctor.model_fit import outlook
 from microplastics.data.loader import check_datasets, training_dicts
-from microplastics.engine.suggestion import outlook, suggest
+from microplastics.engine.suggestion import suggest
 
 SIDE, WIDTH, LENGTH = 600, 4, 60
 

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from support import user_error
 
 from microplastics.evaluation import base
-from microplastics.evaluation.coco import COCOEvaluator, coco_evaluation, evaluate_predictions
+from microplastics.evaluation.coco import COCOEvaluator, coco_evaluation, precisions, summarize
 from microplastics.structures.crop_masks import CropMasks
 
 SIZE = 160
@@ -335,11 +335,15 @@ def test_the_cap_counts():
     assert recall == sorted(recall) and recall[0] < recall[-1]
 
 
+def figures(gt, results, iou_type, names):
+    return summarize(precisions(gt, results, iou_type), sorted(names), names)
+
+
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_report_names_classes_and_counts_in_percent(iou_type):
     dataset, results = random_data(2, 60)
     names = {1: "Fiber", 2: "Fragment", 4: "Film", 5: "Foam"}
-    report = evaluate_predictions(index(dataset), results, iou_type, class_names=names)
+    report = figures(index(dataset), results, iou_type, names)
     assert list(report) == [
         *["AP", "AP50", "AP75", "APs", "APm", "APl"],
         *["AP-Fiber", "AP-Fragment", "AP-Film", "AP-Foam"],
@@ -363,8 +367,8 @@ def test_perfect_predictions_score_100_and_none_nan():
     ]
     names = {1: "a", 2: "b", 4: "c", 5: "d"}
     for iou_type in ("bbox", "segm"):
-        report = evaluate_predictions(gt, perfect, iou_type, class_names=names)
+        report = figures(gt, perfect, iou_type, names)
         assert report["AP"] == report["AP-a"] == report["AP50-b"] == pytest.approx(100)
-        empty = evaluate_predictions(gt, [], iou_type, class_names=names)
+        empty = figures(gt, [], iou_type, names)
         assert empty.keys() == report.keys()
         assert np.isnan(list(empty.values())).all()

@@ -1,13 +1,12 @@
 """Findings of the data set doctor; ``codes.csv`` has their words, as docs/doctor.md lists them."""
 
-import csv
 import os
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from microplastics.data import coco
 from microplastics.data.coco import Findings, Place, is_box, is_safe_name
 
 PROBLEM, WARNING, INFO = SEVERITIES = "problem", "warning", "info"
@@ -140,15 +139,11 @@ def worst(findings: list[Finding]) -> str:
     return min((finding.severity for finding in findings), key=SEVERITIES.index)
 
 
-def _read_codes() -> dict[str, Finding]:
-    """Read the findings of codes.csv."""
-    with open(Path(__file__).with_name("codes.csv"), newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    flags = ("fixable", "convertible")
-    return {row["code"]: Finding(**row | {f: row[f] == "yes" for f in flags}) for row in rows}
-
-
-CODES = _read_codes()
+_FLAGS = ("fixable", "convertible")
+CODES = {
+    row["code"]: Finding(**row | {flag: row[flag] == "yes" for flag in _FLAGS})
+    for row in coco.CODES
+}
 
 
 @dataclass

@@ -1,15 +1,15 @@
-"""Anchors, sizes and mask resolution of a config against the particles."""
+"""Anchors, sizes and mask resolution of a config against the particles, and its epochs."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from microplastics.data.anchors import ALL, AnchorGrid, resized_size
@@ -33,15 +33,10 @@ MASK_SIZES = (28, 56, 112)
 # Fractions above which a finding is a warning, or information; mean IoU below which it is one.
 WARNING_FRACTION, INFO_FRACTION, WARNING_IOU = 0.05, 0.01, 0.9
 MAX_PER_CLASS = 1000  # the error of a mean IoU is below 0.01, of a fraction one or two points
+FEW_EPOCHS = 12  # that a network needs at least to learn from a data set
 _PERCENT = "{:.1%}"
 # Above this many pixels a bin of the largest crop spans 18 px, and a smaller copy suffices.
 _MAX_MASK_PIXELS = 2**22
-# Other anchors to recommend, the simplest first: sizes for each size, ratios, factor of the sizes.
-_OTHER_ANCHORS = tuple(
-    product(((1.0,), (1.0, 2**0.5)), ((), (0.25, 0.5, 1.0, 2.0, 4.0)), (1.0, 0.5, 0.25, 2.0))
-)
-_TRIED = 2**13  # boxes
-_WORTH_A_CHANGE = 0.02  # fraction of the boxes
 
 
 @dataclass
@@ -123,9 +118,7 @@ def measure_fit(
     fit.mask_iou = {name: {size: by_size[size][name] for size in by_size} for name in fit.small}
     findings = []
     if severity := _severity(fit.no_anchor):
-        about, fix = _words(fit.no_anchor, _PERCENT), _anchor_fix(
-            cfg, particles, fit.no_anchor[ALL]
-        )
+        about, fix = _words(fit.no_anchor, _PERCENT), CODES["no_anchor"].fix
         every, words = np.arange(len(labels)), "its best anchor has IoU {:.2f}"
         examples = particles.worst(every, anchor_iou, words)
         missed = anchor_iou < ANCHOR_IOU
@@ -141,6 +134,102 @@ def measure_fit(
         coarse, fix = iou[side] < WARNING_IOU, _mask_fix(cfg, side, by_size)
         findings.append(_finding("mask_resolution", fit, about, coarse, WARNING, fix, examples))
     return fit, findings
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a training will see.
+
+    Attributes:
+        images, particles: of DATASETS.TRAIN; windows count as images.
+        iterations, batch_size: of the training.
+        fit: what a model of the config can see, without figures if it is none of this package's.
+        findings: of :func:`measure_fit`.
+    """
+
+    images: int
+    particles: int
+    iterations: int
+    batch_size: int
+    fit: ModelFit
+    findings: list[Finding]
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the images."""
+        return self.iterations * self.batch_size / max(self.images, 1)
+
+    @property
+    def wants_better(self) -> bool:
+        """Whether other settings would let the training see clearly more."""
+        return self._too_few or any(finding.severity != INFO for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """Sentences for the terminal."""
+        lines = [
+            f"{self.particles} particles on {self.images} images; {self.iterations} iterations of "
+            f"{self.batch_size} are {self.epochs:.3g} epochs"
+            + (f", fewer than the {FEW_EPOCHS} that most data sets need." * self._too_few or ".")
+        ]
+        for name, fraction in self.fit.no_anchor.items():
+            kept = self.fit.mask_iou.get(name, {}).get(self.fit.mask_size)
+            drawn = f", masks keep an IoU of {kept:.2f}" if kept is not None else ""
+            lines.append(
+                f"  {name}: {fraction:.0%} without an anchor, {self.fit.small[name]:.0%} under "
+                f"{MIN_WIDTH:g} px wide at this input size{drawn}"
+            )
+        return lines
+
+    @property
+    def _too_few(self) -> bool:
+        return 0 < self.iterations and self.epochs < FEW_EPOCHS
+
+
+def outlook(
+    cfg: CfgNode,
+    dataset_dicts: Sequence[dict[str, Any]],
+    config_file: str = "",
+    *,
+    images: float | None = None,
+    sample: int = MAX_PER_CLASS,
+) -> Outlook:
+    """Measure what a training of this config will see.
+
+    Args:
+        cfg: the config, with the number of iterations in SOLVER.MAX_ITER.
+        dataset_dicts: of training, see :func:`microplastics.data.loader.training_dicts`.
+        config_file: its name, for errors.
+        images: in an epoch, if not every one is drawn once.
+        sample: masks that are measured of each class at most.
+
+    Raises:
+        UserError: the config has no usable anchors.
+    """
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
+    crowds = [a.get("iscrowd", 0) for each in dataset_dicts for a in each.get("annotations", ())]
+    fit, findings = ModelFit(config_file), []
+    if cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", *WITHOUT_BOXES):
+        seen = as_evaluated(cfg)
+        fit, findings = measure_fit(seen, config_file, dataset_dicts, names, sample=sample)
+    return Outlook(
+        round(images or len(dataset_dicts)),
+        crowds.count(0),
+        cfg.SOLVER.MAX_ITER,
+        cfg.SOLVER.IMS_PER_BATCH,
+        fit,
+        findings,
+    )
+
+
+def as_evaluated(cfg: CfgNode) -> CfgNode:
+    """The config for whole images at the size of evaluation, where crops have the same scale."""
+    seen = cfg.clone()
+    seen.defrost()
+    seen.INPUT.AUG.CROP.PROB = 0.0
+    seen.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    seen.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    seen.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    return seen
 
 
 def mask_widths(
@@ -305,32 +394,6 @@ def _finding(
     base, count = CODES[code], int(np.count_nonzero(concerned))
     what = f"{base.what} ({fit.config_file}: {about})"
     return replace(base, what=what, severity=severity, fix=fix, count=count, examples=examples)
-
-
-def _anchor_fix(cfg: CfgNode, particles: _Particles, left: float) -> str:
-    """Recommend the simplest of a few other anchors that leaves far fewer boxes without one."""
-    rows = np.random.default_rng(0).permutation(len(particles.label))[:_TRIED]
-    boxes, sizes = particles.resized_boxes[rows], particles.after[rows]
-    levels, best = cfg.MODEL.ANCHOR_GENERATOR.SIZES, None
-    levels = levels if isinstance(levels[0], Sequence) else [levels]
-    for steps, ratios, factor in _OTHER_ANCHORS:
-        other = cfg.clone()
-        other.defrost()
-        anchors = other.MODEL.ANCHOR_GENERATOR
-        factors = [factor * step for step in steps]
-        anchors.SIZES = [[float(f"{s * f:.4g}") for f in factors for s in row] for row in levels]
-        if ratios:
-            anchors.ASPECT_RATIOS = [list(ratios)]
-        iou = AnchorGrid.from_config(other).best_iou(boxes, sizes)
-        fraction = float((iou < ANCHOR_IOU).mean())
-        if fraction < left - _WORTH_A_CHANGE:
-            best, left = anchors, fraction
-    if best is None:
-        return "Set INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST larger, or cut the images into tiles."
-    return (
-        f"Set MODEL.ANCHOR_GENERATOR.SIZES {best.SIZES} and ASPECT_RATIOS {best.ASPECT_RATIOS} "
-        f"(the RPN head is trained from scratch if their number changes): {left:.1%} are left."
-    )
 
 
 def _size_fix(widths: np.ndarray) -> str:

@@ -48,8 +48,6 @@ class _Reader(layout.FileReader):
 
     def load(self, path: Path) -> Any:
         """Return the masks, None if they are no array, and the name of the image in a file."""
-        if not path.is_file():  # opening a pipe would block
-            raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
         try:
             with (
                 open(path, "rb") as file,

@@ -40,6 +40,7 @@ _IMAGE_FOLDERS = {"yolo": "images/{}", "labelme": "{}", "masks": "{}/images"}
 _IMAGE_FOLDERS |= {"labelstudio": "{}", "cvat": "{}/images"}
 FORMATS = (*_IMAGE_FOLDERS, "coco")
 
+# They write the annotations of all splits; the notes take what the format cannot hold.
 _WRITERS = {"yolo": yolo.write, "labelme": labelme.write, "masks": masks.write}
 _WRITERS |= {"labelstudio": labelstudio.write, "cvat": cvat.write}
 _EXAMPLES = 5

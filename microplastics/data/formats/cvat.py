@@ -8,11 +8,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
-from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
 from microplastics.data.coco import show
@@ -119,33 +118,20 @@ def _elements(path: Path) -> Iterator[Element]:
     A file with a document type, and thus with entities, is refused, as is one with tracks.
     """
     problem, root, depth = "", None, 0
-    try:
-        with open(path, "rb") as file:
-            for event, element in iterparse(file, ("start", "end"), forbid_dtd=True):
-                depth += 1 if event == "start" else -1
-                if root is None:
-                    root = element
-                    if root.tag != "annotations":
-                        problem = f"has the root element {show(root.tag)}"
-                        break
-                elif element.tag == "track" and depth == 2:
-                    problem = "has tracks (CVAT for video 1.1)"
+    with layout.reading_xml(path, f"expected {_MEANING}"), open(path, "rb") as file:
+        for event, element in iterparse(file, ("start", "end"), forbid_dtd=True):
+            depth += 1 if event == "start" else -1
+            if root is None:
+                root = element
+                if root.tag != "annotations":
+                    problem = f"has the root element {show(root.tag)}"
                     break
-                elif event == "end" and depth == 1:
-                    yield element
-                    root.clear()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
-        ) from error
-    # LookupError and ValueError: encodings that are unknown, or not read by expat.
-    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
-        words = type(error).__name__ if isinstance(error, DefusedXmlException) else error
-        raise UserError(
-            f"{path} is not XML that can be read ({words}); expected {_MEANING}.",
-            code="file_invalid",
-        ) from error
+            elif element.tag == "track" and depth == 2:
+                problem = "has tracks (CVAT for video 1.1)"
+                break
+            elif event == "end" and depth == 1:
+                yield element
+                root.clear()
     if problem:
         raise UserError(
             f"{path} {problem}; expected {_MEANING}: export the task in this format.",
@@ -202,24 +188,14 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
-    """Write ``output/SPLIT/annotations.xml``, to upload into a task with the images of the split.
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
+    """Write ``output/SPLIT/annotations.xml``, to upload into a task with ``output/SPLIT/images``.
 
     Polygons keep their points, several of one particle get a group; masks keep every pixel.
-
-    Args:
-        sources: split -> images, which belong into ``output/SPLIT/images``.
-        output: folder of the data set.
-        notes: takes what the format cannot hold.
-
-    Returns:
-        the files written.
     """
-    written = []
     for split, source in sources.items():
-        written.append(output / split / "annotations.xml")
         labels = "".join(f"<label><name>{escape(n)}</name></label>" for n in source.classes)
-        with atomic_write(written[-1]) as file:
+        with atomic_write(output / split / "annotations.xml") as file:
             file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
             file.write("<version>1.1</version>\n")
             file.write(f"<meta><task><labels>{labels}</labels></task></meta>\n")
@@ -233,7 +209,6 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
                     notes.add("extra_lost", record.file_name, show(key))
                 file.write("</image>\n")
             file.write("</annotations>\n")
-    return written
 
 
 def _elements_of(

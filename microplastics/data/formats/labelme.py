@@ -135,28 +135,17 @@ def _mask(entry: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     return shapes.crop_rle(shapes.png_mask(content, (height, width)), x0, y0, size)
 
 
-def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
     """Write ``output/SPLIT/NAME.json`` for each image, to lie beside the image.
 
     Polygons keep their coordinates, the parts of an instance get one ``group_id``, RLEs become
     ``mask`` shapes with every pixel, crowds get the flag ``iscrowd``. The second of two images
     that differ only in their suffix gets ``NAME.SUFFIX.json``.
-
-    Args:
-        sources: split -> images, which belong into ``output/SPLIT``.
-        output: folder of the data set.
-        notes: takes what the format cannot hold.
-
-    Returns:
-        the files written.
     """
-    written = []
     for split, source in sources.items():
         for record, name in layout.records_to_write(split, source, ".json", keep_both=True):
-            written.append(Path(output, split, name))
-            with atomic_write(written[-1]) as file:
+            with atomic_write(output / split / name) as file:
                 file.write(json.dumps(_document(record, notes), ensure_ascii=False))
-    return written
 
 
 def _document(record: ImageRecord, notes: Notes) -> dict[str, Any]:

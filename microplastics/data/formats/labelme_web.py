@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
-from defusedxml import DefusedXmlException, ElementTree
+from defusedxml import ElementTree
 
 from microplastics.data.coco import is_printable, show
 from microplastics.data.formats import layout, shapes
@@ -59,24 +59,10 @@ class _Reader(layout.FileReader):
 
     def load(self, path: Path) -> Element:
         """Return the root element of one file."""
-        if not path.is_file():  # opening a pipe would block
-            raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
-        try:
+        with layout.reading_xml(path, "export it again"):
             if os.path.getsize(path) > _MOST_BYTES:
                 raise ValueError(f"more than {_MOST_BYTES >> 20} MiB")
             return ElementTree.parse(path).getroot()
-        except OSError as error:
-            raise UserError(
-                f"Cannot read {path}: {error.strerror or error}; correct the path.",
-                code="file_missing",
-            ) from error
-        # LookupError and ValueError: encodings that are unknown, or not read by expat.
-        except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
-            words = type(error).__name__ if isinstance(error, DefusedXmlException) else error
-            raise UserError(
-                f"{path} is not XML that can be read ({words}); export it again.",
-                code="file_invalid",
-            ) from error
 
     def records(self, data: Element, where: str) -> Iterator[ImageRecord]:
         self._seen |= self._drawn  # no photographs

@@ -291,26 +291,17 @@ def _bit_reader(values: Any) -> Callable[[int], int]:
     return read
 
 
-def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
     """Write pre-annotations: ``output/SPLIT/tasks.json`` to import, and ``output/interface.xml``.
 
     Particles are predictions of their tasks, which people take over and correct. Those of one
     polygon keep their points; masks and several polygons become brush strokes with every pixel.
     Images are named as local files below ``output``.
-
-    Args:
-        sources: split -> images, which belong into ``output/SPLIT``.
-        output: folder of the data set.
-        notes: takes what the format cannot hold.
-
-    Returns:
-        the files written.
     """
-    written, classes = [], {}
+    classes: dict[str, None] = {}
     for split, source in sources.items():
         classes.update(dict.fromkeys(source.classes))
-        written.append(output / split / _TASKS)
-        with atomic_write(written[-1]) as file:
+        with atomic_write(output / split / _TASKS) as file:
             separator = "["
             for record in source.records():
                 name = layout.safe_name(record.file_name, f"An image of {split}")
@@ -318,10 +309,8 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
                 file.write(separator + json.dumps(task, ensure_ascii=False))
                 separator = ",\n"
             file.write("]\n" if separator != "[" else "[]\n")
-    written.append(output / _INTERFACE)
-    with atomic_write(written[-1]) as file:
+    with atomic_write(output / _INTERFACE) as file:
         file.write(_interface(list(classes)))
-    return written
 
 
 def _interface(classes: list[str]) -> str:

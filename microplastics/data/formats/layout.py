@@ -15,6 +15,9 @@ from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
+from xml.etree.ElementTree import ParseError
+
+from defusedxml import DefusedXmlException
 
 from microplastics.data.coco import is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
@@ -364,6 +367,24 @@ def extra_fields(
 # Annotations
 
 
+@contextlib.contextmanager
+def reading_xml(path: Path, fix: str) -> Iterator[None]:
+    """Turn any error of reading an XML in a ``with`` block into a ``UserError`` with its fix."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"Cannot read {path}: {reason}; correct the path.", code="file_missing"
+        ) from error
+    # LookupError and ValueError: encodings that are unknown, or not read by expat.
+    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
+        words = type(error).__name__ if isinstance(error, DefusedXmlException) else error
+        raise UserError(
+            f"{path} is not XML that can be read ({words}); {fix}.", code="file_invalid"
+        ) from error
+
+
 class FileReader(ABC):
     """Reader of one split in a format of files that name their images, or are named as they.
 
@@ -408,8 +429,6 @@ class FileReader(ABC):
 
     def load(self, path: Path) -> Any:
         """Return the content of one file."""
-        if not path.is_file():
-            raise UserError(f"{path} is not a file; delete it.", code="file_invalid")
         return read_json(path, self.content, self.meaning)
 
     def source(self, notes: Notes) -> Source:
@@ -595,11 +614,7 @@ def join_groups(
 ) -> list[Instance]:
     """Join the instances of one group and class to one instance.
 
-    Args:
-        members: group and instance; an instance of the group None stays as it is.
-        record: their image.
-        where: its place in the source.
-        notes: takes ``group_joined``, ``group_mixed`` and what is left out.
+    ``members`` are groups and instances; an instance of the group None stays as it is.
     """
     groups: dict[Any, list[Instance]] = defaultdict(list)
     labels: dict[Any, set[str]] = defaultdict(set)

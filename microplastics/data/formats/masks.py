@@ -386,13 +386,7 @@ class _Reader:
 
 
 def parts(category: str, name: str, labels: np.ndarray, notes: Notes) -> Iterator[Instance]:
-    """Yield the 8-connected parts of a mask as instances.
-
-    Args:
-        category: their class.
-        name: of the mask file, for messages.
-        labels: (H, W) array, 0 background.
-        notes: takes ``mask_speck``.
+    """Yield the 8-connected parts of a mask, (H, W) with 0 for background, as instances.
 
     Raises:
         ValueError: there are more than ``MAX_INSTANCES``.
@@ -408,14 +402,9 @@ def parts(category: str, name: str, labels: np.ndarray, notes: Notes) -> Iterato
 def check_size(
     labels: np.ndarray, path: Path, image: Path, size: tuple[int, int], rotated: bool = False
 ) -> None:
-    """Raise ``image_size`` unless a mask is of the size of its image.
+    """Raise ``image_size`` unless a mask, (H, W), is of the size (height, width) of its image.
 
-    Args:
-        labels: (H, W) array of the mask.
-        path: file of the mask.
-        image: file of the image.
-        size: its height and width in px.
-        rotated: whether its EXIF orientation swaps them.
+    ``rotated`` tells whether the EXIF orientation of the image swaps them.
     """
     if labels.shape != size:
         words = size_mismatch(size[::-1], labels.shape[::-1], rotated)
@@ -655,24 +644,15 @@ def _without_channels(array: np.ndarray) -> tuple[np.ndarray, bool]:
     return red.astype(np.int32) << 16 | green.astype(np.int32) << 8 | blue, True
 
 
-def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
     """Write one label image an image: ``output/SPLIT/masks/NAME.tif``, int32, zlib.
 
     Particles are numbered from 1 in their order. ``classes.csv`` beside ``masks`` has ``image``,
     ``id``, ``class`` and ``iscrowd`` of each, ``classes.txt`` the classes in their order. Of
     particles that overlap the later one has the pixels; one that has none left has no row.
-
-    Args:
-        sources: split -> images, which belong into ``output/SPLIT/images``.
-        output: folder of the data set.
-        notes: takes what the format cannot hold.
-
-    Returns:
-        the files written.
     """
-    written = []
     for split, source in sources.items():
-        folder = Path(output, split)
+        folder = output / split
         with atomic_write(folder / _CLASSES_CSV) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("image", "id", "class", "iscrowd"))
@@ -680,14 +660,11 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
                 labels, kept = _label_image(record, notes)
                 content = io.BytesIO()
                 tifffile.imwrite(content, labels, compression=_COMPRESSION, metadata=None)
-                written.append(folder / "masks" / name)
-                with atomic_write(written[-1], "wb") as image:
+                with atomic_write(folder / "masks" / name, "wb") as image:
                     image.write(content.getbuffer())
                 table.writerows((record.file_name, *row) for row in kept)
         with atomic_write(folder / _CLASSES_TXT) as file:
             file.writelines(f"{category}\n" for category in source.classes)
-        written += [folder / _CLASSES_CSV, folder / _CLASSES_TXT]
-    return written
 
 
 def _label_image(

@@ -1,4 +1,8 @@
-"""Drawn shapes as COCO polygons or RLE."""
+"""Drawn shapes as COCO polygons or RLE.
+
+Everywhere ``record`` is the image of a shape, ``where`` its place, for messages, and ``notes``
+takes what is changed or left out.
+"""
 
 import contextlib
 import io
@@ -72,10 +76,7 @@ def area_of(
             about its corner, and an ellipse may be turned by a fifth number in radians,
             clockwise on the screen.
         values: unchecked list of these numbers, in px.
-        record: its image.
         line_width: width of lines in px, if they have one.
-        notes: takes ``box_only``, ``curve_as_polygon`` and ``line_as_polygon``.
-        where: place of the shape.
 
     Raises:
         ShapeError: it has no area, or is malformed.
@@ -213,8 +214,7 @@ def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[
 
     Args:
         crop: (h, w) bool array.
-        x0: left column of the crop in the image.
-        y0: upper row of the crop in the image.
+        x0, y0: of its upper left px in the image.
         size: height and width of the image in px.
 
     Raises:
@@ -228,14 +228,10 @@ def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[
 
 
 def png_mask(content: bytes, largest: tuple[int, int]) -> np.ndarray:
-    """Decode the PNG of a mask: (h, w) bool, what is neither 0 nor transparent.
-
-    Args:
-        content: unchecked bytes.
-        largest: height and width in px that the mask may have.
+    """Decode the unchecked PNG of a mask: (h, w) bool, what is neither 0 nor transparent.
 
     Raises:
-        ShapeError: it is malformed or larger.
+        ShapeError: it is malformed, or larger than the height and width in px that it may have.
     """
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as png:
@@ -263,12 +259,7 @@ def with_holes(
 ) -> Segmentation:
     """Return the area of an outline without its holes: the polygon, or RLE if there are holes.
 
-    Args:
-        outline: unchecked ``[[x0, y0], [x1, y1], …]`` in px.
-        holes: such lists.
-        record: its image.
-        notes: takes what is changed.
-        where: place of the shape.
+    Outline and holes are unchecked ``[[x0, y0], [x1, y1], …]`` in px.
 
     Raises:
         ShapeError: it has no area, or is malformed.
@@ -318,12 +309,6 @@ def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) ->
     Polygons are cut at the image's border (``shape_clipped``), parts of fewer than 3 points are
     left out (``part_broken``), RLE becomes compressed.
 
-    Args:
-        segmentation: COCO polygons or RLE, unchecked.
-        record: its image.
-        notes: takes what is changed and left out.
-        where: place of the instance.
-
     Raises:
         ShapeError: it cannot be used.
     """
@@ -348,12 +333,7 @@ def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) ->
 
 
 def union(parts: Sequence[Segmentation], size: tuple[int, int]) -> Segmentation:
-    """Join segmentations: polygons stay polygons; with a mask they all become one RLE.
-
-    Args:
-        parts: polygons or compressed RLEs that are :func:`checked`.
-        size: height and width of the image in px.
-    """
+    """Join :func:`checked` segmentations: polygons stay so; with a mask all become one RLE."""
     if all(isinstance(part, list) for part in parts):
         return list(chain.from_iterable(parts))
     rles = []

@@ -341,29 +341,19 @@ def _plain_folders(base: Path) -> dict[str, _Images]:
     return {split: _Images(folder, list(list_files(folder))) for split, folder in folders.items()}
 
 
-def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
+def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
     """Write ``data.yaml`` and ``labels/SPLIT/NAME.txt``, as Ultralytics reads them.
 
     Coordinates have ten significant digits: a round trip is exact to 1e-4 px up to 20,000 px a
     side. An instance is one ring: parts are joined by lines, and holes by cuts, of zero width.
-
-    Args:
-        sources: split -> images, which belong into ``output/images/SPLIT``.
-        output: folder of the data set.
-        notes: takes what the format cannot hold.
-
-    Returns:
-        data.yaml, then the label files.
     """
     classes = list(dict.fromkeys(name for source in sources.values() for name in source.classes))
     indices = {name: index for index, name in enumerate(classes)}
-    written = [output / "data.yaml"]
     for split, source in sources.items():
         for record, label in layout.records_to_write(split, source, ".txt"):
             lines = (_line(instance, record, indices, notes) for instance in record.instances)
             with atomic_write(output / "labels" / split / label) as file:
                 file.writelines(lines)
-            written.append(output / "labels" / split / label)
     lines = ["# Written by microplastics. Paths are relative to this file."]
     if list(sources) == ["all"]:
         lines += ["# Not split yet: Ultralytics wants a val, which must hold other images."]
@@ -372,9 +362,8 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> list[Path]:
         lines += [f"{split}: images/{split}" for split in sources]
     # A JSON string is a YAML string.
     names = [f"  {i}: {json.dumps(name, ensure_ascii=False)}" for i, name in enumerate(classes)]
-    with atomic_write(written[0]) as file:
+    with atomic_write(output / "data.yaml") as file:
         file.write("\n".join([*lines, "names:", *names]) + "\n")
-    return written
 
 
 def _line(instance: Instance, record: ImageRecord, indices: dict[str, int], notes: Notes) -> str:

@@ -4,14 +4,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PureWindowsPath
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from microplastics.data.coco import EXAMPLES, show
 from microplastics.data.images import read_image
-from microplastics.data.splits.similarity import Fingerprint, find_duplicates, fingerprint
+from microplastics.data.splits.similarity import find_duplicates, fingerprint
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_table
 from microplastics.utils.system import available_processors
@@ -173,17 +172,14 @@ def groups_by_similarity(image_paths: Sequence[str | os.PathLike]) -> list[int]:
         UserError: an image cannot be read.
     """
 
-    def take(path: str | os.PathLike) -> Fingerprint:
-        return fingerprint(read_image(path))
-
-    with ThreadPoolExecutor(min(8, available_processors())) as pool:
-        try:
-            taken = pool.map(take, image_paths)
-            bar = tqdm(taken, "reading images", len(image_paths), unit="image", disable=None)
-            fingerprints = list(bar)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    fingerprints = thread_map(
+        lambda path: fingerprint(read_image(path)),
+        image_paths,
+        max_workers=min(8, available_processors()),
+        desc="reading images",
+        unit="image",
+        disable=None,
+    )
     duplicates = find_duplicates(fingerprints)
     firsts = list(range(len(image_paths)))
     for group in (*duplicates.exact, *duplicates.near):  # near groups contain exact duplicates

@@ -415,8 +415,9 @@ def test_nothing_is_lost_in_the_round_trip(tmp_path):
     records = _coco_records()
     source = Source(tmp_path / "in", ["Fiber", "Film"], lambda: iter(records), 2)
     notes = Notes()
-    paths = labelme.write({"train": source}, tmp_path / "out", notes)
-    assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == [
+    out = tmp_path / "out"
+    labelme.write({"train": source}, out, notes)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.json")) == [
         "train/sub/a.json",
         "train/sub/a.tif.json",
     ]
@@ -451,8 +452,8 @@ def test_fields_that_labelme_cannot_hold_are_noted(tmp_path):
     record = ImageRecord("a.png", 64, 48, [Instance("A", [[1, 1, 9, 1, 9, 9]], "0", 0, extra)])
     notes = Notes()
     source = Source(tmp_path, ["A"], lambda: iter([record]))
-    (path,) = labelme.write({"all": source}, tmp_path, notes)
-    (shape,) = json.loads(path.read_text())["shapes"]
+    labelme.write({"all": source}, tmp_path, notes)
+    (shape,) = json.loads((tmp_path / "all" / "a.json").read_text())["shapes"]
     assert notes.count("extra_lost") == 2
     assert shape["label"] == "A" and shape["flags"] == {}
 

@@ -469,26 +469,24 @@ def square(x, y, side, category="Fiber", **fields):
 def write(tmp_path, *records, classes=("Fiber", "Film")):
     notes = Notes()
     source = Source(tmp_path, list(classes), lambda: iter(records))
-    return masks.write({"train": source}, tmp_path / "out", notes), notes
+    masks.write({"train": source}, tmp_path / "out", notes)
+    return notes
 
 
 def test_written_label_images(tmp_path):
     record = ImageRecord(
         "s/a.jpg", 30, 20, [square(2, 2, 5), square(4, 4, 5, "Film", iscrowd=1)], {"site": "X"}
     )
-    paths, notes = write(tmp_path, record)
-    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
-        "out/train/masks/s/a.tif",
-        "out/train/classes.csv",
-        "out/train/classes.txt",
-    ]
-    labels = tifffile.imread(paths[0])
+    notes = write(tmp_path, record)
+    out = tmp_path / "out" / "train"
+    assert sorted(file.name for file in out.iterdir()) == ["classes.csv", "classes.txt", "masks"]
+    labels = tifffile.imread(out / "masks/s/a.tif")
     assert labels.dtype == np.int32 and labels.shape == (20, 30)
     expected = np.zeros((20, 30))
     expected[2:7, 2:7] = 1
     expected[4:9, 4:9] = 2
     assert np.array_equal(labels, expected)
-    assert list(csv.reader(paths[1].open())) == [
+    assert list(csv.reader((out / "classes.csv").open())) == [
         ["image", "id", "class", "iscrowd"],
         ["s/a.jpg", "1", "Fiber", "0"],
         ["s/a.jpg", "2", "Film", "1"],
@@ -498,8 +496,8 @@ def test_written_label_images(tmp_path):
 
 
 def test_covered_particles_are_lost_with_a_note(tmp_path):
-    paths, notes = write(tmp_path, ImageRecord("a.jpg", 30, 20, [square(3, 3, 2), square(2, 2, 5)]))
-    assert len(paths[1].read_text().splitlines()) == 2
+    notes = write(tmp_path, ImageRecord("a.jpg", 30, 20, [square(3, 3, 2), square(2, 2, 5)]))
+    assert len((tmp_path / "out/train/classes.csv").read_text().splitlines()) == 2
     assert notes.as_dict()["instance_lost"]["places"] == ["Fiber at 3 (covered by later ones)"]
 
 
