@@ -9,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from microplastics.evaluation.errors import MEANINGS, OUTCOMES
 from microplastics.review.session import REPLACED, Particle, Review, ReviewImage
+from microplastics.visualization.galleries import OUTCOME_COLORS
 
 # px between an outline along the pixels' edges and the one that is shown: it hides the stairs.
 _TOLERANCE = 0.75
@@ -26,6 +28,17 @@ class Records:
         self._lock = threading.Lock()
         self._thresholds = review.source.thresholds
         self._outcomes = review.source.outcomes
+
+    def outcomes(self) -> list[dict[str, str]]:
+        """Describe the outcomes of predictions beside annotations; empty for all else."""
+        return [
+            {
+                "name": name,
+                "color": "#{:02x}{:02x}{:02x}".format(*OUTCOME_COLORS[name]),
+                "meaning": MEANINGS[name],
+            }
+            for name in (OUTCOMES if self._outcomes else ())
+        ]
 
     def image(self, image: ReviewImage) -> dict[str, Any]:
         """Describe an image, with its particles counted by state."""

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from microplastics.data.colors import class_colors
-from microplastics.evaluation.errors import MEANINGS, OUTCOMES
 from microplastics.review.export import export
 from microplastics.review.records import Records
 from microplastics.review.session import Change, Conflict, Review
 from microplastics.review.tiles import SIDE, Tiles
 from microplastics.utils.errors import UserError, WriteError
-from microplastics.visualization.galleries import OUTCOME_COLORS
 from microplastics.writers.tables import write_csv
 
 if TYPE_CHECKING:
@@ -267,24 +265,15 @@ class _Pages:
                 "readOnly": self._read_only,
                 "side": SIDE,
                 "messages": review.messages,
-                "kinds": self._kinds(),
+                "kinds": self._records.outcomes(),
             }
         )
 
     def _classes(self) -> list[dict[str, str]]:
         names = self._review.classes
         return [
-            {"name": name, "color": _hex(color)}
+            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
             for name, color in zip(names, class_colors(names), strict=True)
-        ]
-
-    def _kinds(self) -> list[dict[str, str]]:
-        """The outcomes of predictions beside annotations; empty for all else."""
-        if not self._review.source.outcomes:
-            return []
-        return [
-            {"name": name, "color": _hex(OUTCOME_COLORS[name]), "meaning": MEANINGS[name]}
-            for name in OUTCOMES
         ]
 
     def _changes(self, request: "Request") -> "Response":
@@ -440,10 +429,6 @@ _OPERATIONS: dict[str, Callable[[Review, str, dict, dict], Change]] = {
     "undo": lambda r, name, o, by: r.undo(reviewer=by["reviewer"]),
     "redo": lambda r, name, o, by: r.redo(reviewer=by["reviewer"]),
 }
-
-
-def _hex(color: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _json(data: Any, status: int = 200) -> "Response":

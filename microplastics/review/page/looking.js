@@ -27,12 +27,11 @@ const looking = {
   begin() {
     document.body.classList.toggle("view", this.only());
     document.body.classList.toggle("compares", this.compares());
-    if (this.only() && !this.compares()) {
-      state.order = "id";
-      $("order").querySelectorAll("[value=doubt], [value=state]").forEach((each) => each.remove());
-    }
+    if (!this.only()) return;
+    const [first, ...gone] = this.compares() ? ["rank", "run"] : ["id", "doubt", "run", "state"];
+    state.order = first;
+    for (const each of gone) $("order").querySelector(`[value=${each}]`)?.remove();
     if (!this.compares()) return;
-    state.order = "rank";
     for (const [old, value, text] of [["doubt", "rank", "worst first"], ["state", "outcome", "outcome"]]) {
       Object.assign($("order").querySelector(`[value=${old}]`), {value, textContent: text});
     }
@@ -61,7 +60,7 @@ const looking = {
 
   actions() {
     return [
-      ["N", "Next", () => next(), [" "], "Go"],
+      ["N", "Next", () => this.next(), [" "], "Go"],
       ["K", "Previous", () => step(-1), [], "Go"],
       ["Page Down", "Next image", () => open(state.index + 1), ["pagedown"], "Go"],
       ["H", "Outlines", () => { state.outlines = !state.outlines; draw(); }, [], "Look"],

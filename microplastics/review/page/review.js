@@ -156,9 +156,9 @@ function step(direction) {
 
 // The next particle that nobody has decided on, in the order of the table.
 function next(without = []) {
-  if (looking.only()) return looking.next();
   const at = state.shown.findIndex((each) => each.id === state.selected);
   const ring = [...state.shown.slice(at + 1), ...state.shown.slice(0, at + 1)];
+  if (looking.only()) return looking.first();
   const found = ring.find((each) => each.state === "unseen" && !without.includes(each.id));
   if (found) {
     hint("");
@@ -189,7 +189,7 @@ async function open(index) {
   for (const id of state.particles.keys()) picture.update(id);
   hint("");
   draw();
-  if (looking.only()) looking.first(); else next();
+  next();
 }
 
 async function openNext() {
