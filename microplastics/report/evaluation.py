@@ -6,6 +6,7 @@ It is made of the files in the folder of the evaluation, and shows photographs o
 import dataclasses
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -423,7 +424,11 @@ def _about(evaluation: Evaluation) -> dict[str, str]:
             f"{about['max_overlap']:g} is left out"
         )
     versions = (f"{name} {about[name]}" for name in ("microplastics", "detectron2", "torch"))
-    return {**lines, "Software": ", ".join(versions), "Files": str(evaluation.folder)}
+    lines.update({"Software": ", ".join(versions), "Files": str(evaluation.folder)})
+    if evaluation.particles is not None:
+        command = shlex.join(["microplastics", "view", "--predictions", str(evaluation.folder)])
+        lines["All images, the worst first"] = command
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)

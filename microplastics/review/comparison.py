@@ -55,6 +55,11 @@ class Outcome:
     disagreement: float = 0.0
     rank: int = 0
 
+    @property
+    def is_true(self) -> bool:
+        """Whether it is of a true particle, not of a detection."""
+        return self.outcome in ("", _MISSED)
+
 
 class _Predictions(NamedTuple):
     """Predicted particles and region of interest of each image by its name; which of them count."""
@@ -108,6 +113,13 @@ def open_comparison(
     judged.sort(key=lambda each: _agreement(each[1]))
     outcomes = {image.name: of_image for image, of_image in judged}
     images = [image for image, _ in judged]
+    particles = sum(len(image.particles) for image, _ in pairs)
+    compared = sum(each.is_true for own in outcomes.values() for each in own.values())
+    if compared < particles:
+        left = particles - compared
+        messages.append(
+            f"{left} annotations are left out: outside of the run's region of interest."
+        )
     return dataclasses.replace(truth, images=images, outcomes=outcomes), messages
 
 

@@ -150,8 +150,11 @@ def test_particles_outside_of_a_runs_region_are_not_missed(
         *("--region", tmp_path / "left.png"),
     )
     assert done.returncode == 0, done.stderr
-    source, _ = open_comparison(truth, tmp_path / "run")
+    source, messages = open_comparison(truth, tmp_path / "run")
     lefts = sum(x + w / 2 < 50 for truths, _ in IMAGES for _, (x, _, w, _) in truths)
+    assert messages == [
+        f"{14 - lefts} annotations are left out: outside of the run's region of interest."
+    ]
     labels = [each.label for own in source.outcomes.values() for each in own.values()]
     assert sum(label.startswith("Annotation") for label in labels) == lefts < 14
 

@@ -96,7 +96,7 @@ const looking = {
   layer(record) {
     const outline = (style) => L.polygon(points(record.outline), {interactive: false, smoothFactor: 0.7, ...style});
     if (!this.isTrue(record)) return outline({color: this.color(record), weight: 2, fill: false});
-    const missed = record.outcome ? {fill: true, fillColor: this.color(record), fillOpacity: 0.35} : {fill: false};
+    const missed = record.outcome ? {fill: true, fillColor: this.color(record), fillOpacity: 0.22} : {fill: false};
     return L.layerGroup([outline({color: "#ffffff", weight: 3, ...missed}), outline({color: "#000000", weight: 3, dashArray: "6 6", lineCap: "butt", fill: false})]);
   },
 
@@ -110,7 +110,7 @@ const looking = {
     if (at + 1 < state.shown.length) return select(state.shown[at + 1].id);
     const there = ({counts, outcomes}) => (this.compares() ? state.kinds.some(({name}) => outcomes[name] && !state.hiddenStates.has(name)) : counts.unseen);
     const index = [...state.images.keys(), ...state.images.keys()].slice(state.index + 1, round ? undefined : state.images.length).find((each) => there(state.images[each]));
-    if (index == null) return hint(round ? "There is none." : "This was the last one. Page Up goes back.");
+    if (index == null) return hint(round ? "No particle is of this kind." : "This was the last one. Page Up goes back.");
     await open(index);
     if (state.selected == null && state.shown.length) select(state.shown[0].id);
   },
