@@ -1,5 +1,6 @@
 """Commands for data sets: convert, check, anchors, split, view, render, export-dataset."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -428,13 +429,28 @@ def render_backgrounds(input: str, images: str, output: str, min_size: int, marg
         print(f"{len(without)} images have none of {min_size} px: {', '.join(without)}")
 
 
+class PageUnlessMode(Modes):
+    """Modes of which ``page`` may be left out: ``view val.json:photos``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; a line that does not begin with a mode, or what is close to one, is the page's."""
+        first = args[0] if args else "--help"
+        is_mode = first.isalpha() and difflib.get_close_matches(first, self.commands)
+        return super().parse_args(
+            ctx, args if is_mode or first in ("-h", "--help") else ["page", *args]
+        )
+
+
 @click.group(
-    cls=Modes,
+    cls=PageUnlessMode,
     no_args_is_help=False,
-    short_help="Look at annotations, training batches, or results.",
+    short_help="Look at annotations, predictions and training samples.",
 )
 def view() -> None:
-    """Look at annotations, training batches, augmentations or results."""
+    """Look at annotations, predictions beside them, and training samples.
+
+    Without a mode, the page opens: microplastics view val.json:photos.
+    """
 
 
 @view.command("annotations", cls=Command, pairs=True)
@@ -450,16 +466,42 @@ def view_annotations(**given: Any) -> None:
     _view(draw_annotations, **given)
 
 
-@view.command("page", cls=Command)
-@click.argument("dataset")
+@view.command("page", cls=Command, pairs=True, exclusive=[("predictions", "augmented")])
+@click.argument("dataset", required=False)
+@path(
+    "--predictions=PATH",
+    "Show what was found beside the annotations: the folder of an evaluation or of predict, "
+    "coco_instances_results.json, or a COCO JSON.",
+)
+@option(
+    "--min-score --conf-threshold=S",
+    "Lowest score of --predictions that counts (the evaluation's if not given; else 0.5 for "
+    "results, and all of predict).",
+    type=click.FloatRange(0, 1),
+)
+@section(
+    "Training samples",
+    option(
+        "--augmented=N",
+        "Show the first N samples of a training instead (24 if only a config is given).",
+        type=click.IntRange(1),
+    ),
+    config_file(),
+    option("--seed=K", "Of the samples (SEED of the config if not given).", type=click.IntRange(0)),
+)
 @page_options
-def view_page(dataset: str, no_browser: bool, **given: Any) -> None:
+def view_page(dataset: str | None, no_browser: bool, host: str, port: int, **given: Any) -> None:
     """Look at a data set on the page of microplastics review, which here decides nothing.
 
-    DATASET is a registered name, or JSON:IMAGES.
+    DATASET is a registered name, or JSON:IMAGES. --predictions puts beside its annotations what
+    was found, the images and particles that disagree most first. --augmented, or a config without
+    DATASET, shows what training sees: crops, augmentations, painted scale bars.
 
     \b
-    microplastics view page train.json:photos
+    microplastics view page val.json:photos
+    microplastics view page --predictions output/mine/inference
+    microplastics view page val.json:photos --predictions results
+    microplastics view page --config-file output/mine/config.yaml --augmented 24
     """
     import tempfile
 
@@ -467,12 +509,67 @@ def view_page(dataset: str, no_browser: bool, **given: Any) -> None:
     from microplastics.review.server import check_installed, serve
 
     check_installed()
+    with tempfile.TemporaryDirectory() as folder:
+        source, messages = _shown(Path(folder), dataset, **given)
+        with Review(source, Path(folder)) as opened:
+            opened.messages.extend(messages)
+            for message in messages:
+                print(message)
+            shown = {"reviewer": "nobody", "read_only": True, "browser": not no_browser}
+            serve(opened, host=host, port=port, **shown)
+
+
+def _shown(
+    folder: Path,
+    dataset: str | None,
+    predictions: str | None,
+    min_score: float | None,
+    augmented: int | None,
+    config_file: str,
+    seed: int | None,
+    opts: list[str],
+) -> tuple[Any, list[str]]:
+    """What the page shows, and sentences about what it leaves out."""
+    is_training = augmented is not None or bool(config_file or opts)
+    if predictions and (is_training or seed is not None):
+        raise UserError(
+            "--predictions shows annotations as they are; leave out --config-file, --seed and "
+            "KEY VALUE.",
+            code="option_conflict",
+        )
+    if min_score is not None and not predictions:
+        raise UserError("--min-score is of --predictions; give both.", code="option_missing")
+    if predictions:
+        from microplastics.review.comparison import open_comparison
+
+        return open_comparison(dataset, predictions, min_score)
+    if is_training:
+        from microplastics.review.samples import training_samples
+
+        return training_samples(
+            _training(dataset, config_file, opts, seed), augmented or 24, folder
+        )
+    if dataset is None:
+        raise UserError(
+            "DATASET is missing; give JSON:IMAGES, --predictions of an evaluation, or "
+            "--config-file for training samples.",
+            code="option_missing",
+        )
+    from microplastics.review.source import open_source
+
     (json_file,), (root,) = _resolve([dataset], [])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Review.open(json_file, images=root, output=folder) as opened,
-    ):
-        serve(opened, reviewer="nobody", read_only=True, browser=not no_browser, **given)
+    return open_source(json_file, root), []
+
+
+def _training(dataset: str | None, config_file: str, opts: list[str], seed: int | None) -> Any:
+    from microplastics.config import load_config
+
+    cfg = load_config(config_file, opts)
+    if dataset is not None:
+        cfg.DATASETS.TRAIN = (dataset,)
+    if seed is not None or cfg.SEED < 0:
+        cfg.SEED = seed or 0
+    return cfg
 
 
 @view.command("batches", cls=Command, pairs=True)

@@ -34,6 +34,16 @@ KINDS = ("missed", "background", "duplicate", "class", "localisation", "both")
 # Numbers of an outcome: KINDS, then these.
 CORRECT, IGNORED = len(KINDS), len(KINDS) + 1
 OUTCOMES = (*KINDS, "correct", "ignored")
+MEANINGS = {
+    "missed": "a true particle that nothing was found for",
+    "background": "found where there is no particle",
+    "duplicate": "a particle found once more",
+    "class": "outline right, class wrong",
+    "localisation": "class right, outline wrong: IoU 0.1 to 0.5",
+    "both": "class and outline wrong",
+    "correct": "class and outline right: IoU of 0.5 or more",
+    "ignored": "in a region annotated as crowd",
+}
 _MISSED, _BACKGROUND, _DUPLICATE, _CLASS, _LOCALISATION, _BOTH = range(len(KINDS))
 
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")

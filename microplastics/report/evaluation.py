@@ -6,6 +6,7 @@ It is made of the files in the folder of the evaluation, and shows photographs o
 import dataclasses
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from microplastics.evaluation.counting import CURVES_FILE
 from microplastics.evaluation.errors import (
     ERRORS_FILE,
     KINDS,
+    MEANINGS,
     PARTICLES_FILE,
     SCORES_FILE,
 )
@@ -81,14 +83,6 @@ _COLUMNS = {
     SCORES_FILE: ("class", "score", "iou", "detections", "correct"),
     PARTICLES_FILE: ("image", "image_id", "outcome", "class", "length_px", "true_length_px")
     + ("um_per_px", "detection", "annotation"),
-}
-_MEANINGS = {
-    "missed": "true particles that nothing was found for",
-    "background": "found where there is no particle",
-    "duplicate": "a particle found once more",
-    "class": "outline right, class wrong",
-    "localisation": "class right, outline wrong: IoU 0.1 to 0.5",
-    "both": "class and outline wrong",
 }
 
 
@@ -217,13 +211,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         UserError: ``file_missing``, or ``file_invalid`` for what microplastics evaluate does not
             write.
     """
-    about = read_json(folder / ABOUT_FILE, meant=OWN_FILE)
-    for key, kind in _ABOUT.items():
-        if not isinstance(about.get(key), kind):
-            raise _invalid(folder / ABOUT_FILE, f"has no usable {key}")
+    about = read_about(folder)
     names = list(map(str, about["class_names"]))
-    if not all(isinstance(t, _NUMBER) for t in about["score_thresholds"].values()) or not names:
-        raise _invalid(folder / ABOUT_FILE, "has no usable class_names and score_thresholds")
     precision = _read(folder / PR_FILE)
     if not about["score_thresholds"]:  # a model without masks, or nothing is counted
         return Evaluation(folder, about, names, precision, *[None] * 3, [], *[None] * 3)
@@ -248,6 +237,18 @@ def read_evaluation(folder: Path) -> Evaluation:
         _read(folder / SCORES_FILE),
         _read(folder / PARTICLES_FILE),
     )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Read and check what an evaluation says of itself; errors as of :func:`read_evaluation`."""
+    about = read_json(folder / ABOUT_FILE, meant=OWN_FILE)
+    for key, kind in _ABOUT.items():
+        if not isinstance(about.get(key), kind):
+            raise _invalid(folder / ABOUT_FILE, f"has no usable {key}")
+    thresholds = about["score_thresholds"].values()
+    if not all(isinstance(t, _NUMBER) for t in thresholds) or not about["class_names"]:
+        raise _invalid(folder / ABOUT_FILE, "has no usable class_names and score_thresholds")
+    return about
 
 
 def _read(path: Path, rows: int | None = None) -> pd.DataFrame:
@@ -342,7 +343,7 @@ def _errors(evaluation: Evaluation) -> Table | None:
         *of_classes, lost = _fixed(evaluation.lost(kind))
         numbers = of_all.loc[kind, ["counted", "detections"]].astype(int).tolist()
         name = Cell(kind, color=OUTCOME_COLORS[kind])
-        rows.append([name, lost, *of_classes[: len(names)], *numbers, _MEANINGS[kind]])
+        rows.append([name, lost, *of_classes[: len(names)], *numbers, MEANINGS[kind]])
     return Table(
         "AP50 lost to each kind of error, in percentage points",
         [
@@ -423,7 +424,11 @@ def _about(evaluation: Evaluation) -> dict[str, str]:
             f"{about['max_overlap']:g} is left out"
         )
     versions = (f"{name} {about[name]}" for name in ("microplastics", "detectron2", "torch"))
-    return {**lines, "Software": ", ".join(versions), "Files": str(evaluation.folder)}
+    lines.update({"Software": ", ".join(versions), "Files": str(evaluation.folder)})
+    if evaluation.particles is not None:
+        command = shlex.join(["microplastics", "view", "--predictions", str(evaluation.folder)])
+        lines["All images, the worst first"] = command
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from microplastics.evaluation.errors import MEANINGS, OUTCOMES
 from microplastics.review.session import REPLACED, Particle, Review, ReviewImage
+from microplastics.visualization.galleries import OUTCOME_COLORS
 
 # px between an outline along the pixels' edges and the one that is shown: it hides the stairs.
 _TOLERANCE = 0.75
@@ -25,10 +27,23 @@ class Records:
         self._known: dict[tuple[str, int], tuple[Particle, dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._thresholds = review.source.thresholds
+        self._outcomes = review.source.outcomes
+
+    def outcomes(self) -> list[dict[str, str]]:
+        """Describe the outcomes of predictions beside annotations; empty for all else."""
+        return [
+            {
+                "name": name,
+                "color": "#{:02x}{:02x}{:02x}".format(*OUTCOME_COLORS[name]),
+                "meaning": MEANINGS[name],
+            }
+            for name in (OUTCOMES if self._outcomes else ())
+        ]
 
     def image(self, image: ReviewImage) -> dict[str, Any]:
         """Describe an image, with its particles counted by state."""
         shown = [each.state for each in self._review.particles(image.name)]
+        outcomes = [each.outcome for each in self._outcomes.get(image.name, {}).values()]
         return {
             "name": image.name,
             "width": image.width,
@@ -38,6 +53,7 @@ class Records:
             "photograph": bool(image.path),
             "finished": image.finished,
             "counts": Counter(shown),
+            "outcomes": Counter(filter(None, outcomes)),
         }
 
     def particles(self, name: str, ids: Collection[int] | None = None) -> list[dict[str, Any]]:
@@ -59,7 +75,9 @@ class Records:
             if new:
                 rows = self._review.sizes(name, new).to_dict("records")
                 for each, row in zip(new, rows, strict=True):
-                    self._known[name, each.id] = each, self._record(each, row)
+                    outcome = self._outcomes.get(name, {}).get(each.id)
+                    record = self._record(each, row) | (vars(outcome) if outcome else {})
+                    self._known[name, each.id] = each, record
             records = [self._known[name, id_][1] for id_ in shown]
         return records + ([] if ids is None else gone)
 

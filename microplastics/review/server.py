@@ -265,6 +265,7 @@ class _Pages:
                 "readOnly": self._read_only,
                 "side": SIDE,
                 "messages": review.messages,
+                "kinds": self._records.outcomes(),
             }
         )
 

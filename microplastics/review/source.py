@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,9 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.io import read_json, sha256_of
 from microplastics.writers.registry import ANNOTATIONS_FILE
 from microplastics.writers.tables import Part, read_part
+
+if TYPE_CHECKING:
+    from microplastics.review.comparison import Outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,8 @@ class ReviewSource:
         options: by which the particles become tables.
         record: run.json, or {} without a run.
         fiber_classes: those of the classes that are measured along their centreline.
+        outcomes: what became of each particle, by image and number, if these are predictions
+            beside annotations (:mod:`microplastics.review.comparison`).
     """
 
     path: Path
@@ -71,6 +77,7 @@ class ReviewSource:
     options: RunOptions
     record: dict[str, Any]
     fiber_classes: list[str]
+    outcomes: Mapping[str, Mapping[int, "Outcome"]] = dataclasses.field(default_factory=dict)
 
     def is_fiber(self, class_name: str) -> bool:
         """Tell whether a class, which may be a new one, is measured along its centreline."""
@@ -104,7 +111,10 @@ class ReviewSource:
 
 
 def open_source(
-    path: str | os.PathLike, images: str | None = None, options: RunOptions | None = None
+    path: str | os.PathLike,
+    images: str | None = None,
+    options: RunOptions | None = None,
+    needs_photographs: bool = True,
 ) -> ReviewSource:
     """Open the folder of a run, or a COCO JSON with its images.
 
@@ -112,17 +122,18 @@ def open_source(
         path: folder of ``microplastics predict`` or ``measure``; or a COCO JSON.
         images: folder of the photographs; of a run, if they are not where they were.
         options: scale and counts of a COCO JSON; a run has its own.
+        needs_photographs: refuse a run whose photographs are elsewhere.
 
     Raises:
         UserError: it is neither, is damaged, or a photograph is missing or another one.
     """
     path = Path(path)
     if path.is_dir():
-        return _of_run(path, images)
+        return _of_run(path, images, needs_photographs)
     return _of_coco(path, images, options or RunOptions(output=""))
 
 
-def _of_run(folder: Path, images: str | None) -> ReviewSource:
+def _of_run(folder: Path, images: str | None, needs_photographs: bool) -> ReviewSource:
     record = checked_record(folder)
     options, classes = recorded_options(folder, record), run_class_names(folder)
     entries = record.get("images")
@@ -140,7 +151,7 @@ def _of_run(folder: Path, images: str | None) -> ReviewSource:
         by_name, heads = {image.name: image for image in annotated}, entries
         found = [_named(by_name, entry["name"], folder) for entry in entries]
     found = [
-        dataclasses.replace(image, path=_photograph(head, images, folder))
+        dataclasses.replace(image, path=_photograph(head, images, folder, needs_photographs))
         for image, head in zip(found, heads, strict=True)
     ]
     if options.region is not None:
@@ -168,7 +179,9 @@ def _named(images: dict[str, SourceImage], name: str, folder: Path) -> SourceIma
     return images[name]
 
 
-def _photograph(head: dict[str, Any], images: str | None, folder: Path) -> str:
+def _photograph(
+    head: dict[str, Any], images: str | None, folder: Path, is_needed: bool = True
+) -> str:
     """The photograph of an image, checked to be the one that the run saw; "" if it saw none."""
     path = head.get("path")
     if not path or not isinstance(path, str):
@@ -177,6 +190,8 @@ def _photograph(head: dict[str, Any], images: str | None, folder: Path) -> str:
     if images is not None:
         path = os.path.join(images, head["name"])
         inside = os.path.realpath(path).startswith(os.path.realpath(images) + os.sep)
+    if not is_needed and not os.path.isfile(path):
+        return ""
     if not inside or not os.path.isfile(path):
         raise UserError(
             f"{path}, an image of {folder}, is not there; give the folder of the photographs by "

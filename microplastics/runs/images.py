@@ -526,7 +526,7 @@ def _from_results(
         if problem:
             raise UserError(
                 f"{path}, result {index}: {problem}; give results with masks, and the COCO JSON "
-                "that they belong to by --dataset.",
+                "that they belong to.",
                 code="annotations_invalid",
             )
         by_image[result["image_id"]].append(result)

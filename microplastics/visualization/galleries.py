@@ -151,7 +151,7 @@ def draw_batches(
         for place, item in enumerate(itertools.chain.from_iterable(loader)):
             path = Path(item["file_name"])
             title = f"Batch {place // loader.batch_size}, {path.name}"
-            panel = _panel(title, _mapped_rgb(item, cfg), item["instances"], metadata)
+            panel = _panel(title, mapped_rgb(item, cfg), item["instances"], metadata)
             yield f"{place:06d}_{path.stem}.jpg", draw.side_by_side([panel])
 
     return _deliver(pictures(), limit or len(loader.dataset_dicts), output_dir, limit, show)
@@ -315,7 +315,8 @@ def read_rgb(dic: dict[str, Any], max_pixels: int | None = None) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
-def _mapped_rgb(mapped: dict[str, Any], cfg: CfgNode) -> np.ndarray:
+def mapped_rgb(mapped: dict[str, Any], cfg: CfgNode) -> np.ndarray:
+    """Give the image of a mapped data set dict as training sees it: (H, W, 3) uint8 RGB."""
     image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     return np.ascontiguousarray(image, dtype=np.uint8)
 
@@ -386,7 +387,7 @@ def _alone(cfg: CfgNode, name: str) -> CfgNode:
 
 def _picture(mapped: dict[str, Any], cfg: CfgNode, metadata: Any, side: int) -> np.ndarray:
     """A mapped image with its masks, fitted into a white square."""
-    image = _mapped_rgb(mapped, cfg)
+    image = mapped_rgb(mapped, cfg)
     scale = side / max(image.shape[:2])
     drawn = draw.draw_instances(image, mapped["instances"], metadata, scale, labels=False)
     square = np.full((side, side, 3), 255, np.uint8)

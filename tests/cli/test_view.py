@@ -89,6 +89,20 @@ MISTAKES = {
     "hue": ((*SHEET, "TRAIN", "INPUT.AUG.HUE.MAX_SHIFT", "200.0"), "INPUT.AUG.HUE.MAX_SHIFT"),
     "no results": ((*RESULTS, "gone.json"), "Cannot read gone.json: No such file"),
     "threshold": ((*RESULTS, "x", "--min-score", "50"), "--min-score"),
+    "no data for the page": (("view", "--no-browser"), "DATASET is missing"),
+    "no such mode": (("view", "annotation"), "Did you mean"),
+    "no such data": (("view", "beads"), "The data set 'beads' is unknown"),
+    "no predictions": (("view", "VAL", "--predictions", "gone.json"), "Cannot read gone.json"),
+    "training and predictions": (
+        ("view", "VAL", "--predictions", "x", "TRAIN"),
+        "--predictions shows annotations as they are",
+    ),
+    "augmented predictions": (
+        ("view", "VAL", "--predictions", "x", "--augmented", "3"),
+        "exclude each other",
+    ),
+    "score of nothing": (("view", "VAL", "--min-score", "0.3"), "--min-score is of --predictions"),
+    "evaluated on nothing": (("view", "--predictions", "x"), "give them as JSON:IMAGES"),
     "no metrics": (("plot", "--input", "gone.json", "--output", "x.png"), "Cannot read gone"),
 }
 

@@ -120,8 +120,8 @@ def show(browser):
     """Opens the page of a review of this process."""
     with contextlib.ExitStack() as stack:
 
-        def shown(review):
-            client = stack.enter_context(serving(review))
+        def shown(review, **how):
+            client = stack.enter_context(serving(review, **how))
             return Page(browser, f"http://127.0.0.1:{client.port}/{TOKEN}/")
 
         yield shown
@@ -334,3 +334,103 @@ def test_the_photograph_lies_under_its_outlines(show, tmp_path, stack):
     ]:
         column, row = page.place(x, y)
         assert (shot[round(row), round(column)][2] > 128) == red, (x, y)
+
+
+@pytest.fixture
+def compared(show, stack, tmp_path):
+    """The page with the judged images of the evaluation's tests, and predictions beside them."""
+    from judged_images import evaluate, write_truth
+
+    from microplastics.review.comparison import open_comparison
+
+    truth = write_truth(tmp_path)
+    evaluate(truth, tmp_path / "inference", threshold=0.1)
+    source, _ = open_comparison(truth, tmp_path / "inference", 0.1)
+    return show(stack.enter_context(Review(source, tmp_path / "out")), read_only=True)
+
+
+def labels(page):
+    return page.tab.evaluate("state.shown.map((each) => each.label)")
+
+
+def test_predictions_beside_annotations_with_the_keyboard_alone(compared):
+    page = compared
+    # The images with most errors come first, and on them missed particles, the largest at the top.
+    assert page.tab.inner_text("#image option:checked") == "1. 4.png (4 errors)"
+    assert page.tab.inner_text("#checked") == "7 correct, 15 errors on 5 images"
+    page.press("PageDown", "PageDown")
+    page.until("state.index === 2 && state.selected !== null")
+    assert page.tab.inner_text("#image option:checked") == "3. 3.png (4 errors)"
+    assert page.tab.inner_text("#name") == "Annotation 104"
+    assert labels(page) == [
+        *("Annotation 104", "Annotation 105", "Detection 1"),
+        *("Detection 4", "Detection 5"),
+    ]
+    rows = page.tab.locator("#outcomes tr")
+    counts = [row.split() for row in rows.all_inner_texts()]
+    assert ["missed", "2", "6"] in counts and ["correct", "1", "7"] in counts
+    drawn = "[...picture.layers].filter(([, each]) => picture.group.hasLayer(each)).length"
+    # The true particles of 104 to 107, and three detections.
+    assert page.tab.evaluate(drawn) == 7
+    page.press("t")
+    assert page.tab.evaluate(drawn) == 4
+    page.press("t")
+    assert page.tab.evaluate(drawn) == 3
+    page.press("t", "n", "n")
+    assert page.tab.inner_text("#name") == "Detection 1"
+    facts = " ".join(page.tab.inner_text("#facts").split())
+    assert "class: outline right, class wrong" in facts
+    assert "Class Fiber True Film" in facts and "Score 0.83 IoU 0.58" in facts
+    cells = page.tab.locator("#rows tr.selected td").all_inner_texts()
+    assert cells == ["1", "Fiber", "0.83", "Film", "0.58", "class"]
+    # Only localisation errors: there are none here, and the next image with one opens.
+    page.press("5")
+    assert page.tab.inner_text("#image option:checked").split()[1] in ("1.png", "4.png")
+    assert {each["outcome"] for each in page.tab.evaluate("state.shown")} == {"localisation"}
+    page.press("n", "n")
+    assert "last one" in page.tab.inner_text("#hint")
+    page.press("5", "PageUp", "a", "d", "f")
+    assert page.tab.inner_text("#hint") == "This page is only to look at."
+    assert len(page.tab.evaluate("[...state.hiddenStates]")) == 0
+    page.press("?")
+    assert "Show only" in page.tab.inner_text("#keys")
+    assert "Accept" not in page.tab.inner_text("body")
+    assert not page.problems
+
+
+def test_a_wrong_class_is_of_both_classes(compared):
+    page = compared
+    page.press("PageDown", "PageDown")
+    page.until("state.index === 2 && state.selected !== null")
+    page.tab.evaluate(
+        "for (const name of ['Fragment', 'Film']) state.hiddenClasses.add(name); draw()"
+    )
+    assert labels(page) == [
+        *("Annotation 104", "Annotation 105", "Detection 1", "Detection 4"),
+    ]
+    page.tab.evaluate("state.hiddenClasses.add('Fiber'); draw()")
+    assert labels(page) == []
+
+
+def test_a_data_set_to_look_at(show, review):
+    page = show(review, read_only=True)
+    assert page.tab.evaluate("state.selected") is None
+    assert page.tab.inner_text("#checked") == "4 particles on 2 images"
+    assert not page.tab.is_visible("#reviewer") and not page.tab.is_visible("#states")
+    page.press("n")
+    assert page.tab.inner_text("#name") == "Particle 1"
+    page.press("n", "n", "n")
+    page.until("state.index === 1 && state.selected === 4")
+    page.press("1")
+    assert page.tab.inner_text("#hint") == "This page is only to look at."
+
+
+@pytest.mark.slow
+def test_the_comparison_is_accessible(compared):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
+    (script,) = Path(axe.__file__).parent.rglob("axe.min.js")
+    for scheme in ("light", "dark"):
+        compared.tab.emulate_media(color_scheme=scheme)
+        compared.tab.evaluate(script.read_text(encoding="utf-8"))
+        found = compared.tab.evaluate("axe.run()")["violations"]
+        assert not found, [(each["id"], each["nodes"][0]["html"]) for each in found]

@@ -214,6 +214,9 @@ def test_commands_open_the_page(annotations, cli, tmp_path):
         for command in (
             ("review", annotations, "--images", images, "--output", tmp_path / "out", *at),
             ("view", "page", f"{annotations}:{images}", *at),
+            ("view", f"{annotations}:{images}", "--predictions", annotations, *at),
+            ("view", f"{annotations}:{images}", "--augmented", 1, "MODEL.ROI_HEADS.NUM_CLASSES", 2)
+            + at,
         ):
             done = cli(*command)
             assert done.returncode == 2 and "expected an address" in done.stderr, done

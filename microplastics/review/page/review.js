@@ -10,7 +10,7 @@ const state = {
   version: 0, images: [], classes: [], index: -1, particles: new Map(), known: new Map(),
   selected: null, marked: new Set(), mode: "look", canUndo: false, canRedo: false,
   hiddenClasses: new Set(), hiddenStates: new Set(), order: "doubt", turned: false,
-  drawClass: "", shown: [], outlines: true,
+  drawClass: "", shown: [], outlines: true, kinds: [],
 };
 let queue = Promise.resolve();
 
@@ -127,7 +127,9 @@ const limit = (id) => ($(id).value === "" ? null : Number($(id).value));
 
 function passes(record, but = "") {
   const between = (value, low, high) => (low == null || value >= low) && (high == null || value <= high);
-  return !state.hiddenClasses.has(record.class) && !state.hiddenStates.has(record.state)
+  const classes = [record.class, record.true_class || record.class]; // wrong classes are of both
+  return !classes.every((name) => state.hiddenClasses.has(name)) && record.outcome !== ""
+    && !state.hiddenStates.has(looking.compares() ? record.outcome : record.state)
     && (record.score == null || between(record.score, limit("score0"), limit("score1")))
     && (but === "size" || between(record.feret_max, limit("size0"), limit("size1")));
 }
@@ -156,6 +158,7 @@ function step(direction) {
 function next(without = []) {
   const at = state.shown.findIndex((each) => each.id === state.selected);
   const ring = [...state.shown.slice(at + 1), ...state.shown.slice(0, at + 1)];
+  if (looking.only()) return looking.first();
   const found = ring.find((each) => each.state === "unseen" && !without.includes(each.id));
   if (found) {
     hint("");
@@ -269,13 +272,12 @@ const picture = {
     this.layers.delete(id);
     const record = state.particles.get(id);
     if (!record) return;
-    const layer = L.polygon(points(record.outline), {interactive: false, smoothFactor: 0.7, ...style(record)});
-    this.layers.set(id, layer);
+    this.layers.set(id, looking.compares() ? looking.layer(record) : L.polygon(points(record.outline), {interactive: false, smoothFactor: 0.7, ...style(record)}));
   },
 
   // Outlines of what passes the filter, and the selected one on top of them.
   draw() {
-    const shown = new Set(state.outlines ? state.shown.map((each) => each.id) : []);
+    const shown = new Set(state.outlines ? looking.drawn() : []);
     for (const [id, layer] of this.layers) {
       if (shown.has(id)) this.group.addLayer(layer); else this.group.removeLayer(layer);
     }
@@ -284,7 +286,8 @@ const picture = {
     for (const id of targets()) {
       const record = state.particles.get(id), rings = points(record.outline), main = id === state.selected;
       L.polygon(rings, {interactive: false, fill: false, color: main ? "#ffffff" : "#ffe14d", weight: 6, opacity: 0.95}).addTo(this.extra);
-      L.polygon(rings, {interactive: false, fill: false, color: color(record.class), weight: 3}).addTo(this.extra);
+      if (!looking.compares()) L.polygon(rings, {interactive: false, fill: false, color: color(record.class), weight: 3}).addTo(this.extra);
+      else for (const each of [looking.partner(record), record]) if (each) looking.layer(each).addTo(this.extra);
     }
   },
 
@@ -601,6 +604,7 @@ function press(event) {
   const command = event.ctrlKey || event.metaKey, name = event.key.toLowerCase();
   if (command && !["z", "y"].includes(name)) return;
   if (["Enter", " "].includes(event.key) && event.target.closest("button, a, input")) return;
+  if (looking.only() && !event.key.startsWith("Arrow") && looking.press(name)) return event.preventDefault();
   if (event.key.startsWith("Arrow") && !event.target.closest("#scroll")) picture.map.panBy(ARROWS[event.key].map((each) => each * 120), {duration: 0.15});
   else if (command && name === "z" && event.shiftKey) act("redo");
   else if (/^[1-9]$/.test(event.key)) chooseClass(Number(event.key) - 1);
@@ -610,7 +614,8 @@ function press(event) {
 }
 
 function help() {
-  const groups = Map.groupBy([...ACTIONS, ...MORE].filter((each) => each[4]), (each) => each[4]);
+  const used = looking.only() ? [...looking.actions(), ...MORE.filter((each) => looking.keeps(each))] : [...ACTIONS, ...MORE];
+  const groups = Map.groupBy(used.filter((each) => each[4]), (each) => each[4]);
   const classes = state.classes.slice(0, 9).map((each, number) => [String(number + 1), each.name]);
   $("keys-list").replaceChildren(...[...groups].map(([title, found]) => make("table", {}, make("caption", {}, make("b", {}, title)),
     make("tbody", {}, ...[...found, ...(title === "Decide" ? classes : [])].map(([name, words]) => make("tr", {}, make("td", {}, key(name)), make("td", {}, words)))))));
@@ -637,8 +642,9 @@ function drawHead() {
   $("progress").max = Math.max(1, all);
   $("progress").value = all - total.unseen;
   $("checked").textContent = `${all - total.unseen} of ${all} checked, ${finished} of ${state.images.length} images finished`;
+  if (looking.only()) $("checked").textContent = looking.summary();
   state.images.forEach((each, index) => {
-    const text = `${each.finished ? "✓ " : ""}${index + 1}. ${each.name} (${each.counts.unseen ?? 0} unseen)`;
+    const text = `${each.finished ? "✓ " : ""}${index + 1}. ${each.name} (${looking.only() ? looking.says(each) : `${each.counts.unseen ?? 0} unseen`})`;
     const option = $("image").options[index];
     if (option.textContent !== text) option.textContent = text;
   });
@@ -646,16 +652,17 @@ function drawHead() {
 }
 
 function drawActions() {
+  const actions = looking.only() ? looking.actions() : ACTIONS;
   const classes = state.classes.slice(0, 9).map((each, number) => [String(number + 1), each.name, () => chooseClass(number), [], "class"]);
-  const wanted = JSON.stringify([classes.map((each) => each[1])]);
+  const wanted = JSON.stringify([actions, classes].map((each) => each.map((action) => action[1])));
   if ($("actions").dataset.wanted !== wanted) {
     $("actions").dataset.wanted = wanted;
-    $("actions").replaceChildren(...ACTIONS.flatMap((each) => (each[0] === "classes" ? classes : [each])).map(([name, words, run, , group]) => (name === "gap"
+    $("actions").replaceChildren(...actions.flatMap((each) => (each[0] === "classes" ? classes : [each])).map(([name, words, run, , group]) => (name === "gap"
       ? make("span", {class: "gap"})
       : make("button", {type: "button", "data-key": name, onclick: run}, key(name), " ", ...(group === "class" ? [swatch(words)] : []), words))));
   }
   const busy = {E: state.mode === "edit", D: state.mode === "draw", S: state.mode === "cut"};
-  for (const button of $("actions").querySelectorAll("button")) {
+  for (const button of looking.only() ? [] : $("actions").querySelectorAll("button")) {
     const name = button.dataset.key;
     const lacks = ["A", "R", "E", "S"].includes(name) || (/\d/.test(name) && state.mode !== "draw") ? state.selected == null : name === "M" ? targets().length < 2
       : name === "Z" ? !state.canUndo : name === "Y" ? !state.canRedo : false;
@@ -667,13 +674,14 @@ function drawActions() {
 
 function drawParticle() {
   const record = selected();
-  $("name").textContent = record ? `Particle ${record.id}` : "No particle selected";
+  $("name").textContent = record ? record.label ?? `Particle ${record.id}` : "No particle selected";
   const facts = [];
   const add = (name, value, wide) => value && facts.push(make("dt", {}, name), make("dd", wide ? {class: "wide"} : {}, value));
-  if (record) {
+  if (record && looking.compares()) looking.facts(record, add, (each, name) => `${short(each[name])} ${unit()}`);
+  else if (record) {
     const size = (name) => `${short(record[name])} ${unit()}`;
     add("Class", record.class);
-    add("State", make("span", {class: record.state}, record.state));
+    if (!looking.only()) add("State", make("span", {class: record.state}, record.state));
     add("Score", record.score == null ? "none" : short(record.score));
     add("Size", size("feret_max"));
     add("Length", size("length"));
@@ -713,6 +721,7 @@ function drawChecks() {
   };
   row($("classes"), state.classes.map((each) => each.name), state.hiddenClasses, counted("class"), true);
   row($("states"), STATES, state.hiddenStates, counted("state"), false);
+  looking.counts();
   for (const node of document.querySelectorAll(".unit")) node.textContent = unit();
 }
 
@@ -768,7 +777,7 @@ function dragHistogram(event) {
 // Only the rows in view are made.
 function drawRows(follow) {
   const box = $("scroll"), rows = state.shown, at = rows.findIndex((each) => each.id === state.selected);
-  $("count").textContent = `${rows.length} of ${state.particles.size} particles`;
+  $("count").textContent = `${rows.length} of ${[...state.particles.values()].filter((each) => each.outcome !== "").length} particles`;
   const room = Math.max(ROW, box.clientHeight - ROW);
   if (follow && at >= 0 && at !== drawRows.at) {
     if (at * ROW < box.scrollTop) box.scrollTop = at * ROW;
@@ -783,8 +792,8 @@ function drawRows(follow) {
     return count ? [row] : [];
   };
   $("rows").replaceChildren(...space(first), ...rows.slice(first, last).map((each) => make("tr", {class: each.id === state.selected ? "selected" : "", "data-id": each.id},
-    make("td", {}, String(each.id), state.marked.has(each.id) ? " ●" : ""), make("td", {}, swatch(each.class), each.class), make("td", {}, each.score == null ? "–" : each.score.toFixed(2)),
-    make("td", {}, short(each.feret_max)), make("td", {}, short(each.width)), make("td", {class: each.state}, each.state))), ...space(rows.length - last));
+    ...(looking.compares() ? looking.cells(each) : [make("td", {}, String(each.id), state.marked.has(each.id) ? " ●" : ""), make("td", {}, swatch(each.class), each.class), make("td", {}, each.score == null ? "–" : each.score.toFixed(2)),
+    make("td", {}, short(each.feret_max)), make("td", {}, short(each.width)), make("td", {class: each.state}, each.state)]))), ...space(rows.length - last));
 }
 
 // ---- begin
@@ -792,7 +801,8 @@ function drawRows(follow) {
 async function begin() {
   const found = await ask("api/state");
   Object.assign(state, found);
-  document.title = `Review of ${found.title}`;
+  looking.begin();
+  document.title = `${looking.only() ? "View" : "Review"} of ${found.title}`;
   $("title").textContent = found.title;
   $("title").title = found.title;
   $("reviewer").value = found.reviewer;
