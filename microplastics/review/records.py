@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from microplastics.inference.stitching.matching import View, pieces
 from microplastics.review.session import REPLACED, Particle, Review, ReviewImage
 
 # px between an outline along the pixels' edges and the one that is shown: it hides the stairs.
@@ -81,6 +82,7 @@ class Records:
             "outline": _shown(particle),
             "inside": bool(row["inside"]),
             "edge": bool(row["touches_edge"]),
+            "pieces": len(pieces(View(particle.mask, 0, 0), connectivity=8)),
             "doubt": None if score is None else abs(score - threshold),
             "sizeClass": row.get("size_class") or "",
             "area": _number(row["area_um2"] if unit == "um" else row["area_px"]),

@@ -589,11 +589,16 @@ function mark(id) {
   draw();
 }
 
-function merge() {
+async function merge() {
   const ids = targets();
   if (ids.length < 2) return hint("Mark the pieces first: V on each, or Shift and click; then M.");
+  const area = ids.reduce((sum, id) => sum + state.particles.get(id).area, 0);
   state.marked.clear();
-  act("merge", {ids});
+  await act("merge", {ids});
+  const record = selected();
+  if (record?.origin !== "merged") return;
+  if (record.area > area) hint("Merged, and the gaps filled as thick as the fibre. Z takes it back.");
+  else if (record.pieces > 1) hint("Merged. It lies in pieces: sizes span the gaps, the area does not.");
 }
 
 async function finish() {
@@ -803,6 +808,7 @@ function drawParticle() {
     add("Circle of its area", size("equivalent_diameter"));
     if (!record.inside) add("Note", "outside of the region: not counted", true);
     else if (record.edge) add("Note", "cut off by the border of the image", true);
+    else if (record.pieces > 1) add("Note", `in ${record.pieces} pieces: sizes span the gaps, the area does not`, true);
     const how = record.origin !== "model" ? `, ${record.origin}` : record.changed ? ", changed" : "";
     if (record.reviewer) add("Decided", `${record.reviewer}, ${new Date(record.time).toLocaleString()}${how}`, true);
   }
