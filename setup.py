@@ -53,6 +53,8 @@ INSTALL_REQUIRES = [
     "hydra-core>=1.1",
     "termcolor>=1.1",
     "tqdm>4.29.0",
+    # Locks of folders; iopath has it, too. The oldest whose AlreadyLocked was looked at.
+    "portalocker>=3",
     # What Detectron2 and the package use of these three has been there in every release.
     "cloudpickle",
     "tabulate",

@@ -1,6 +1,7 @@
 """What fixtures and tests share."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import cv2
@@ -46,6 +47,37 @@ def barred_image(height, width, seed=0):
         end = tuple(rng.integers(0, (width, height)).tolist())
         cv2.line(array, start, end, (250, 240, 200), 5)
     return array
+
+
+@contextlib.contextmanager
+def chromium():
+    """A Chromium driven by Playwright, whose pages may ask nobody but this machine."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("There is no Chromium on this machine: pages are not tested.")
+    quiet = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=quiet)
+        yield started
+        started.close()
+
+
+def find_barriers(tab):
+    """Run axe-core on a page of :func:`chromium`, in light and dark: schemes, rules, elements.
+
+    The inner parts of Bokeh's plots are left out, which take it a minute.
+    """
+    axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
+    (script,) = Path(axe.__file__).parent.rglob("axe.min.js")
+    found = []
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        tab.evaluate(script.read_text(encoding="utf-8"))
+        for each in tab.evaluate("axe.run({exclude: ['.plot > div']})")["violations"]:
+            found += [(scheme, each["id"], node["html"][:300]) for node in each["nodes"]]
+    return found
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from microplastics.engine.defaults import setup
 from microplastics.engine.trainer import Trainer
 from microplastics.modeling.interface import check_architecture
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json, sha256_of, write_json
+from microplastics.utils.io import OWN_FILE, alone, read_json, sha256_of, write_json
 from microplastics.utils.system import end_with_parent, process_context
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def train(job: Job) -> None:
         UserError: as of the trainer, or another process trains in the folder.
         SystemExit: a signal stopped it.
     """
-    with _alone(job.folder):
+    with alone(job.folder, f"Another process trains in {job.folder}; wait for it, or stop it."):
         if finished(job):
             return
         cfg = job.load_config()
@@ -235,25 +235,6 @@ def _check_folder(job: Job, cfg: CfgNode) -> None:
         "--output.",
         code="run_mismatch",
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder of a job, or raise run_mismatch: two trainings would mix their files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"Another process trains in {folder}; wait for it, or stop it.", code="run_mismatch"
-            ) from error
-        yield
 
 
 def _result(job: Job, end: str) -> Result:

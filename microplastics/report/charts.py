@@ -21,6 +21,9 @@ MAX_CLASSES = 12
 _MAX_BARS = 7
 _POINTS = 2000
 _GREY = (90, 90, 90)
+# Of each class in turn, for those who do not tell its colour.
+_DASHES = ("solid", (6, 3), (2, 2), (10, 3, 2, 3))
+_MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "star")
 # Without the lightest, which is hard to see on white.
 _IOU_COLORS = [Viridis256[round(place)] for place in np.linspace(215, 0, len(IOUS))]
 _BIN, _MIN_DETECTIONS = 0.05, 5
@@ -97,21 +100,22 @@ def _threshold_curves(evaluation: "Evaluation", column: str, label: str) -> Char
     thresholds = evaluation.about["score_thresholds"]
     lines = []
     shown = list(zip(evaluation.class_names, _colors(evaluation), strict=True))[:MAX_CLASSES]
-    for (name, color), curve in zip(shown, evaluation.curves, strict=False):
+    for place, ((name, color), curve) in enumerate(zip(shown, evaluation.curves, strict=False)):
         source = _source(curve.assign(name=name).drop(columns="class"))
         looks = {"color": color, "legend_label": name}
-        lines.append(made.line("threshold", column, source=source, line_width=2, **looks))
+        dash = {"line_width": 2, "line_dash": _DASHES[place % len(_DASHES)]}
+        lines.append(made.line("threshold", column, source=source, **dash, **looks))
         at = thresholds.get(name)
         if at is not None:
             value = np.interp(at, curve["threshold"], curve[column])
-            made.scatter([at], [value], size=9, **looks)
+            made.scatter([at], [value], size=9, marker=_MARKERS[place % len(_MARKERS)], **looks)
     fields = [("class", "@name"), ("threshold", "@threshold{0.00}"), ("true", "@true")]
     fields += [("counted", "@predicted"), ("precision", "@precision{0.0}")]
     fields += [("recall", "@recall{0.0}"), ("F1", "@F1{0.0}")]
     add_hover(made, fields, renderers=lines)
     add_legend(made, "top_right" if signed else "bottom_left")
     return Chart(
-        f"{label} of each class, by score threshold; the dot is the threshold in use", made
+        f"{label} of each class, by score threshold; the mark is the threshold in use", made
     )
 
 
@@ -202,11 +206,18 @@ def _lengths(evaluation: "Evaluation", lengths: pd.DataFrame) -> Chart:
     made = new_figure(f"true length, {unit}", f"predicted less true, {unit}", log_x=True)
     made.y_range = DataRange1d(range_padding=0.2)  # with room for the legend
     made.add_layout(Span(location=0, dimension="width", line_color="#888888", line_width=1))
-    for name, color in zip(evaluation.class_names, _colors(evaluation), strict=True):
+    classes = zip(evaluation.class_names, _colors(evaluation), strict=True)
+    for place, (name, color) in enumerate(classes):
         rows = lengths[lengths["class"] == name]
         if len(rows):
             source = _source(rows)
-            looks = {"size": 6, "color": color, "alpha": 0.6, "legend_label": name}
+            looks = {
+                "marker": _MARKERS[place % len(_MARKERS)],
+                "size": 6,
+                "color": color,
+                "alpha": 0.6,
+                "legend_label": name,
+            }
             made.scatter("true", "error", source=source, **looks)
     fields = [("class", "@class"), ("image", "@image"), ("true", f"@true{{0.0}} {unit}")]
     add_hover(made, [*fields, ("error", f"@error{{+0.0}} {unit}")])

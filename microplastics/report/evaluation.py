@@ -342,7 +342,7 @@ def _errors(evaluation: Evaluation) -> Table | None:
     for kind in KINDS:
         *of_classes, lost = _fixed(evaluation.lost(kind))
         numbers = of_all.loc[kind, ["counted", "detections"]].astype(int).tolist()
-        name = Cell(kind, color=OUTCOME_COLORS[kind])
+        name = Cell(kind, color=OUTCOME_COLORS[kind], outlined=True)
         rows.append([name, lost, *of_classes[: len(names)], *numbers, MEANINGS[kind]])
     return Table(
         "AP50 lost to each kind of error, in percentage points",

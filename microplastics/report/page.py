@@ -106,12 +106,14 @@ class Cell:
         value: by which it is sorted; the text if None.
         color: RGB of a chip in front.
         href: place in the page, such as ``#image-3``.
+        outlined: the chip is a ring, as the outlines in pictures; else it is filled.
     """
 
     text: str
     value: float | None = None
     color: Sequence[int] | None = None
     href: str = ""
+    outlined: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

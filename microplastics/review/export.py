@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,11 @@ _ABOUT_MODEL += ("precision", "join", "max_overlap", "min_score", "score_thresho
 _ABOUT_MODEL += ("min_size_test", "max_size_test", "tiling", "training")
 
 
-def export(review: "Review", every: bool = False) -> Path:
+def export(
+    review: "Review",
+    every: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, of, what: None,
+) -> Path:
     """Write the corrected files beside the log, in place of those of an earlier export.
 
     The tables, and every other file of a run, are made as ``microplastics measure`` makes them, of
@@ -45,6 +49,7 @@ def export(review: "Review", every: bool = False) -> Path:
     Args:
         review: as it is now; it may go on meanwhile.
         every: unfinished images in annotations.json, too.
+        progress: is told as it goes on: how many steps are done, of how many, and which is next.
 
     Returns:
         the folder.
@@ -55,6 +60,8 @@ def export(review: "Review", every: bool = False) -> Path:
     images = review.images
     state = {image.name: review.particles(image.name) for image in images}
     version, classes, output = review.version, review.classes, review.output
+    steps = len(images) + 3
+    progress(0, steps, "sizes")
     decisions, quality = review.table(every=True), model_quality(review)
     about = {
         **{key: review.source.record[key] for key in _ABOUT_MODEL if key in review.source.record},
@@ -70,9 +77,11 @@ def export(review: "Review", every: bool = False) -> Path:
         },
     }
     run = _run(review.source, output, classes, about)
-    for image in tqdm(run.begin(), desc="Images", unit="image", disable=None):
+    for number, image in enumerate(tqdm(run.begin(), desc="Images", unit="image", disable=None), 1):
+        progress(number, steps, f"image {number} of {len(images)}")
         with run.attempt(image):
             measure_image(image, lambda name=image.name: (_counting(review, name, state), {}), run)
+    progress(steps - 2, steps, "tables and annotations")
     run.end()
     write_csv(decisions, output / DECISIONS_FILE)
     write_csv(quality, output / QUALITY_FILE)
@@ -81,6 +90,7 @@ def export(review: "Review", every: bool = False) -> Path:
         fibers = list(filter(review.source.is_fiber, classes))
         data = annotations([(image, state[image.name]) for image in kept], classes, fibers)
         write_json(output / ANNOTATIONS_FILE, data)
+    progress(steps - 1, steps, "report")
     after_run(output, wanted=True)
     return output
 

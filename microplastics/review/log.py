@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from microplastics.data.coco import show
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import write_error
+from microplastics.utils.io import alone, write_error
 
 FORMAT = 1
 """Of the lines; raised when an older version could misread them."""
@@ -114,14 +114,18 @@ class DecisionLog:
                 else; as :func:`read_log`; ``not_writable``.
         """
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "ab", buffering=0)
-        except OSError as error:
-            raise write_error(path, error) from error
         with contextlib.ExitStack() as stack:
-            stack.callback(self._file.close)
-            _lock(self._file, path)
+            stack.enter_context(
+                alone(
+                    path.parent,
+                    f"Another process has {path} open; use the page that it serves, stop it, or "
+                    "choose another --output.",
+                )
+            )
+            try:
+                self._file = stack.enter_context(open(path, "ab", buffering=0))
+            except OSError as error:
+                raise write_error(path, error) from error
             content = read_log(path)
             self.entries, self.torn, self._size = content.entries, content.torn, content.size
             if self.torn:
@@ -130,7 +134,7 @@ class DecisionLog:
                 self._write({"review": FORMAT, **basis})
             else:
                 content.check(path, basis["sha256"])
-            stack.pop_all()
+            self._held = stack.pop_all()
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one decision, which is on the disk when this returns.
@@ -155,19 +159,4 @@ class DecisionLog:
 
     def close(self) -> None:
         """Close the file and give up its lock."""
-        self._file.close()
-
-
-def _lock(file: Any, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"Another process has {path} open; use the page that it serves, stop it, or choose "
-            "another --output.",
-            code="run_mismatch",
-        ) from error
+        self._held.close()

@@ -9,6 +9,8 @@ from scipy import ndimage
 
 from microplastics.data.coco import ERRORS
 from microplastics.data.segmentation import SegmentationError, measure
+from microplastics.inference.stitching.fibers import bridge
+from microplastics.inference.stitching.matching import View, union
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 from microplastics.writers.qupath_imagej import pixel_polygons
@@ -115,13 +117,19 @@ def unite(masks: Sequence[Mask]) -> Mask | None:
     """Join masks into one; None for an empty list."""
     if not masks:
         return None
-    low = np.min([offset for _, offset in masks], axis=0)
-    high = np.max([np.add(offset, crop.shape[::-1]) for crop, offset in masks], axis=0)
-    whole = np.zeros((high - low)[::-1], dtype=bool)
-    for crop, (x, y) in masks:
-        u, v = x - int(low[0]), y - int(low[1])
-        whole[v : v + crop.shape[0], u : u + crop.shape[1]] |= crop
-    return whole, (int(low[0]), int(low[1]))
+    whole, x, y = union([View(crop, *offset) for crop, offset in masks])
+    return whole, (x, y)
+
+
+def join(masks: Sequence[Mask], image_size: tuple[int, int]) -> Mask:
+    """Join pieces of one fibre, and fill the gaps between them as thick as the fibre is.
+
+    Args:
+        masks: at least one.
+        image_size: height and width in px.
+    """
+    whole, x, y = bridge([View(crop, *offset) for crop, offset in masks], image_size)
+    return whole, (x, y)
 
 
 def split_by_line(mask: Mask, line: Sequence[Sequence[float]]) -> list[Mask]:

@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 
 from microplastics.evaluation.errors import MEANINGS, OUTCOMES
+from microplastics.inference.stitching.matching import pieces
 from microplastics.review.session import REPLACED, Particle, Review, ReviewImage
+from microplastics.structures.view import View
 from microplastics.visualization.galleries import OUTCOME_COLORS
 
 # px between an outline along the pixels' edges and the one that is shown: it hides the stairs.
@@ -99,6 +101,7 @@ class Records:
             "outline": _shown(particle),
             "inside": bool(row["inside"]),
             "edge": bool(row["touches_edge"]),
+            "pieces": len(pieces(View(particle.mask, 0, 0), connectivity=8)),
             "doubt": None if score is None else abs(score - threshold),
             "sizeClass": row.get("size_class") or "",
             "area": _number(row["area_um2"] if unit == "um" else row["area_px"]),

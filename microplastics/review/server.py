@@ -4,22 +4,25 @@ import contextlib
 import ipaddress
 import json
 import logging
+import math
 import secrets
 import socket
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from microplastics.data.colors import class_colors
+from microplastics.report.run import REPORT_FILE
 from microplastics.review.export import export
 from microplastics.review.records import Records
-from microplastics.review.session import Change, Conflict, Review
+from microplastics.review.session import STATES, UNSEEN, Change, Conflict, Particle, Review
 from microplastics.review.tiles import SIDE, Tiles
+from microplastics.runs.store import FAILED_FILE
 from microplastics.utils.errors import UserError, WriteError
 from microplastics.writers.tables import write_csv
 
@@ -35,6 +38,7 @@ LOCAL = "127.0.0.1"
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _MOST_BYTES = 4 << 20  # of a request: the outlines of one operation
+_AHEAD = 20  # particles of the whole run that a page is told at a time
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -219,7 +223,7 @@ class _Pages:
         self._names = [image.name for image in review.images]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._records = Records(review)
-        self._exporting = threading.Lock()
+        self._exporting = _Exporting(review)
         leaflet = Path(find_spec("js_lib_leaflet").origin).parent / "static" / "js_lib_leaflet"
         files = [*_PAGE.iterdir(), leaflet / "leaflet.js", leaflet / "leaflet.css"]
         self._files = {path.name: path.read_bytes() for path in files if path.suffix in _TYPES}
@@ -237,12 +241,19 @@ class _Pages:
                 Route("/api/images/{image:int}", self._image),
                 Route("/api/images/{image:int}/particles/{id:int}", self._particle),
                 Route("/api/images/{image:int}/{level:int}/{column:int}/{row:int}", self._tile),
+                Route("/api/uncertain", self._uncertain),
                 Route("/api/particles.csv", self._csv),
                 Route("/api/do", self._do, methods=["POST"]),
-                Route("/api/export", self._export, methods=["POST"]),
+                Route("/api/export", self._export, methods=["GET", "POST"]),
             ],
             exception_handlers={UserError: _failure},
+            lifespan=self._lifespan,
         )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: "Starlette") -> AsyncIterator[None]:
+        yield
+        self._exporting.wait()
 
     def _file(self, request: "Request") -> "Response":
         from starlette.responses import PlainTextResponse, Response
@@ -349,17 +360,39 @@ class _Pages:
         headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="particles.csv"'}
         return Response(content, headers=headers, media_type="text/csv")
 
+    def _uncertain(self, request: "Request") -> "Response":
+        """The unseen particles of the whole run that come after one, the most uncertain first."""
+        query = request.query_params
+        hidden = set(query.getlist("hide"))
+        low, high = (_float(query.get(name), end) for name, end in (("low", 0), ("high", 1)))
+        place, id_ = (int(_float(query.get(name), 0)) for name in ("image", "id"))
+        review = self._review
+        # All states: the one that was shown last may be decided on by now.
+        order = review.uncertain_first(STATES)
+        after = (self._names[place], id_) if 0 <= place < len(self._names) else None
+        at = order.index(after) + 1 if after in order else 0
+
+        def wanted(particle: Particle) -> bool:
+            passes = math.isnan(particle.score) or low <= particle.score <= high
+            return passes and particle.state == UNSEEN and particle.class_name not in hidden
+
+        shown = {(n, each.id) for n in self._names for each in review.particles(n) if wanted(each)}
+        found = [key for key in order[at:] + order[:at] if key in shown]
+        return _json(
+            {
+                "left": len(found),
+                "images": len({name for name, _ in found}),
+                "next": [(self._numbers[name], number) for name, number in found[:_AHEAD]],
+            }
+        )
+
     def _export(self, request: "Request") -> "Response":
-        if self._read_only:
-            return _json({"error": "The page is only to look at."}, 403)
-        if not self._exporting.acquire(blocking=False):
-            return _json({"error": "The results are being written."}, 409)
-        try:
-            folder = export(self._review)
-        finally:
-            self._exporting.release()
-        unfinished = sum(not image.finished for image in self._review.images)
-        return _json({"folder": str(folder.absolute()), "unfinished": unfinished})
+        """Begin to write the corrected files, or say how far that is."""
+        if request.method == "POST":
+            if self._read_only:
+                return _json({"error": "The page is only to look at."}, 403)
+            self._exporting.begin()
+        return _json(self._exporting.state)
 
     async def _do(self, request: "Request") -> "Response":
         from starlette.concurrency import run_in_threadpool
@@ -387,6 +420,67 @@ class _Pages:
         answer = self._since(order["version"], order["reviewer"])
         made = change.particles.get(on, [])
         return _json({**answer, "on": self._numbers[on], "changed": made})
+
+
+class _Exporting:
+    """Writes the corrected files in a thread of its own, so that every tab can see how far it is.
+
+    Attributes:
+        state: plain values: ``running`` with ``done``, ``of`` and ``what``; then ``folder`` and
+            ``problem``, or ``error``; empty at first.
+    """
+
+    def __init__(self, review: Review):
+        self._review, self._lock = review, threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.state: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Begin, unless it is under way."""
+        with self._lock:
+            if not self.state.get("running"):
+                self._tell(0, 1, "beginning")
+                self._thread = threading.Thread(target=self._write)
+                self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            if self.state.get("running"):
+                print("The results are still being written …", flush=True)
+            self._thread.join()
+
+    def _tell(self, done: int, of: int, what: str) -> None:
+        self.state = {"running": True, "done": done, "of": of, "what": what}
+
+    def _write(self) -> None:
+        try:
+            folder = export(self._review, progress=self._tell)
+            self.state = {"folder": str(folder.absolute()), **self._result(folder)}
+        except UserError as error:
+            self.state = {"error": f"The results are not written: {error}"}
+        except Exception as error:  # a fault of the program must not leave the page waiting
+            logger.exception("The results are not written.")
+            words = f"{type(error).__name__}: {error}; the terminal has all of it"
+            self.state = {"error": f"The results are not written ({words})."}
+
+    def _result(self, folder: Path) -> dict[str, Any]:
+        """What a person has to know of files that were written."""
+        problems = []
+        if (folder / FAILED_FILE).exists():
+            problems.append(f"Some images failed: {FAILED_FILE} says why.")
+        if not (folder / REPORT_FILE).exists():
+            problems.append("The report could not be made: the terminal says why.")
+        unfinished = sum(not image.finished for image in self._review.images)
+        return {"unfinished": unfinished, "problem": " ".join(problems)}
+
+
+def _float(text: str | None, otherwise: float) -> float:
+    try:
+        found = float(text)
+    except (TypeError, ValueError):
+        return otherwise
+    return found if math.isfinite(found) else otherwise
 
 
 def _is_order(order: Any, images: int) -> bool:

@@ -453,7 +453,7 @@ class Review:
         reviewer: str,
         version: int,
     ) -> Change:
-        """Replace particles by one of all their pixels.
+        """Replace particles by one of all their pixels; gaps between pieces of a fibre are filled.
 
         Args:
             image: of all of them.
@@ -468,12 +468,17 @@ class Review:
                     "One particle cannot be merged; select at least two.", code="option_invalid"
                 )
             largest = max(parts, key=lambda part: np.count_nonzero(part.mask))
-            mask = outlines.unite([(part.mask, part.offset) for part in parts])
+            name = class_name or largest.class_name
+            masks = [(part.mask, part.offset) for part in parts]
+            if self.source.is_fiber(name):
+                mask = outlines.join(masks, self._size(image))
+            else:
+                mask = outlines.unite(masks)
             entry = {
                 "op": "merge",
                 "on": {image: [part.id for part in parts]},
                 "masks": [_packed(mask)],
-                "class": class_name or largest.class_name,
+                "class": name,
             }
             return self._do(entry, reviewer, version)
 

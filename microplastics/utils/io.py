@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import portalocker
+
 from microplastics.utils.errors import UserError, WriteError
 
 if TYPE_CHECKING:
@@ -113,6 +115,38 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder, so that no other process that asks for it gets it.
+
+    The lock is one of the operating system on the file ``.lock``, which stays: it ends with the
+    process, however that ends.
+
+    Args:
+        folder: made if it is not there.
+        refusal: the sentence for another process.
+
+    Raises:
+        UserError: ``run_mismatch``, another process holds it; ``not_writable``.
+    """
+    path = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "a"))
+            portalocker.lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.AlreadyLocked as error:
+            raise UserError(refusal, code="run_mismatch") from error
+        except portalocker.LockException as error:
+            raise WriteError(
+                f"Cannot lock {path}: {error.strerror or error}; choose a folder on a file system "
+                "with locks."
+            ) from error
+        except OSError as error:
+            raise write_error(path, error) from error
+        yield
 
 
 def check_output_dir(output_dir: str) -> None:

@@ -22,6 +22,7 @@ from microplastics.experiments.jobs import (
     run_jobs,
     same_weights,
 )
+from microplastics.utils.io import alone
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_finished_folder_keeps_its_settings(job, tmp_path):
 
 def test_two_processes_do_not_share_a_folder(job):
     first = job("a")
-    with module._alone(first.folder):
+    with alone(first.folder, ""):
         with user_error("run_mismatch", "Another process trains in"):
             module.train(first)
 

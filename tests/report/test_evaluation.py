@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from judged_images import FIBER, IMAGES, NAMES, SIZE, evaluate, write_truth
 from PIL import Image
-from support import user_error
+from support import chromium, find_barriers, user_error
 
 from microplastics.evaluation.errors import KINDS
 from microplastics.report import advice
@@ -94,6 +94,18 @@ def test_the_page_shows_the_figures(make):
     for heading in ("What to do next", "The worst images", "Classes taken for one another"):
         assert f">{heading}</h2>" in page
     assert page.count('class="worst"') == 5 and page.count("data:image/jpeg") == 10
+
+
+@pytest.mark.slow
+def test_the_page_is_accessible(make):
+    folder, dataset = make(names=[EVIL, *NAMES[1:]])
+    page = write_evaluation_report(folder, dataset)
+    with chromium() as browser:
+        tab = browser.new_page()
+        tab.goto(page.as_uri())
+        assert not find_barriers(tab)
+        tab.set_viewport_size({"width": 420, "height": 800})
+        assert not find_barriers(tab)
 
 
 def test_without_a_page_there_are_the_curves(make):

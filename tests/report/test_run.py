@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from support import user_error
+from support import chromium, find_barriers, user_error
 
 from microplastics.report import run as report_run
 from microplastics.runs.finished import read_run
@@ -159,6 +159,17 @@ def test_the_page_is_built_for_everybody(measured):
     html = (folder / "report.html").read_text("utf-8")
     assert '<html lang="en">' in html and html.count('<th scope="col"') == html.count("<th ")
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+
+
+@pytest.mark.slow
+def test_the_page_is_accessible(measured):
+    folder, *_ = measured("--um-per-px", "10")
+    with chromium() as browser:
+        tab = browser.new_page()
+        tab.goto((folder / "report.html").as_uri())
+        assert not find_barriers(tab)
+        tab.set_viewport_size({"width": 420, "height": 800})
+        assert not find_barriers(tab)
 
 
 def test_what_can_go_wrong_is_said(measured, coco):

@@ -1,6 +1,7 @@
 """The server of the page: who is answered, and what."""
 
 import socket
+import time
 
 import cv2
 import numpy as np
@@ -136,6 +137,31 @@ def test_the_table_is_that_of_the_review(ask, review, tmp_path):
     ask.do("reject", [2])
     write_csv(review.table(), tmp_path / "table.csv")
     assert ask("/api/particles.csv")[1] == (tmp_path / "table.csv").read_bytes()
+
+
+def test_the_uncertain_of_all_images(ask):
+    found = ask("/api/uncertain")[1]
+    assert found == {"left": 4, "images": 2, "next": [[1, 4], [0, 2], [0, 3], [0, 1]]}
+    assert ask("/api/uncertain?image=0&id=3")[1]["next"] == [[0, 1], [1, 4], [0, 2], [0, 3]]
+    ask.do("reject", [3])
+    assert ask("/api/uncertain?image=0&id=3")[1]["next"] == [[0, 1], [1, 4], [0, 2]]
+    assert ask("/api/uncertain?hide=Fiber&high=0.5")[1]["next"] == [[0, 2]]
+    for odd in ("image=99&id=x", "image=-1&low=nan", "image=1e999&high=a"):
+        assert ask(f"/api/uncertain?{odd}")[1]["left"] == 3, odd
+
+
+def test_an_export_is_waited_for_at_the_end(review, monkeypatch):
+    written = []
+
+    def export(review, progress):
+        time.sleep(0.5)
+        written.append(review)
+        return review.output
+
+    monkeypatch.setattr(server, "export", export)
+    with serving(review) as ask:
+        assert ask("/api/export", {})[1]["running"]
+    assert written == [review]
 
 
 def test_read_only(review):

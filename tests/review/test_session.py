@@ -86,9 +86,9 @@ def test_class_outline_and_comment(review):
 def test_draw_merge_split(review):
     new = review.draw("a.png", box(60, 5, 10, 4), "Film", **BOB, version=0)
     assert new.particles == {"a.png": [4]}
-    review.merge("a.png", [1, 2], **BOB, version=1)
+    review.merge("a.png", [1, 2], "Film", **BOB, version=1)
     merged = review.particle("a.png", 5)
-    assert (merged.parents, merged.class_name, merged.mask.sum()) == ((1, 2), "Fiber", 200)
+    assert (merged.parents, merged.class_name, merged.mask.sum()) == ((1, 2), "Film", 200)
     review.split("a.png", 3, line=[[45, 34.5], [75, 34.5]], **BOB, version=2)
     review.split("a.png", 4, pieces=[box(60, 5, 3, 4), box(63, 5, 7, 4)], **BOB, version=3)
     expected = {1: "replaced", 2: "replaced", 3: "replaced", 4: "replaced"}
@@ -102,6 +102,22 @@ def test_draw_merge_split(review):
     with pytest.raises(Conflict, match="taken back"):
         review.accept({"a.png": [4]}, **BOB, version=4)
     assert review.draw("a.png", box(1, 1), "Film", **BOB, version=8).particles == {"a.png": [10]}
+
+
+def test_pieces_of_a_fibre_are_merged_into_one_of_its_length(review):
+    for number, (x, length) in enumerate([(10, 12), (28, 20), (58, 10)]):
+        review.draw("a.png", box(x, 50, length, 3), "Fiber", **BOB, version=number)
+    review.merge("a.png", [4, 5, 6], **BOB, version=3)
+    assert review.particle("a.png", 7).class_name == "Fiber"
+    merged = review.sizes("a.png", [review.particle("a.png", 7)]).iloc[0]
+    assert merged["length_px"] == pytest.approx(58, abs=0.5)
+    assert merged["width_px"] == pytest.approx(3, rel=0.1)
+    # Pieces of other things stay pieces: sizes span the gap, the area does not.
+    for number, x in enumerate([10, 28], start=4):
+        review.draw("a.png", box(x, 40, 10, 3), "Film", **BOB, version=number)
+    review.merge("a.png", [8, 9], **BOB, version=6)
+    merged = review.sizes("a.png", [review.particle("a.png", 10)]).iloc[0]
+    assert (merged["area_px"], merged["feret_max_px"]) == (60, pytest.approx(28, abs=0.5))
 
 
 def test_a_finished_image_has_nothing_unseen(review):

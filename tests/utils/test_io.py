@@ -1,11 +1,13 @@
 import errno
 import os
 
+import portalocker
 import pytest
 from support import user_error
 
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import (
+    alone,
     atomic_write,
     read_json,
     read_table,
@@ -23,6 +25,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["table.csv"]
+
+
+def test_a_folder_is_held_by_one_only(tmp_path, monkeypatch):
+    with alone(tmp_path / "new", "It is taken."):
+        with user_error("run_mismatch", "It is taken."), alone(tmp_path / "new", "It is taken."):
+            raise AssertionError("two hold it")
+    with alone(tmp_path / "new", "It is taken."):
+        pass
+
+    def fail(*_):
+        raise portalocker.LockException(OSError(errno.ENOLCK, "No locks available"))
+
+    monkeypatch.setattr(portalocker, "lock", fail)
+    with user_error("not_writable", ".lock", "No locks available"), alone(tmp_path, ""):
+        raise AssertionError("nobody holds it")
+    (tmp_path / "file").touch()
+    with user_error("not_writable", "file"), alone(tmp_path / "file", ""):
+        raise AssertionError("a file is no folder")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ import pytest
 from conftest import dataset_entry
 from detectron2.data import MetadataCatalog
 from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
 from support import user_error
 
+from microplastics.data.colors import class_colors
 from microplastics.utils.errors import UserError
 from microplastics.visualization import draw, galleries
 from microplastics.visualization.galleries import (
+    OUTCOME_COLORS,
     draw_annotations,
     draw_batches,
     draw_results,
@@ -248,3 +251,28 @@ def test_boxes_alone_and_nothing_at_all_are_fine():
     assert not instances.has("pred_masks")
     assert instances.pred_boxes.tensor.tolist() == [[0, 2, 20, 6]]
     assert len(results_to_instances([], SIZE, {2: 0}, "x")) == 0
+
+
+# What is left without each kind of cone, in linear RGB (Machado, Oliveira and Fernandes 2009,
+# doi:10.1109/TVCG.2009.113), and all of it.
+SIGHTS = np.reshape(
+    [
+        *(1, 0, 0, 0, 1, 0, 0, 0, 1),
+        *(0.152286, 1.052583, -0.204868, 0.114503, 0.786281, 0.099216),
+        *(-0.003882, -0.048116, 1.051998),
+        *(0.367322, 0.860646, -0.227968, 0.280085, 0.672501, 0.047413),
+        *(-0.011820, 0.042940, 0.968881),
+        *(1.255528, -0.076749, -0.178779, -0.078411, 0.930809, 0.147602),
+        *(0.004733, 0.691367, 0.303900),
+    ],
+    (4, 3, 3),
+)
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_everybody_tells_kinds_of_errors_and_classes_apart(sight):
+    kinds, classes = list(OUTCOME_COLORS.values()), class_colors(["Fiber", "Fragment", "Film"])
+    linear = (np.array([*kinds, *classes]) / 255) ** 2.2 @ sight.T
+    seen = rgb2lab(np.clip(linear, 0, 1)[None] ** (1 / 2.2))[0]
+    differences = deltaE_ciede2000(seen[: len(kinds), None], seen[None])
+    assert np.sort(differences, axis=1)[:, 1].min() > 14

@@ -1,7 +1,8 @@
 """Joining of fibres that the model has broken."""
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -9,9 +10,9 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from microplastics.inference.stitching.matching import Detections, pieces, union
+from microplastics.inference.stitching.matching import Detections, dilated, pieces, union
 from microplastics.measurement.centerline import Skeleton, skeletonise
-from microplastics.structures.view import View, canonical, clip, tight
+from microplastics.structures.view import View, canonical, clip, common_pixels, tight
 
 JOINS = "pieces of fibres joined end to end"
 """Name of the joins in ``Stitched.notes``."""
@@ -67,7 +68,9 @@ def join_fibers(merged: Detections, image_size: tuple[int, int], notes: Counter[
 
     Nothing is filled beyond the image (height, width); the notes receive the number of joins.
     """
-    ends = [end for particle in range(len(merged)) for end in _ends_of(merged, particle)]
+    ends = [
+        end for particle in range(len(merged)) for end in _ends_of(merged.view(particle), particle)
+    ]
     joins = _choose(_candidates(merged, ends))
     if not joins:
         return merged
@@ -90,11 +93,69 @@ def join_fibers(merged: Detections, image_size: tuple[int, int], notes: Counter[
     return Detections.cat([rest, joined])
 
 
-def _ends_of(merged: Detections, particle: int) -> Iterator[End]:
+def bridge(parts: Sequence[View], image_size: tuple[int, int]) -> View:
+    """Unite particles that are one fibre, and fill the gaps between them as thick as the fibre is.
+
+    Unlike :func:`join_fibers` it takes the word of a person for it, and fills gaps of any length:
+    along the directions of two ends that continue one another, the shortest gaps first; else
+    straight, where two particles are nearest. Gaps within a particle stay.
+
+    Args:
+        parts: masks of the particles, with at least one pixel each.
+        image_size: height and width in px; nothing is filled beyond.
+    """
+    sets = DisjointSet(range(len(parts)))
+    mains = [max(pieces(part, 8), key=lambda piece: int(piece.mask.sum())) for part in parts]
+    for (a, one), (b, two) in itertools.combinations(enumerate(mains), 2):
+        if common_pixels(dilated(one, 1), two):
+            sets.merge(a, b)
+    ends = [end for number, part in enumerate(parts) for end in _ends_of(part, number)]
+    bands, taken = [], set()
+    for _, a, b in sorted(_gaps(ends)):
+        if not taken & {a, b} and sets.merge(ends[a].particle, ends[b].particle):
+            taken |= {a, b}
+            bands.append(_band(ends[a], ends[b]))
+    bands += _struts(mains, sets)
+    return union([*parts, *(clip(band, (0, 0, *image_size[::-1])) for band in bands)])
+
+
+def _gaps(ends: Sequence[End]) -> Iterator[Join]:
+    """Yield the pairs of ends of two particles that continue one another, over any gap."""
+    for (a, one), (b, two) in itertools.combinations(enumerate(ends), 2):
+        fit = _fit(one, two, any_gap=True) if one.particle != two.particle else None
+        if fit is not None and fit[1] >= -_ABUT * min(one.width, two.width):
+            yield Join(fit[0], a, b)
+
+
+def _struts(mains: Sequence[View], sets: DisjointSet) -> list[View]:
+    """Join what is still apart by straight bands, each to what is nearest, and note it in sets."""
+    points = [np.argwhere(main.mask)[:, ::-1] + (main.x, main.y) for main in mains]
+    owners, points = np.repeat(np.arange(len(mains)), [*map(len, points)]), np.concatenate(points)
+    struts = []
+    while len(groups := sets.subsets()) > 1:
+        own = np.isin(owners, list(groups[0]))
+        away, nearest = cKDTree(points[own]).query(points[~own])
+        there = int(away.argmin())
+        here = int(nearest[there])
+        one, two = owners[own][here], owners[~own][there]
+        width = min(_thickness(mains[number].mask) for number in (one, two)) - 1
+        ends = points[own][here], points[~own][there]
+        struts.append(_stroke(np.linspace(*ends, int(2 * away[there]) + 2), width))
+        sets.merge(int(one), int(two))
+    return struts
+
+
+def _thickness(mask: np.ndarray) -> float:
+    """Largest thickness of a mask in px."""
+    framed = np.pad(mask, 1).view(np.uint8)
+    return 2 * float(cv2.distanceTransform(framed, cv2.DIST_L2, 5).max())
+
+
+def _ends_of(view: View, particle: int) -> Iterator[End]:
     """Yield the ends of each connected piece of a particle that is thin."""
-    for number, piece in enumerate(pieces(merged.view(particle), connectivity=8)):
+    for number, piece in enumerate(pieces(view, connectivity=8)):
         part = np.pad(piece.mask, 1)
-        thickness = 2 * float(cv2.distanceTransform(part.view(np.uint8), cv2.DIST_L2, 5).max())
+        thickness = _thickness(piece.mask)
         if np.count_nonzero(part) < _THIN * max(thickness - 1, 2) ** 2:
             continue
         lying, matrix, shift = canonical(part)
@@ -166,8 +227,8 @@ def _holds(view: View, end: End) -> bool:
     return bool((np.hypot(*(points - end.at).T) <= reach).any())
 
 
-def _fit(one: End, two: End) -> tuple[float, float] | None:
-    """Rate whether two ends continue one another.
+def _fit(one: End, two: End, any_gap: bool = False) -> tuple[float, float] | None:
+    """Rate whether two ends continue one another, over a gap of any length or a short one.
 
     An arc that leaves one end along its direction arrives at the other along that one's direction
     if the line between the ends halves the turn; the deviation from that counts.
@@ -187,7 +248,8 @@ def _fit(one: End, two: End) -> tuple[float, float] | None:
     way = way / np.hypot(*way)
     gap = two.at - one.at
     along, aside = float(gap @ way), abs(float(gap @ (way[1], -way[0])))
-    if not -_OVERLAP * width <= along <= min(_GAP * width, one.length, two.length):
+    most = np.inf if any_gap else min(_GAP * width, one.length, two.length)
+    if not -_OVERLAP * width <= along <= most:
         return None
     if along < -_ABUT * width and straight < _SAME:
         return None
@@ -231,6 +293,11 @@ def _band(one: End, two: End) -> View:
         + (3 * t**2 - 2 * t**3) * stop
         + (t**3 - t**2) * arrive
     )
+    return _stroke(curve, width)
+
+
+def _stroke(curve: np.ndarray, width: float) -> View:
+    """Draw a curve, (N, 2) x and y at most half a px apart, of a width in px."""
     low = np.floor(curve.min(axis=0) - width).astype(int)
     high = np.ceil(curve.max(axis=0) + width).astype(int) + 1
     pixels = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True))), 2)

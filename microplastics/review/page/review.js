@@ -53,7 +53,7 @@ async function ask(path, order) {
   } catch {
     throw new Error("The server does not answer. What was decided is kept: start microplastics review again and open the address that it prints.");
   }
-  const data = await answer.json();
+  const data = await answer.json().catch(() => ({error: `The server cannot answer (${answer.status}); its terminal says why.`}));
   if (!answer.ok) throw Object.assign(new Error(data.error), {code: data.code});
   return data;
 }
@@ -135,7 +135,7 @@ function passes(record, but = "") {
 }
 
 function compare(one, other) {
-  const name = state.order, sign = state.turned ? -1 : 1;
+  const name = state.order === "run" ? "doubt" : state.order, sign = state.turned ? -1 : 1;
   const [a, b] = [one[name], other[name]];
   if (a == null || b == null) return (a == null) - (b == null) || one.id - other.id;
   return (typeof a === "string" ? a.localeCompare(b) : a - b) * sign || one.id - other.id;
@@ -154,8 +154,10 @@ function step(direction) {
   if (ids.length) select(ids[at < 0 ? 0 : (at + direction + ids.length) % ids.length]);
 }
 
-// The next particle that nobody has decided on, in the order of the table.
-function next(without = []) {
+// The next particle that nobody has decided on: of the whole run, or in the order of the table.
+const next = (without) => (state.order === "run" ? run.next(without) : nextHere(without));
+
+function nextHere(without = []) {
   const at = state.shown.findIndex((each) => each.id === state.selected);
   const ring = [...state.shown.slice(at + 1), ...state.shown.slice(0, at + 1)];
   if (looking.only()) return looking.first();
@@ -171,25 +173,31 @@ function next(without = []) {
       : `${state.particles.size ? "All particles here are checked" : "Nothing was found here"}. Was one missed? D draws it. F finishes the image and goes on.`);
 }
 
-async function open(index) {
+// The particles of an image by number, asked for once.
+async function load(index) {
+  if (!state.known.has(index)) {
+    const found = await ask(`api/images/${index}`);
+    if (!state.known.has(index)) state.known.set(index, new Map(found.particles.map((each) => [each.id, each])));
+    // What changed between the two is asked for once more.
+    state.version = Math.min(state.version, found.version);
+  }
+  return state.known.get(index);
+}
+
+async function open(index, choose = nextHere) {
   if (index < 0 || index >= state.images.length) return hint(index < 0 ? "This is the first image." : "This is the last image.");
   leave();
   Object.assign(state, {index, particles: new Map(), selected: null, marked: new Set()});
   $("image").value = String(index);
   picture.open();
   hint("Loading …");
-  if (!state.known.has(index)) {
-    const found = await ask(`api/images/${index}`);
-    state.known.set(index, new Map(found.particles.map((each) => [each.id, each])));
-    // What changed between the two is asked for once more.
-    state.version = Math.min(state.version, found.version);
-  }
+  const particles = await load(index);
   if (state.index !== index) return; // another one was chosen meanwhile
-  state.particles = state.known.get(index);
+  state.particles = particles;
   for (const id of state.particles.keys()) picture.update(id);
   hint("");
   draw();
-  next();
+  choose();
 }
 
 async function openNext() {
@@ -198,6 +206,68 @@ async function openNext() {
   if (index == null) hint("All images are finished. Download the table, or close this page: all is written.");
   else await open(index);
 }
+
+// ---- the whole run, the most uncertain particle first
+
+const run = {
+  at: [0, 0], key: "", page: null, turn: 0,
+
+  // What comes after a particle, as the server knows it; asked for ahead, and again when something changes.
+  ahead([image, id]) {
+    const query = new URLSearchParams({image, id, low: $("score0").value, high: $("score1").value});
+    for (const name of state.hiddenClasses) query.append("hide", name);
+    const key = `${state.version} ${query}`;
+    if (key !== this.key) {
+      this.key = key;
+      this.page = ask(`api/uncertain?${query}`);
+    }
+    return this.page;
+  },
+  tell({left, images}) {
+    const most = limit("size0") == null && limit("size1") == null ? "" : "at most ";
+    $("left").textContent = state.hiddenStates.has("unseen") ? "Unseen particles are hidden by the filter."
+      : left ? `${most}${left} left on ${images} of ${state.images.length} images` : "None is left on any image.";
+  },
+  draw() {
+    const all = state.order === "run";
+    $("left").hidden = !all;
+    $("turn").disabled = all;
+    if (!all) return;
+    const page = this.ahead(this.here());
+    page.then((found) => page === this.page && this.tell(found), (error) => complain(error.message));
+  },
+  here() { return state.selected == null ? this.at : [state.index, state.selected]; },
+
+  begin() {
+    Object.assign(state, {selected: null, turned: false});
+    this.at = [0, 0];
+    return this.next();
+  },
+  // Whether there is one.
+  async next(without = []) {
+    const turn = ++this.turn, begun = state.index, goes = () => turn === this.turn && state.order === "run";
+    let at = this.here(), tried = 0, found;
+    if (without.length) state.selected = null; // a key pressed meanwhile is not for this one
+    this.at = at;
+    do {
+      found = await this.ahead(at);
+      for (const [index, id] of found.next) {
+        const record = (await load(index)).get(id);
+        if (!goes()) return false;
+        if (record?.state !== "unseen" || !passes(record) || (index === begun && without.includes(id))) continue;
+        this.at = [index, id];
+        hint("");
+        if (index === state.index) select(id); else await open(index, () => select(id));
+        return true;
+      }
+      tried += found.next.length;
+      at = found.next.at(-1);
+    } while (at && tried < found.left && goes());
+    select(null);
+    hint(found.left > without.length ? "All particles of the run that the filter shows are checked." : "All particles of the run are checked. Look at each whole image for missed ones; F finishes it and goes on.");
+    return false;
+  },
+};
 
 const targets = () => [...new Set([...state.marked, ...(state.selected == null ? [] : [state.selected])])];
 
@@ -522,11 +592,16 @@ function mark(id) {
   draw();
 }
 
-function merge() {
+async function merge() {
   const ids = targets();
   if (ids.length < 2) return hint("Mark the pieces first: V on each, or Shift and click; then M.");
+  const area = ids.reduce((sum, id) => sum + state.particles.get(id).area, 0);
   state.marked.clear();
-  act("merge", {ids});
+  await act("merge", {ids});
+  const record = selected();
+  if (record?.origin !== "merged") return;
+  if (record.area > area) hint("Merged, and the gaps filled as thick as the fibre. Z takes it back.");
+  else if (record.pieces > 1) hint("Merged. It lies in pieces: sizes span the gaps, the area does not.");
 }
 
 async function finish() {
@@ -537,20 +612,64 @@ async function finish() {
   }
   await act("finish");
   if (state.index !== index || !image().finished) return;
-  await openNext();
+  if (state.order !== "run" || !await run.next()) await openNext();
   if (unseen) hint(`${unseen === 1 ? "1 particle that nobody had looked at was" : `${unseen} particles that nobody had looked at were`} accepted with the image. Z takes it back. ${$("hint").textContent}`);
 }
 
 async function write() {
   if (state.readOnly) return hint("This page is only to look at.");
-  hint("Writing …");
+  await queue;
+  await writing.watch(ask("api/export", {}));
+}
+
+// How far the results are written, whichever tab has begun it.
+const writing = {
+  watched: false,
+
+  async watch(answer) {
+    try {
+      let found = await answer;
+      if (this.watched) return;
+      this.watched = true;
+      while (found.running) {
+        this.show(`Writing: ${found.what}. You may go on.`, found);
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        found = await ask("api/export");
+      }
+      this.show(found.folder && `The corrected tables and annotations are in ${found.folder}.${found.unfinished ? ` Particles of unfinished images (${found.unfinished}) count; annotations.json leaves these images out.` : ""}`);
+      if (found.error || found.problem) complain(found.error ?? found.problem);
+    } catch (error) {
+      this.show("");
+      complain(error.message);
+    }
+    this.watched = false;
+  },
+  show(text, {done, of} = {}) {
+    const [bar, words, close] = $("writing").children;
+    $("writing").hidden = !text;
+    bar.hidden = of == null;
+    close.hidden = of != null;
+    if (of != null) Object.assign(bar, {max: of, value: done});
+    words.textContent = text ?? "";
+    if (text && of == null) hint(""); // read out when it has ended
+  },
+};
+
+// The table of what is decided until now; measuring it may take a while.
+async function download(event) {
+  event.preventDefault();
+  hint("The table is being made …");
   try {
     await queue;
-    const {folder, unfinished} = await ask("api/export", {});
-    hint(`The corrected tables and annotations are in ${folder}.${unfinished ? ` Particles of unfinished images (${unfinished}) count; annotations.json leaves these images out.` : ""}`);
+    const answer = await fetch($("download").href);
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    const address = URL.createObjectURL(await answer.blob());
+    make("a", {href: address, download: "particles.csv"}).click();
+    URL.revokeObjectURL(address);
+    hint("");
   } catch (error) {
     hint("");
-    complain(error.message);
+    complain(`The table cannot be made: ${error.message}`);
   }
 }
 
@@ -577,6 +696,7 @@ const MORE = [
   ["U", "Unseen again", () => decide("reset"), [], "Decide"],
   ["V", "Mark, to decide on or merge several", () => state.selected != null && mark(state.selected), [], "Correct"],
   ["C", "Comment", () => $("comment").focus(), [], "Decide"],
+  ["G", "All images, uncertain first, or this one again", () => order(state.order === "run" ? "doubt" : "run"), [], "Go"],
   ["J", "Next in the table", () => step(1), [], "Go"],
   ["K", "Previous in the table", () => step(-1), [], "Go"],
   ["Page Down", "Next image", () => open(state.index + 1), ["pagedown"], "Go"],
@@ -613,6 +733,11 @@ function press(event) {
   event.preventDefault();
 }
 
+function order(name) {
+  $("order").value = state.order = name;
+  if (name === "run") run.begin(); else draw();
+}
+
 function help() {
   const used = looking.only() ? [...looking.actions(), ...MORE.filter((each) => looking.keeps(each))] : [...ACTIONS, ...MORE];
   const groups = Map.groupBy(used.filter((each) => each[4]), (each) => each[4]);
@@ -633,6 +758,7 @@ function draw() {
   drawChecks();
   drawHistogram();
   drawRows(true);
+  run.draw();
 }
 
 function drawHead() {
@@ -690,6 +816,7 @@ function drawParticle() {
     add("Circle of its area", size("equivalent_diameter"));
     if (!record.inside) add("Note", "outside of the region: not counted", true);
     else if (record.edge) add("Note", "cut off by the border of the image", true);
+    else if (record.pieces > 1) add("Note", `in ${record.pieces} pieces: sizes span the gaps, the area does not`, true);
     const how = record.origin !== "model" ? `, ${record.origin}` : record.changed ? ", changed" : "";
     if (record.reviewer) add("Decided", `${record.reviewer}, ${new Date(record.time).toLocaleString()}${how}`, true);
   }
@@ -814,6 +941,8 @@ async function begin() {
   const first = state.images.findIndex((each) => !each.finished);
   await open(Math.max(0, first));
   poll();
+  const written = await ask("api/export");
+  if (written.running) writing.watch(written); // another tab has begun it
 }
 
 function listen() {
@@ -829,7 +958,9 @@ function listen() {
   $("following").onclick = () => open(state.index + 1);
   $("image").onchange = (event) => { event.target.blur(); open(Number(event.target.value)); };
   $("dismiss").onclick = () => complain("");
-  $("order").onchange = (event) => { state.order = event.target.value; event.target.blur(); draw(); };
+  $("order").onchange = (event) => { event.target.blur(); order(event.target.value); };
+  $("download").onclick = download;
+  $("writing").lastChild.onclick = () => writing.show("");
   $("turn").onclick = () => { state.turned = !state.turned; draw(); };
   $("all").onclick = () => {
     state.hiddenClasses.clear();

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stitch_support import SIZE, add, assert_found, blank, disc, full, iou, line
 
-from microplastics.inference.stitching.fibers import JOINS
+from microplastics.inference.stitching.fibers import JOINS, bridge
+from microplastics.inference.stitching.matching import View
 from microplastics.inference.stitching.stitcher import Stitcher
 from microplastics.measurement import measure
 
@@ -179,3 +180,37 @@ def test_order_and_position_do_not_matter(seed, turns, flip):
     back = [mask[:, ::-1] if flip else mask for mask in back]
     for k in range(len(one)):
         assert max(iou(full(one, k, size), mask) for mask in back) > 0.97
+
+
+def arc(start, stop, width=6):
+    """A piece of a circle with a radius of 100 px, in degrees."""
+    mask = np.zeros((300, 300), np.uint8)
+    cv2.ellipse(mask, (150, 150), (100, 100), 0, start, stop, 1, width)
+    return View(mask > 0, 0, 0)
+
+
+def length(view):
+    return measure(view.mask, kind="fiber").length
+
+
+@pytest.mark.parametrize("pieces", [[(0, 60), (80, 200)], [(100, 200), (0, 40), (60, 90)]])
+def test_gaps_of_any_length_are_bridged_along_the_fibre(pieces):
+    whole = arc(0, 200)
+    joined = bridge([arc(*piece) for piece in pieces], (300, 300))
+    assert measure(joined.mask).parts == 1
+    assert length(joined) == pytest.approx(length(whole), rel=0.01)
+    assert joined.mask.sum() == pytest.approx(whole.mask.sum(), rel=0.03)
+
+
+def test_pieces_that_do_not_lie_end_to_end_are_bridged_straight():
+    masks = line((20, 60), (180, 60)), line((100, 90), (100, 150))
+    parts = [View(mask, 0, 0) for mask in masks]
+    joined = bridge(parts, SIZE)
+    added = joined.mask.sum() - sum(part.mask.sum() for part in parts)
+    assert measure(joined.mask).parts == 1 and 60 < added < 180  # 27 px of 4 px
+
+
+def test_what_touches_and_gaps_within_a_particle_stay():
+    first = arc(0, 60).mask | disc(20, 20, 2, (300, 300))
+    parts = [View(first, 0, 0), arc(60, 100)]
+    assert np.array_equal(bridge(parts, (300, 300)).mask, first | arc(60, 100).mask)
