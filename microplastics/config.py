@@ -14,7 +14,9 @@ from detectron2.config import get_cfg as _detectron2_get_cfg
 
 from microplastics import model_zoo
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write
+from microplastics.utils.io import atomic_write, parse_yaml, read_text
+
+_MAX_FILES = 100
 
 
 def add_microplastics_config(cfg: CfgNode) -> None:
@@ -378,10 +380,34 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         path = _path_of(config_file)
         with merging(cfg, config_file):
+            _check_files(str(path), [])
             # Detectron2's default runs code that a YAML names.
             cfg.merge_from_file(str(path), allow_unsafe=False)
     merge_options(cfg, opts)
     return cfg
+
+
+def _check_files(path: str, read: list[str]) -> None:
+    """Refuse a YAML, or one that it derives from, that is a bomb, a circle or elsewhere.
+
+    Args:
+        path: of the YAML.
+        read: those read so far, which grows.
+
+    Raises:
+        ValueError, UserError: it is refused.
+    """
+    read.append(path)
+    if len(read) > _MAX_FILES:
+        raise ValueError(f"it derives from itself, or from more than {_MAX_FILES} files")
+    data = parse_yaml(read_text(path))
+    bases = data.get("_BASE_", []) if isinstance(data, dict) else []
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or base.startswith(("http://", "https://")):
+            raise ValueError(f"its _BASE_ is {base!r}; expected the path of a file")
+        if base.startswith("~"):
+            base = os.path.expanduser(base)
+        _check_files(os.path.join(os.path.dirname(path), base), read)
 
 
 def check_derived(output: str | os.PathLike, config_file: str) -> None:
@@ -465,6 +491,8 @@ def merging(cfg: CfgNode, source: str) -> Iterator[None]:
     """
     try:
         yield
+    except UserError as error:  # of a file that it derives from
+        raise UserError(f"{source}: {error}", code=error.code) from error
     except OSError as error:
         raise UserError(
             f"{source} cannot be read: {error}; check its _BASE_.", code="file_missing"

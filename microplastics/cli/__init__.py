@@ -145,6 +145,9 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         report_error(str(error))
         code = 2
+    except MemoryError:
+        report_error("There is not enough memory; end other programs, or give smaller files.")
+        code = 2
     except BrokenPipeError:
         # Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,7 @@ EXAMPLES = 5
 ID_LIMIT = 2**53  # evaluation keeps ids as float64
 _PIXEL_LIMIT = 2**31  # pycocotools counts the pixels of a mask in 32 bits
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_LONGEST_CLASS, _MOST_CLASSES = 200, 500
 _BOX_TOLERANCE = 2.0
 _AREA_TOLERANCE = 0.2  # of the mask's area
 _AREA_TOLERANCE_PX = 10.0
@@ -327,7 +328,7 @@ def check_content(json_file: str, data: dict[str, Any]) -> Examined:
 
 
 def structure_problem(data: dict[str, Any]) -> str | None:
-    """Describe a JSON object that lacks one of the three lists of COCO; None if it has them."""
+    """Describe a JSON object without the three lists of COCO, or with too many classes, or None."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             return (
@@ -336,6 +337,8 @@ def structure_problem(data: dict[str, Any]) -> str | None:
             )
         if not data[key] and key != "annotations":
             return f"has an empty list {key!r}; export the data set again"
+    if len(data["categories"]) > _MOST_CLASSES:
+        return f"has {len(data['categories'])} categories; expected at most {_MOST_CLASSES}"
     return None
 
 
@@ -380,6 +383,11 @@ def field_error(entry: dict, key: str, expected: str) -> str:
 def is_printable(value: Any) -> bool:
     """Return whether a value is text that is not blank and has no control characters."""
     return isinstance(value, str) and bool(value.strip()) and not _UNPRINTABLE.search(value)
+
+
+def is_class_name(value: Any) -> bool:
+    """Return whether a value can be a class name, which tables and plots can show."""
+    return is_printable(value) and len(value) <= _LONGEST_CLASS
 
 
 def is_safe_name(value: Any) -> bool:
@@ -449,8 +457,9 @@ def check_categories(entries: list, findings: Findings) -> dict[int, dict[str, A
         if not _check_id(place, categories, findings):
             continue
         name, group = entry.get("name"), entry.get("supercategory")
-        if not is_printable(name):
-            findings.add("category_field", place, field_error(entry, "name", "a name"))
+        if not is_class_name(name):
+            expected = f"a name of at most {_LONGEST_CLASS} characters"
+            findings.add("category_field", place, field_error(entry, "name", expected))
             name = ""
         group = group if isinstance(group, str) else ""
         categories[entry["id"]] = {"id": entry["id"], "name": name, "supercategory": group}

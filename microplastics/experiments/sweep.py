@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from tabulate import tabulate
 
 from microplastics.config import leaves, load_config, merging
@@ -29,7 +28,7 @@ from microplastics.experiments.jobs import (
 from microplastics.experiments.timing import expected_seconds
 from microplastics.model_zoo import sweep_file
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, read_text, write_rows
+from microplastics.utils.io import atomic_write, parse_yaml, read_text, write_rows
 from microplastics.visualization.curves import plot_sweep
 
 logger = logging.getLogger(__name__)
@@ -211,9 +210,9 @@ def _describe(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def _load(path: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise _invalid(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
+        data = parse_yaml(read_text(path))
+    except ValueError as error:
+        raise _invalid(f"{path} is not YAML ({error}).") from error
     if not isinstance(data, dict) or not data:
         raise _invalid(f"{path} is empty or no mapping; expected {', '.join(_FIELDS)}.")
     unknown = [str(key) for key in data if key not in _FIELDS]

@@ -183,6 +183,10 @@ class Run:
         except UserError as error:
             logger.error("%s", error)
             self._fail(image, str(error))
+        except MemoryError:
+            words = "needs more memory than there is; cut it into smaller images"
+            logger.error("%s %s.", image.path or image.name, words)
+            self._fail(image, f"{image.path or image.name} {words}.")
         except Exception as error:
             # One odd image must not cost a night's run; its traceback is in the log.
             logger.exception("%s failed", image.path or image.name)

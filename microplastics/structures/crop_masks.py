@@ -1,5 +1,7 @@
 """Instance masks as crops."""
 
+import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,17 @@ from microplastics.structures.view import View, box_of, clip, tight
 
 # pycocotools walks along a polygon in steps of a fifth of a pixel and allocates every one.
 _POLYGON_STEPS_LIMIT = 50_000_000
+
+
+@functools.cache
+def _most_pixels() -> int:
+    """Half of this machine's memory in bytes: one each pixel of a mask's box.
+
+    A few bytes of run lengths can stand for a mask as large as the largest image.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return 8 << 30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 class CropMasks(BitMasks):
@@ -108,9 +121,13 @@ class CropMasks(BitMasks):
         for other in sizes:
             if other != list(size):
                 raise ValueError(f"RLE of size {other} in an image of size {list(size)}")
-        crops, offsets = [], []
+        crops, offsets, pixels = [], [], 0
         for counts in runs.decode_counts_batch(batch):
             edges = runs.runs_of_counts(runs.check_counts(counts, size))
+            left, top, right, bottom = runs.box_of_runs(*edges, size[0])
+            pixels += (right - left) * (bottom - top)
+            if pixels > _most_pixels():
+                raise ValueError("the boxes around the masks need more than half of the memory")
             crop, *offset = runs.crop_of_runs(*edges, size[0])
             crops.append(crop)
             offsets.append(offset)

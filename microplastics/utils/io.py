@@ -6,13 +6,16 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import portalocker
+import yaml
 
 from microplastics.utils.errors import UserError, WriteError
 
@@ -23,6 +26,7 @@ OWN_FILE = "the file as microplastics wrote it; start again in another folder"
 """What :func:`read_json` expects of a file of an earlier run."""
 
 _MAX_TEXT = 64 << 20  # bytes
+_MAX_YAML, _MAX_YAML_VALUES = 1 << 18, 100_000  # characters; values with aliases written out
 _UMASK = os.umask(0)  # of the process: asking for it again and again would race between threads
 os.umask(_UMASK)
 _FIXES = {
@@ -201,6 +205,41 @@ def read_text(path: str | os.PathLike, *, legacy: bool = True) -> str:
     )
 
 
+def parse_yaml(text: str, loader: type = yaml.SafeLoader) -> Any:
+    """Parse YAML from a stranger, in time and memory that are bounded.
+
+    Args:
+        text: of a config or another short file.
+        loader: a loader of PyYAML that runs no code.
+
+    Raises:
+        ValueError: it is not YAML, or asks for code; it is longer than 256 KiB, or
+            stands for more than 100,000 values.
+    """
+    try:
+        if len(text) > _MAX_YAML:
+            raise ValueError(f"it is longer than {_MAX_YAML >> 10} KiB")
+        parser = loader(text)
+        node = parser.get_single_node()
+        # Aliases of aliases let a few lines stand for billions of values.
+        if node is not None and _expanded(node, {}) > _MAX_YAML_VALUES:
+            raise ValueError(f"with its aliases it has more than {_MAX_YAML_VALUES} values")
+        return None if node is None else parser.construct_document(node)
+    except (yaml.YAMLError, RecursionError, TypeError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Count the values that a node stands for; infinity if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            inside = [each for pair in inside for each in pair]
+        known[id(node)] = 1 + sum(_expanded(each, known) for each in inside)
+    return known[id(node)]
+
+
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     """Read a CSV as text, separated by commas, semicolons or tabs.
 
@@ -238,8 +277,23 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     return cells[1:].set_axis(cells.iloc[0].str.lower(), axis=1)
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Refuse a pipe or a device, which would be waited for, or read without end.
+
+    Raises:
+        OSError: it does not exist.
+        UserError: ``file_invalid``.
+    """
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # opening a folder fails by itself
+        raise UserError(
+            f"{os.fspath(path)} is a pipe or a device; expected a file.", code="file_invalid"
+        )
+
+
 def _read_bytes(path: str | os.PathLike, limit: int = -1) -> bytes:
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             content = file.read(limit)
             if file.read(1):

@@ -12,6 +12,7 @@ from typing import Any
 from microplastics.data.coco import (
     Findings,
     drop_placeholders,
+    is_class_name,
     is_printable,
     show,
     structure_problem,
@@ -313,8 +314,8 @@ def _categories(entries: list, json_file: Path) -> dict[int | str, dict[str, Any
         where = f"{json_file}, category {number}"
         id_ = _own_id(entry, where, categories)
         name, group = entry.get("name"), entry.get("supercategory")
-        if not is_printable(name):
-            raise _invalid(where, f"has the name {show(name)}; expected printable text")
+        if not is_class_name(name):
+            raise _invalid(where, f"has the name {show(name)}; expected short printable text")
         group = group if isinstance(group, str) else ""
         categories[id_] = {"id": id_, "name": name.strip(), "supercategory": group}
     return categories

@@ -19,7 +19,7 @@ from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
 
-from microplastics.data.coco import is_printable, is_safe_name, show
+from microplastics.data.coco import is_class_name, is_printable, is_safe_name, show
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.shapes import ShapeError, area_of, checked, noting, union
 from microplastics.data.images import NO_LIMIT, image_header, size_mismatch
@@ -67,7 +67,7 @@ def class_name(value: Any) -> str | None:
     """Return a class name without surrounding white space; None if the value cannot be one."""
     if type(value) is int and abs(value) < 2**63:
         value = str(value)
-    return value.strip() if is_printable(value) else None
+    return value.strip() if is_class_name(value) else None
 
 
 def safe_name(name: object, where: str) -> str:

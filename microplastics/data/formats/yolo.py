@@ -25,12 +25,11 @@ from microplastics.data.formats.layout import class_name, find_file, list_files
 from microplastics.data.formats.shapes import ShapeError, noting
 from microplastics.data.segmentation import join_parts, segmentation_to_polygons
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, read_text
+from microplastics.utils.io import atomic_write, parse_yaml, read_text
 
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 _DARKNET = {"obj_train_data": "train", "obj_valid_data": "val", "obj_test_data": "test"}
-_MAX_YAML = 1 << 18  # bytes
 _DECIMALS = 4  # of a pixel: removes what dividing and multiplying by the side adds
 _OUTSIDE = 1.0  # widths or heights that a point may lie outside of the image
 _SNIFFED_IMAGES = 20
@@ -222,15 +221,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a small YAML mapping with every scalar as text."""
     content = read_text(path)
     try:
-        if len(content) > _MAX_YAML:
-            raise ValueError(f"it is larger than {_MAX_YAML >> 10} KiB")
-        data = yaml.load(content, Loader=yaml.BaseLoader)  # makes only text, lists and mappings
+        data = parse_yaml(content, yaml.BaseLoader)  # makes only text, lists and mappings
         if not isinstance(data, dict):
             raise ValueError("it is not a mapping")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        words = " ".join(str(error).split())[:200]
+    except ValueError as error:
         raise UserError(
-            f"{path} is not YAML with names, train and val ({words}); correct it.",
+            f"{path} is not YAML with names, train and val ({error}); correct it.",
             code="annotations_invalid",
         ) from error
     return data
