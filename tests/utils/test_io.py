@@ -10,6 +10,7 @@ from microplastics.utils.io import (
     read_json,
     read_table,
     read_text,
+    remove_leftovers,
     write_json,
 )
 
@@ -23,6 +24,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["table.csv"]
+
+
+def test_what_a_killed_process_left_is_known_by_its_name(tmp_path):
+    child = os.fork()
+    if not child:
+        with atomic_write(tmp_path / "sub" / "table.csv"):
+            os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = os.listdir(tmp_path / "sub")
+    (tmp_path / "sub" / ".mine").touch()
+    remove_leftovers(tmp_path, tmp_path / "none")
+    assert {left, ".mine"} == set(os.listdir(tmp_path / "sub"))
+    remove_leftovers(tmp_path, deep=True)
+    assert os.listdir(tmp_path / "sub") == [".mine"]
 
 
 @pytest.mark.parametrize(
