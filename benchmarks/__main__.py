@@ -15,6 +15,7 @@ from benchmarks import (
     busy,
     duplicates,
     evaluation,
+    faults,
     gpu,
     infer,
     loader,
@@ -109,6 +110,15 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--bars", type=int, metavar="N", help="pictures with a bar")
     sub.add_argument("--style", choices=sorted(scale_bars.STYLES))
     sub.add_argument("--seed", type=int, metavar="K")
+    sub.add_argument("--json", metavar="FILE", help="write all figures there too")
+    words = faults.__doc__.splitlines()[0]
+    sub = commands.add_parser("faults", help=words, **defaults)
+    sub.set_defaults(benchmark=faults.benchmark)
+    sub.add_argument("fault", choices=("kill", "full", "rank", "many"))
+    sub.add_argument("--commands", nargs="+", choices=faults.COMMANDS)
+    sub.add_argument("--number", type=int, metavar="N", help="of faults of each command")
+    sub.add_argument("--images", type=int, metavar="N", help="that are predicted by many")
+    sub.add_argument("--seed", type=int, metavar="K", help="of the moments")
     sub.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args()
 

@@ -1,10 +1,12 @@
 """The command ``microplastics``: its commands by name, exit codes, shell completion."""
 
+import contextlib
 import errno
 import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import click
@@ -114,7 +116,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments = sys.argv[1:]
         # What run.json and log.txt quote is a command that can be typed.
         sys.argv[0] = PROGRAM
+        # On a full disk the command says so itself: no traceback for each line of the log.
+        logging.raiseExceptions = False
+        threading.excepthook = _thread_ended
     run(lambda: _invoke(list(arguments) or ["--help"]))
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """Print why a thread ended, unless it could not write, which those who wait for it raise."""
+    if not (isinstance(args.exc_value, OSError) and is_write_error(args.exc_value)):
+        threading.__excepthook__(args)
+
+
+def _close_unwritable_logs() -> None:
+    """Close the logs that a full disk does not take; Python would print tracebacks at its end."""
+    for name in ("detectron2", "fvcore", PROGRAM):
+        for handler in logging.getLogger(name).handlers:
+            try:
+                handler.flush()
+            except (OSError, ValueError):  # or another logger's handler closed it
+                with contextlib.suppress(OSError):
+                    handler.stream.close()
 
 
 def _invoke(arguments: list[str]) -> int | None:
@@ -156,7 +178,7 @@ def run(main: Callable[[], int | None]) -> None:
         # A full disk or a missing permission can surface in any library.
         if not is_write_error(error):
             raise
-        place = error.filename or os.getcwd()
+        place = error.filename or "a file"
         if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
             # Reading fails in the same way, and the error does not say which it was.
             report_error(f"Cannot read or write {place}: {error.strerror}; change its permissions.")
@@ -166,4 +188,5 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         report_error("Stopped by Ctrl-C.")
         code = 130
+    _close_unwritable_logs()
     sys.exit(code)

@@ -137,12 +137,6 @@ class TrainingCheckpointer(DetectionCheckpointer):
         others = [*_files(self.save_dir, _PERIODIC), os.path.join(self.save_dir, f"{FINAL}.pth")]
         return [path for path in dict.fromkeys([last, *others]) if os.path.isfile(path)]
 
-    def remove_leftovers(self) -> None:
-        """Delete the temporary files of a run that was killed while it wrote."""
-        if self.save_to_disk:
-            for path in _files(self.save_dir, ".model_*.pth.*", ".last_checkpoint.*"):
-                os.unlink(path)
-
     def resume(self) -> str | None:
         """Load the newest usable checkpoint with the trainer's state; return its path, if any."""
         paths = self.resumable()

@@ -1,8 +1,10 @@
 """Launching of one or several processes, and what they exchange."""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from microplastics.utils.errors import UserError, report_error
 
+_AGAIN = "run it again, with --resume to go on where it was"
+
 
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
     """Run ``main(args)`` in the number of processes asked for; return its result if in this one.
@@ -28,7 +32,8 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         args: from Detectron2's ``default_argument_parser``.
 
     Raises:
-        UserError: option_invalid (ranks, machines), device_unavailable.
+        UserError: option_invalid (ranks, machines), device_unavailable, interrupted (a process was
+            killed).
     """
     if all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")):
         return _run_under_torchrun(main, args)
@@ -45,6 +50,12 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
             args=(main, args),
         )
     except ProcessExitedException as error:
+        if error.signal_name is not None:
+            raise UserError(
+                f"Process {error.error_index} of this command was killed by {error.signal_name}, "
+                f"which ends the others; {_AGAIN}.",
+                code="interrupted",
+            ) from None
         # The process has printed the error already.
         raise SystemExit(error.exit_code) from None
     return None
@@ -102,10 +113,11 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        world_size = dist.get_world_size()
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
-        comm.synchronize()
-        return main(args)
+        with _ending_with_others():
+            world_size = dist.get_world_size()
+            comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+            comm.synchronize()
+            return main(args)
     finally:
         # A gloo group that Detectron2 still keeps when Python ends aborts after a good training.
         comm._get_global_gloo_group.cache_clear()
@@ -113,10 +125,43 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: Any) ->
         dist.destroy_process_group()
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _ending_with_others() -> Iterator[None]:
+    """Turn the end of another process, of which this one learns in two ways, into a sentence.
+
+    A message to the other one fails, or the launcher sends SIGTERM to those that are left.
+
+    Raises:
+        UserError: interrupted.
+    """
+
+    def terminate(_number: int, _frame: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (_Terminated, RuntimeError) as error:
+        # What gloo raises has no type of its own.
+        if not (isinstance(error, (_Terminated, dist.DistError)) or "gloo" in str(error)):
+            raise
+        raise UserError(
+            f"Another process of this command has ended, or the command was stopped; {_AGAIN}.",
+            code="interrupted",
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _report_errors(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Run in a spawned process; a user error is printed as one line, once."""
     try:
-        code = main(args)
+        with _ending_with_others():
+            code = main(args)
     except UserError as error:
         report_error(str(error))
         raise SystemExit(2) from None

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from microplastics.engine.checkpoint import BEST
 from microplastics.evaluation.coco import METRICS
 from microplastics.evaluation.counting import MAXIMISED, MINIMISED, SIZES_MINIMISED
 from microplastics.utils.errors import UserError
+from microplastics.utils.io import is_write_error, write_error
 from microplastics.utils.system import available_processors
 
 logger = logging.getLogger(__name__)
@@ -331,6 +332,23 @@ class Writers(PeriodicWriter):
 
     def before_train(self) -> None:
         self._writers = self._build_writers()
+
+    def after_step(self) -> None:
+        with self._naming_folder():
+            super().after_step()
+
+    def after_train(self) -> None:
+        with self._naming_folder():
+            super().after_train()
+
+    @contextlib.contextmanager
+    def _naming_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # that of TensorBoard's thread has no name
+            if not is_write_error(error):
+                raise
+            raise write_error(self.trainer.cfg.OUTPUT_DIR, error) from error
 
 
 class AdaptThreads(HookBase):

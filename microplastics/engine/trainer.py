@@ -57,6 +57,7 @@ from microplastics.evaluation.image_metrics import BlankEvaluator, SemanticEvalu
 from microplastics.evaluation.validation import first_predictions, loss_names, validate
 from microplastics.modeling.interface import check_architecture, keep_boxes_fp32
 from microplastics.utils.errors import UserError, check_option
+from microplastics.utils.io import remove_leftovers
 from microplastics.utils.system import seed_all, seeded
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,8 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: the checkpoint does not fit, or OUTPUT_DIR already holds a training.
         """
-        self.checkpointer.remove_leftovers()
+        if comm.is_main_process():
+            remove_leftovers(self.cfg.OUTPUT_DIR, os.path.join(self.cfg.OUTPUT_DIR, "inference"))
         if resume:
             path = self.checkpointer.resume()
             if path is not None:

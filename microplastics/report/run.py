@@ -40,7 +40,7 @@ from microplastics.report.pictures import draw_pictures
 from microplastics.runs.finished import FinishedRun, read_run
 from microplastics.runs.store import REPORT_FILE, SAMPLES_FILE, SUMMARY_FILE
 from microplastics.runs.summaries import counted as counted_things
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, WriteError
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,11 @@ def write_run_report(folder: str | os.PathLike) -> Path:
 def after_run(folder: str | os.PathLike, wanted: bool) -> None:
     """Write the report of a run that has just ended, or delete one of an earlier state.
 
-    The run stands whether its report can be made or not: what goes wrong is said, and no error.
+    The run stands whether its report can be made or not: what goes wrong is said, and no error
+    unless it cannot be written.
+
+    Raises:
+        WriteError: of a full disk, or a folder that is not writable.
     """
     with contextlib.suppress(OSError):
         (Path(folder) / REPORT_FILE).unlink(missing_ok=True)
@@ -84,6 +88,8 @@ def after_run(folder: str | os.PathLike, wanted: bool) -> None:
         return
     try:
         print(f"Report: {write_run_report(folder)}")
+    except WriteError:
+        raise
     except UserError as error:
         logger.warning("The report could not be made: %s", error)
     except Exception:

@@ -12,7 +12,7 @@ from typing import Any
 from microplastics.data.coco import show
 from microplastics.runs.images import InputImage, output_names
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json, write_error, write_json
+from microplastics.utils.io import OWN_FILE, read_json, remove_leftovers, write_error, write_json
 from microplastics.writers.registry import FORMATS
 from microplastics.writers.tables import ImageResult, read_head, write_part
 
@@ -83,6 +83,9 @@ class RunStore:
         Raises:
             UserError: a run lies there and neither was asked for, or it had other settings.
         """
+        remove_leftovers(
+            self._folder, *{(self._output / form.files[0]).parent for form in FORMATS.values()}
+        )
         path = self._folder / _SETTINGS
         if not path.is_file() and self._folder.exists() and any(self._folder.iterdir()):
             raise UserError(

@@ -11,7 +11,13 @@ from tqdm import tqdm
 from microplastics.synthetic.filters import Blanks, check_blanks, find_blanks
 from microplastics.synthetic.scene import find_preset, render_image
 from microplastics.utils.errors import UserError, check_option
-from microplastics.utils.io import atomic_write, read_json, write_error, write_json
+from microplastics.utils.io import (
+    atomic_write,
+    read_json,
+    remove_leftovers,
+    write_error,
+    write_json,
+)
 from microplastics.utils.system import available_processors, map_in_processes
 
 # Must be raised whenever the same parameters give another picture.
@@ -166,11 +172,9 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
                     "choose another --output.",
                     code="output_exists",
                 )
-            # Temporary files of a killed run.
-            for leftover in folder.glob(f".{split}_*.jpg.*"):
-                leftover.unlink()
         except OSError as error:
             raise write_error(folder, error) from error
+    remove_leftovers(root, root / "annotations", *(root / split for split in settings["counts"]))
 
 
 def _render(

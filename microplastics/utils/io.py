@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 OWN_FILE = "the file as microplastics wrote it; start again in another folder"
 """What :func:`read_json` expects of a file of an earlier run."""
 
+_PROBE = 64 << 10  # bytes
 _MAX_TEXT = 64 << 20  # bytes
 _MAX_YAML, _MAX_YAML_VALUES = 1 << 18, 100_000  # characters; values with aliases written out
+_UNFINISHED = ".unfinished"  # ending of temporary files
 _UMASK = os.umask(0)  # of the process: asking for it again and again would race between threads
 os.umask(_UMASK)
 _FIXES = {
@@ -92,7 +94,8 @@ def read_json(
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that replaces it when the block ends without error.
 
-    A crash leaves the old file or the new one.
+    A crash leaves the old file or the new one, and perhaps the temporary one
+    (:func:`remove_leftovers`).
 
     Args:
         path: the file to write; missing folders are made.
@@ -105,7 +108,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+        prefix = f".{path.name[:64]}."
+        handle, temporary = tempfile.mkstemp(_UNFINISHED, prefix, dir=path.parent)
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -153,12 +157,31 @@ def alone(folder: Path, refusal: str) -> Iterator[None]:
         yield
 
 
+def remove_leftovers(*folders: str | os.PathLike, deep: bool = False) -> None:
+    """Delete the temporary files that a killed process left.
+
+    Args:
+        folders: that no other process writes to; they need not exist.
+        deep: look into the folders below them, too.
+
+    Raises:
+        WriteError: one cannot be deleted.
+    """
+    for folder in map(Path, folders):
+        for path in folder.glob(f"{'**/' * deep}.*{_UNFINISHED}"):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise write_error(path, error) from error
+
+
 def check_output_dir(output_dir: str) -> None:
     """Make OUTPUT_DIR and write to it once: not_writable before hours of training, not after."""
     try:
         os.makedirs(output_dir, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir) as probe:
-            probe.write(b"\0" * 4096)
+            # More than config.yaml, which Detectron2 overwrites in place.
+            probe.write(b"\0" * _PROBE)
             probe.flush()
     except OSError as error:
         raise write_error(output_dir, error) from error

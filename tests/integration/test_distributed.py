@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from support import ROOT
+
+from benchmarks.faults import rank_process
 
 pytestmark = pytest.mark.slow
 QUICK = ("--config-file", f"{ROOT}/configs/microplastics_quick.yaml")
@@ -109,6 +113,34 @@ def test_two_processes_accumulate_and_average_like_one(tiny_opts, tmp_path):
     averages = [final["model"]["layer.weight"] for final in finals]
     torch.testing.assert_close(*averages, rtol=1e-5, atol=1e-7)
     assert not torch.equal(averages[0], one["layer.weight"])
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_a_killed_process_ends_both(trained, tiny_opts, rendered, tmp_path, command):
+    output, logs = tmp_path / "output", tmp_path / "logs"
+    weights = ("--weights", trained / "model_final.pth", "--input", rendered / "train")
+    words, sign, last = {
+        "train": (
+            (*QUICK, *tiny_opts, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 40),
+            "model_*.pth",
+            "model_final.pth",
+        ),
+        "predict": ((*weights, "--output", output), "parts/*.parquet", "summary.csv"),
+    }[command]
+    launcher = [sys.executable, *TORCHRUN, "--redirects", "3", "--log-dir", logs]
+    start = [*map(str, (*launcher, "-m", "microplastics", command, *words))]
+    env = {**os.environ, **THREADS}
+    process = subprocess.Popen(start, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list(output.glob(sign)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+    assert process.wait(60)
+    said = next(logs.glob("*/*/0/stderr.log")).read_text()
+    assert "Traceback" not in said and "error: Another process of this command has ended" in said
+    done = subprocess.run([*start, "--resume"], cwd=ROOT, env=env, timeout=300)
+    assert done.returncode == 0 and (output / last).exists()
 
 
 def test_processes_end_without_an_abort(tmp_path):

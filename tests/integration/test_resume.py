@@ -75,7 +75,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tiny_opts, tmp_pat
     # The last one was killed while it wrote: half a file under its name, and a leftover.
     newest = max(p for p in tmp_path.glob("model_00*.pth"))
     newest.write_bytes(newest.read_bytes()[:1000])
-    (tmp_path / ".model_0000009.pth.abc").write_bytes(b"half")
+    (tmp_path / ".model_0000009.pth.abc.unfinished").write_bytes(b"half")
     process = start(arguments(tiny_opts, tmp_path))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

@@ -1,5 +1,6 @@
 """The report of a run, made by the real command line."""
 
+import errno
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from support import chromium, find_barriers, user_error
 
 from microplastics.report import run as report_run
 from microplastics.runs.finished import read_run
+from microplastics.utils.io import write_error
 
 EVIL = "<script>alert(1)<b>"
 
@@ -255,6 +257,17 @@ def test_a_report_that_fails_leaves_the_run_valid(measured, monkeypatch):
     folder, result, page = measured("--um-per-px", "10")
     assert page is None and "The report could not be made" in result.stderr + result.stdout
     assert len(pd.read_csv(folder / "particles.csv")) == 7
+
+
+def test_a_report_on_a_full_disk_is_an_error(cli, coco, monkeypatch):
+    def fail(folder):
+        raise write_error(f"{folder}/report.html", OSError(errno.ENOSPC, ""))
+
+    monkeypatch.setattr(report_run, "write_run_report", fail)
+    words = ("--masks", coco / "masks.json", "--um-per-px", "10", "--output", coco / "out")
+    result = cli("measure", *words)
+    assert result.returncode == 2 and "report.html: the disk is full" in result.stderr
+    assert len(pd.read_csv(coco / "out" / "particles.csv")) == 7
 
 
 def test_without_a_report_none_of_an_earlier_state_stays(measured):

@@ -55,6 +55,17 @@ def test_a_damaged_part_is_not_finished(store, image, result):
     assert not store.is_finished(image)
 
 
+def test_what_a_killed_run_left_is_no_part_of_it(image, result, tmp_path):
+    (tmp_path / "run" / "parts").mkdir(parents=True)
+    (tmp_path / "run" / "overlays").mkdir()
+    # Killed while it wrote its very first file, and another one while it wrote an overlay.
+    for left in ("parts/.settings.json.a.unfinished", "overlays/.a.jpg.png.b.unfinished"):
+        (tmp_path / "run" / left).touch()
+    store = RunStore(tmp_path / "run", {})
+    store.claim(resume=True, overwrite=False)
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
 def test_a_run_is_neither_mixed_nor_lost(store, image, result, tmp_path):
     store.save(image, result, {})
     again = RunStore(tmp_path / "run", {"tile": 256, "size_bins": (10, 50)})

@@ -12,6 +12,7 @@ from microplastics.utils.io import (
     read_json,
     read_table,
     read_text,
+    remove_leftovers,
     write_json,
 )
 
@@ -43,6 +44,20 @@ def test_a_folder_is_held_by_one_only(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with user_error("not_writable", "file"), alone(tmp_path / "file", ""):
         raise AssertionError("a file is no folder")
+
+
+def test_what_a_killed_process_left_is_known_by_its_name(tmp_path):
+    child = os.fork()
+    if not child:
+        with atomic_write(tmp_path / "sub" / "table.csv"):
+            os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = os.listdir(tmp_path / "sub")
+    (tmp_path / "sub" / ".mine").touch()
+    remove_leftovers(tmp_path, tmp_path / "none")
+    assert {left, ".mine"} == set(os.listdir(tmp_path / "sub"))
+    remove_leftovers(tmp_path, deep=True)
+    assert os.listdir(tmp_path / "sub") == [".mine"]
 
 
 @pytest.mark.parametrize(

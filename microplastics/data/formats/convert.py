@@ -31,7 +31,7 @@ from microplastics.data.segmentation import (
     segmentation_to_polygons,
 )
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, read_json, write_json
+from microplastics.utils.io import atomic_write, read_json, remove_leftovers, write_json
 
 MANIFEST, EXPORT_MANIFEST = layout.MANIFESTS
 PROJECT_CLASSES = ("Fiber", "Fragment", "Film")
@@ -202,10 +202,13 @@ def write_dataset(
     _claim_conversion(output, manifest)
     for alike in same_but_case(filter(None, renamed.values())):
         notes.add("class_case", " and ".join(map(show, alike)))
+    remove_leftovers(output, output / "annotations")
     written = []
     for split, source in sources.items():
         own_place = "link" if place == "keep" and source.embedded else place
         root = source.image_root if own_place == "keep" else output / split
+        if own_place != "keep":
+            remove_leftovers(root, deep=True)
         one = Written(split, root, output / "annotations" / f"instances_{split}.json")
         records = _usable_records(one, source, own_place, options, notes, polygons)
         _write_coco(one, _renaming(records, renamed, notes), names, groups, notes)
@@ -386,6 +389,7 @@ def _claim_conversion(output: Path, manifest: dict[str, Any]) -> None:
 
 def _claim_export(output: Path, manifest: dict[str, Any]) -> None:
     """Write the unfinished manifest, unless the output has other files or another export."""
+    remove_leftovers(output)
     path = output / EXPORT_MANIFEST
     claimed, words = {**manifest, "complete": False}, ""
     if path.is_file():
@@ -398,6 +402,7 @@ def _claim_export(output: Path, manifest: dict[str, Any]) -> None:
         words = "exists and is not empty; empty it"
     if words:
         raise UserError(f"{output} {words} or choose another --output.", code="output_exists")
+    remove_leftovers(output, deep=True)
     write_json(path, claimed, indent=1)
 
 

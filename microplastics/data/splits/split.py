@@ -28,7 +28,7 @@ from microplastics.data.splits.groups import (
     table_from_csv,
 )
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import read_json, read_text, write_json
+from microplastics.utils.io import read_json, read_text, remove_leftovers, write_json
 
 DEFAULT_SHARES = (0.7, 0.15, 0.15)
 SPLITS = ("train", "val", "test")
@@ -132,7 +132,9 @@ def split_dataset(
     plan = plan_splits(read_source(json_files, image_roots), options)
     outputs = _outputs(plan, output, place)
     _check_free(plan, output, outputs, earlier)
+    remove_leftovers(output, *(item.path.parent for item in outputs))
     if place != "keep":
+        remove_leftovers(*(item.image_root for item in outputs), deep=True)
         _place_images(plan, outputs, place)
     manifest = _manifest(plan, outputs, settings, output)
     # First: with it the same command completes a run that was stopped.
