@@ -27,6 +27,8 @@ _MIN_CONTRAST = 18.0  # along the bar, in grey levels
 _MIN_MEDIAN_CONTRAST = 40.0
 _MIN_END_CONTRAST = 28.0  # at its ends, which decide the length
 _LEAST_CHROMA = 40  # between the channels of coloured ink, in grey levels
+_INSIDE, _OUTSIDE = 8, 12  # px of a profile on either side of an end
+_MAX_DOUBT = 0.7  # px by which an end may differ with the ground that is taken for its own
 _REACH = 3  # px beyond an edge in which the ground shows
 _MAX_TICK = 10  # px, largest width of an end tick
 
@@ -36,6 +38,8 @@ _LETTER_DEPTHS = (0.5, 0.35, 0.22)
 _SPACE = 1.3  # heights, largest space between two words of a line
 _PLATE_TOLERANCE = 14  # grey levels that JPEG moves an even box
 _MAX_PLATE = 0.3  # fraction of the picture: anything larger is its ground
+
+_RUN = np.ones((1, 3), np.uint8)  # quarters of the shortest bar that its ends do not touch
 
 # Larger pictures are searched only along their borders.
 _WHOLE_PIXELS = 16_000_000
@@ -107,23 +111,48 @@ class _Stroke:
         return self.bottom - self.top >= self.thickness + 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A bar in px of the picture."""
+@dataclasses.dataclass
+class _Plane:
+    """A channel in which ink is dark.
 
-    stroke: _Stroke
-    span: tuple[float, float, int, int]  # x0, x1, y0, y1
-    box: Box  # with its ticks
-    text: Box | None
-    plate: Box | None
+    Attributes:
+        narrow: uint8 (height, width / step), each pixel the mean of ``step`` in a row, which hides
+            noise and keeps straight lines.
+        source: uint8 (height, width), in which the ink has the ``polarity``.
+        polarity: ``"dark"`` or ``"light"``.
+        grey: of the grey image; JPEG keeps only its detail.
+    """
+
+    narrow: np.ndarray
+    source: np.ndarray
     polarity: str
     grey: bool
 
+    @functools.cached_property
+    def full(self) -> np.ndarray:
+        """The channel itself, uint8 (height, width)."""
+        return self.source if self.polarity == "dark" else 255 - self.source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A bar in px of the picture, and the plane of its window at (x, y)."""
+
+    stroke: _Stroke
+    plane: _Plane
+    x: int
+    y: int
+
     @property
-    def rank(self) -> tuple[bool, bool, float]:
-        """Better finds of one bar rank higher; JPEG keeps only the grey image's detail."""
-        sharp = self.grey and self.stroke.contrast >= 60
-        return self.text is not None, sharp, self.stroke.contrast
+    def span(self) -> tuple[float, float, int, int]:
+        """Ends x0, x1, y0, y1 without ticks."""
+        one, x, y = self.stroke, self.x, self.y
+        return x + one.x0, x + one.x1, y + one.y0, y + one.y1
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Better finds of one bar rank higher."""
+        return self.plane.grey and self.stroke.contrast >= 60, self.stroke.contrast
 
     @property
     def middle(self) -> float:
@@ -144,19 +173,14 @@ def find_scale_bars(read: Read, width: int, height: int) -> list[ScaleBar]:
         whatever may be a scale bar, from left to right.
     """
     shortest = int(min(max(24, 0.04 * width), 100))
-    found = []
+    bars: list[ScaleBar] = []
     for x0, y0, x1, y1 in _windows(width, height):
-        image = read(x0, y0, x1, y1)
-        for plane, polarity, grey in _planes(image, shortest):
-            for stroke in _find_strokes(plane, shortest, int(0.75 * width)):
-                if _near_border(_span(stroke, x0, y0), width, height):
-                    found.append(_candidate(plane, stroke, polarity, grey, x0, y0))
-    bars = _without_outlines(_without_repeats(found))
-    # A bar that has its text leaves no doubt; one without must be drawn all the clearer.
-    bars = [c for c in bars if _is_clear(c.stroke, width, c.text is not None)]
-    texts = [c.text for c in bars if c.text is not None]
-    bars = [c for c in bars if not any(_inside(c, text) for text in texts if text != c.text)]
-    return sorted((_bar(c, width, height) for c in bars), key=lambda bar: bar.box)
+        finds = _candidates(read(x0, y0, x1, y1), x0, y0, shortest, (width, height))
+        for bar in _with_labels(finds, width, height):
+            # Windows overlap.
+            if not any(_meet(bar.box, other.box) for other in bars):
+                bars.append(bar)
+    return sorted(bars, key=lambda bar: bar.box)
 
 
 def only_bar(bars: list[ScaleBar], name: str = "The image") -> ScaleBar:
@@ -193,58 +217,91 @@ def _windows(width: int, height: int) -> Iterator[Box]:
         yield width - side, y0, width, y1
 
 
-def _planes(image: np.ndarray, shortest: int) -> Iterator[tuple[np.ndarray, str, bool]]:
+def _candidates(
+    image: np.ndarray, x: int, y: int, shortest: int, size: tuple[int, int]
+) -> list[_Candidate]:
+    """Find the strokes in a window at (x, y) that may be bars, uint8 (H, W, 3), BGR."""
+    step, found = shortest // 4, []
+    if image.shape[1] < shortest:
+        return []
+    planes = _planes(image, step)
+    boxes: dict[tuple, None] = {}
+    for number, u, v, w, h in _rough_boxes([plane.narrow for plane in planes]):
+        u, w = u * step, w * step
+        if w <= 0.75 * size[0] and _near_border(x + u, x + u + w, y + v, y + v + h, *size):
+            boxes[number, _exact_box(planes[number].full, u, v, w, h)] = None
+    for number, box in boxes:
+        plane = planes[number]
+        stroke = _measure_stroke(plane.full, *box) if box and box[2] >= shortest else None
+        if stroke is not None:
+            found.append(_Candidate(stroke, plane, x, y))
+    return found
+
+
+def _planes(image: np.ndarray, step: int) -> list[_Plane]:
     """Planes in which ink is dark: of the grey image, and of the colours for coloured ink."""
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    yield grey, "dark", True
-    yield 255 - grey, "light", True
-    channels = cv2.split(image)
-    most, least = (functools.reduce(of, channels) for of in (cv2.max, cv2.min))
+    columns = image.shape[1] // step
+    size = columns, image.shape[0]
+    narrow = cv2.resize(image[:, : columns * step], size, interpolation=cv2.INTER_AREA)
+    small, grey = (cv2.cvtColor(each, cv2.COLOR_BGR2GRAY) for each in (narrow, image))
+    planes = [_Plane(small, grey, "dark", True), _Plane(255 - small, grey, "light", True)]
+    # Of pure coloured ink one channel is dark and another light.
+    least, most = _extremes(narrow)
     colourful = (cv2.subtract(most, least) >= _LEAST_CHROMA).view(np.uint8)
-    line = np.ones((1, shortest | 1), np.uint8)
-    if not cv2.morphologyEx(colourful, cv2.MORPH_OPEN, line).any():
-        return
-    for plane in channels:
-        yield plane, "dark", False
-        yield 255 - plane, "light", False
+    if cv2.morphologyEx(colourful, cv2.MORPH_OPEN, _RUN).any():
+        for kind, one, other in zip(
+            ("dark", "light"), (least, 255 - most), _extremes(image), strict=True
+        ):
+            planes.append(_Plane(one, other, kind, False))
+    return planes
 
 
-def _candidate(
-    plane: np.ndarray, stroke: _Stroke, polarity: str, grey: bool, x: int, y: int
-) -> _Candidate:
-    """The find in a window at (x, y) of the picture."""
-    left, right = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
-    box = left, stroke.top, right - left, stroke.bottom - stroke.top
-    text = _find_text(plane, box, stroke)
-    plate = _find_plate(plane, box, text)
-    boxes = (b and (b[0] + x, b[1] + y, b[2], b[3]) for b in (box, text, plate))
-    return _Candidate(stroke, _span(stroke, x, y), *boxes, polarity, grey)
+def _extremes(image: np.ndarray) -> list[np.ndarray]:
+    """The least and the greatest of the channels of each pixel."""
+    return [functools.reduce(of, cv2.split(image)) for of in (cv2.min, cv2.max)]
 
 
-def _span(stroke: _Stroke, x: int, y: int) -> tuple[float, float, int, int]:
-    """Ends x0, x1, y0, y1 in px of the picture of a stroke in a window at (x, y)."""
-    return x + stroke.x0, x + stroke.x1, y + stroke.y0, y + stroke.y1
+def _with_labels(found: list[_Candidate], width: int, height: int) -> Iterator[ScaleBar]:
+    """The bars among the finds of a window, each once, with their texts."""
+    groups = {group[0]: group for group in _same(found)}
+    bars = []
+    for best in _without_outlines(list(groups)):
+        if not _is_clear(best.stroke, width, True):
+            continue
+        # Only in the plane in which the letters are of the bar's ink may they show.
+        texts = ((one, _text_of(one)) for one in groups[best])
+        one, text = next((pair for pair in texts if pair[1] is not None), (best, None))
+        # A bar that has its text leaves no doubt; one without must be drawn all the clearer.
+        if _is_clear(best.stroke, width, text is not None):
+            bars.append((best, one, text))
+    for bar, one, text in bars:
+        others = [other for _, _, other in bars if other is not None and other != text]
+        if not any(_inside(bar, other) for other in others):
+            yield _bar(bar, one, text, width, height)
 
 
-def _near_border(span: tuple[float, float, int, int], width: int, height: int) -> bool:
-    x0, x1, y0, y1 = span
+def _near_border(x0: float, x1: float, y0: float, y1: float, width: int, height: int) -> bool:
     aside = min(x0, width - x1) <= 0.12 * width
     return y1 <= _MARGIN * height or y0 >= (1 - _MARGIN) * height or aside
 
 
-def _without_repeats(found: list[_Candidate]) -> list[_Candidate]:
-    """One find for each bar: the best of those that overlap."""
-    kept: list[_Candidate] = []
+def _same(found: list[_Candidate]) -> list[list[_Candidate]]:
+    """Group the finds of each bar, the best first."""
+    groups: list[list[_Candidate]] = []
     for one in sorted(found, key=lambda c: c.rank, reverse=True):
         x0, x1, y0, y1 = one.span
-        for other in kept:
-            u0, u1, v0, v1 = other.span
+        for group in groups:
+            u0, u1, v0, v1 = group[0].span
             common = min(x1, u1) - max(x0, u0)
             if min(y1, v1) > max(y0, v0) and common > 0.5 * min(x1 - x0, u1 - u0):
+                # In the plane of another colour a bar and its outline are one.
+                within = min(x0 - u0, u1 - x1) > 0.7 and min(y0 - v0, v1 - y1) >= 1
+                plain = one.stroke.contrast >= 0.8 * group[0].stroke.contrast
+                group.insert(0 if within and plain else len(group), one)
                 break
         else:
-            kept.append(one)
-    return kept
+            groups.append([one])
+    return groups
 
 
 def _without_outlines(bars: list[_Candidate]) -> list[_Candidate]:
@@ -268,7 +325,7 @@ def _lies_along(one: _Candidate, other: _Candidate) -> bool:
     """Whether two strokes of contrary ink lie on each other, the ends of one within the other's."""
     x0, x1, y0, y1 = one.span
     u0, u1, v0, v1 = other.span
-    if one.polarity == other.polarity or max(v0 - y1, y0 - v1) > 2:
+    if one.plane.polarity == other.plane.polarity or max(v0 - y1, y0 - v1) > 2:
         return False
     return (x0 <= u0 + 1 and x1 >= u1 - 1) or (u0 <= x0 + 1 and u1 >= x1 - 1)
 
@@ -285,7 +342,8 @@ def _is_around(outer: _Candidate, inner: _Candidate) -> bool:
         return False
     # The box shows again beyond the bar; between the ticks of a bar there is its ground.
     level = abs(inner.stroke.above - inner.stroke.below)
-    return x1 - x0 > u1 - u0 and level <= 14
+    plain = inner.stroke.contrast >= 0.8 * outer.stroke.contrast
+    return x1 - x0 > u1 - u0 and level <= 14 and plain
 
 
 def _is_clear(stroke: _Stroke, width: int, has_text: bool) -> bool:
@@ -300,19 +358,47 @@ def _is_clear(stroke: _Stroke, width: int, has_text: bool) -> bool:
 
 
 def _inside(candidate: _Candidate, text: Box) -> bool:
-    """Whether a bar is a stroke of the letters of another."""
+    """Whether a bar is a stroke of the letters of another, whose box is in px of the window."""
     x0, x1, y0, y1 = candidate.span
-    x, y, w, h = text
+    x, y, w, h = text[0] + candidate.x, text[1] + candidate.y, *text[2:]
     if x1 - x0 > 1.5 * h:
         return False
     return x - 2 <= x0 and x1 <= x + w + 2 and y - 2 <= y0 and y1 <= y + h + 2
 
 
-def _bar(candidate: _Candidate, width: int, height: int) -> ScaleBar:
-    box, text = _grown(candidate.box, 2, width, height), candidate.text
-    if text is not None:
-        text = _grown(text, max(2, round(0.12 * text[3])), width, height)
-    return ScaleBar(candidate.stroke.length, box, text, candidate.plate, candidate.polarity)
+def _box_of(stroke: _Stroke) -> Box:
+    """The box around a stroke with its ticks."""
+    left, right = int(np.floor(stroke.x0 + 0.05)), int(np.ceil(stroke.x1 - 0.05))
+    return left, stroke.top, right - left, stroke.bottom - stroke.top
+
+
+def _text_of(one: _Candidate) -> Box | None:
+    return _find_text(one.plane.full, _box_of(one.stroke), one.stroke)
+
+
+def _bar(
+    bar: _Candidate, of_text: _Candidate, text: Box | None, width: int, height: int
+) -> ScaleBar:
+    """The bar of a window, in px of the picture."""
+    plate = _find_plate(of_text.plane.full, _box_of(of_text.stroke), text)
+
+    def moved(box: Box | None, by: int) -> Box | None:
+        if box is None:
+            return None
+        return _grown((box[0] + bar.x, box[1] + bar.y, *box[2:]), by, width, height)
+
+    text_box = moved(text, 0 if text is None else max(2, round(0.12 * text[3])))
+    box = moved(_box_of(bar.stroke), 2)
+    return ScaleBar(bar.stroke.length, box, text_box, moved(plate, 0), bar.plane.polarity)
+
+
+def _meet(one: Box, other: Box) -> bool:
+    """Whether two boxes have over half of the smaller in common."""
+    wide, high = (
+        min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
+    )
+    areas = one[2] * one[3], other[2] * other[3]
+    return min(wide, high) > 0 and wide * high > 0.5 * min(areas)
 
 
 def _grown(box: Box, by: int, width: int, height: int) -> Box:
@@ -322,66 +408,66 @@ def _grown(box: Box, by: int, width: int, height: int) -> Box:
     return x0, y0, x1 - x0, y1 - y0
 
 
-def _find_strokes(plane: np.ndarray, shortest: int, longest: int) -> list[_Stroke]:
-    """Find the drawn horizontal bars of a plane."""
-    found = []
-    lines = cv2.morphologyEx(plane, cv2.MORPH_BLACKHAT, np.ones((2 * _THIN + 1, 1), np.uint8))
-    masks = [plane <= level for level in _INK_LEVELS]
-    masks += [lines >= depth for depth in _LINE_DEPTHS]
-    for number, mask in enumerate(masks):
-        for box in _dark_boxes(mask.view(np.uint8), shortest, longest):
-            if number >= len(_INK_LEVELS):
-                box = _to_its_ends(plane, *box)
-            stroke = _measure_stroke(plane, *box)
-            if stroke is not None:
-                found.append(stroke)
-    found = list(dict.fromkeys(found))
-    return [one for one in found if not any(_is_part(one, other) for other in found)]
-
-
-def _to_its_ends(plane: np.ndarray, x: int, y: int, w: int, h: int) -> Box:
-    """The box of a line with its ends, which ticks hide from what looks above and below."""
-    row = plane[y : y + h].min(axis=0)
-    ink = np.median(row[x : x + w])
-    contrast = np.median(_ground(plane, x, y, w, -1)) - ink
-    dark = row <= ink + 0.5 * contrast
-    before, after = dark[max(x - _MAX_TICK, 0) : x][::-1], dark[x + w : x + w + _MAX_TICK]
-    # A run of them from the line on; False stands for what comes after.
-    left, right = (int(np.argmin(np.append(part, False))) for part in (before, after))
-    return x - left, y, w + left + right, h
-
-
-def _is_part(one: _Stroke, other: _Stroke) -> bool:
-    """Whether a stroke lacks an end of another, which JPEG has parted from it beside a tick."""
-    before, after = one.x0 - other.x0, other.x1 - one.x1
-    meets = min(one.y1, other.y1) > max(one.y0, other.y0)
-    return meets and min(before, after) > -0.5 and 0.5 < max(before, after) <= _MAX_TICK
-
-
-def _dark_boxes(
-    mask: np.ndarray, shortest: int, longest: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (x, y, w, h) of what stays of a mask when only long horizontal runs are kept."""
-    # OpenCV shifts what it opens by an even kernel.
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, shortest | 1), np.uint8))
-    if not mask.any():
-        return
-    # Every run is long enough to show in some of these columns, at a fraction of the time.
-    step = shortest // 4
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[:, ::step].copy(), connectivity=4)
+def _rough_boxes(planes: list[np.ndarray]) -> Iterator[tuple[int, int, int, int, int]]:
+    """Number of the plane and box of the dark horizontal runs of narrow planes."""
+    height, width = planes[0].shape
+    kernel = np.ones((2 * _THIN + 1, 1), np.uint8)
+    masks = np.zeros((len(planes), len(_INK_LEVELS) + len(_LINE_DEPTHS), height, width), bool)
+    for plane, own in zip(planes, masks, strict=True):
+        lines = cv2.morphologyEx(plane, cv2.MORPH_BLACKHAT, kernel)
+        own[:] = [plane <= level for level in _INK_LEVELS] + [lines >= d for d in _LINE_DEPTHS]
+    # All in one image, for speed; what touches the upper or lower border is no bar.
+    masks[:, :, [0, -1]] = False
+    tall = masks.reshape(-1, width).view(np.uint8)
+    tall = cv2.morphologyEx(tall, cv2.MORPH_OPEN, _RUN)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(tall, connectivity=4)
     x, y, w, h, area = stats[1:].T
-    kept = ((w - 1) * step <= longest) & ((w + 1) * step >= 3 * h) & (area >= 0.7 * w * h)
-    kept &= (y > 0) & (y + h < mask.shape[0])
-    for left, top, wide, high in stats[1:, :4][kept].tolist():
-        left = max((left - 1) * step, 0)
-        right = left + (wide + 2) * step
-        part = mask[top : top + high, left:right].copy()
-        _, _, inner, _ = cv2.connectedComponentsWithStats(part, connectivity=4)
-        x, y, w, h, area = inner[1:].T
-        kept = (w >= shortest) & (w <= longest) & (w >= 3 * h) & (area >= 0.85 * w * h)
-        kept &= (x > 0) & (x + w < part.shape[1])
-        for u, v, w, h in inner[1:, :4][kept].tolist():
-            yield left + u, top + v, w, h
+    kept = area >= 0.7 * w * h
+    x, y, w, h = (each[kept] for each in (x, y, w, h))
+    number, y = y // (masks.shape[1] * height), y % height
+    # The mean of a row from x on is a difference of two of these.
+    sums = np.zeros((len(planes), height, width + 1), np.int32)
+    np.cumsum(planes, axis=2, out=sums[:, :, 1:])
+
+    def level(row: np.ndarray) -> np.ndarray:
+        row = np.clip(row, 0, height - 1)
+        return (sums[number, row, x + w] - sums[number, row, x]) / w
+
+    above, below = (
+        np.max([level(edge + way * step) for step in range(1, _REACH + 1)], axis=0)
+        for edge, way in ((y, -1), (y + h - 1, 1))
+    )
+    stands_out = np.minimum(above, below) - level(y + h // 2) >= 0.7 * _MIN_MEDIAN_CONTRAST
+    rows = np.stack([number, x, y, w, h], axis=1)[stands_out]
+    yield from dict.fromkeys(map(tuple, rows.tolist()))
+
+
+def _exact_box(plane: np.ndarray, x: int, y: int, w: int, h: int) -> Box | None:
+    """The box of the stroke at a rough one: what is darker than half of its contrast."""
+    top = max(y - _REACH - 1, 0)
+    rows = np.median(plane[top : y + h + _REACH + 1, x : x + w], axis=1)
+    darkest = int(rows.argmin())
+    if not 0 < darkest < len(rows) - 1:
+        return None
+    contrast = min(rows[:darkest].max(), rows[darkest + 1 :].max()) - rows[darkest]
+    y0, y1 = _run(rows <= rows[darkest] + 0.5 * contrast, darkest)
+    if y0 == 0 or y1 == len(rows):
+        return None
+    # What lies beyond an end may be darker than the ground along the bar.
+    limit = rows[darkest] + max(0.25 * contrast, min(_MIN_END_CONTRAST, 0.5 * contrast))
+    x0, x1 = _run(plane[top + y0 : top + y1].min(axis=0) <= limit, x + w // 2)
+    if x0 == 0 or x1 == plane.shape[1] or 3 * (y1 - y0) > x1 - x0:
+        return None
+    return x0, top + y0, x1 - x0, y1 - y0
+
+
+def _run(mask: np.ndarray, at: int) -> tuple[int, int]:
+    """First index of the run of a mask around one, and the index after its last."""
+    before, after = np.flatnonzero(~mask[:at]), np.flatnonzero(~mask[at:])
+    return (
+        int(before[-1]) + 1 if before.size else 0,
+        at + (int(after[0]) if after.size else mask.size - at),
+    )
 
 
 def _measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> _Stroke | None:
@@ -406,7 +492,7 @@ def _measure_stroke(plane: np.ndarray, x: int, y: int, w: int, h: int) -> _Strok
         return None
     ends = _ends(plane[y : y + h][full].astype(np.float32), x, w, ink)
     rows = _with_ticks(plane, (x, y, w, h), ticks, ink + 0.6 * median)
-    if ends is None or rows is None:
+    if ends is None or rows is None or _goes_on(plane, (x, y, w, h), ink + 0.5 * median):
         return None
     grounds = float(np.median(above[middle])), float(np.median(below[middle]))
     return _Stroke(*ends, y, y + h, *rows, ticks, ink, median, spread, *grounds)
@@ -513,43 +599,59 @@ def _is_straight(
 
 def _ends(rows: np.ndarray, x: int, w: int, ink: float) -> tuple[float, float] | None:
     """Sub-pixel ends of a bar from its rows, float32 (n, W); None if they are not upright."""
+    right, left = slice(x + w - _INSIDE, x + w + _OUTSIDE), slice(max(x - _OUTSIDE, 0), x + _INSIDE)
     mean = rows.mean(0)
-    right, left = _end(mean[x + w - 3 :], ink), _end(mean[: x + 3][::-1], ink)
-    if left is None or right is None:
+    after, before = _end(mean[right], ink), _end(mean[left][::-1], ink)
+    if after is None or before is None:
         return None
     upright = 0
     for row in rows:
-        one = _end(row[x + w - 3 :], ink), _end(row[: x + 3][::-1], ink)
-        upright += None not in one and max(abs(one[0] - right), abs(one[1] - left)) <= 0.8
+        one = _end(row[right], ink), _end(row[left][::-1], ink)
+        upright += None not in one and max(abs(one[0] - after), abs(one[1] - before)) <= 0.8
     if upright < 0.7 * len(rows):
         return None
-    return x + 3 - left, x + w - 3 + right
+    return x + _INSIDE - before, x + w - _INSIDE + after
 
 
 def _end(profile: np.ndarray, ink: float) -> float | None:
     """How far ink reaches along a profile that begins in it; None if it does not end sharply.
 
     The covered parts of the pixels are added up: exact if a pixel's grey level is the mean over
-    its area, as anti-aliasing makes it.
+    its area, as anti-aliasing makes it. The lightest and the darkest ground that may lie beside
+    the end must say the same.
     """
-    window = profile[:12]
-    for start in range(2, min(6, window.size - 2)):
-        ground = float(window[start : start + 3].max())
-        if ground - ink >= _MIN_END_CONTRAST and window[start] - ink > 0.5 * (ground - ink):
+    for at in range(_INSIDE - 3, min(_INSIDE + 4, profile.size - 1)):
+        ground = float(profile[at + 1 : at + 4].max())
+        if ground - ink >= _MIN_END_CONTRAST and profile[at] - ink > 0.5 * (ground - ink):
             break
     else:
         return None
-    covered = np.clip((ground - window) / (ground - ink), 0, 1)
-    # The profile begins in ink, which JPEG may have lightened beside a tick.
-    covered[:2] = 1
-    full = int(np.argmax(covered < 0.85))
-    total = float(covered[:full].sum())
-    for part, before in zip(covered[full : full + 4], covered[full - 1 :], strict=False):
-        # If it rises again the ground's own texture has begun.
-        if part < 0.15 or part > before + 0.05:
-            return total
-        total += float(part)
-    return None
+    top = at
+    while profile[top + 1 :].size and profile[top + 1] - ink > 1.05 * (profile[top] - ink):
+        top += 1
+    edge, most = profile[: top + 1], profile[top : top + 4].max()
+    least, most = (_covered(edge, ink, float(ground)) for ground in (profile[top], most))
+    return (least + most) / 2 if most - least <= _MAX_DOUBT else None
+
+
+def _goes_on(plane: np.ndarray, box: Box, limit: float) -> bool:
+    """Whether the line shows again beyond an end, where light ground or a division has cut it."""
+    x, y, w, h = box
+    dark = plane[max(y - 2, 0) : y + h + 2] <= limit
+    line = dark[2:-2].all(axis=0) & ~dark[0] & ~dark[-1]
+    # An end that JPEG has blurred goes on for two.
+    return bool(
+        max(line[max(x - 14, 0) : max(x - 2, 0)].sum(), line[x + w + 2 : x + w + 14].sum()) > 5
+    )
+
+
+def _covered(edge: np.ndarray, ink: float, ground: float) -> float:
+    """How many pixels of a profile from ink to its ground are covered, in parts."""
+    part = np.clip((ground - edge) / (ground - ink), 0, 1)
+    full = np.flatnonzero(part >= 0.9)
+    if not full.size:
+        return 0.0
+    return float(full[-1] + 1 + part[full[-1] + 1 :].sum())
 
 
 def _find_text(plane: np.ndarray, bar: Box, stroke: _Stroke) -> Box | None:
