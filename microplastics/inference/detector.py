@@ -301,19 +301,28 @@ class Detector:
     ) -> list[Instances]:
         """Detect boxes on tiles, with TEST.TILE_TOPK proposals if they are crowded.
 
-        A single tile is crowded if the last quarter of the proposals that the config's own caps
-        let through holds a detection. Further proposals are looked at as long as they hold any.
+        Tiles are crowded if the last quarter of the proposals that the config's own caps let
+        through holds a detection. The plain box head then looks at further proposals of a single
+        tile as long as they hold any; other heads look at all of them.
         """
         rpn, by_chunks = self.model.proposal_generator, self._plain and len(batch) == 1
         topk = {False: self._tile_topk}
         with remembered(rpn.rpn_head):
+            if self._standard:
+                few, _ = rpn(batch, features, None)
+                enough = len(few[0])
             if by_chunks:
-                (proposals,), _ = rpn(batch, features, None)
-                enough = len(proposals)
                 quarter = max(1, -(-enough // 4))
-                found, crowded = self._boxes_of_one(pooled, proposals, quarter, enough)
+                found, crowded = self._boxes_of_one(pooled, few[0], quarter, enough)
                 if not crowded:
                     return [found]
+            elif self._standard:
+                cuts = [len(each) * 3 // 4 for each in few]
+                last = [each[cut:] for each, cut in zip(few, cuts, strict=True)]
+                if not any(map(len, self._above(self._boxes(batch, pooled, last)))):
+                    # Boxes below the threshold suppress none above it.
+                    first = [each[:cut] for each, cut in zip(few, cuts, strict=True)]
+                    return self._boxes(batch, pooled, first)
             with changed([rpn], pre_nms_topk=topk, post_nms_topk=topk):
                 many, _ = rpn(batch, features, None)
             full = sum(len(each) >= self._tile_topk for each in many)

@@ -206,6 +206,27 @@ def test_dense_lifts_the_caps_and_restores_them(build, heads):
         assert torch.equal(first.scores, last.scores)
 
 
+def test_a_cascade_looks_at_all_proposals_of_crowded_tiles_only(build):
+    caps = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
+    model, images = build(*HEADS["cascade"], *caps), [picture(96, 128), picture(96, 128)]
+    looked_at = []
+    model.roi_heads.box_head[0].register_forward_hook(
+        lambda _module, _inputs, out: looked_at.append(len(out))
+    )
+    for threshold, expected in ((1.0, [4, 12]), (0.0, [4, 128])):
+        looked_at.clear()
+        detector = Detector(model, [threshold] * 3, tile_topk=64)
+        found = detector(images, [(96, 128)] * 2, dense=True)
+        assert looked_at == expected
+        assert all(map(len, found)) == (threshold == 0)
+    plain = Detector(model, [0.35] * 3)(images, [(96, 128)] * 2)
+    best = max(float(each.scores.max()) for each in plain)
+    (few,), (dense,) = (
+        Detector(model, [best - 1e-6] * 3)(images[:1], [(96, 128)], dense) for dense in (False, True)
+    )
+    assert torch.equal(few.scores, dense.scores)
+
+
 def test_dense_looks_at_proposals_while_they_help(build):
     """All that TILE_TOPK proposals give; fewer in an image whose first ones give nothing."""
     caps = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
