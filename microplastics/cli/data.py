@@ -546,9 +546,8 @@ def _shown(
     if is_training:
         from microplastics.review.samples import training_samples
 
-        return training_samples(
-            _training(dataset, config_file, opts, seed), augmented or 24, folder
-        )
+        cfg = _training(dataset, config_file, opts, seed)
+        return training_samples(cfg, augmented or 24, folder), []
     if dataset is None:
         raise UserError(
             "DATASET is missing; give JSON:IMAGES, --predictions of an evaluation, or "

@@ -21,7 +21,7 @@ from microplastics.visualization.draw import save_picture
 from microplastics.visualization.galleries import mapped_rgb
 
 
-def training_samples(cfg: CfgNode, number: int, folder: Path) -> tuple[ReviewSource, list[str]]:
+def training_samples(cfg: CfgNode, number: int, folder: Path) -> ReviewSource:
     """Draw the first samples of a training: cropped, painted over and augmented, in its order.
 
     Args:
@@ -30,7 +30,8 @@ def training_samples(cfg: CfgNode, number: int, folder: Path) -> tuple[ReviewSou
         folder: in which their pixels are kept, as PNGs.
 
     Returns:
-        A source of them, sizes in px of the network's input; and a sentence for what is left out.
+        A source of them, sizes in px of the network's input. Their names say how many particles
+        are left out, of which too little is in view.
 
     Raises:
         UserError: a data set or an image cannot be used, or config_invalid.
@@ -41,29 +42,24 @@ def training_samples(cfg: CfgNode, number: int, folder: Path) -> tuple[ReviewSou
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg = check_datasets(cfg, splits=("TRAIN",))
     data, loader = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), TrainLoader(cfg)
-    images, dropped = [], 0
+    images = []
     items = itertools.islice(itertools.chain.from_iterable(loader), number)
     for place, item in enumerate(tqdm(items, "Augmenting", number, unit="sample", disable=None)):
         iteration, which = divmod(place, loader.batch_size)
         name = f"iteration {iteration}, {which + 1}: {os.path.basename(item['file_name'])}"
         if "window" in item:
             name += " at x {}, y {}".format(*item["window"][:2])
+        if item["dropped_instances"]:
+            name += f", {item['dropped_instances']} left out"
         path = folder / f"{place}.png"
         save_picture(mapped_rgb(item, cfg), path)
         particles = _particles(printable(name), item["instances"], data.thing_classes)
         height, width = particles.image_size
         images.append(SourceImage(particles.image, str(path), width, height, None, particles))
-        dropped += item["dropped_instances"]
-    messages = []
-    if dropped:
-        messages.append(
-            f"{dropped} particles are left out, because too little of them is in view "
-            "(INPUT.MIN_VISIBLE_SHARE, INPUT.MIN_MASK_PIXELS)."
-        )
     options = RunOptions(output="", max_pixels=cfg.INPUT.MAX_PIXELS, ignore_metadata=True)
     fibers = fiber_classes(cfg, cfg.DATASETS.TRAIN[0])
     title = folder / "training"
-    return ReviewSource(title, images, list(data.thing_classes), options, {}, fibers), messages
+    return ReviewSource(title, images, list(data.thing_classes), options, {}, fibers)
 
 
 def _particles(name: str, instances: Instances, class_names: Sequence[str]) -> Particles:
