@@ -19,7 +19,6 @@ from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.shapes import ShapeError
 from microplastics.structures.crop_masks import CropMasks
-from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
 _VERSION = "5.5.0"  # of the JSON that is written
@@ -67,10 +66,7 @@ class _Reader(layout.FileReader):
     def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
         entries = data.get("shapes")
         if not isinstance(entries, list):
-            raise UserError(
-                f"{where} has no list of shapes; it is not {self.meaning}.",
-                code="annotations_invalid",
-            )
+            raise self.foreign(f"{where} has no list of shapes")
         claimed = (data.get("imageWidth"), data.get("imageHeight"))
         with layout.skipping(where, self.options, self.notes):
             record = self.image([data.get("imagePath")], where, [claimed], data.get("imageData"))

@@ -110,11 +110,7 @@ class _Reader(layout.FileReader):
                 annotations, data = [_minimal(fields)], fields
                 key = key if id_ is None else id_
             if not isinstance(annotations, list) or not isinstance(data, dict):
-                raise UserError(
-                    f"{where}, task {number} has no annotations and data; it is not "
-                    f"{self.meaning}.",
-                    code="annotations_invalid",
-                )
+                raise self.foreign(f"{where}, task {number} has no annotations and data")
             task = _Task(f"{where}, task {number if id_ is None else id_}", data, [])
             tasks.setdefault(key, task).annotations.extend(annotations)
         return tasks.values()

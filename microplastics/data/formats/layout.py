@@ -431,6 +431,10 @@ class FileReader(ABC):
         """Return the content of one file."""
         return read_json(path, self.content, self.meaning)
 
+    def foreign(self, words: str) -> UserError:
+        """Return the error of a file of another kind, which ``words`` describe."""
+        return UserError(f"{words}; it is not {self.meaning}.", code="annotations_invalid")
+
     def source(self, notes: Notes) -> Source:
         """Return the split as a stream; its classes are collected in a pass of their own."""
         found, count = set(), 0

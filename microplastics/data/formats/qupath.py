@@ -9,7 +9,6 @@ from microplastics.data.formats import layout, shapes
 from microplastics.data.formats.base import ImageRecord, Instance, Notes, ReadOptions, Source
 from microplastics.data.formats.masks import DEFAULT_CLASS
 from microplastics.data.formats.shapes import Segmentation, ShapeError
-from microplastics.utils.errors import UserError
 
 _SUFFIXES = frozenset((".geojson", ".json"))
 _SNIFFED_FILES = 20
@@ -55,9 +54,7 @@ class _Reader(layout.FileReader):
         if isinstance(data, dict):
             features = data.get("features") if data.get("type") != "Feature" else [data]
         if not isinstance(features, list):
-            raise UserError(
-                f"{where} has no features; it is not {self.meaning}.", code="annotations_invalid"
-            )
+            raise self.foreign(f"{where} has no features")
         head = data.get("microplastics") if isinstance(data, dict) else None
         head = head if isinstance(head, dict) else {}
         stem = PurePosixPath(where).stem

@@ -78,10 +78,7 @@ class _Reader(layout.FileReader):
     def records(self, data: Any, where: str) -> Iterator[ImageRecord]:
         objects, size = data.get("objects"), data.get("size")
         if not isinstance(objects, list) or not isinstance(size, dict):
-            raise UserError(
-                f"{where} has no size and list of objects; it is not {self.meaning}.",
-                code="annotations_invalid",
-            )
+            raise self.foreign(f"{where} has no size and list of objects")
         with layout.skipping(where, self.options, self.notes):
             name, claimed = PurePosixPath(where).stem, (size.get("width"), size.get("height"))
             record = self.image([name], where, [claimed])
