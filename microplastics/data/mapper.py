@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks, pairwise_ioa
+from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.logger import log_first_n
 
 from microplastics.calibration.scale_bar import Box
@@ -18,7 +18,13 @@ from microplastics.data.augmentation import transforms
 from microplastics.data.augmentation.mixing import MOSAIC_IMAGES, CopyPaste, Mosaic, Sample
 from microplastics.data.images import image_header, read_image, size_mismatch
 from microplastics.data.large_images import ImageReader, open_reader
-from microplastics.data.painting import PaintedRegions, Picture, Regions, boxes_to_paint
+from microplastics.data.painting import (
+    PaintedRegions,
+    Picture,
+    Regions,
+    are_hidden,
+    boxes_to_paint,
+)
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -26,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Images whose windows are read that stay open.
 _OPEN_IMAGES = 2
-# Fraction of a particle's box on a painted one from which on the particle is not to be seen.
-_PAINTED = 0.5
 # Keys of INPUT: (least, greatest), also of both numbers of a pair. NaN is never between them.
 _RANGES = {
     "AUG.CROP.SIZE": (1, 10**6),
@@ -242,13 +246,16 @@ class MicroplasticsDatasetMapper:
         Returns:
             The same with ``image`` (3, H, W) uint8 tensor and ``instances`` in place of
             ``annotations``; ``dropped_instances``, the number of particles of which a part is in
-            view, but too little.
+            view, but too little; in validation ``painted``, boxes x, y, width and height in px of
+            the image that are painted over.
 
         Raises:
             UserError: the image cannot be read, or its size differs from the annotations.
         """
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
         image = self._read(dataset_dict)
+        if not self.is_train:
+            mapped["painted"] = self._read.painted(dataset_dict)
         has_annotations = "annotations" in dataset_dict
         if has_annotations and self.recompute_boxes:
             sample = self._mix(Sample.from_annotations(image, self._particles(dataset_dict)))
@@ -304,9 +311,8 @@ class MicroplasticsDatasetMapper:
         painted = self._read.painted(dataset_dict)
         if not (painted and particles):
             return particles
-        bars = BoxMode.convert(np.array(painted, float), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-        covered = pairwise_ioa(Boxes(bars), Boxes(_boxes(particles))).amax(dim=0).tolist()
-        kept = [a for a, part in zip(particles, covered, strict=True) if part < _PAINTED]
+        hidden = are_hidden(_boxes(particles), painted)
+        kept = [a for a, is_hidden in zip(particles, hidden, strict=True) if not is_hidden]
         if len(kept) < len(particles):
             log_first_n(
                 logging.WARNING,

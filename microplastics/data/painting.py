@@ -11,6 +11,8 @@ from microplastics.calibration.scale_bar import Box, find_scale_bars
 # Pixels around a box that its place is filled from.
 _RIM = 8
 _MAX_FILLED = 300_000  # px of a box; a larger one gets one colour
+# Fraction of a particle's box on a painted one from which on the particle is not to be seen.
+_HIDDEN = 0.5
 
 
 class Regions(Protocol):
@@ -83,6 +85,23 @@ def boxes_to_paint(regions: Regions) -> list[Box]:
     """Boxes x, y, width and height in px of all that looks like a scale bar or its label."""
     bars = find_scale_bars(regions.read, regions.width, regions.height)
     return [box for bar in bars for box in bar.boxes]
+
+
+def are_hidden(boxes: np.ndarray, painted: Sequence[Box]) -> np.ndarray:
+    """Tell which particles are not to be seen where boxes are painted over, bool (N,).
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 of the particles, px.
+        painted: x, y, width and height of what is painted over, px.
+    """
+    x, y, width, height = np.asarray(painted, np.float64).reshape(-1, 4).T
+    wide, high = (
+        np.minimum(boxes[:, None, i + 2], start + size) - np.maximum(boxes[:, None, i], start)
+        for i, start, size in ((0, x, width), (1, y, height))
+    )
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    common = (wide.clip(0) * high.clip(0)).max(axis=1, initial=0)
+    return common >= _HIDDEN * np.maximum(area, 1e-9)
 
 
 def paint_scale_bars(image: np.ndarray) -> np.ndarray:

@@ -1,20 +1,28 @@
 """Base class of the evaluators."""
 
 import itertools
+import logging
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 
 from microplastics.data.coco import coco_api
+from microplastics.data.painting import are_hidden
 from microplastics.structures.crop_masks import CropMasks, as_crop_masks
 from microplastics.utils.errors import UserError
 
 
 class TruthEvaluator(DatasetEvaluator):
     """Judges the predictions of each image against the COCO JSON of a data set.
+
+    Annotations that lie where the mapper has painted a scale bar over are crowds: neither missed
+    nor found.
 
     A subclass gives :meth:`judge`, which turns the predictions of an image into a small record,
     and ``evaluate``, which makes figures of :meth:`gathered`, ``{}`` on ranks other than 0.
@@ -49,9 +57,12 @@ class TruthEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Judge the ``instances`` of outputs, each of the ``image_id`` of its input."""
         for each, output in zip(inputs, outputs, strict=True):
-            record = self.judge(each["image_id"], output["instances"])
+            image_id, painted = each["image_id"], each.get("painted")
+            hidden = self._hidden(image_id, painted) if painted else []
+            self._ignore(hidden)
+            record = self.judge(image_id, output["instances"])
             if record is not None:
-                self.records.append({"image_id": each["image_id"], **record})
+                self.records.append({"image_id": image_id, "hidden": hidden, **record})
 
     def judge(self, image_id: int, instances: Instances) -> dict[str, Any] | None:
         """Return the record of an image, plain values and arrays; ``None`` to skip it.
@@ -75,7 +86,28 @@ class TruthEvaluator(DatasetEvaluator):
         unique: dict[Any, dict[str, Any]] = {}
         for record in records:
             unique.setdefault(record["image_id"], record)
+        hidden = {number for record in unique.values() for number in record.get("hidden", ())}
+        self._ignore(hidden)
+        if hidden:
+            log_first_n(
+                logging.WARNING,
+                f"{len(hidden)} annotations of {self.json_file} lie on what looks like a scale "
+                "bar, which is painted over: the evaluation ignores them, like crowds.",
+                name=__name__,
+                key="message",
+            )
         return [unique[image_id] for image_id in sorted(unique)]
+
+    def _hidden(self, image_id: int, painted: list) -> list[int]:
+        """Ids of the annotations of an image that are painted over."""
+        own = self.coco_api.imgToAnns.get(image_id, [])
+        boxes = np.array([a["bbox"] for a in own], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return [a["id"] for a, hides in zip(own, are_hidden(boxes, painted), strict=True) if hides]
+
+    def _ignore(self, annotations: Iterable[int]) -> None:
+        for number in annotations:
+            self.coco_api.anns[number]["iscrowd"] = 1
 
     def masks_of(self, image_id: int, instances: Instances) -> CropMasks:
         """Return the predicted masks of an image as crops; ValueError if they have another size."""

@@ -221,9 +221,8 @@ def test_a_cascade_looks_at_all_proposals_of_crowded_tiles_only(build):
         assert all(map(len, found)) == (threshold == 0)
     plain = Detector(model, [0.35] * 3)(images, [(96, 128)] * 2)
     best = max(float(each.scores.max()) for each in plain)
-    (few,), (dense,) = (
-        Detector(model, [best - 1e-6] * 3)(images[:1], [(96, 128)], dense) for dense in (False, True)
-    )
+    detector = Detector(model, [best - 1e-6] * 3)
+    (few,), (dense,) = (detector(images[:1], [(96, 128)], dense) for dense in (False, True))
     assert torch.equal(few.scores, dense.scores)
 
 
