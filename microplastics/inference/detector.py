@@ -14,7 +14,7 @@ from detectron2.modeling import FPN, ResNet
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList, Instances, pairwise_iou
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -302,8 +302,10 @@ class Detector:
         """Detect boxes on tiles, with TEST.TILE_TOPK proposals if they are crowded.
 
         Tiles are crowded if the last quarter of the proposals that the config's own caps let
-        through holds a detection. The plain box head then looks at further proposals of a single
-        tile as long as they hold any; other heads look at all of them.
+        through holds a detection; of other heads than the plain box head, which often turn poor
+        proposals into good boxes, one that the first proposals do not hold. The plain box head
+        then looks at further proposals of a single tile as long as they hold any, the others look
+        at all of them.
         """
         rpn, by_chunks = self.model.proposal_generator, self._plain and len(batch) == 1
         topk = {False: self._tile_topk}
@@ -317,21 +319,34 @@ class Detector:
                 if not crowded:
                     return [found]
             elif self._standard:
-                cuts = [len(each) * 3 // 4 for each in few]
-                last = [each[cut:] for each, cut in zip(few, cuts, strict=True)]
-                if not any(map(len, self._above(self._boxes(batch, pooled, last)))):
-                    # Boxes below the threshold suppress none above it.
-                    first = [each[:cut] for each, cut in zip(few, cuts, strict=True)]
-                    return self._boxes(batch, pooled, first)
+                found = self._boxes_if_uncrowded(batch, pooled, few)
+                if found is not None:
+                    return found
             with changed([rpn], pre_nms_topk=topk, post_nms_topk=topk):
                 many, _ = rpn(batch, features, None)
             full = sum(len(each) >= self._tile_topk for each in many)
-            if not by_chunks:
-                self._note_cut_short(full)
-                return self._boxes(batch, pooled, many)
-            found, crowded = self._boxes_of_one(pooled, many[0], _BOX_CHUNK, enough)
-            self._note_cut_short(crowded and full)
-            return [found]
+            if by_chunks:
+                found, crowded = self._boxes_of_one(pooled, many[0], _BOX_CHUNK, enough)
+                self._note_cut_short(crowded and full)
+                return [found]
+            if self._standard:
+                found = self._boxes_if_uncrowded(batch, pooled, many)
+                if found is not None:
+                    return found
+            self._note_cut_short(full)
+            return self._boxes(batch, pooled, many)
+
+    def _boxes_if_uncrowded(
+        self, batch: ImageList, pooled: Features, proposals: list[Instances]
+    ) -> list[Instances] | None:
+        """Detect boxes of the first three quarters of the proposals; None if the rest adds any."""
+        cuts = [len(each) * 3 // 4 for each in proposals]
+        parts = (
+            [each[:cut] for each, cut in zip(proposals, cuts, strict=True)],
+            [each[cut:] for each, cut in zip(proposals, cuts, strict=True)],
+        )
+        first, last = (self._above(self._boxes(batch, pooled, part)) for part in parts)
+        return None if any(map(_adds, first, last)) else first
 
     def _boxes_of_one(
         self, pooled: Features, proposals: Instances, step: int, enough: int
@@ -367,6 +382,14 @@ class Detector:
                 self._tile_topk,
             )
         self.windows_cut_short += int(tiles)
+
+
+def _adds(first: Instances, more: Instances) -> bool:
+    """Whether there are detections with an IoU below 0.5 with each of the first ones."""
+    if not len(first) or not len(more):
+        return bool(len(more))
+    iou = pairwise_iou(more.pred_boxes, first.pred_boxes)
+    return bool((iou.max(dim=1).values < 0.5).any())
 
 
 def _box_branch(heads: StandardROIHeads) -> Any:
