@@ -29,6 +29,7 @@ _MIN_END_CONTRAST = 28.0  # at its ends, which decide the length
 _LEAST_CHROMA = 40  # between the channels of coloured ink, in grey levels
 _INSIDE, _OUTSIDE = 8, 12  # px of a profile on either side of an end
 _MAX_DOUBT = 0.7  # px by which an end may differ with the ground that is taken for its own
+_MAX_BLUR = 4  # px over which an end may fade
 _REACH = 3  # px beyond an edge in which the ground shows
 _MAX_TICK = 10  # px, largest width of an end tick
 
@@ -631,7 +632,10 @@ def _end(profile: np.ndarray, ink: float) -> float | None:
         top += 1
     edge, most = profile[: top + 1], profile[top : top + 4].max()
     least, most = (_covered(edge, ink, float(ground)) for ground in (profile[top], most))
-    return (least + most) / 2 if most - least <= _MAX_DOUBT else None
+    part = (profile[top] - edge) / (profile[top] - ink)
+    if most - least > _MAX_DOUBT or ((part > 0.1) & (part < 0.9)).sum() > _MAX_BLUR:
+        return None
+    return (least + most) / 2
 
 
 def _goes_on(plane: np.ndarray, box: Box, limit: float) -> bool:

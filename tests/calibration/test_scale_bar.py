@@ -172,6 +172,32 @@ def test_a_line_that_jpeg_parts_from_its_ticks_keeps_them():
         assert bar.px == pytest.approx(225, abs=0.6)
 
 
+@pytest.mark.parametrize("reach", [1, 6, 9])
+def test_an_end_in_doubt_is_refused(reach):
+    # Beyond the right end a shadow fades; one pixel of it could be of the bar.
+    image = draw_bar(np.full((300, 400, 3), 180, np.uint8), plain_style(margin=30)).image
+    shadow = np.linspace(40, 180, reach + 2)[1:-1]
+    image[:, 369 : 369 + reach] = np.minimum(image[:, 369 : 369 + reach], shadow[:, None])
+    bars = found(image)
+    assert len(bars) < 2 and all(abs(bar.px - 120) <= 0.5 for bar in bars)
+    assert bool(bars) == (reach == 1)
+
+
+@pytest.mark.parametrize("gap", [1, 4, 8])
+def test_a_line_that_is_cut_or_divided_is_not_measured_in_part(gap):
+    image = draw_bar(np.full((300, 400, 3), 180, np.uint8), plain_style(thick=2.0)).image
+    image[270:300, 340 : 340 + gap] = 180
+    assert found(image) == []
+
+
+@pytest.mark.parametrize("margin", [2, 4, 6])
+def test_a_bar_close_to_the_border(margin):
+    style = plain_style(px=100.5, thick=3.0, whole=False, margin=margin)
+    drawn = draw_bar(np.full((256, 256, 3), 180, np.uint8), style)
+    for image in (drawn.image, as_jpeg(drawn.image, 80)):
+        assert found(image)[0].px == pytest.approx(100.5, abs=0.4)
+
+
 def test_a_bar_cut_by_the_border_is_not_found():
     image = np.full((300, 400, 3), 180, np.uint8)
     image[280:285, 300:] = 0
