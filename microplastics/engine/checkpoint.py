@@ -8,7 +8,8 @@ import itertools
 import logging
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import detectron2
@@ -44,6 +45,8 @@ SCORE_THRESHOLDS = "score_thresholds"
 ORIGIN_KEY = f"{SCORE_THRESHOLDS}_origin"
 """Key of how they were chosen."""
 
+_MAX_TENSORS = 20_000  # names are compared with all of the model
+_MAX_LAYERS = 1000
 _PERIODIC = f"model_{'[0-9]' * 7}.pth"
 _FIX = "name a config with --config-file, or use another checkpoint"
 # Key that a newer Detectron2 main writes and the one from PyPI (April 2024) does not know, with the
@@ -259,8 +262,20 @@ def config_of(info: Mapping[str, Any], path: str, opts: Sequence[str] = ()) -> C
         table["INPUT"].pop("MAX_PIXELS", None)
     with merging(cfg, f"The config in {path}"):
         cfg.merge_from_other_cfg(CfgNode(table))
+        for key, number in _numbers_of_layers(cfg.MODEL):
+            if number > _MAX_LAYERS:
+                raise ValueError(f"{key} is {number}; expected at most {_MAX_LAYERS}")
     merge_options(cfg, opts)
     return cfg
+
+
+def _numbers_of_layers(node: CfgNode) -> Iterator[tuple[str, int]]:
+    """Yield the keys NUM_CONV, NUM_FC, … of a section, with their whole numbers."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _numbers_of_layers(value)
+        elif key.startswith("NUM_") and isinstance(value, int):
+            yield key, value
 
 
 def class_names_of(info: Mapping[str, Any], path: str) -> list[str] | None:
@@ -294,6 +309,24 @@ def fiber_classes_of(info: Mapping[str, Any], path: str, class_names: Sequence[s
             code="checkpoint_invalid",
         )
     return list(names)
+
+
+def training_side_of(info: Mapping[str, Any], path: str) -> int | None:
+    """Return the shorter side of the training images in px, if a checkpoint has it.
+
+    Args:
+        info, path: as of :func:`config_of`.
+
+    Raises:
+        UserError: checkpoint_invalid.
+    """
+    side = info.get("training_side")
+    if side is not None and not (type(side) is int and 0 < side < 2**31):
+        raise UserError(
+            f"The side of training images in {path} is {show(side)}; expected px; {_FIX}.",
+            code="checkpoint_invalid",
+        )
+    return side
 
 
 def score_thresholds_of(
@@ -442,11 +475,12 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
         if path.endswith(".pkl"):
             data = _read_pickle(path)
         else:
+            _check_packed(path)
             data = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(data, dict):
                 raise ValueError("it is not a table of weights")
             data = data if "model" in data else {"model": data}
-        if not data["model"] or not all(
+        if not 0 < len(data["model"]) <= _MAX_TENSORS or not all(
             isinstance(name, str) and isinstance(value, (torch.Tensor, np.ndarray))
             for name, value in data["model"].items()
         ):
@@ -469,6 +503,15 @@ def read_weights(path: str, sha256: str = "") -> dict[str, Any]:
             code="checkpoint_invalid",
         ) from error
     return data
+
+
+def _check_packed(path: str) -> None:
+    """Refuse a file that unpacks to more than it holds: torch does not pack what it writes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            sizes = [entry.file_size for entry in file.infolist()]
+        if len(sizes) > 2 * _MAX_TENSORS or sum(sizes) > os.path.getsize(path):
+            raise ValueError(f"it is compressed, or has {len(sizes)} parts")
 
 
 def _read_pickle(path: str) -> Any:

@@ -30,6 +30,7 @@ from microplastics.engine.checkpoint import (
     load_into,
     read_weights,
     score_thresholds_of,
+    training_side_of,
 )
 from microplastics.engine.defaults import cpu_has_bf16
 from microplastics.inference.detector import PRECISIONS, Detector, inference_copy
@@ -173,6 +174,7 @@ class Predictor:
         cfg: frozen; MODEL.DEVICE is available.
         class_names: K names.
         fiber_classes: those of them that are measured along their centreline.
+        training_side: shorter side of the training images in px; None if that is not known.
         score_thresholds: (K,) float64; a particle is scored above its class's.
         has_masks: the model predicts masks; else predictions have boxes only.
         mask_threshold, precision, batch_size: as given.
@@ -236,6 +238,7 @@ class Predictor:
         else:
             fibers = list(filter(is_fiber_class, self.class_names))
         self.fiber_classes = fibers
+        self.training_side = training_side_of(self.info, source)
         self.metadata = Metadata(
             thing_classes=self.class_names, thing_colors=class_colors(self.class_names)
         )

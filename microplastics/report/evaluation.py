@@ -34,7 +34,7 @@ from microplastics.report import advice
 from microplastics.report.charts import MAX_CLASSES, draw_charts, iou_colors
 from microplastics.report.page import Cell, Column, Table, embed, jpeg, render, write_page
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json
+from microplastics.utils.io import OWN_FILE, of_cell, read_json
 from microplastics.visualization.curves import plot_counting_curves
 from microplastics.visualization.galleries import (
     OUTCOME_COLORS,
@@ -257,6 +257,7 @@ def _read(path: Path, rows: int | None = None) -> pd.DataFrame:
     try:
         # A class may be called NA.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+        table = table.map(of_cell, na_action="ignore").rename(columns=of_cell)
         for column in table.columns.difference(_TEXTS):
             table[column] = pd.to_numeric(table[column])
     except FileNotFoundError as error:

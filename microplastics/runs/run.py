@@ -573,7 +573,7 @@ class ParticleFinder:
 
     def _choose_tiling(self, opened: RunImage) -> Tiling | None:
         size = opened.regions.height, opened.regions.width
-        side = self._predictor.info.get("training_side")
+        side = self._predictor.training_side
         return choose_tiling(self._predictor.cfg, size, side, **self._tiling)
 
     def _finish_whole(self, opened: RunImage, predictions: Any, start: float) -> None:

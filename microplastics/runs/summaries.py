@@ -28,7 +28,7 @@ from microplastics.measurement.table import (
 from microplastics.runs.images import RunOptions
 from microplastics.runs.store import FAILED_FILE, RUN_FILE, SAMPLES_FILE, SUMMARY_FILE, forget_run
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import OWN_FILE, read_json, write_json
+from microplastics.utils.io import OWN_FILE, of_cell, read_json, write_json
 from microplastics.writers.registry import PARQUET_FILE, PARTICLES_FILE
 from microplastics.writers.tables import write_csv, write_parquet
 
@@ -427,7 +427,7 @@ def read_images(path: Path) -> pd.DataFrame:
 def read_run_csv(path: str | os.PathLike, dtypes: dict[str, str]) -> pd.DataFrame:
     """Read a table of a run; spreadsheets may have saved it."""
     try:
-        return pd.read_csv(
+        table = pd.read_csv(
             path,
             dtype=dtypes,
             encoding="utf-8-sig",
@@ -437,6 +437,10 @@ def read_run_csv(path: str | os.PathLike, dtypes: dict[str, str]) -> pd.DataFram
             true_values=["True", "TRUE", "true"],
             false_values=["False", "FALSE", "false"],
         )
+        for name in table.select_dtypes(("object", "string")):
+            cells = table[name].map(of_cell, na_action="ignore")
+            table[name] = cells.astype(table[name].dtype)
+        return table.rename(columns=of_cell)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); name the folder of a finished run "

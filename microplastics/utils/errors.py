@@ -1,6 +1,9 @@
 """Exceptions for user errors, with stable codes."""
 
+import re
 import sys
+
+_STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 CODES = {
     "annotations_invalid": "an annotation file has content that cannot be used",
@@ -73,6 +76,7 @@ def check_option(
 
 
 def report_error(message: str) -> None:
-    """Print ``error: message`` on stderr."""
+    """Print ``error: message`` on stderr; what steers a terminal, in names from files, as text."""
     sys.stdout.flush()
+    message = _STEERING.sub(lambda found: repr(found[0])[1:-1], message)
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ _PROBE = 64 << 10  # bytes
 _MAX_TEXT = 64 << 20  # bytes
 _MAX_YAML, _MAX_YAML_VALUES = 1 << 18, 100_000  # characters; values with aliases written out
 _UNFINISHED = ".unfinished"  # ending of temporary files
+_FORMULA, _NUMBER = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"[+-][\d.eE+-]+")
 _UMASK = os.umask(0)  # of the process: asking for it again and again would race between threads
 os.umask(_UMASK)
 _FIXES = {
@@ -193,6 +195,21 @@ def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) ->
         json.dump(data, file, indent=indent)
 
 
+def as_cell(value: Any) -> Any:
+    """Return what a CSV holds of a value: ``'=A1`` for the text ``=A1``.
+
+    Spreadsheets run a text that begins with ``=``, ``+``, ``-`` or ``@`` as a formula, and names
+    of images and classes come from strangers. :func:`of_cell` gives the text back.
+    """
+    is_formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
+
+
+def of_cell(text: Any) -> Any:
+    """Return the value of a cell that :func:`as_cell` made."""
+    return text[1:] if isinstance(text, str) and text[:1] == "'" and _FORMULA.match(text) else text
+
+
 def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     """Write dicts as CSV with :func:`atomic_write`.
 
@@ -201,11 +218,12 @@ def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     """
     with atomic_write(path) as file:
         columns = dict.fromkeys(key for row in rows for key in row)
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(as_cell, columns))
         for row in rows:
+            values = (row.get(column) for column in columns)
             # NaN is the only value that differs from itself.
-            writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
+            writer.writerow("" if v is None or v != v else as_cell(v) for v in values)
 
 
 def read_text(path: str | os.PathLike, *, legacy: bool = True) -> str:
@@ -295,7 +313,7 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
             f"{os.fspath(path)} is not a CSV table ({str(error).strip()}); save it as CSV again.",
             code="table_invalid",
         ) from error
-    cells = cells.fillna("").map(str.strip)
+    cells = cells.fillna("").map(str.strip).map(of_cell)
     cells.index += 1 + text[:start].count("\n")
     return cells[1:].set_axis(cells.iloc[0].str.lower(), axis=1)
 

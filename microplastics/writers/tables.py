@@ -26,7 +26,7 @@ from microplastics.roi.region import Region
 from microplastics.structures import rle
 from microplastics.structures.particles import Particles
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write
+from microplastics.utils.io import as_cell, atomic_write
 
 # An image without a calibration, or without a particle, must not change the type of a column.
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
@@ -124,7 +124,7 @@ def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
     """
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(schema.names)
+        writer.writerow(map(as_cell, schema.names))
 
         def add(table: pa.Table) -> None:
             table = _conform(table, schema)
@@ -181,7 +181,7 @@ def _text(value: Any, exact: bool) -> Any:
     if isinstance(value, bool):
         return str(value).upper()
     if exact or not isinstance(value, float):
-        return value
+        return as_cell(value)
     # Spreadsheets show exponents; large numbers keep all their digits instead.
     return f"{value:.{_DIGITS}g}" if abs(value) < 10**_DIGITS else f"{value:.0f}"
 

@@ -28,6 +28,8 @@ def raising(error):
         (lambda: 3, 3, ""),
         (raising(UserError("Mend it.")), 2, "error: Mend it.\n"),
         (raising(KeyboardInterrupt()), 130, "Ctrl-C"),
+        (raising(MemoryError()), 2, "memory"),
+        (raising(UserError("\x1b[2J\ud800.png\nis")), 2, r"\x1b[2J\ud800.png" + "\nis"),
         (
             raising(PermissionError(errno.EACCES, "no", "/x/log.txt")),
             2,

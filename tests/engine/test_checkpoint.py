@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -54,6 +55,24 @@ def test_a_pickle_that_breaks_pickle_is_refused(tmp_path, content):
     path.write_bytes(content)
     with user_error("checkpoint_invalid", "evil.pkl"):
         read_weights(str(path))
+
+
+def test_a_checkpoint_that_unpacks_to_more_is_refused(tmp_path):
+    torch.save({"model": {"weight": torch.zeros(1 << 20)}}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole:
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+            for name in whole.namelist():
+                bomb.writestr(name, whole.read(name))
+    assert len(read_weights(str(tmp_path / "whole.pth"))["model"]) == 1
+    with user_error("checkpoint_invalid", "bomb.pth", "compressed"):
+        read_weights(str(tmp_path / "bomb.pth"))
+
+
+def test_a_checkpoint_of_endless_tensors_is_refused(tmp_path):
+    weight = torch.zeros(1)
+    torch.save({"model": {f"w{i}": weight for i in range(20_001)}}, tmp_path / "a.pth")
+    with user_error("checkpoint_invalid", "a.pth"):
+        read_weights(str(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("protocol", range(5))

@@ -403,6 +403,9 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         ({"score_thresholds": {"Foam": 0.5}}, "classes_mismatch", "Foam"),
         ({"score_thresholds": {"Film": float("inf")}}, "checkpoint_invalid", "Film"),
         ({"score_thresholds": [0.5]}, "checkpoint_invalid", "class name"),
+        ({"training_side": float("nan")}, "checkpoint_invalid", "nan"),
+        ({"class_names": ["a", "b\x1b", "c"]}, "checkpoint_invalid", "class names"),
+        ({"config": "MODEL: {ROI_MASK_HEAD: {NUM_CONV: 1001}}"}, "config_invalid", "NUM_CONV"),
     ],
 )
 def test_a_hostile_checkpoint_ends_in_a_sentence(altered, info, code, name):

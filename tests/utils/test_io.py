@@ -14,6 +14,7 @@ from microplastics.utils.io import (
     read_text,
     remove_leftovers,
     write_json,
+    write_rows,
 )
 
 
@@ -128,3 +129,14 @@ def test_texts_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\0\1\2")
     with user_error("file_invalid", "binary.csv"):
         read_table(tmp_path / "binary.csv")
+
+
+def test_spreadsheets_are_given_no_formulas(tmp_path):
+    path = tmp_path / "t.csv"
+    formulas = ["=1+1", "+cmd", "-2(", "@SUM(A1)", "'=1", "''-a"]
+    texts = ["-5", "+1e-3", "a=b", "'a", "\u2013"]
+    write_rows(path, [{"name": text, "=n": -1.5} for text in formulas + texts])
+    lines = [f"'{text},-1.5" for text in formulas] + [f"{text},-1.5" for text in texts]
+    assert path.read_text(encoding="utf-8").splitlines() == ["name,'=n", *lines]
+    assert read_table(path)["name"].tolist() == formulas + texts
+    assert read_table(path).columns.tolist() == ["name", "=n"]

@@ -37,7 +37,7 @@ from microplastics.data.images import (
 from microplastics.structures import rle as runs
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
-from microplastics.utils.io import atomic_write, read_table, read_text
+from microplastics.utils.io import as_cell, atomic_write, read_table, read_text
 
 DEFAULT_CLASS = "particle"
 MAX_INSTANCES = 50_000  # particles of one image: more are a photograph, or noise
@@ -662,7 +662,7 @@ def write(sources: dict[str, Source], output: Path, notes: Notes) -> None:
                 tifffile.imwrite(content, labels, compression=_COMPRESSION, metadata=None)
                 with atomic_write(folder / "masks" / name, "wb") as image:
                     image.write(content.getbuffer())
-                table.writerows((record.file_name, *row) for row in kept)
+                table.writerows(map(as_cell, (record.file_name, *row)) for row in kept)
         with atomic_write(folder / _CLASSES_TXT) as file:
             file.writelines(f"{category}\n" for category in source.classes)
 
