@@ -32,7 +32,6 @@ from torch.overrides import TorchFunctionMode
 
 from microplastics.config import get_cfg
 from microplastics.modeling.backbone.with_image import WITH_IMAGE
-from microplastics.modeling.nms import stages_of
 from microplastics.modeling.roi_heads import ParticleBoxHead, ParticleMaskHead
 from microplastics.modeling.roi_heads.cascade import StageMasks
 from microplastics.modeling.roi_heads.roi_heads import ParticleOptions
@@ -233,7 +232,9 @@ def mask_size(cfg: CfgNode) -> int | None:
         return None
     model = build_shapes(cfg)
     heads = getattr(model, "roi_heads", None)
-    head = stages_of(getattr(heads, "mask_head", None))[-1]
+    head = getattr(heads, "mask_head", None)
+    if isinstance(head, nn.ModuleList):  # one for each stage: the last one predicts
+        head = head[-1]
     if isinstance(head, PointRendMaskHead):
         if not head.mask_point_on:
             return cfg.MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION
