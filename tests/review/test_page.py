@@ -358,6 +358,9 @@ def test_predictions_beside_annotations_with_the_keyboard_alone(compared):
     # The images with most errors come first, and on them missed particles, the largest at the top.
     assert page.tab.inner_text("#image option:checked") == "1. 4.png (4 errors)"
     assert page.tab.inner_text("#checked") == "7 correct, 15 errors on 5 images"
+    # A key does not pass over an image that is not loaded yet.
+    page.tab.evaluate("state.known.delete(0); state.shown = []; looking.go(false)")
+    assert page.tab.evaluate("state.index") == 0
     page.press("PageDown", "PageDown")
     page.until("state.index === 2 && state.selected !== null")
     assert page.tab.inner_text("#image option:checked") == "3. 3.png (4 errors)"
@@ -427,8 +430,10 @@ def test_a_data_set_to_look_at(show, review):
 
 @pytest.mark.slow
 def test_the_comparison_is_accessible(compared):
+    import pathlib
+
     axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
-    (script,) = Path(axe.__file__).parent.rglob("axe.min.js")
+    (script,) = pathlib.Path(axe.__file__).parent.rglob("axe.min.js")
     for scheme in ("light", "dark"):
         compared.tab.emulate_media(color_scheme=scheme)
         compared.tab.evaluate(script.read_text(encoding="utf-8"))
