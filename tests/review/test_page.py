@@ -406,6 +406,9 @@ def test_predictions_beside_annotations_with_the_keyboard_alone(compared):
     # The images with most errors come first, and on them missed particles, the largest at the top.
     assert page.tab.inner_text("#image option:checked") == "1. 4.png (4 errors)"
     assert page.tab.inner_text("#checked") == "7 correct, 15 errors on 5 images"
+    # A key does not pass over an image that is not loaded yet.
+    page.tab.evaluate("state.known.delete(0); state.shown = []; looking.go(false)")
+    assert page.tab.evaluate("state.index") == 0
     page.press("PageDown", "PageDown")
     page.until("state.index === 2 && state.selected !== null")
     assert page.tab.inner_text("#image option:checked") == "3. 3.png (4 errors)"

@@ -106,6 +106,7 @@ const looking = {
   next(round = false) { queue = queue.then(() => this.go(round)).catch((error) => complain(error.message)); },
 
   async go(round) {
+    if (!state.known.has(state.index)) return; // not loaded yet
     const at = state.shown.findIndex((each) => each.id === state.selected);
     if (at + 1 < state.shown.length) return select(state.shown[at + 1].id);
     const there = ({counts, outcomes}) => (this.compares() ? state.kinds.some(({name}) => outcomes[name] && !state.hiddenStates.has(name)) : counts.unseen);
