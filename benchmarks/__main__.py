@@ -118,6 +118,7 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--commands", nargs="+", choices=faults.COMMANDS)
     sub.add_argument("--number", type=int, metavar="N", help="of faults of each command")
     sub.add_argument("--images", type=int, metavar="N", help="that are predicted by many")
+    sub.add_argument("--formats", metavar="A,B", help="that are written by many")
     sub.add_argument("--seed", type=int, metavar="K", help="of the moments")
     sub.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args()

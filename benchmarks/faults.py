@@ -51,8 +51,14 @@ _CLASSES = ("Fiber", "Fragment", "Film")
 # A random model is sure of nothing.
 _PREDICT = ("--confidence-threshold", "0.02", "--um-per-px", "2")
 _PATIENCE = 600  # s, for anything to end
+# s, for the workers of a killed process, which notice it when they have started.
+_ORPHANS = 120
 _SIZES = {"train": 8, "val": 4, "test": 300}
 _MANY_SIDE = 64  # px
+# Little work an image: it is their number that counts here.
+_MANY = ("--scale-bar", "ignore", "--tile", "0", "INPUT.MIN_SIZE_TEST", "32")
+_MANY += ("TEST.DETECTIONS_PER_IMAGE", "4")
+_MANY += ("MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "20")
 # What tells of the times of a run, and the files that change while it lasts.
 _TIMES = ("began", "ended", "seconds", "command")
 _CHANGING = ("log.txt", "events.", "metrics.json", "conversion.json", "synthetic.json")
@@ -113,6 +119,7 @@ def benchmark(
     commands: Sequence[str] = COMMANDS,
     number: int = 10,
     images: int = 10_000,
+    formats: str = "csv",
     seed: int = 0,
 ) -> Result:
     """Do one kind of harm.
@@ -123,11 +130,12 @@ def benchmark(
         commands: those that are harmed; ``rank`` takes train and predict of them.
         number: of times that each is.
         images: that ``many`` predicts.
+        formats: that it writes.
         seed: of the moments.
     """
     laboratory, result = Laboratory(folder), Result()
     if fault == "many":
-        predict_many(laboratory, images, result)
+        predict_many(laboratory, images, formats, result)
         return result
     harm = {"kill": kill, "full": fill, "rank": kill_rank}[fault]
     for name in commands:
@@ -171,7 +179,7 @@ class Laboratory:
         training += ["SOLVER.MAX_ITER", "24", "SOLVER.CHECKPOINT_PERIOD", "4"]
         training += ["TEST.EVAL_PERIOD", "8", "OUTPUT_DIR", str(self.output)]
         output = ("--output", str(self.output))
-        render = ("--train", "60", "--val", "10", "--test", "10", "--size", "96", "--workers", "2")
+        render = ("--train", "60", "--val", "10", "--test", "10", "--size", "96", "--workers", "1")
         split = ("--input", str(json_file), "--images", str(data / "test"), *output, "--copy")
         self.jobs = {
             "train": Job(("train", "--config-file", "quick", *training), ("--resume",)),
@@ -292,7 +300,7 @@ def kill(
             break
     orphans = end_of_group(process.pid)
     where = f"{name} killed after {delay:.2f} s"
-    if orphans > 30:
+    if orphans > _ORPHANS:
         result.wrong.append(f"{where}: its processes lived for another {orphans:.0f} s")
     files = sum(path.is_file() for path in laboratory.output.rglob("*"))
     seconds = laboratory.go_on(name, whole, where, result)
@@ -358,7 +366,7 @@ def kill_rank(
     result.rows.append({**row, "sentence": (sentences or [""])[0]})
 
 
-def predict_many(laboratory: Laboratory, images: int, result: Result) -> None:
+def predict_many(laboratory: Laboratory, images: int, formats: str, result: Result) -> None:
     """Predict many small images; note memory and open files over time, then resume."""
     photographs, rng = laboratory.folder / "many", np.random.default_rng(0)
     photographs.mkdir()
@@ -368,7 +376,8 @@ def predict_many(laboratory: Laboratory, images: int, result: Result) -> None:
         cv2.circle(image, (x, y), 3 + r // 8, (230, 220, 200), -1)
         cv2.imwrite(str(photographs / f"{number:05d}.jpg"), image)
     laboratory.begin_anew()
-    words, start = laboratory.predict(photographs), time.monotonic()
+    words = (*laboratory.predict(photographs), "--formats", formats, *_MANY)
+    start = time.monotonic()
     process = laboratory.start(words)
     parts, due = laboratory.output / "parts", 0
     while process.is_alive():
@@ -378,12 +387,13 @@ def predict_many(laboratory: Laboratory, images: int, result: Result) -> None:
             row = {"images": done, "s": time.monotonic() - start, **usage(process.pid)}
             if done >= due:
                 result.rows.append(row)
+                print(row, flush=True)
                 due += max(images // 20, 1)
     result.rows.append({**row, "s": time.monotonic() - start})
     report = laboratory.output / "report.html"
     result.rows.append({"images": f"report.html, MB: {report.stat().st_size / 1e6:.1f}"})
     start = time.monotonic()
-    again = laboratory.run((*words, "--resume"))
+    again = laboratory.run((words[0], "--resume", *words[1:]))
     result.rows.append({"images": "again with --resume", "s": time.monotonic() - start})
     if process.exitcode or again:
         result.wrong.append(f"many: they ended with {process.exitcode} and {again}")
@@ -441,10 +451,10 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 
 def end_of_group(group: int) -> float:
-    """Wait until all processes of a group have ended; return the seconds, at most 60."""
+    """Wait until all processes of a group have ended, or end them; return the seconds."""
     start = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() - start < 60:
+        while time.monotonic() - start < _ORPHANS + 1:
             os.killpg(group, 0)
             time.sleep(0.05)
         os.killpg(group, signal.SIGKILL)
