@@ -159,3 +159,30 @@ LAUGHS = "A: &a {x: 1}\n" + "".join(
 def test_configs(folder, content, name):
     write(folder / "a.yaml", content)
     refused(folder, "view annotations --config-file {f}/a.yaml --output {out}", name)
+
+
+# Names
+
+
+def test_names(folder):
+    names = [
+        "<img src=x onerror=alert(1)>",
+        "=1+1",
+        "a\nb",
+        "\x1b[2J",
+        "\udcff",
+        "x" * 240,
+        "{{7*7}}",
+    ]
+    (folder / "labels").mkdir()
+    labels = np.zeros((48, 64), np.uint8)
+    labels[5:15, 5:25] = 1
+    for name in names:
+        Image.fromarray(labels).save(os.fsencode(folder / "labels" / f"{name}.png"), "PNG")
+    outcome = run(folder, "measure --masks {f}/labels --class-name <script>alert(2) --output {out}")
+    assert outcome.code == 0, outcome
+    page = (folder / "out/report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "<script>alert" not in page and "49.png" not in page
+    cells = (folder / "out/particles.csv").read_text(encoding="utf-8")
+    assert all(f"\n{name}.png," in cells for name in ("'=1+1", "a\\nb", "\\x1b[2J", "\\udcff"))
+    assert cells.count("\n") == 1 + len(names)
