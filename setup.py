@@ -52,7 +52,8 @@ INSTALL_REQUIRES = [
     "omegaconf>=2.1,<2.4",
     "hydra-core>=1.1",
     "termcolor>=1.1",
-    "tqdm>4.29.0",
+    # The first with tqdm.contrib.concurrent.
+    "tqdm>=4.42",
     # Locks of folders; iopath has it, too. The oldest whose AlreadyLocked was looked at.
     "portalocker>=3",
     # What Detectron2 and the package use of these three has been there in every release.

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -37,15 +38,11 @@ from microplastics.synthetic import render_dataset
 from microplastics.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-# The tiny model of the tests.
-sys.path.insert(0, str(ROOT / "tests"))
-from support import TINY, dataset_entry  # noqa: E402
 
 COMMANDS = ("train", "convert", "predict", "split", "render")
 # What the commands import takes longer than the tiny work that they do: it is imported once.
 _MODULES = ("cli.data", "cli.train", "cli.predict", "engine.trainer", "runs.run", "report.run")
 _MODULES += ("data.formats.convert", "data.splits.split", "synthetic")
-_FORK = multiprocessing.get_context("fork")
 _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 _CLASSES = ("Fiber", "Fragment", "Film")
 # A random model is sure of nothing.
@@ -168,14 +165,13 @@ class Laboratory:
         os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
         for module in _MODULES:
             importlib.import_module(f"microplastics.{module}")
+        tests = _support()
         # This process computes nothing itself, so that no thread of it is missing after a fork.
-        preparation = _FORK.Process(target=_prepare, args=(folder,))
-        preparation.start()
-        preparation.join()
+        _forked(_prepare, folder).join()
         data, export = folder / "data", folder / "export"
         json_file = data / "annotations" / "instances_test.json"
-        datasets = [repr((dataset_entry(data, split),)) for split in ("train", "val")]
-        training = [*TINY, "DATASETS.TRAIN", datasets[0], "DATASETS.TEST", datasets[1]]
+        datasets = [repr((tests.dataset_entry(data, split),)) for split in ("train", "val")]
+        training = [*tests.TINY, "DATASETS.TRAIN", datasets[0], "DATASETS.TEST", datasets[1]]
         training += ["SOLVER.MAX_ITER", "24", "SOLVER.CHECKPOINT_PERIOD", "4"]
         training += ["TEST.EVAL_PERIOD", "8", "OUTPUT_DIR", str(self.output)]
         output = ("--output", str(self.output))
@@ -196,9 +192,7 @@ class Laboratory:
 
     def start(self, words: Sequence[str]) -> BaseProcess:
         """Start a command."""
-        process = _FORK.Process(target=_command, args=(words, self._errors))
-        process.start()
-        return process
+        return _forked(_command, words, self._errors)
 
     def run(self, words: Sequence[str]) -> int:
         """Run a command to its end; return its exit code."""
@@ -247,13 +241,27 @@ class Laboratory:
         return time.monotonic() - start
 
 
+def _support() -> ModuleType:
+    """Give the tiny model of the tests; imported here, because other benchmarks need no pytest."""
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.insert(0, str(ROOT / "tests"))
+    return importlib.import_module("support")
+
+
+def _forked(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """Start a process with all that this one has imported; there is no fork on Windows."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    return process
+
+
 def _prepare(folder: Path) -> None:
     """Render images, export them, and write a model of random weights."""
     torch.set_num_threads(1)
     data = folder / "data"
     render_dataset(data, _SIZES, size=96, um_per_px=2.0, seed=3, workers=1)
     export_dataset(data / "annotations" / "instances_test.json", folder / "export", "labelme")
-    cfg = load_config("quick", [*TINY, "OUTPUT_DIR", str(folder), "SEED", "1"])
+    cfg = load_config("quick", [*_support().TINY, "OUTPUT_DIR", str(folder), "SEED", "1"])
     torch.manual_seed(1)
     TrainingCheckpointer(Trainer.build_model(cfg), cfg, _CLASSES).save("model")
 

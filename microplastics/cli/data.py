@@ -548,6 +548,11 @@ def _shown(
 
         cfg = _training(dataset, config_file, opts, seed)
         return training_samples(cfg, augmented or 24, folder), []
+    if seed is not None:
+        raise UserError(
+            "--seed is of training samples; give --augmented or --config-file as well.",
+            code="option_missing",
+        )
     if dataset is None:
         raise UserError(
             "DATASET is missing; give JSON:IMAGES, --predictions of an evaluation, or "

@@ -198,7 +198,7 @@ def correct_for_blanks(
 
 
 def parse_volume(text: str) -> float:
-    """Read a ``--sampled-volume``, such as ``2 L`` or ``0.5 m3``, in litres, or option_invalid."""
+    """Read a ``--sampled-volume`` such as ``0.5 m3``; return litres, or raise option_invalid."""
     match = _VOLUME.fullmatch(text.replace("³", "3")) if len(text) <= 80 else None
     liters = math.nan
     if match:

@@ -29,7 +29,7 @@ class WeightAverage(HookBase):
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode):
-        """Take a model, not wrapped, on its device; config_invalid for another DECAY."""
+        """Take a model, not wrapped, on its device; config_invalid if DECAY is not in [0, 1)."""
         self._model, self._decay = model, cfg.SOLVER.EMA.DECAY
         expected = "a number from 0 to below 1"
         fits = 0 <= self._decay < 1

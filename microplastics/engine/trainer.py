@@ -203,6 +203,8 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: the checkpoint does not fit, or OUTPUT_DIR already holds a training.
         """
+        if not resume:
+            refuse_second_training(self.cfg.OUTPUT_DIR)
         if comm.is_main_process():
             remove_leftovers(self.cfg.OUTPUT_DIR, os.path.join(self.cfg.OUTPUT_DIR, "inference"))
         if resume:
@@ -226,8 +228,6 @@ class Trainer(DefaultTrainer):
                 "There is no checkpoint in %s to resume from: training starts from the beginning.",
                 self.cfg.OUTPUT_DIR,
             )
-        else:
-            refuse_second_training(self.cfg.OUTPUT_DIR)
         self.checkpointer.load_weights()
 
     def state_dict(self) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def loss_names(model: nn.Module, loader: Iterable, cfg: CfgNode) -> list[str]:
 def first_predictions(
     model: nn.Module, loader: Iterable, cfg: CfgNode, number: int
 ) -> list[tuple[dict[str, Any], Instances]]:
-    """Predict at most ``number`` first images, on this rank only; as of :func:`validate`.
+    """Predict the first images, at most ``number``, on this rank only.
+
+    Model and loader are as of :func:`validate`; the model is left in its mode.
 
     Returns:
         The mapped dict of each image and its predictions, in px of the original image.

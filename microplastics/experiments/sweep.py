@@ -164,8 +164,8 @@ def summarise(
     """Compute a row for each settings: mean, interval and paired difference of each metric.
 
     Args:
-        values: metrics of each finished run by the name of its settings and its seed; the others
-            differ from the first name.
+        values: metrics of each finished run by the name of its settings and its seed; differences
+            are from the settings of the first name.
         metrics: which; a run that lacks one, or has NaN, is left out of it.
 
     Returns:

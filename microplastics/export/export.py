@@ -296,8 +296,8 @@ def to_predictions(
 ) -> Predictions:
     """Bring the outputs of ``ExportNetwork``, with masks or without, onto the image.
 
-    ``image_size`` is height and width in px before the image was resized; pixels of a mask have the
-    probability ``mask_threshold`` or more.
+    ``image_size`` is the height and width of the image in px before it was resized;
+    ``mask_threshold`` the probability from which a pixel belongs to a mask.
     """
     boxes, scores, classes, *masks, size = outputs
     raw = Instances(tuple(size.tolist()))

@@ -316,7 +316,7 @@ class Predictor:
         return self._detector.windows_cut_short
 
     def __call__(self, image: Image | Sequence[Image]) -> Predictions | list[Predictions]:
-        """Predict on one image, or on each of a list: :class:`Predictions` in its px.
+        """Predict on one image, or on each of a list; :class:`Predictions` are in px of the image.
 
         Args:
             image: a path, or an array (H, W), (H, W, 1), BGR (H, W, 3) or BGRA (H, W, 4). What is

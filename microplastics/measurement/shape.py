@@ -174,7 +174,7 @@ def is_fiber_class(name: str) -> bool:
 
 
 def find_fiber_classes(supercategories: Mapping[str, str | None]) -> list[str]:
-    """Find the fibre classes of a data set by their names, and by the supercategory of each.
+    """Find the fibre classes of a data set by their names and the supercategory of each name.
 
     A supercategory says so if it is nothing but a word for fibres, and if its classes are not told
     apart by their names: some tools write the project's name there, such as ``fibers``, over Film.
@@ -221,7 +221,7 @@ def choose_fiber_classes(given: Sequence[str], class_names: Sequence[str]) -> li
 def kind_of(class_name: str, fiber_classes: Collection[str] | None = None) -> Kind:
     """Give the kind of a class's particles: a fibre's length is that of its centreline.
 
-    None of ``fiber_classes`` judges by :func:`is_fiber_class`.
+    Without ``fiber_classes``, the names of the fibre classes, :func:`is_fiber_class` decides.
     """
     fiber = is_fiber_class(class_name) if fiber_classes is None else class_name in fiber_classes
     return "fiber" if fiber else "other"

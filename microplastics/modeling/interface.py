@@ -25,6 +25,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.projects.point_rend import PointRendMaskHead
+from detectron2.projects.point_rend.roi_heads import PointRendROIHeads
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -126,6 +127,12 @@ def _check_mask_pooler(cfg: CfgNode) -> None:
     heads, node = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), cfg.MODEL.ROI_MASK_HEAD
     if not (predicts_masks(cfg) and issubclass(heads, StandardROIHeads)):
         return
+    if issubclass(heads, PointRendROIHeads) and node.NAME != "PointRendMaskHead":
+        raise UserError(
+            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, whose only mask head is "
+            f"PointRendMaskHead; {node.NAME} expected StandardROIHeads.",
+            code="config_invalid",
+        )
     head = ROI_MASK_HEAD_REGISTRY.get(node.NAME)
     wants = issubclass(head, MaskRCNNConvUpsampleHead)
     known = _is_known(head) and (wants or issubclass(head, PointRendMaskHead))

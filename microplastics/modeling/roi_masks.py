@@ -60,7 +60,7 @@ class BoxedMasks(ROIMasks):
         return self.boxes * self.boxes.new_tensor(scale * 2)
 
     def paste(self, size: Sequence[int], threshold: float = 0.5) -> CropMasks:
-        """Paste the masks on the image, (height, width) in px, of the network's input."""
+        """Paste the masks on the image, of (height, width) px, that the input was made of."""
         return CropMasks.paste(self.tensor, self.boxes_on(size), size, threshold)
 
     def to_bitmasks(

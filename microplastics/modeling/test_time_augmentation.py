@@ -97,8 +97,8 @@ class TestTimeAugmentation:
     ) -> Instances:
         """Detect on all views of a (C, H, W) network's input, 0 to 255, on the CPU.
 
-        ``find`` and ``add_masks`` are of the model. Raw results in px of the input, best score
-        first.
+        ``find`` and ``add_masks`` are the model's; ``scaled`` is as of :meth:`views`. Returned are
+        raw results in px of the input, best score first.
         """
         heads, size = self._heads, tuple(image.shape[1:])
         views = self.views(size, scaled)

@@ -83,10 +83,9 @@ class RunStore:
         Raises:
             UserError: a run lies there and neither was asked for, or it had other settings.
         """
-        remove_leftovers(
-            self._folder, *{(self._output / form.files[0]).parent for form in FORMATS.values()}
-        )
         path = self._folder / _SETTINGS
+        if not path.is_file():
+            remove_leftovers(self._folder)
         if not path.is_file() and self._folder.exists() and any(self._folder.iterdir()):
             raise UserError(
                 f"{self._folder} was not written by microplastics; choose another --output.",
@@ -106,6 +105,10 @@ class RunStore:
                 "or choose another --output.",
                 code="output_exists",
             )
+        # Not before: a run that is refused may be under way.
+        remove_leftovers(
+            self._folder, *{(self._output / form.files[0]).parent for form in FORMATS.values()}
+        )
         write_json(path, self._settings, indent=1)
 
     def _compare(self, before: dict[str, Any]) -> None:

@@ -397,7 +397,7 @@ def merge_runs(
 
 
 def read_particles(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a particles.csv: :func:`microplastics.measurement.table.table_columns`.
+    """Read a particles.csv, with :func:`microplastics.measurement.table.table_columns`.
 
     Raises:
         UserError: it is missing, damaged or not the table of a run.

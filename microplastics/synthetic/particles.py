@@ -212,10 +212,10 @@ MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: mak
 
 
 def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
-    """Paint a particle onto the scene in a colour that stands out from the ground, and say whether.
+    """Paint a particle onto the scene in a colour that stands out from the ground, if there is one.
 
-    The scene is unchanged if five colours in succession have a :func:`contour_contrast` below
-    ``min_contrast``.
+    False is returned, and the scene unchanged, if five colours in succession have a
+    :func:`contour_contrast` below ``min_contrast``.
     """
     crop = _Crop(particle, scene.canvas.shape[0])
     coverage = crop.coverage(particle.outline)
@@ -237,9 +237,9 @@ def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarra
     """Compute the colour difference, 0 to 1, that a particle makes just inside its contour.
 
     ``painted`` and ``below`` are float32 (h, w, 3) with and without the particle, ``coverage`` is
-    float32 (h, w), the fraction of each pixel inside the outline. It is the 30th percentile along
-    the contour of the root mean square difference over the channels: most of it stands out at least
-    as much.
+    float32 (h, w), the fraction of each pixel inside the outline. Returned is the 30th percentile
+    along the contour of the root mean square difference over the channels: most of the contour
+    stands out at least as much.
     """
     inside = coverage >= 0.5
     deep = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1) > 0

@@ -266,7 +266,11 @@ def parse_yaml(text: str, loader: type = yaml.SafeLoader) -> Any:
         if node is not None and _expanded(node, {}) > _MAX_YAML_VALUES:
             raise ValueError(f"with its aliases it has more than {_MAX_YAML_VALUES} values")
         return None if node is None else parser.construct_document(node)
-    except (yaml.YAMLError, RecursionError, TypeError, OverflowError) as error:
+    # PyYAML raises the last three for tags that do not fit their values, such as "!!bool x".
+    except (
+        *(yaml.YAMLError, RecursionError, TypeError, OverflowError),
+        *(KeyError, IndexError, AttributeError),
+    ) as error:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 

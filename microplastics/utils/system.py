@@ -65,7 +65,7 @@ def map_in_processes(
 ) -> Iterator[Any]:
     """Apply a function of a module to all tasks in order, with one OpenCV thread per process.
 
-    One of the ``processes`` works in this one; a worker takes ``chunk`` tasks at a time.
+    If ``processes`` is 1 this process does the work. A worker takes ``chunk`` tasks at a time.
 
     Raises:
         UserError: ``interrupted``, a worker was killed.

@@ -101,6 +101,7 @@ MISTAKES = {
         ("view", "VAL", "--predictions", "x", "--augmented", "3"),
         "exclude each other",
     ),
+    "seed of nothing": (("view", "VAL", "--seed", "3"), "--seed is of training samples"),
     "score of nothing": (("view", "VAL", "--min-score", "0.3"), "--min-score is of --predictions"),
     "evaluated on nothing": (("view", "--predictions", "x"), "give them as JSON:IMAGES"),
     "no metrics": (("plot", "--input", "gone.json", "--output", "x.png"), "Cannot read gone"),

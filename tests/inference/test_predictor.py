@@ -395,6 +395,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         ({"config": "[" * 5000}, "checkpoint_invalid", "YAML"),
         ({"config": BOMB}, "checkpoint_invalid", "aliases"),
         ({"config": "a: &a [*a]\n"}, "checkpoint_invalid", "aliases"),
+        ({"config": "SEED: !!bool x"}, "checkpoint_invalid", "YAML"),
         ({"config": 7}, "checkpoint_invalid", "config"),
         ({"config": "x" * 2_000_000}, "checkpoint_invalid", "config"),
         ({"class_names": "Fiber"}, "checkpoint_invalid", "class names"),

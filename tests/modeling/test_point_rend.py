@@ -3,8 +3,11 @@
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from support import user_error
 
+from microplastics.config import load_config
 from microplastics.engine import Trainer
+from microplastics.modeling.interface import build_shapes, check_architecture
 from microplastics.structures.crop_masks import CropMasks
 
 
@@ -19,3 +22,20 @@ def test_a_batch_without_a_particle_has_losses_and_gradients(tiny_cfg):
     assert losses["loss_mask"] == losses["loss_mask_point"] == 0
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_models_of_earlier_configs_have_the_same_weights():
+    names = "MODEL.ROI_HEADS.NAME PointRendROIHeads MODEL.ROI_MASK_HEAD.NAME PointRendMaskHead"
+    shapes = []
+    for opts in ([], names.split()):
+        cfg = load_config("quick_pointrend", opts)
+        check_architecture(cfg)
+        state = build_shapes(cfg).state_dict()
+        shapes.append({name: value.shape for name, value in state.items()})
+    assert shapes[0] == shapes[1]
+
+
+def test_the_roi_heads_of_earlier_configs_take_no_other_mask_head():
+    cfg = load_config("quick_pointrend", ["MODEL.ROI_HEADS.NAME", "PointRendROIHeads"])
+    with user_error("config_invalid", "PointRendROIHeads", "StandardROIHeads"):
+        check_architecture(cfg)

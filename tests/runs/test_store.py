@@ -69,9 +69,13 @@ def test_what_a_killed_run_left_is_no_part_of_it(image, result, tmp_path):
 def test_a_run_is_neither_mixed_nor_lost(store, image, result, tmp_path):
     store.save(image, result, {})
     again = RunStore(tmp_path / "run", {"tile": 256, "size_bins": (10, 50)})
+    being_written = tmp_path / "run" / "parts" / ".b.parquet.c.unfinished"
+    being_written.touch()
     with user_error("output_exists", "--resume"):
         again.claim(resume=False, overwrite=False)
+    assert being_written.exists()  # the run may be under way
     again.claim(resume=True, overwrite=False)
+    assert not being_written.exists()
     assert again.is_finished(image)
     other = RunStore(tmp_path / "run", {"tile": 512, "size_bins": (10, 50)})
     with user_error("run_mismatch", "tile 256", "512"):

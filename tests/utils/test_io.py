@@ -9,6 +9,7 @@ from microplastics.utils.errors import UserError
 from microplastics.utils.io import (
     alone,
     atomic_write,
+    parse_yaml,
     read_json,
     read_table,
     read_text,
@@ -140,3 +141,9 @@ def test_spreadsheets_are_given_no_formulas(tmp_path):
     assert path.read_text(encoding="utf-8").splitlines() == ["name,'=n", *lines]
     assert read_table(path)["name"].tolist() == formulas + texts
     assert read_table(path).columns.tolist() == ["name", "=n"]
+
+
+@pytest.mark.parametrize("text", ["!!bool x", '!!int ""', "!!timestamp x", "a: &a [*a]", "\0", "["])
+def test_yaml_that_cannot_be_used_is_a_value_error(text):
+    with pytest.raises(ValueError, match="."):
+        parse_yaml(text)

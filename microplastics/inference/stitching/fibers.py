@@ -19,6 +19,7 @@ JOINS = "pieces of fibres joined end to end"
 
 _THIN = 3.0  # area / width²: thicker pieces are not fibres
 _BACK = 3.0  # widths of the centreline that show the direction of an end
+_STEPS = 256  # points of a curve that are drawn at a time
 _SHORTEST_BACK = 10.0  # px of it, at least
 _GAP = 6.0  # largest gap between two ends, in widths
 _OVERLAP = 8.0  # largest overlap of two pieces, in widths
@@ -298,6 +299,11 @@ def _band(one: End, two: End) -> View:
 
 def _stroke(curve: np.ndarray, width: float) -> View:
     """Draw a curve, (N, 2) x and y at most half a px apart, of a width in px."""
+    # Part by part: the box around a long one has too many pixels to look at.
+    return union([_drawn(part, width) for part in np.array_split(curve, -(-len(curve) // _STEPS))])
+
+
+def _drawn(curve: np.ndarray, width: float) -> View:
     low = np.floor(curve.min(axis=0) - width).astype(int)
     high = np.ceil(curve.max(axis=0) + width).astype(int) + 1
     pixels = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True))), 2)

@@ -22,7 +22,7 @@ class LastLevelConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str):
-        """Make P6 of ``in_feature``, ``p5`` of the pyramid or ``res5`` of the network below it."""
+        """Make P6 from ``in_feature``: ``p5`` of the pyramid, or ``res5`` of the network below."""
         super().__init__()
         self.num_levels = 1
         self.in_feature = in_feature
@@ -34,7 +34,7 @@ class LastLevelConv(nn.Module):
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Build a pyramid on a network by the keys MODEL.FPN; config_invalid for TOP_BLOCK."""
+    """Build a pyramid on a network by MODEL.FPN; config_invalid if its TOP_BLOCK is unknown."""
     fpn = cfg.MODEL.FPN
     last = fpn.IN_FEATURES[-1]
     stage = last.removeprefix("res")

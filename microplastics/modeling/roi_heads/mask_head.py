@@ -226,7 +226,11 @@ class MaskIoUHead(nn.Module):
     """
 
     def __init__(self, input_shape: ShapeSpec, num_classes: int, conv_dim: int, fc_dim: int):
-        """Take the channels of the four convolutions and the two hidden linear layers."""
+        """Predict ``num_classes`` IoUs from the features of a RoI, of ``input_shape``.
+
+        ``conv_dim`` and ``fc_dim`` are the channels of the four convolutions and of the two hidden
+        linear layers.
+        """
         super().__init__()
         self.side = input_shape.height
         channels = [input_shape.channels + 1, *[conv_dim] * 4]

@@ -1,5 +1,7 @@
 """Tests of fibre joining: pieces of one fibre become one particle, its neighbours do not."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -214,3 +216,13 @@ def test_what_touches_and_gaps_within_a_particle_stay():
     first = arc(0, 60).mask | disc(20, 20, 2, (300, 300))
     parts = [View(first, 0, 0), arc(60, 100)]
     assert np.array_equal(bridge(parts, (300, 300)).mask, first | arc(60, 100).mask)
+
+
+def test_a_long_gap_takes_little_memory():
+    end = np.ones((4, 60), bool)
+    tracemalloc.start()
+    joined = bridge([View(end, 0, 0), View(end, 2000, 2000)], (2100, 2100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert measure(joined.mask).parts == 1
+    assert peak < 10 * joined.mask.size
