@@ -491,7 +491,7 @@ def view_annotations(**given: Any) -> None:
 )
 @page_options
 def view_page(dataset: str | None, no_browser: bool, host: str, port: int, **given: Any) -> None:
-    """Look at a data set on the page of microplastics review, which here decides nothing.
+    """Look at a data set in the browser, on the page of microplastics review without decisions.
 
     DATASET is a registered name, or JSON:IMAGES. --predictions puts beside its annotations what
     was found, the images and particles that disagree most first. --augmented, or a config without

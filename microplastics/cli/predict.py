@@ -101,7 +101,7 @@ run_options = section(
         ),
         option(
             "--edge",
-            "Particles that touch the border: counted, left out, or made up for by weights.",
+            "Particles that touch the border: counted, left out, or corrected for by weights.",
             type=click.Choice(["count", "exclude", "weight"]),
             default="count",
         ),

@@ -1,7 +1,8 @@
 """Overlays: the photograph with outlined and numbered particles, as PNG.
 
 Drawn with OpenCV and Pillow, in tenths of a millisecond a particle; Matplotlib, which draws the
-pictures of :mod:`microplastics.visualization`, takes longer than the model.
+pictures of :mod:`microplastics.visualization`, takes longer than the model. The colours of the
+classes are those of :mod:`microplastics.data.colors`, as in every picture.
 """
 
 import math

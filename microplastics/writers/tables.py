@@ -1,4 +1,7 @@
-"""Results of images: as tables (CSV, Parquet), kept for the end of the run, as label images."""
+"""Results of images: as tables (CSV, Parquet), kept for the end of the run, as label images.
+
+The columns are those of :mod:`microplastics.measurement.table`.
+"""
 
 import contextlib
 import csv
