@@ -22,7 +22,7 @@ _POLYGON_STEPS_LIMIT = 50_000_000
 
 @functools.cache
 def _most_pixels() -> int:
-    """Half of this machine's memory in bytes: one each pixel of a mask's box.
+    """Half of this machine's memory in bytes; a pixel of a mask's box takes one.
 
     A few bytes of run lengths can stand for a mask as large as the largest image.
     """

@@ -389,9 +389,10 @@ def _claim_conversion(output: Path, manifest: dict[str, Any]) -> None:
 
 def _claim_export(output: Path, manifest: dict[str, Any]) -> None:
     """Write the unfinished manifest, unless the output has other files or another export."""
-    remove_leftovers(output)
     path = output / EXPORT_MANIFEST
     claimed, words = {**manifest, "complete": False}, ""
+    if not path.is_file():
+        remove_leftovers(output)
     if path.is_file():
         found = read_json(path, dict, "what an export writes; choose another --output")
         if found.get("complete"):

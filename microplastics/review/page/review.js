@@ -665,7 +665,7 @@ async function download(event) {
     if (!answer.ok) throw new Error((await answer.json()).error);
     const address = URL.createObjectURL(await answer.blob());
     make("a", {href: address, download: "particles.csv"}).click();
-    URL.revokeObjectURL(address);
+    setTimeout(() => URL.revokeObjectURL(address), 60_000); // some browsers read it later
     hint("");
   } catch (error) {
     hint("");
