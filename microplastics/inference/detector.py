@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import logging
+import operator
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -310,43 +311,50 @@ class Detector:
         rpn, by_chunks = self.model.proposal_generator, self._plain and len(batch) == 1
         topk = {False: self._tile_topk}
         with remembered(rpn.rpn_head):
+            crowded = [True] * len(batch)
             if self._standard:
                 few, _ = rpn(batch, features, None)
                 enough = len(few[0])
             if by_chunks:
                 quarter = max(1, -(-enough // 4))
-                found, crowded = self._boxes_of_one(pooled, few[0], quarter, enough)
-                if not crowded:
-                    return [found]
+                found, crowded[0] = self._boxes_of_one(pooled, few[0], quarter, enough)
+                first = [found]
             elif self._standard:
-                found = self._boxes_if_uncrowded(batch, pooled, few)
-                if found is not None:
-                    return found
+                first, crowded = self._boxes_of_most(batch, pooled, few)
+            if not any(crowded):
+                return first
             with changed([rpn], pre_nms_topk=topk, post_nms_topk=topk):
                 many, _ = rpn(batch, features, None)
-            full = sum(len(each) >= self._tile_topk for each in many)
-            if by_chunks:
-                found, crowded = self._boxes_of_one(pooled, many[0], _BOX_CHUNK, enough)
-                self._note_cut_short(crowded and full)
-                return [found]
-            if self._standard:
-                found = self._boxes_if_uncrowded(batch, pooled, many)
-                if found is not None:
-                    return found
-            self._note_cut_short(full)
+        full = [len(each) >= self._tile_topk for each in many]
+        if by_chunks:
+            found, crowded[0] = self._boxes_of_one(pooled, many[0], _BOX_CHUNK, enough)
+            self._note_cut_short(crowded[0] and full[0])
+            return [found]
+        if not self._standard:
+            self._note_cut_short(sum(full))
             return self._boxes(batch, pooled, many)
+        more, still = self._boxes_of_most(batch, pooled, _only(many, crowded))
+        if any(still):
+            self._note_cut_short(sum(map(operator.and_, still, full)))
+            more = _chosen(still, self._boxes(batch, pooled, _only(many, still)), more)
+        return _chosen(crowded, more, first)
 
-    def _boxes_if_uncrowded(
+    def _boxes_of_most(
         self, batch: ImageList, pooled: Features, proposals: list[Instances]
-    ) -> list[Instances] | None:
-        """Detect boxes of the first three quarters of the proposals; None if the rest adds any."""
-        cuts = [len(each) * 3 // 4 for each in proposals]
-        parts = (
-            [each[:cut] for each, cut in zip(proposals, cuts, strict=True)],
-            [each[cut:] for each, cut in zip(proposals, cuts, strict=True)],
+    ) -> tuple[list[Instances], list[bool]]:
+        """Detect boxes of the first three quarters of the proposals of each image.
+
+        Returns:
+            The detections, and whether the last quarter would add some.
+        """
+        first, last = (
+            self._above(self._boxes(batch, pooled, part))
+            for part in (
+                [each[: len(each) * 3 // 4] for each in proposals],
+                [each[len(each) * 3 // 4 :] for each in proposals],
+            )
         )
-        first, last = (self._above(self._boxes(batch, pooled, part)) for part in parts)
-        return None if any(map(_adds, first, last)) else first
+        return first, list(map(_adds, first, last))
 
     def _boxes_of_one(
         self, pooled: Features, proposals: Instances, step: int, enough: int
@@ -382,6 +390,15 @@ class Detector:
                 self._tile_topk,
             )
         self.windows_cut_short += int(tiles)
+
+
+def _only(proposals: Sequence[Instances], wanted: Sequence[bool]) -> list[Instances]:
+    """Leave out the proposals of the other images."""
+    return [each if want else each[:0] for each, want in zip(proposals, wanted, strict=True)]
+
+
+def _chosen(which: Sequence[bool], yes: Sequence[Any], no: Sequence[Any]) -> list[Any]:
+    return [a if want else b for want, a, b in zip(which, yes, no, strict=True)]
 
 
 def _adds(first: Instances, more: Instances) -> bool:

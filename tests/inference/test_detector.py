@@ -226,6 +226,22 @@ def test_a_cascade_looks_at_all_proposals_of_crowded_tiles_only(build):
     assert torch.equal(few.scores, dense.scores)
 
 
+@pytest.mark.parametrize("heads", ["standard", "cascade"])
+def test_a_crowded_tile_changes_none_of_its_batch(build, heads):
+    caps = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
+    model = build(*HEADS[heads], *caps)
+    images, sizes = [picture(96, 128), picture(96, 128) * 0, picture(96, 128) / 2], [(96, 128)] * 3
+    found = Detector(model, [0.0] * 3, tile_topk=64)(images, sizes, dense=True)
+    least = min(float(each.scores.max()) for each in found)
+    for threshold, empty in ((0.3, 0), (least, 1)):
+        detector = Detector(model, [threshold] * 3, tile_topk=64)
+        together = detector(images, sizes, dense=True)
+        for image, each in zip(images, together, strict=True):
+            expected = detector([image, image], sizes[:2], dense=True)[0]
+            torch.testing.assert_close(each.scores, expected.scores)
+        assert [len(each) for each in together].count(0) == empty
+
+
 def test_dense_looks_at_proposals_while_they_help(build):
     """All that TILE_TOPK proposals give; fewer in an image whose first ones give nothing."""
     caps = ("MODEL.RPN.POST_NMS_TOPK_TEST", 8, "MODEL.RPN.PRE_NMS_TOPK_TEST", 16)
