@@ -20,6 +20,13 @@ HOSTILE = [
     *(["polygon"], {"polygon": 1}, "mask", "circle", "linestrip", "ellipse", "polyline", [0] * 40),
 ]
 
+# What a text, a table or a number is not expected to hold.
+PIECES = [
+    *(b'"', b"'", b"<", b"/>", b",", b"\n", b"\t", b"{", b"[]", b"1e400", b"nan", b"-1", b"255"),
+    *(b"", b"polygon", b"mask", b"0,0,0", b"&#0;", b"../", b"\x00", b"\xff" * 4, b"\x7f" * 8),
+    *("é".encode(), b"9" * 5000),
+]
+
 _CASES = 5  # for each example of hypothesis
 
 
@@ -63,16 +70,45 @@ def as_bytes(document, rng):
     return bytes(data)
 
 
+def damaged(content, rng):
+    """The bytes of a file with one to four places overwritten, and perhaps cut off."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        # Often at the head, which says how the rest is to be read.
+        start = rng.randrange(rng.choice([len(data), min(len(data), 400)]) + 1)
+        if rng.random() < 0.5:
+            data[start : start + 1] = bytes([rng.randrange(256)])
+        else:
+            data[start : start + rng.randrange(9)] = rng.choice(PIECES)
+    return bytes(data if rng.random() < 0.9 else data[: rng.randrange(len(data) + 1)])
+
+
 def check_reader(module, path, documents, seed):
-    """Write a mutated document to ``path`` and read its folder.
+    """Write a mutated document to ``path`` and read its folder (see :func:`check_file`)."""
+    rng = random.Random(seed)
+    content = as_bytes(mutated(rng.choice(documents), rng), rng)
+    return check_file(module, path, content, rng.choice([path, path.parent]), rng)
+
+
+def check_damaged(module, root, seed, names="*"):
+    """Read a folder in which one of the files that a pattern matches is damaged."""
+    rng = random.Random(seed)
+    path = rng.choice(sorted(each for each in root.rglob(names) if each.is_file()))
+    whole = path.read_bytes()
+    try:
+        return check_file(module, path, damaged(whole, rng), root, rng)
+    finally:
+        path.unlink()
+        path.write_bytes(whole)
+
+
+def check_file(module, path, content, target, rng):
+    """Write a file and read ``target``, itself or a folder that it lies in.
 
     The reader must give instances of its classes with usable numbers, or a ``UserError``.
     """
-    rng = random.Random(seed)
-    content = as_bytes(mutated(rng.choice(documents), rng), rng)
     path.unlink(missing_ok=True)  # writing over a file makes some file systems wait for the disk
     path.write_bytes(content)
-    target = rng.choice([path, path.parent])
     module.detect(target)
     width = rng.choice([None, 3.0])
     options = ReadOptions(skip_broken=rng.random() < 0.5, line_width=width)

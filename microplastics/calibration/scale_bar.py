@@ -32,6 +32,7 @@ _MAX_DOUBT = 0.7  # px by which an end may differ with the ground that is taken 
 _MAX_BLUR = 4  # px over which an end may fade
 _REACH = 3  # px beyond an edge in which the ground shows
 _MAX_TICK = 10  # px, largest width of an end tick
+_PARTS = 4  # lengths of a part within which the other parts of a divided bar lie
 
 _PLATE_TOLERANCE = 14  # grey levels that JPEG moves an even box
 _MAX_PLATE = 0.3  # fraction of the picture: anything larger is its ground
@@ -262,7 +263,7 @@ def _with_labels(found: list[_Candidate], width: int, height: int) -> Iterator[S
     """The bars among the finds of a window, each once, with their texts."""
     groups = {group[0]: group for group in _same(found)}
     bars = []
-    for best in _without_outlines(list(groups)):
+    for best in _without_parts(_without_outlines(list(groups))):
         if not _is_clear(best.stroke, width, True):
             continue
         # Only in the plane in which the letters are of the bar's ink may they show.
@@ -352,6 +353,49 @@ def _is_clear(stroke: _Stroke, width: int, has_text: bool) -> bool:
     if has_text or stroke.has_ticks:
         return pure or (stroke.contrast >= 55 and stroke.length >= 0.08 * width)
     return pure and stroke.thickness >= 2 and 0.06 * width <= stroke.length <= 0.5 * width
+
+
+def _without_parts(bars: list[_Candidate]) -> list[_Candidate]:
+    """Leave out the parts of bars that their label or black and white fields divide."""
+    parts = {each for each in bars if _has_like(each) or _has_contrary(each)}
+    # Fields in two rows touch at their corners.
+    return [each for each in bars if not any(_touch(each, part) for part in parts)]
+
+
+def _has_like(candidate: _Candidate) -> bool:
+    """Whether a like stroke lies in the same rows, a few lengths away."""
+    one, plane = candidate.stroke, candidate.plane.full
+    x0, x1 = round(one.x0), round(one.x1)
+    left, right = max(x0 - _PARTS * (x1 - x0), 0), x1 + _PARTS * (x1 - x0)
+    core = plane[one.y0 : one.y1, left:right]
+    beyond = plane[[max(one.y0 - 2, 0), min(one.y1 + 1, len(plane) - 1)], left:right]
+    limit = one.ink + 0.5 * one.contrast
+    like = (core <= limit).all(axis=0) & (beyond > limit).all(axis=0)
+    like[max(x0 - 2 - left, 0) : x1 + 2 - left] = False
+    ends = np.flatnonzero(np.diff(like, prepend=False, append=False)).reshape(-1, 2)
+    return any(
+        0.5 <= (end - start) / (x1 - x0) <= 2
+        and abs(core[:, start:end].min(axis=0).mean() - one.ink) <= 0.2 * one.contrast
+        for start, end in ends.tolist()
+    )
+
+
+def _has_contrary(candidate: _Candidate) -> bool:
+    """Whether a field of the contrary ink goes on from an end."""
+    one, plane = candidate.stroke, candidate.plane.full
+    # Beyond an outline there is the ground.
+    around = plane[[max(one.y0 - _REACH - 1, 0), min(one.y1 + _REACH, len(plane) - 1)]]
+    light = plane[one.y0 : one.y1].min(axis=0) >= around.max(axis=0) + _MIN_END_CONTRAST
+    x0, x1, least = round(one.x0) - 2, round(one.x1) + 2, round(one.length / 2)
+    sides = light[max(x0 - least, 0) : max(x0, 0)], light[x1 : x1 + least]
+    return any(len(side) == least and side.all() for side in sides)
+
+
+def _touch(one: _Candidate, other: _Candidate) -> bool:
+    """Whether two strokes lie on each other or meet, but for a pixel or two of an outline."""
+    x0, x1, y0, y1 = one.span
+    u0, u1, v0, v1 = other.span
+    return max(u0 - x1, x0 - u1, v0 - y1, y0 - v1) <= 2
 
 
 def _inside(candidate: _Candidate, text: Box) -> bool:

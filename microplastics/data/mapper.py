@@ -25,6 +25,7 @@ from microplastics.data.painting import (
     are_hidden,
     boxes_to_paint,
 )
+from microplastics.data.segmentation import usable_masks
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.errors import UserError
 
@@ -250,7 +251,8 @@ class MicroplasticsDatasetMapper:
             the image that are painted over.
 
         Raises:
-            UserError: the image cannot be read, or its size differs from the annotations.
+            UserError: the image cannot be read, its size differs from the annotations, or its
+                masks need more memory than there is.
         """
         mapped = {k: v for k, v in dataset_dict.items() if k != "annotations"}
         image = self._read(dataset_dict)
@@ -258,7 +260,7 @@ class MicroplasticsDatasetMapper:
             mapped["painted"] = self._read.painted(dataset_dict)
         has_annotations = "annotations" in dataset_dict
         if has_annotations and self.recompute_boxes:
-            sample = self._mix(Sample.from_annotations(image, self._particles(dataset_dict)))
+            sample = self._mix(self._sample(image, dataset_dict))
             # Without particles that a mosaic hides: nothing to crop around or paint over.
             boxes = sample.masks[sample.masks.nonempty()].get_bounding_boxes().tensor.numpy()
             aug_input = T.AugInput(sample.image, boxes=boxes)
@@ -269,7 +271,7 @@ class MicroplasticsDatasetMapper:
             applied = self.augmentations(aug_input)
         if has_annotations and not self.recompute_boxes:
             sizes = image.shape[:2], aug_input.image.shape[:2]
-            instances = self._instances(self._particles(dataset_dict), applied, *sizes)
+            instances = self._instances(dataset_dict, applied, *sizes)
             keep = self._large_enough(instances)
             mapped["instances"] = instances[keep]
             mapped["dropped_instances"] = int((~keep).sum())
@@ -303,7 +305,11 @@ class MicroplasticsDatasetMapper:
             index = np.searchsorted(ends, np.random.uniform(0, ends[-1]), side="right")
             index = min(int(index), len(self.partners) - 1)
         partner = self.partners[index]
-        return Sample.from_annotations(self._read(partner), self._particles(partner))
+        return self._sample(self._read(partner), partner)
+
+    def _sample(self, image: np.ndarray, dataset_dict: dict[str, Any]) -> Sample:
+        with usable_masks(dataset_dict["file_name"]):
+            return Sample.from_annotations(image, self._particles(dataset_dict))
 
     def _particles(self, dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
         """The annotations that training and validation use: no crowds, none painted over."""
@@ -350,11 +356,12 @@ class MicroplasticsDatasetMapper:
 
     def _instances(
         self,
-        annotations: list[dict[str, Any]],
+        dataset_dict: dict[str, Any],
         applied: T.TransformList,
         size_before: tuple[int, int],
         size_after: tuple[int, int],
     ) -> Instances:
+        annotations = self._particles(dataset_dict)
         instances = Instances(size_after)
         boxes = applied.apply_box(_boxes(annotations)).clip(min=0)
         boxes = np.minimum(boxes, np.asarray(size_after + size_after)[[1, 0, 3, 2]])
@@ -366,7 +373,8 @@ class MicroplasticsDatasetMapper:
             if self.mask_format == "polygon" and all(isinstance(s, list) for s in segmentations):
                 instances.gt_masks = _transform_polygons(segmentations, applied)
             else:
-                masks = CropMasks.from_coco(segmentations, size_before)
+                with usable_masks(dataset_dict["file_name"]):
+                    masks = CropMasks.from_coco(segmentations, size_before)
                 instances.gt_masks = masks.affine(affine_matrix(applied), size_after)
         return instances
 

@@ -4,6 +4,8 @@ pycocotools is C without checks: malformed run lengths or endless outlines crash
 memory, so everything is validated here first.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import shapely
 
 from microplastics.structures import rle as runs
 from microplastics.structures.crop_masks import CropMasks
+from microplastics.utils.errors import UserError
 
 if TYPE_CHECKING:
     from microplastics.data.formats.base import Notes
@@ -49,6 +52,22 @@ class Measured:
     box: tuple[float, float, float, float]
     clipped: bool = False
     subpixel: bool = False
+
+
+@contextlib.contextmanager
+def usable_masks(image: str) -> Iterator[None]:
+    """Name the image if the masks that ``CropMasks`` makes in a ``with`` block cannot be made.
+
+    Raises:
+        UserError: ``annotations_invalid``, for a ``ValueError``.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"A mask of {image} cannot be used ({error}); export the masks again.",
+            code="annotations_invalid",
+        ) from error
 
 
 def measure(segmentation: Any, height: int, width: int) -> Measured:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 
 from microplastics.data.augmentation.mixing import box_polygon
+from microplastics.data.segmentation import usable_masks
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.structures.rle import rle_bbox
 from microplastics.utils.errors import check_option
@@ -211,7 +212,8 @@ def _windows_of_record(
                 continue
             if index not in masks:
                 outline = annotation.get("segmentation") or box_polygon(annotation)
-                masks[index] = CropMasks.from_coco([outline], size)
+                with usable_masks(record["file_name"]):
+                    masks[index] = CropMasks.from_coco([outline], size)
             part, whole = masks[index].clip(*window), masks[index].area().item()
             visible = part.area().item()
             if visible < max(1, min_pixels, min_visible * whole):

@@ -30,6 +30,7 @@ from microplastics.data.formats.layout import IMAGE_SUFFIXES, list_files
 from microplastics.data.formats.masks import instance_rles, read_label_image
 from microplastics.data.large_images import ImageReader, open_reader
 from microplastics.data.painting import PaintedRegions, Regions
+from microplastics.data.segmentation import usable_masks
 from microplastics.measurement.shape import is_fiber_class
 from microplastics.roi.region import CIRCLE, Region, RegionSource
 from microplastics.structures.crop_masks import CropMasks
@@ -567,13 +568,8 @@ def _load_coco(
     left_out: dict[str, int],
 ) -> tuple[Particles, dict[str, int]]:
     segmentations = [each["segmentation"] for each in annotations]
-    try:
+    with usable_masks(image.name):
         masks = CropMasks.from_coco(segmentations, (entry["height"], entry["width"]))
-    except ValueError as error:
-        raise UserError(
-            f"A mask of {image.name} cannot be used ({error}); export the masks again.",
-            code="annotations_invalid",
-        ) from error
     classes = [names[each["category_id"]] for each in annotations]
     particles, empty = _particles(image.name, masks, classes, scores, ids)
     return particles, {**left_out, "empty_masks": empty}

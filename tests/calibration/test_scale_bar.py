@@ -190,6 +190,31 @@ def test_a_line_that_is_cut_or_divided_is_not_measured_in_part(gap):
     assert found(image) == []
 
 
+@pytest.mark.parametrize("part", [30, 100])
+@pytest.mark.parametrize("thick, ground, ink", [(2, 180, "black"), (8, 60, "white")])
+def test_the_halves_of_a_bar_that_its_label_divides_are_no_bars(part, thick, ground, ink):
+    style = plain_style(px=float(part), thick=float(thick), place="right", corner="sw", ink=ink)
+    drawn = draw_bar(np.full((300, 500, 3), ground, np.uint8), style)
+    assert len(found(drawn.image)) == 1
+    image, (x, _, w, _), y = drawn.image, drawn.text_box, round(drawn.y)
+    image[y : y + thick, x + w + 6 : x + w + 6 + part] = image[y, round(drawn.x) + 2]
+    assert found(image) == [] and found(as_jpeg(image, 85)) == []
+
+
+@pytest.mark.parametrize("ground, outline", [(120, 0), (120, 1), (255, 1), (255, 0)])
+@pytest.mark.parametrize("number, rows", [(2, 1), (3, 1), (5, 1), (3, 2)])
+def test_a_field_of_a_bar_is_no_bar(ground, outline, number, rows):
+    image = np.full((300, 500, 3), ground, np.uint8)
+    image[250 - outline : 250 + 6 * rows + outline, 60 - outline : 60 + 50 * number + outline] = 0
+    for row, field in np.ndindex(rows, number):
+        y, x = 250 + 6 * row, 60 + 50 * field
+        image[y : y + 6, x : x + 50] = 255 * ((row + field) % 2)
+    cv2.putText(image, "500 um", (80, 240), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1)
+    # Of two fields without an outline, one shows as much as a bar does where it is white on white.
+    expected = (number, rows, ground, outline) == (2, 1, 255, 0)
+    assert (len(found(image)) == 1) == expected
+
+
 @pytest.mark.parametrize("margin", [2, 4, 6])
 def test_a_bar_close_to_the_border(margin):
     style = plain_style(px=100.5, thick=3.0, whole=False, margin=margin)

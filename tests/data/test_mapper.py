@@ -34,6 +34,8 @@ from microplastics.data.mapper import (
     affine_matrix,
     build_augmentations,
 )
+from microplastics.data.tiling import tile_dicts
+from microplastics.structures import crop_masks
 from microplastics.structures.crop_masks import CropMasks
 from microplastics.utils.system import seeded
 
@@ -122,6 +124,19 @@ def test_mapping_does_not_change_the_data_set(tmp_path):
     before = repr(record)
     mapper(T.RandomFlip(1.0))(record)
     assert repr(record) == before
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+def test_masks_beyond_the_memory_are_refused_by_name(tmp_path, monkeypatch, cuts):
+    monkeypatch.setattr(crop_masks, "_most_pixels", lambda: 1500)
+    item = dataset_dict(tmp_path, [rle_of(SQUARE, 80, 100)])  # of 30 * 30 px
+    assert len(mapper(recompute_boxes=cuts)(item)["instances"]) == 1
+    item["annotations"] *= 2
+    with user_error("annotations_invalid", "image.png", "half of the memory"):
+        mapper(recompute_boxes=cuts)(item)
+    monkeypatch.setattr(crop_masks, "_most_pixels", lambda: 800)
+    with user_error("annotations_invalid", "image.png"):
+        tile_dicts([item], 40, 0, 0.1)
 
 
 def test_150_rle_instances_of_a_4000_px_image_never_become_full_frames(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from format_fuzz import check_cases, check_damaged
 from PIL import Image
 from support import user_error
 
@@ -95,3 +96,10 @@ def test_an_empty_mask_is_noted(tmp_path):
     save(tmp_path / "a1/masks/0.png", 0 * PARTS)
     found, notes = read(tmp_path)
     assert len(found["all"][0].instances) == 2 and notes.count("shape_without_area") == 1
+
+
+def test_damaged_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    make(folder, "a1")
+    save(folder / "a1/masks/0.tif", SMALL)  # without a check sum
+    check_cases(lambda seed: check_damaged(dsb2018, folder, seed, "masks/*"))

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from format_fuzz import check_cases
+from format_fuzz import check_cases, damaged
 from PIL import Image
 from roifile import ROI_SUBTYPE, ROI_TYPE, ImagejRoi
 from support import user_error
@@ -195,12 +195,6 @@ def test_hostile_files(tmp_path_factory):
     archive(folder / "b.zip", polygon(name="0001 Fiber", props="class: Fiber\n"), polygon())
     content = (folder / "b.zip").read_bytes()
     (folder / "b.zip").unlink()
-
-    def damaged(data, rng):
-        data = bytearray(data)
-        for _ in range(rng.randint(1, 9)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        return bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
 
     def case(seed):
         rng = random.Random(seed)

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from format_fuzz import check_cases, check_damaged
 from PIL import Image
 from support import user_error
 
@@ -124,3 +125,9 @@ def test_unusable_shapes_are_noted(tmp_path, points):
     make(tmp_path, False, document(thing(f"<polygon>{points}</polygon>"), thing(POLYGON)))
     (record,), _, notes = read(tmp_path)
     assert len(record.instances) == 1 and notes.count("shape_broken") == 1
+
+
+@pytest.mark.parametrize("names", ["*.xml", "*.png"])
+def test_damaged_files(tmp_path_factory, names):
+    folder = make(tmp_path_factory.mktemp("fuzz"), True)
+    check_cases(lambda seed: check_damaged(labelme_web, folder, seed, names))

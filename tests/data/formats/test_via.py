@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from format_fuzz import check_cases, check_reader
+from format_fuzz import check_cases, check_damaged, check_reader
 from PIL import Image
 from support import user_error
 
@@ -371,3 +371,11 @@ DOCUMENTS = [
 
 def test_hostile_files(fuzz_folder):
     check_cases(lambda seed: check_reader(via, fuzz_folder / "a.json", DOCUMENTS, seed))
+
+
+def test_damaged_csv(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    Image.new("RGB", (64, 48)).save(folder / "a.png")
+    rows = [("a.png", {}, shape, {"type": "A"}) for shape in SHAPES]
+    (folder / "via.csv").write_text(_csv(*rows))
+    check_cases(lambda seed: check_damaged(via, folder, seed, "*.csv"))

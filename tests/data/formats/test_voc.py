@@ -3,6 +3,7 @@
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from format_fuzz import check_cases, check_damaged
 from PIL import Image
 from support import user_error
 
@@ -210,3 +211,19 @@ def test_unusable_masks(folder):
     photo(folder, "b.jpg")
     with user_error("file_missing", "SegmentationClass/b.png", "SegmentationObject"):
         read(folder)
+
+
+@pytest.mark.parametrize("names", ["*.txt", "*.tif"])
+@pytest.mark.parametrize("colours", [True, False])
+def test_damaged_files(tmp_path_factory, names, colours):
+    folder = tmp_path_factory.mktemp("fuzz")
+    photo(folder)
+    # Without a check sum, so that other numbers come through.
+    save(folder / "SegmentationClass/a.tif", COLOURS[CLASSES] if colours else CLASSES)
+    save(folder / "SegmentationObject/a.tif", OBJECTS)
+    (folder / ("labelmap.txt" if colours else "class_names.txt")).write_text(
+        LABELMAP if colours else NAMES
+    )
+    (folder / "ImageSets/Segmentation").mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/train.txt").write_text("a\n")
+    check_cases(lambda seed: check_damaged(voc, folder, seed, names))
