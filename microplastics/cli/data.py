@@ -14,7 +14,17 @@ from microplastics.utils.errors import UserError
 READERS = ("coco", "yolo", "labelme", "labelme_web", "labelstudio", "via", "cvat", "supervisely")
 READERS += ("qupath", "imagej", "masks", "voc", "dsb2018", "cellpose", "sam", "blanks")
 EXPORT_FORMATS = ("yolo", "labelme", "masks", "labelstudio", "cvat", "coco")
-PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
+PRESETS = (
+    "default",
+    "glass-filter",
+    "cellulose",
+    "darkfield",
+    "dense",
+    "blank",
+    "dish",
+    "gridded",
+    "beads",
+)
 CLASSES = "Fiber,Fragment,Film"
 
 _copy = flag("--copy", "Copy the images into DIR.")
@@ -381,7 +391,7 @@ def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -
 @option("--particles=N", "Particles (15 a megapixel if not given).", type=int)
 @option(
     "--preset=NAME",
-    f"What is drawn: {', '.join(name for name in PRESETS if name != 'beads')}.",
+    f"What is drawn: {', '.join(p for p in PRESETS if p not in ('dish', 'gridded', 'beads'))}.",
     default="default",
 )
 @option("--filter filter_name=NAME", "The filter, such as cellulose (random if not given).")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,11 @@ class Preset:
     min_visible: float = 0.6  # fraction of a particle that must stay uncovered
     min_contrast: float = 0.13  # colour difference (0 to 1) along most of a particle's contour
     blur: tuple[float, float] = (0.35, 0.95)  # range of the lens's, standard deviation in px
+    defocus: float = 0.0  # of the lens away from the plane in focus, the same at most
+    faint: float = 0.0  # fraction of the fibres that are colourless and nearly transparent
+    throw: float = 1.0  # factor on the distance of particles from their shadows
+    along_lines: float = 0.3  # fraction of the fibres along the lines of a gridded membrane
+    caption_fraction: float = 0.0  # of the pictures, with a burnt-in line of text
 
     @property
     def categories(self) -> list[dict[str, Any]]:
@@ -84,6 +89,26 @@ PRESETS: Mapping[str, Preset] = {
         min_visible=0.5,
     ),
     "blank": Preset(_FILTERS, _MIX, particles_per_256=0.0, dirt=3.0, bubbles=0.6),
+    "dish": Preset(
+        {"dish": 1.0},
+        {FILM: 0.2, FRAGMENT: 0.4, FIBER: 0.4},
+        scale_bar_fraction=0.6,
+        bubbles=0.2,
+        min_contrast=0.06,
+        defocus=1.6,
+        faint=0.3,
+        throw=2.5,
+        caption_fraction=0.5,
+    ),
+    "gridded": Preset(
+        {"gridded_cellulose": 1.0},
+        {FILM: 0.15, FRAGMENT: 0.3, FIBER: 0.55},
+        dirt=1.3,
+        min_contrast=0.06,
+        defocus=1.0,
+        faint=0.3,
+        caption_fraction=0.15,
+    ),
     "beads": Preset(
         _BEAD_FILTERS,
         {BEAD: 1.0},
@@ -129,8 +154,8 @@ def render_image(
         image: uint8 (size, size, 3), BGR, before JPEG.
         record: COCO image entry without ``id`` and ``file_name``: ``width``, ``height``,
             ``um_per_px``, ``filter``, ``jpeg_quality``, ``scale_bar`` if there is one (``um``,
-            ``px``: drawn length in whole pixels, ``bbox``), and ``background``, the name of the
-            photograph, if there are ``blanks``.
+            ``px``: drawn length in whole pixels, ``bbox``), ``caption`` if there is one (``text``,
+            ``bbox``), and ``background``, the name of the photograph, if there are ``blanks``.
         annotations: COCO annotations without ``id`` and ``image_id``, see :func:`annotate`.
     """
     photograph = None
@@ -143,38 +168,53 @@ def render_image(
     record["jpeg_quality"] = int(rng.integers(84, 98))
     has_bar = rng.random() < preset.scale_bar_fraction
     bar = camera.plan_scale_bar(rng, size, um_per_px) if has_bar else None
+    burnt = {"scale_bar": bar, "caption": _plan_caption(seed, size, bar, preset)}
+    burnt = {name: each for name, each in burnt.items() if each is not None}
+    scene = dataclasses.replace(scene, throw=preset.throw, faint=preset.faint)
+    disc = grid = None
     if photograph is None:
+        if scene.filter == "gridded_cellulose":
+            grid = filters.print_grid(generator(*seed, "grid"), scene, um_per_px)
         debris = generator(*seed, "debris")
         filters.scatter_debris(debris, scene, preset.dirt * filters.draw_dirt(debris))
         filters.enclose_bubbles(generator(*seed, "bubbles"), scene, preset.bubbles)
         filters.shed_fibers(generator(*seed, "shed"), scene, preset.dirt)
         camera.scratch(rng, scene, preset.dirt)
-    annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, bar, preset)
+        if scene.filter == "dish":
+            disc = filters.lay_dish(generator(*seed, "dish"), scene)
+    ground = Ground(size, [each["bbox"] for each in burnt.values()], preset, disc, grid)
+    annotations = _lay_particles(generator(*seed, "particles"), scene, um_per_px, ground)
     if photograph is None:
+        if preset.defocus:
+            camera.defocus(generator(*seed, "defocus"), scene, preset.defocus)
         camera.soil_lens(rng, scene)
         image = camera.expose(rng, scene, preset.blur)
     else:
         image = photograph.retake(rng, scene)
         record["background"] = photograph.name
-    if bar is not None:
-        camera.draw_scale_bar(image, bar)
-        record["scale_bar"] = {name: bar[name] for name in ("um", "px", "bbox")}
+    for name, each in burnt.items():
+        camera.burn_in(image, each)
+        record[name] = {key: each[key] for key in each if key not in ("ink", "plate")}
     return image, record, annotations
 
 
 class Ground:
     """Particles laid so far, which decide whether another one has room."""
 
-    def __init__(self, size: int, bar: dict | None, preset: Preset, disc: Polygon | None = None):
-        # The scale bar stays free; all particles must lie completely in the disc.
-        self.size, self.preset, self.disc = size, preset, disc
+    def __init__(
+        self,
+        size: int,
+        burnt: Sequence[Sequence[int]],
+        preset: Preset,
+        disc: Polygon | None = None,
+        grid: filters.Grid | None = None,
+    ):
+        # The boxes of what is burnt in stay free; all particles must lie completely in the disc.
+        self.size, self.preset, self.disc, self.grid = size, preset, disc, grid
         shapely.prepare(disc)
         self.fibers: list[Particle] = []
         self.compact: list[Particle] = []  # the other particles
-        self.bar = None
-        if bar is not None:
-            x, y, width, height = bar["bbox"]
-            self.bar = box(x - 4, y - 4, x + width + 4, y + height + 4)
+        self.burnt = [box(x - 4, y - 4, x + w + 4, y + h + 4) for x, y, w, h in burnt]
         # Each particle with its number of pixels inside the frame and of covered pixels.
         self._laid: list[tuple[Particle, float, float]] = []
         self._boxes = np.empty((0, 4))
@@ -185,7 +225,7 @@ class Ground:
         inside = area / particle.outline.area
         if area < _MIN_AREA_PX or inside < _MIN_INSIDE:
             return False
-        if self.bar is not None and particle.outline.intersection(self.bar).area > 0.05 * area:
+        if any(particle.outline.intersection(each).area > 0.05 * area for each in self.burnt):
             return False
         for number in self._near(particle):
             other, other_area, covered = self._laid[number]
@@ -318,11 +358,19 @@ def _count(rng: Generator, size: int, preset: Preset) -> int:
     return int(np.clip(round(rng.lognormal(np.log(median), preset.spread)), 1, MAX_PARTICLES))
 
 
+def _plan_caption(
+    seed: tuple[int | str, ...], size: int, bar: dict | None, preset: Preset
+) -> dict[str, Any] | None:
+    rng = generator(*seed, "caption")
+    has_caption = rng.random() < preset.caption_fraction
+    return camera.plan_caption(rng, size, bar) if has_caption else None
+
+
 def _lay_particles(
-    rng: Generator, scene: Scene, um_per_px: float, bar: dict | None, preset: Preset
+    rng: Generator, scene: Scene, um_per_px: float, ground: Ground
 ) -> list[dict[str, Any]]:
     """Make, place and paint the particles: films lowest, then fragments, fibres across all."""
-    size = scene.canvas.shape[0]
+    size, preset = ground.size, ground.preset
     number = _count(rng, size, preset)
     kinds = rng.choice(list(preset.mix), size=number, p=list(preset.mix.values()))
     makers, painter = particles.MAKERS, particles.paint
@@ -332,7 +380,6 @@ def _lay_particles(
         painter = functools.partial(particles.paint_bead, look=particles.sphere_look(rng, diameter))
         makers = {BEAD: functools.partial(particles.make_bead, diameter=diameter)}
         kinds = kinds[: max(int(_MAX_BEAD_COVER * size**2 / (np.pi / 4 * diameter**2)), 1)]
-    ground = Ground(size, bar, preset)
     annotations = []
     for kind in sorted(kinds, key=list(preset.mix).index):
         particle = makers[kind](rng, size)
@@ -344,6 +391,8 @@ def _place(rng: Generator, particle: Particle, ground: Ground) -> Particle:
     """Move a particle from the origin to a random place, or across or against an earlier one."""
     preset = ground.preset
     if particle.category_id == FIBER:
+        if ground.grid is not None and rng.random() < preset.along_lines:
+            return ground.grid.onto(rng, particle, ground.size)
         if ground.fibers and rng.random() < preset.crossing:
             other = ground.fibers[rng.integers(len(ground.fibers))].core
             target = other[rng.integers(len(other))]
