@@ -196,7 +196,7 @@ def defocus(rng: Generator, scene: Scene, blur: float) -> None:
     scene.canvas[:] = (scene.canvas * (1 - near) + half * near) * (1 - far) + full * far
 
 
-def plan_caption(rng: Generator, size: int, bar: dict | None) -> dict | None:
+def plan_caption(rng: Generator, size: int, image_height: int, bar: dict | None) -> dict | None:
     """Choose a line that a camera's software burns in, at the edge without the scale bar.
 
     Returns:
@@ -214,18 +214,24 @@ def plan_caption(rng: Generator, size: int, bar: dict | None) -> dict | None:
     ink = _text_mask(text, int(np.clip(size / 26, 9, 28) * rng.uniform(0.9, 1.3)))
     height, width = ink.shape
     pad = int(rng.integers(4, max(5, size // 30) + 1))
-    if width + 2 * pad > size or 3 * (height + 2 * pad) > size:
+    if width + 2 * pad > size or 3 * (height + 2 * pad) > image_height:
         return None
     x = int(rng.choice([pad, (size - width) // 2, size - pad - width]))
-    at_top = bar is None or bar["bbox"][1] > size // 2
-    y = pad if at_top else size - pad - height
+    at_top = bar is None or bar["bbox"][1] > image_height // 2
+    y = pad if at_top else image_height - pad - height
     ink = (ink / 255).astype(np.float32)[..., None]
     plate = bool(rng.random() < 0.4)
     return {"text": text, "bbox": [x, y, width, height], "ink": ink, "plate": plate}
 
 
-def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
+def plan_scale_bar(
+    rng: Generator, size: int, um_per_px: float, image_height: int | None = None
+) -> dict | None:
     """Choose a scale bar: a round number of micrometres over an eighth to a third of the width.
+
+    Args:
+        size: width of the picture in px.
+        image_height: its height in px; None for that of a square.
 
     Returns:
         ``um``, ``px`` (drawn length, whole pixels), ``bbox`` ([x, y, width, height] of bar and
@@ -246,8 +252,9 @@ def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
     width, height = max(px, text.shape[1]), len(text) + gap + thick + ticks
     pad = int(rng.integers(5, max(6, size // 24) + 1))
     x = pad if rng.random() < 0.5 else size - pad - width
-    y = pad if rng.random() < 0.3 else size - pad - height
-    if width + 2 * pad > size or height + 2 * pad > size:
+    image_height = image_height or size
+    y = pad if rng.random() < 0.3 else image_height - pad - height
+    if width + 2 * pad > size or height + 2 * pad > image_height:
         return None
     plate, above = bool(rng.random() < 0.25), rng.random() < 0.7
     bar_x, text_x = (width - px) // 2, (width - text.shape[1]) // 2
@@ -269,7 +276,7 @@ def bar_text(um: float) -> str:
 
 
 def burn_in(image: np.ndarray, bar: dict) -> None:
-    """Burn a planned scale bar or caption into a photograph, uint8 (size, size, 3), BGR."""
+    """Burn a planned scale bar or caption into a photograph, uint8 (H, W, 3), BGR."""
     x, y, width, height = bar["bbox"]
     window = image[y : y + height, x : x + width]
     ground = window.mean()

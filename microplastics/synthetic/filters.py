@@ -71,9 +71,9 @@ class Grid:
         place = x * math.cos(self.angle) + y * math.sin(self.angle) + self.shifts[family]
         return np.mod(place, self.pitch) - self.pitch / 2
 
-    def onto(self, rng: Generator, particle: Particle, size: int) -> Particle:
-        """Turn and move a fibre from the origin along a random line of a frame of ``size`` px."""
-        family, point = int(rng.integers(2)), rng.uniform(0, size, 2)
+    def onto(self, rng: Generator, particle: Particle, frame: tuple[int, int]) -> Particle:
+        """Turn and move a fibre from the origin along a random line of a frame (px)."""
+        family, point = int(rng.integers(2)), rng.uniform(0, frame)
         normal = self.angle + (0, math.pi / 2)[family]
         off = self.offset(family, *point) + rng.normal(0, 0.5 * self.width)
         chord = particle.core[-1] - particle.core[0]

@@ -202,10 +202,35 @@ def test_squares_have_3_mm_and_fibers_lie_along_their_lines():
         assert print_grid(generator(1), scene, um_per_px).pitch == pytest.approx(pitch)
     for seed in range(6):
         fiber = straight_fiber(40, 3)
-        placed = grid.onto(generator(seed), fiber, 256)
+        placed = grid.onto(generator(seed), fiber, (256, 256))
         assert placed.truth(1.0) == pytest.approx(fiber.truth(1.0), rel=1e-6)
         offsets = np.array([[grid.offset(f, *p) for p in placed.core] for f in (0, 1)])
         assert np.abs(offsets).max(1).min() < 12
+
+
+@pytest.mark.parametrize("size", [(260, 195), (150, 200)])
+def test_a_picture_need_not_be_square(size):
+    width, height = size
+    low = bars = count = 0
+    for index in range(6):
+        image, record, annotations = render_image((7, "wide", index), size, 4.0, PRESETS["dish"])
+        assert image.shape == (height, width, 3)
+        assert (record["width"], record["height"]) == size
+        for burnt in (record[name] for name in ("scale_bar", "caption") if name in record):
+            x, y, w, h = burnt["bbox"]
+            assert 0 <= x and x + w <= width and 0 <= y and y + h <= height
+            bars += 1
+        for annotation in annotations:
+            rle = annotation["segmentation"]
+            if isinstance(rle, list):
+                (rle,) = mask_util.frPyObjects(rle, height, width)
+            mask = mask_util.decode(rle)
+            assert mask.shape == (height, width) and mask.sum() == annotation["area"]
+            x, y, w, h = annotation["bbox"]
+            touches = min(x, y) <= 0 or x + w >= width or y + h >= height
+            assert annotation["touches_edge"] or not touches
+            low, count = max(low, y + h), count + 1
+    assert low > 0.85 * height and bars > 3 and count > 10
 
 
 def test_defocus_blurs_one_side_more():
