@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,22 @@ import click
 
 from microplastics.cli.parsing import Command, command, config_file, flag, option, path, section
 from microplastics.cli.review import page_options
-from microplastics.utils.errors import UserError
+from microplastics.utils.errors import UserError, check_option
 
 READERS = ("coco", "yolo", "labelme", "labelme_web", "labelstudio", "via", "cvat", "supervisely")
 READERS += ("qupath", "imagej", "masks", "voc", "dsb2018", "cellpose", "sam", "blanks")
 EXPORT_FORMATS = ("yolo", "labelme", "masks", "labelstudio", "cvat", "coco")
-PRESETS = ("default", "glass-filter", "cellulose", "darkfield", "dense", "blank", "beads")
+PRESETS = (
+    "default",
+    "glass-filter",
+    "cellulose",
+    "darkfield",
+    "dense",
+    "blank",
+    "dish",
+    "gridded",
+    "beads",
+)
 CLASSES = "Fiber,Fragment,Film"
 
 _copy = flag("--copy", "Copy the images into DIR.")
@@ -349,7 +360,7 @@ def render() -> None:
 @option("--train=N", "Training images.", default=240)
 @option("--val=N", "Validation images.", default=60)
 @option("--test=N", "Test images.", default=60)
-@option("--size=PX", "Side of an image.", default=512)
+@option("--size=PX", "Side of an image, or both, such as 1000x750.", default="512")
 @option("--um-per-px=UM", "Scale in µm per pixel.", default=4.0)
 @_seed
 @option(
@@ -357,7 +368,7 @@ def render() -> None:
 )
 @path("--backgrounds=DIR", "Folder of blank filter images to draw particles on.")
 @_workers
-def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -> None:
+def render_dataset(output: str, train: int, val: int, test: int, size: str, **given: Any) -> None:
     """Render photographs of filters with fibres, fragments and films, or with beads.
 
     Writes images to DIR/train, DIR/val and DIR/test, and instances_SPLIT.json to DIR/annotations.
@@ -367,8 +378,11 @@ def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -
     """
     from microplastics.synthetic import render_dataset
 
+    sides = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", size)
+    check_option(sides is not None, "--size", size, "a number of px, or two such as 1000x750")
+    frame = int(sides[1]), int(sides[2] or sides[1])
     counts = {"train": train, "val": val, "test": test}
-    paths = render_dataset(output, counts, **given)
+    paths = render_dataset(output, counts, frame, **given)
     for name, json_file in paths.items():
         print(f"{name}: {counts[name]} images, annotations in {json_file}")
 
@@ -381,7 +395,7 @@ def render_dataset(output: str, train: int, val: int, test: int, **given: Any) -
 @option("--particles=N", "Particles (15 a megapixel if not given).", type=int)
 @option(
     "--preset=NAME",
-    f"What is drawn: {', '.join(name for name in PRESETS if name != 'beads')}.",
+    f"What is drawn: {', '.join(p for p in PRESETS if p not in ('dish', 'gridded', 'beads'))}.",
     default="default",
 )
 @option("--filter filter_name=NAME", "The filter, such as cellulose (random if not given).")

@@ -24,6 +24,8 @@ class Scene:
     dark: bool  # whether particles shine on a dark ground
     # float32 (size, size), fraction of each pixel of a photographed filter that particles cover.
     cover: np.ndarray | None = None
+    throw: float = 1.0  # factor on the distance of particles from their shadows
+    faint: float = 0.0  # fraction of the fibres that are colourless and nearly transparent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +178,64 @@ def soil_lens(rng: Generator, scene: Scene) -> None:
         scene.canvas *= 1 - rng.uniform(0.03, 0.08) * soft[..., None]
 
 
-def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
+def defocus(rng: Generator, scene: Scene, blur: float) -> None:
+    """Blur a scene ever more away from the plane in focus, by at most ``blur`` px.
+
+    A tilted or bent ground leaves the depth of field on one side.
+    """
+    size = scene.canvas.shape[0]
+    angle, axis = rng.uniform(0, 2 * np.pi), np.linspace(-1, 1, size, dtype=np.float32)
+    depth = axis[None] * math.cos(angle) + axis[:, None] * math.sin(angle)
+    depth = np.abs(depth - rng.uniform(-0.6, 0.6) + 0.2 * smooth_noise(rng, (size, size), size / 2))
+    # Between three levels of blur, each pixel's is interpolated.
+    level = np.clip(depth * rng.uniform(0.6, 2.0), 0, 2)[..., None]
+    half, full = (
+        cv2.GaussianBlur(scene.canvas, (0, 0), part * blur).astype(np.float32) for part in (0.5, 1)
+    )
+    near, far = np.minimum(level, 1), np.maximum(level - 1, 0)
+    scene.canvas[:] = (scene.canvas * (1 - near) + half * near) * (1 - far) + full * far
+
+
+def plan_caption(rng: Generator, size: int, image_height: int, bar: dict | None) -> dict | None:
+    """Choose a line that a camera's software burns in, at the edge without the scale bar.
+
+    Returns:
+        ``text``, and ``bbox``, ``ink`` and ``plate`` as of :func:`plan_scale_bar`; None if it does
+        not fit.
+    """
+    month, day, hour, minute = rng.integers((1, 1, 8, 0), (13, 29, 19, 60))
+    number, zoom = int(rng.integers(1, 400)), rng.choice([0.67, 0.8, 1, 1.6, 2, 3.2, 4, 5])
+    texts = (
+        f"2024-{month:02d}-{day:02d} {hour:02d}:{minute:02d}",
+        f"S{number:03d}  {zoom:g}x",
+        f"Sample {number}  zoom {zoom:g}x  {day:02d}.{month:02d}.2024",
+    )
+    text = str(rng.choice(texts))
+    ink = _text_mask(text, int(np.clip(size / 26, 9, 28) * rng.uniform(0.9, 1.3)))
+    height, width = ink.shape
+    pad = int(rng.integers(4, max(5, size // 30) + 1))
+    if width + 2 * pad > size or 3 * (height + 2 * pad) > image_height:
+        return None
+    x = int(rng.choice([pad, (size - width) // 2, size - pad - width]))
+    at_top = bar is None or bar["bbox"][1] > image_height // 2
+    y = pad if at_top else image_height - pad - height
+    ink = (ink / 255).astype(np.float32)[..., None]
+    plate = bool(rng.random() < 0.4)
+    return {"text": text, "bbox": [x, y, width, height], "ink": ink, "plate": plate}
+
+
+def plan_scale_bar(
+    rng: Generator, size: int, um_per_px: float, image_height: int | None = None
+) -> dict | None:
     """Choose a scale bar: a round number of micrometres over an eighth to a third of the width.
+
+    Args:
+        size: width of the picture in px.
+        image_height: its height in px; None for that of a square.
 
     Returns:
         ``um``, ``px`` (drawn length, whole pixels), ``bbox`` ([x, y, width, height] of bar and
-        number), and for :func:`draw_scale_bar` ``ink`` (their pixels, 0 to 1) and ``plate``; None
+        number), and for :func:`burn_in` ``ink`` (their pixels, 0 to 1) and ``plate``; None
         if the number does not fit.
     """
     power = math.floor(math.log10(um_per_px * size * 0.125))
@@ -198,8 +252,9 @@ def plan_scale_bar(rng: Generator, size: int, um_per_px: float) -> dict | None:
     width, height = max(px, text.shape[1]), len(text) + gap + thick + ticks
     pad = int(rng.integers(5, max(6, size // 24) + 1))
     x = pad if rng.random() < 0.5 else size - pad - width
-    y = pad if rng.random() < 0.3 else size - pad - height
-    if width + 2 * pad > size or height + 2 * pad > size:
+    image_height = image_height or size
+    y = pad if rng.random() < 0.3 else image_height - pad - height
+    if width + 2 * pad > size or height + 2 * pad > image_height:
         return None
     plate, above = bool(rng.random() < 0.25), rng.random() < 0.7
     bar_x, text_x = (width - px) // 2, (width - text.shape[1]) // 2
@@ -220,8 +275,8 @@ def bar_text(um: float) -> str:
     return f"{um:g} µm" if um >= 1 else f"{um * 1000:g} nm"
 
 
-def draw_scale_bar(image: np.ndarray, bar: dict) -> None:
-    """Burn a bar of :func:`plan_scale_bar` into a photograph, uint8 (size, size, 3), BGR."""
+def burn_in(image: np.ndarray, bar: dict) -> None:
+    """Burn a planned scale bar or caption into a photograph, uint8 (H, W, 3), BGR."""
     x, y, width, height = bar["bbox"]
     window = image[y : y + height, x : x + width]
     ground = window.mean()

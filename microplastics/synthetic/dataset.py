@@ -1,5 +1,6 @@
 """Rendered data sets on disk."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import cv2
 from tqdm import tqdm
 
 from microplastics.synthetic.filters import Blanks, check_blanks, find_blanks
-from microplastics.synthetic.scene import find_preset, render_image
+from microplastics.synthetic.scene import find_preset, frame_of, render_image
 from microplastics.utils.errors import UserError, check_option
 from microplastics.utils.io import (
     atomic_write,
@@ -29,7 +30,7 @@ MIN_SIZE, MAX_SIZE = 64, 8192
 def render_dataset(
     output: str | os.PathLike,
     counts: dict[str, int],
-    size: int = 512,
+    size: int | tuple[int, int] = 512,
     um_per_px: float = 4.0,
     seed: int = 0,
     workers: int | None = None,
@@ -45,7 +46,7 @@ def render_dataset(
     Args:
         output: folder of the data set.
         counts: images per split, such as ``{"train": 240, "val": 60, "test": 60}``.
-        size: side of the images in px, 64 to 8192.
+        size: side of the images, or their width and height, in px, 64 to 8192.
         um_per_px: micrometres per pixel.
         seed: 0 or more.
         workers: processes; None uses all processors for large jobs.
@@ -66,9 +67,11 @@ def render_dataset(
         check_option(count >= 0, f"--{split}", count, "a number of images, 0 or more")
     total = sum(counts.values())
     check_option(total > 0, "The number of images of all splits", total, "1 or more")
-    check_parameters(size, (MIN_SIZE, MAX_SIZE), um_per_px, seed)
+    frame = frame_of(size)
+    for side in frame:
+        check_parameters(side, (MIN_SIZE, MAX_SIZE), um_per_px, seed)
     find_preset(preset)
-    workers = choose_workers(workers, total * size**2)
+    workers = choose_workers(workers, total * math.prod(frame))
     root, blanks = Path(output), None
     if backgrounds is not None:
         _check_apart(root, Path(backgrounds))
@@ -77,7 +80,7 @@ def render_dataset(
     settings = {
         "renderer_version": RENDERER_VERSION,
         "counts": dict(counts),
-        "size": size,
+        "size": frame[0] if frame[0] == frame[1] else list(frame),
         "um_per_px": float(um_per_px),
         "seed": seed,
         "preset": preset,
@@ -85,7 +88,7 @@ def render_dataset(
     }
     if not _is_complete(root, settings):
         if blanks is not None:
-            check_blanks(blanks, size)
+            check_blanks(blanks, max(frame))
         _claim(root, settings)
         write_json(root / MANIFEST, {**settings, "complete": False}, indent=1)
         files = _render(root, settings, blanks, workers)

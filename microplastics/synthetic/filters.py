@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import Generator
+from shapely.geometry import Point, Polygon
 from tqdm import tqdm
 
 from microplastics.data.coco import load_instances
@@ -22,14 +23,20 @@ from microplastics.synthetic.camera import (
     fractal_noise,
     generator,
     relief,
+    scratch,
     smooth_noise,
     walk,
 )
+from microplastics.synthetic.particles import Particle
 from microplastics.utils.errors import UserError
 from microplastics.utils.io import atomic_write
 
 # Filters on which particles shine.
 DARK_FILTERS = ("dark_polycarbonate", "black_membrane", "glowing_membrane")
+# Filters with stains and loose fibres of their own.
+_FIBROUS = ("glass_fiber", "cellulose", "gridded_cellulose")
+# Side of the squares of gridded membranes in µm.
+_SQUARE_UM = 3000.0
 # A photograph below this median brightness (0 to 1) counts as dark field.
 _DARK_BELOW = 0.35
 # Approximate brightness of the drawn filters, which particles are shaded for.
@@ -47,6 +54,33 @@ class Blanks:
     root: str  # their folder
     files: tuple[str, ...]  # their paths below it with "/", sorted
     bytes: int  # total size of the files
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Two families of parallel lines, printed at right angles."""
+
+    angle: float  # of the first family's normal to the x axis, in rad
+    pitch: float  # distance of neighbouring lines in px
+    shifts: tuple[float, float]  # of both families along their normals in px
+    width: float  # of a line in px
+
+    def offset(self, family: int, x, y):
+        """Compute how far (x, y) lie beyond the nearest line of family 0 or 1, in px."""
+        x, y = ((x, y), (y, -x))[family]
+        place = x * math.cos(self.angle) + y * math.sin(self.angle) + self.shifts[family]
+        return np.mod(place, self.pitch) - self.pitch / 2
+
+    def onto(self, rng: Generator, particle: Particle, frame: tuple[int, int]) -> Particle:
+        """Turn and move a fibre from the origin along a random line of a frame (px)."""
+        family, point = int(rng.integers(2)), rng.uniform(0, frame)
+        normal = self.angle + (0, math.pi / 2)[family]
+        off = self.offset(family, *point) + rng.normal(0, 0.5 * self.width)
+        chord = particle.core[-1] - particle.core[0]
+        turn = normal + math.pi / 2 - math.atan2(chord[1], chord[0]) + rng.normal(0, 0.06)
+        return particle.turned(turn).moved(
+            *(point - off * np.array([math.cos(normal), math.sin(normal)]))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +112,7 @@ def render_filter(key: tuple[int | str, ...], size: int, filters: Mapping[str, f
     """Draw an empty filter, lit evenly; ``filters`` are frequencies that add up to 1."""
     rng = generator(*key, "filter")
     scene = bare_filter(rng, size, filters)
-    if scene.filter in ("glass_fiber", "cellulose") and rng.random() < 0.45:
+    if scene.filter in _FIBROUS and rng.random() < 0.45:
         _stain(rng, scene.canvas)
     if scene.filter in ("cellulose", "polycarbonate") and rng.random() < 0.25:
         _printed_grid(rng, scene.canvas)
@@ -133,7 +167,7 @@ def enclose_bubbles(rng: Generator, scene: Scene, mean: float) -> None:
 
 def shed_fibers(rng: Generator, scene: Scene, amount: float) -> None:
     """Shed a fibrous filter's own fibres: colourless, 1 to 2 px thin, visible by their relief."""
-    if scene.filter not in ("glass_fiber", "cellulose"):
+    if scene.filter not in _FIBROUS:
         return
     size = scene.canvas.shape[0]
     for _ in range(min(int(rng.poisson(0.5 * amount * (size / 256) ** 2)), 400)):
@@ -357,6 +391,23 @@ def _cellulose(rng: Generator, size: int, light: np.ndarray):
     return gray, rng.normal((0.93, 0.98, 1.0), 0.02)
 
 
+def _gridded_cellulose(rng: Generator, size: int, light: np.ndarray):
+    """Draw the felt of a gridded membrane without its print, with shallow wrinkles."""
+    gray, color = _cellulose(rng, size, light)
+    folds = -np.abs(fractal_noise(rng, (size, size), (size / 2.5, size / 6), 0.4))
+    folds = cv2.GaussianBlur(folds, (0, 0), size / 170)
+    return gray + size / 512 * rng.uniform(0.3, 2.5) * relief(folds, light), color
+
+
+def _dish(rng: Generator, size: int, light: np.ndarray):
+    """Draw the bottom of a dish of clear plastic on a stage: smooth, with cloudy reflections."""
+    clouds = fractal_noise(rng, (size, size), (size / 2, size / 5, size / 20), 0.4)
+    grain = fractal_noise(rng, (size, size), (2.5, 6), 0.6)
+    gray = rng.uniform(0.62, 0.88) + rng.uniform(0.01, 0.035) * clouds
+    gray += rng.uniform(0.003, 0.012) * grain
+    return gray, rng.choice([(1.0, 1.0, 1.0), (1.0, 0.97, 0.92), (0.86, 0.94, 1.0)])
+
+
 def _polycarbonate(rng: Generator, size: int, light: np.ndarray):
     """Draw a smooth track-etched membrane: round pores of one size, a few of them doublets."""
     gray = _track_etched(rng, size, light, rng.uniform(0.03, 0.09))
@@ -449,6 +500,8 @@ def _holes(rng: Generator, size: int) -> np.ndarray:
 _DRAW = {
     "glass_fiber": _glass_fiber,
     "cellulose": _cellulose,
+    "gridded_cellulose": _gridded_cellulose,
+    "dish": _dish,
     "polycarbonate": _polycarbonate,
     "nylon_mesh": _nylon_mesh,
     "dark_polycarbonate": _dark_polycarbonate,
@@ -473,16 +526,77 @@ def _printed_grid(rng: Generator, canvas: np.ndarray) -> None:
     size = canvas.shape[0]
     pitch = max(rng.uniform(0.55, 1.3) * size, 180)
     angle, width = rng.uniform(-0.2, 0.2), rng.uniform(5, 11)
+    grid = Grid(angle, pitch, tuple(rng.uniform(0, pitch, 2).tolist()), width)
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    lines = np.zeros((size, size), np.float32)
-    for x, y in ((columns, rows), (rows, -columns)):
-        place = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0, pitch)
-        off = np.abs(np.mod(place, pitch) - pitch / 2)
-        lines = np.maximum(lines, np.clip((width / 2 - off) / 2.5 + 0.5, 0, 1))
+    lines = _lines(grid, columns, rows)
     lines *= np.clip(0.75 + 0.25 * fractal_noise(rng, (size, size), (3, 8)), 0, 1)
     inks = np.array([(0.55, 0.75, 0.45), (0.6, 0.6, 0.6), (0.85, 0.6, 0.45)], np.float32)
     ink = inks[rng.integers(len(inks))]
     canvas *= 1 - (rng.uniform(0.5, 0.8) * lines)[..., None] * (1 - ink)
+
+
+def _lines(grid: Grid, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Compute the ink of a grid at pixels, float32, 0 to 1, with soft edges."""
+    off = np.minimum(*(np.abs(grid.offset(family, x, y)) for family in (0, 1)))
+    return np.clip((grid.width / 2 - off) / 2.5 + 0.5, 0, 1)
+
+
+def print_grid(rng: Generator, scene: Scene, um_per_px: float) -> Grid:
+    """Print the squares of a gridded membrane in dark green, black or blue ink.
+
+    They have 3 mm, or 0.35 to 0.9 times the picture's side where 3 mm are less or more. The lines
+    bend with the membrane, and their ink is patchy.
+    """
+    size = scene.canvas.shape[0]
+    pitch = float(np.clip(_SQUARE_UM / um_per_px, 0.35 * size, 0.9 * size))
+    shifts = tuple(rng.uniform(0, pitch, 2).tolist())
+    grid = Grid(rng.uniform(0, np.pi / 2), pitch, shifts, max(pitch * rng.uniform(0.014, 0.03), 3))
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    bend = [size / 250 * smooth_noise(rng, rows.shape, size / 4) for _ in range(2)]
+    lines = _lines(grid, columns + bend[0], rows + bend[1])
+    lines *= np.clip(0.85 + 0.3 * fractal_noise(rng, rows.shape, (2.5, 9, 40)), 0.15, 1)
+    ink = np.array([(0.30, 0.42, 0.20), (0.2, 0.2, 0.2), (0.5, 0.3, 0.2)])[rng.integers(3)]
+    scene.canvas *= 1 - (rng.uniform(0.45, 0.95) * lines)[..., None] * (1 - ink.astype(np.float32))
+    return grid
+
+
+def lay_dish(rng: Generator, scene: Scene) -> Polygon | None:
+    """Draw a dish around the scene: scratches, and often a piece of its wall.
+
+    The wall reflects the lamp in bright lines, shades the bottom beside it and throws a shadow on
+    the table. Returned is the outline of the bottom, in px, or None if no wall is in the picture.
+    """
+    size = scene.canvas.shape[0]
+    scratch(rng, scene, rng.uniform(2, 8))
+    if rng.random() < 0.3:
+        return None
+    unit, turn = size / 512, rng.uniform(0, 2 * np.pi)
+    radius, reach = size * rng.uniform(0.7, 1.5), size * rng.uniform(0.26, 0.56)
+    center = size / 2 + (reach - radius) * np.array([math.cos(turn), math.sin(turn)])
+    rows, columns = np.mgrid[:size, :size].astype(np.float32) + 0.5
+    x, y = columns - np.float32(center[0]), rows - np.float32(center[1])
+    r = np.hypot(x, y)
+    beyond, wall = (r - radius) / unit, rng.uniform(12, 34)  # from the bottom's edge outwards
+    facing = _towards(scene.light, x, y) / np.maximum(r, 1)  # 1 on the lamp's side
+    table = np.array(rng.choice([(0.25, 0.25, 0.27), (0.6, 0.6, 0.6), (0.85, 0.9, 0.92)]))
+    table = table * (1 + 0.03 * fractal_noise(rng, r.shape, (size / 3, 5)))[..., None]
+    # The dish's shadow falls on the table on the side away from the lamp.
+    shadow = 0.45 * np.clip(0.4 - facing, 0, 1) * np.exp(-np.clip(beyond - wall, 0, None) / 22)
+    _blend(scene.canvas, np.clip(beyond - wall, 0, 1), table * (1 - shadow)[..., None])
+    # On the lamp's side the wall shades the bottom.
+    inner = np.exp(np.minimum(beyond, 0) / rng.uniform(8, 22)) * (beyond < wall)
+    gain = 1 - inner * rng.uniform(0.1, 0.35) * (0.6 + 0.4 * facing)
+    for place, breadth, depth in ((0, 1.2, 0.45), (0.6, 3.0, 0.2), (1, 1.5, 0.5)):
+        gain -= rng.uniform(0.5, 1) * depth * np.exp(-(((beyond - place * wall) / breadth) ** 2))
+    scene.canvas *= np.clip(gain, 0.1, None)[..., None]
+    # Reflections come and go along the wall.
+    along = 0.35 + 0.65 * np.cos(0.5 * (np.arctan2(y, x) - rng.uniform(0, 2 * np.pi))) ** 6
+    along = along * np.clip(1 + 0.4 * smooth_noise(rng, r.shape, size / 5), 0, 2)
+    for place, breadth in ((0.18, 1.4), (rng.uniform(0.35, 0.8), 2.6), (0.9, 1.0)):
+        line = np.exp(-(((beyond - place * wall) / breadth) ** 2))
+        scene.canvas += (rng.uniform(0.2, 0.7) * line * along)[..., None]
+    np.clip(scene.canvas, 0, 1.1, out=scene.canvas)
+    return Point(*center).buffer(radius, quad_segs=64)
 
 
 def _specks(rng: Generator, scene: Scene, count: int) -> None:

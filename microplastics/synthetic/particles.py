@@ -69,6 +69,12 @@ class Particle:
     core: np.ndarray  # float64 (N, 2): a fibre's centreline, a bead's centre, else the corners
     radius: float = 0.0  # half the width of a fibre or bead, 0 for the others
 
+    def turned(self, angle: float) -> "Particle":
+        """Turn by an angle in rad about the origin, from x towards y."""
+        matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        outline = affinity.rotate(self.outline, angle, origin=(0, 0), use_radians=True)
+        return dataclasses.replace(self, outline=outline, core=self.core @ matrix)
+
     def moved(self, dx: float, dy: float) -> "Particle":
         """Shift by (dx, dy) px."""
         outline = affinity.translate(self.outline, dx, dy)
@@ -217,7 +223,7 @@ def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float)
     False is returned, and the scene unchanged, if five colours in succession have a
     :func:`contour_contrast` below ``min_contrast``.
     """
-    crop = _Crop(particle, scene.canvas.shape[0])
+    crop = _Crop(particle, scene.canvas.shape[0], margin=int(5 + 3 * scene.throw))
     coverage = crop.coverage(particle.outline)
     below = scene.canvas[crop.window]
     draw = {FIBER: _tube, FRAGMENT: _facets, FILM: _sheet}[particle.category_id]
@@ -398,7 +404,7 @@ def _composite(rng: Generator, particle: Particle, scene: Scene, below, layer, c
     """Lay (colour, alpha) of a particle with its shadow over pixels; return both as blurred."""
     color, alpha = layer
     solid = {FIBER: 0.8, FRAGMENT: 1.0, FILM: 0.35}[particle.category_id]
-    throw = -scene.light * rng.uniform(1.2, 2.6) * solid
+    throw = -scene.light * rng.uniform(1.2, 2.6) * solid * scene.throw
     move = np.array([[1, 0, throw[0]], [0, 1, throw[1]]], np.float32)
     shadow = cv2.warpAffine(coverage, move, coverage.shape[::-1])
     shadow = cv2.GaussianBlur(shadow, (0, 0), rng.uniform(1.0, 2.0))
@@ -431,6 +437,9 @@ def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop, coverage: 
     """Draw a fibre: darker rims, a highlight along the side that faces the light."""
     # Short quadrilaterals, strip by strip: its later part lies on top where it crosses itself.
     name, color = _pick(rng, fiber, scene)
+    faint = scene.faint > 0 and rng.random() < scene.faint
+    if faint:
+        name, color = "transparent", _bgr(rng, _COLORS["transparent"])
     core, radius = fiber.core, fiber.radius
     tangent = np.gradient(core, axis=0)
     tangent /= np.hypot(*tangent.T)[:, None]
@@ -455,6 +464,8 @@ def _tube(rng: Generator, fiber: Particle, scene: Scene, crop: _Crop, coverage: 
         for strip, value in enumerate(values):
             crop.fill(canvas, value, np.concatenate([lines[:, strip], lines[::-1, strip + 1]]))
     tone, alpha = np.moveaxis(crop.reduce(canvas), 2, 0)
+    if faint:
+        alpha = alpha * rng.uniform(0.35, 0.7)
     depth, cell = rng.uniform(0.02, 0.07), rng.uniform(1.5, 5)
     grain = 1 + depth * smooth_noise(rng, crop.shape, cell)
     return _glossy(color, 2 * tone * grain, 0.45), alpha

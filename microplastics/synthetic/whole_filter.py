@@ -47,8 +47,8 @@ _TEXTURE, _BLOCK, _BAND = 2048, 1024, 64
 _ROWS, _PAD = 128, 16
 # Slow changes are drawn at a resolution lower by this factor.
 _COARSE = 16
-# The weave of a mesh cannot continue from block to block.
-_UNFIT = ("nylon_mesh",)
+# The weave of a mesh cannot continue from block to block; walls and print are not drawn here.
+_UNFIT = ("nylon_mesh", "dish", "gridded_cellulose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,8 @@ def render_mosaic(
         seed: 0 or more.
         particles: number of particles; None takes 15 per megapixel of membrane for ``preset``
             ``default``, and in proportion to their density for the others.
-        preset: name in :data:`microplastics.synthetic.scene.PRESETS`, without beads.
+        preset: name in :data:`microplastics.synthetic.scene.PRESETS`, without beads, dish and
+            gridded.
         filter_name: one of the preset's filters; None draws one.
         jpeg_quality: of the tiles, 1 to 100; None compresses without loss (deflate).
         workers: processes; None uses all processors for large pictures.
@@ -104,9 +105,9 @@ def render_mosaic(
     )
     quality = 100 if jpeg_quality is None else jpeg_quality
     check_option(1 <= quality <= 100, "--jpeg-quality", quality, "1 to 100")
-    plain = BEAD not in find_preset(preset).mix
-    check_option(plain, "--preset", preset, "a preset of fibres, fragments and films")
-    fit = _filters(preset)
+    plain, fit = BEAD not in find_preset(preset).mix, _filters(preset)
+    expected = "a preset of fibres, fragments and films on a filter without a printed grid"
+    check_option(plain and bool(fit), "--preset", preset, expected)
     known, expected = filter_name is None or filter_name in fit, f"one of {', '.join(fit)}"
     check_option(known, "--filter", filter_name, f"{expected} for --preset {preset}")
     workers = choose_workers(workers, size**2)
@@ -317,7 +318,7 @@ def _lay_particles(
     size = len(scene.canvas)
     preset = dataclasses.replace(preset, touching=max(preset.touching, _TOUCHING))
     disc = shapely.Point(membrane.center).buffer(membrane.deposit_radius - _CLEARANCE, quad_segs=90)
-    ground = Ground(size, None, preset, disc)
+    ground = Ground(size, (), preset, disc)
     rng, annotations = generator(seed, "places"), []
     particles = list(_make_particles(generator(seed, "kinds"), size, preset.mix, count))
     for particle in tqdm(particles, "Laying particles", unit="particle", disable=None):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from microplastics.synthetic.camera import (
     bar_text,
-    draw_scale_bar,
+    burn_in,
     fractal_noise,
     generator,
     plan_scale_bar,
@@ -56,7 +56,7 @@ def test_scale_bar_is_drawn_as_it_says(seed, size, scale):
     assert 0 <= x and 0 <= y and x + width <= size and y + height <= size
     image = np.full((size, size, 3), 200, np.uint8)
     bar["plate"] = False
-    draw_scale_bar(image, bar)
+    burn_in(image, bar)
     ink = image[..., 0] < 200
     assert ink[y : y + height, x : x + width].sum() == ink.sum()
     rows = [row for row in image[..., 0] == 0 if row.sum() >= bar["px"]]

@@ -176,3 +176,20 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "synthetic.json").write_text(text)
     with user_error("file_invalid", tmp_path / "synthetic.json"):
         render_dataset(tmp_path, {"train": 1}, 64)
+
+
+def test_both_sides_of_the_images(tmp_path, cli):
+    options = ("--train", 2, "--val", 0, "--test", 0, "--preset", "gridded", "--um-per-px", 10)
+    command = ("render", "dataset", "--output", tmp_path / "a", *options, "--size")
+    for _ in range(2):  # the second keeps it
+        assert cli(*command, "120x90").returncode == 0
+    assert json.loads((tmp_path / "a/synthetic.json").read_text())["size"] == [120, 90]
+    path = tmp_path / "a/annotations/instances_train.json"
+    report = check_instances(str(path), str(tmp_path / "a/train"))
+    assert {(i["width"], i["height"]) for i in json.loads(path.read_text())["images"]} == {
+        (120, 90)
+    }
+    assert not report.findings.errors
+    for size in ("120x", "x90", "12.5", "0x90", "120x9000"):
+        done = cli(*command, size)
+        assert done.returncode == 2 and "--size" in done.stderr

@@ -1,15 +1,16 @@
+import dataclasses
 import math
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as mask_util
-from shapely.geometry import LineString, Polygon
+from shapely.geometry import LineString, Polygon, box
 from support import user_error
 
 from microplastics.synthetic import PRESETS, render_image
-from microplastics.synthetic.camera import generator
-from microplastics.synthetic.filters import DARK_FILTERS, render_filter
+from microplastics.synthetic.camera import Scene, defocus, generator
+from microplastics.synthetic.filters import DARK_FILTERS, lay_dish, print_grid, render_filter
 from microplastics.synthetic.particles import (
     BEAD,
     FIBER,
@@ -133,6 +134,113 @@ def test_set_against_another_it_touches_and_does_not_overlap(kind):
     assert placed.outline.intersection(other.outline).area < 1e-6
     assert placed.outline.distance(other.outline) < 2
     assert BEAD in MAKERS
+
+
+@pytest.mark.parametrize("name", ["dish", "gridded"])
+def test_a_photographed_dish_or_grid_is_repeatable_and_exactly_annotated(name):
+    ratios, captions = [], 0
+    preset = dataclasses.replace(PRESETS[name], caption_fraction=0.7)
+    for index in range(8):
+        image, record, annotations = render_image((6, name, index), 224, 8.0, preset)
+        if index == 0:
+            again = render_image((6, name, index), 224, 8.0, preset)
+            assert again[0].tobytes() == image.tobytes() and again[1:] == (record, annotations)
+        for annotation in annotations:
+            mask = decoded(annotation, 224)
+            assert annotation["area"] == mask.sum()
+            if not annotation["touches_edge"]:
+                ratios.append(annotation["area"] * 64 / annotation["truth"]["area_um2"])
+            if "caption" in record:
+                x, y, width, height = record["caption"]["bbox"]
+                assert mask[y : y + height, x : x + width].sum() <= 0.06 * mask.sum()
+        captions += "caption" in record
+        assert captions == 0 or 0 < len(record.get("caption", {"text": "-"})["text"]) < 50
+    assert len(ratios) > 15 and np.median(ratios) == pytest.approx(1, abs=0.01)
+    assert 2 < captions <= 8
+
+
+@pytest.mark.parametrize("name", ["dish", "gridded"])
+def test_walls_lines_and_captions_are_not_annotated(name):
+    bare = dataclasses.replace(PRESETS[name], particles_per_256=0, caption_fraction=1.0)
+    pictures = [render_image((6, name, i), 320, 8.0, bare) for i in range(3)]
+    assert not any(annotations for _, _, annotations in pictures)
+    assert len({image.tobytes() for image, _, _ in pictures}) == 3
+    assert all("caption" in record for _, record, _ in pictures)
+
+
+def test_particles_lie_inside_the_dish():
+    walls = count = 0
+    for index in range(8):
+        key = (8, "dish", index)
+        scene = render_filter(key, 160, {"dish": 1.0})
+        before = scene.canvas.copy()
+        bottom = lay_dish(generator(*key, "dish"), scene)
+        if bottom is None:
+            continue
+        # The bottom's edge is in the picture, and the wall is seen on it.
+        assert bottom.boundary.intersects(box(10, 10, 150, 150))
+        assert np.abs(scene.canvas - before).max() > 0.15
+        walls += 1
+        for annotation in render_image(key, 160, 4.0, PRESETS["dish"])[2]:
+            if isinstance(annotation["segmentation"], list):
+                outline = np.reshape(annotation["segmentation"][0], (-1, 2))
+                assert bottom.buffer(0.05).contains(LineString(outline))
+                count += 1
+    assert 3 <= walls <= 8 and count > 5
+
+
+def test_squares_have_3_mm_and_fibers_lie_along_their_lines():
+    scene = render_filter((1, "g"), 256, {"gridded_cellulose": 1.0})
+    before = scene.canvas.copy()
+    grid = print_grid(generator(1), scene, 20.0)
+    assert grid.pitch == 150
+    rows, columns = np.mgrid[:256, :256] + 0.5
+    off = np.minimum(*(np.abs(grid.offset(family, columns, rows)) for family in (0, 1)))
+    darker = (before - scene.canvas).mean(2)
+    assert darker[off < 0.5].mean() > 0.1 and darker[off > 8].max() < 1e-6
+    for um_per_px, pitch in ((1.0, 0.9 * 256), (1000.0, 0.35 * 256)):
+        assert print_grid(generator(1), scene, um_per_px).pitch == pytest.approx(pitch)
+    for seed in range(6):
+        fiber = straight_fiber(40, 3)
+        placed = grid.onto(generator(seed), fiber, (256, 256))
+        assert placed.truth(1.0) == pytest.approx(fiber.truth(1.0), rel=1e-6)
+        offsets = np.array([[grid.offset(f, *p) for p in placed.core] for f in (0, 1)])
+        assert np.abs(offsets).max(1).min() < 12
+
+
+@pytest.mark.parametrize("size", [(260, 195), (150, 200)])
+def test_a_picture_need_not_be_square(size):
+    width, height = size
+    low = bars = count = 0
+    for index in range(6):
+        image, record, annotations = render_image((7, "wide", index), size, 4.0, PRESETS["dish"])
+        assert image.shape == (height, width, 3)
+        assert (record["width"], record["height"]) == size
+        for burnt in (record[name] for name in ("scale_bar", "caption") if name in record):
+            x, y, w, h = burnt["bbox"]
+            assert 0 <= x and x + w <= width and 0 <= y and y + h <= height
+            bars += 1
+        for annotation in annotations:
+            rle = annotation["segmentation"]
+            if isinstance(rle, list):
+                (rle,) = mask_util.frPyObjects(rle, height, width)
+            mask = mask_util.decode(rle)
+            assert mask.shape == (height, width) and mask.sum() == annotation["area"]
+            x, y, w, h = annotation["bbox"]
+            touches = min(x, y) <= 0 or x + w >= width or y + h >= height
+            assert annotation["touches_edge"] or not touches
+            low, count = max(low, y + h), count + 1
+    assert low > 0.85 * height and bars > 3 and count > 10
+
+
+def test_defocus_blurs_one_side_more():
+    rng = generator(3)
+    canvas = rng.random((128, 128, 3), dtype=np.float32)
+    scene = Scene(canvas.copy(), np.array([1.0, 0.0]), "dish", False)
+    defocus(rng, scene, 2.0)
+    detail = [piece.std() for half in np.vsplit(scene.canvas, 4) for piece in np.hsplit(half, 4)]
+    assert scene.canvas.mean() == pytest.approx(canvas.mean(), abs=0.01)
+    assert min(detail) < 0.5 * max(detail) <= 0.5 * canvas.std()
 
 
 def straight_fiber(length, radius, x=0.0, y=0.0):

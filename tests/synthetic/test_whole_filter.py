@@ -144,6 +144,8 @@ def test_a_stopped_run_leaves_nothing_and_a_lost_image_is_rendered_again(
         ({"jpeg_quality": 101}, "option_invalid", "--jpeg-quality"),
         ({"jpeg_quality": 0}, "option_invalid", "--jpeg-quality"),
         ({"preset": "beads"}, "option_invalid", "beads"),
+        ({"preset": "dish"}, "option_invalid", "dish"),
+        ({"preset": "gridded"}, "option_invalid", "gridded"),
         ({"preset": "mud"}, "option_invalid", "mud"),
         ({"filter_name": "nylon_mesh"}, "option_invalid", "nylon_mesh"),
         ({"preset": "darkfield"}, "option_invalid", "cellulose"),
