@@ -170,8 +170,8 @@ class _Labels:
 
 def _colour(text: str) -> int | None:
     """Return the number of a colour ``R,G,B``; None for other text."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+    parts = [part.strip() for part in text.split(",")]  # int() takes fewer blanks than strip()
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         return None
     red, green, blue = (int(part) if len(part) < 9 else 256 for part in parts)
     return red << 16 | green << 8 | blue if max(red, green, blue) < 256 else None

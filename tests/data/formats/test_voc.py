@@ -213,6 +213,12 @@ def test_unusable_masks(folder):
         read(folder)
 
 
+def test_a_control_character_in_a_colour_is_a_blank(folder):
+    save(folder / "SegmentationClass/a.png", COLOURS[CLASSES])
+    (folder / "labelmap.txt").write_text(LABELMAP.replace("250,", "\x1f250,"))
+    assert read(folder)[1]["all"].classes == ["Fiber", "Film"]
+
+
 @pytest.mark.parametrize("names", ["*.txt", "*.tif"])
 @pytest.mark.parametrize("colours", [True, False])
 def test_damaged_files(tmp_path_factory, names, colours):
