@@ -96,7 +96,7 @@ def test_an_interrupted_data_set_is_rendered_again(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             render_dataset(cut, {"train": 3}, 64, 1.0, 0)
     assert not json.loads((cut / "synthetic.json").read_text())["complete"]
-    (cut / "train/.train_000001.jpg.abc").write_bytes(b"half")
+    (cut / "train/.train_000001.jpg.abc.unfinished").write_bytes(b"half")
     render_dataset(cut, {"train": 3}, 64, 1.0, 0)
     assert content(cut) == content(whole)
 
