@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ _FORBIDDEN, _HANGS = 98, 99
 
 # Each command starts from a process that has imported everything once and runs nothing else.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["jail_imports"])
+_PRELOAD = ["jail_imports"]
 
 
 class Outcome(NamedTuple):
@@ -52,6 +53,9 @@ def run_jailed(
     log = folder / "jail.log"
     log.write_bytes(b"")
     given = [str(argument) for argument in arguments]
+    if forkserver._forkserver._preload_modules != _PRELOAD:
+        forkserver._forkserver._stop()  # that of another test, which has imported less
+        _context.set_forkserver_preload(_PRELOAD)
     process = _context.Process(target=_confined, args=(given, str(folder), str(log), megabytes))
     process.start()
     process.join(seconds)
@@ -64,6 +68,8 @@ def run_jailed(
 
 def _confined(arguments: list[str], folder: str, log: str, megabytes: int) -> None:
     """Run in the new process."""
+    import jail_imports  # noqa: F401, in any case before what it does is watched
+
     from microplastics.cli import main
 
     for stream in (1, 2):
