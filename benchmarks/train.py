@@ -80,7 +80,9 @@ class SteppedOurs(_Stepped):
 
     def start(self) -> None:
         super().start()
-        self.trainer._batches = self.trainer._iterate_batches()
+        self.trainer._batches = self.trainer.batches_from(
+            self.trainer.data_loader, self.trainer.start_iter
+        )
 
     def _loop(self, iterations: int) -> None:
         self.trainer.max_iter = self.trainer.iter + iterations
