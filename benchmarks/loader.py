@@ -153,7 +153,7 @@ def _own_instances(
     mapper: MicroplasticsDatasetMapper, record: dict, transforms: T.TransformList, _kind: str
 ) -> Instances:
     size = (_HEIGHT, _WIDTH)
-    return mapper._instances(record["annotations"], transforms, size, _size_after())
+    return mapper._instances(record, transforms, size, _size_after())
 
 
 def _plain_instances(
