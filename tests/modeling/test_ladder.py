@@ -30,7 +30,7 @@ NARROW = (
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 8),
 )
 # Those with code of their own; the others differ in numbers alone.
-FAST = ("r50_cascade", "r50_pointrend", "r50_semantic", "vitdet_b")
+FAST = ("r50_pointrend", "vitdet_b")
 LOSSES = {
     "cascade": "loss_mask_stage2",
     "pointrend": "loss_mask_point",
