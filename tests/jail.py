@@ -6,7 +6,6 @@ import re
 import resource
 import sys
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ _FORBIDDEN, _HANGS = 98, 99
 
 # Each command starts from a process that has imported everything once and runs nothing else.
 _context = multiprocessing.get_context("forkserver")
-_PRELOAD = ["jail_imports"]
+_context.set_forkserver_preload(["jail_imports"])
 
 
 class Outcome(NamedTuple):
@@ -53,9 +52,6 @@ def run_jailed(
     log = folder / "jail.log"
     log.write_bytes(b"")
     given = [str(argument) for argument in arguments]
-    if forkserver._forkserver._preload_modules != _PRELOAD:
-        forkserver._forkserver._stop()  # that of another test, which has imported less
-        _context.set_forkserver_preload(_PRELOAD)
     process = _context.Process(target=_confined, args=(given, str(folder), str(log), megabytes))
     process.start()
     process.join(seconds)
