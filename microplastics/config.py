@@ -487,7 +487,9 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
 def merging(cfg: CfgNode, source: str) -> Iterator[None]:
     """Translate the errors of a merge into config_invalid, or file_missing (a ``_BASE_``).
 
-    ``source`` names in messages where the values come from.
+    Args:
+        cfg: the config.
+        source: where the values come from, for the messages.
     """
     try:
         yield

@@ -574,7 +574,9 @@ class MaskRCNN(nn.Module):
         """Make a :class:`Predictor` with a copy of the weights.
 
         It reads files and arrays, and its results, Detectron2's ``Instances``, can be measured.
-        ``kwargs`` are those of :class:`Predictor`, such as ``score_threshold``.
+
+        Args:
+            kwargs: of :class:`Predictor`, such as ``score_threshold``.
         """
         return self._predictor(str(self.device), **kwargs)
 

@@ -83,7 +83,12 @@ def demo(config_file: str, output: str, train: int, val: int, test: int, opts: l
 
 
 def run_step(title: str, *arguments: object, **environment: object) -> None:
-    """Print a command of this program, with what it does as its title, and run it.
+    """Print a command of this program and run it.
+
+    Args:
+        title: what it does.
+        arguments: its words after ``microplastics``.
+        environment: variables set for it.
 
     Raises:
         UserError: ``run_invalid``, it ended with an error, which it has printed.

@@ -198,7 +198,11 @@ def correct_for_blanks(
 
 
 def parse_volume(text: str) -> float:
-    """Read a ``--sampled-volume`` such as ``0.5 m3``; return litres, or raise option_invalid."""
+    """Read the value of ``--sampled-volume``, such as ``2 L`` or ``0.5 m3``, in litres.
+
+    Raises:
+        UserError: it is not a positive number with a unit.
+    """
     match = _VOLUME.fullmatch(text.replace("³", "3")) if len(text) <= 80 else None
     liters = math.nan
     if match:
@@ -215,9 +219,13 @@ def parse_volume(text: str) -> float:
 def concentration_columns(
     estimates: np.ndarray, interval: Interval, liters: np.ndarray, suffix: str = ""
 ) -> dict[str, np.ndarray]:
-    """Give the columns of particles per litre and per m³, with ``suffix``, and their intervals.
+    """Give the columns of particles per litre and per m³ with their intervals.
 
-    ``liters`` are those of :meth:`Sampling.counted_liters`; NaN gives NaN.
+    Args:
+        estimates: (R,) numbers of particles.
+        interval: of the estimates.
+        liters: (R,) as of :meth:`Sampling.counted_liters`; NaN gives NaN.
+        suffix: of the columns' names.
     """
     columns = {}
     for unit, scale in (("l", 1.0), ("m3", _LITERS_PER_M3)):

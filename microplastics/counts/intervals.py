@@ -30,6 +30,9 @@ def poisson_interval(counts: np.ndarray) -> Interval:
     """Exact interval of the mean of a Poisson count.
 
     Source: Garwood 1936, doi:10.1093/biomet/28.3-4.437.
+
+    Args:
+        counts: whole numbers from 0 on.
     """
     return weighted_poisson_interval(counts, counts, 1)
 
@@ -83,9 +86,13 @@ def wilson_interval(fractions: np.ndarray, numbers: np.ndarray) -> Interval:
 def difference_interval(
     one: np.ndarray, one_interval: Interval, other: np.ndarray, other_interval: Interval
 ) -> Interval:
-    """Interval of the difference ``one - other`` of independent estimates, from their intervals.
+    """Interval of the difference of two independent estimates, from the interval of each.
 
     Source: the method of variance estimates recovery, Zou and Donner 2008, doi:10.1002/sim.3095.
+
+    Args:
+        one, other: estimates; the difference is ``one - other``.
+        one_interval, other_interval: their intervals of the same level.
     """
     difference = np.asarray(one, dtype=np.float64) - other
     low = np.hypot(one - one_interval.low, other_interval.high - other)
@@ -136,7 +143,11 @@ def _median_positions(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap_mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, in any order; fewer than two values give NaN."""
+    """Percentile bootstrap interval of a mean, whatever the order of the values.
+
+    Args:
+        values: (n,); fewer than two give NaN.
+    """
     values = np.sort(np.asarray(values, dtype=np.float64))
     if len(values) < 2:
         return float("nan"), float("nan")
@@ -155,7 +166,9 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
 
     Source: Student 1908, doi:10.2307/2331554. Of differences within pairs it is that of the paired
     t-test. For the few values that repeated trainings give, a bootstrap interval is too narrow.
-    Fewer than two values give NaN.
+
+    Args:
+        values: (n,); fewer than two give NaN.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:

@@ -442,10 +442,14 @@ def write_anchors(
 ) -> None:
     """Write a config with the chosen anchors that derives from another, completely or not at all.
 
-    ``cfg`` and ``config_file``, for ``_BASE_``, are those that were searched for.
+    Args:
+        search: of :func:`find_anchors`.
+        cfg: the config that was searched for.
+        config_file: its path or name, for ``_BASE_``.
+        output: ``.yaml`` to write.
 
     Raises:
-        UserError: as of :func:`microplastics.config.check_derived`.
+        UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
     """
     fit, before = search.fits[search.chosen], search.fits["before"]
     values = {

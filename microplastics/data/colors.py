@@ -17,6 +17,9 @@ _PALETTE = (
 def class_colors(names: Sequence[str]) -> list[list[int]]:
     """Choose one colour per class, colour-blind safe, and fixed for the default classes.
 
+    Args:
+        names: class names in order.
+
     Returns:
         RGB in 0–255 for each name; after seven classes the colours repeat, darker each time.
     """

@@ -133,9 +133,12 @@ def _stored_header(
 
 
 def size_mismatch(size: tuple[int, int], expected: tuple[int, int], rotated: bool) -> str:
-    """Describe an image whose (width, height) differs from the one expected, with the fix.
+    """Describe an image whose (width, height) differs from its annotations, with the fix.
 
-    ``rotated`` tells whether the EXIF orientation of the file swaps them.
+    Args:
+        size: in px of the image as it is read.
+        expected: in px in the JSON.
+        rotated: the EXIF orientation of the file swaps width and height.
     """
     fix = "annotate this file, or replace it by the annotated one"
     if size == expected[::-1]:

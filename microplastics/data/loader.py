@@ -80,6 +80,10 @@ def repeat_factors(dataset_dicts: list[dict[str, Any]], threshold: float) -> tor
     appendix B.2): with f the fraction of images that have a class, an image is repeated
     max(1, sqrt(threshold / f)) times for its rarest class; a blank image is shown once.
 
+    Args:
+        dataset_dicts: the images in Detectron2's data set format.
+        threshold: fraction of images below which a class is repeated.
+
     Returns:
         float32 (N,), number of times that an epoch shows each image.
     """
@@ -352,7 +356,12 @@ class ValidationLoader:
     """The images of one data set, one at a time, each on exactly one rank."""
 
     def __init__(self, cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None):
-        """Take the mapper of the project, which keeps annotations, or another one."""
+        """
+        Args:
+            cfg: the config.
+            dataset_name: a registered data set.
+            mapper: the project's own for validation by default, which keeps annotations.
+        """
         self.dataset_name = dataset_name
         # Every n-th image, so that the ranks have equal numbers and kinds of images.
         self._dicts = DatasetCatalog.get(dataset_name)[comm.get_rank() :: comm.get_world_size()]

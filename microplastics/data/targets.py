@@ -68,6 +68,11 @@ def check_image(image: Any, name: str) -> None:
 def check_targets(targets: Any, images: Sequence[torch.Tensor], num_classes: int) -> None:
     """Refuse targets that do not fit their images, in one sentence.
 
+    Args:
+        targets: :class:`Target` of each image.
+        images: checked.
+        num_classes: K.
+
     Raises:
         UserError: option_invalid.
     """

@@ -29,7 +29,14 @@ class WeightAverage(HookBase):
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode):
-        """Take a model, not wrapped, on its device; config_invalid if DECAY is not in [0, 1)."""
+        """
+        Args:
+            model: the model, not wrapped, on its device.
+            cfg: SOLVER.EMA is used.
+
+        Raises:
+            UserError: ``config_invalid``.
+        """
         self._model, self._decay = model, cfg.SOLVER.EMA.DECAY
         expected = "a number from 0 to below 1"
         fits = 0 <= self._decay < 1

@@ -296,6 +296,10 @@ def class_names_of(info: Mapping[str, Any], path: str) -> list[str] | None:
 def fiber_classes_of(info: Mapping[str, Any], path: str, class_names: Sequence[str]) -> list[str]:
     """Return the fibre classes in a checkpoint, in an older one those whose names say so.
 
+    Args:
+        info, path: as of :func:`config_of`.
+        class_names: of the model.
+
     Raises:
         UserError: checkpoint_invalid.
     """
@@ -332,7 +336,11 @@ def training_side_of(info: Mapping[str, Any], path: str) -> int | None:
 def score_thresholds_of(
     info: Mapping[str, Any], path: str, class_names: Sequence[str]
 ) -> dict[str, float] | None:
-    """Return the score thresholds that a checkpoint carries, of some of the classes, or ``None``.
+    """Return the score thresholds by class that a checkpoint carries, or ``None``.
+
+    Args:
+        info, path: as of :func:`config_of`.
+        class_names: of the model or data set; not every class needs a threshold.
 
     Raises:
         UserError: checkpoint_invalid (not numbers from 0 to 1 by class name), classes_mismatch.

@@ -95,10 +95,14 @@ def write_suggestion(
 ) -> None:
     """Write a config that derives from another one, with the reasons as comments.
 
-    It repeats ``opts``, the ``KEY VALUE`` pairs on the other one.
+    Args:
+        suggestion: of :func:`suggest`.
+        config_file, opts: name or path of the other one, and ``KEY VALUE`` pairs on it, which the
+            file repeats.
+        output: ``.yaml`` to write.
 
     Raises:
-        UserError: as of :func:`microplastics.config.check_derived`.
+        UserError: ``option_invalid`` (another ending), ``option_conflict`` (the base itself).
     """
     train = ", ".join(suggestion.cfg.DATASETS.TRAIN)
     comments = [f"Settings for {train}: microplastics train --suggest.", *suggestion.reasons]

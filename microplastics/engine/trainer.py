@@ -288,7 +288,11 @@ class Trainer(DefaultTrainer):
     # The loop
 
     def log_outlook(self, config_file: str = "") -> None:
-        """Log what the training will see of its data set, and the command that lets it see more."""
+        """Log what the training will see of its data set, and how to let it see more.
+
+        Args:
+            config_file: name of the config, for the command that suggests a better one.
+        """
         dicts = getattr(self.data_loader, "dataset_dicts", None)
         if not dicts or not comm.is_main_process():
             return

@@ -84,9 +84,13 @@ def loss_names(model: nn.Module, loader: Iterable, cfg: CfgNode) -> list[str]:
 def first_predictions(
     model: nn.Module, loader: Iterable, cfg: CfgNode, number: int
 ) -> list[tuple[dict[str, Any], Instances]]:
-    """Predict the first images, at most ``number``, on this rank only.
+    """Predict the first images of a loader, on this rank only.
 
-    Model and loader are as of :func:`validate`; the model is left in its mode.
+    Args:
+        model: any Detectron2 model, not wrapped; it is left in its mode.
+        loader: as of :func:`validate`.
+        cfg: the config.
+        number: of images at most.
 
     Returns:
         The mapped dict of each image and its predictions, in px of the original image.

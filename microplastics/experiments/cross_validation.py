@@ -124,8 +124,13 @@ def pool(
 ) -> dict[str, float]:
     """Join truth and predictions of all folds into one file each, and compute their AP.
 
-    Each image is in the validation set of one fold; ``trainings`` are their folders. Scores of
-    different models are ranked together.
+    Scores of different models are ranked together.
+
+    Args:
+        folds: all folds; each image is in the validation set of one.
+        trainings: OUTPUT_DIR of each.
+        output: where the two files are written.
+        cfg: of the trainings.
     """
     truth = _join([read_json(fold.val) for fold in folds], output)
     results = [
@@ -200,7 +205,11 @@ def _folds(cfg: CfgNode, folds: str, output: Path, grouping: SplitOptions) -> li
 
 
 def read_folds(folder: Path) -> list[Fold]:
-    """Read the folds that ``microplastics split --folds`` wrote into a folder, or UserError."""
+    """Read the folds that ``microplastics split --folds`` wrote into a folder.
+
+    Raises:
+        UserError: there are none, or their files are missing or damaged.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(

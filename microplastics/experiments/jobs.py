@@ -121,8 +121,12 @@ def run_jobs(
 ) -> Iterator[Result]:
     """Check jobs, run those that are not finished, and yield the result of each as it comes.
 
-    Each has a folder of its own; ``folder`` is for the files of a cluster's jobs. Ctrl-C and
-    SIGTERM let running jobs save and end; the same call continues them.
+    Ctrl-C and SIGTERM let running jobs save and end; the same call continues them.
+
+    Args:
+        jobs: with a folder of its own each.
+        machines: where they run.
+        folder: for the files of a cluster's jobs.
 
     Raises:
         UserError: as of :func:`check_jobs`, or the machines are not there.

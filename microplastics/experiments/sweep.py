@@ -108,7 +108,11 @@ def read_sweep(file: str, opts: Sequence[str], output: str | os.PathLike) -> Swe
 
 
 def expect(sweep: Sweep) -> Expected:
-    """Estimate the time that is left, from finished runs of the same settings, else by timing."""
+    """Estimate the time that is left, from finished runs of the same settings, else by timing.
+
+    Raises:
+        UserError: as of :func:`microplastics.experiments.jobs.check_jobs`.
+    """
     check_jobs(sweep.jobs.values())
     known: dict[str, list[float]] = {}
     left: dict[str, list[Job]] = {name: [] for name in sweep.names}

@@ -22,7 +22,11 @@ IMAGES = 8  # of the validation set
 
 
 def expected_seconds(jobs: Sequence[Job]) -> list[float]:
-    """Return the seconds that each job takes from start to end, by running a little of it."""
+    """Return the seconds that each job takes from start to end, found by running a little of it.
+
+    Raises:
+        UserError: a training cannot start.
+    """
     if not jobs:
         return []
     with ProcessPoolExecutor(1, mp_context=process_context(__name__)) as pool:

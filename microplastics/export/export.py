@@ -122,7 +122,10 @@ class ExportNetwork(nn.Module):
     """Detectron2's own inference from one resized image to tensors, cut by score before masks."""
 
     def __init__(self, predictor: Predictor):
-        """Copy the staged model (:func:`interface.is_staged`) of a predictor."""
+        """
+        Args:
+            predictor: of a staged model (:func:`interface.is_staged`), which is copied.
+        """
         super().__init__()
         # Constants of the file: in plain order, and without inference mode's marks.
         self.model = copy.deepcopy(predictor.model).to(memory_format=torch.contiguous_format)
@@ -247,7 +250,7 @@ def _check_exported(
 ) -> dict[str, Any]:
     """Compare an exported model with its predictor on rendered pictures of some sizes.
 
-    Returned are the numbers of pictures, of detections and of detections that only one of the two
+    Returns the numbers of pictures, of detections and of detections that only one of the two
     has, and the largest differences of the others, which are an error if they are too large.
     """
     report = {"pictures": len(sizes), "detections": 0, "unmatched": 0}
@@ -294,10 +297,12 @@ def _compare(found: Predictions, expected: Predictions, report: dict[str, Any]) 
 def to_predictions(
     outputs: Sequence[torch.Tensor], image_size: tuple[int, int], mask_threshold: float = 0.5
 ) -> Predictions:
-    """Bring the outputs of ``ExportNetwork``, with masks or without, onto the image.
+    """Bring the outputs of an exported model onto the image, like :class:`Predictor`.
 
-    ``image_size`` is the height and width of the image in px before it was resized;
-    ``mask_threshold`` the probability from which a pixel belongs to a mask.
+    Args:
+        outputs: of ``ExportNetwork``, with masks or without.
+        image_size: height and width in px of the image before it was resized.
+        mask_threshold: mask probability from which a pixel belongs to the particle.
     """
     boxes, scores, classes, *masks, size = outputs
     raw = Instances(tuple(size.tolist()))

@@ -361,7 +361,7 @@ class Detector:
     ) -> tuple[Instances, bool]:
         """Detect boxes of one image by the plain box head, ``step`` proposals at a time.
 
-        Returned are the detections, and whether the last proposals looked at held one; beyond
+        Returns the detections, and whether the last proposals looked at held one; beyond
         ``enough`` of them the first ``step`` without one end the search.
         """
         heads, predictor = self.model.roi_heads, self.model.roi_heads.box_predictor

@@ -176,8 +176,13 @@ def particle_pixels(
 ) -> list[np.ndarray]:
     """Read the pixels of particles, piece by piece of the image.
 
-    ``masks`` are N bool crops, and ``offsets`` (N, 2) x and y of their first pixels in the image.
-    Returned are N uint8 BGR arrays of shape (pixels of the mask, 3), in any order.
+    Args:
+        reader: of the image.
+        masks: N bool arrays of shape (h, w), crops.
+        offsets: (N, 2) x and y of their first pixels in the image.
+
+    Returns:
+        N uint8 BGR arrays of shape (pixels of the mask, 3), in any order.
     """
     pieces: dict[tuple[int, int], list[int]] = {}
     for number, (mask, (x, y)) in enumerate(zip(masks, offsets.tolist(), strict=True)):

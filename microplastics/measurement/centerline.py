@@ -149,9 +149,10 @@ def measure_centerline(mask: np.ndarray) -> Centerline:
 
 
 def skeletonise(mask: np.ndarray) -> Skeleton:
-    """Thin a mask to its graph, without spurs and with one node for each crossing.
+    """Thin a connected mask to its graph, without spurs and with one node for each crossing.
 
-    The mask is one of :func:`measure_centerline`.
+    Args:
+        mask: (h, w) bool with a border of at least one empty pixel, one 8-connected part.
     """
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # The distance goes to the centre of the first pixel outside, half a pixel behind the outline.

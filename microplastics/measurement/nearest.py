@@ -29,6 +29,9 @@ def nearest_distances(
 
     Returns:
         (N,) float64 in px; NaN for a single particle.
+
+    Raises:
+        ValueError: a mask is empty, or the numbers do not agree.
     """
     items = [Item(mask, offset).trimmed() for mask, offset in zip(masks, offsets, strict=True)]
     if len(items) < 2:
@@ -73,8 +76,9 @@ class Neighbors:
     def update(self, items: Mapping[Any, Item], keys: Iterable[Any]) -> None:
         """Put particles in place of those of the same keys.
 
-        ``items`` are all that are there now, trimmed; ``keys`` those that came, went or changed
-        since.
+        Args:
+            items: all that are there now, trimmed, by key.
+            keys: of the particles that came, went or changed since the last time.
         """
         changed = dict.fromkeys(keys)
         boxes = [_box(self._items[key]) for key in changed if key in self._items]

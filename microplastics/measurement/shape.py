@@ -174,10 +174,13 @@ def is_fiber_class(name: str) -> bool:
 
 
 def find_fiber_classes(supercategories: Mapping[str, str | None]) -> list[str]:
-    """Find the fibre classes of a data set by their names and the supercategory of each name.
+    """Find the fibre classes of a data set by their names and supercategories.
 
     A supercategory says so if it is nothing but a word for fibres, and if its classes are not told
     apart by their names: some tools write the project's name there, such as ``fibers``, over Film.
+
+    Args:
+        supercategories: of each class, by name.
     """
     named = set(filter(is_fiber_class, supercategories))
     telling = {supercategories[name] for name in named}
@@ -201,8 +204,12 @@ def _is_fiber_word(word: str) -> bool:
 def choose_fiber_classes(given: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Find the classes that a person names as fibres, whatever their case.
 
-    ``given`` are the names, as of ``--fiber-classes`` or ``DATASETS.FIBER_CLASSES``. The result has
-    the names and the order of ``class_names``.
+    Args:
+        given: the names, as of ``--fiber-classes`` or ``DATASETS.FIBER_CLASSES``.
+        class_names: of the model or the annotations.
+
+    Returns:
+        Their names as of ``class_names``, in that order.
 
     Raises:
         UserError: ``classes_mismatch``, there is no such class.
@@ -221,7 +228,9 @@ def choose_fiber_classes(given: Sequence[str], class_names: Sequence[str]) -> li
 def kind_of(class_name: str, fiber_classes: Collection[str] | None = None) -> Kind:
     """Give the kind of a class's particles: a fibre's length is that of its centreline.
 
-    Without ``fiber_classes``, the names of the fibre classes, :func:`is_fiber_class` decides.
+    Args:
+        class_name: of the particle.
+        fiber_classes: names of the fibre classes; None judges by :func:`is_fiber_class`.
     """
     fiber = is_fiber_class(class_name) if fiber_classes is None else class_name in fiber_classes
     return "fiber" if fiber else "other"

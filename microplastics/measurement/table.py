@@ -108,7 +108,10 @@ DEFAULT_SIZE_CLASSES = SizeClasses(SCHEMES["default"])
 
 
 def parse_size_classes(text: str) -> SizeClasses:
-    """Read the value of ``--size-classes``: a name of :data:`SCHEMES`, or bounds in µm with commas.
+    """Read the value of ``--size-classes``.
+
+    Args:
+        text: a name of :data:`SCHEMES`, or bounds in µm with commas between them.
 
     Raises:
         UserError: it is neither, or the bounds are not positive and ascending.
@@ -130,7 +133,11 @@ def parse_size_classes(text: str) -> SizeClasses:
 
 
 def check_min_size(min_size: float | None) -> None:
-    """Refuse a smallest reported size that is not positive and finite: option_invalid."""
+    """Check a smallest reported size, in µm, or in px for images without a calibration.
+
+    Raises:
+        UserError: it is not positive and finite.
+    """
     if min_size is not None and not (math.isfinite(min_size) and min_size > 0):
         raise UserError(
             f"The smallest reported size is {min_size:g}; expected a positive number, in µm if the "
@@ -152,7 +159,9 @@ def _text(value: float) -> str:
 def table_columns(um: bool = True, px: bool = False) -> dict[str, str]:
     """Give names and dtypes of a table's columns, in order.
 
-    ``um`` and ``px`` say whether there are images with a calibration, and without one.
+    Args:
+        um: whether there are images with a calibration.
+        px: whether there are images without one.
     """
     return {**_PLACE, **(_UM if um else {}), **(_PX if px else {}), **_FORM}
 
@@ -223,10 +232,17 @@ def particle_table(
 
 
 def measure_many(items: Iterable[Item], processes: int | None = None) -> list[Shape]:
-    """Measure many particles; results and errors equal those of :func:`measure` one by one.
+    """Measure many particles; the results equal those of :func:`measure` one by one.
 
-    Crops are sent to other processes, images are not; ``processes`` None takes as many as save
-    time.
+    Crops are sent to other processes, images are not.
+
+    Args:
+        items: the particles.
+        processes: None for as many as save time.
+
+    Raises:
+        ValueError: as for :func:`measure`.
+        UserError: a process was killed.
     """
     trimmed = [item.trimmed() for item in items]
     if processes is None:
@@ -249,7 +265,11 @@ def table_sizes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def with_size_classes(
     table: pd.DataFrame, size_classes: SizeClasses, min_size: float | None = None
 ) -> pd.DataFrame:
-    """Add or replace the column ``size_class`` of a table; see :func:`particle_table`."""
+    """Add or replace the column ``size_class`` of a table; arguments as of :func:`particle_table`.
+
+    Raises:
+        UserError: ``min_size`` is not positive.
+    """
     check_min_size(min_size)
     sizes, calibrated = table_sizes(table)
     labels = np.full(len(table), None, dtype=object)

@@ -66,7 +66,11 @@ def set_arguments(
 
 
 def build_around(backbone: Backbone, cfg: CfgNode) -> GeneralizedRCNN:
-    """Build the model of a config around a backbone as ``GeneralizedRCNN``, or config_invalid."""
+    """Build the model of a config, but for its backbone, as ``GeneralizedRCNN`` does.
+
+    Raises:
+        UserError: config_invalid.
+    """
     check_architecture(cfg)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         raise UserError(

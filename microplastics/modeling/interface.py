@@ -87,7 +87,11 @@ def predicts_masks(cfg: CfgNode) -> bool:
 
 
 def check_architecture(cfg: CfgNode) -> None:
-    """Refuse, as config_invalid, keys that contradict each other or would be ignored."""
+    """Refuse config keys that contradict each other and that Detectron2 only asserts or ignores.
+
+    Raises:
+        UserError: config_invalid.
+    """
     model = cfg.MODEL
     for key, registry in _REGISTRIES.items():
         name = operator.attrgetter(key)(model)
@@ -203,7 +207,11 @@ class WithoutMemory(TorchFunctionMode):
 
 
 def build_shapes(cfg: CfgNode) -> nn.Module:
-    """Build the model of a config without memory for its weights (on the meta device)."""
+    """Build the model of a config without memory for its weights (on the meta device).
+
+    Args:
+        cfg: any config that Detectron2 can build.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -212,10 +220,16 @@ def build_shapes(cfg: CfgNode) -> nn.Module:
 
 
 def class_dependent(cfg: CfgNode) -> set[str]:
-    """Find the weights, as named in ``state_dict``, whose shape changes with the number of classes.
+    """Find the weights whose shape changes with the number of classes.
 
     The model is built for one class more, without memory, and the shapes are compared. Every
     NUM_CLASSES below MODEL is raised: heads such as PointRend's have their own.
+
+    Args:
+        cfg: the model's config.
+
+    Returns:
+        Names as in ``state_dict``.
     """
     more = cfg.clone()
     more.defrost()
@@ -233,7 +247,11 @@ def class_dependent(cfg: CfgNode) -> set[str]:
 def mask_size(cfg: CfgNode) -> int | None:
     """Return the side M of the M x M masks that the model of a config predicts in each box.
 
-    ``None`` if the model has no masks or another kind of mask head.
+    Args:
+        cfg: the model's config.
+
+    Returns:
+        ``None`` if the model has no masks or another kind of mask head.
     """
     if not predicts_masks(cfg):
         return None

@@ -40,7 +40,11 @@ class NMS:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "NMS":
-        """Read the settings of a config, or raise config_invalid."""
+        """Read the settings of a config.
+
+        Raises:
+            UserError: config_invalid.
+        """
         heads = cfg.MODEL.ROI_HEADS
         masks, fraction = heads.MASK_NMS, "a number above 0, up to 1"
         kinds = KINDS if cfg.MODEL.MASK_ON else [kind for kind in KINDS if kind != "mask"]
@@ -88,7 +92,12 @@ class ChosenNMS:
 
     @configurable
     def __init__(self, *, nms: NMS = NMS(), detections_per_image: int = 100, **kwargs: Any):
-        """Take the keywords of the other ROI heads as well."""
+        """
+        Args:
+            nms: the settings.
+            detections_per_image: TEST.DETECTIONS_PER_IMAGE.
+            kwargs: of the other ROI heads.
+        """
         super().__init__(**kwargs)
         self.nms = nms
         self.detections_per_image = detections_per_image
@@ -136,10 +145,17 @@ def stages_of(module: nn.Module) -> list[nn.Module]:
 
 
 def mask_nms(found: Instances, nms: NMS) -> Instances:
-    """Drop detections whose masks overlap a better-scored one of the same class; best score first.
+    """Drop detections whose masks overlap a better-scored one of the same class.
 
     Boxes of crossing fibres overlap, and their masks hardly do. Masks are compared as crops in px
     of the network's input; detections whose mask has no pixel go, too.
+
+    Args:
+        found: raw results of one image, with ``pred_masks``.
+        nms: the settings.
+
+    Returns:
+        Those that stay, best score first.
     """
     device = found.scores.device
     found = found[found.pred_boxes.nonempty()]
@@ -156,10 +172,16 @@ def mask_nms(found: Instances, nms: NMS) -> Instances:
 def soft_nms(found: Instances, nms: NMS) -> Instances:
     """Lower the scores of boxes that overlap better-scored ones of their class.
 
-    Bodla et al. 2017, "Soft-NMS -- Improving Object Detection With One Line of Code": the best box
-    of the rest stays, and the others of its class are multiplied by 1 - IoU from
-    ``nms.box_threshold`` on (linear), or by exp(-IoU² / ``nms.sigma``) (Gaussian). What is still
-    scored above ``nms.min_score`` is returned, best first.
+    Bodla et al. 2017, "Soft-NMS -- Improving Object Detection With One Line of Code": the best
+    box of the rest stays, and the others of its class are multiplied by 1 - IoU from
+    ``nms.box_threshold`` on (linear), or by exp(-IoU² / ``nms.sigma``) (Gaussian).
+
+    Args:
+        found: boxes of one image, without NMS.
+        nms: the settings.
+
+    Returns:
+        Those still scored above ``nms.min_score``, best first.
     """
     boxes, rest = found.pred_boxes.tensor.cpu(), found.scores.cpu().clone()
     classes = found.pred_classes.cpu()

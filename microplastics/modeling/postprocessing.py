@@ -69,7 +69,13 @@ def _pasted(results: Instances, threshold: float) -> CropMasks:
 
 
 def drop_duplicates(instances: Instances, max_overlap: float) -> Instances:
-    """Drop detections, with masks as :class:`CropMasks`, that are not :func:`distinct`."""
+    """Drop detections that a better-scored one covers already; see :func:`distinct`.
+
+    Args:
+        instances: of one image, with ``scores``, ``pred_classes`` and ``pred_masks`` as
+            :class:`CropMasks`.
+        max_overlap: as of :func:`distinct`.
+    """
     if max_overlap >= 1 or len(instances) < 2:
         return instances
     classes, scores = instances.pred_classes.cpu().numpy(), instances.scores.cpu().numpy()

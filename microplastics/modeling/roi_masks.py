@@ -60,13 +60,23 @@ class BoxedMasks(ROIMasks):
         return self.boxes * self.boxes.new_tensor(scale * 2)
 
     def paste(self, size: Sequence[int], threshold: float = 0.5) -> CropMasks:
-        """Paste the masks on the image, of (height, width) px, that the input was made of."""
+        """Paste the masks on an image that the network's input was made of.
+
+        Args:
+            size: height and width of the image in px.
+            threshold: least probability of a pixel of the mask.
+        """
         return CropMasks.paste(self.tensor, self.boxes_on(size), size, threshold)
 
     def to_bitmasks(
         self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
     ) -> BitMasks:
-        """Paste the masks on full frames, as Detectron2 asks; ``boxes`` are not used."""
+        """Paste the masks on full frames, as Detectron2 asks of ``ROIMasks``.
+
+        Args:
+            boxes: of the detections, which the masks do not depend on.
+            height, width, threshold: as of :meth:`paste`.
+        """
         del boxes
         size = (height, width)
         return BitMasks(paste_masks_in_image(self.tensor, self.boxes_on(size), size, threshold))
@@ -144,10 +154,14 @@ class WindowMasks(ROIMasks):
         return [part.view(height, width) for part, (width, height) in zip(flat, sizes, strict=True)]
 
     def paste(self, size: Sequence[int], threshold: float = 0.5) -> CropMasks:
-        """Resize the masks bilinearly to an image, and cut them at a probability.
+        """Resize the masks bilinearly to an image and cut them at a probability.
 
         Probabilities are interpolated, not logits: they are learnt as the fraction of a cell that
         the particle covers. Pixels outside of a window do not belong to its mask.
+
+        Args:
+            size: height and width of the image in px, any scale of the network's input.
+            threshold: least probability of a pixel of the mask.
         """
         crops, offsets = [], []
         for crop, x0, y0 in self._pasted(size, threshold):
@@ -159,7 +173,14 @@ class WindowMasks(ROIMasks):
     def to_bitmasks(
         self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
     ) -> BitMasks:
-        """Do what :meth:`paste` does, with full frames and ``ROIMasks``'s signature."""
+        """Do what :meth:`paste` does, with full frames and ``ROIMasks``'s signature.
+
+        Args:
+            boxes: not used; these masks know where they lie.
+            height: of the image in px.
+            width: of the image in px.
+            threshold: least probability of a pixel of the mask.
+        """
         masks = self.paste((height, width), threshold).to_bitmasks()
         return BitMasks(masks.to(self.tensor.device))
 

@@ -63,10 +63,12 @@ class TestTimeAugmentation:
         self._heads = model.roi_heads
 
     def views(self, size: Sequence[int], scaled: bool = False) -> list[T.TransformList]:
-        """List the transforms that make the views of a network's input of (height, width) px.
+        """List the transforms that make the views of an image.
 
-        ``scaled`` inputs were not resized by INPUT.MIN_SIZE_TEST, as tiles: the sizes are relative
-        to that.
+        Args:
+            size: height and width of the network's input in px.
+            scaled: the input was not resized by INPUT.MIN_SIZE_TEST, as a tile: the sizes are
+                taken relative to that.
         """
         height, width = size
         sizes = [self._view_size(height, width, side, scaled) for side in self._min_sizes]
@@ -158,7 +160,10 @@ class AugmentedRCNN(nn.Module):
     """A ``GeneralizedRCNN`` that detects with test-time augmentation, for evaluation."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
-        """Take a model as :class:`TestTimeAugmentation` does, with the same errors."""
+        """
+        Args:
+            cfg, model: as of :class:`TestTimeAugmentation`, which raises the same errors.
+        """
         super().__init__()
         self.model = model
         self._augmentation = TestTimeAugmentation(cfg, model)

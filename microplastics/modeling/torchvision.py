@@ -129,7 +129,13 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
         return super().generate_cell_anchors(sizes, aspect_ratios).round()
 
     def forward(self, features: list[torch.Tensor]) -> list[Boxes]:
-        """Make anchors in px for each (N, C, H, W) map, the highest resolution first."""
+        """
+        Args:
+            features: (N, C, H, W) maps, the one of the highest resolution first.
+
+        Returns:
+            Anchors of each map in px.
+        """
         height, width = (side * self.strides[0] for side in features[0].shape[-2:])
         placed = []
         for feature, cell in zip(features, self.cell_anchors, strict=True):

@@ -76,9 +76,13 @@ class _Ring(NamedTuple):
 
 
 def find_circle(image: np.ndarray) -> Circle:
-    """Find the innermost circle that bounds the membrane or its deposit, or raise NoCircleError.
+    """Find the innermost circle that bounds the membrane or its deposit.
 
-    The photograph is (h, w, 3) uint8 BGR, shrunk to ``MAX_SIDE`` px or less.
+    Args:
+        image: (h, w, 3) uint8 BGR, the whole photograph shrunk to ``MAX_SIDE`` px or less.
+
+    Raises:
+        NoCircleError: no circle is certain.
     """
     lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB).astype(np.float32)
     for channel in cv2.split(lab):

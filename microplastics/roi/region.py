@@ -95,11 +95,16 @@ class Region:
         )
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        """Tell which of (N, 2) points in px lie inside, (N,) bool.
+        """Tell which points lie inside.
 
         Of regions that abut, a point on the common border lies in exactly one: points are tested
-        1e-7 px to the right of and below their place, in a direction that no border has. The first
-        pixel's centre is (0.5, 0.5).
+        1e-7 px to the right of and below their place, in a direction that no border has.
+
+        Args:
+            points: (N, 2) x and y in px; the first pixel's centre is (0.5, 0.5).
+
+        Returns:
+            (N,) bool; False outside of the image.
         """
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         height, width = self.image_size
@@ -109,7 +114,12 @@ class Region:
         return inside
 
     def meets(self, x0: float, y0: float, x1: float, y1: float) -> bool:
-        """Tell whether a box, x1 and y1 not included, may hold a pixel; never False if it does."""
+        """Tell whether a box may hold a pixel of the region; never False if it does.
+
+        Args:
+            x0, y0: upper left corner in px.
+            x1, y1: lower right corner in px, not included.
+        """
         height, width = self.image_size
         x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         return x0 < x1 and y0 < y1 and self._shape.meets(x0, y0, x1, y1)
@@ -278,7 +288,11 @@ class RegionSource:
         return None if self.needs_image else self._chosen.get(name, self._path)
 
     def fingerprint(self) -> str:
-        """Hash what a run uses: the kind, and names and bytes of files (SHA-256)."""
+        """Hash what a run uses: the kind, and names and bytes of the files that are used (SHA-256).
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         if self.needs_image:
             return hashlib.sha256(f"{CIRCLE} {_CIRCLE_VERSION}".encode()).hexdigest()
         folder = self._path if self._folder else self._path.parent

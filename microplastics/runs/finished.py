@@ -134,7 +134,11 @@ class FinishedRun:
 
     @functools.cached_property
     def regions(self) -> RegionSource | None:
-        """Where the particles count, None for everywhere; a UserError if files have changed."""
+        """Where the particles count, None for everywhere.
+
+        Raises:
+            UserError: the files of ``--region`` are gone or have changed.
+        """
         what = self.options.region
         if not isinstance(what, str):
             return None
@@ -147,7 +151,11 @@ class FinishedRun:
 
     @contextlib.contextmanager
     def open_image(self, name: str) -> Iterator[ImageReader]:
-        """Open the photograph of an image; a UserError if it is gone or another file by now."""
+        """Open the photograph of an image.
+
+        Raises:
+            UserError: there was none, it is gone, or it is another file by now.
+        """
         record = self.image_records.get(name, {})
         path = record.get("path")
         if not isinstance(path, str) or not path:
@@ -164,7 +172,14 @@ class FinishedRun:
             yield reader
 
     def read_masks(self, name: str, particles: pd.DataFrame) -> CropMasks:
-        """Read the masks of an image's particles, rows of :attr:`particles`, in their order.
+        """Read the masks of an image's particles.
+
+        Args:
+            name: of the image.
+            particles: N of its rows of ``self.particles``.
+
+        Returns:
+            N masks in the same order.
 
         Raises:
             UserError: they are not kept, or not those of the table.
@@ -228,7 +243,11 @@ def read_run(folder: str | os.PathLike) -> FinishedRun:
 
 
 def checked_record(folder: Path) -> dict[str, Any]:
-    """Read the run.json of a run; file_missing, or run_invalid for another shape."""
+    """Read the run.json of a run, of the shape that its readers rely on.
+
+    Raises:
+        UserError: ``file_missing``, or ``run_invalid``.
+    """
     record = read_record(folder)
     if not record:
         raise UserError(
@@ -264,7 +283,11 @@ def _has_types(values: dict[str, Any], types: dict[str, type]) -> bool:
 
 
 def recorded_options(folder: Path, record: dict[str, Any]) -> RunOptions:
-    """The options of a run by its run.json; run_invalid if one has another type."""
+    """The options of a run by its run.json.
+
+    Raises:
+        UserError: ``run_invalid``: one has another type than options have.
+    """
     values = {name: value for name, value in record["options"].items() if name in _OPTIONS}
     if not all(_fits(name, value) for name, value in values.items()):
         raise _damaged(folder)

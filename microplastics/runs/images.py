@@ -397,8 +397,12 @@ class ImageOpener:
 def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles, int]:
     """Leave out what lies on a scale bar or its text with at least half of its pixels.
 
-    ``boxes`` are x, y, width and height in px. Returned are the other particles, renumbered, and
-    the number left out.
+    Args:
+        particles: of an image.
+        boxes: x, y, width and height in px of the scale bar and its text.
+
+    Returns:
+        The other particles, renumbered, and the number left out.
     """
     places = zip(particles.masks, *particles.offsets.T.tolist(), strict=True)
     kept = [
@@ -415,10 +419,18 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
 def within(
     particles: Particles, table: pd.DataFrame, region: Region | None
 ) -> tuple[Particles, pd.DataFrame]:
-    """Leave out what has its centroid outside of the region, with its row of the table.
+    """Leave out what has its centroid outside of the region.
 
-    Each particle has one centroid, so that those of several regions add up, and none is more likely
-    to count because it is large. Numbers stay, and so do distances to what is left out.
+    Each particle has one centroid, so that those of several regions add up, and none is more
+    likely to count because it is large. Numbers stay, and so do distances to what is left out.
+
+    Args:
+        particles: of an image.
+        table: their measures, a row each.
+        region: region of interest; None is the whole image.
+
+    Returns:
+        The other particles and their rows.
     """
     if region is None:
         return particles, table

@@ -154,7 +154,11 @@ class Run:
         self._patient: dist.ProcessGroup | None = None
 
     def begin(self) -> list[InputImage]:
-        """Claim the folder, or raise UserError, and give the images that this process has to do."""
+        """Claim the folder, and give the images that this process has to do.
+
+        Raises:
+            UserError: the folder cannot be used.
+        """
         if comm.is_main_process():
             self._store.claim(self.options.resume, self.options.overwrite)
         if comm.get_world_size() > 1:
@@ -202,8 +206,11 @@ class Run:
     ) -> None:
         """Measure the particles of one image, write its files and keep it.
 
-        ``record`` is what run.json says of how they were found; ``start`` is
-        ``time.perf_counter()`` when work on the image began.
+        Args:
+            opened: the image; its regions are read for the overlay.
+            particles: found on it.
+            record: what run.json says of how.
+            start: ``time.perf_counter()`` when work on it began.
         """
         options, image = self.options, opened.image
         calibration, region = opened.calibration, opened.region
@@ -248,7 +255,8 @@ class Run:
     def end(self) -> int:
         """Write the files of the whole run, on one process after all have done their images.
 
-        Returns 0, or 3 if images failed.
+        Returns:
+            0, or 3 if images failed.
 
         Raises:
             UserError: not one image was finished, or a file cannot be written.
@@ -357,7 +365,11 @@ def _time(seconds: float) -> str:
 def predict_run(args: argparse.Namespace) -> int:
     """Do what the command line of ``microplastics predict`` says, in each of its processes.
 
-    Returns 0, or 3 if images failed.
+    Args:
+        args: options of the command ``predict``, in ``microplastics/cli/predict.py``.
+
+    Returns:
+        0, or 3 if images failed.
 
     Raises:
         UserError: an argument is wrong, the model cannot be loaded, or no image was finished.
@@ -398,7 +410,11 @@ def predict_run(args: argparse.Namespace) -> int:
 
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
-    """The model that a command line names; a UserError if it cannot be loaded."""
+    """The model that a command line names.
+
+    Raises:
+        UserError: it names none, or one that cannot be loaded.
+    """
     if not (args.weights or args.config_file):
         raise UserError(
             "--weights is missing; give a checkpoint such as output/…/model_best.pth.",
@@ -613,7 +629,11 @@ class ParticleFinder:
 def measure_run(args: argparse.Namespace) -> int:
     """Do what the command line of ``microplastics measure`` says.
 
-    Returns 0, or 3 if images failed.
+    Args:
+        args: options of the command ``measure``, in ``microplastics/cli/predict.py``.
+
+    Returns:
+        0, or 3 if images failed.
 
     Raises:
         UserError: an argument is wrong, the masks cannot be read, or no image was finished.
@@ -651,7 +671,12 @@ def measure_run(args: argparse.Namespace) -> int:
 
 
 def measure_image(image: InputImage, load: Load, run: Run) -> None:
-    """Measure the masks of one image, which ``load`` gives, and finish it.
+    """Measure the given masks of one image, and finish it.
+
+    Args:
+        image: of the run.
+        load: gives its particles.
+        run: takes them, and opens the image.
 
     Raises:
         UserError: the masks or the photograph cannot be used, or do not go together.

@@ -143,7 +143,11 @@ class RunStore:
         return part_path(self._output, image.name)
 
     def record(self, image: InputImage) -> dict[str, Any]:
-        """What is known of a finished image; run_invalid if its part is damaged."""
+        """What is known of a finished image.
+
+        Raises:
+            UserError: its part is missing or damaged.
+        """
         return read_head(self.part(image))[0]
 
     def failure(self, image: InputImage) -> str:

@@ -49,7 +49,11 @@ _SAME += ("min_score",)
 
 
 def check_samples(options: RunOptions, names: Sequence[str]) -> None:
-    """Refuse options of the summary that make no sense for images of these names.
+    """Refuse options of the summary that make no sense, before hours of work.
+
+    Args:
+        options: of the run.
+        names: of its images.
 
     Raises:
         UserError: names the option, the image without a group, or the group of blanks and samples.
@@ -233,9 +237,14 @@ def counted(number: int, thing: str) -> str:
 
 
 def differing_bars(records: Sequence[dict[str, Any]], options: RunOptions) -> str:
-    """Warn if one figure for all images meets scale bars of several lengths, and name the images.
+    """Say that one figure for all images meets scale bars of several lengths, and on which.
 
-    ``records`` are those of the images; the warning is empty without a reason for one.
+    Args:
+        records: of the images of a run.
+        options: of the run.
+
+    Returns:
+        A warning; empty without a reason for one.
     """
     if options.scale_bar_um is not None:
         given = f"--scale-bar-um {options.scale_bar_um:g} holds only where the bar says so"
@@ -281,7 +290,12 @@ def run_class_names(run: Path) -> list[str]:
 def merge_into(runs: Sequence[str], options: RunOptions) -> int:
     """Write the tables of several finished runs, and count them again by the options.
 
-    Returns 0, or 3 if images failed in one of the runs.
+    Args:
+        runs: their folders.
+        options: of the summary, and the folder for the new tables.
+
+    Returns:
+        0, or 3 if images failed in one of the runs.
 
     Raises:
         UserError: the runs do not go together, the folder is one of them, or an option is for
@@ -397,7 +411,13 @@ def merge_runs(
 
 
 def read_particles(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a particles.csv, with :func:`microplastics.measurement.table.table_columns`.
+    """Read a particles.csv.
+
+    Args:
+        path: the file.
+
+    Returns:
+        columns and dtypes of :func:`microplastics.measurement.table.table_columns`.
 
     Raises:
         UserError: it is missing, damaged or not the table of a run.

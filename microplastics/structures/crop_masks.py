@@ -287,7 +287,11 @@ class CropMasks(BitMasks):
         return result.to(boxes.device)
 
     def to_rles(self, as_str: bool = False) -> list[dict[str, Any]]:
-        """Encode each mask as ``pycocotools.mask.encode`` does; counts as ``str`` are for JSON."""
+        """Encode each mask as ``pycocotools.mask.encode`` encodes its full frame.
+
+        Args:
+            as_str: counts as ``str`` (for JSON) instead of ``bytes``.
+        """
         height, width = self.image_size
         lengths = [
             runs.counts_of_runs(*runs.runs_of_crop(crop, offset, height), height * width)

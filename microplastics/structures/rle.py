@@ -85,9 +85,11 @@ def runs_of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def counts_of_runs(starts: np.ndarray, ends: np.ndarray, pixels: int) -> np.ndarray:
-    """Convert sorted, non-empty runs of ones to counts; neighbours that touch are joined.
+    """Convert sorted runs of ones to the counts of pycocotools' encoder.
 
-    ``pixels`` is height * width of the image.
+    Args:
+        starts, ends: int64 arrays of non-empty runs; touching neighbours are joined.
+        pixels: height * width of the image.
     """
     if not len(starts):
         return np.array([pixels], dtype=np.int64)
@@ -103,8 +105,13 @@ def counts_of_runs(starts: np.ndarray, ends: np.ndarray, pixels: int) -> np.ndar
 def runs_of_crop(crop: np.ndarray, offset: Iterable[int], height: int) -> tuple:
     """Return the runs of ones of a crop in the column-major order of its image.
 
-    ``offset`` is x0 and y0 of the (h, w) bool crop, ``height`` that of the image in pixels. Starts
-    and ends (exclusive) are int64; no run crosses the end of a column.
+    Args:
+        crop: (h, w) bool array.
+        offset: x0 and y0 of the crop in image pixels.
+        height: height of the image in pixels.
+
+    Returns:
+        starts and ends (exclusive) as int64 arrays; no run crosses the end of a column.
     """
     (rows, columns), (x0, y0) = crop.shape, offset
     # One zero before the first pixel and one below each column, so that each run has two edges.
@@ -116,10 +123,14 @@ def runs_of_crop(crop: np.ndarray, offset: Iterable[int], height: int) -> tuple:
 
 
 def crop_of_runs(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple:
-    """Paint sorted, non-empty runs of ones into the smallest crop that contains them.
+    """Paint runs of ones into the smallest crop that contains them.
 
-    ``height`` is that of the image in pixels. Returned are a (h, w) bool array, x0 and y0; a (0, 0)
-    array at 0, 0 if there are no runs.
+    Args:
+        starts, ends: int64 arrays of sorted, non-empty runs in column-major order.
+        height: height of the image in pixels.
+
+    Returns:
+        (h, w) bool array, x0, y0; a (0, 0) array at 0, 0 if there are no runs.
     """
     x0, y0, x1, y1 = box_of_runs(starts, ends, height)
     rows, columns = y1 - y0, x1 - x0

@@ -69,9 +69,10 @@ def generator(*key: int | str) -> Generator:
 
 
 def smooth_noise(rng: Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Draw a smooth random field with structures of ``cell`` px, float32 (height, width).
+    """Draw a smooth random field with structures of ``cell`` px.
 
-    Its mean is about 0, its standard deviation about 0.6 to 1.
+    Returns:
+        float32 (height, width), mean about 0, standard deviation about 0.6 to 1.
     """
     height, width = shape
     rows, columns = int(height / cell) + 3, int(width / cell) + 3
@@ -90,7 +91,8 @@ def fractal_noise(
 ) -> np.ndarray:
     """Sum :func:`smooth_noise` of several cells, weighted by 1, ``falloff``, its square and so on.
 
-    The field, float32 (height, width), has the mean 0 and the standard deviation 1.
+    Returns:
+        float32 (height, width), mean 0, standard deviation 1.
     """
     field, weight = np.zeros(shape, np.float32), 1.0
     for cell in cells:
@@ -153,8 +155,9 @@ def scratch(rng: Generator, scene: Scene, amount: float) -> None:
 def draw_hairline(scene: Scene, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draw a line of 1 px through points, float (N, 2), without changing the scene.
 
-    Returned are the window of the canvas around the line, and the line, float32 (h, w), 0 to 1;
-    both are empty outside the frame.
+    Returns:
+        The window of the canvas around the line, and the line, float32 (h, w), 0 to 1; both are
+        empty outside the frame.
     """
     low = np.maximum(np.floor(points.min(0)).astype(int) - 4, 0)
     high = np.minimum(np.ceil(points.max(0)).astype(int) + 5, scene.canvas.shape[0])

@@ -229,8 +229,10 @@ def photographed_filter(
     """Take a random piece of a random photograph as an empty filter.
 
     It is turned by right angles, mirrored and made up to 8 % brighter or darker at random; a
-    photograph smaller than the picture is continued by its mirror image. Returned are the scene,
-    evenly lit, and the photograph that finishes it.
+    photograph smaller than the picture is continued by its mirror image.
+
+    Returns:
+        The scene, evenly lit, and the photograph that finishes it.
     """
     rng = generator(*key, "background")
     name = blanks.files[rng.integers(len(blanks.files))]
@@ -257,11 +259,13 @@ def photographed_filter(
 
 
 def camera_of(gray: np.ndarray) -> tuple[float, float]:
-    """Estimate blur (0.3 to 4 px) and noise (0 to 0.1) from the spectrum of a photograph.
+    """Estimate blur and noise from the spectrum of a photograph.
 
-    Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n, a
-    natural texture (Field 1987) with the lens's Gaussian blur s and white noise n. Both are
-    standard deviations.
+    Model of the power at spatial frequency f (cycles per pixel): a f^-p exp(-(2 pi f s)^2) + n,
+    a natural texture (Field 1987) with the lens's Gaussian blur s and white noise n.
+
+    Returns:
+        (standard deviation of the blur in px, 0.3 to 4; of the noise, 0 to 0.1).
     """
     height, width = (min(side, 512) for side in gray.shape)
     window = np.hanning(height)[:, None] * np.hanning(width)[None]
@@ -288,9 +292,11 @@ def camera_of(gray: np.ndarray) -> tuple[float, float]:
 def largest_free_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
     """Find the largest square of an image that overlaps no box, float (N, 4), x0, y0, x1, y1.
 
-    A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free square
-    of side 2 d - 1. Boxes may reach out of the image. Returned are left, top and side in px; the
-    side is 0 if no pixel is free.
+    A pixel with chessboard distance d to the nearest occupied pixel is the centre of a free
+    square of side 2 d - 1. Boxes may reach out of the image.
+
+    Returns:
+        left, top and side in px; the side is 0 if no pixel is free.
     """
     # A frame of occupied pixels: the square ends at the border.
     free = np.pad(np.ones((height, width), np.uint8), 1)
@@ -319,7 +325,10 @@ def cut_blank_windows(
     """Write the largest particle-free square of each image of a COCO JSON as a PNG.
 
     Images without a square of ``min_size`` px are skipped. ``margin`` px are kept free around each
-    particle, for its halo. Returned are the files written, and the images skipped.
+    particle, for its halo.
+
+    Returns:
+        The files written, and the images skipped.
     """
     if min_size < 1 or margin < 0:
         raise UserError(
@@ -564,7 +573,7 @@ def lay_dish(rng: Generator, scene: Scene) -> Polygon | None:
     """Draw a dish around the scene: scratches, and often a piece of its wall.
 
     The wall reflects the lamp in bright lines, shades the bottom beside it and throws a shadow on
-    the table. Returned is the outline of the bottom, in px, or None if no wall is in the picture.
+    the table. Return the outline of the bottom, in px, or None if no wall is in the picture.
     """
     size = scene.canvas.shape[0]
     scratch(rng, scene, rng.uniform(2, 8))

@@ -218,10 +218,11 @@ MAKERS = {FIBER: make_fiber, FRAGMENT: make_fragment, FILM: make_film, BEAD: mak
 
 
 def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float) -> bool:
-    """Paint a particle onto the scene in a colour that stands out from the ground, if there is one.
+    """Paint a particle onto the scene in a colour that stands out from the ground.
 
-    False is returned, and the scene unchanged, if five colours in succession have a
-    :func:`contour_contrast` below ``min_contrast``.
+    Returns:
+        Whether it was painted: False, with the scene unchanged, if five colours in succession
+        have a :func:`contour_contrast` below ``min_contrast``.
     """
     crop = _Crop(particle, scene.canvas.shape[0], margin=int(5 + 3 * scene.throw))
     coverage = crop.coverage(particle.outline)
@@ -240,12 +241,14 @@ def paint(rng: Generator, particle: Particle, scene: Scene, min_contrast: float)
 
 
 def contour_contrast(painted: np.ndarray, below: np.ndarray, coverage: np.ndarray) -> float:
-    """Compute the colour difference, 0 to 1, that a particle makes just inside its contour.
+    """Compute the colour difference that a particle makes just inside its contour.
 
     ``painted`` and ``below`` are float32 (h, w, 3) with and without the particle, ``coverage`` is
-    float32 (h, w), the fraction of each pixel inside the outline. Returned is the 30th percentile
-    along the contour of the root mean square difference over the channels: most of the contour
-    stands out at least as much.
+    float32 (h, w), the fraction of each pixel inside the outline.
+
+    Returns:
+        The 30th percentile along the contour of the root mean square difference over the
+        channels, 0 to 1: most of the contour stands out at least as much.
     """
     inside = coverage >= 0.5
     deep = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1) > 0

@@ -265,9 +265,11 @@ def lay(
     painter: Callable[..., bool] = particles.paint,
     places: int = 6,
 ) -> dict[str, Any] | None:
-    """Place, paint and annotate a particle about the origin; return its annotation.
+    """Place, paint and annotate a particle about the origin.
 
-    None, and nothing is painted, if every one of ``places`` lacks room or a colour that stands out.
+    Returns:
+        Its annotation, see :func:`annotate`; None, and nothing is painted, if every one of
+        ``places`` lacks room or a colour that stands out.
     """
     for _ in range(places):
         placed = _place(rng, particle, ground)

@@ -65,8 +65,10 @@ def read_json(
 ) -> Any:
     """Read a JSON file (UTF-8 with or without BOM, UTF-16 or UTF-32).
 
-    ``expected`` is the type of its content, ``dict``, ``list`` or both; ``meant`` describes the
-    expected content and the fix, for the message.
+    Args:
+        path: the file.
+        expected: type of its content: ``dict``, ``list`` or both.
+        meant: describes the expected content and the fix, for the message.
 
     Raises:
         UserError: ``file_missing``, or ``file_invalid``.

@@ -48,8 +48,11 @@ class Call:
 def read_pickle(file: IO[bytes]) -> Any:
     """Read a pickle as dicts, lists, tuples, text, numbers, bytes and :class:`Call`.
 
-    Sets are lists, and entries with other keys than text, numbers and bytes are left out. A file on
-    disk is better mapped into memory: a map never reserves more bytes than there are.
+    Sets are lists, and entries with other keys than text, numbers and bytes are left out.
+
+    Args:
+        file: at the beginning of the pickle. A file on disk is better mapped into memory: a map
+            never reserves more bytes than there are.
 
     Raises:
         PickleError: it is damaged, or refers to more than NumPy, containers and paths.

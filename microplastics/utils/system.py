@@ -63,9 +63,13 @@ def available_device(name: str) -> str:
 def map_in_processes(
     function: Callable[[Task], Any], tasks: Sequence[Task], processes: int, chunk: int = 4
 ) -> Iterator[Any]:
-    """Apply a function of a module to all tasks in order, with one OpenCV thread per process.
+    """Apply a function to all tasks in order, with one OpenCV thread per process.
 
-    If ``processes`` is 1 this process does the work. A worker takes ``chunk`` tasks at a time.
+    Args:
+        function: a function of a module, which workers import.
+        tasks: its arguments.
+        processes: number of workers; 1 works in this process.
+        chunk: tasks that a worker takes at a time.
 
     Raises:
         UserError: ``interrupted``, a worker was killed.

@@ -296,8 +296,13 @@ def plot_sweep(
 ) -> None:
     """Plot the metrics of a sweep above, and below their differences from the first settings.
 
-    Large points are means with their intervals, if there are any, small ones single seeds: the rows
-    of ``experiments.sweep.summarise``, and ``run``, ``seed`` and metrics of each run.
+    Large points are means with their intervals, if there are any, small ones single seeds.
+
+    Args:
+        rows: those of ``experiments.sweep.summarise``.
+        points: ``run``, ``seed`` and metrics of each run.
+        metrics: a column of panels each.
+        output: as of :func:`save_figure`.
     """
     names = [row["run"] for row in rows]
     first = {point["seed"]: point for point in points if point["run"] == names[0]}

@@ -59,8 +59,12 @@ def resize(image: np.ndarray, scale: float) -> np.ndarray:
 def scale_bar(um_per_px: float, width: float) -> tuple[str, float]:
     """Choose a scale bar for a picture: 1, 2 or 5 times a power of ten, a tenth to a quarter wide.
 
-    Returned are its label, such as ``500 µm`` or ``2 mm``, and its length in px of the image, which
-    is ``width`` px wide.
+    Args:
+        um_per_px: scale of the image.
+        width: of the image in px.
+
+    Returns:
+        its label, such as ``500 µm`` or ``2 mm``, and its length in px of the image.
     """
     longest = um_per_px * width / 4
     power = 10.0 ** math.floor(math.log10(longest))

@@ -69,8 +69,11 @@ def results_to_instances(
 ) -> Instances:
     """Turn the results of one image into Detectron2 ``Instances``, with masks if there are any.
 
-    ``contiguous_ids`` gives the class number of each COCO category id; ``names`` are file, data set
-    and image in words, for the errors.
+    Args:
+        results: of :func:`read_results`, all of one image.
+        image_size: height and width in px.
+        contiguous_ids: class number of each COCO category id.
+        names: file, data set and image in words, for the errors.
     """
     unknown = {r["category_id"] for r in results} - set(contiguous_ids)
     if unknown:
@@ -114,7 +117,14 @@ def draw_annotations(
 ) -> int:
     """Draw the annotations of every image of DATASETS.TRAIN, or of the first ``limit``.
 
-    They are saved below ``output_dir``, or shown in a window. The number of pictures is returned.
+    Args:
+        cfg: the config.
+        output_dir: folder for the pictures.
+        limit: number of images to draw; all if ``None``.
+        show: show them in a window instead.
+
+    Returns:
+        The number of pictures.
     """
     names = resolve_datasets(cfg.DATASETS.TRAIN)
     if not names:
@@ -229,11 +239,14 @@ def draw_outcomes(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        dic: its data set dict.
+        dic: data set dict of the image.
         results: of the image, COCO's, in the order of the detections.
         rows: of the image in ``evaluation_particles.csv``.
         metadata: of the data set.
-        side: longest side of the two pictures in px.
+        side: longest side of the pictures in px.
+
+    Returns:
+        two pictures, (h, w, 3) uint8 RGB.
     """
     outcomes = _outcomes_of_truths(rows)
     annotations = [
@@ -286,7 +299,13 @@ def compare(
 ) -> np.ndarray:
     """Set a photograph, its truth and its predictions side by side: (H, W, 3) uint8 RGB.
 
-    ``found`` are its predictions of at least ``threshold``; each panel is ``max_side`` px at most.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        dic: its data set dict.
+        found: predictions of at least ``threshold``.
+        metadata: of the data set.
+        threshold: for the caption.
+        max_side: of each of the three panels, in px.
     """
     scale = draw.picture_scale(*image.shape[:2], max_side=max_side)
     return draw.side_by_side(

@@ -21,9 +21,16 @@ Add = Callable[[Part, int], int]
 def open_results(path: Path, class_names: Sequence[str]) -> Iterator[Add]:
     """Write ``coco_instances_results.json``: a list of detections, as COCO's evaluation takes it.
 
-    Yields the function that takes the next part and its image id, and returns the number of
-    particles left out because they have no score: a person annotated them. Category ids count the
-    names from 1.
+    Args:
+        path: of the file, which is there when the block ends well.
+        class_names: of the run, in order; category ids count from 1.
+
+    Yields:
+        the function that takes the next part and its image id, and gives the number of particles
+        left out because they have no score: a person annotated them.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     with atomic_write(path) as file:
         write = _list_writer(file)

@@ -54,9 +54,13 @@ FORMATS = {
 def write_image(
     result: ImageResult, output: Path, formats: Collection[str], name: str
 ) -> dict[str, int]:
-    """Write the files that one image has for itself, below ``output`` and with the stem ``name``.
+    """Write the files that one image has for itself.
 
-    Formats of the whole run are skipped.
+    Args:
+        result: of the image.
+        output: folder of the run.
+        formats: names of ``FORMATS``; formats of the whole run are skipped.
+        name: stem of the files, by :func:`microplastics.runs.images.output_names`.
 
     Returns:
         what the files could not hold, and which were not written for want of the photograph,
@@ -93,6 +97,9 @@ def write_run(
 
     Returns:
         what was left out, counted by name.
+
+    Raises:
+        UserError: a part cannot be read, or a file cannot be written.
     """
     schema = merge_schemas(dict.fromkeys(read_head(part)[1] for part in parts))
     notes: Counter[str] = Counter()

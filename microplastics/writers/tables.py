@@ -123,7 +123,13 @@ def open_csv(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
     """Write a CSV table by table: UTF-8, commas, decimal points, ``\\n``, a header.
 
     Numbers have six significant digits and no thousands separators; truth is TRUE or FALSE, as in
-    spreadsheets and R; what is missing is empty. Yields the function that takes the next table.
+    spreadsheets and R; what is missing is empty.
+
+    Yields:
+        the function that takes the next table. The file is there when the block ends well.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -205,7 +211,11 @@ class Part:
 
 
 def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None = None) -> None:
-    """Write a part as a Parquet file; ``more`` are plain values of its ``image``."""
+    """Write a part as a Parquet file, whole or not at all; ``more`` are plain values of ``image``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     particles, image = result.particles, {**result.provenance, **(more or {})}
     height, width = particles.image_size
     # Mask by mask: those of a whole filter are unpacked when they are asked for.
@@ -221,7 +231,11 @@ def write_part(result: ImageResult, path: Path, more: Mapping[str, Any] | None =
 
 
 def read_part(path: Path) -> Part:
-    """Read a part; run_invalid if it is missing or damaged."""
+    """Read a part.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     with _reading(path):
         table = pq.read_table(path, partitioning=None)
         image, counts = json.loads(table.schema.metadata[_KEY]), table[_RLE].to_pylist()
@@ -229,7 +243,11 @@ def read_part(path: Path) -> Part:
 
 
 def read_head(path: Path) -> tuple[dict[str, Any], pa.Schema]:
-    """Read what is known of a part's image and the columns of its table, as :func:`read_part`."""
+    """Read what is known of a part's image and the columns of its table, without its rows.
+
+    Raises:
+        UserError: as of :func:`read_part`.
+    """
     with _reading(path):
         schema = pq.read_schema(path)
         image, place = json.loads(schema.metadata[_KEY]), schema.names.index(_RLE)

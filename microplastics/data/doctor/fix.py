@@ -110,10 +110,15 @@ def changes_path(output: str) -> str:
 def fix_content(
     data: dict[str, Any], unusable_images: Collection[str], changes: Changes
 ) -> dict[str, Any]:
-    """Return the content of a COCO JSON, which has its three lists, fixed; list the changes.
+    """Fix the content of a COCO JSON that has its three lists.
 
-    ``unusable_images`` are the ``file_name`` of those that are missing or cannot be read. Unknown
-    fields stay as they are.
+    Args:
+        data: the content; not changed.
+        unusable_images: ``file_name`` of the images that are missing or cannot be read.
+        changes: takes every change.
+
+    Returns:
+        the fixed content; unknown fields stay as they are.
     """
     entries = []
     ids = Counter(key_of(entry.get("id")) for entry in objects_of(data["images"]))

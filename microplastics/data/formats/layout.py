@@ -618,7 +618,11 @@ def join_groups(
 ) -> list[Instance]:
     """Join the instances of one group and class to one instance.
 
-    ``members`` are groups and instances; an instance of the group None stays as it is.
+    Args:
+        members: group and instance; an instance of the group None stays as it is.
+        record: their image.
+        where: its place in the source.
+        notes: takes ``group_joined``, ``group_mixed`` and what is left out.
     """
     groups: dict[Any, list[Instance]] = defaultdict(list)
     labels: dict[Any, set[str]] = defaultdict(set)

@@ -386,7 +386,13 @@ class _Reader:
 
 
 def parts(category: str, name: str, labels: np.ndarray, notes: Notes) -> Iterator[Instance]:
-    """Yield the 8-connected parts of a mask, (H, W) with 0 for background, as instances.
+    """Yield the 8-connected parts of a mask as instances.
+
+    Args:
+        category: their class.
+        name: of the mask file, for messages.
+        labels: (H, W) array, 0 background.
+        notes: takes ``mask_speck``.
 
     Raises:
         ValueError: there are more than ``MAX_INSTANCES``.
@@ -402,9 +408,14 @@ def parts(category: str, name: str, labels: np.ndarray, notes: Notes) -> Iterato
 def check_size(
     labels: np.ndarray, path: Path, image: Path, size: tuple[int, int], rotated: bool = False
 ) -> None:
-    """Raise ``image_size`` unless a mask, (H, W), is of the size (height, width) of its image.
+    """Raise ``image_size`` unless a mask is of the size of its image.
 
-    ``rotated`` tells whether the EXIF orientation of the image swaps them.
+    Args:
+        labels: (H, W) array of the mask.
+        path: file of the mask.
+        image: file of the image.
+        size: its height and width in px.
+        rotated: whether its EXIF orientation swaps them.
     """
     if labels.shape != size:
         words = size_mismatch(size[::-1], labels.shape[::-1], rotated)

@@ -228,10 +228,14 @@ def crop_rle(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> dict[
 
 
 def png_mask(content: bytes, largest: tuple[int, int]) -> np.ndarray:
-    """Decode the unchecked PNG of a mask: (h, w) bool, what is neither 0 nor transparent.
+    """Decode the PNG of a mask: (h, w) bool, what is neither 0 nor transparent.
+
+    Args:
+        content: unchecked bytes.
+        largest: height and width in px that the mask may have.
 
     Raises:
-        ShapeError: it is malformed, or larger than the height and width in px that it may have.
+        ShapeError: it is malformed or larger.
     """
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as png:
@@ -259,7 +263,12 @@ def with_holes(
 ) -> Segmentation:
     """Return the area of an outline without its holes: the polygon, or RLE if there are holes.
 
-    Outline and holes are unchecked ``[[x0, y0], [x1, y1], …]`` in px.
+    Args:
+        outline: unchecked ``[[x0, y0], [x1, y1], …]`` in px.
+        holes: such lists.
+        record: its image.
+        notes: takes what is changed.
+        where: place of the shape.
 
     Raises:
         ShapeError: it has no area, or is malformed.
@@ -309,6 +318,12 @@ def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) ->
     Polygons are cut at the image's border (``shape_clipped``), parts of fewer than 3 points are
     left out (``part_broken``), RLE becomes compressed.
 
+    Args:
+        segmentation: COCO polygons or RLE, unchecked.
+        record: its image.
+        notes: takes what is changed and left out.
+        where: place of the instance.
+
     Raises:
         ShapeError: it cannot be used.
     """
@@ -333,7 +348,12 @@ def checked(segmentation: Any, record: ImageRecord, notes: Notes, where: str) ->
 
 
 def union(parts: Sequence[Segmentation], size: tuple[int, int]) -> Segmentation:
-    """Join :func:`checked` segmentations: polygons stay so; with a mask all become one RLE."""
+    """Join segmentations: polygons stay polygons; with a mask they all become one RLE.
+
+    Args:
+        parts: polygons or compressed RLEs that are :func:`checked`.
+        size: height and width of the image in px.
+    """
     if all(isinstance(part, list) for part in parts):
         return list(chain.from_iterable(parts))
     rles = []

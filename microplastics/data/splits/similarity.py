@@ -148,7 +148,12 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
 def compare(
     one: Fingerprint, other: Fingerprint, mirrored: bool = False
 ) -> tuple[float, int] | None:
-    """Confirm by geometry that two images, or the first one mirrored, show one place.
+    """Confirm by geometry that two images show one place.
+
+    Args:
+        one: fingerprint of the first image.
+        other: of the second.
+        mirrored: compare the mirror image of the first.
 
     Returns:
         the fraction of the features in the overlap whose surroundings correlate, and the number

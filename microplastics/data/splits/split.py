@@ -145,9 +145,12 @@ def split_dataset(
 
 
 def read_source(json_files: Sequence[str], image_roots: Sequence[str]) -> Source:
-    """Read, check and merge annotation files; arguments as of :func:`split_dataset`.
+    """Read, check and merge annotation files.
 
-    If the image folders differ, ``file_name`` becomes relative to their common folder.
+    Args:
+        json_files: COCO instance JSONs.
+        image_roots: the image folder of all, or one for each. If they differ, ``file_name``
+            becomes relative to their common folder.
 
     Raises:
         UserError: a file cannot be used, categories differ, or an image is listed twice.

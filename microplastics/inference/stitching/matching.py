@@ -358,9 +358,12 @@ def agreement(overlap: Overlap) -> tuple[list[Pair], list[Pair], list[int]]:
 def greedy_pairs(
     values: np.ndarray, least: float, among: Sequence[Sequence[int]] | None = None
 ) -> list[Pair]:
-    """Match rows and columns of (n, m) values, the highest first, none below ``least``.
+    """Match rows and columns one to one, the highest values first.
 
-    ``among`` are the rows and columns that may be used; all by default.
+    Args:
+        values: (n, m).
+        least: lowest value of a pair.
+        among: rows and columns that may be used; all by default.
     """
     if among is None:
         among = [range(size) for size in values.shape]

@@ -203,9 +203,14 @@ def enlarge(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Scale a mask of the shrunk image up to the whole image and smooth its outline.
 
-    ``mask`` is a (h, w) bool crop, ``offset`` x and y of its first pixel, and ``scale`` the px of
-    the whole image in one px of the shrunk one. Returned are the crop and its offset in the whole
-    image, whose height and width are ``image_size``.
+    Args:
+        mask: (h, w) bool crop in px of the shrunk image.
+        offset: x and y of its first pixel there.
+        scale: px of the whole image in one px of the shrunk one.
+        image_size: height and width of the whole image in px.
+
+    Returns:
+        the crop in px of the whole image, and x and y of its first pixel there.
     """
     framed = np.pad(mask, 1, mode="edge").astype(np.uint8) * np.uint8(255)
     # A mask that does not touch the shrunk image's border must not grow into the frame.
@@ -234,8 +239,11 @@ def join_coarse(
 ) -> Detections:
     """Use the coarse pass for what is larger than a window, and for nothing else.
 
-    ``fragments`` and ``merged`` are of the fine pass, ``coarse`` in px of the whole image, of which
-    ``scale`` are one px of the shrunk one. ``notes`` counts what became of each detection.
+    Args:
+        fragments, merged: of the fine pass.
+        coarse: detections of the coarse pass, in px of the whole image.
+        scale: px of the whole image in one px of the shrunk one.
+        notes: counts what became of each detection.
     """
     ends, trusted = _open_ends(fragments, merged), fragments.trusted(MARGIN)
     tolerance = math.ceil(scale)

@@ -22,7 +22,12 @@ class LastLevelConv(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str):
-        """Make P6 from ``in_feature``: ``p5`` of the pyramid, or ``res5`` of the network below."""
+        """
+        Args:
+            in_channels: of the feature map.
+            out_channels: of P6.
+            in_feature: its name, ``p5`` of the pyramid or ``res5`` of the network below it.
+        """
         super().__init__()
         self.num_levels = 1
         self.in_feature = in_feature
@@ -34,7 +39,11 @@ class LastLevelConv(nn.Module):
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Build a pyramid on a network by MODEL.FPN; config_invalid if its TOP_BLOCK is unknown."""
+    """Build a pyramid on a network by the keys MODEL.FPN.
+
+    Raises:
+        UserError: config_invalid (TOP_BLOCK).
+    """
     fpn = cfg.MODEL.FPN
     last = fpn.IN_FEATURES[-1]
     stage = last.removeprefix("res")

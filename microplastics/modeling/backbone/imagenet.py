@@ -75,9 +75,16 @@ PathManager.register_handler(ImageNetHandler())
 
 
 def timm_state(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """Give the weights of a package the names of ``timm.create_model(name)``, classifier included.
+    """Give the weights of a package ``timm``'s names.
 
     Both list the same layers in the same order.
+
+    Args:
+        state: the weights by the package's names.
+        name: the network in ``timm``.
+
+    Returns:
+        The same tensors by the names of ``timm.create_model(name)``, the classifier included.
 
     Raises:
         UserError: checkpoint_mismatch; it is another network.

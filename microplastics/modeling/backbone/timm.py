@@ -145,7 +145,13 @@ class TimmBackbone(Backbone):
                 self.body, self._frozen = body, []
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the (N, C_i, H / stride, W / stride) feature maps of normalised images by name."""
+        """
+        Args:
+            x: (N, C, H, W) normalised images.
+
+        Returns:
+            (N, C_i, H / stride, W / stride) feature maps by name.
+        """
         if self.order is not None:
             x = x[:, self.order]
         if self.scale is not None:

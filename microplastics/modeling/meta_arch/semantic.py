@@ -108,9 +108,14 @@ class ParticleSegmentor(SemanticSegmentor):
         return torch.from_numpy(target)
 
     def to_instances(self, logits: torch.Tensor) -> Instances:
-        """Find the particles in (classes + 1, H, W) logits, the background last.
+        """Find the particles in a semantic segmentation.
 
-        They have ``pred_masks`` (N, H, W) bool, and the device of ``logits``.
+        Args:
+            logits: (classes + 1, H, W), the background last.
+
+        Returns:
+            ``Instances`` of size (H, W) on the device of ``logits``, with ``pred_masks``
+            (N, H, W) bool.
         """
         probabilities = logits.float().softmax(dim=0).cpu().numpy()
         winner = probabilities.argmax(axis=0)

@@ -53,7 +53,9 @@ class StageMaskHeads(nn.ModuleList):
     def adapt_weights(self, weights: dict[str, torch.Tensor], prefix: str) -> None:
         """Give each stage the weights of a checkpoint with a single mask head, in place.
 
-        ``prefix`` is that of the names of this module's parameters.
+        Args:
+            weights: of the checkpoint, by parameter name.
+            prefix: of the names of this module's parameters.
         """
         rest = (name.removeprefix(prefix) for name in list(weights) if name.startswith(prefix))
         for name in [name for name in rest if not name.split(".")[0].isdigit()]:

@@ -85,7 +85,13 @@ class MaskBranch(nn.Module):
         weight_init.c2_msra_fill(self.output)
 
     def forward(self, features: Features) -> torch.Tensor:
-        """Make (B, channels, H / stride, W / stride) float32 mask features."""
+        """
+        Args:
+            features: (B, C, H / stride, W / stride) feature maps by name.
+
+        Returns:
+            (B, channels, H / stride, W / stride) float32.
+        """
         x = self.coarse(features[self.level])
         if self.upsampling > 1:
             x = F.interpolate(x, scale_factor=self.upsampling, mode="bilinear", align_corners=False)
@@ -101,7 +107,10 @@ class DynamicFCN:
     """
 
     def __init__(self, widths: Sequence[int]):
-        """``widths`` are the channels of the input, of each hidden layer, and of the output."""
+        """
+        Args:
+            widths: channels of the input, of each hidden layer, and of the output.
+        """
         self.shapes = list(zip(widths[:-1], widths[1:], strict=True))
         self.splits = [n for rows, columns in self.shapes for n in (rows * columns, columns)]
 
@@ -244,10 +253,15 @@ class DynamicMaskHead(BaseMaskRCNNHead):
         }
 
     def forward(self, features: Features, instances: list[Instances]):
-        """Compute the losses in training; else set ``pred_masks``, a :class:`WindowMasks`.
+        """
+        Args:
+            features: feature maps by name.
+            instances: of each image, with ``proposal_boxes`` and ``gt_masks`` in training and
+                ``pred_boxes`` in inference.
 
-        The instances of each image have ``proposal_boxes`` and ``gt_masks`` in training, and
-        ``pred_boxes`` in inference.
+        Returns:
+            The losses in training, else the instances with ``pred_masks``, a
+            :class:`WindowMasks`.
         """
         if self.training:
             instances = [each[: self.max_instances] for each in instances]
@@ -392,9 +406,15 @@ def windows_around(
 def relative_places(
     x: torch.Tensor, y: torch.Tensor, boxes: torch.Tensor, stride: int
 ) -> torch.Tensor:
-    """Place the centres of (N, P) cells relative to (N, 4) boxes in px: -1 and 1 are their borders.
+    """Place cells relative to their box: -1 and 1 are its borders.
 
-    A cell has ``stride`` px, and sides of a box below that count as the stride. Returns (N, P, 2).
+    Args:
+        x, y: (N, P) cells.
+        boxes: (N, 4) in px.
+        stride: side of a cell in px.
+
+    Returns:
+        (N, P, 2) of the cells' centres; sides below the stride count as the stride.
     """
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = ((boxes[:, 2:] - boxes[:, :2]) / 2).clamp(min=stride / 2)
@@ -431,8 +451,13 @@ def _cells(
 def coarse_targets(masks: CropMasks, windows: np.ndarray, stride: int) -> np.ndarray:
     """Compute which fraction of each cell a mask covers.
 
-    ``windows`` are (N, 4) x0, y0, x1, y1 in cells of ``stride`` px. Returns (T,) float32 of all
-    windows, one after the other and row by row.
+    Args:
+        masks: N masks.
+        windows: (N, 4) x0, y0, x1, y1 in cells.
+        stride: side of a cell in px.
+
+    Returns:
+        (T,) float32 of all windows, one after the other and row by row.
     """
     shared: dict[tuple, np.ndarray] = {}
     parts = []

@@ -226,10 +226,11 @@ class MaskIoUHead(nn.Module):
     """
 
     def __init__(self, input_shape: ShapeSpec, num_classes: int, conv_dim: int, fc_dim: int):
-        """Predict ``num_classes`` IoUs from the features of a RoI, of ``input_shape``.
-
-        ``conv_dim`` and ``fc_dim`` are the channels of the four convolutions and of the two hidden
-        linear layers.
+        """
+        Args:
+            input_shape: of the RoI's features.
+            num_classes: number of IoUs to predict.
+            conv_dim, fc_dim: channels of the four convolutions and two hidden linear layers.
         """
         super().__init__()
         self.side = input_shape.height
@@ -248,9 +249,13 @@ class MaskIoUHead(nn.Module):
         nn.init.ones_(self.predictor.bias)
 
     def forward(self, x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Predict (N, K) IoUs, not bounded.
+        """
+        Args:
+            x: (N, C, P, P) features.
+            masks: (N, 1, M, M) probabilities, M a multiple of P.
 
-        ``x`` are (N, C, P, P) features and ``masks`` (N, 1, M, M) probabilities, M a multiple of P.
+        Returns:
+            (N, K) IoUs, not bounded.
         """
         masks = F.max_pool2d(masks.to(x.dtype), masks.shape[-1] // self.side)
         return self.predictor(self.fcs(self.convs(torch.cat([x, masks], dim=1))))

@@ -63,10 +63,14 @@ def lovasz(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def boundary(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy plus Dice of the masks' boundaries, whose logits are given.
+    """Cross entropy plus Dice of the masks' boundaries.
 
     Boundaries are the cells of a mask that touch a cell outside of it, as a Laplacian finds them
     (Cheng et al. 2020, "Boundary-preserving Mask R-CNN", section 3.3); the grid's border is none.
+
+    Args:
+        logits: (N, M, M) of boundaries.
+        targets: (N, M, M) bool masks.
     """
     edges = boundary_targets(targets)
     return bce(logits, edges) + dice(logits, edges)
@@ -90,12 +94,19 @@ def mask_iou(found: torch.Tensor, truth: torch.Tensor, areas: torch.Tensor) -> t
 
 
 def soft_targets(masks: torch.Tensor, radius: int) -> torch.Tensor:
-    """Turn (N, M, M) bool masks into ramps, 0 to 1, of their signed distance from the outline.
+    """Turn masks into ramps of their signed distance from the outline.
 
-    One half on the outline, between two cells; 0 and 1 from ``radius`` cells on outside and inside.
-    What lies beyond the grid is unknown: the grid's border is no outline. Distances are exact, by
-    one pass for each axis (Felzenszwalb and Huttenlocher 2012, "Distance Transforms of Sampled
-    Functions").
+    One half on the outline, between two cells; 0 and 1 from ``radius`` cells on outside and
+    inside. What lies beyond the grid is unknown: the grid's border is no outline. Distances are
+    exact, by one pass for each axis (Felzenszwalb and Huttenlocher 2012, "Distance Transforms of
+    Sampled Functions").
+
+    Args:
+        masks: (N, M, M) bool.
+        radius: in cells.
+
+    Returns:
+        (N, M, M) float32 in [0, 1].
     """
     inside, outside = (_distance(each, radius) for each in (~masks, masks))
     signed = torch.where(masks, inside - 0.5, 0.5 - outside)
@@ -125,11 +136,14 @@ _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def build_loss(terms: Sequence[Sequence], gce_q: float = 0.7, sdt_radius: int = 3) -> Loss:
-    """Make the weighted sum of losses; :func:`bce` itself if it is alone, as in Detectron2.
+    """Make the weighted sum of some losses.
 
     Args:
         terms: pairs of a name (bce, gce, sdt, dice, lovasz) and its weight.
         gce_q, sdt_radius: ``q`` of :func:`gce` and ``radius`` of :func:`sdt`.
+
+    Returns:
+        :func:`bce` itself if it is alone, as in Detectron2.
 
     Raises:
         UserError: config_invalid.

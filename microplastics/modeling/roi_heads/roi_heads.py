@@ -101,7 +101,11 @@ class GrownPooler(nn.Module):
     """A ``ROIPooler`` that pools from boxes grown by a factor around their centres."""
 
     def __init__(self, pooler: ROIPooler, factor: float):
-        """Let ``pooler`` pool from boxes of :func:`grow`."""
+        """
+        Args:
+            pooler: pools from the grown boxes.
+            factor: as of :func:`grow`.
+        """
         super().__init__()
         self.pooler = pooler
         self.factor = factor
@@ -112,7 +116,12 @@ class GrownPooler(nn.Module):
 
 
 def grow(boxes: torch.Tensor, factor: float) -> torch.Tensor:
-    """Grow (N, 4) boxes x0, y0, x1, y1 by a factor on their sides around their centres."""
+    """Grow boxes by a factor around their centres.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1.
+        factor: new sides through old ones.
+    """
     margin = (boxes[:, 2:] - boxes[:, :2]) * ((factor - 1) / 2)
     return torch.cat([boxes[:, :2] - margin, boxes[:, 2:] + margin], dim=1)
 
