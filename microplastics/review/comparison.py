@@ -210,7 +210,7 @@ def _judged(
         np.arange(len(truths)) >= len(true),
         kept[reached[kept]],
     )
-    joined, outcomes = _joined(_only(found, errors.detection), true, errors)
+    joined, outcomes = _joined(found.only(errors.detection), true, errors)
     return dataclasses.replace(image, particles=joined, region=region), outcomes
 
 
@@ -235,18 +235,7 @@ def _inside(true: Particles, region: Region | None) -> Particles:
     if region is None or not len(true):
         return true
     middles = [np.argwhere(mask).mean(axis=0)[::-1] + 0.5 for mask in true.masks]
-    return _only(true, np.flatnonzero(region.contains(middles + true.offsets)))
-
-
-def _only(particles: Particles, chosen: np.ndarray) -> Particles:
-    return dataclasses.replace(
-        particles,
-        masks=[particles.masks[place] for place in chosen],
-        offsets=particles.offsets[chosen],
-        classes=[particles.classes[place] for place in chosen],
-        scores=particles.scores[chosen],
-        ids=particles.ids[chosen],
-    )
+    return true.only(np.flatnonzero(region.contains(middles + true.offsets)))
 
 
 def _joined(

@@ -413,7 +413,7 @@ def without_boxes(particles: Particles, boxes: Sequence[Box]) -> tuple[Particles
     if len(kept) == len(particles):
         return particles, 0
     ids = np.arange(1, len(kept) + 1, dtype=np.int64)
-    return dataclasses.replace(_only(particles, kept), ids=ids), len(particles) - len(kept)
+    return dataclasses.replace(particles.only(kept), ids=ids), len(particles) - len(kept)
 
 
 def within(
@@ -436,20 +436,7 @@ def within(
         return particles, table
     inside = region.contains(table[["x", "y"]].to_numpy(np.float64))
     kept = np.flatnonzero(inside).tolist()
-    return _only(particles, kept), table[inside].reset_index(drop=True)
-
-
-def _only(particles: Particles, kept: Sequence[int]) -> Particles:
-    pixels = particles.pixels
-    return dataclasses.replace(
-        particles,
-        masks=[particles.masks[number] for number in kept],
-        offsets=particles.offsets[kept],
-        classes=[particles.classes[number] for number in kept],
-        scores=particles.scores[kept],
-        ids=particles.ids[kept],
-        pixels=None if pixels is None else [pixels[number] for number in kept],
-    )
+    return particles.only(kept), table[inside].reset_index(drop=True)
 
 
 def _lies_on(view: View, box: Box) -> bool:
@@ -628,7 +615,7 @@ def _particles(
         np.array(ids, dtype=np.int64),
     )
     kept = np.flatnonzero(masks.nonempty().numpy()).tolist()
-    return _only(particles, kept), len(masks) - len(kept)
+    return particles.only(kept), len(masks) - len(kept)
 
 
 def _photograph(file_name: str, images: str | None, source: str) -> InputImage:

@@ -33,3 +33,15 @@ class Particles:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def only(self, numbers: Sequence[int]) -> "Particles":
+        """Return the particles at some of the places from 0 to N - 1, in this order."""
+        return dataclasses.replace(
+            self,
+            masks=[self.masks[number] for number in numbers],
+            offsets=self.offsets[numbers],
+            classes=[self.classes[number] for number in numbers],
+            scores=self.scores[numbers],
+            ids=self.ids[numbers],
+            pixels=None if self.pixels is None else [self.pixels[number] for number in numbers],
+        )
