@@ -1,11 +1,14 @@
 """Commands in processes that are bounded and watched: what files from strangers may not do."""
 
+import atexit
+import functools
 import multiprocessing
 import os
 import re
 import resource
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +23,6 @@ _CHANGES |= {"os.mkdir": 1, "os.rmdir": 1, "os.remove": 1, "shutil.rmtree": 1}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _HARMLESS = ("/dev/null", "/dev/shm/", "/dev/tty", "/proc/self/")
 _FORBIDDEN, _HANGS = 98, 99
-
-# Each command starts from a process that has imported everything once and runs nothing else.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["jail_imports"])
 
 
 class Outcome(NamedTuple):
@@ -52,14 +51,40 @@ def run_jailed(
     log = folder / "jail.log"
     log.write_bytes(b"")
     given = [str(argument) for argument in arguments]
-    process = _context.Process(target=_confined, args=(given, str(folder), str(log), megabytes))
-    process.start()
-    process.join(seconds)
-    hangs = process.is_alive()
-    if hangs:
-        process.kill()
-        process.join()
-    return Outcome(_HANGS if hangs else process.exitcode, log.read_text(errors="replace"))
+    starter = _starter()
+    starter.send(((given, str(folder), str(log), megabytes), seconds))
+    return Outcome(starter.recv(), log.read_text(errors="replace"))
+
+
+@functools.cache
+def _starter() -> Connection:
+    """Start the process that each command is forked from: it has imported everything already."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_start, args=(theirs,)).start()
+    theirs.close()
+    atexit.register(ours.close)  # which ends it
+    return ours
+
+
+def _start(requests: Connection) -> None:
+    """Run commands, one after the other, and send their exit codes."""
+    import jail_imports  # noqa: F401
+
+    context = multiprocessing.get_context("fork")
+    while True:
+        try:
+            arguments, seconds = requests.recv()
+        except EOFError:
+            return
+        process = context.Process(target=_confined, args=arguments)
+        process.start()
+        process.join(seconds)
+        hangs = process.is_alive()
+        if hangs:
+            process.kill()
+            process.join()
+        requests.send(_HANGS if hangs else process.exitcode)
 
 
 def _confined(arguments: list[str], folder: str, log: str, megabytes: int) -> None:
